@@ -1,0 +1,18 @@
+"""Where a clip can be had.
+
+A source takes a clip and a private folder, and leaves a media file there that contains the clip, or raises
+`kinetics_fs.errors.FetchError`. Sources run in worker processes (see `kinetics_fs.fetch`), never in the mount.
+"""
+
+from kinetics_fs.sources.base import Media, Source
+from kinetics_fs.sources.settings import SourceSettings
+
+__all__ = ["Media", "Source", "SourceSettings", "make_sources"]
+
+
+def make_sources(settings: SourceSettings) -> list[Source]:
+    """The sources, in the order in which they are to be asked."""
+    # Imported here, for yt-dlp comes with it: only worker processes may pay for that.
+    from kinetics_fs.sources.youtube import YouTubeSource
+
+    return [YouTubeSource(settings)]

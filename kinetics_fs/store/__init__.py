@@ -1,0 +1,21 @@
+"""What we hold: the clips on this machine's disk, their sizes, and why the missing ones are missing.
+
+A store is one folder, shared by any number of processes of one user::
+
+    <cache>/                    mode 0700
+        CACHEDIR.TAG            says that this is a cache, to backup programs and to us
+        clips/cache.db          diskcache's table: clip key → file (the truth about what is here)
+        clips/xx/<key>.<token>.mp4
+        incoming/<token>/       one private folder per fetch under way
+        ledger.sqlite           sizes for ever, order of use, failures, fetches under way
+        owners/<name>           a file that each living process holds locked
+
+`Store` is the only door. How the two databases and the files stay in step, whatever dies when, is told in
+`docs/crash-safety.md`.
+"""
+
+from kinetics_fs.store.failures import Failure
+from kinetics_fs.store.folder import prepare_folder
+from kinetics_fs.store.store import Claim, Record, Store, StoredClip, Usage
+
+__all__ = ["Claim", "Failure", "Record", "Store", "StoredClip", "Usage", "prepare_folder"]

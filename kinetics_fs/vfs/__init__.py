@@ -1,0 +1,11 @@
+"""The filesystem as pure code: a tree of inodes over catalog, store and fetcher. Knows nothing of FUSE.
+
+`Tree` answers what a front end (`kinetics_fs.mount`) is asked by a kernel. No call of it waits for the network:
+`Tree.open` returns a future. All calls are safe from any thread.
+"""
+
+from kinetics_fs.vfs.errnos import errno_of
+from kinetics_fs.vfs.nodes import Attributes, DirEntry, Handle, NodeType, Statistics
+from kinetics_fs.vfs.tree import ROOT, Tree
+
+__all__ = ["ROOT", "Attributes", "DirEntry", "Handle", "NodeType", "Statistics", "Tree", "errno_of"]

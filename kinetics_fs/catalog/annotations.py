@@ -1,0 +1,280 @@
+"""Reads annotations in every dialect they are published in, and refuses the rows that must not become a path.
+
+CSV, as ActivityNet's crawler, CVDF and DeepMind write it: a header names the columns, in any order, quoted or not;
+`youtube_id`, `time_start`, `time_end` and `split` must be there, `label` may be missing (unlabelled test lists), others
+(`is_cc`) are passed over. Or DeepMind's JSON::
+
+    {"---QUuC4vJs": {"annotations": {"label": "testifying", "segment": [84.0, 94.0]}, "subset": "validate", …}, …}
+
+A file is read as a stream, one row at a time, and a row cannot harm another: each physical line is parsed alone, so
+that a quote which is never closed loses one row and not the rest of the file. (No field of this format holds a line
+break.) Labels become folders and ids become file names, so both are checked here, once, for everyone downstream.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
+from kinetics_fs.catalog.containers import annotation_lists, readable, shown
+from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name
+from kinetics_fs.errors import CatalogError
+
+MAX_ROW = 1 << 16
+"""The longest row that is looked at: bytes of a line, characters of a JSON entry. Real ones have about a hundred."""
+
+_REQUIRED = ("youtube_id", "time_start", "time_end", "split")
+_SECONDS = re.compile(r"([0-9]{1,15})(?:\.0{0,9})?")
+_BLANK = re.compile(r"\s*")
+_DECODER = json.JSONDecoder()
+
+
+class Annotation(NamedTuple):
+    """A good row. `split` is one of `SPLITS`; `label` is fit to be a folder, `UNLABELED` where the row has none."""
+
+    split: str
+    label: str
+    clip: Clip
+
+
+class Refusal(NamedTuple):
+    """A row that was not taken.
+
+    `file` is a base name (`archive:member` inside an archive); `line` counts physical lines from 1, or entries where
+    the file is JSON; `reason` is a short phrase that many rows may share; `text` is the row, cut and escaped.
+    """
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
+class _BadRow(Exception):
+    """Its text is the reason of a refusal."""
+
+
+def read_annotations(path: Path) -> Iterator[Annotation | Refusal]:
+    """Every row of a file, in its order: good ones as `Annotation`, the others as `Refusal`.
+
+    `path` is a list, or a gzip, tar or tar.gz that holds lists; the content decides which.
+
+    Raises:
+        CatalogError: the file cannot be read, has no usable header, or has no good row. Comes while iterating.
+    """
+    with readable(path):
+        for name, stream in annotation_lists(path):
+            yield from _read_list(name, stream)
+
+
+def _read_list(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
+    is_json = stream.peek(1)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    rows = _read_json(name, stream) if is_json else _read_csv(name, stream)
+    first_refusal = None
+    any_good = False
+    for row in rows:
+        if isinstance(row, Annotation):
+            any_good = True
+        elif first_refusal is None:
+            first_refusal = row
+        yield row
+    if not any_good:
+        why = f"row {first_refusal.line}: {first_refusal.reason}" if first_refusal else "there are no rows"
+        raise CatalogError(f"{name} has no usable row; {why}")
+
+
+# CSV --------------------------------------------------------------------------------------------------------------
+
+
+class _Columns(NamedTuple):
+    """Where each field stands in a row."""
+
+    width: int
+    youtube_id: int
+    start: int
+    end: int
+    split: int
+    label: int | None
+
+
+def _read_csv(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
+    lines = _lines(stream)
+    columns = _header(name, lines)
+    for number, line in lines:
+        try:
+            yield _parse_line(line, columns)
+        except _BadRow as bad:
+            yield Refusal(name, number, str(bad), shown(line[:800].decode("utf-8", "backslashreplace")))
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, stripped, blank ones left out. One beyond `MAX_ROW` comes cut, but still beyond it."""
+    readline = stream.readline
+    number = 0
+    while line := readline(MAX_ROW + 2):
+        number += 1
+        if not line.endswith(b"\n"):
+            while (rest := readline(MAX_ROW)) and not rest.endswith(b"\n"):
+                pass
+        if line := line.strip():
+            yield number, line
+
+
+def _header(name: str, lines: Iterator[tuple[int, bytes]]) -> _Columns:
+    _, line = next(lines, (0, b""))
+    try:
+        fields = _fields(line.removeprefix(b"\xef\xbb\xbf"))
+    except _BadRow as bad:
+        raise CatalogError(f"{name} is not a list of annotations: its first line: {bad}") from None
+    names = [field.strip().lower() for field in fields]
+    if missing := [column for column in _REQUIRED if column not in names]:
+        raise CatalogError(f"{name} is not a list of annotations: its header has no {', '.join(missing)}")
+    youtube_id, start, end, split = (names.index(column) for column in _REQUIRED)
+    label = names.index("label") if "label" in names else None
+    return _Columns(len(names), youtube_id, start, end, split, label)
+
+
+def _fields(line: bytes) -> list[str]:
+    if len(line) > MAX_ROW:
+        raise _BadRow("row is too long")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise _BadRow("not UTF-8") from None
+    if '"' not in text:
+        return text.split(",")
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error:
+        raise _BadRow("quotes do not match") from None
+
+
+def _parse_line(line: bytes, columns: _Columns) -> Annotation:
+    fields = _fields(line)
+    if len(fields) != columns.width:
+        raise _BadRow("wrong number of fields")
+    return _annotation(
+        fields[columns.split].strip(),
+        "" if columns.label is None else fields[columns.label].strip(),
+        fields[columns.youtube_id].strip(),
+        _seconds(fields[columns.start].strip()),
+        _seconds(fields[columns.end].strip()),
+    )
+
+
+# JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _read_json(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
+    for number, (key, entry) in enumerate(_json_entries(name, stream), start=1):
+        try:
+            yield _parse_entry(key, entry)
+        except _BadRow as bad:
+            yield Refusal(name, number, str(bad), shown(f"{key}: {entry!r}"))
+
+
+def _json_entries(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, Any]]:
+    """The entries of one large JSON object, with only a window of it in memory.
+
+    The window always holds more than the longest entry or reaches the end of the file. So what fails to decode is
+    broken or too long, and is never just cut off by the window.
+    """
+    # Bytes that are not UTF-8 must not cost the whole file: they come through as surrogates, which no row may hold.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
+    window = ""
+    at = 0
+
+    def skip_blanks() -> str:
+        nonlocal at
+        at = _BLANK.match(window, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        return window[at : at + 1]
+
+    def broken(error: object) -> NoReturn:
+        raise CatalogError(f"{name} is not readable JSON near its entry {count + 1:,}: {error}")
+
+    count = 0
+    while True:
+        if len(window) - at <= 2 * MAX_ROW:
+            window = window[at:] + text.read(16 * MAX_ROW)
+            at = 0
+        opening = skip_blanks()
+        if (opening == "}" and count) or window[at : at + 2] == "{}":
+            return
+        if opening != ("," if count else "{"):
+            broken("entries are not parted by commas" if opening else "it is cut short")
+        at += 1
+        skip_blanks()
+        start = at
+        try:
+            key, at = _DECODER.raw_decode(window, at)
+            if skip_blanks() != ":" or not isinstance(key, str):
+                broken("an entry has no name")
+            at += 1
+            skip_blanks()
+            entry, at = _DECODER.raw_decode(window, at)
+        except (ValueError, RecursionError) as error:
+            broken(error)
+        if at - start > MAX_ROW:
+            broken("an entry is too long")
+        count += 1
+        yield key, entry
+
+
+def _parse_entry(youtube_id: str, entry: Any) -> Annotation:
+    match entry:
+        case {"annotations": {"segment": [start, end], **others}, "subset": str(split)}:
+            label = others.get("label")
+        case _:
+            raise _BadRow("entry lacks a field")
+    if not isinstance(label, str | None):
+        raise _BadRow("label is not text")
+    return _annotation(split.strip(), (label or "").strip(), youtube_id, _seconds(str(start)), _seconds(str(end)))
+
+
+# What both forms share --------------------------------------------------------------------------------------------
+
+
+def _annotation(split_word: str, label: str, youtube_id: str, start: int, end: int) -> Annotation:
+    if not YOUTUBE_ID.fullmatch(youtube_id):
+        raise _BadRow("bad YouTube id")
+    if end <= start:
+        raise _BadRow("ends before it begins")
+    return Annotation(_split(split_word), _label(label), Clip(youtube_id, start, end))
+
+
+# Few different words fill these columns, so each is judged once. Only good ones are kept, and those are short.
+
+
+@lru_cache(maxsize=64)
+def _split(word: str) -> str:
+    split = split_name(word)
+    if split is None:
+        raise _BadRow("unknown split")
+    return split
+
+
+@lru_cache(maxsize=4096)
+def _label(label: str) -> str:
+    if not label:
+        return UNLABELED
+    if fault := name_fault(label):
+        raise _BadRow(fault)
+    return label
+
+
+@lru_cache(maxsize=4096)
+def _seconds(text: str) -> int:
+    match = _SECONDS.fullmatch(text)
+    if match is None:
+        raise _BadRow("time is not a whole number of seconds")
+    seconds = int(match[1])
+    if seconds > LAST_SECOND:
+        raise _BadRow("time is too large")
+    return seconds

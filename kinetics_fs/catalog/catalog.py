@@ -1,0 +1,249 @@
+"""A compiled catalog, open for reading."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from kinetics_fs.catalog.annotations import Refusal
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, held
+from kinetics_fs.errors import CatalogError
+
+_PAGE = 4096  # clips read at once where all are read
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A split, or a class in a split.
+
+    Attributes:
+        ino: inode number, the same in every catalog that has this split and label.
+        parent: `ino` of the split; 0 for a split itself.
+        split: `train`, `validation` or `test`.
+        label: of the class, `UNLABELED` for the folder of clips without one; None for a split.
+        clips: how many clips are in it.
+    """
+
+    ino: int
+    parent: int
+    split: str
+    label: str | None
+    clips: int
+    _id: int = field(repr=False)
+    _first_row: int = field(repr=False)
+
+
+class Entry(NamedTuple):
+    """A clip in its place: its inode number, what it is, and the inode number of its class directory."""
+
+    ino: int
+    clip: Clip
+    directory: int
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """The rows that were not taken: how many, why, and the first of them."""
+
+    total: int
+    by_reason: dict[str, int]
+    first: list[Refusal]
+
+
+class _Connection(sqlite3.Connection):
+    """What weak references can point to: the class of the standard library cannot."""
+
+
+class Catalog:
+    """What a release, or a selection from one, consists of. Read-only.
+
+    Directories are held in memory (about 2,100 of them for 700 classes), clips never are. Any number of threads may
+    use one object, each has its own connection to the file; so does each process after a fork. `close` it when no
+    thread is using it any more, or use it as a context manager.
+
+    Attributes:
+        path: the file.
+        release: name of the release.
+        published: the day that all its files are dated.
+        digest: hash (hex) of all that the catalog was made of; equal digests mean equal catalogs.
+        clip_count: number of entries, in all splits.
+        duplicates: rows that said what another row had said already.
+
+    Args:
+        path: a file that `compile_catalog` or `select` made.
+
+    Raises:
+        CatalogError: it is not there, is damaged, or is not a catalog of this version. Any method may raise it if the
+            file is damaged further in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        self._threads = threading.local()
+        self._connections: set[weakref.ref[sqlite3.Connection]] = set()
+        self._closing = ExitStack()
+        self._closed = False
+        try:
+            self._closing.enter_context(held(path))
+        except OSError as error:
+            raise CatalogError(f"catalog {path} cannot be read: {error.strerror}") from error
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        header = [self._query(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version")]
+        if header != [APPLICATION_ID, SCHEMA_VERSION]:
+            raise CatalogError(f"{self.path} is not a catalog of this version of kinetics-fs")
+        [(expected_size,)] = self._query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        if self.path.stat().st_size != expected_size:
+            raise CatalogError(f"catalog {self.path} is cut short")
+        info = dict(self._query("SELECT key, value FROM info"))
+        try:
+            self.release = info["release"]
+            self.published = date.fromisoformat(info["published"])
+            self.digest = info["digest"]
+            self.duplicates = int(info["duplicates"])
+        except (KeyError, ValueError) as error:
+            raise CatalogError(f"catalog {self.path} is damaged: {error}") from error
+        self._labels: list[str] = [label for (label,) in self._query("SELECT label FROM label ORDER BY position")]
+        directories = [
+            Directory(*row)
+            for row in self._query("SELECT ino, parent, split, label, clips, id, first_row FROM directory ORDER BY id")
+        ]
+        self._by_number = {directory.ino: directory for directory in directories}
+        self._number_of = {directory._id: directory.ino for directory in directories}
+        self._inside: dict[int, list[Directory]] = {}
+        for directory in directories:
+            self._inside.setdefault(directory.parent, []).append(directory)
+        self.clip_count: int = sum(split.clips for split in self.splits())
+
+    # What there is ------------------------------------------------------------------------------------------------
+
+    def labels(self) -> list[str]:
+        """Every class of the release, sorted; the position is the class index. Not reduced by a selection."""
+        return list(self._labels)
+
+    def splits(self) -> list[Directory]:
+        """The splits that have clips: train, validation, test."""
+        return list(self._inside.get(0, ()))
+
+    def classes(self, split: Directory) -> list[Directory]:
+        """The classes that have clips in a split, sorted by label."""
+        return list(self._inside.get(split.ino, ()))
+
+    def directory(self, ino: int) -> Directory | None:
+        """The split or class that has this inode number."""
+        return self._by_number.get(ino)
+
+    def entries(self, directory: Directory, offset: int = 0, limit: int | None = None) -> list[Entry]:
+        """The clips of a class in the order of their names, `limit` of them from `offset` on (all: None)."""
+        if directory.label is None:
+            raise ValueError(f"the split {directory.split} holds classes, not clips")
+        end = directory.clips if limit is None else min(offset + limit, directory.clips)
+        rows = self._query(
+            'SELECT ino, youtube_id, start, "end" FROM clip WHERE row >= ? AND row < ?',
+            directory._first_row + offset,
+            directory._first_row + end,
+        )
+        number = directory.ino
+        return [Entry(ino, Clip(youtube_id, start, end), number) for ino, youtube_id, start, end in rows]
+
+    def clips(self) -> Iterator[Entry]:
+        """Every clip, in the order of splits, classes and names, a page at a time."""
+        for split in self.splits():
+            for directory in self.classes(split):
+                for offset in range(0, directory.clips, _PAGE):
+                    yield from self.entries(directory, offset, _PAGE)
+
+    # Where something is -------------------------------------------------------------------------------------------
+
+    def find(self, directory: Directory, clip: Clip) -> int | None:
+        """The inode number of a clip in a class, or None if it is not there."""
+        found = self._query(
+            'SELECT ino FROM clip WHERE youtube_id = ? AND start = ? AND "end" = ? AND directory = ?',
+            *clip,
+            directory._id,
+        )
+        return found[0][0] if found else None
+
+    def entry(self, ino: int) -> Entry | None:
+        """The clip that has this inode number."""
+        found = self._entries('SELECT ino, youtube_id, start, "end", directory FROM clip WHERE ino = ?', ino)
+        return found[0] if found else None
+
+    def locate(self, clip: Clip) -> list[Entry]:
+        """Everywhere a clip stands: it may be in several splits or classes."""
+        return self._entries(
+            """
+            SELECT ino, youtube_id, start, "end", directory FROM clip
+            WHERE youtube_id = ? AND start = ? AND "end" = ? ORDER BY row
+            """,
+            *clip,
+        )
+
+    # How it was made ----------------------------------------------------------------------------------------------
+
+    def refusals(self) -> Refusals:
+        """What was wrong with the annotations."""
+        by_reason = dict(self._query("SELECT reason, rows FROM refusal_count ORDER BY rows DESC, reason"))
+        first = [Refusal(*row) for row in self._query("SELECT file, line, reason, text FROM refusal ORDER BY rowid")]
+        return Refusals(sum(by_reason.values()), by_reason, first)
+
+    # Connections --------------------------------------------------------------------------------------------------
+
+    def _entries(self, sql: str, *parameters: object) -> list[Entry]:
+        return [
+            Entry(ino, Clip(youtube_id, start, end), self._number_of[directory])
+            for ino, youtube_id, start, end, directory in self._query(sql, *parameters)
+        ]
+
+    def _query(self, sql: str, *parameters: object) -> list[Any]:
+        try:
+            return self._connection().execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise CatalogError(f"catalog {self.path} is damaged: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """The connection of this thread in this process: SQLite forbids to carry one over a fork."""
+        if self._closed:
+            raise ValueError(f"catalog {self.path} is closed")
+        process = os.getpid()
+        if getattr(self._threads, "process", None) != process:
+            # Opened by any thread, closed by `close` in another.
+            connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False, factory=_Connection)
+            # Weak, so that the connection of a thread that ended goes with it.
+            self._connections.add(weakref.ref(connection, self._connections.discard))
+            self._threads.connection, self._threads.process = connection, process
+        connection = self._threads.connection
+        assert isinstance(connection, sqlite3.Connection)
+        return connection
+
+    def close(self) -> None:
+        """Closes the file. The object is of no use afterwards."""
+        self._closed = True
+        for reference in list(self._connections):
+            if connection := reference():
+                connection.close()
+        self._closing.close()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

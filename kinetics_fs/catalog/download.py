@@ -1,0 +1,155 @@
+"""Fetches annotation files, and keeps a copy that is good as long as the server says so, or cannot be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from kinetics_fs.errors import CatalogError
+
+if TYPE_CHECKING:
+    import requests
+
+MAX_BYTES = 1 << 29
+"""The largest file that is taken. The largest real one is about 70 MB."""
+TIMEOUT = (10.0, 30.0)
+"""Seconds to wait for a connection, and for the next bytes on it."""
+DEADLINE = 900.0
+"""Seconds that one download may take, so that a server which only drips cannot hold up a mount for ever."""
+
+_CHUNK = 1 << 18
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """What is noted beside a copy: where it is from, what the server called this version, and when it was asked."""
+
+    url: str
+    size: int
+    etag: str
+    last_modified: str
+    checked: float
+
+    @classmethod
+    def read(cls, path: Path, url: str) -> _Copy | None:
+        """The note on the copy at `path`; None if there is no copy, or one that cannot be vouched for."""
+        try:
+            copy = cls(**json.loads(_note(path).read_bytes()))
+            return copy if copy.url == url and path.stat().st_size == copy.size else None
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        temporary = _temporary(path)
+        temporary.write_text(json.dumps(asdict(self)))
+        temporary.replace(_note(path))
+
+    def is_fresh(self, max_age: float) -> bool:
+        return 0 <= time.time() - self.checked < max_age
+
+    def conditions(self) -> dict[str, str]:
+        headers = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
+        return {name: value for name, value in headers.items() if value}
+
+
+def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Path:
+    """A local copy of an annotation file.
+
+    The server is asked at most once in `max_age` seconds, and then only for what has changed since (`ETag`,
+    `Last-Modified`). If it cannot be reached, or fails, an older copy is used and a warning logged.
+
+    Args:
+        url: http or https.
+        folder: where copies are kept, each in a folder of its own, with a small JSON note beside it.
+
+    Raises:
+        CatalogError: there is no copy, and none can be had.
+    """
+    path = _place(url, folder)
+    copy = _Copy.read(path, url)
+    if copy and copy.is_fresh(max_age):
+        return path
+    try:
+        _refresh(url, path, copy)
+    except CatalogError as error:
+        if copy is None:
+            raise
+        _log.warning("%s; using the copy of %s", error, time.strftime("%Y-%m-%d", time.localtime(copy.checked)))
+    return path
+
+
+def _place(url: str, folder: Path) -> Path:
+    """A folder per URL, so that the file can keep its name, which is what messages about its rows will say."""
+    base = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name)[:100]
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / (base.strip(".") or "annotations")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.note.json")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+
+
+def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
+    import requests  # a tenth of a second that only a download should cost
+
+    headers = {"Accept-Encoding": "identity", **(copy.conditions() if copy else {})}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == requests.codes.not_modified and copy:
+                size = copy.size
+            elif response.status_code == requests.codes.ok:
+                size = _store(response, url, path)
+            else:
+                raise CatalogError(f"annotations cannot be fetched: {url} answers {response.status_code}")
+            _Copy(
+                url=url,
+                size=size,
+                etag=response.headers.get("ETag", copy.etag if copy else ""),
+                last_modified=response.headers.get("Last-Modified", copy.last_modified if copy else ""),
+                checked=time.time(),
+            ).write(path)
+    except requests.RequestException as error:
+        raise CatalogError(f"annotations cannot be fetched: {url}: {error}") from error
+    except OSError as error:
+        raise CatalogError(f"annotations cannot be kept in {path.parent}: {error.strerror or error}") from error
+
+
+def _store(response: requests.Response, url: str, path: Path) -> int:
+    """Writes the body to `path`, whole or not at all, and returns its size in bytes."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            size = _copy_body(response, url, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        return size
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:
+    size = 0
+    deadline = time.monotonic() + DEADLINE
+    for chunk in response.iter_content(_CHUNK):
+        size += len(chunk)
+        if size > MAX_BYTES:
+            raise CatalogError(f"annotations cannot be fetched: {url} is larger than {MAX_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise CatalogError(f"annotations cannot be fetched: {url} takes longer than {DEADLINE:.0f} s")
+        file.write(chunk)
+    return size

@@ -1,0 +1,169 @@
+"""Part of a catalog, chosen in the words of FiftyOne's zoo: splits, classes, a number of samples, a shuffle.
+
+A selection is itself a catalog, with the same schema and in the same folder, so nobody downstream needs to know that
+something was left out. Inode numbers and class indexes are those of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from hashlib import blake2b
+from pathlib import Path
+
+from kinetics_fs.catalog.catalog import Catalog
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.compile import reuse
+from kinetics_fs.catalog.database import SCHEMA_VERSION, catalog_path, new_database
+from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_name
+from kinetics_fs.errors import CatalogError
+
+_log = logging.getLogger(__name__)
+
+_NEAREST = 3  # names offered in place of a wrong one
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take of a release. The default is all of it.
+
+    Attributes:
+        splits: `train`, `validation` (also `val`, `validate`), `test`; none means all.
+        classes: labels, in any style of `ClassNames`, or `UNLABELED`; none means all.
+        max_samples: at most so many clips of each split, at least 1. Without a shuffle they are taken evenly: the
+            first of each class, then the second of each, and so on. None means all.
+        shuffle: take a uniform sample instead. Says nothing unless `max_samples` does: folders are always sorted.
+        seed: of the shuffle. The same seed takes the same clips on every machine and in every later session. None
+            draws one; it is logged, so that the sample can be had again.
+    """
+
+    splits: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    max_samples: int | None = None
+    shuffle: bool = False
+    seed: int | None = None
+
+
+def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
+    """The catalog of what `selection` takes from `catalog`: `catalog` itself if that is all.
+
+    Otherwise a file in `folder`, which is made once per catalog and selection. `catalog` stays open.
+
+    Raises:
+        CatalogError: a split or class does not exist, nothing matches, or the file cannot be written.
+    """
+    exact = _resolve(catalog, selection)
+    if exact == Selection():
+        return catalog
+    chosen = json.dumps(asdict(exact), sort_keys=True)
+    digest = hashlib.sha256(f"selection {SCHEMA_VERSION} {catalog.digest} {chosen}".encode()).hexdigest()
+    path = catalog_path(folder, digest)
+    if not reuse(path, digest):
+        _derive(catalog, exact, path, {"digest": digest, "selection": chosen})
+    return Catalog(path)
+
+
+def _resolve(catalog: Catalog, selection: Selection) -> Selection:
+    """The same selection in one form only: canonical words in canonical order, the seed drawn, nothing idle."""
+    if selection.max_samples is not None and selection.max_samples < 1:
+        raise CatalogError(f"at least one sample must be taken, not {selection.max_samples}")
+    shuffle = selection.shuffle and selection.max_samples is not None
+    seed = selection.seed if shuffle else None
+    if shuffle and seed is None:
+        seed = secrets.randbits(32)
+        _log.info("shuffled with seed %d; give it to have the same clips again", seed)
+    return Selection(
+        splits=_resolve_splits(selection.splits),
+        classes=_resolve_classes(catalog, selection.classes),
+        max_samples=selection.max_samples,
+        shuffle=shuffle,
+        seed=seed,
+    )
+
+
+def _resolve_splits(words: Sequence[str]) -> tuple[str, ...]:
+    splits = set()
+    for word in words:
+        split = split_name(word)
+        if split is None:
+            raise CatalogError(f'no split "{word}"; there are {", ".join(SPLITS)}')
+        splits.add(split)
+    return tuple(sorted(splits, key=SPLITS.index))
+
+
+def _resolve_classes(catalog: Catalog, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    known = {UNLABELED: UNLABELED}
+    for style in ClassNames:  # raw comes first: a label always means itself
+        for label in catalog.labels():
+            known.setdefault(class_name(label, style), label)
+    chosen = set()
+    for name in names:
+        if name not in known:
+            # Some are near in two styles; they are offered once, as labels.
+            near = dict.fromkeys(known[word] for word in get_close_matches(name, known, n=3 * _NEAREST))
+            offer = ", ".join(f'"{label}"' for label in list(near)[:_NEAREST])
+            hint = f"; did you mean {offer}?" if offer else ""
+            raise CatalogError(f'no class "{name}" in Kinetics-{catalog.release}{hint}')
+        chosen.add(known[name])
+    return tuple(sorted(chosen))
+
+
+def _derive(catalog: Catalog, selection: Selection, path: Path, info: dict[str, str]) -> None:
+    with new_database(path, info) as connection:
+        connection.execute("ATTACH ? AS whole", (catalog.path.absolute().as_uri() + "?mode=ro&immutable=1",))
+        connection.execute(
+            "INSERT INTO info SELECT key, value FROM whole.info WHERE key IN ('release', 'published', 'duplicates')"
+        )
+        for table in ("label", "refusal", "refusal_count"):
+            connection.execute(f"INSERT INTO {table} SELECT * FROM whole.{table}")
+        connection.execute(
+            """
+            INSERT INTO directory
+            SELECT id, ino, parent, split, label, 0, 0 FROM whole.directory
+            WHERE (:all_splits OR split IN (SELECT value FROM json_each(:splits)))
+              AND (:all_classes OR label IS NULL OR label IN (SELECT value FROM json_each(:classes)))
+            """,
+            {
+                "all_splits": not selection.splits,
+                "splits": json.dumps(selection.splits),
+                "all_classes": not selection.classes,
+                "classes": json.dumps(selection.classes),
+            },
+        )
+        # Rows of the whole are in their final order already, and so are those that are left of them.
+        matching = """
+            SELECT clip.*, full.parent, clip.row - full.first_row AS place
+            FROM directory
+            JOIN whole.directory AS full USING (id)
+            CROSS JOIN whole.clip AS clip ON clip.row >= full.first_row AND clip.row < full.first_row + full.clips
+            WHERE directory.label IS NOT NULL
+        """
+        if selection.max_samples is not None:
+            connection.create_function("shuffled", 4, _shuffled, deterministic=True)
+            order = 'shuffled(:seed, youtube_id, start, "end")' if selection.shuffle else "place"
+            matching = f"""
+                SELECT * FROM (
+                    SELECT *, row_number() OVER (PARTITION BY parent ORDER BY {order}, row) AS turn FROM ({matching})
+                ) WHERE turn <= :max_samples
+            """
+        taken = connection.execute(
+            f"""
+            INSERT INTO clip (directory, youtube_id, start, "end", ino)
+            SELECT directory, youtube_id, start, "end", ino FROM ({matching}) ORDER BY row
+            """,
+            {"seed": str(selection.seed), "max_samples": selection.max_samples},
+        ).rowcount
+        if not taken:
+            raise CatalogError(f"the selection matches no clip of Kinetics-{catalog.release}")
+
+
+def _shuffled(seed: str, youtube_id: str, start: int, end: int) -> bytes:
+    """Where a clip stands in the shuffle: a hash, so that it depends on the seed and the clip alone."""
+    return blake2b(f"{seed} {Clip(youtube_id, start, end).key}".encode(), digest_size=8).digest()

@@ -1,0 +1,79 @@
+"""`kinetics-fs mount`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from kinetics_fs import __version__
+from kinetics_fs.cli.options import with_settings
+from kinetics_fs.settings import Settings
+
+
+@click.command("mount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@with_settings("selection", "store", "fetch", "view")
+def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
+    """Show the clips of a release as files under MOUNTPOINT.
+
+    Returns when the mount can be used; what follows goes on in the background until `kinetics-fs umount`.
+
+    \b
+    kinetics-fs mount /mnt/kinetics
+    kinetics-fs mount --release 700-2020 --split train ~/kinetics
+    kinetics-fs mount --annotations my.csv --class-names underscore ~/kinetics
+    """
+    from kinetics_fs.cli.rooms import catalog_of, check_video_url
+    from kinetics_fs.mount import daemon
+    from kinetics_fs.mount import mountpoint as places
+
+    check_video_url(settings)
+    # Closed again before the fork: a database must not be carried over one.
+    with catalog_of(settings) as catalog:
+        path, what = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
+    place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
+
+    def serve(ready: Callable[[], None]) -> None:
+        _serve(settings, path, place, ready)
+
+    if foreground:
+        logging.getLogger().setLevel(logging.INFO)
+        serve(lambda: click.echo(f"{what}, on {place}", err=True))
+    else:
+        log = settings.log_file or _log_file(place)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        pid = daemon.run_in_background(serve, log.absolute())
+        click.echo(f"{what}, on {place} (process {pid}, log {log})")
+
+
+def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[[], None]) -> None:
+    from kinetics_fs.catalog import Catalog, ClassNames
+    from kinetics_fs.cli.rooms import fetcher_of, store_of
+    from kinetics_fs.mount import fusepy
+    from kinetics_fs.vfs import Tree
+
+    logging.getLogger().setLevel(logging.INFO)
+    with Catalog(catalog_path) as catalog, store_of(settings) as store:
+        fetcher = fetcher_of(settings, store)
+        try:
+            tree = Tree(
+                catalog,
+                store,
+                fetcher,
+                class_names=ClassNames(settings.class_names),
+                about={"version": __version__, "mountpoint": str(place), "frontend": "fusepy"},
+            )
+            fusepy.serve(tree, place, allow_other=settings.allow_other, ready=ready)
+        finally:
+            fetcher.close()
+
+
+def _log_file(place: Path) -> Path:
+    import platformdirs
+
+    name = str(place).strip("/").replace("/", "-") or "root"
+    return platformdirs.user_log_path("kinetics-fs") / f"{name}.log"

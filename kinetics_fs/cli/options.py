@@ -1,0 +1,134 @@
+"""Click options made from the table of settings, and the way from options to `Settings`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from kinetics_fs.settings import (
+    ENVIRONMENT_PREFIX,
+    LIST_SEPARATOR,
+    About,
+    Settings,
+    default_cache_dir,
+    setting_name,
+    table,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as `1500000`, `200GB` (powers of ten) or `1.5TiB` (powers of two)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
+        factor = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
+        if match is None or factor is None:
+            self.fail(f"{value!r} is not a size: write it as 200GB, 1.5TB or 500MiB", param, ctx)
+        return int(float(match[1]) * factor)
+
+
+class ListText(click.ParamType[str]):
+    """Text of which an environment variable may hold several."""
+
+    name = "text"
+    envvar_list_splitter = LIST_SEPARATOR
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+
+def _type_of(about: About) -> click.ParamType[Any]:
+    match about.kind:
+        case "count":
+            return click.IntRange(min=1)
+        case "integer":
+            return click.INT
+        case "number":
+            return click.FloatRange(min=0, min_open=True)
+        case "height":
+            return click.IntRange(min=2)
+        case "size":
+            return Size()
+        case "path":
+            return click.Path(path_type=Path)
+        case "choice":
+            return click.Choice(about.choices)
+        case "switch":
+            return click.BOOL
+        case _:
+            return ListText()
+
+
+class _SettingOption(click.Option):
+    """An option that looks into the configuration file before it takes its default."""
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
+        value, source = super().consume_value(ctx, opts)
+        config: dict[str, Any] = ctx.find_root().obj or {}
+        name = setting_name(self.name or "")
+        if source is ParameterSource.DEFAULT and name in config:
+            value = config[name]
+            if self.multiple and not isinstance(value, list):
+                value = [value]
+            source = ParameterSource.DEFAULT_MAP
+        return value, source
+
+
+def _option(name: str, attribute: str, about: About, default: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    switch = about.kind == "switch"
+    declaration = f"--{name}/--no-{name}" if switch else f"--{name}"
+    return click.option(
+        declaration,
+        attribute,
+        cls=_SettingOption,
+        type=_type_of(about),
+        default=default,
+        multiple=about.many,
+        metavar=about.metavar or None,
+        help=about.help,
+        envvar=ENVIRONMENT_PREFIX + name.upper().replace("-", "_"),
+        show_default=about.shown_default or default not in (None, ()),
+    )
+
+
+def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Gives a command the options of these groups, and its function one argument `settings` for them all."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        chosen = [(name, *row) for name, row in table().items() if row[1].group in groups]
+
+        @functools.wraps(function)
+        def command(**values: Any) -> R:
+            given = {attribute: values.pop(attribute) for _, attribute, _, _ in chosen}
+            if given.get("cache_dir", 0) is None:
+                given["cache_dir"] = default_cache_dir()
+            config = click.get_current_context().find_root().obj or {}
+            return function(settings=Settings(**given, ytdlp=config.get("ytdlp", {})), **values)
+
+        decorated: Callable[..., R] = command
+        for name, attribute, about, default in reversed(chosen):
+            decorated = _option(name, attribute, about, default)(decorated)
+        return decorated
+
+    return decorate
+
+
+def json_option(function: Callable[..., R]) -> Callable[..., R]:
+    """`--json`, for every command that reports."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

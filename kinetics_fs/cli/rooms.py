@@ -1,0 +1,82 @@
+"""Opens catalog, store and fetcher as the settings say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
+from kinetics_fs.fetch.settings import FetchSettings
+from kinetics_fs.settings import Settings
+from kinetics_fs.sources.settings import SourceSettings
+from kinetics_fs.store import Store, prepare_folder
+
+if TYPE_CHECKING:
+    from kinetics_fs.fetch import Fetcher
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """The catalog of the selection; compiled, or downloaded first, where that was not done before.
+
+    Raises:
+        CatalogError: annotations cannot be had or read, or the selection names what is not there.
+    """
+    prepare_folder(settings.cache_dir)
+    selection = Selection(
+        splits=settings.split,
+        classes=settings.klass,
+        max_samples=settings.max_samples,
+        shuffle=settings.shuffle,
+        seed=settings.seed,
+    )
+    catalog = open_catalog(
+        find_release(settings.release), settings.annotations, selection, settings.cache_dir / "catalog"
+    )
+    refusals = catalog.refusals()
+    if refusals.total:
+        click.echo(f"kinetics-fs: {refusals.total} rows of the annotations were refused:", err=True)
+        for refusal in refusals.first[:3]:
+            click.echo(f"  {refusal.file}, line {refusal.line}: {refusal.reason}", err=True)
+        if refusals.total > 3:
+            click.echo("  … (all: .kinetics/refused.csv in the mount)", err=True)
+    return catalog
+
+
+def store_of(settings: Settings) -> Store:
+    """The store in the cache folder.
+
+    Raises:
+        StoreError: it cannot be used.
+    """
+    return Store(settings.cache_dir, limit=settings.cache_size, min_free=settings.min_free)
+
+
+def fetcher_of(settings: Settings, store: Store) -> Fetcher:
+    """A fetcher into the store; close it before the store.
+
+    Raises:
+        click.UsageError: the address template lacks its `{id}`.
+    """
+    from kinetics_fs.fetch import Fetcher
+
+    check_video_url(settings)
+    return Fetcher(
+        store,
+        FetchSettings(
+            workers=settings.workers,
+            timeout=settings.timeout,
+            sources=SourceSettings(
+                video_url=settings.video_url,
+                max_height=settings.max_height,
+                ytdlp=dict(settings.ytdlp),
+                ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
+            ),
+        ),
+    )
+
+
+def check_video_url(settings: Settings) -> None:
+    """Refuses an address template without a place for the id."""
+    if "{id}" not in settings.video_url:
+        raise click.UsageError(f"--video-url {settings.video_url!r} has no {{id}} in it")

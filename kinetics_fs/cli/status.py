@@ -1,0 +1,89 @@
+"""`kinetics-fs status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.errors import MountError
+from kinetics_fs.settings import Settings
+
+
+@click.command("status")
+@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@with_settings("store")
+@json_option
+def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
+    """Say how mounts are doing: that on MOUNTPOINT, or all; and what the cache holds.
+
+    \b
+    kinetics-fs status
+    kinetics-fs status --json /mnt/kinetics
+    """
+    from kinetics_fs.cli.rooms import store_of
+    from kinetics_fs.mount import find_mounts
+
+    mounts = [_read(mountpoint)] if mountpoint else [_read(place) for place in find_mounts()]
+    report: dict[str, Any] = {"mounts": mounts}
+    if mountpoint is None:
+        with store_of(settings) as store:
+            usage = store.usage()
+            report["cache"] = {
+                "folder": str(store.folder),
+                "clips": usage.clips,
+                "bytes": usage.bytes,
+                "limit": usage.limit,
+                "reserved": usage.reserved,
+                "disk_free": usage.disk_free,
+            }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    for mount in mounts:
+        _print_mount(mount)
+    if not mounts:
+        click.echo("No mounts.")
+    if "cache" in report:
+        click.echo(f"Cache {_cache_line(report['cache'])}")
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((place / ".kinetics/status.json").read_text())
+    except (OSError, ValueError) as error:
+        raise MountError(f"{place} does not answer as a mount of kinetics-fs: {error}") from error
+    assert isinstance(status, dict)
+    return status
+
+
+def _print_mount(status: dict[str, Any]) -> None:
+    opens, fetch = status["opens"], status["fetch"]
+    click.echo(f"{status['mountpoint']}: Kinetics-{status['release']}, {status['clips']:,} clips")
+    click.echo(f"  process   {status['pid']} since {status['since']}, {status['frontend']}")
+    click.echo(f"  opens     {opens['from_cache']:,} from cache, {opens['not_in_cache']:,} not")
+    click.echo(f"  fetches   {fetch['under_way']} under way, {fetch['fetched']:,} done, {fetch['failed']:,} failed")
+    click.echo(f"  cache     {_cache_line(status['cache'])}")
+    for kind, number in status["failures"].items():
+        click.echo(f"  failures  {number:,} {kind}")
+    for reason, number in status["refused_rows"].items():
+        click.echo(f"  refused   {number:,} rows: {reason}")
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    limit = f"of {_size(cache['limit'])}" if cache["limit"] else "no limit"
+    return (
+        f"{cache['folder']}: {cache['clips']:,} clips, {_size(cache['bytes'])} ({limit}),"
+        f" {_size(cache['disk_free'])} free on the disk"
+    )
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

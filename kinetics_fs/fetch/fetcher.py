@@ -1,0 +1,220 @@
+"""The queue of clips to fetch: one flight per clip, the urgent before the others."""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.settings import FetchSettings
+from kinetics_fs.fetch.workers import Worker
+from kinetics_fs.store import Failure, Store
+
+_log = logging.getLogger(__name__)
+
+_LOOK_AGAIN = 0.1
+"""Seconds between two looks at a clip that another process is fetching."""
+
+
+class Priority(enum.IntEnum):
+    """Which of the waiting clips is next."""
+
+    FOREGROUND = 0
+    """Somebody waits in `open`."""
+    BACKGROUND = 1
+    """Prefetch."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A clip on its way. Everyone who asks for it meanwhile gets the same future."""
+
+    clip: Clip
+    priority: Priority
+    future: Future[None] = field(default_factory=Future)
+    taken: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a fetcher did since it was made."""
+
+    fetched: int = 0
+    failed: int = 0
+
+
+class Fetcher:
+    """Fetches clips into a store. Safe for threads.
+
+    Args:
+        store: where clips go, and where failures are remembered.
+        settings: how many at a time, how long, and what the sources need.
+    """
+
+    def __init__(self, store: Store, settings: FetchSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._flights: dict[Clip, _Flight] = {}
+        self._ready: list[tuple[Priority, int, _Flight]] = []
+        self._deferred: list[tuple[float, int, _Flight]] = []
+        self._order = itertools.count()
+        self._closing = False
+        self.counters = Counters()
+        self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
+            for number, worker in enumerate(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+        """Asks for a clip; never blocks on the network.
+
+        Returns:
+            A future that is done when the clip is in the store, or raises the `FetchError` for which it is not.
+            A failure that is remembered and not yet due for another try is raised without asking anyone.
+        """
+        with self._changed:
+            flight = self._flights.get(clip)
+            if flight is None:
+                flight = _Flight(clip, priority)
+                known = self._known_failure(clip)
+                if known is not None:
+                    flight.future.set_exception(known.error())
+                    return flight.future
+                if self._closing:
+                    flight.future.set_exception(_shutting_down())
+                    return flight.future
+                self._flights[clip] = flight
+                self._enqueue(flight)
+            elif priority < flight.priority:
+                flight.priority = priority
+                if not flight.taken:
+                    self._enqueue(flight)
+        return flight.future
+
+    def is_fetching(self, clip: Clip) -> bool:
+        """Whether this fetcher has the clip on its way."""
+        return clip in self._flights
+
+    def waiting(self) -> int:
+        """How many clips are on their way, queued ones included."""
+        return len(self._flights)
+
+    def close(self) -> None:
+        """Ends all fetches; who waits for one gets a `FetchError`. Nothing half done stays behind."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.stop()
+        for thread in self._threads:
+            thread.join()
+        for flight in list(self._flights.values()):
+            self._finish(flight, _shutting_down())
+
+    def _enqueue(self, flight: _Flight) -> None:
+        heapq.heappush(self._ready, (flight.priority, next(self._order), flight))
+        self._changed.notify()
+
+    def _defer(self, flight: _Flight) -> None:
+        with self._changed:
+            flight.taken = False
+            heapq.heappush(self._deferred, (time.monotonic() + _LOOK_AGAIN, next(self._order), flight))
+            self._changed.notify()
+
+    def _next(self) -> _Flight | None:
+        """Waits for a flight to take; None when closing."""
+        with self._changed:
+            while not self._closing:
+                now = time.monotonic()
+                while self._deferred and self._deferred[0][0] <= now:
+                    self._enqueue(heapq.heappop(self._deferred)[2])
+                while self._ready:
+                    flight = heapq.heappop(self._ready)[2]
+                    if not flight.taken:  # else queued twice: its priority was raised
+                        flight.taken = True
+                        return flight
+                self._changed.wait(self._deferred[0][0] - now if self._deferred else None)
+        return None
+
+    def _serve(self, worker: Worker) -> None:
+        while (flight := self._next()) is not None:
+            try:
+                if self._fetch(worker, flight.clip):
+                    self._finish(flight, None)
+                else:
+                    self._defer(flight)
+            except FetchError as error:
+                self._finish(flight, _shutting_down() if self._closing else error)
+            except Exception as error:
+                _log.exception("%s: unexpected error", flight.clip.key)
+                self._finish(flight, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
+
+    def _fetch(self, worker: Worker, clip: Clip) -> bool:
+        """Gets a clip into the store; False while another process is at it."""
+        try:
+            claim = self._store.claim(clip)
+        except FetchError as error:
+            self._remember(clip, error)
+            raise
+        if claim is None:
+            return False
+        with claim:
+            # Looked up under the claim, for another process may have just been through with it.
+            if self._store.holds(clip):
+                return True
+            known = self._known_failure(clip)
+            if known is not None:
+                raise known.error()
+            started = time.monotonic()
+            try:
+                path, source = worker.fetch(clip, claim.folder, timeout=self._settings.timeout)
+                claim.publish(path, source)
+            except FetchError as error:
+                if not self._closing:
+                    self._remember(clip, error)
+                raise
+            self.counters.fetched += 1
+            _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
+            return True
+
+    def _remember(self, clip: Clip, error: FetchError) -> None:
+        failure = self._store.remember_failure(clip, error)
+        self.counters.failed += 1
+        _log.warning(
+            "%s: %s: %s: %s; next try %s",
+            clip.key,
+            error.source or "fetch",
+            error.kind,
+            error.reason,
+            "at the next open"
+            if failure.retry_at <= failure.last_at
+            else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
+        )
+
+    def _known_failure(self, clip: Clip) -> Failure | None:
+        failure = self._store.failure(clip)
+        return failure if failure is not None and failure.retry_at > time.time() else None
+
+    def _finish(self, flight: _Flight, error: FetchError | None) -> None:
+        with self._changed:
+            self._flights.pop(flight.clip, None)
+        if error is None:
+            flight.future.set_result(None)
+        else:
+            flight.future.set_exception(error)
+
+
+def _shutting_down() -> FetchError:
+    return FetchError(FailureKind.TRANSIENT, "shutting down")

@@ -1,0 +1,114 @@
+"""A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
+
+In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "folder": …}``.
+Out: ``{"file": …, "source": …}`` with a verified clip in the job's folder, or
+     ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
+
+JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
+of its own, so that it and its ffmpeg can be ended together; it ends itself when its input closes, which the kernel
+does when the mount dies, however that was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.cut import cut
+from kinetics_fs.fetch.verify import check_media, verify_clip
+from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.sources import Source, SourceSettings, make_sources
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    answers = _take_over_stdout()
+    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    worker = _Worker(SourceSettings(**jobs.get()))
+    while True:
+        answer = worker.answer(jobs.get())
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _take_over_stdout() -> TextIO:
+    """Keeps the real standard output for answers; whatever a library prints goes to the log instead."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    # Nobody is left to take an answer: end at once, with the ffmpeg that may be running.
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+class _Worker:
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._sources: list[Source] | None = None
+
+    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        clip = Clip(job["youtube_id"], job["start"], job["end"])
+        try:
+            return self._fetch(clip, Path(job["folder"]))
+        except FetchError as error:
+            failure = error
+        except OSError as error:
+            failure = FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
+        except Exception as error:
+            # A defect of ours, or a site that changed: told as one line here, in full in the log.
+            _log.exception("%s: unexpected error", clip.key)
+            failure = FetchError(FailureKind.TRANSIENT, f"unexpected {type(error).__name__}: {error}")
+        return {
+            "error": {
+                "kind": failure.kind,
+                "reason": failure.reason,
+                "source": failure.source,
+                "errno": failure.errno,
+                "retry_after": failure.retry_after,
+            }
+        }
+
+    def _fetch(self, clip: Clip, folder: Path) -> dict[str, Any]:
+        if self._sources is None:
+            self._sources = make_sources(self._settings)
+        failure = FetchError(FailureKind.CONFIG, "no source is configured")
+        for source in self._sources:
+            try:
+                self._fetch_from(source, clip, folder)
+            except FetchError as error:
+                error.source = error.source or source.name
+                failure = error
+            else:
+                return {"file": clip.name, "source": source.name}
+        raise failure
+
+    def _fetch_from(self, source: Source, clip: Clip, folder: Path) -> None:
+        media = source.fetch(clip, folder)
+        check_media(media)
+        target = folder / clip.name
+        cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self._settings.max_height)
+        verify_clip(target, clip.duration, media)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # Ctrl-C is for the process that started us: it lets a worker finish or ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main()

@@ -1,0 +1,143 @@
+"""The parent's side of a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.sources import SourceSettings
+
+_MOST_ANSWER_BYTES = 65536
+
+
+class Worker:
+    """One worker process, started when there is first something to do and replaced when it dies.
+
+    `fetch` is for one thread; `stop` may be called from any.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def fetch(self, clip: Clip, folder: Path, *, timeout: float) -> tuple[Path, str]:
+        """Has a clip fetched into `folder`.
+
+        Args:
+            clip: what is wanted.
+            folder: empty and private to this fetch.
+            timeout: seconds after which the process is ended.
+
+        Returns:
+            The verified file, and the name of the source that it came from.
+
+        Raises:
+            FetchError: as the sources raise it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
+        """
+        deadline = time.monotonic() + timeout
+        process = self._running()
+        job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end, "folder": str(folder)}
+        try:
+            _send(process, job)
+            answer = json.loads(_receive(process, deadline))
+        except TimeoutError:
+            self._end()
+            raise FetchError(
+                FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", errno=errno.ETIMEDOUT
+            ) from None
+        except (OSError, EOFError, ValueError):
+            status = self._end()
+            raise FetchError(FailureKind.TRANSIENT, f"the worker process died (status {status})") from None
+        return _parse_answer(answer, folder)
+
+    def stop(self) -> None:
+        """Ends the process, and with it the fetch that it may be at."""
+        self._stopped = True
+        self._end()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise FetchError(FailureKind.TRANSIENT, "shutting down", errno=errno.EINTR)
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "kinetics_fs.fetch.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    cwd="/",  # neither the reader's folder nor one inside the mount
+                    start_new_session=True,
+                )
+                with contextlib.suppress(OSError):
+                    _send(self._process, asdict(self._settings))
+            return self._process
+
+    def _end(self) -> int | None:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return None
+        # Its session, not only itself: ffmpeg would go on.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return status
+
+
+def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.flush()
+
+
+def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """One line of the worker's.
+
+    Raises:
+        TimeoutError: none came before `deadline` (of the monotonic clock).
+        EOFError: the worker is dead, or says too much.
+    """
+    assert process.stdout is not None
+    fd = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        chunk = os.read(fd, _MOST_ANSWER_BYTES)
+        line += chunk
+        if not chunk or len(line) > _MOST_ANSWER_BYTES:
+            raise EOFError
+    return line
+
+
+def _parse_answer(answer: Any, folder: Path) -> tuple[Path, str]:
+    if "error" in answer:
+        error = answer["error"]
+        raise FetchError(
+            FailureKind(error["kind"]),
+            str(error["reason"]),
+            source=str(error["source"]),
+            errno=error["errno"],
+            retry_after=error["retry_after"],
+        )
+    return folder / Path(answer["file"]).name, str(answer["source"])

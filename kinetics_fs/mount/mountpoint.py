@@ -1,0 +1,115 @@
+"""Places to mount on: what is mounted where, whether a place will do, and giving it up again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from kinetics_fs.errors import MountError
+
+_log = logging.getLogger(__name__)
+
+SUBTYPE = "kinetics-fs"
+"""Mounts show as type `fuse.kinetics-fs`."""
+
+_FUSE_CONF = Path("/etc/fuse.conf")
+
+
+def find_mounts() -> list[Path]:
+    """Where kinetics-fs is mounted, in this process's view (Linux; empty elsewhere)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return []
+    # Fields: proc_pid_mountinfo(5). The fifth is the mount point, with blanks as octal escapes.
+    found = [line.split(" ") for line in lines if f" - fuse.{SUBTYPE} " in line]
+    return [Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])) for fields in found]
+
+
+def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
+    """Makes sure that `path` can be mounted on: makes the folder if only that is missing, clears a dead mount.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        MountError: it cannot, and why.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # `resolve` would look into a dead mount
+    try:
+        if not path.is_dir():
+            if path.exists():
+                raise MountError(f"{path} is not a folder")
+            path.mkdir()
+        elif path in find_mounts():
+            # Asked before the folder is read, which may be busy fetching.
+            raise MountError(f"{path} is mounted already: kinetics-fs umount {path}")
+        if any(path.iterdir()):
+            raise MountError(f"{path} is not empty: mount on an empty folder")
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise MountError(f"cannot mount on {path}: {error.strerror}") from error
+        _log.warning("%s: clearing a mount whose process died", path)
+        unmount(path, lazy=True)
+        return prepare_mountpoint(path, allow_other=allow_other)
+    if sys.platform == "linux":
+        _check_fuse(allow_other=allow_other)
+    return path
+
+
+def _check_fuse(*, allow_other: bool) -> None:
+    if not Path("/dev/fuse").exists():
+        raise MountError("there is no /dev/fuse: load the module (modprobe fuse), or pass --device /dev/fuse to docker")
+    if os.geteuid() == 0:
+        return
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError("/dev/fuse is not open to you: chmod 666 /dev/fuse, as root")
+    if _fusermount() is None:
+        raise MountError("fusermount is not installed: install the package fuse3, or mount as root")
+    if allow_other and not _allows_other():
+        raise MountError(f"--allow-other needs a line `user_allow_other` in {_FUSE_CONF}, set by root")
+
+
+def _allows_other() -> bool:
+    try:
+        return any(line.strip() == "user_allow_other" for line in _FUSE_CONF.read_text().splitlines())
+    except OSError:
+        return False
+
+
+def _fusermount() -> str | None:
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Unmounts.
+
+    Args:
+        path: absolute path of the mount point.
+        lazy: take it out of the tree now, and end it when the last file in it is closed.
+
+    Raises:
+        MountError: it is not a mount, is in use, or is not ours to unmount.
+    """
+    fusermount = _fusermount()
+    if os.geteuid() == 0 or fusermount is None:
+        command = ["umount", *(["-l"] if lazy and sys.platform == "linux" else []), str(path)]
+    else:
+        command = [fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise MountError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip().splitlines()
+    reason = said[-1] if said else f"{command[0]} failed with status {done.returncode}"
+    if "busy" in reason:
+        raise MountError(f"{path} is in use: close what is open in it (lsof +f -- {path}), or add --lazy")
+    raise MountError(f"cannot unmount {path}: {reason}")

@@ -1,0 +1,181 @@
+"""All settings, in one table: flags, environment, configuration file and documentation are made from it.
+
+A setting `cache-dir` is the flag `--cache-dir`, the variable `KINETICS_FS_CACHE_DIR` and the key `cache-dir` (or
+`cache_dir`) in the configuration file. A flag goes before the environment, that before the file, that before the
+default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from kinetics_fs.catalog.naming import ClassNames
+from kinetics_fs.errors import KineticsError
+from kinetics_fs.sources.settings import YOUTUBE_URL
+
+ENVIRONMENT_PREFIX = "KINETICS_FS_"
+LIST_SEPARATOR = ";"
+"""Between the values of a list in an environment variable: labels hold spaces and may hold commas."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the table says of a setting, besides its default.
+
+    Args:
+        group: commands take whole groups.
+        help: one line.
+        metavar: what stands for the value in help texts; empty for a switch.
+        kind: how text becomes a value: `text`, `count`, `number`, `size`, `height`, `path`, `switch`, or `choice`.
+        many: may be given more than once.
+        choices: of a `choice`.
+        shown_default: what help texts say where the default itself says little.
+    """
+
+    group: str
+    help: str
+    metavar: str = ""
+    kind: str = "text"
+    many: bool = False
+    choices: tuple[str, ...] = ()
+    shown_default: str | None = None
+
+
+def _setting(default: Any, group: str, help: str, **rest: Any) -> Any:
+    return field(default=default, metadata={"about": About(group, help, **rest)})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The values, whatever they came from."""
+
+    release: str = _setting("600", "selection", "Release: 400, 600, 700 or 700-2020.", metavar="NAME")
+    annotations: tuple[str, ...] = _setting(
+        (),
+        "selection",
+        "Annotation file (CSV, JSON, gzip or tar) to use instead of the release's own.",
+        metavar="PATH|URL",
+        many=True,
+        shown_default="the release's own, downloaded",
+    )
+    split: tuple[str, ...] = _setting(
+        (), "selection", "Only this split: train, validation or test.", metavar="NAME", many=True, shown_default="all"
+    )
+    klass: tuple[str, ...] = _setting(
+        (), "selection", "Only this class.", metavar="LABEL", many=True, shown_default="all"
+    )
+    max_samples: int | None = _setting(
+        None,
+        "selection",
+        "At most so many clips of each split, taken evenly from the classes.",
+        metavar="N",
+        kind="count",
+    )
+    shuffle: bool = _setting(False, "selection", "With --max-samples: take clips at random.", kind="switch")
+    seed: int | None = _setting(
+        None, "selection", "With --shuffle: the same seed takes the same clips.", metavar="N", kind="integer"
+    )
+
+    cache_dir: Path = _setting(
+        None,
+        "store",
+        "Folder of the clips that are here.",
+        metavar="PATH",
+        kind="path",
+        shown_default="the user's cache folder",
+    )
+    cache_size: int | None = _setting(
+        None, "store", "Most bytes of clips to keep, as 200GB.", metavar="SIZE", kind="size", shown_default="no limit"
+    )
+    min_free: int = _setting(
+        10**9, "store", "Bytes of the disk to leave free.", metavar="SIZE", kind="size", shown_default="1GB"
+    )
+
+    workers: int = _setting(4, "fetch", "Clips to fetch at the same time.", metavar="N", kind="count")
+    timeout: float = _setting(300.0, "fetch", "Seconds that the fetch of a clip may take.", metavar="S", kind="number")
+    max_height: int = _setting(360, "fetch", "Most lines of picture of a fetched clip.", metavar="N", kind="height")
+    video_url: str = _setting(
+        YOUTUBE_URL, "fetch", "Address of a video's page; {id} stands for its YouTube id.", metavar="TEMPLATE"
+    )
+
+    class_names: str = _setting(
+        "raw",
+        "view",
+        "Names of class folders: the label, with _ for spaces, or as torchvision has them.",
+        metavar="STYLE",
+        kind="choice",
+        choices=tuple(style.value for style in ClassNames),
+    )
+    allow_other: bool = _setting(
+        os.geteuid() == 0, "view", "Let other users read the mount.", kind="switch", shown_default="on for root"
+    )
+    log_file: Path | None = _setting(
+        None,
+        "view",
+        "Log of a mount in the background.",
+        metavar="PATH",
+        kind="path",
+        shown_default="a file in the user's log folder",
+    )
+
+    ytdlp: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters for `yt_dlp.YoutubeDL`; only from the table `[youtube.ytdlp]` of the configuration file."""
+
+
+def setting_name(field_name: str) -> str:
+    """How a field of `Settings` is called outside: `class` and `cache-dir`."""
+    return {"klass": "class"}.get(field_name, field_name.replace("_", "-"))
+
+
+def table() -> dict[str, tuple[str, About, Any]]:
+    """Name → (field of `Settings`, what it is, default), of all settings that have a flag."""
+    return {
+        setting_name(item.name): (item.name, item.metadata["about"], item.default)
+        for item in fields(Settings)
+        if "about" in item.metadata
+    }
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for us."""
+    return platformdirs.user_cache_path("kinetics-fs")
+
+
+def default_config_file() -> Path:
+    """Where the configuration file is looked for."""
+    return platformdirs.user_config_path("kinetics-fs") / "config.toml"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a configuration file: setting name → value as written, and `ytdlp` → a table.
+
+    Raises:
+        KineticsError: it cannot be read, is not TOML, or has a key that we do not know.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise KineticsError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise KineticsError(f"the configuration file {path} is not valid TOML: {error}") from error
+    values: dict[str, Any] = {}
+    youtube = document.pop("youtube", {})
+    if not isinstance(youtube, dict) or set(youtube) - {"ytdlp"} or not isinstance(youtube.get("ytdlp", {}), dict):
+        raise KineticsError(f"{path}: of [youtube] only the table [youtube.ytdlp] is known")
+    values["ytdlp"] = youtube.get("ytdlp", {})
+    known = table()
+    for key, value in document.items():
+        name = key.replace("_", "-")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise KineticsError(f"{path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        values[name] = value
+    return values

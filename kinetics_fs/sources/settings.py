@@ -1,0 +1,25 @@
+"""What the sources need to know, as plain values: it crosses to the worker processes as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """Settings of the sources.
+
+    Args:
+        video_url: address of a video's page; `{id}` stands for the YouTube id.
+        max_height: most lines of picture to ask for.
+        ytdlp: parameters for `yt_dlp.YoutubeDL`, over our own.
+        ytdlp_cache: folder for what yt-dlp keeps between runs.
+    """
+
+    video_url: str = YOUTUBE_URL
+    max_height: int = 360
+    ytdlp: dict[str, Any] = field(default_factory=dict)
+    ytdlp_cache: str = ""

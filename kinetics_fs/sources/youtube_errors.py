@@ -1,0 +1,103 @@
+"""From what yt-dlp says to the class of failure.
+
+yt-dlp has no error classes that tell a dead video from a blocked address: the sentence does, and where the page was
+answered but the player interface refused, only a warning. Hence a list of patterns over both, in a fixed order: what
+says something about us or the network goes before what says something about the video, for a blocked address is also
+told "Video unavailable".
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator, Sequence
+
+from kinetics_fs.errors import FailureKind, FetchError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
+
+_RULES: tuple[tuple[FailureKind, str], ...] = (
+    (
+        FailureKind.CONFIG,
+        r"ffmpeg (is )?not (installed|found)|ffmpeg could not be found|n challenge solving failed"
+        r"|impersonate target|cookies file must be|could not find .* cookies database|cookies are no longer valid"
+        r"|certificate.?verify.?failed|no suitable extractor",
+    ),
+    (
+        FailureKind.BLOCKED,
+        r"rate-limited|content isn't available, try again later|http error 429|too many requests|not a bot"
+        r"|captcha|ip is likely being blocked|player responses are invalid",
+    ),
+    (
+        FailureKind.TRANSIENT,
+        r"timed out|transporterror|connection (reset|refused|aborted|broken)|remote end closed|name resolution"
+        r"|name or service not known|failed to establish|incompleteread|more expected|bytes, expected"
+        r"|did not get any data blocks|http error (403|5\d\d)|failed to parse json",
+    ),
+    (
+        FailureKind.TRANSIENT,  # YouTube changed, or has an experiment on: a newer yt-dlp or another hour
+        r"page needs to be reloaded|not available on this app|no video formats found|player response"
+        r"|requested format is not available|sabr",
+    ),
+    (
+        FailureKind.CREDENTIALS,
+        r"confirm your age|age-restricted|members-only|this channel's members|requires payment|drm protected"
+        r"|in your country|geo.?restrict|log ?in|private video",
+    ),
+    (FailureKind.TRANSIENT, r"will begin in|premieres in|processing this video"),
+    (
+        FailureKind.GONE,
+        r"unavailable|removed|terminated|no longer available|not available|copyright|violating|blocked it"
+        r"|does not exist|http error (404|410)|unsupported url",
+    ),
+)
+
+
+def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchError:
+    """The failure that an exception of yt-dlp's, and the warnings of the same call, amount to."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)
+    text = "\n".join([str(error), *warnings]).lower().replace("’", "'")
+    kind = next((kind for kind, pattern in _RULES if re.search(pattern, text)), FailureKind.TRANSIENT)
+    return FetchError(
+        kind,
+        _line(error),
+        source=source,
+        errno=errno.ETIMEDOUT if kind is FailureKind.TRANSIENT and "timed out" in text else None,
+        retry_after=_retry_after(error),
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and all behind it; yt-dlp keeps the original in `exc_info` and `cause`, too."""
+    seen: list[BaseException] = []
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, BaseException) or any(one is other for other in seen):
+            continue
+        seen.append(one)
+        yield one
+        exc_info = getattr(one, "exc_info", None)
+        waiting += [one.__cause__, one.__context__, getattr(one, "cause", None)]
+        if isinstance(exc_info, tuple) and len(exc_info) == 3:
+            waiting.append(exc_info[1])
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Seconds that a server asked us to wait; a date instead of a number is left aside."""
+    for cause in _chain(error):
+        value = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
+        if re.fullmatch(r"\d{1,6}", str(value)):
+            return float(value)
+    return None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what was said, without colours, the word ERROR and advice for yt-dlp's own command line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    text = text.splitlines()[0] if text else type(error).__name__
+    text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
+    text = re.sub(r"^\[download\] ", "", text)
+    return re.split(r"; please report this issue| Use --cookies| It is recommended to use", text)[0][:300]

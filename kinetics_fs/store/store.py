@@ -1,0 +1,509 @@
+"""The store: clips on disk, whole or absent, within a limit, shared by processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import diskcache
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.store.disk import ClipDisk, OpenedFile, Staged, clip_filename
+from kinetics_fs.store.failures import Failure, retry_delay
+from kinetics_fs.store.folder import prepare_folder
+from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.owners import Owner
+
+_log = logging.getLogger(__name__)
+
+_TYPICAL_CLIP_BYTES = 2 * 1024 * 1024
+"""Room kept for a clip of unknown size while it is fetched: a little over the mean of Kinetics clips (1.5 MB)."""
+
+_NOTE_OPENS_EVERY = 5.0
+"""Seconds between two writes of the order of use: a write per open would cost four times the open itself."""
+
+_EVICT_AT_ONCE = 64
+_KEYS_PER_QUERY = 500
+
+
+class StoredClip(NamedTuple):
+    """A clip of the store, open for reading. The bytes stay readable until `fd` is closed, evicted or not."""
+
+    fd: int
+    size: int
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a clip that was ever here. `size` in bytes, `sha256` hexadecimal."""
+
+    size: int
+    sha256: str
+    source: str
+    stored_at: float
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the store holds and may hold, in bytes."""
+
+    clips: int
+    bytes: int
+    limit: int | None
+    reserved: int
+    disk_free: int
+    disk_total: int
+
+
+class Store:
+    """The clips in one cache folder.
+
+    Safe for threads and for processes, but not across a fork: open it in the process that uses it.
+
+    Args:
+        folder: the cache folder; made, with mode 0700, if it is not there.
+        limit: most bytes of clips to hold, None for no limit of our own.
+        min_free: bytes of the disk to leave free, whatever the limit says.
+
+    Raises:
+        StoreError: the folder cannot be made, is not ours alone, or its databases cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, limit: int | None = None, min_free: int = 0) -> None:
+        self.folder = folder
+        self._limit = limit
+        self._min_free = min_free
+        prepare_folder(folder)
+        self._incoming = folder / "incoming"
+        self._clips = folder / "clips"
+        self._owners = folder / "owners"
+        for child in (self._incoming, self._clips, self._owners):
+            child.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self._ledger = Ledger(folder / "ledger.sqlite")
+            # Eviction is ours alone (policy none, no culling): it must count what is being fetched, too.
+            self._cache = diskcache.Cache(
+                str(self._clips), disk=ClipDisk, eviction_policy="none", cull_limit=0, sqlite_synchronous=2
+            )
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"the cache folder {folder} is damaged ({error}): move it away or give another --cache-dir"
+            ) from error
+        with self._ledger.exclusive() as db:
+            self._owner = Owner(self._owners)
+            self._sweep(db)
+            self._reconcile(db)
+        self._opens: dict[str, float] = {}
+        self._opens_lock = threading.Lock()
+        self._opens_timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is only in memory and gives the folder up."""
+        self._write_opens()
+        self._owner.close()
+        self._cache.close()
+        self._ledger.close()
+
+    # What is here
+
+    def open(self, clip: Clip) -> StoredClip | None:
+        """Opens a clip for reading, or returns None when it is not here.
+
+        A file that is not as long as when it was published (a disk that lost writes, a stray hand) is dropped and
+        counts as not here.
+        """
+        opened = self._open_whole(clip.key)
+        if opened is None and self.holds(clip):
+            with self._ledger.exclusive() as db:
+                # Once more, now that nobody can be publishing it.
+                opened = self._open_whole(clip.key)
+                if opened is None:
+                    _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
+                    self._drop(db, clip.key)
+        if opened is not None:
+            self._note_open(clip.key)
+        return opened
+
+    def holds(self, clip: Clip) -> bool:
+        """Whether the clip is here, as far as the ledger knows."""
+        with self._ledger.connection() as db:
+            return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
+
+    def record(self, clip: Clip) -> Record | None:
+        """What is known of a clip, also after its eviction."""
+        with self._ledger.connection() as db:
+            row = db.execute(
+                "SELECT size, sha256, source, stored_at, held FROM clip WHERE key = ?", (clip.key,)
+            ).fetchone()
+        return None if row is None else Record(*row)
+
+    def sizes(self, clips: Sequence[Clip]) -> dict[Clip, int]:
+        """The exact sizes, in bytes, of those clips that were ever here."""
+        found: dict[Clip, int] = {}
+        with self._ledger.connection() as db:
+            if db.execute("SELECT 1 FROM clip LIMIT 1").fetchone() is None:
+                return found
+            for start in range(0, len(clips), _KEYS_PER_QUERY):
+                by_key = {clip.key: clip for clip in clips[start : start + _KEYS_PER_QUERY]}
+                marks = ",".join("?" * len(by_key))
+                rows = db.execute(f"SELECT key, size FROM clip WHERE key IN ({marks})", tuple(by_key))
+                found.update((by_key[key], size) for key, size in rows)
+        return found
+
+    def drop(self, clip: Clip) -> None:
+        """Removes a clip; its size stays known. Open readers keep their bytes."""
+        with self._ledger.exclusive() as db:
+            self._drop(db, clip.key)
+
+    def usage(self) -> Usage:
+        """What is held now."""
+        disk = os.statvfs(self._incoming)
+        with self._ledger.connection() as db:
+            (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        return Usage(
+            clips=len(self._cache),
+            bytes=self._bytes_held(),
+            limit=self._limit,
+            reserved=reserved,
+            disk_free=disk.f_bavail * disk.f_frsize,
+            disk_total=disk.f_blocks * disk.f_frsize,
+        )
+
+    # Getting a clip
+
+    def claim(self, clip: Clip) -> Claim | None:
+        """Takes it on to fetch a clip, with room reserved for it, or returns None while another process is at it.
+
+        Raises:
+            FetchError: there is no room (LOCAL, ENOSPC).
+        """
+        self._write_opens()
+        token = uuid.uuid4().hex
+        with self._ledger.exclusive() as db:
+            row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
+            if row is not None:
+                if self._owner.is_alive(row[1]):
+                    return None
+                self._clear_flight(db, clip.key, row[0])
+            known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
+            expected: int = known[0] if known else _TYPICAL_CLIP_BYTES
+            self._make_room(db, expected, certain=False)
+            db.execute(
+                "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
+                (clip.key, token, self._owner.name, expected),
+            )
+        folder = self._incoming / token
+        folder.mkdir(mode=0o700)
+        return Claim(self, clip, token, folder)
+
+    def _publish(self, claim: Claim, path: Path, source: str) -> None:
+        size, digest = _seal(path)
+        key, now = claim.clip.key, time.time()
+        with self._ledger.exclusive() as db:
+            self._delete_flight(db, claim.token)
+            self._make_room(db, size, certain=True)
+            try:
+                self._cache.set(
+                    key,
+                    Staged(path, size, claim.token),
+                    tag=json.dumps({"size": size, "sha256": digest, "source": source, "stored_at": now}),
+                    retry=True,
+                )
+            except BaseException:
+                (self._clips / clip_filename(key, claim.token)).unlink(missing_ok=True)
+                raise
+            self._write_record(db, key, Record(size, digest, source, now, held=True))
+            db.execute("DELETE FROM failure WHERE key = ?", (key,))
+
+    def _end_flight(self, token: str) -> None:
+        with self._ledger.exclusive() as db:
+            self._delete_flight(db, token)
+        shutil.rmtree(self._incoming / token, ignore_errors=True)
+
+    @staticmethod
+    def _delete_flight(db: sqlite3.Connection, token: str) -> None:
+        db.execute("DELETE FROM flight WHERE token = ?", (token,))
+
+    # Failures
+
+    def failure(self, clip: Clip) -> Failure | None:
+        """Why the clip could not be had when last tried; None when it is here or was never tried."""
+        return next(self._failures("WHERE key = ?", (clip.key,)), None)
+
+    def failures(self) -> Iterator[Failure]:
+        """All remembered failures, the latest first."""
+        return self._failures("ORDER BY last_at DESC")
+
+    def _failures(self, rest: str, values: tuple[str, ...] = ()) -> Iterator[Failure]:
+        with self._ledger.connection() as db:
+            rows = db.execute(
+                "SELECT key, kind, reason, source, errno, first_at, last_at, attempts, retry_at FROM failure " + rest,
+                values,
+            ).fetchall()
+        for key, kind, *others in rows:
+            yield Failure(key, FailureKind(kind), *others)
+
+    def remember_failure(self, clip: Clip, error: FetchError) -> Failure:
+        """Records that a clip could not be had; the wait until the next try grows with each failure in a row."""
+        now = time.time()
+        with self._ledger.exclusive() as db:
+            row = db.execute("SELECT first_at, attempts FROM failure WHERE key = ?", (clip.key,)).fetchone()
+            first_at, attempts = (row[0], row[1] + 1) if row else (now, 1)
+            failure = Failure(
+                key=clip.key,
+                kind=error.kind,
+                reason=error.reason,
+                source=error.source,
+                errno=error.errno,
+                first_at=first_at,
+                last_at=now,
+                attempts=attempts,
+                retry_at=now + retry_delay(error, attempts),
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO failure"
+                " (key, kind, reason, source, errno, first_at, last_at, attempts, retry_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    failure.key,
+                    str(failure.kind),
+                    failure.reason,
+                    failure.source,
+                    failure.errno,
+                    failure.first_at,
+                    failure.last_at,
+                    failure.attempts,
+                    failure.retry_at,
+                ),
+            )
+        return failure
+
+    def forget_failures(self, clips: Iterable[Clip] | None = None) -> int:
+        """Forgets the failures of these clips, or all; returns how many there were."""
+        with self._ledger.exclusive() as db:
+            if clips is None:
+                return db.execute("DELETE FROM failure").rowcount
+            return sum(db.execute("DELETE FROM failure WHERE key = ?", (clip.key,)).rowcount for clip in clips)
+
+    # Room
+
+    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool) -> None:
+        """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
+
+        A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
+        may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
+
+        Raises:
+            FetchError: there is no room (LOCAL, ENOSPC).
+        """
+        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        # Asked once, for some filesystems count the room of a removed file much later.
+        short = self._shortage(wanted + reserved)
+        while short > 0:
+            victims = db.execute(
+                "SELECT key, size FROM clip INDEXED BY clip_in_order_of_eviction WHERE held ORDER BY opened_at LIMIT ?",
+                (_EVICT_AT_ONCE,),
+            ).fetchall()
+            if not victims:
+                break
+            for key, size in victims:
+                self._drop(db, key)
+                _log.info("%s: evicted, %d bytes", key, size)
+                short -= size
+                if short <= 0:
+                    break
+        if certain:
+            # The file is on the disk already, so that only our own limit can still be broken.
+            no_room = self._limit is not None and self._bytes_held() + wanted > self._limit
+        else:
+            no_room = short > wanted + reserved
+        if no_room:
+            raise FetchError(
+                FailureKind.LOCAL,
+                f"no room for {wanted:,} bytes in {self.folder} (see --cache-size and --min-free)",
+                errno=errno.ENOSPC,
+            )
+
+    def _shortage(self, wanted: int) -> int:
+        """How many bytes must go before `wanted` more bytes keep both limits."""
+        disk = os.statvfs(self._incoming)
+        short = wanted + self._min_free - disk.f_bavail * disk.f_frsize
+        if self._limit is not None:
+            short = max(short, self._bytes_held() + wanted - self._limit)
+        return short
+
+    def _bytes_held(self) -> int:
+        return int(self._cache.reset("size"))
+
+    def _drop(self, db: sqlite3.Connection, key: str) -> None:
+        db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
+        self._cache.delete(key, retry=True)
+
+    # The order of use
+
+    def _note_open(self, key: str) -> None:
+        with self._opens_lock:
+            self._opens[key] = time.time()
+            if self._opens_timer is None:
+                self._opens_timer = threading.Timer(_NOTE_OPENS_EVERY, self._write_opens)
+                self._opens_timer.daemon = True
+                self._opens_timer.start()
+
+    def _write_opens(self) -> None:
+        with self._opens_lock:
+            if self._opens_timer is not None:
+                self._opens_timer.cancel()
+                self._opens_timer = None
+            opens, self._opens = self._opens, {}
+        if opens:
+            with self._ledger.exclusive() as db:
+                db.executemany(
+                    "UPDATE clip SET opened_at = max(opened_at, ?) WHERE key = ?",
+                    [(at, key) for key, at in opens.items()],
+                )
+
+    # Keeping files, table and ledger in step
+
+    def _open_whole(self, key: str) -> StoredClip | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        opened, record = found
+        if os.fstat(opened.fd).st_size != record.size:
+            os.close(opened.fd)
+            return None
+        return StoredClip(opened.fd, record.size)
+
+    def _find(self, key: str) -> tuple[OpenedFile, Record] | None:
+        opened, tag = self._cache.get(key, read=True, tag=True, retry=True)
+        if opened is None:
+            return None
+        record = _parse_tag(tag)
+        if record is None:
+            os.close(opened.fd)
+            return None
+        return opened, record
+
+    def _sweep(self, db: sqlite3.Connection) -> None:
+        """Clears what dead processes left: their fetches, and the locks of those that had none."""
+        for key, token, owner in db.execute("SELECT key, token, owner FROM flight").fetchall():
+            if not self._owner.is_alive(owner):
+                self._clear_flight(db, key, token)
+        for path in self._owners.iterdir():
+            self._owner.is_alive(path.name)
+
+    def _clear_flight(self, db: sqlite3.Connection, key: str, token: str) -> None:
+        """Undoes a fetch whose process died, at whatever point it did."""
+        if len(token) == 32 and token.isalnum():
+            shutil.rmtree(self._incoming / token, ignore_errors=True)
+            filename = clip_filename(key, token)
+            found = self._find(key)
+            if found is not None:
+                os.close(found[0].fd)
+            if found is None or found[0].filename != filename:
+                # Renamed, but dead before the table knew it: a file that nobody would ever find or evict.
+                (self._clips / filename).unlink(missing_ok=True)
+        self._delete_flight(db, token)
+
+    def _reconcile(self, db: sqlite3.Connection) -> None:
+        """Makes the ledger agree with the table of files, after a crash between the two or the loss of the ledger."""
+        (held,) = db.execute("SELECT count(*) FROM clip WHERE held").fetchone()
+        if held == len(self._cache):
+            return
+        db.execute("UPDATE clip SET held = 0")
+        for key in self._cache:
+            found = self._find(key)
+            if found is None:
+                self._cache.delete(key, retry=True)
+            else:
+                os.close(found[0].fd)
+                self._write_record(db, key, found[1])
+
+    @staticmethod
+    def _write_record(db: sqlite3.Connection, key: str, record: Record) -> None:
+        db.execute(
+            "INSERT INTO clip (key, size, sha256, source, stored_at, opened_at, held) VALUES (?, ?, ?, ?, ?, ?, 1)"
+            " ON CONFLICT (key) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256,"
+            " source = excluded.source, stored_at = excluded.stored_at,"
+            " opened_at = max(opened_at, excluded.opened_at), held = 1",
+            (key, record.size, record.sha256, record.source, record.stored_at, record.stored_at),
+        )
+
+
+class Claim:
+    """The right and the duty to fetch one clip. Use as a context: leaving it gives up what was not published."""
+
+    def __init__(self, store: Store, clip: Clip, token: str, folder: Path) -> None:
+        self._store = store
+        self.clip = clip
+        self.token = token
+        self.folder = folder
+        """A private, empty folder on the store's own filesystem, for anything this fetch writes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._store._end_flight(self.token)
+
+    def publish(self, path: Path, source: str) -> None:
+        """Makes a finished and verified file the clip, at once and for everyone.
+
+        Args:
+            path: a regular file in `folder`; it is moved.
+            source: name of the source that it came from.
+
+        Raises:
+            FetchError: there is no room after all (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
+        """
+        try:
+            self._store._publish(self, path, source)
+        except OSError as error:
+            raise FetchError(
+                FailureKind.LOCAL, f"cannot store the clip: {error}", source=source, errno=error.errno
+            ) from error
+
+
+def _seal(path: Path) -> tuple[int, str]:
+    """Forces a file to the disk, makes it read-only, and returns its size and SHA-256."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        os.fchmod(fd, 0o400)
+        os.fsync(fd)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return os.fstat(fd).st_size, digest
+
+
+def _parse_tag(tag: object) -> Record | None:
+    """The record in a row of the table, or None if it is not one that we wrote."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        fields = json.loads(tag)  # type: ignore[arg-type]  # whatever it is, a TypeError says so
+        size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
+        if isinstance(size, int) and isinstance(sha256, str) and isinstance(source, str):
+            return Record(size, sha256, source, float(stored_at), held=True)
+    return None

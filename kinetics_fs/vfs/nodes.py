@@ -1,0 +1,84 @@
+"""What a front end gets to see of the tree."""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from typing import NamedTuple, Protocol
+
+
+class NodeType(enum.IntEnum):
+    """The type bits of a mode."""
+
+    DIRECTORY = stat.S_IFDIR
+    FILE = stat.S_IFREG
+    SYMLINK = stat.S_IFLNK
+
+
+class Attributes(NamedTuple):
+    """What stat shows. `size` in bytes, `mtime` in whole seconds since the epoch."""
+
+    ino: int
+    type: NodeType
+    size: int
+    links: int
+    mtime: int
+    settled: bool
+    """Whether the size can no longer change: else a kernel must ask again each time."""
+
+    @property
+    def mode(self) -> int:
+        """Type and permissions: everything may be read, nothing written."""
+        return self.type | (0o555 if self.type is NodeType.DIRECTORY else 0o444)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 512 bytes; for clips that are not here, too, for `tar -S` takes a file without any for empty."""
+        return -(-self.size // 512)
+
+
+class DirEntry(NamedTuple):
+    """A name in a directory."""
+
+    name: str
+    ino: int
+    type: NodeType
+
+
+class Statistics(NamedTuple):
+    """What statfs shows, in bytes and files."""
+
+    bytes_used: int
+    files: int
+
+
+class Handle(Protocol):
+    """An open file. `size` in bytes: exact, and the same as long as it is open."""
+
+    size: int
+
+    @property
+    def live(self) -> bool:
+        """Whether the next open may show other content, so that a kernel should keep none of it."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class ClipHandle:
+    """An open clip: its bytes stay, whatever happens to the store."""
+
+    live = False
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.fd, size, offset)
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -1,0 +1,371 @@
+"""The tree of one mount::
+
+/                                   1
+├── .kinetics/                      virtual files, made when read
+│   ├── classes.txt                 a label per line; its place is its class index
+│   ├── <split>.csv                 path and class index of every clip
+│   ├── status.json  failures.csv  refused.csv
+├── train/  validation/  test/
+│   └── <class>/<clip>.mp4
+└── val -> validation
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from datetime import UTC, datetime
+
+from kinetics_fs.catalog import Catalog, ClassNames, Clip, Directory, Entry, name_table, parse_clip_name
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch import Fetcher
+from kinetics_fs.store import Store
+from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
+from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, NodeType, Statistics
+
+ROOT = 1
+_CONTROL = 2
+_VAL = 3
+_FIRST_CONTROL_FILE = 16
+"""Virtual nodes have small inode numbers; those of the catalog begin at 2**32."""
+
+_CONTROL_NAME = ".kinetics"
+_VAL_NAME = "val"
+_VALIDATION = "validation"
+
+_LIKELY_MOST_BYTES_PER_SECOND = 1024 * 1024
+"""Size shown for a clip that was never here, per second of it. Too large does no harm, for the size is exact once a
+file is open; too small would truncate. Cut clips stay below by construction (`kinetics_fs.fetch.cut`)."""
+
+_ATTRIBUTES = "user.kinetics."
+
+_OPEN_TRIES = 3
+
+
+class Tree:
+    """What one mount shows.
+
+    Args:
+        catalog: the clips that there are.
+        store: the clips that are here.
+        fetcher: gets the others.
+        class_names: how labels become directory names.
+        about: further facts for `status.json`.
+        clock: seconds since the epoch.
+
+    Raises:
+        CatalogError: two labels get the same directory name.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        fetcher: Fetcher,
+        *,
+        class_names: ClassNames = ClassNames.RAW,
+        about: Mapping[str, object] | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._fetcher = fetcher
+        self._about = dict(about or {})
+        self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
+        self._splits = {split.split: split for split in catalog.splits()}
+        self._classes = {split.ino: _named(catalog.classes(split), class_names) for split in self._splits.values()}
+        self._class_name = {
+            directory.ino: name for classes in self._classes.values() for name, directory in classes.items()
+        }
+        self._labels = list(name_table(catalog.labels(), class_names))
+        files: dict[str, TextFile | SplitList] = {
+            "classes.txt": TextFile(lambda: "".join(f"{name}\n" for name in self._labels), live=False),
+            "status.json": TextFile(lambda: to_json(self.status()), live=True),
+            "failures.csv": TextFile(self._failures_csv, live=True),
+            "refused.csv": TextFile(self._refused_csv, live=False),
+        }
+        indexes = {label: index for index, label in enumerate(catalog.labels())}
+        for name, split in self._splits.items():
+            files[f"{name}.csv"] = SplitList(catalog, list(self._classes[split.ino].items()), indexes)
+        self._control_inodes = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(files)}
+        self._control_files = {self._control_inodes[name]: file for name, file in files.items()}
+        self._hits = self._misses = 0
+        self._since = time.time()
+
+    # Names
+
+    def lookup(self, parent: int, name: str) -> int:
+        """The inode number of a name.
+
+        Raises:
+            OSError: ENOENT, or ENOTDIR.
+        """
+        found: int | None = None
+        if parent == ROOT:
+            if name == _CONTROL_NAME:
+                found = _CONTROL
+            elif name == _VAL_NAME and _VALIDATION in self._splits:
+                found = _VAL
+            elif name in self._splits:
+                found = self._splits[name].ino
+        elif parent == _CONTROL:
+            found = self._control_inodes.get(name)
+        elif parent in self._classes:
+            directory = self._classes[parent].get(name)
+            found = directory.ino if directory else None
+        else:
+            clip = parse_clip_name(name)
+            found = self._catalog.find(self._directory(parent), clip) if clip else None
+        if found is None:
+            raise OSError(errno.ENOENT, "no such file or directory", name)
+        return found
+
+    def entries(self, ino: int) -> list[DirEntry]:
+        """The names in a directory.
+
+        Raises:
+            OSError: ENOENT, or ENOTDIR.
+        """
+        if ino == ROOT:
+            entries = [DirEntry(_CONTROL_NAME, _CONTROL, NodeType.DIRECTORY)]
+            entries += [DirEntry(name, split.ino, NodeType.DIRECTORY) for name, split in self._splits.items()]
+            if _VALIDATION in self._splits:
+                entries.append(DirEntry(_VAL_NAME, _VAL, NodeType.SYMLINK))
+            return entries
+        if ino == _CONTROL:
+            return [DirEntry(name, number, NodeType.FILE) for name, number in self._control_inodes.items()]
+        if ino in self._classes:
+            classes = self._classes[ino].items()
+            return [DirEntry(name, directory.ino, NodeType.DIRECTORY) for name, directory in classes]
+        return [
+            DirEntry(entry.clip.name, entry.ino, NodeType.FILE) for entry in self._catalog.entries(self._directory(ino))
+        ]
+
+    def parent(self, ino: int) -> int:
+        """The inode number of a directory's parent."""
+        directory = self._catalog.directory(ino)
+        return directory.parent or ROOT if directory else ROOT
+
+    def readlink(self, ino: int) -> str:
+        """The target of a symbolic link.
+
+        Raises:
+            OSError: EINVAL if it is not one.
+        """
+        if ino != _VAL:
+            raise OSError(errno.EINVAL, "not a symbolic link")
+        return _VALIDATION
+
+    # Attributes
+
+    def attributes(self, ino: int) -> Attributes:
+        """What stat shows; never asks the network.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        if ino == ROOT:
+            return self._directory_attributes(ino, subdirectories=len(self._splits) + 1)
+        if ino == _CONTROL:
+            return self._directory_attributes(ino, subdirectories=0)
+        if ino == _VAL:
+            return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, settled=True)
+        control = self._control_files.get(ino)
+        if isinstance(control, SplitList):
+            return Attributes(ino, NodeType.FILE, control.size, 1, self._mtime, settled=True)
+        if control is not None:
+            handle = control.open()
+            mtime = int(time.time()) if handle.live else self._mtime
+            return Attributes(ino, NodeType.FILE, handle.size, 1, mtime, settled=not handle.live)
+        if (directory := self._catalog.directory(ino)) is not None:
+            return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
+        clip = self._entry(ino).clip
+        record = self._store.record(clip)
+        size = record.size if record else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
+        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, settled=record is not None)
+
+    def statistics(self) -> Statistics:
+        """What statfs shows: the files that can be opened, and the bytes that are here."""
+        return Statistics(self._store.usage().bytes, self._catalog.clip_count)
+
+    def list_xattrs(self, ino: int) -> list[str]:
+        """Names of the extended attributes of a node; only clips have some."""
+        return [] if self._is_virtual(ino) else list(self._xattrs(self._entry(ino)))
+
+    def xattr(self, ino: int, name: str) -> bytes:
+        """An extended attribute.
+
+        Raises:
+            OSError: ENODATA if the node has none of this name.
+        """
+        if name.startswith(_ATTRIBUTES) and not self._is_virtual(ino):
+            value = self._xattrs(self._entry(ino)).get(name)
+            if value is not None:
+                return value.encode()
+        raise OSError(errno.ENODATA, "no such attribute", name)
+
+    # Content
+
+    def open(self, ino: int) -> Future[Handle]:
+        """Opens a file; a clip that is not here is fetched.
+
+        Returns:
+            A future of the handle, which may be waited for, or cancelled by who no longer wants it (the fetch goes
+            on). It raises an `OSError`, or the `FetchError` for which the clip cannot be had; see `errno_of`.
+        """
+        opened: Future[Handle] = Future()
+        control = self._control_files.get(ino)
+        if isinstance(control, SplitList):
+            opened.set_result(control)
+        elif control is not None:
+            opened.set_result(control.open())
+        elif self._is_virtual(ino):
+            opened.set_exception(OSError(errno.EISDIR, "is a directory"))
+        else:
+            self._open_clip(self._entry(ino).clip, opened, tries=_OPEN_TRIES)
+        return opened
+
+    def _open_clip(self, clip: Clip, opened: Future[Handle], tries: int) -> None:
+        stored = self._store.open(clip)
+        if stored is not None:
+            self._hits += tries == _OPEN_TRIES
+            if opened.set_running_or_notify_cancel():
+                opened.set_result(ClipHandle(stored.fd, stored.size))
+            else:
+                stored.close()
+            return
+        self._misses += tries == _OPEN_TRIES
+        if tries == 0:
+            # Fetched again and again, and evicted before we could open it: the cache is far too small.
+            opened.set_exception(FetchError(FailureKind.LOCAL, "evicted before it could be opened", errno=errno.ENOSPC))
+            return
+
+        def arrived(flight: Future[None]) -> None:
+            if opened.cancelled():
+                return
+            error = flight.exception()
+            try:
+                if error is not None:
+                    raise error
+                self._open_clip(clip, opened, tries - 1)
+            except BaseException as failure:
+                if opened.set_running_or_notify_cancel():
+                    opened.set_exception(failure)
+
+        self._fetcher.request(clip).add_done_callback(arrived)
+
+    # Seeing
+
+    def status(self) -> dict[str, object]:
+        """What `status.json` says."""
+        usage = self._store.usage()
+        refusals = self._catalog.refusals()
+        failures = list(self._store.failures())
+        return {
+            **self._about,
+            "pid": os.getpid(),
+            "since": _timestamp(self._since),
+            "release": self._catalog.release,
+            "clips": self._catalog.clip_count,
+            "splits": {
+                name: {"clips": split.clips, "classes": len(self._classes[split.ino])}
+                for name, split in self._splits.items()
+            },
+            "refused_rows": refusals.by_reason,
+            "duplicate_rows": self._catalog.duplicates,
+            "cache": {
+                "folder": str(self._store.folder),
+                "clips": usage.clips,
+                "bytes": usage.bytes,
+                "limit": usage.limit,
+                "reserved": usage.reserved,
+                "disk_free": usage.disk_free,
+            },
+            "opens": {"from_cache": self._hits, "not_in_cache": self._misses},
+            "fetch": {
+                "under_way": self._fetcher.waiting(),
+                "fetched": self._fetcher.counters.fetched,
+                "failed": self._fetcher.counters.failed,
+            },
+            "failures": {
+                kind: sum(failure.kind == kind for failure in failures)
+                for kind in FailureKind
+                if any(failure.kind == kind for failure in failures)
+            },
+        }
+
+    def _failures_csv(self) -> str:
+        rows = []
+        for failure in self._store.failures():
+            clip = parse_clip_name(f"{failure.key}.mp4")
+            for entry in self._catalog.locate(clip) if clip else ():
+                rows.append(
+                    [
+                        self._path(entry),
+                        failure.kind,
+                        failure.reason,
+                        failure.source,
+                        str(failure.attempts),
+                        _timestamp(failure.first_at),
+                        _timestamp(failure.last_at),
+                        _timestamp(failure.retry_at),
+                    ]
+                )
+        return to_csv(["path", "kind", "reason", "source", "attempts", "first", "last", "retry_after"], rows)
+
+    def _refused_csv(self) -> str:
+        refusals = self._catalog.refusals()
+        rows = [[refusal.file, str(refusal.line), refusal.reason, refusal.text] for refusal in refusals.first]
+        return to_csv(["file", "line", "reason", "row"], rows)
+
+    # Nodes
+
+    def _is_virtual(self, ino: int) -> bool:
+        return ino < 2**32 or self._catalog.directory(ino) is not None
+
+    def _entry(self, ino: int) -> Entry:
+        entry = self._catalog.entry(ino)
+        if entry is None:
+            raise OSError(errno.ENOENT, "no such inode")
+        return entry
+
+    def _directory(self, ino: int) -> Directory:
+        directory = self._catalog.directory(ino)
+        if directory is None:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        return directory
+
+    def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
+        return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, settled=True)
+
+    def _path(self, entry: Entry) -> str:
+        directory = self._directory(entry.directory)
+        return f"{directory.split}/{self._class_name[directory.ino]}/{entry.clip.name}"
+
+    def _xattrs(self, entry: Entry) -> dict[str, str]:
+        clip, directory = entry.clip, self._directory(entry.directory)
+        record, failure = self._store.record(clip), self._store.failure(clip)
+        values = {"id": clip.youtube_id, "start": str(clip.start), "end": str(clip.end)}
+        if directory.label in self._catalog.labels():
+            values["label"] = directory.label or ""
+        if record is not None and record.held:
+            values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
+        elif self._fetcher.is_fetching(clip):
+            values["state"] = "fetching"
+        elif failure is not None:
+            values |= {"state": "failed", "error": f"{failure.kind}: {failure.reason}"}
+        else:
+            values["state"] = "absent"
+        return {_ATTRIBUTES + name: value for name, value in values.items()}
+
+
+def _named(directories: list[Directory], style: ClassNames) -> dict[str, Directory]:
+    """Class directories by their names in the mount."""
+    by_label = {directory.label or "": directory for directory in directories}
+    return {name: by_label[label] for name, label in name_table(list(by_label), style).items()}
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Tests of the catalog. Every file they read is made by them."""

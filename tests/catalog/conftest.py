@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Catalog, Release, compile_catalog, find_release
+
+HEADER = "label,youtube_id,time_start,time_end,split"
+
+
+def youtube_id(number: int) -> str:
+    """A valid id, another one for each number; about half begin with `-`."""
+    return f"{'-' if number % 2 else 'a'}{number:010d}"
+
+
+def csv_text(rows: Iterable[str], header: str = HEADER) -> str:
+    return "\n".join([header, *rows, ""])
+
+
+@pytest.fixture
+def release() -> Release:
+    return find_release("600")
+
+
+@pytest.fixture
+def catalog_of(tmp_path: Path, release: Release) -> Callable[..., Catalog]:
+    """Compiles rows (`label,id,start,end,split`) and opens the result."""
+
+    def make(*rows: str, header: str = HEADER) -> Catalog:
+        source = tmp_path / "rows.csv"
+        source.write_text(csv_text(rows, header))
+        return Catalog(compile_catalog([source], release, tmp_path / "catalogs"))
+
+    return make

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from kinetics_fs.catalog import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
+from kinetics_fs.errors import CatalogError
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        (ClassNames.RAW, ["massaging person's head", "backflip (human)", UNLABELED]),
+        (ClassNames.UNDERSCORE, ["massaging_person's_head", "backflip_(human)", UNLABELED]),
+        (ClassNames.TORCHVISION, ["massaging_persons_head", "backflip_human", UNLABELED]),
+    ],
+)
+def test_three_styles(style: ClassNames, expected: list[str]) -> None:
+    labels = ["massaging person's head", "backflip (human)", UNLABELED]
+    assert [class_name(label, style) for label in labels] == expected
+    assert name_table(labels, style) == dict(zip(expected, labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("labels", "style"),
+    [
+        (["a b", "a_b"], ClassNames.UNDERSCORE),
+        (["curling (sport)", "curling sport"], ClassNames.TORCHVISION),
+        (["(())"], ClassNames.TORCHVISION),
+        (["(..)"], ClassNames.TORCHVISION),
+        (["(.)"], ClassNames.TORCHVISION),
+        (["(_unlabeled)", UNLABELED], ClassNames.TORCHVISION),
+        (["(_unlabeled)"], ClassNames.TORCHVISION),
+    ],
+)
+def test_labels_that_a_style_cannot_name(labels: list[str], style: ClassNames) -> None:
+    assert len(name_table(labels, ClassNames.RAW)) == len(labels)
+    with pytest.raises(CatalogError, match=f"in the {style} style"):
+        name_table(labels, style)
+
+
+def test_split_words() -> None:
+    words = ("train", "val", "validate", "Validation", " test ", "holdout_test")
+    assert [split_name(word) for word in words] == ["train", *["validation"] * 3, "test", "test"]
+    assert [split_name(split) for split in SPLITS] == list(SPLITS)
+    assert split_name("tests") is None

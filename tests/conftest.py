@@ -1,0 +1,59 @@
+"""Fixtures: a dataset made once, a site that hosts it, and mounts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from kinetics_fs.demo.dataset import make_dataset
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.ffmpeg import find_ffmpeg
+from tests.harness import Mounted
+
+
+class Dataset(NamedTuple):
+    """The demo's dataset: `<id>.mp4` files in `videos`, and their annotation file."""
+
+    videos: Path
+    annotations: Path
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    videos = tmp_path_factory.mktemp("videos")
+    return Dataset(videos, make_dataset(videos, find_ffmpeg(), lambda _: None))
+
+
+@pytest.fixture
+def site(dataset: Dataset) -> Iterator[VideoSite]:
+    with VideoSite(dataset.videos) as site:
+        yield site
+
+
+MountFactory = Callable[..., Mounted]
+
+
+@pytest.fixture
+def mount(dataset: Dataset, site: VideoSite, tmp_path: Path) -> Iterator[MountFactory]:
+    """Makes mounts of the dataset, with further arguments of `kinetics-fs mount`; all of one cache unless told."""
+    with ExitStack() as mounts:
+        numbers = iter(range(1, 100))
+
+        def make(*arguments: str | Path, cache: Path = tmp_path / "cache", config: Path | None = None) -> Mounted:
+            return mounts.enter_context(
+                Mounted(
+                    tmp_path / f"mount {next(numbers)}",
+                    *("--annotations", dataset.annotations),
+                    *("--video-url", site.url_template),
+                    *("--cache-dir", cache),
+                    *("--min-free", "0"),
+                    *arguments,
+                    config=config,
+                )
+            )
+
+        yield make
