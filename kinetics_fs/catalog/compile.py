@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,22 +132,21 @@ def _stage(connection: sqlite3.Connection, files: Iterable[Path], refusals: _Ref
                     places[place] = len(places)
                 yield places[place], *clip
 
-    count = connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?)", rows()).rowcount
-    return _Staged(count, places)
+    rows_staged = connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?)", rows()).rowcount
+    return _Staged(rows_staged, places)
 
 
 def _fill(connection: sqlite3.Connection, places: dict[tuple[str, str], int]) -> None:
     """Sorts what was staged into place."""
-    for split in SPLITS:
-        connection.execute(
-            "INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)",
-            (directory_number(split), split),
-        )
+    taken: set[int] = set()
+    parents = {split: _new_number(split, taken) for split in SPLITS}
+    for split, number in parents.items():
+        connection.execute("INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)", (number, split))
     connection.execute("CREATE TEMP TABLE directory_of (place INTEGER PRIMARY KEY, directory INTEGER)")
     for split, label in sorted(places, key=lambda place: (SPLITS.index(place[0]), place[1])):
+        number = _new_number(f"{split}/{label}", taken)
         directory = connection.execute(
-            "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)",
-            (directory_number(f"{split}/{label}"), directory_number(split), split, label),
+            "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)", (number, parents[split], split, label)
         ).lastrowid
         connection.execute("INSERT INTO directory_of VALUES (?, ?)", (places[split, label], directory))
     labels = sorted({label for _, label in places} - {UNLABELED})
@@ -163,3 +163,11 @@ def _fill(connection: sqlite3.Connection, places: dict[tuple[str, str], int]) ->
         CROSS JOIN directory ON directory.id = sorted.directory
         """
     )
+
+
+def _new_number(path: str, taken: set[int]) -> int:
+    """The inode number of a directory, hashed again in the unlikely case that another has it."""
+    tries = (directory_number(path, attempt) for attempt in count())
+    number = next(number for number in tries if number not in taken)
+    taken.add(number)
+    return number

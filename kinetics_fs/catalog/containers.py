@@ -80,24 +80,29 @@ def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.Buffer
             raise CatalogError(f"{name} is a damaged archive: {error}") from error
         if len(members) > MAX_MEMBERS:
             raise CatalogError(f"{name} has more than {MAX_MEMBERS:,} members: not an archive of annotations")
-        # tarfile takes a damaged header for the end of the archive; a true end is empty or zero.
+        # tarfile takes a damaged header for the end of the archive, and stops there: before the checksum of gzip.
         content.seek(archive.offset)
-        if content.read(512).strip(b"\0"):
-            raise CatalogError(f"{name} is a damaged archive: a header in the middle cannot be read")
+        while rest := content.read(MAX_READ):
+            if rest.strip(b"\0"):
+                raise CatalogError(f"{name} is a damaged archive: what follows its last member is not empty")
 
         lists = {
             PurePosixPath(member.name): member
             for member in members
             if member.isreg() and not member.issparse() and _is_list(PurePosixPath(member.name).name)
         }
+        any_list = False
         for path, member in lists.items():
             # The JSON is keyed by video and so has lost the second clip of a video; the CSV beside it has both.
             if path.suffix.lower() == ".json" and path.with_suffix(".csv") in lists:
                 continue
             stream = archive.extractfile(member)
             assert isinstance(stream, io.BufferedReader)
+            if path.suffix.lower() == ".txt" and b"youtube_id" not in stream.peek(1).lower():
+                continue  # a read-me
+            any_list = True
             yield f"{name}:{shown(path.name)}", stream
-        if not lists:
+        if not any_list:
             raise CatalogError(f"{name} is an archive without annotations (.csv, .json or .txt)")
 
 

@@ -102,10 +102,11 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(temporary.absolute().as_uri(), uri=True, isolation_level=None)) as connection:
-            # Nobody else sees this file, and after a crash it is thrown away: no journal, no waiting for the disk.
+            # Nobody else sees this file, and after a crash it is thrown away: no waiting for the disk. The journal is
+            # for statements that fail, as `_make_numbers_unique` expects; what it holds is small, as the file is new.
             connection.executescript(
                 f"""
-                PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
+                PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
                 PRAGMA cache_size = -16384; PRAGMA threads = 2;
                 PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};
                 """
@@ -126,7 +127,8 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
     except OSError as error:
         raise CatalogError(f"a catalog cannot be built in {path.parent}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     prune(path.parent)
 
 

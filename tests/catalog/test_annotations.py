@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_damaged_gzip_is_an_error(file: Path, damage: str) -> None:
         del content[-12:]
     else:
         content[-6] ^= 1  # the checksum
-    with pytest.raises(CatalogError, match="rows.csv"):
+    with pytest.raises(CatalogError, match=r"rows\.csv"):
         read(file, bytes(content))
 
 
@@ -285,7 +286,5 @@ def test_no_row_makes_an_unsafe_path(file: Path, rows: list[bytes]) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.binary())
 def test_any_bytes_are_annotations_or_an_error(file: Path, content: bytes) -> None:
-    try:
+    with suppress(CatalogError):
         assert read(file, content)
-    except CatalogError:
-        pass

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+## demo: set up, and play all of kinetics-fs on this machine; a mount stays up to look around in
+demo: .venv/run
+	$(BIN)/kinetics-fs demo
+
+## test: set up, and run every check that CI runs
+test: .venv/test check
+	timeout --kill-after=30 1500 $(BIN)/python -m pytest
+
+## check: format, lint and types
+check: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/run: pyproject.toml constraints.txt .ci/system-packages
+	PYTHON=$(PYTHON) .ci/system-packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test: .venv/run
+	PYTHON=$(PYTHON) .ci/system-packages test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+## clean: remove the virtual environment and what tools left
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
