@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -72,13 +72,22 @@ class Mounted:
     def end(self) -> None:
         """Unmounts, by force if need be, and waits for the process to be gone."""
         subprocess.run(["umount", "-l", self.root], capture_output=True, check=False)
-        deadline = time.monotonic() + 20
-        while self.pid and Path(f"/proc/{self.pid}").exists():
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise RuntimeError(f"the process of the mount on {self.root} did not end")
-            time.sleep(0.02)
-        self.pid = 0
+        pid, self.pid = self.pid, 0
+        if pid and not has_ended(pid, within=20):
+            os.kill(pid, signal.SIGKILL)
+            raise RuntimeError(f"the process of the mount on {self.root} did not end")
+
+
+def has_ended(pid: int, *, within: float) -> bool:
+    """Whether a process ends within so many seconds; one that nobody has reaped yet has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], within)[0])
+    finally:
+        os.close(process)
 
 
 def reason(path: Path) -> str:

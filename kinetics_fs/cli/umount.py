@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import select
 from pathlib import Path
 
 import click
@@ -31,13 +31,10 @@ def command(mountpoint: Path, lazy: bool) -> None:
     place = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # `resolve` would look into a dead mount
     if os.uname().sysname == "Linux" and place not in find_mounts():
         raise MountError(f"{place} is not a mount of kinetics-fs")
-    pid = _served_by(place)
+    process = _open_process(_served_by(place))
     unmount(place, lazy=lazy)
-    deadline = time.monotonic() + _PATIENCE
-    while pid and not lazy and _is_alive(pid):
-        if time.monotonic() > deadline:
-            raise MountError(f"{place} is unmounted, but its process {pid} has not ended yet")
-        time.sleep(0.02)
+    if process is not None and not lazy and not select.select([process], [], [], _PATIENCE)[0]:
+        raise MountError(f"{place} is unmounted, but its process has not ended yet")
 
 
 def _served_by(place: Path) -> int | None:
@@ -48,11 +45,11 @@ def _served_by(place: Path) -> int | None:
         return None
 
 
-def _is_alive(pid: int) -> bool:
+def _open_process(pid: int | None) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where the system has none (Linux alone has)."""
+    if pid is None or not hasattr(os, "pidfd_open"):
+        return None
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
