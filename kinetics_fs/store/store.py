@@ -259,6 +259,12 @@ class Store:
         """All remembered failures, the latest first."""
         return self._failures("ORDER BY last_at DESC")
 
+    def failure_counts(self) -> dict[FailureKind, int]:
+        """How many failures of each kind are remembered."""
+        with self._ledger.connection() as db:
+            rows = db.execute("SELECT kind, count(*) FROM failure GROUP BY kind ORDER BY kind").fetchall()
+        return {FailureKind(kind): number for kind, number in rows}
+
     def _failures(self, rest: str, values: tuple[str, ...] = ()) -> Iterator[Failure]:
         with self._ledger.connection() as db:
             rows = db.execute(

@@ -262,7 +262,6 @@ class Tree:
         """What `status.json` says."""
         usage = self._store.usage()
         refusals = self._catalog.refusals()
-        failures = list(self._store.failures())
         return {
             **self._about,
             "pid": os.getpid(),
@@ -289,11 +288,7 @@ class Tree:
                 "fetched": self._fetcher.counters.fetched,
                 "failed": self._fetcher.counters.failed,
             },
-            "failures": {
-                kind: sum(failure.kind == kind for failure in failures)
-                for kind in FailureKind
-                if any(failure.kind == kind for failure in failures)
-            },
+            "failures": dict(self._store.failure_counts()),
         }
 
     def _failures_csv(self) -> str:
