@@ -114,6 +114,17 @@ class Settings:
         kind="choice",
         choices=tuple(style.value for style in ClassNames),
     )
+    frontend: str = _setting(
+        "fusepy",
+        "view",
+        "Who speaks to the kernel: we ourselves (kernel, Linux only) or libfuse 2 (fusepy).",
+        metavar="NAME",
+        kind="choice",
+        choices=("auto", "kernel", "fusepy"),
+    )
+    passthrough: bool = _setting(
+        True, "view", "Let the kernel read cached files itself, where it can (Linux 6.9, as root).", kind="switch"
+    )
     allow_other: bool = _setting(
         os.geteuid() == 0, "view", "Let other users read the mount.", kind="switch", shown_default="on for root"
     )

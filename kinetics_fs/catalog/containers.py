@@ -64,12 +64,21 @@ def annotation_lists(path: Path) -> Iterator[tuple[str, io.BufferedReader]]:
     with path.open("rb") as file:
         gzipped = file.peek(2)[:2] == b"\x1f\x8b"
         content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file, name)
-        is_tar = content.read(512)[257:262] == b"ustar"
+        is_tar = _is_tar_header(content.read(tarfile.BLOCKSIZE))
         content.seek(0)
         if is_tar:
             yield from _lists_in_tar(name, content)
         else:
             yield name, io.BufferedReader(content, MAX_READ)
+
+
+def _is_tar_header(block: bytes) -> bool:
+    """By its checksum: old archives lack the magic word, and a row of a CSV may hold it by chance."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.BufferedReader]]:

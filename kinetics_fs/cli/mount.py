@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,21 +54,38 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
 def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[[], None]) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.cli.rooms import fetcher_of, store_of
-    from kinetics_fs.mount import fusepy
     from kinetics_fs.vfs import Tree
 
     logging.getLogger().setLevel(logging.INFO)
     with Catalog(catalog_path) as catalog, store_of(settings) as store:
         fetcher = fetcher_of(settings, store)
+
+        def frontend() -> dict[str, object]:
+            return {"name": "fusepy"}
+
         try:
             tree = Tree(
                 catalog,
                 store,
                 fetcher,
                 class_names=ClassNames(settings.class_names),
-                about={"version": __version__, "mountpoint": str(place), "frontend": "fusepy"},
+                about=lambda: {"version": __version__, "mountpoint": str(place), "frontend": frontend()},
             )
-            fusepy.serve(tree, place, allow_other=settings.allow_other, ready=ready)
+            if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
+                from kinetics_fs.mount import fusepy
+
+                fusepy.serve(tree, place, allow_other=settings.allow_other, ready=ready)
+            else:
+                from kinetics_fs.mount.kernel import server
+
+                def begun(conversation: server.Server) -> None:
+                    nonlocal frontend
+                    frontend = lambda: {"name": "kernel", **conversation.state()}  # noqa: E731
+                    ready()
+
+                server.serve(
+                    tree, place, allow_other=settings.allow_other, passthrough=settings.passthrough, ready=begun
+                )
         finally:
             fetcher.close()
 

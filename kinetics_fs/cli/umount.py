@@ -34,7 +34,9 @@ def command(mountpoint: Path, lazy: bool) -> None:
     process = _open_process(_served_by(place))
     unmount(place, lazy=lazy)
     if process is not None and not lazy and not select.select([process], [], [], _PATIENCE)[0]:
-        raise MountError(f"{place} is unmounted, but its process has not ended yet")
+        raise MountError(
+            f"{place} is unmounted, but its process goes on: a container that was started meanwhile may still hold it"
+        )
 
 
 def _served_by(place: Path) -> int | None:

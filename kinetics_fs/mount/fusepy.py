@@ -179,7 +179,7 @@ class _Operations:
             raise OSError(errno.EROFS, "read-only")
         handle = _wait(self._threads.submit(self._tree.open, self._resolve(path)).result())
         info.fh = next(self._numbers)
-        info.keep_cache = not handle.live
+        info.keep_cache = not (handle.live or handle.fresh)
         info.direct_io = handle.live
         self._handles[info.fh] = handle
         return 0

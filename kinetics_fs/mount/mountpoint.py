@@ -21,15 +21,19 @@ SUBTYPE = "kinetics-fs"
 _FUSE_CONF = Path("/etc/fuse.conf")
 
 
-def find_mounts() -> list[Path]:
-    """Where kinetics-fs is mounted, in this process's view (Linux; empty elsewhere)."""
+def find_mounts() -> dict[Path, str]:
+    """Where kinetics-fs is mounted, in this process's view, with `major:minor` of each (Linux; empty elsewhere)."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
-        return []
-    # Fields: proc_pid_mountinfo(5). The fifth is the mount point, with blanks as octal escapes.
-    found = [line.split(" ") for line in lines if f" - fuse.{SUBTYPE} " in line]
-    return [Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])) for fields in found]
+        return {}
+    # Fields: proc_pid_mountinfo(5). The third is the device, the fifth the mount point, with blanks as octal escapes.
+    found = [line.split(b" ") for line in lines if f" - fuse.{SUBTYPE} ".encode() in line]
+    return {_unescaped(fields[4]): fields[2].decode() for fields in found}
+
+
+def _unescaped(field: bytes) -> Path:
+    return Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)))
 
 
 def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
@@ -70,7 +74,7 @@ def _check_fuse(*, allow_other: bool) -> None:
         return
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise MountError("/dev/fuse is not open to you: chmod 666 /dev/fuse, as root")
-    if _fusermount() is None:
+    if find_fusermount() is None:
         raise MountError("fusermount is not installed: install the package fuse3, or mount as root")
     if allow_other and not _allows_other():
         raise MountError(f"--allow-other needs a line `user_allow_other` in {_FUSE_CONF}, set by root")
@@ -83,7 +87,8 @@ def _allows_other() -> bool:
         return False
 
 
-def _fusermount() -> str | None:
+def find_fusermount() -> str | None:
+    """Path of the setuid helper that mounts for users."""
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 
@@ -97,7 +102,7 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     Raises:
         MountError: it is not a mount, is in use, or is not ours to unmount.
     """
-    fusermount = _fusermount()
+    fusermount = find_fusermount()
     if os.geteuid() == 0 or fusermount is None:
         command = ["umount", *(["-l"] if lazy and sys.platform == "linux" else []), str(path)]
     else:

@@ -16,6 +16,6 @@ A store is one folder, shared by any number of processes of one user::
 
 from kinetics_fs.store.failures import Failure
 from kinetics_fs.store.folder import prepare_folder
-from kinetics_fs.store.store import Claim, Record, Store, StoredClip, Usage
+from kinetics_fs.store.store import Claim, KnownSize, Record, Store, StoredClip, Usage
 
-__all__ = ["Claim", "Failure", "Record", "Store", "StoredClip", "Usage", "prepare_folder"]
+__all__ = ["Claim", "Failure", "KnownSize", "Record", "Store", "StoredClip", "Usage", "prepare_folder"]

@@ -46,9 +46,18 @@ class StoredClip(NamedTuple):
 
     fd: int
     size: int
+    stored_at: float
+    """When this content was published, in seconds since the epoch: tells one content of a clip from another."""
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class KnownSize(NamedTuple):
+    """The size of a clip that was ever here, in bytes, and whether it is here now."""
+
+    size: int
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +171,17 @@ class Store:
             ).fetchone()
         return None if row is None else Record(*row)
 
-    def sizes(self, clips: Sequence[Clip]) -> dict[Clip, int]:
-        """The exact sizes, in bytes, of those clips that were ever here."""
-        found: dict[Clip, int] = {}
+    def sizes(self, clips: Sequence[Clip]) -> dict[Clip, KnownSize]:
+        """The exact sizes of those clips that were ever here."""
+        found: dict[Clip, KnownSize] = {}
         with self._ledger.connection() as db:
             if db.execute("SELECT 1 FROM clip LIMIT 1").fetchone() is None:
                 return found
             for start in range(0, len(clips), _KEYS_PER_QUERY):
                 by_key = {clip.key: clip for clip in clips[start : start + _KEYS_PER_QUERY]}
                 marks = ",".join("?" * len(by_key))
-                rows = db.execute(f"SELECT key, size FROM clip WHERE key IN ({marks})", tuple(by_key))
-                found.update((by_key[key], size) for key, size in rows)
+                rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", tuple(by_key))
+                found.update((by_key[key], KnownSize(size, bool(held))) for key, size, held in rows)
         return found
 
     def drop(self, clip: Clip) -> None:
@@ -403,7 +412,7 @@ class Store:
         if os.fstat(opened.fd).st_size != record.size:
             os.close(opened.fd)
             return None
-        return StoredClip(opened.fd, record.size)
+        return StoredClip(opened.fd, record.size, record.stored_at)
 
     def _find(self, key: str) -> tuple[OpenedFile, Record] | None:
         opened, tag = self._cache.get(key, read=True, tag=True, retry=True)

@@ -5,7 +5,28 @@
 """
 
 from kinetics_fs.vfs.errnos import errno_of
-from kinetics_fs.vfs.nodes import Attributes, DirEntry, Handle, NodeType, Statistics
+from kinetics_fs.vfs.nodes import (
+    Attributes,
+    ClipHandle,
+    DirEntry,
+    Handle,
+    NodeType,
+    SharedFile,
+    Statistics,
+    mode_of,
+)
 from kinetics_fs.vfs.tree import ROOT, Tree
 
-__all__ = ["ROOT", "Attributes", "DirEntry", "Handle", "NodeType", "Statistics", "Tree", "errno_of"]
+__all__ = [
+    "ROOT",
+    "Attributes",
+    "ClipHandle",
+    "DirEntry",
+    "Handle",
+    "NodeType",
+    "SharedFile",
+    "Statistics",
+    "Tree",
+    "errno_of",
+    "mode_of",
+]

@@ -17,6 +17,8 @@ _NAME_BYTES = len("0123456789a_000000_000010.mp4")
 class TextHandle:
     """A control file as it was when it was opened."""
 
+    fresh = False
+
     def __init__(self, content: bytes, *, live: bool) -> None:
         self._content = content
         self.size = len(content)
@@ -61,6 +63,7 @@ class SplitList:
     """
 
     live = False
+    fresh = False
 
     def __init__(self, catalog: Catalog, classes: list[tuple[str, Directory]], indexes: dict[str, int]) -> None:
         self._catalog = catalog

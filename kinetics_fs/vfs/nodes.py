@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
@@ -14,6 +15,11 @@ class NodeType(enum.IntEnum):
     DIRECTORY = stat.S_IFDIR
     FILE = stat.S_IFREG
     SYMLINK = stat.S_IFLNK
+
+
+def mode_of(kind: NodeType) -> int:
+    """Type and permissions: everything may be read, nothing written."""
+    return kind | (0o555 if kind is NodeType.DIRECTORY else 0o444)
 
 
 class Attributes(NamedTuple):
@@ -29,8 +35,8 @@ class Attributes(NamedTuple):
 
     @property
     def mode(self) -> int:
-        """Type and permissions: everything may be read, nothing written."""
-        return self.type | (0o555 if self.type is NodeType.DIRECTORY else 0o444)
+        """Type and permissions."""
+        return mode_of(self.type)
 
     @property
     def blocks(self) -> int:
@@ -54,13 +60,21 @@ class Statistics(NamedTuple):
 
 
 class Handle(Protocol):
-    """An open file. `size` in bytes: exact, and the same as long as it is open."""
+    """An open file; closed once by who opened it."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Bytes: exact, and the same as long as it is open."""
+        ...
 
     @property
     def live(self) -> bool:
         """Whether the next open may show other content, so that a kernel should keep none of it."""
+        ...
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its size or content may be other than what was shown of this inode before."""
         ...
 
     def read(self, offset: int, size: int) -> bytes: ...
@@ -68,17 +82,35 @@ class Handle(Protocol):
     def close(self) -> None: ...
 
 
+class SharedFile:
+    """The one file behind all handles that an inode has at a time.
+
+    A kernel keeps one set of pages per inode: while any handle is open, every other must show the same bytes, even
+    if the clip was evicted and fetched anew meanwhile.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self.users = 0
+
+
 class ClipHandle:
     """An open clip: its bytes stay, whatever happens to the store."""
 
     live = False
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self.size = size
+    def __init__(self, file: SharedFile, *, fresh: bool, release: Callable[[SharedFile], None]) -> None:
+        self.file = file
+        self.fresh = fresh
+        self._release = release
+
+    @property
+    def size(self) -> int:
+        return self.file.size
 
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.fd, size, offset)
+        return os.pread(self.file.fd, size, offset)
 
     def close(self) -> None:
-        os.close(self.fd)
+        self._release(self.file)

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Directory, Entry, name_table, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher
-from kinetics_fs.store import Store
+from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
-from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, NodeType, Statistics
+from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, NodeType, SharedFile, Statistics
 
 ROOT = 1
 _CONTROL = 2
@@ -53,8 +54,7 @@ class Tree:
         store: the clips that are here.
         fetcher: gets the others.
         class_names: how labels become directory names.
-        about: further facts for `status.json`.
-        clock: seconds since the epoch.
+        about: further facts for `status.json`, asked for each time.
 
     Raises:
         CatalogError: two labels get the same directory name.
@@ -67,12 +67,12 @@ class Tree:
         fetcher: Fetcher,
         *,
         class_names: ClassNames = ClassNames.RAW,
-        about: Mapping[str, object] | None = None,
+        about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._fetcher = fetcher
-        self._about = dict(about or {})
+        self._about = about
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._splits = {split.split: split for split in catalog.splits()}
         self._classes = {split.ino: _named(catalog.classes(split), class_names) for split in self._splits.values()}
@@ -91,6 +91,9 @@ class Tree:
             files[f"{name}.csv"] = SplitList(catalog, list(self._classes[split.ino].items()), indexes)
         self._control_inodes = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(files)}
         self._control_files = {self._control_inodes[name]: file for name, file in files.items()}
+        self._files: dict[int, SharedFile] = {}
+        self._versions: dict[int, float] = {}
+        self._files_lock = threading.Lock()
         self._hits = self._misses = 0
         self._since = time.time()
 
@@ -122,12 +125,36 @@ class Tree:
             raise OSError(errno.ENOENT, "no such file or directory", name)
         return found
 
-    def entries(self, ino: int) -> list[DirEntry]:
-        """The names in a directory.
+    def entries(self, ino: int, offset: int = 0, count: int | None = None) -> list[DirEntry]:
+        """The names in a directory: `count` of them from `offset` on, or all.
 
         Raises:
-            OSError: ENOENT, or ENOTDIR.
+            OSError: ENOTDIR.
         """
+        if self._has_clips(ino):
+            page = self._catalog.entries(self._directory(ino), offset, count)
+            return [DirEntry(entry.clip.name, entry.ino, NodeType.FILE) for entry in page]
+        return self._directory_entries(ino)[offset : None if count is None else offset + count]
+
+    def entries_with_attributes(self, ino: int, offset: int, count: int) -> list[tuple[str, Attributes]]:
+        """The same with what stat shows of each, in a few queries for all of them.
+
+        Raises:
+            OSError: ENOTDIR.
+        """
+        if not self._has_clips(ino):
+            page = self._directory_entries(ino)[offset : offset + count]
+            return [(entry.name, self.attributes(entry.ino)) for entry in page]
+        entries = self._catalog.entries(self._directory(ino), offset, count)
+        sizes = self._store.sizes([entry.clip for entry in entries])
+        return [
+            (entry.clip.name, self._clip_attributes(entry.ino, entry.clip, sizes.get(entry.clip))) for entry in entries
+        ]
+
+    def _has_clips(self, ino: int) -> bool:
+        return ino not in (ROOT, _CONTROL) and ino not in self._classes
+
+    def _directory_entries(self, ino: int) -> list[DirEntry]:
         if ino == ROOT:
             entries = [DirEntry(_CONTROL_NAME, _CONTROL, NodeType.DIRECTORY)]
             entries += [DirEntry(name, split.ino, NodeType.DIRECTORY) for name, split in self._splits.items()]
@@ -136,12 +163,8 @@ class Tree:
             return entries
         if ino == _CONTROL:
             return [DirEntry(name, number, NodeType.FILE) for name, number in self._control_inodes.items()]
-        if ino in self._classes:
-            classes = self._classes[ino].items()
-            return [DirEntry(name, directory.ino, NodeType.DIRECTORY) for name, directory in classes]
-        return [
-            DirEntry(entry.clip.name, entry.ino, NodeType.FILE) for entry in self._catalog.entries(self._directory(ino))
-        ]
+        classes = self._classes[ino].items()
+        return [DirEntry(name, directory.ino, NodeType.DIRECTORY) for name, directory in classes]
 
     def parent(self, ino: int) -> int:
         """The inode number of a directory's parent."""
@@ -182,9 +205,7 @@ class Tree:
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
-        record = self._store.record(clip)
-        size = record.size if record else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
-        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, settled=record is not None)
+        return self._clip_attributes(ino, clip, self._store.sizes([clip]).get(clip))
 
     def statistics(self) -> Statistics:
         """What statfs shows: the files that can be opened, and the bytes that are here."""
@@ -224,17 +245,17 @@ class Tree:
         elif self._is_virtual(ino):
             opened.set_exception(OSError(errno.EISDIR, "is a directory"))
         else:
-            self._open_clip(self._entry(ino).clip, opened, tries=_OPEN_TRIES)
+            self._open_clip(self._entry(ino), opened, tries=_OPEN_TRIES)
         return opened
 
-    def _open_clip(self, clip: Clip, opened: Future[Handle], tries: int) -> None:
-        stored = self._store.open(clip)
-        if stored is not None:
+    def _open_clip(self, entry: Entry, opened: Future[Handle], tries: int) -> None:
+        handle = self._open_cached(entry)
+        if handle is not None:
             self._hits += tries == _OPEN_TRIES
             if opened.set_running_or_notify_cancel():
-                opened.set_result(ClipHandle(stored.fd, stored.size))
+                opened.set_result(handle)
             else:
-                stored.close()
+                handle.close()
             return
         self._misses += tries == _OPEN_TRIES
         if tries == 0:
@@ -249,12 +270,37 @@ class Tree:
             try:
                 if error is not None:
                     raise error
-                self._open_clip(clip, opened, tries - 1)
+                self._open_clip(entry, opened, tries - 1)
             except BaseException as failure:
                 if opened.set_running_or_notify_cancel():
                     opened.set_exception(failure)
 
-        self._fetcher.request(clip).add_done_callback(arrived)
+        self._fetcher.request(entry.clip).add_done_callback(arrived)
+
+    def _open_cached(self, entry: Entry) -> Handle | None:
+        """A handle on a clip that is here; on the same file as the inode's other handles, if it has any."""
+        with self._files_lock:
+            file, fresh = self._files.get(entry.ino), False
+            if file is None:
+                stored = self._store.open(entry.clip)
+                if stored is None:
+                    return None
+                file = self._files[entry.ino] = SharedFile(stored.fd, stored.size)
+                # What was stored before we began is what we showed from the beginning.
+                fresh = stored.stored_at >= self._since and self._versions.get(entry.ino) != stored.stored_at
+                if fresh:
+                    self._versions[entry.ino] = stored.stored_at
+            file.users += 1
+
+        def release(file: SharedFile) -> None:
+            with self._files_lock:
+                file.users -= 1
+                if file.users:
+                    return
+                del self._files[entry.ino]
+            os.close(file.fd)
+
+        return ClipHandle(file, fresh=fresh, release=release)
 
     # Seeing
 
@@ -263,7 +309,7 @@ class Tree:
         usage = self._store.usage()
         refusals = self._catalog.refusals()
         return {
-            **self._about,
+            **self._about(),
             "pid": os.getpid(),
             "since": _timestamp(self._since),
             "release": self._catalog.release,
@@ -331,6 +377,11 @@ class Tree:
         if directory is None:
             raise OSError(errno.ENOTDIR, "not a directory")
         return directory
+
+    def _clip_attributes(self, ino: int, clip: Clip, known: KnownSize | None) -> Attributes:
+        size = known.size if known else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
+        # Settled only while it is here: fetched anew, it may come out a little different.
+        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, settled=known is not None and known.held)
 
     def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
         return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, settled=True)

@@ -63,6 +63,11 @@ def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path,
     assert list(archive.parent.iterdir()) == [archive]
 
 
+def test_a_row_that_looks_like_the_magic_of_tar_is_a_row(archive: Path) -> None:
+    content = CSV + b"x" * (257 - len(CSV)) + b"ustar\0" + b"00\n" + CSV.partition(b"\n")[2]
+    assert [type(row) for row in read(archive, content)] == [Annotation] * 3 + [Refusal] + [Annotation] * 3
+
+
 def test_csv_is_preferred_to_json_of_the_same_name(archive: Path) -> None:
     content = tar(("k/train.json", JSON), ("k/train.csv", CSV), ("k/test.json", JSON))
     labels = [row.label for row in read(archive, content) if isinstance(row, Annotation)]
@@ -111,6 +116,14 @@ def test_a_bomb_is_cut_off(archive: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(CatalogError, match="holds more than 1,048,576 bytes"):
             read(archive, content)
     assert read(archive, gzip.compress(CSV * 1))
+
+
+def test_what_lies_beyond_the_limit_is_not_even_decompressed() -> None:
+    source = gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(CSV)))
+    content = containers._Bounded(source, "x")
+    with pytest.raises(CatalogError, match="holds more than"):
+        content.seek(containers.MAX_BYTES + 1)
+    assert source.tell() == 0
 
 
 def test_a_sparse_member_is_not_inflated(archive: Path) -> None:

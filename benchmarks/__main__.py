@@ -1,0 +1,33 @@
+"""`python -m benchmarks NAME… [--json FILE]`: measures, prints a table, and writes the same as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import catalog
+from benchmarks.report import Row, machine, table
+
+BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {"catalog": catalog.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    arguments = parser.parse_args()
+
+    rows: list[Row] = []
+    for name in arguments.names:
+        found = BENCHMARKS[name]()
+        print(f"{name}\n{table(found)}\n", flush=True)
+        rows += found
+    if arguments.json:
+        report = {"machine": machine(), "rows": [row.as_json() for row in rows]}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

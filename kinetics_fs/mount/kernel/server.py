@@ -1,0 +1,581 @@
+"""Answers the kernel: one loop, one thread, which never waits for anything but the kernel itself.
+
+A request is read, answered, and forgotten. The exception is the open of a clip that is not here: its request is
+parked, a future brings the file, and the loop goes on; a thousand of them cost a thousand small objects. Futures end
+in threads of the fetcher, which only put them in a queue and wake the loop: all state here is the loop's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from pathlib import Path
+from types import FrameType
+
+from kinetics_fs.errors import KineticsError, MountError
+from kinetics_fs.mount.kernel import device
+from kinetics_fs.mount.kernel import protocol as p
+from kinetics_fs.mount.mountpoint import find_mounts, unmount
+from kinetics_fs.vfs import Attributes, ClipHandle, DirEntry, Handle, NodeType, SharedFile, Tree, errno_of, mode_of
+
+_log = logging.getLogger(__name__)
+
+_A_DAY = 86400
+"""Seconds for which the kernel need not ask again about what cannot change."""
+
+_A_MINUTE = 60
+"""The same for the size of a clip that is not here. Long enough for a sweep over all of them, and no risk to readers:
+the open that brings a clip also takes back what the kernel knows of it."""
+
+_BLOCK = 4096
+_WANTED = (
+    p.InitFlag.ASYNC_READ
+    | p.InitFlag.BIG_WRITES
+    | p.InitFlag.DO_READDIRPLUS
+    | p.InitFlag.PARALLEL_DIROPS
+    | p.InitFlag.MAX_PAGES
+    | p.InitFlag.CACHE_SYMLINKS
+    | p.InitFlag.NO_OPENDIR_SUPPORT
+    | p.InitFlag.INIT_EXT
+)
+_REFUSED_FOR_GOOD = frozenset({p.Opcode.OPENDIR, p.Opcode.FLUSH})
+"""ENOSYS to the first one, and the kernel never asks again: directories are then cached, and a close is one message."""
+
+
+def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, ready: Callable[[Server], None]) -> None:
+    """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
+
+    To be called in the main thread, for it takes the signals.
+
+    Args:
+        tree: what to show.
+        place: a prepared mount point.
+        allow_other: let other users in.
+        passthrough: let the kernel read cached files itself, if it can.
+        ready: called once, when the mount can be used.
+
+    Raises:
+        MountError: it could not be mounted.
+    """
+    fd = device.mount(place, allow_other=allow_other)
+    try:
+        server = Server(tree, fd, passthrough=passthrough)
+        with _ending_by_signal(server, place):
+            server.run(lambda: _begin(server, place, ready))
+    finally:
+        os.close(fd)
+
+
+def _begin(server: Server, place: Path, ready: Callable[[Server], None]) -> None:
+    number = find_mounts().get(place)
+    if number is not None and not server.passes_through:
+        device.raise_read_ahead(number)
+    ready(server)
+
+
+@contextmanager
+def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
+    """Lets signals end the mount, cleanly: opens that wait are answered, and the place is given back."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        server.interrupt_all()
+        try:
+            unmount(place, lazy=True)
+        except MountError as error:
+            _log.error("%s", error)
+            server.stop()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Server:
+    """The conversation on one descriptor.
+
+    Args:
+        tree: what is shown.
+        fd: a mounted FUSE descriptor; a socket of packets will do for tests.
+        passthrough: let the kernel read cached files itself, if it can.
+    """
+
+    def __init__(self, tree: Tree, fd: int, *, passthrough: bool) -> None:
+        self._tree = tree
+        self._fd = fd
+        self._passthrough_wanted = passthrough
+        self.passes_through = False
+        self.mode = "not begun"
+        self._uid, self._gid = os.getuid(), os.getgid()
+        self._minor = p.MINOR
+        self._running = True
+        self._handles: dict[int, Handle] = {}
+        self._numbers = count(1)
+        self._backings: dict[SharedFile, _Backing] = {}
+        self._parked: dict[int, Future[Handle]] = {}
+        self._arrived: deque[tuple[int, int]] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._begun: Callable[[], None] = lambda: None
+        self._answers: dict[int, Callable[[p.InHeader, memoryview], bytes | None]] = {
+            p.Opcode.INIT: self._init,
+            p.Opcode.LOOKUP: self._lookup,
+            p.Opcode.FORGET: self._nothing,
+            p.Opcode.BATCH_FORGET: self._nothing,
+            p.Opcode.GETATTR: self._getattr,
+            p.Opcode.STATX: self._statx,
+            p.Opcode.READLINK: self._readlink,
+            p.Opcode.ACCESS: lambda _header, _body: b"",  # the kernel itself judges permissions
+            p.Opcode.STATFS: self._statfs,
+            p.Opcode.GETXATTR: self._getxattr,
+            p.Opcode.LISTXATTR: self._listxattr,
+            p.Opcode.READDIR: self._readdir,
+            p.Opcode.READDIRPLUS: self._readdirplus,
+            p.Opcode.OPEN: self._open,
+            p.Opcode.READ: self._read,
+            p.Opcode.LSEEK: self._lseek,
+            p.Opcode.RELEASE: self._release,
+            p.Opcode.INTERRUPT: self._interrupt,
+            p.Opcode.DESTROY: self._destroy,
+        }
+
+    # The loop
+
+    def run(self, begun: Callable[[], None]) -> None:
+        """Answers until the filesystem is unmounted or `stop` is called.
+
+        Args:
+            begun: called when the kernel has said how it wants to talk.
+        """
+        self._begun = begun
+        os.set_blocking(self._fd, False)
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        buffer = bytearray(device.LARGEST_READ + 4096)
+        view = memoryview(buffer)
+        try:
+            while self._running:
+                while self._arrived:
+                    self._finish_open(*self._arrived.popleft())
+                try:
+                    size = os.readv(self._fd, [buffer])
+                except BlockingIOError:
+                    poll.poll()
+                    self._clear_wake()
+                except OSError as error:
+                    if error.errno == errno.ENODEV:
+                        break  # unmounted
+                    if error.errno not in (errno.ENOENT, errno.EINTR):  # a request was taken back while it was read
+                        raise
+                else:
+                    self.answer(view[:size])
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Makes the loop end; may be called from a signal handler."""
+        self._running = False
+        self._wake_up()
+
+    def interrupt_all(self) -> None:
+        """Answers all opens that wait with EINTR; the fetches go on."""
+        for unique, opened in list(self._parked.items()):
+            self._give_up(unique, opened)
+
+    def state(self) -> dict[str, object]:
+        """For `status.json`: how this conversation goes."""
+        return {"mode": self.mode, "open_files": len(self._handles), "waiting_opens": len(self._parked)}
+
+    def answer(self, message: memoryview) -> None:
+        """Answers one request."""
+        try:
+            header = p.IN_HEADER.unpack(message)
+        except p.Malformed as error:
+            _log.error("a request without a header: %s", error)
+            return
+        answer = self._answers.get(header.opcode)
+        try:
+            if answer is None:
+                payload, number = None, errno.ENOSYS
+            else:
+                payload, number = answer(header, message[p.IN_HEADER.size :]), 0
+        except (OSError, KineticsError) as error:
+            payload, number = None, errno_of(error)
+        except p.Malformed as error:
+            _log.error("malformed request, opcode %d: %s", header.opcode, error)
+            payload, number = None, errno.EIO
+        except Exception:
+            _log.exception("unexpected error, opcode %d", header.opcode)
+            payload, number = None, errno.EIO
+        if header.opcode in p.NO_REPLY:
+            return
+        if number:
+            self._write(p.error_reply(header.unique, number))
+        elif payload is not None:
+            self._write(p.reply_header(header.unique, len(payload)), payload)
+
+    def _write(self, *pieces: bytes) -> bool:
+        """Sends a reply or a notification; whether it was taken."""
+        try:
+            os.writev(self._fd, pieces)
+        except OSError as error:
+            # The caller was killed meanwhile, or the mount is gone: nobody waits for this any more.
+            if error.errno not in (*p.REFUSED, errno.ENODEV, errno.ENOTCONN):
+                _log.error("the kernel refused a reply: %s", error)
+            return False
+        return True
+
+    def _wake_up(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _clear_wake(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
+
+    def _close(self) -> None:
+        self.interrupt_all()
+        for number in list(self._handles):
+            self._close_handle(number)
+
+    # The beginning and the end
+
+    def _init(self, header: p.InHeader, body: memoryview) -> bytes | None:
+        kernel, offered = p.parse_init(body)
+        if kernel.major > p.VERSION:
+            # The protocol's way: say what we speak, and be asked again.
+            return p.INIT_OUT.pack(p.VERSION, p.MINOR, *[0] * 10)
+        if kernel.major < p.VERSION or kernel.minor < p.OLDEST_MINOR:
+            _log.error("this kernel speaks FUSE %d.%d, which is too old", kernel.major, kernel.minor)
+            self.stop()
+            raise OSError(errno.EPROTO, "kernel too old")
+        self._minor = min(kernel.minor, p.MINOR)
+        wanted = _WANTED & offered
+        self._decide_mode(offered)
+        if self.passes_through:
+            wanted |= p.InitFlag.PASSTHROUGH
+        payload = p.INIT_OUT.pack(
+            p.VERSION,
+            self._minor,
+            max(kernel.max_readahead, device.LARGEST_READ),
+            wanted & 0xFFFFFFFF,
+            64,  # max_background: reads ahead that may be under way
+            48,  # congestion_threshold
+            _BLOCK,  # max_write: nothing is ever written
+            1,  # time_gran
+            device.LARGEST_READ // 4096,
+            0,  # map_alignment
+            wanted >> 32,
+            1 if self.passes_through else 0,  # max_stack_depth: the cache may be on an overlay
+        )
+        if self._write(p.reply_header(header.unique, len(payload)), payload):
+            self._begun()
+        return None
+
+    def _decide_mode(self, offered: p.InitFlag) -> None:
+        if not self._passthrough_wanted:
+            self.mode = "page cache (passthrough is turned off)"
+        elif not offered & p.InitFlag.PASSTHROUGH:
+            self.mode = "page cache (passthrough needs Linux 6.9)"
+        elif os.geteuid() != 0:
+            self.mode = "page cache (passthrough needs root)"
+        else:
+            self.passes_through = True
+            self.mode = "passthrough"
+
+    def _destroy(self, _header: p.InHeader, _body: memoryview) -> bytes:
+        return b""
+
+    def _nothing(self, _header: p.InHeader, _body: memoryview) -> None:
+        """FORGET: nothing is remembered per inode, for the catalog knows them all."""
+
+    # Names and attributes
+
+    def _lookup(self, header: p.InHeader, body: memoryview) -> bytes:
+        name = p.parse_name(body)
+        try:
+            ino = self._tree.lookup(header.nodeid, os.fsdecode(name))
+        except FileNotFoundError:
+            # Inode 0: there is no such name, and there will not be one.
+            return p.ENTRY_OUT.pack(0, 0, _A_DAY, 0, 0, 0) + bytes(p.ATTR.size)
+        attributes = self._tree.attributes(ino)
+        return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _valid(attributes), 0, 0) + p.ATTR.pack(*self._attr(attributes))
+
+    def _getattr(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.GETATTR_IN.unpack(body)
+        attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
+        return p.ATTR_OUT.pack(_valid(attributes), 0) + p.ATTR.pack(*self._attr(attributes))
+
+    def _statx(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.STATX_IN.unpack(body)
+        attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
+        time = attributes.mtime
+        return p.STATX_OUT.pack(
+            _valid(attributes),
+            0,
+            p.STATX_BASIC | p.STATX_BTIME,
+            _BLOCK,
+            0,
+            attributes.links,
+            self._uid,
+            self._gid,
+            attributes.mode,
+            attributes.ino,
+            attributes.size,
+            attributes.blocks,
+            0,
+            time,
+            time,
+            time,
+            time,
+        )
+
+    def _attributes(self, ino: int, fh: int | None) -> Attributes:
+        attributes = self._tree.attributes(ino)
+        handle = self._handles.get(fh) if fh is not None else None
+        # A virtual file that changes is for its reader as long as it was when it was opened.
+        return attributes._replace(size=handle.size) if handle is not None and handle.live else attributes
+
+    def _attr(self, attributes: Attributes) -> tuple[int, ...]:
+        time = attributes.mtime
+        return (
+            attributes.ino,
+            attributes.size,
+            attributes.blocks,
+            *(time, time, time, 0, 0, 0),
+            attributes.mode,
+            attributes.links,
+            self._uid,
+            self._gid,
+            0,
+            _BLOCK,
+            0,
+        )
+
+    def _readlink(self, header: p.InHeader, _body: memoryview) -> bytes:
+        return os.fsencode(self._tree.readlink(header.nodeid))
+
+    def _statfs(self, _header: p.InHeader, _body: memoryview) -> bytes:
+        statistics = self._tree.statistics()
+        return p.STATFS_OUT.pack(-(-statistics.bytes_used // _BLOCK), 0, 0, statistics.files, 0, _BLOCK, 255, _BLOCK)
+
+    def _getxattr(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.GETXATTR_IN.unpack(body)
+        name = os.fsdecode(p.parse_name(body[p.GETXATTR_IN.size :]))
+        return _sized(self._tree.xattr(header.nodeid, name), asked.size)
+
+    def _listxattr(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.GETXATTR_IN.unpack(body)
+        names = b"".join(os.fsencode(name) + b"\0" for name in self._tree.list_xattrs(header.nodeid))
+        return _sized(names, asked.size)
+
+    # Directories
+
+    def _readdir(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.READ_IN.unpack(body)
+        entries = self._dots(header.nodeid)[asked.offset :]
+        entries += self._tree.entries(header.nodeid, max(0, asked.offset - 2), asked.size // p.DIRENT.size)
+        records: list[bytes] = []
+        room = asked.size
+        for place, (text, ino, kind) in enumerate(entries, asked.offset + 1):
+            name = os.fsencode(text)
+            record = _dirent(len(name))
+            room -= record.size
+            if room < 0:
+                break
+            records.append(record.pack(ino, place, len(name), kind >> 12, name))
+        return b"".join(records)
+
+    def _readdirplus(self, header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.READ_IN.unpack(body)
+        uid, gid, room = self._uid, self._gid, asked.size
+        records: list[bytes] = []
+        for place, (text, ino, kind) in enumerate(self._dots(header.nodeid)[asked.offset :], asked.offset + 1):
+            name = os.fsencode(text)
+            # Node 0: the kernel is not to remember anything by this name.
+            records.append(_direntplus(len(name)).pack(*[0] * 22, ino, place, len(name), kind >> 12, name))
+            room -= len(records[-1])
+        begin = max(0, asked.offset - 2)
+        page = self._tree.entries_with_attributes(header.nodeid, begin, asked.size // p.DIRENTPLUS_SIZE)
+        for place, (text, (ino, kind, size, links, time, settled)) in enumerate(page, begin + 3):
+            name = os.fsencode(text)
+            record = _direntplus(len(name))
+            room -= record.size
+            if room < 0:
+                break
+            # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
+            records.append(
+                record.pack(
+                    *(ino, 0, _A_DAY, _A_DAY if settled else _A_MINUTE, 0, 0),
+                    *(
+                        ino,
+                        size,
+                        -(-size // 512),
+                        time,
+                        time,
+                        time,
+                        0,
+                        0,
+                        0,
+                        mode_of(kind),
+                        links,
+                        uid,
+                        gid,
+                        0,
+                        _BLOCK,
+                        0,
+                    ),
+                    *(ino, place, len(name), kind >> 12, name),
+                )
+            )
+        return b"".join(records)
+
+    def _dots(self, ino: int) -> list[DirEntry]:
+        return [DirEntry(".", ino, NodeType.DIRECTORY), DirEntry("..", self._tree.parent(ino), NodeType.DIRECTORY)]
+
+    # Files
+
+    def _open(self, header: p.InHeader, body: memoryview) -> bytes | None:
+        if p.OPEN_IN.unpack(body).flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, "read-only")
+        opened = self._tree.open(header.nodeid)
+        if opened.done():
+            return self._opened(header.nodeid, opened.result())
+        unique, ino = header.unique, header.nodeid
+        self._parked[unique] = opened
+
+        def arrived(_opened: Future[Handle]) -> None:
+            self._arrived.append((unique, ino))
+            self._wake_up()
+
+        opened.add_done_callback(arrived)
+        return None
+
+    def _finish_open(self, unique: int, ino: int) -> None:
+        """Answers a parked open."""
+        opened = self._parked.pop(unique, None)
+        if opened is None:
+            return  # given up before
+        try:
+            payload = self._opened(ino, opened.result())
+        except Exception as error:
+            self._write(p.error_reply(unique, errno_of(error)))
+            return
+        if not self._write(p.reply_header(unique, len(payload)), payload):
+            # Its reader died in this moment, and no RELEASE will come.
+            self._close_handle(p.OPEN_OUT.unpack(memoryview(payload)).fh)
+
+    def _opened(self, ino: int, handle: Handle) -> bytes:
+        """Gives a handle its number, and decides how the kernel is to read it: always the same way for one file."""
+        number = next(self._numbers)
+        self._handles[number] = handle
+        if handle.live:
+            return p.OPEN_OUT.pack(number, p.OpenFlag.DIRECT_IO, 0)
+        if handle.fresh:
+            # The kernel may know another size, from before this content was here.
+            self._write(p.forget_attributes(ino))
+        backing = self._back(handle.file) if isinstance(handle, ClipHandle) else None
+        if backing is not None:
+            return p.OPEN_OUT.pack(number, p.OpenFlag.PASSTHROUGH, backing.number)
+        return p.OPEN_OUT.pack(number, 0 if handle.fresh else p.OpenFlag.KEEP_CACHE, 0)
+
+    def _back(self, file: SharedFile) -> _Backing | None:
+        """The registration of a file for passthrough; none if that is off, or its filesystem will not do."""
+        backing = self._backings.get(file)
+        if backing is None:
+            if not self.passes_through:
+                return None
+            try:
+                backing = self._backings[file] = _Backing(device.open_backing(self._fd, file.fd))
+            except OSError as error:
+                self.passes_through = False
+                self.mode = f"page cache (passthrough failed: {error.strerror})"
+                _log.warning("no passthrough: %s", error.strerror)
+                return None
+        backing.users += 1
+        return backing
+
+    def _read(self, _header: p.InHeader, body: memoryview) -> bytes:
+        asked = p.READ_IN.unpack(body)
+        return self._handle(asked.fh).read(asked.offset, min(asked.size, device.LARGEST_READ))
+
+    def _lseek(self, _header: p.InHeader, body: memoryview) -> bytes:
+        """SEEK_DATA and SEEK_HOLE; the kernel knows the others itself. No file here has holes."""
+        asked = p.LSEEK_IN.unpack(body)
+        size = self._handle(asked.fh).size
+        if asked.offset >= size:
+            raise OSError(errno.ENXIO, "beyond the end")
+        return p.LSEEK_OUT.pack(size if asked.whence == os.SEEK_HOLE else asked.offset)
+
+    def _release(self, _header: p.InHeader, body: memoryview) -> bytes:
+        self._close_handle(p.RELEASE_IN.unpack(body).fh)
+        return b""
+
+    def _handle(self, number: int) -> Handle:
+        handle = self._handles.get(number)
+        if handle is None:
+            raise OSError(errno.EBADF, "no such open file")
+        return handle
+
+    def _close_handle(self, number: int) -> None:
+        handle = self._handle(number)
+        del self._handles[number]
+        if isinstance(handle, ClipHandle) and (backing := self._backings.get(handle.file)):
+            backing.users -= 1
+            if not backing.users:
+                del self._backings[handle.file]
+                with suppress(OSError):  # the connection may be gone, and the registration with it
+                    device.close_backing(self._fd, backing.number)
+        handle.close()
+
+    # Interrupts
+
+    def _interrupt(self, _header: p.InHeader, body: memoryview) -> None:
+        unique = p.INTERRUPT_IN.unpack(body).unique
+        opened = self._parked.get(unique)
+        if opened is not None:
+            self._give_up(unique, opened)
+
+    def _give_up(self, unique: int, opened: Future[Handle]) -> None:
+        if opened.cancel():
+            self._parked.pop(unique, None)
+            self._write(p.error_reply(unique, errno.EINTR))
+
+
+@dataclass(slots=True)
+class _Backing:
+    """A file's registration for passthrough, and how many handles use it."""
+
+    number: int
+    users: int = 0
+
+
+def _valid(attributes: Attributes) -> int:
+    """Seconds for which the kernel may keep attributes."""
+    return _A_DAY if attributes.settled else _A_MINUTE
+
+
+def _sized(value: bytes, room: int) -> bytes:
+    """The answer to a request for an attribute: the value, or its size if no room was given for it."""
+    if room == 0:
+        return p.GETXATTR_OUT.pack(len(value))
+    if len(value) > room:
+        raise OSError(errno.ERANGE, "no room for the value")
+    return value
+
+
+_dirent = cache(p.dirent_packer)
+_direntplus = cache(p.direntplus_packer)

@@ -1,0 +1,469 @@
+"""From media to a clip: cut to the frame, and never taken for whole when it is not."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+
+from kinetics_fs.demo.media import frame_numbers, make_video
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND, cut
+from kinetics_fs.fetch.verify import check_media, verify_clip
+from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.sources import Media
+from tests.conftest import Dataset
+
+SECONDS = 24
+"""Length of the videos made here."""
+
+
+def clip_of(
+    path: Path, start: float, duration: float, *, length: float | None = None, max_height: int = 360, ffmpeg: str = ""
+) -> Path:
+    """What a worker does with media once they are here."""
+    media = Media(path, start, length)
+    target = path.with_name(f"clip of {path.name}.mp4")
+    check_media(media)
+    cut(media, duration, target, ffmpeg=ffmpeg or find_ffmpeg(), max_height=max_height)
+    verify_clip(target, duration, media)
+    return target
+
+
+def refused(path: Path, start: float, duration: float, length: float | None = None) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        clip_of(path, start, duration, length=length)
+    return caught.value
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    subprocess.run(
+        [find_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def size(path: Path) -> tuple[int, int]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.codec_context.width, stream.codec_context.height
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="module")
+def plain(videos: Path) -> Path:
+    """24 s at 25 frames a second, small, with few key frames."""
+    path = videos / "plain.mp4"
+    make_video(path, seconds=SECONDS, ffmpeg=find_ffmpeg(), width=160, height=120)
+    return path
+
+
+Variant = Callable[..., Path]
+
+
+@pytest.fixture
+def variant(plain: Path, tmp_path: Path) -> Variant:
+    """Makes another file out of the plain one, by arguments of ffmpeg."""
+
+    def make(*arguments: str, name: str = "variant.mp4", source: Path = plain) -> Path:
+        path = tmp_path / name
+        ffmpeg("-i", source, *arguments, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def copy(plain: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "copy.mp4"
+    path.write_bytes(plain.read_bytes())
+    return path
+
+
+# Frames
+
+
+@pytest.mark.parametrize("start", [0, 9, 14])
+def test_exact_frames(copy: Path, start: int) -> None:
+    assert frame_numbers(clip_of(copy, start, 10)) == list(range(start * 25, start * 25 + 250))
+
+
+@pytest.mark.parametrize(("start", "duration"), [(0, 1), (23, 1), (0, 24)])
+def test_exact_frames_of_any_length(copy: Path, start: int, duration: int) -> None:
+    assert frame_numbers(clip_of(copy, start, duration)) == list(range(start * 25, (start + duration) * 25))
+
+
+def test_key_frames_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.mp4"
+    make_video(path, seconds=16, ffmpeg=find_ffmpeg(), width=160, height=120, gop=400)
+
+    assert frame_numbers(clip_of(path, 5, 10)) == list(range(125, 375))
+
+
+def test_index_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "index last.mp4"
+    make_video(path, seconds=12, ffmpeg=find_ffmpeg(), width=160, height=120, faststart=False)
+
+    assert frame_numbers(clip_of(path, 2, 10)) == list(range(50, 300))
+
+
+@pytest.mark.parametrize("rate", [12, 60])
+def test_other_frame_rates(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "rate.mp4"
+    make_video(path, seconds=13, ffmpeg=find_ffmpeg(), rate=rate, width=160, height=120)
+
+    assert frame_numbers(clip_of(path, 2, 10)) == list(range(2 * rate, 12 * rate))
+
+
+def test_rate_of_television(tmp_path: Path) -> None:
+    # 30 frames a second, slowed down to 30000/1001: frame n is shown at n · 1001 / 30000.
+    faster, path = tmp_path / "30.mp4", tmp_path / "29.97.mp4"
+    make_video(faster, seconds=21, ffmpeg=find_ffmpeg(), rate=30, width=160, height=120)
+    ffmpeg("-itsscale", "1.001", "-i", faster, "-c", "copy", "-video_track_timescale", "30000", path)
+    shown = [number for number in range(630) if 10 <= number * 1001 / 30000 < 20]
+
+    assert frame_numbers(clip_of(path, 10, 10)) == shown
+
+
+def test_few_frames_a_second(variant: Variant) -> None:
+    # A slide show: a frame lasts longer than the tolerance of the check.
+    path = variant("-vf", "select='not(mod(n,10))',setpts=N/2.5/TB", "-r", "2.5", "-an")
+
+    assert frame_numbers(clip_of(path, 6, 10)) == list(range(150, 400, 10))
+
+
+def test_variable_frame_rate(variant: Variant) -> None:
+    # Every frame of the first half, every third of the second, at the times that they had.
+    path = variant("-vf", "select='lt(n,300)+not(mod(n,3))'", "-vsync", "vfr")
+    kept = [number for number in range(600) if number < 300 or number % 3 == 0]
+    assert frame_numbers(path) == kept
+
+    assert frame_numbers(clip_of(path, 8, 10)) == [number for number in kept if 200 <= number < 450]
+
+
+def shown_between(path: Path, start: float, end: float) -> list[int]:
+    """The places of the frames that a file shows in this time, counted from its own beginning."""
+    with av.open(str(path)) as container:
+        begin = (container.start_time or 0) / av.time_base
+        times = [frame.time - begin for frame in container.decode(video=0) if frame.time is not None]
+    return [place for place, time in enumerate(times) if start <= time < end]
+
+
+def test_matroska(variant: Variant) -> None:
+    # Milliseconds for a clock, and a picture that begins a little after the sound.
+    path = variant("-c", "copy", name="merged.mkv")
+
+    assert frame_numbers(clip_of(path, 10, 10)) == shown_between(path, 10, 20)
+
+
+def test_file_that_begins_late(variant: Variant) -> None:
+    # Seconds of a video count from its beginning, whatever the clock of the file says.
+    path = variant("-c", "copy", "-an", "-output_ts_offset", "7", name="late.mkv")
+
+    assert frame_numbers(clip_of(path, 10, 10)) == list(range(250, 500))
+
+
+# Sound
+
+
+def test_video_without_sound(variant: Variant) -> None:
+    clip = clip_of(variant("-an", "-c", "copy"), 10, 10)
+
+    assert frame_numbers(clip) == list(range(250, 500))
+    with av.open(str(clip)) as container:
+        assert not container.streams.audio
+
+
+def test_sound_is_cut_with_the_picture(copy: Path) -> None:
+    with av.open(str(clip_of(copy, 10, 10))) as container:
+        [sound] = container.streams.audio
+        lasts = sum(frame.samples / frame.sample_rate for frame in container.decode(sound))
+
+    assert lasts == pytest.approx(10, abs=0.1)
+
+
+@pytest.mark.parametrize(("longer", "told"), [(0.8, True), (6.0, False), (6.0, True)])
+def test_sound_that_outlasts_the_picture(tmp_path: Path, plain: Path, longer: float, told: bool) -> None:
+    path = tmp_path / "long sound.mp4"
+    sound = f"sine=duration={SECONDS + longer}"
+    ffmpeg("-i", plain, "-f", "lavfi", "-i", sound, "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
+    length = SECONDS + longer if told else None
+
+    assert frame_numbers(clip_of(path, 5, 10, length=length)) == list(range(125, 375))
+    # The picture ends first: so does the clip, and that is no damage.
+    assert frame_numbers(clip_of(path, 18, 10, length=length)) == list(range(450, 600))
+
+
+def test_sound_that_ends_early(tmp_path: Path, plain: Path) -> None:
+    path = tmp_path / "short sound.mp4"
+    ffmpeg("-i", plain, "-f", "lavfi", "-i", "sine=duration=5", "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
+
+    assert frame_numbers(clip_of(path, 10, 10)) == list(range(250, 500))
+
+
+# The end of the video
+
+
+@pytest.mark.parametrize(("start", "length"), [(15, None), (20, 24.0), (20, 25.0), (23, None), (23, 25.0)])
+def test_clip_at_the_end(copy: Path, start: int, length: float | None) -> None:
+    assert frame_numbers(clip_of(copy, start, 10, length=length)) == list(range(start * 25, 600))
+
+
+def test_real_case_of_the_demo(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "source.mp4"
+    path.write_bytes((dataset.videos / "DEMOvideo-5.mp4").read_bytes())
+
+    assert frame_numbers(clip_of(path, 8, 10, length=15)) == list(range(200, 362))
+
+
+@pytest.mark.parametrize("start", [24, 25, 1000])
+def test_clip_after_the_end_is_gone(copy: Path, start: int) -> None:
+    error = refused(copy, start, 10, length=24)
+
+    assert error.kind is FailureKind.GONE
+    assert "24.0 s" in error.reason
+
+
+def test_video_that_should_be_longer_is_no_short_video(copy: Path) -> None:
+    # The site speaks of 60 s, and the file has 24: it is not known to end where the clip does.
+    assert refused(copy, 20, 10, length=60).kind is FailureKind.CORRUPT
+    assert refused(copy, 30, 10, length=60).kind is FailureKind.CORRUPT
+
+
+# Damage
+
+
+def broken_off(path: Path, second: float, *, spare: int = 0) -> None:
+    """Ends a file (index in front) at the video frame that is shown at this second, or some bytes later."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        positions = [
+            packet.pos
+            for packet in container.demux(stream)
+            if packet.pts is not None and packet.pos is not None and float(packet.pts * packet.time_base) >= second
+        ]
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    path.write_bytes(data[: min(positions) + spare])
+
+
+@pytest.mark.parametrize(
+    ("start", "told", "spare"), [(5, None, 0), (5, 24.0, 50), (11.5, None, 50), (11.9, 24.0, 0), (14, None, 0)]
+)
+def test_broken_off_in_the_middle(copy: Path, start: float, told: float | None, spare: int) -> None:
+    broken_off(copy, 12, spare=spare)
+
+    assert refused(copy, start, 10, told).kind is FailureKind.CORRUPT
+
+
+@pytest.mark.parametrize(("missing", "spare"), [(0.1, 0), (0.1, 20), (1.2, 0), (1.2, 20)])
+def test_broken_off_near_the_end(copy: Path, missing: float, spare: int) -> None:
+    broken_off(copy, SECONDS - missing, spare=spare)
+
+    assert refused(copy, 14, 10, 24).kind is FailureKind.CORRUPT
+
+
+def test_what_came_before_the_break_is_whole_or_refused(copy: Path) -> None:
+    broken_off(copy, 16)
+    try:
+        clip = clip_of(copy, 2, 10)
+    except FetchError as error:
+        assert error.kind is FailureKind.CORRUPT
+    else:
+        assert frame_numbers(clip) == list(range(50, 300))
+
+
+def test_index_that_never_came(tmp_path: Path) -> None:
+    path = tmp_path / "index last.mp4"
+    make_video(path, seconds=12, ffmpeg=find_ffmpeg(), width=160, height=120, faststart=False)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+    assert refused(path, 0, 10).kind is FailureKind.CORRUPT
+
+
+def test_noise_in_the_media(copy: Path) -> None:
+    data = bytearray(copy.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20_000] = bytes(range(256)) * 78 + bytes(32)
+    copy.write_bytes(data)
+
+    assert refused(copy, 5, 15).kind is FailureKind.CORRUPT
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00",
+        b"<!DOCTYPE html><html><head><title>Sorry</title></head><body>" + b"<p>Sorry</p>" * 1000,
+        b"#EXTM3U\n#EXT-X-VERSION:3\n",
+        bytes(100_000),
+        b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41",
+    ],
+    ids=["empty", "byte", "html", "playlist", "zeros", "ftyp"],
+)
+def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "source.mp4"
+    path.write_bytes(content)
+
+    error = refused(path, 0, 10, 24)
+
+    assert error.kind is FailureKind.CORRUPT
+    assert error.reason.isprintable()
+
+
+def test_playlist_that_names_other_files_is_not_followed(tmp_path: Path, plain: Path) -> None:
+    path = tmp_path / "source.mp4"
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:24\n#EXTINF:24,\n{plain}\n#EXT-X-ENDLIST\n")
+
+    assert refused(path, 0, 10).kind is FailureKind.CORRUPT
+
+
+def test_sound_alone(variant: Variant) -> None:
+    assert refused(variant("-vn", "-c", "copy"), 0, 10).kind is FailureKind.CORRUPT
+
+
+def test_two_pictures(variant: Variant) -> None:
+    error = refused(variant("-map", "0:v", "-map", "0:v", "-map", "0:a", "-c", "copy"), 0, 10)
+
+    assert error.kind is FailureKind.CORRUPT
+    assert "2 video streams" in error.reason
+
+
+def test_finished_clip_is_checked_on_its_own(copy: Path, tmp_path: Path) -> None:
+    media = Media(copy, 10, 24)
+    clip = clip_of(copy, 10, 10)
+    verify_clip(clip, 10, media)
+
+    short = tmp_path / "short.mp4"
+    ffmpeg("-i", clip, "-t", "9", "-c", "copy", short)
+    for wrong in (short, copy):
+        with pytest.raises(FetchError) as caught:
+            verify_clip(wrong, 10, media)
+        assert caught.value.kind is FailureKind.CORRUPT
+
+    data = clip.read_bytes()
+    clip.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(FetchError) as caught:
+        verify_clip(clip, 10, media)
+    assert caught.value.kind is FailureKind.CORRUPT
+
+
+# The picture
+
+
+@pytest.mark.parametrize(
+    ("max_height", "expected"), [(360, (160, 120)), (120, (160, 120)), (91, (120, 90))]
+)
+def test_picture_is_never_enlarged(copy: Path, max_height: int, expected: tuple[int, int]) -> None:
+    assert size(clip_of(copy, 0, 2, max_height=max_height)) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"), [(427, 241, (426, 240)), (321, 180, (322, 180)), (301, 401, (270, 360))]
+)
+def test_odd_sizes(variant: Variant, width: int, height: int, expected: tuple[int, int]) -> None:
+    path = variant("-t", "4", "-vf", f"scale={width}:{height},setsar=1", "-pix_fmt", "yuv444p", "-an")
+    assert size(path) == (width, height)
+
+    clip = clip_of(path, 2, 2)
+
+    assert size(clip)[1] == expected[1]
+    assert abs(size(clip)[0] - expected[0]) <= 2
+    assert frame_numbers(clip) == list(range(50, 100))
+
+
+def test_rotated_picture_is_turned_upright(copy: Path, tmp_path: Path) -> None:
+    # As telephones do it: the pixels as the sensor has them, and a matrix in the header of the track.
+    data = bytearray(copy.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    turned = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 120 << 16, 0, 0x40000000)
+    assert data[matrix : matrix + 4] == struct.pack(">i", 0x10000)
+    data[matrix : matrix + 36] = turned
+    copy.write_bytes(data)
+
+    clip = clip_of(copy, 10, 10)
+
+    assert size(clip) == (120, 160)
+    back = tmp_path / "back.mp4"
+    ffmpeg("-i", clip, "-vf", "transpose=cclock", "-an", back)
+    assert frame_numbers(back) == list(range(250, 500))
+
+
+def test_form_of_a_clip(variant: Variant) -> None:
+    secret = "do-not-keep-this"
+    path = variant(
+        *("-t", "13", "-vf", "format=yuv444p", "-metadata", f"title={secret}", "-metadata", f"comment={secret}"),
+        *("-metadata:s:v", f"title={secret}", "-metadata:s:a", f"handler_name={secret}", "-ac", "1"),
+        name="tagged.mkv",
+    )
+
+    clip = clip_of(path, 2, 10)
+
+    data = clip.read_bytes()
+    boxes, at = [], 0
+    while at < len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        boxes.append(name)
+        at += length
+    assert boxes.index(b"moov") < boxes.index(b"mdat")
+    assert secret.encode() not in data
+    with av.open(str(clip)) as container:
+        assert container.format.name.startswith("mov,mp4")
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        assert (picture.codec_context.name, picture.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (sound.codec_context.name, sound.codec_context.channels) == ("aac", 2)
+
+
+def test_rate_has_a_cap(tmp_path: Path) -> None:
+    # Noise, the worst that there is: what is promised of an unknown clip's size must hold for it, too.
+    path = tmp_path / "noise.mp4"
+    ffmpeg("-f", "lavfi", "-i", "nullsrc=s=320x180:d=4:r=30,geq=random(1)*255:128:128", "-preset", "ultrafast", path)
+
+    assert clip_of(path, 0, 4).stat().st_size * 8 < MOST_BITS_PER_SECOND * 4 * 1.35
+
+
+# The program
+
+
+def test_static_ffmpeg(copy: Path) -> None:
+    import imageio_ffmpeg
+
+    clip = clip_of(copy, 10, 10, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe())
+
+    assert frame_numbers(clip) == list(range(250, 500))
+
+
+def test_odd_names(plain: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "-i %d [a] 'b' http:"
+    folder.mkdir()
+    path = folder / "-y.mp4"
+    path.write_bytes(plain.read_bytes())
+
+    assert frame_numbers(clip_of(path, 0, 2)) == list(range(50))
+
+
+def test_missing_program(copy: Path) -> None:
+    with pytest.raises(FetchError) as caught:
+        clip_of(copy, 0, 2, ffmpeg="/nowhere/ffmpeg")
+
+    assert caught.value.kind is FailureKind.CONFIG
+
+
+def test_full_disk(copy: Path) -> None:
+    copy.with_name(f"clip of {copy.name}.mp4").symlink_to("/dev/full")
+
+    error = refused(copy, 0, 10)
+
+    assert error.kind is FailureKind.LOCAL

@@ -1,0 +1,51 @@
+"""Fixtures of the tests of the mount: all of them are run against each front end."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.mount import find_mounts
+from tests.conftest import MountFactory
+from tests.mount.helpers import CLASS, Labelled, short_clips, write_annotations
+
+FRONTENDS: dict[str, tuple[str, ...]] = {"fusepy": ()}
+"""Each front end, and what makes `kinetics-fs mount` take it."""
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def frontend(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The arguments of `kinetics-fs mount` that choose a front end."""
+    return FRONTENDS[request.param]
+
+
+@pytest.fixture
+def mount(mount: MountFactory, frontend: tuple[str, ...]) -> MountFactory:
+    return partial(mount, *frontend)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """The cache folder of `mount`."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of a second, all in one class for validation, to be mounted besides the dataset's."""
+    rows = [Labelled(CLASS, clip, "validate") for clip in short_clips(1)]
+    return write_annotations(tmp_path_factory.mktemp("annotations") / "short.csv", rows)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder to mount on; whatever is mounted there in the end is taken away."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    yield folder
+    while folder in find_mounts():
+        subprocess.run(["umount", "-l", folder], check=True)

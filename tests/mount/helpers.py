@@ -1,0 +1,112 @@
+"""What the tests of the mount share: small clips, the file behind a clip, readers that wait, and process trees."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import VIDEOS
+
+CLASS = "short clips"
+"""The class of `short_clips`."""
+
+
+class Labelled(NamedTuple):
+    """A row of an annotation file."""
+
+    label: str
+    clip: Clip
+    split: str
+
+
+def short_clips(seconds: int) -> list[Clip]:
+    """Every clip of so many seconds that the demo's videos have: quick to fetch, and there are many."""
+    return [
+        Clip(video, start, start + seconds)
+        for video, length in VIDEOS.items()
+        for start in range(int(length) - seconds + 1)
+    ]
+
+
+def write_annotations(path: Path, rows: Iterable[Labelled]) -> Path:
+    """Writes an annotation file in the form of the Kinetics crawlers."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+        writer.writerows([row.label, *row.clip, row.split] for row in rows)
+    return path
+
+
+def cached_file(cache: Path, clip: Clip) -> Path:
+    """The file in the cache folder that holds a clip."""
+    [path] = (cache / "clips").glob(f"*/{clip.key}.*.mp4")
+    return path
+
+
+def incoming(cache: Path) -> list[Path]:
+    """What fetches under way, or dead ones, have in the cache folder."""
+    return list((cache / "incoming").iterdir())
+
+
+def state(path: Path) -> str:
+    """What the mount says of a clip: `absent`, `fetching`, `cached` or `failed`."""
+    return os.getxattr(path, "user.kinetics.state").decode()
+
+
+def wait_until(condition: Callable[[], object], *, within: float = 60) -> None:
+    """Waits for something to become true.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so within {within} s")
+        time.sleep(0.02)
+
+
+def descendants(pid: int) -> set[int]:
+    """The living processes below a process."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            # proc_pid_stat(5): the name, in parentheses, may hold anything.
+            status, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if status != "Z":
+                parents[int(folder.name)] = int(parent)
+    found: set[int] = set()
+    while new := {child for child, parent in parents.items() if parent in found | {pid}} - found:
+        found |= new
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The command of a process, or nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def reading(paths: Iterable[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A process for each path, which copies it to its standard output; none of them outlives the context."""
+    readers: list[subprocess.Popen[bytes]] = []
+    try:
+        for path in paths:
+            readers.append(subprocess.Popen(["cat", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        yield readers
+    finally:
+        for reader in readers:
+            if reader.poll() is None:
+                reader.send_signal(signal.SIGKILL)
+            reader.communicate()

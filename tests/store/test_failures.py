@@ -1,0 +1,141 @@
+"""Failures are remembered with their reason, for a while that grows, and never longer than they should be."""
+
+from __future__ import annotations
+
+import errno
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store import Failure, Store
+from kinetics_fs.store.failures import retry_delay
+from tests.store.helpers import clip, keep
+
+DAY = 86_400.0
+
+FIRST_AND_MOST = {
+    FailureKind.GONE: (7 * DAY, 90 * DAY),
+    FailureKind.CREDENTIALS: (DAY, 30 * DAY),
+    FailureKind.BLOCKED: (300.0, 3600.0),
+    FailureKind.TRANSIENT: (30.0, 3600.0),
+    FailureKind.CORRUPT: (3600.0, 7 * DAY),
+    FailureKind.CONFIG: (0.0, 0.0),
+    FailureKind.LOCAL: (0.0, 0.0),
+}
+"""Seconds to leave a clip alone: after its first failure, and at most."""
+
+
+def wait(failure: Failure) -> float:
+    return failure.retry_at - failure.last_at
+
+
+def test_every_kind_has_its_wait() -> None:
+    assert set(FIRST_AND_MOST) == set(FailureKind)
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_the_wait_doubles_with_each_failure_up_to_a_most(store: Store, kind: FailureKind) -> None:
+    first, most = FIRST_AND_MOST[kind]
+    waits = [wait(store.remember_failure(clip(0), FetchError(kind, "no"))) for _ in range(10)]
+    assert waits == pytest.approx([min(first * 2**attempt, most) for attempt in range(10)])
+
+
+@given(st.sampled_from(FailureKind), st.integers(1, 10**9), st.none() | st.floats(0, 1e9))
+def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for(
+    kind: FailureKind, attempts: int, asked: float | None
+) -> None:
+    error = FetchError(kind, "no", retry_after=asked)
+    delay = retry_delay(error, attempts)
+    assert delay <= retry_delay(error, attempts + 1)
+    assert delay >= (asked or 0)
+    assert delay <= max(FIRST_AND_MOST[kind][1], asked or 0)
+
+
+def test_a_longer_wait_that_the_origin_asks_for_is_honoured(store: Store) -> None:
+    long = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "no", retry_after=5000))
+    short = store.remember_failure(clip(1), FetchError(FailureKind.TRANSIENT, "no", retry_after=5))
+    assert wait(long) == pytest.approx(5000)
+    assert wait(short) == pytest.approx(30)
+
+
+def test_a_fault_of_this_machine_is_shown_but_never_in_the_way(store: Store) -> None:
+    failure = store.remember_failure(clip(0), FetchError(FailureKind.CONFIG, "no ffmpeg"))
+    assert failure.retry_at <= time.time()
+    assert store.failure(clip(0)) == failure
+
+
+def test_all_that_is_known_of_a_failure_is_remembered_over_a_restart(folder: Path) -> None:
+    error = FetchError(FailureKind.TRANSIENT, "timed out – 読み込み", source="youtube", errno=errno.ETIMEDOUT)
+    before = time.time()
+    with Store(folder) as store:
+        first = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "at first"))
+        store.remember_failure(clip(0), error)
+    with Store(folder) as store:
+        failure = store.failure(clip(0))
+    assert failure is not None
+    assert (failure.key, failure.kind, failure.reason, failure.source, failure.errno, failure.attempts) == (
+        clip(0).key,
+        FailureKind.TRANSIENT,
+        "timed out – 読み込み",
+        "youtube",
+        errno.ETIMEDOUT,
+        2,
+    )
+    assert before <= first.first_at == failure.first_at <= failure.last_at <= time.time()
+    again = failure.error()
+    assert (again.kind, again.reason, again.source, again.errno) == (
+        error.kind,
+        error.reason,
+        error.source,
+        error.errno,
+    )
+
+
+def test_a_clip_that_was_never_tried_has_no_failure(store: Store) -> None:
+    assert store.failure(clip(0)) is None
+    assert list(store.failures()) == []
+
+
+def test_publishing_forgets_the_failure_of_that_clip_alone(store: Store) -> None:
+    for number in range(2):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+    keep(store, clip(0))
+    assert store.failure(clip(0)) is None
+    assert store.failure(clip(1)) is not None
+    store.drop(clip(0))
+    assert wait(store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))) == pytest.approx(7 * DAY)
+
+
+def test_failures_are_listed_the_latest_first(store: Store) -> None:
+    for number in (1, 0, 2, 1):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+    assert [failure.key for failure in store.failures()] == [clip(number).key for number in (1, 2, 0)]
+
+
+def test_failures_can_be_forgotten_one_by_one_or_all_at_once(store: Store) -> None:
+    for number in range(4):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+    assert store.forget_failures([clip(0), clip(2), clip(9)]) == 2
+    assert {failure.key for failure in store.failures()} == {clip(1).key, clip(3).key}
+    assert store.forget_failures([]) == 0
+    assert store.forget_failures() == 2
+    assert store.forget_failures() == 0
+    assert list(store.failures()) == []
+
+
+def test_failures_of_another_process_are_known(store: Store) -> None:
+    with Store(store.folder) as other:
+        other.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
+        assert store.failure(clip(0)) == other.failure(clip(0))
+
+
+@pytest.mark.parametrize("reason", ["", "half of a character \ud83d", "a\0b", "x" * 1_000_000])
+def test_no_reason_is_too_strange_to_be_remembered(store: Store, reason: str) -> None:
+    store.remember_failure(clip(0), FetchError(FailureKind.GONE, reason))
+    failure = store.failure(clip(0))
+    assert failure is not None
+    assert failure.kind is FailureKind.GONE
