@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from typing import Any, NamedTuple
 from kinetics_fs.catalog.annotations import Refusal
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, held
+from kinetics_fs.connections import Connections
 from kinetics_fs.errors import CatalogError
 
 _PAGE = 4096  # clips read at once where all are read
@@ -60,16 +58,12 @@ class Refusals:
     first: list[Refusal]
 
 
-class _Connection(sqlite3.Connection):
-    """What weak references can point to: the class of the standard library cannot."""
-
-
 class Catalog:
     """What a release, or a selection from one, consists of. Read-only.
 
     Directories are held in memory (about 2,100 of them for 700 classes), clips never are. Any number of threads may
-    use one object, each has its own connection to the file; so does each process after a fork. `close` it when no
-    thread is using it any more, or use it as a context manager.
+    use one object, but not across a fork. `close` it when no thread is using it any more, or use it as a context
+    manager.
 
     Attributes:
         path: the file.
@@ -89,11 +83,9 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
-        self._threads = threading.local()
-        self._connections: set[weakref.ref[sqlite3.Connection]] = set()
+        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        self._connections = Connections(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._closing = ExitStack()
-        self._closed = False
         try:
             self._closing.enter_context(held(path))
         except OSError as error:
@@ -213,31 +205,14 @@ class Catalog:
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
         try:
-            return self._connection().execute(sql, parameters).fetchall()
+            with self._connections.borrow() as connection:
+                return connection.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             raise CatalogError(f"catalog {self.path} is damaged: {error}") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """The connection of this thread in this process: SQLite forbids to carry one over a fork."""
-        if self._closed:
-            raise ValueError(f"catalog {self.path} is closed")
-        process = os.getpid()
-        if getattr(self._threads, "process", None) != process:
-            # Opened by any thread, closed by `close` in another.
-            connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False, factory=_Connection)
-            # Weak, so that the connection of a thread that ended goes with it.
-            self._connections.add(weakref.ref(connection, self._connections.discard))
-            self._threads.connection, self._threads.process = connection, process
-        connection = self._threads.connection
-        assert isinstance(connection, sqlite3.Connection)
-        return connection
-
     def close(self) -> None:
         """Closes the file. The object is of no use afterwards."""
-        self._closed = True
-        for reference in list(self._connections):
-            if connection := reference():
-                connection.close()
+        self._connections.close()
         self._closing.close()
 
     def __enter__(self) -> Catalog:

@@ -6,11 +6,12 @@ store publishes and evicts, so that no two processes ever count the same free by
 
 from __future__ import annotations
 
-import queue
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+from kinetics_fs.connections import Connections
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -48,30 +49,23 @@ CREATE TABLE IF NOT EXISTS failure (
 
 
 class Ledger:
-    """Connections to one ledger file.
-
-    They are pooled rather than kept per thread: a libfuse thread is a new thread to Python at every call.
-    """
+    """One ledger file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._connections = Connections(self._connect)
         with self.connection() as db:
             db.executescript(_SCHEMA)
 
-    @contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        # Every commit is on the disk when it returns: after a power cut the ledger still knows each fetch.
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def connection(self) -> AbstractContextManager[sqlite3.Connection]:
         """A connection in autocommit mode, for one caller at a time."""
-        try:
-            db = self._idle.get_nowait()
-        except queue.Empty:
-            db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-            # Every commit is on the disk when it returns: after a power cut the ledger still knows each fetch.
-            db.execute("PRAGMA synchronous = FULL")
-        try:
-            yield db
-        finally:
-            self._idle.put(db)
+        return self._connections.borrow()
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
@@ -86,9 +80,5 @@ class Ledger:
             db.execute("COMMIT")
 
     def close(self) -> None:
-        """Closes the idle connections; no caller may be using one."""
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                return
+        """Closes the file."""
+        self._connections.close()

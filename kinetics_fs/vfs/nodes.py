@@ -22,6 +22,16 @@ def mode_of(kind: NodeType) -> int:
     return kind | (0o555 if kind is NodeType.DIRECTORY else 0o444)
 
 
+class Lasting(enum.IntEnum):
+    """For how long attributes hold."""
+
+    NOT_AT_ALL = 0
+    """A virtual file that changes while it is mounted."""
+    UNTIL_OPENED = 1
+    """A clip that is not here: its size is remembered or estimated, and exact once it is open."""
+    ALWAYS = 2
+
+
 class Attributes(NamedTuple):
     """What stat shows. `size` in bytes, `mtime` in whole seconds since the epoch."""
 
@@ -30,8 +40,7 @@ class Attributes(NamedTuple):
     size: int
     links: int
     mtime: int
-    settled: bool
-    """Whether the size can no longer change: else a kernel must ask again each time."""
+    lasting: Lasting
 
     @property
     def mode(self) -> int:

@@ -25,7 +25,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
-from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, NodeType, SharedFile, Statistics
+from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
 
 ROOT = 1
 _CONTROL = 2
@@ -194,14 +194,16 @@ class Tree:
         if ino == _CONTROL:
             return self._directory_attributes(ino, subdirectories=0)
         if ino == _VAL:
-            return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, settled=True)
+            return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, Lasting.ALWAYS)
         control = self._control_files.get(ino)
         if isinstance(control, SplitList):
-            return Attributes(ino, NodeType.FILE, control.size, 1, self._mtime, settled=True)
+            return Attributes(ino, NodeType.FILE, control.size, 1, self._mtime, Lasting.ALWAYS)
         if control is not None:
             handle = control.open()
             mtime = int(time.time()) if handle.live else self._mtime
-            return Attributes(ino, NodeType.FILE, handle.size, 1, mtime, settled=not handle.live)
+            return Attributes(
+                ino, NodeType.FILE, handle.size, 1, mtime, Lasting.NOT_AT_ALL if handle.live else Lasting.ALWAYS
+            )
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
@@ -380,11 +382,12 @@ class Tree:
 
     def _clip_attributes(self, ino: int, clip: Clip, known: KnownSize | None) -> Attributes:
         size = known.size if known else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
-        # Settled only while it is here: fetched anew, it may come out a little different.
-        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, settled=known is not None and known.held)
+        # Fetched anew after an eviction, it may come out a little different.
+        lasting = Lasting.ALWAYS if known is not None and known.held else Lasting.UNTIL_OPENED
+        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, lasting)
 
     def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
-        return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, settled=True)
+        return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, Lasting.ALWAYS)
 
     def _path(self, entry: Entry) -> str:
         directory = self._directory(entry.directory)

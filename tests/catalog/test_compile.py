@@ -338,7 +338,7 @@ def test_processes_that_compile_at_once_agree(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-# Threads, forks, age
+# Threads, age
 
 
 def test_threads_share_a_catalog(catalog_of: Callable[..., Catalog]) -> None:
@@ -346,17 +346,6 @@ def test_threads_share_a_catalog(catalog_of: Callable[..., Catalog]) -> None:
         entries = list(catalog.clips())
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(lambda entry: catalog.entry(entry.ino), entries)) == entries
-
-
-def test_a_fork_has_its_own_connection(catalog_of: Callable[..., Catalog]) -> None:
-    with catalog_of(*ROWS) as catalog:
-        mine = catalog._connection()
-        child = os.fork()
-        if child == 0:
-            ok = catalog._connection() is not mine and len(list(catalog.clips())) == 5
-            os._exit(0 if ok else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert catalog._connection() is mine
 
 
 def test_a_closed_catalog_says_so(catalog_of: Callable[..., Catalog]) -> None:

@@ -26,16 +26,27 @@ from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.kernel import device
 from kinetics_fs.mount.kernel import protocol as p
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
-from kinetics_fs.vfs import Attributes, ClipHandle, DirEntry, Handle, NodeType, SharedFile, Tree, errno_of, mode_of
+from kinetics_fs.vfs import (
+    Attributes,
+    ClipHandle,
+    DirEntry,
+    Handle,
+    Lasting,
+    NodeType,
+    SharedFile,
+    Tree,
+    errno_of,
+    mode_of,
+)
 
 _log = logging.getLogger(__name__)
 
 _A_DAY = 86400
-"""Seconds for which the kernel need not ask again about what cannot change."""
+"""Seconds for which the kernel need not look up a name again: the tree does not change."""
 
-_A_MINUTE = 60
-"""The same for the size of a clip that is not here. Long enough for a sweep over all of them, and no risk to readers:
-the open that brings a clip also takes back what the kernel knows of it."""
+_VALID = {Lasting.NOT_AT_ALL: 0, Lasting.UNTIL_OPENED: 60, Lasting.ALWAYS: _A_DAY}
+"""Seconds for which it need not ask for attributes again. A minute for a clip that is not here is enough for a sweep
+over all of them, and no risk to readers: the open that brings the clip takes back what the kernel knows of it."""
 
 _BLOCK = 4096
 _WANTED = (
@@ -312,19 +323,19 @@ class Server:
             # Inode 0: there is no such name, and there will not be one.
             return p.ENTRY_OUT.pack(0, 0, _A_DAY, 0, 0, 0) + bytes(p.ATTR.size)
         attributes = self._tree.attributes(ino)
-        return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _valid(attributes), 0, 0) + p.ATTR.pack(*self._attr(attributes))
+        return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _VALID[attributes.lasting], 0, 0) + p.ATTR.pack(*self._attr(attributes))
 
     def _getattr(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.GETATTR_IN.unpack(body)
         attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
-        return p.ATTR_OUT.pack(_valid(attributes), 0) + p.ATTR.pack(*self._attr(attributes))
+        return p.ATTR_OUT.pack(_VALID[attributes.lasting], 0) + p.ATTR.pack(*self._attr(attributes))
 
     def _statx(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.STATX_IN.unpack(body)
         attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
         time = attributes.mtime
         return p.STATX_OUT.pack(
-            _valid(attributes),
+            _VALID[attributes.lasting],
             0,
             p.STATX_BASIC | p.STATX_BTIME,
             _BLOCK,
@@ -410,7 +421,7 @@ class Server:
             room -= len(records[-1])
         begin = max(0, asked.offset - 2)
         page = self._tree.entries_with_attributes(header.nodeid, begin, asked.size // p.DIRENTPLUS_SIZE)
-        for place, (text, (ino, kind, size, links, time, settled)) in enumerate(page, begin + 3):
+        for place, (text, (ino, kind, size, links, time, lasting)) in enumerate(page, begin + 3):
             name = os.fsencode(text)
             record = _direntplus(len(name))
             room -= record.size
@@ -419,7 +430,7 @@ class Server:
             # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
             records.append(
                 record.pack(
-                    *(ino, 0, _A_DAY, _A_DAY if settled else _A_MINUTE, 0, 0),
+                    *(ino, 0, _A_DAY, _VALID[lasting], 0, 0),
                     *(
                         ino,
                         size,
@@ -561,11 +572,6 @@ class _Backing:
 
     number: int
     users: int = 0
-
-
-def _valid(attributes: Attributes) -> int:
-    """Seconds for which the kernel may keep attributes."""
-    return _A_DAY if attributes.settled else _A_MINUTE
 
 
 def _sized(value: bytes, room: int) -> bytes:

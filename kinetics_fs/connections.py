@@ -1,0 +1,55 @@
+"""Connections to one SQLite database, for callers in any thread."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Connections:
+    """A pool: a connection per caller at a time, kept for the next one.
+
+    Per caller and not per thread, for a libfuse thread is a new thread to Python at every call. Not to be carried
+    over a fork, which SQLite forbids.
+
+    Args:
+        connect: opens one; with `check_same_thread=False`.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._closed = False
+
+    @contextmanager
+    def borrow(self) -> Iterator[sqlite3.Connection]:
+        """A connection, until the end of the block.
+
+        Raises:
+            ValueError: the pool is closed.
+            sqlite3.Error: the database cannot be opened.
+        """
+        if self._closed:
+            raise ValueError("the database is closed")
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.put(connection)
+
+    def close(self) -> None:
+        """Closes all that are idle now, and each other one when its caller is done."""
+        self._closed = True
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
