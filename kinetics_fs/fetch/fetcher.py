@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import heapq
 import itertools
 import logging
@@ -35,12 +36,13 @@ class Priority(enum.IntEnum):
 
 @dataclass(slots=True)
 class _Flight:
-    """A clip on its way. Everyone who asks for it meanwhile gets the same future."""
+    """A clip on its way, and who waits for it."""
 
     clip: Clip
     priority: Priority
-    future: Future[None] = field(default_factory=Future)
+    waiters: list[Future[None]] = field(default_factory=list)
     taken: bool = False
+    """By a worker; or by nobody, when all who waited have left."""
 
 
 @dataclass(slots=True)
@@ -82,26 +84,26 @@ class Fetcher:
 
         Returns:
             A future that is done when the clip is in the store, or raises the `FetchError` for which it is not.
-            A failure that is remembered and not yet due for another try is raised without asking anyone.
+            A failure that is remembered and not yet due for another try is raised without asking anyone. Who no
+            longer wants the clip cancels it: a fetch that nobody waits for is not begun; one that has begun goes on.
         """
+        waiter: Future[None] = Future()
         with self._changed:
             flight = self._flights.get(clip)
             if flight is None:
-                flight = _Flight(clip, priority)
                 known = self._known_failure(clip)
-                if known is not None:
-                    flight.future.set_exception(known.error())
-                    return flight.future
-                if self._closing:
-                    flight.future.set_exception(_shutting_down())
-                    return flight.future
-                self._flights[clip] = flight
+                if known is not None or self._closing:
+                    waiter.set_exception(known.error() if known is not None else _shutting_down())
+                    return waiter
+                flight = self._flights[clip] = _Flight(clip, priority)
                 self._enqueue(flight)
             elif priority < flight.priority:
                 flight.priority = priority
                 if not flight.taken:
                     self._enqueue(flight)
-        return flight.future
+            flight.waiters.append(waiter)
+        waiter.add_done_callback(functools.partial(self._leave, flight))
+        return waiter
 
     def is_fetching(self, clip: Clip) -> bool:
         """Whether this fetcher has the clip on its way."""
@@ -122,6 +124,15 @@ class Fetcher:
             thread.join()
         for flight in list(self._flights.values()):
             self._finish(flight, _shutting_down())
+
+    def _leave(self, flight: _Flight, waiter: Future[None]) -> None:
+        if not waiter.cancelled():
+            return
+        with self._changed:
+            flight.waiters.remove(waiter)
+            if not flight.waiters and not flight.taken:
+                flight.taken = True
+                self._flights.pop(flight.clip, None)
 
     def _enqueue(self, flight: _Flight) -> None:
         heapq.heappush(self._ready, (flight.priority, next(self._order), flight))
@@ -210,10 +221,14 @@ class Fetcher:
     def _finish(self, flight: _Flight, error: FetchError | None) -> None:
         with self._changed:
             self._flights.pop(flight.clip, None)
-        if error is None:
-            flight.future.set_result(None)
-        else:
-            flight.future.set_exception(error)
+            waiters = list(flight.waiters)
+        for waiter in waiters:
+            if not waiter.set_running_or_notify_cancel():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
 
 
 def _shutting_down() -> FetchError:

@@ -235,8 +235,8 @@ class Tree:
         """Opens a file; a clip that is not here is fetched.
 
         Returns:
-            A future of the handle, which may be waited for, or cancelled by who no longer wants it (the fetch goes
-            on). It raises an `OSError`, or the `FetchError` for which the clip cannot be had; see `errno_of`.
+            A future of the handle, which may be waited for, or cancelled by who no longer wants it. It raises an
+            `OSError`, or the `FetchError` for which the clip cannot be had; see `errno_of`.
         """
         opened: Future[Handle] = Future()
         control = self._control_files.get(ino)
@@ -277,7 +277,9 @@ class Tree:
                 if opened.set_running_or_notify_cancel():
                     opened.set_exception(failure)
 
-        self._fetcher.request(entry.clip).add_done_callback(arrived)
+        fetch = self._fetcher.request(entry.clip)
+        fetch.add_done_callback(arrived)
+        opened.add_done_callback(lambda opened: opened.cancelled() and fetch.cancel())
 
     def _open_cached(self, entry: Entry) -> Handle | None:
         """A handle on a clip that is here; on the same file as the inode's other handles, if it has any."""

@@ -459,6 +459,7 @@ def parse_name(body: memoryview) -> bytes:
 class NotifyCode(enum.IntEnum):
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    STORE = 4
 
 
 class InvalInodeOut(NamedTuple):
@@ -477,6 +478,23 @@ class InvalEntryOut(NamedTuple):
 
 
 _INVAL_ENTRY_OUT = Structure(InvalEntryOut, "QII", 16)
+
+
+class StoreOut(NamedTuple):
+    """Followed by the data."""
+
+    nodeid: int
+    offset: int
+    size: int
+
+
+_STORE_OUT = Structure(StoreOut, "QQIxxxx", 24)
+
+
+def store_pages(ino: int, offset: int, data: bytes) -> bytes:
+    """A notification: this is what the file has at `offset`; it is at least that long."""
+    length = OUT_HEADER.size + _STORE_OUT.size + len(data)
+    return OUT_HEADER.pack(length, NotifyCode.STORE, 0) + _STORE_OUT.pack(ino, offset, len(data)) + data
 
 
 def forget_attributes(ino: int) -> bytes:

@@ -501,6 +501,10 @@ class Server:
         backing = self._back(handle.file) if isinstance(handle, ClipHandle) else None
         if backing is not None:
             return p.OPEN_OUT.pack(number, p.OpenFlag.PASSTHROUGH, backing.number)
+        if handle.fresh and handle.size:
+            # sendfile and splice believe the size that the kernel knows, and do not ask: its last page tells it.
+            last = (handle.size - 1) // _BLOCK * _BLOCK
+            self._write(p.store_pages(ino, last, handle.read(last, _BLOCK)))
         return p.OPEN_OUT.pack(number, 0 if handle.fresh else p.OpenFlag.KEEP_CACHE, 0)
 
     def _back(self, file: SharedFile) -> _Backing | None:
