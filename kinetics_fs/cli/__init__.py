@@ -86,8 +86,4 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("kinetics-fs: interrupted", err=True)
         status = 130
-    except BrokenPipeError:
-        # The reader of our output has had enough (`kinetics-fs classes | head`).
-        sys.stderr.close()
-        status = 0
     sys.exit(status if isinstance(status, int) else 0)

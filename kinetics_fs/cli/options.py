@@ -34,7 +34,7 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
+        if type(value) is int and value >= 0:  # a bool is an int, too
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
         factor = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
@@ -84,6 +84,8 @@ class _SettingOption(click.Option):
         name = setting_name(self.name or "")
         if source is ParameterSource.DEFAULT and name in config:
             value = config[name]
+            if isinstance(self.type, click.Path) and not isinstance(value, str):
+                raise click.BadParameter(f"{value!r} is not a path", ctx, self)
             if self.multiple and not isinstance(value, list):
                 value = [value]
             source = ParameterSource.DEFAULT_MAP

@@ -13,6 +13,7 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.settings import Settings
 
 
@@ -40,6 +41,8 @@ def command(settings: Settings, as_json: bool) -> int:
         interrupted = False
         try:
             for entry in catalog.clips():
+                if progress.hopeless:
+                    break
                 if store.holds(entry.clip):
                     progress.count("already_here")
                 else:
@@ -48,6 +51,7 @@ def command(settings: Settings, as_json: bool) -> int:
         except KeyboardInterrupt:
             interrupted = True
         finally:
+            progress.end()
             fetcher.close()
             bar.close()
     result = progress.result(catalog.clip_count)
@@ -57,6 +61,8 @@ def command(settings: Settings, as_json: bool) -> int:
         _print(result, interrupted)
     if interrupted:
         return 130
+    if progress.hopeless:
+        raise progress.hopeless
     return DONE_IN_PART if result["failed"] else 0
 
 
@@ -70,6 +76,9 @@ class _Progress:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._ended_by_us = False
+        self.hopeless: FetchError | None = None
+        """A failure of this machine or installation, which every further clip would meet, too."""
 
     def count(self, outcome: str) -> None:
         with self._lock:
@@ -88,6 +97,11 @@ class _Progress:
         for _ in range(self._window):
             self._room.acquire()
 
+    def end(self) -> None:
+        """What ends from now on was ended by us, and is not counted."""
+        with self._lock:
+            self._ended_by_us = True
+
     def result(self, wanted: int) -> dict[str, Any]:
         return {
             "clips": wanted,
@@ -101,8 +115,10 @@ class _Progress:
         error = flight.exception()
         if error is None:
             self.count("fetched")
-        else:
+        elif not self._ended_by_us:
             with self._lock:
+                if isinstance(error, FetchError) and error.kind in (FailureKind.LOCAL, FailureKind.CONFIG):
+                    self.hopeless = error
                 self._failed[str(getattr(error, "kind", "unexpected"))] += 1
                 self._bar.set_postfix(failed=sum(self._failed.values()))
                 self._bar.update()

@@ -7,6 +7,7 @@ import functools
 import heapq
 import itertools
 import logging
+import sqlite3
 import threading
 import time
 from concurrent.futures import Future
@@ -201,8 +202,12 @@ class Fetcher:
             return True
 
     def _remember(self, clip: Clip, error: FetchError) -> None:
-        failure = self._store.remember_failure(clip, error)
         self.counters.failed += 1
+        try:
+            failure = self._store.remember_failure(clip, error)
+        except sqlite3.Error as trouble:
+            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble)
+            return
         _log.warning(
             "%s: %s: %s: %s; next try %s",
             clip.key,

@@ -16,48 +16,56 @@ TOLERANCE = 0.2
 """Seconds by which a clip may be shorter or longer than asked: a few frames at any usual rate."""
 
 _ROUNDING = 1.5
-"""Seconds by which lengths given by a site or a header may miss the last frame: sites round, audio runs longer."""
+"""Seconds by which a length given by a site or a header may miss the last frame: sites round, sound runs longer."""
 
 
-def check_media(media: Media) -> None:
-    """Checks fetched media before any work is put into them.
+def expected_length(media: Media, duration: float) -> float:
+    """Checks fetched media before they are cut, and says how long the clip must become.
 
-    Raises:
-        FetchError: not a media file (CORRUPT), or it ends before the clip begins (GONE).
-    """
-    with _opened(media.path) as container:
-        header = _header_length(container)
-    # The longest claim counts: a download that broke off must not pass for a short video.
-    length = max(header, media.length or 0.0)
-    if length and media.start >= length - TOLERANCE:
-        raise FetchError(
-            FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins at {media.start:.1f} s"
-        )
-
-
-def verify_clip(clip: Path, duration: float, media: Media) -> None:
-    """Checks a finished clip: it parses, has one video stream, every frame decodes, and it lasts what was asked.
-
-    A shorter one passes only if its source is shown to end there (the annotations of Kinetics have such clips).
+    Shorter than asked only if the media are whole and end before the clip does, as some in Kinetics do: a download
+    that broke off must not pass for a short video.
 
     Args:
-        clip: the finished file.
+        media: what the clip is to be cut from.
         duration: seconds that were asked for.
-        media: what the clip was cut from.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        FetchError: not media, or they broke off before the clip's end (CORRUPT); or the clip begins after their end
+            (GONE).
+    """
+    with _opened(media.path) as container:
+        claimed_frames = container.streams.video[0].frames
+        begin = max(0.0, (container.start_time or 0) / av.time_base)
+        header = (container.duration or 0) / av.time_base - begin
+        frames, end = _demux(container)
+    claimed = max(header, media.length or 0.0)
+    # A header that counts frames (mp4) proves it exactly; else the lengths that are claimed must do.
+    whole = frames >= claimed_frames and claimed - header <= _ROUNDING if claimed_frames else claimed - end <= _ROUNDING
+    if not whole and end < media.start + duration:
+        raise FetchError(FailureKind.CORRUPT, f"the download broke off after {end:.1f} of {claimed:.1f} s")
+    if media.start >= end - TOLERANCE:
+        raise FetchError(
+            FailureKind.GONE, f"the video ends after {end:.1f} s, before the clip begins at {media.start:.1f} s"
+        )
+    return min(duration, end - media.start)
+
+
+def verify_clip(clip: Path, expected: float) -> None:
+    """Checks a finished clip: it parses, has one video stream, every frame decodes, and it is as long as it must be.
+
+    Args:
+        clip: the file.
+        expected: seconds.
 
     Raises:
         FetchError: it is not that clip (CORRUPT).
     """
     lasts = _decoded_length(clip)
-    if abs(lasts - duration) <= TOLERANCE:
-        return
-    with _opened(media.path) as container:
-        claimed = max(_header_length(container), media.length or 0.0)
-        end = _demuxed_length(container)
-    if claimed - end > _ROUNDING:
-        raise FetchError(FailureKind.CORRUPT, f"the download broke off after {end:.1f} of {claimed:.1f} s")
-    if abs(lasts - (end - media.start)) > TOLERANCE:
-        raise FetchError(FailureKind.CORRUPT, f"the clip lasts {lasts:.2f} s instead of {duration:.2f} s")
+    if abs(lasts - expected) > TOLERANCE:
+        raise FetchError(FailureKind.CORRUPT, f"the clip lasts {lasts:.2f} s instead of {expected:.2f} s")
 
 
 @contextmanager
@@ -73,11 +81,6 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error.strerror}") from error
 
 
-def _header_length(container: InputContainer) -> float:
-    """Seconds that the container says it lasts; 0 if it does not say."""
-    return (container.duration or 0) / av.time_base
-
-
 def _decoded_length(path: Path) -> float:
     """Seconds until the end of the last frame; decodes every frame on the way."""
     end = 0.0
@@ -90,12 +93,12 @@ def _decoded_length(path: Path) -> float:
     return end
 
 
-def _demuxed_length(container: InputContainer) -> float:
-    """Seconds until the end of the last video packet that is really there; decodes nothing."""
-    stream = container.streams.video[0]
+def _demux(container: InputContainer) -> tuple[int, float]:
+    """How many video packets are really there, and the seconds until the end of the last; decodes nothing."""
     begin = (container.start_time or 0) / av.time_base
-    end = 0.0
-    for packet in container.demux(stream):
+    frames, end = 0, 0.0
+    for packet in container.demux(container.streams.video[0]):
         if packet.pts is not None and packet.time_base is not None:
+            frames += 1
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin)
-    return end
+    return frames, end

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import check_media, verify_clip
+from kinetics_fs.fetch.verify import expected_length, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Source, SourceSettings, make_sources
 
@@ -50,12 +50,14 @@ def _take_over_stdout() -> TextIO:
 
 
 def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        jobs.put(json.loads(line))
-    # Nobody is left to take an answer: end at once, with the ffmpeg that may be running.
-    if os.getpgid(0) == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)
+    try:
+        for line in sys.stdin:
+            jobs.put(json.loads(line))
+    finally:
+        # Nobody is left to take an answer: end at once, with the ffmpeg that may be running.
+        if os.getpgid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
 
 
 class _Worker:
@@ -101,10 +103,10 @@ class _Worker:
 
     def _fetch_from(self, source: Source, clip: Clip, folder: Path) -> None:
         media = source.fetch(clip, folder)
-        check_media(media)
+        expected = expected_length(media, clip.duration)
         target = folder / clip.name
         cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self._settings.max_height)
-        verify_clip(target, clip.duration, media)
+        verify_clip(target, expected)
 
 
 if __name__ == "__main__":

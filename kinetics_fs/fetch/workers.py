@@ -53,17 +53,23 @@ class Worker:
         process = self._running()
         job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end, "folder": str(folder)}
         try:
-            _send(process, job)
-            answer = json.loads(_receive(process, deadline))
+            try:
+                _send(process, job)
+            except BrokenPipeError:  # it died while it was idle
+                self._end()
+                process = self._running()
+                _send(process, job)
+            return _parse_answer(json.loads(_receive(process, deadline)), folder)
         except TimeoutError:
             self._end()
             raise FetchError(
                 FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", errno=errno.ETIMEDOUT
             ) from None
-        except (OSError, EOFError, ValueError):
+        except FetchError:
+            raise
+        except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
             status = self._end()
             raise FetchError(FailureKind.TRANSIENT, f"the worker process died (status {status})") from None
-        return _parse_answer(answer, folder)
 
     def stop(self) -> None:
         """Ends the process, and with it the fetch that it may be at."""
@@ -131,13 +137,15 @@ def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 def _parse_answer(answer: Any, folder: Path) -> tuple[Path, str]:
+    """What the answer says; any of the usual exceptions if it is not one."""
     if "error" in answer:
         error = answer["error"]
+        number, retry_after = error["errno"], error["retry_after"]
         raise FetchError(
             FailureKind(error["kind"]),
             str(error["reason"]),
             source=str(error["source"]),
-            errno=error["errno"],
-            retry_after=error["retry_after"],
+            errno=None if number is None else int(number),
+            retry_after=None if retry_after is None else float(retry_after),
         )
     return folder / Path(answer["file"]).name, str(answer["source"])

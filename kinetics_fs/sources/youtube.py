@@ -45,7 +45,8 @@ class YouTubeSource:
         finally:
             os.chdir("/")
         downloads = (info or {}).get("requested_downloads") or []
-        path = folder / Path(downloads[0]["filepath"]).name if downloads else None
+        name = downloads[0].get("filepath") if downloads else None
+        path = folder / Path(name).name if name else None
         if path is None or not path.is_file():
             # Without an exception: yt-dlp refused it by its own rules (the size guard, a filter of the user's).
             raise FetchError(FailureKind.CORRUPT, "yt-dlp brought no file", source=self.name)

@@ -30,24 +30,26 @@ _RULES: tuple[tuple[FailureKind, str], ...] = (
     ),
     (
         FailureKind.TRANSIENT,
-        r"timed out|transporterror|connection (reset|refused|aborted|broken)|remote end closed|name resolution"
-        r"|name or service not known|failed to establish|incompleteread|more expected|bytes, expected"
-        r"|did not get any data blocks|http error (403|5\d\d)|failed to parse json",
+        r"unable to download video data|timed out|transporterror|remote end closed|incompleteread"
+        r"|connection (reset|refused|aborted|broken)|name resolution|name or service not known|failed to establish"
+        r"|more expected|bytes, expected|did not get any data blocks|http error (403|5\d\d)|failed to parse json",
     ),
     (
         FailureKind.TRANSIENT,  # YouTube changed, or has an experiment on: a newer yt-dlp or another hour
         r"page needs to be reloaded|not available on this app|no video formats found|player response"
-        r"|requested format is not available|sabr",
+        r"|requested format is not available|\bsabr\b",
     ),
+    # Names another reason than the country in which it stands, too.
+    (FailureKind.GONE, r"(has been|was) removed|account\b.*\bterminated\b"),
     (
         FailureKind.CREDENTIALS,
         r"confirm your age|age-restricted|members-only|this channel's members|requires payment|drm protected"
-        r"|in your country|geo.?restrict|log ?in|private video",
+        r"|in your country|geo.?restrict|\blog ?in\b|private video|content warning",
     ),
     (FailureKind.TRANSIENT, r"will begin in|premieres in|processing this video"),
     (
         FailureKind.GONE,
-        r"unavailable|removed|terminated|no longer available|not available|copyright|violating|blocked it"
+        r"unavailable|removed|\bterminated\b|no longer available|not available|copyright|violating|blocked it"
         r"|does not exist|http error (404|410)|unsupported url",
     ),
 )
@@ -59,6 +61,7 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
         if isinstance(cause, OSError) and cause.errno in _DISK:
             return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)
     text = "\n".join([str(error), *warnings]).lower().replace("’", "'")
+    text = re.sub(r"content from .*?, who", "content from somebody, who", text)  # a name may hold any word
     kind = next((kind for kind, pattern in _RULES if re.search(pattern, text)), FailureKind.TRANSIENT)
     return FetchError(
         kind,
@@ -96,7 +99,8 @@ def _retry_after(error: Exception) -> float | None:
 
 def _line(error: BaseException) -> str:
     """The first line of what was said, without colours, the word ERROR and advice for yt-dlp's own command line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"[ \r]+", " ", text).strip()
     text = text.splitlines()[0] if text else type(error).__name__
     text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
     text = re.sub(r"^\[download\] ", "", text)

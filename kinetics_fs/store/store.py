@@ -121,6 +121,8 @@ class Store:
             self._owner = Owner(self._owners)
             self._sweep(db)
             self._reconcile(db)
+        self._flying: set[str] = set()
+        """Tokens of the claims that this store has given out."""
         self._opens: dict[str, float] = {}
         self._opens_lock = threading.Lock()
         self._opens_timer: threading.Timer | None = None
@@ -216,7 +218,7 @@ class Store:
         with self._ledger.exclusive() as db:
             row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
             if row is not None:
-                if self._owner.is_alive(row[1]):
+                if row[0] in self._flying or (row[1] != self._owner.name and self._owner.is_alive(row[1])):
                     return None
                 self._clear_flight(db, clip.key, row[0])
             known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
@@ -226,6 +228,7 @@ class Store:
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
             )
+            self._flying.add(token)
         folder = self._incoming / token
         folder.mkdir(mode=0o700)
         return Claim(self, clip, token, folder)
@@ -250,9 +253,14 @@ class Store:
             db.execute("DELETE FROM failure WHERE key = ?", (key,))
 
     def _end_flight(self, token: str) -> None:
-        with self._ledger.exclusive() as db:
-            self._delete_flight(db, token)
+        # The files first: on a full disk the ledger can perhaps be written only afterwards.
         shutil.rmtree(self._incoming / token, ignore_errors=True)
+        self._flying.discard(token)
+        try:
+            with self._ledger.exclusive() as db:
+                self._delete_flight(db, token)
+        except sqlite3.Error as error:
+            _log.error("cannot write to %s: %s", self.folder, error)  # the next claim clears it
 
     @staticmethod
     def _delete_flight(db: sqlite3.Connection, token: str) -> None:

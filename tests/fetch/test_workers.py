@@ -52,11 +52,11 @@ def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
         "echo '[]'",
         "echo '\"error\"'",
         "echo '{}'",
-        "echo '{\"file\": 5, \"source\": \"youtube\"}'",
-        "echo '{\"file\": \"x.mp4\"}'",
+        'echo \'{"file": 5, "source": "youtube"}\'',
+        'echo \'{"file": "x.mp4"}\'',
         "echo '{\"error\": null}'",
-        "echo '{\"error\": {\"kind\": \"nonsense\", \"reason\": \"\", \"source\": \"\", \"errno\": null, \"retry_after\": null}}'",
-        "echo '{\"error\": {\"kind\": \"gone\"}}'",
+        'echo \'{"error": {"kind": "x", "reason": "", "source": "", "errno": 1, "retry_after": 1}}\'',
+        'echo \'{"error": {"kind": "gone"}}\'',
         "echo one; echo two",
         "head -c 200000 /dev/zero; echo",
         "exit 0",
@@ -151,7 +151,7 @@ def test_ends_with_its_input(last_words: bytes) -> None:
     worker.stdin.close()
     worker.stdin = None
     try:
-        worker.wait(30)
+        worker.wait(10)
     except subprocess.TimeoutExpired:
         pytest.fail("the worker has outlived its parent")
     finally:

@@ -14,7 +14,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.verify import check_media
+from kinetics_fs.fetch.verify import expected_length
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube import YouTubeSource
 from kinetics_fs.sources.youtube_errors import classify
@@ -37,7 +37,7 @@ KINDS: dict[FailureKind, set[str]] = {
 
 MEDIA_KINDS = {
     "403": FailureKind.TRANSIENT,
-    "404": FailureKind.GONE,
+    "404": FailureKind.TRANSIENT,  # the player has just said that the video is there
     "429": FailureKind.BLOCKED,
     "500": FailureKind.TRANSIENT,
     "503": FailureKind.TRANSIENT,
@@ -137,16 +137,14 @@ def test_page_in_place_of_media_is_corrupt(yt: FakeYouTube, tmp_path: Path) -> N
 
     media = source(yt).fetch(CLIP, tmp_path)
     with pytest.raises(FetchError) as caught:
-        check_media(media)
+        expected_length(media, CLIP.duration)
 
     assert caught.value.kind is FailureKind.CORRUPT
 
 
 @pytest.mark.parametrize("verdict", ["nonexistent", "removed", "private"])
 @pytest.mark.parametrize("trouble", sorted(TROUBLES))
-def test_verdict_beside_trouble_does_not_count(
-    yt: FakeYouTube, tmp_path: Path, trouble: str, verdict: str
-) -> None:
+def test_verdict_beside_trouble_does_not_count(yt: FakeYouTube, tmp_path: Path, trouble: str, verdict: str) -> None:
     # Two clients are asked, one after the other: the first is told of trouble, the second that the video is dead.
     yt.set_scenario(VIDEO, trouble, trouble, verdict)
 

@@ -1,0 +1,52 @@
+"""A small selection of short clips, and the arguments that lead a command to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from tests.harness import kinetics_fs
+
+ROWS = [
+    ("surfing water", "-demo_video", 10, 12, "validate"),
+    ("surfing water", "_demo_vid3_", 3, 5, "validate"),
+    ("massaging person's head", "demo-video2", 0, 2, "validate"),
+    ("passing American football (in game)", GONE, 5, 15, "validate"),
+    ("surfing water", "demo_video4", 0, 2, "train"),
+    ("surfing water", "DEMOvideo-5", 8, 10, "train"),
+]
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    path = tmp_path / "annotations.csv"
+    lines = ["label,youtube_id,time_start,time_end,split", *(",".join(map(str, row)) for row in ROWS)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def chosen(annotations: Path, cache: Path) -> tuple[str | Path, ...]:
+    """Arguments of every command that takes a selection."""
+    return ("--annotations", annotations, "--cache-dir", cache, "--min-free", "0")
+
+
+Prefetch = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def prefetch(site: VideoSite, chosen: tuple[str | Path, ...]) -> Prefetch:
+    """Runs `kinetics-fs prefetch` on the site, with further arguments."""
+
+    def run(*arguments: str | Path) -> CompletedProcess[str]:
+        return kinetics_fs("prefetch", *chosen, "--video-url", site.url_template, *arguments, timeout=110)
+
+    return run
