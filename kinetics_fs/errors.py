@@ -26,7 +26,16 @@ class CatalogError(KineticsError):
 
 
 class StoreError(KineticsError):
-    """The cache folder cannot be created, locked or trusted."""
+    """The cache folder cannot be used: made, locked, trusted, read or written.
+
+    Args:
+        text: the sentence.
+        errno: `ENOSPC` where the disk is full.
+    """
+
+    def __init__(self, text: str, *, errno: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = errno
 
 
 class MountError(KineticsError):

@@ -7,7 +7,6 @@ import functools
 import heapq
 import itertools
 import logging
-import sqlite3
 import threading
 import time
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.workers import Worker
 from kinetics_fs.store import Failure, Store
@@ -169,6 +168,9 @@ class Fetcher:
                     self._defer(flight)
             except FetchError as error:
                 self._finish(flight, _shutting_down() if self._closing else error)
+            except StoreError as error:
+                _log.error("%s: %s", flight.clip.key, error)
+                self._finish(flight, FetchError(FailureKind.LOCAL, str(error), errno=error.errno))
             except Exception as error:
                 _log.exception("%s: unexpected error", flight.clip.key)
                 self._finish(flight, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
@@ -205,7 +207,7 @@ class Fetcher:
         self.counters.failed += 1
         try:
             failure = self._store.remember_failure(clip, error)
-        except sqlite3.Error as trouble:
+        except StoreError as trouble:
             _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble)
             return
         _log.warning(

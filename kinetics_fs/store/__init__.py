@@ -16,6 +16,7 @@ A store is one folder, shared by any number of processes of one user::
 
 from kinetics_fs.store.failures import Failure
 from kinetics_fs.store.folder import prepare_folder
-from kinetics_fs.store.store import Claim, KnownSize, Record, Store, StoredClip, Usage
+from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
+from kinetics_fs.store.table import Record
 
 __all__ = ["Claim", "Failure", "KnownSize", "Record", "Store", "StoredClip", "Usage", "prepare_folder"]

@@ -7,9 +7,12 @@ it is treated as missing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import shutil
+import stat
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +22,23 @@ from diskcache.core import MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
 
-_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_\d{6}_\d{6})\.[0-9a-f]{32}\.mp4")
+_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
+
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
+"""Why a file cannot be opened that say that it is no clip of ours; any other (no descriptors left) says nothing."""
+
+
+class Unreadable(Exception):
+    """A file that is there but could not be opened now."""
+
+    def __init__(self, number: int | None, *rest: object) -> None:
+        super().__init__(number, *rest)
+        self.errno = number
+
+
+def is_file_of(filename: str, key: str) -> bool:
+    """Whether a file name in the table is one that we would give to this clip."""
+    return filename == clip_filename(key, filename[-36:-4])
 
 
 class Staged(NamedTuple):
@@ -65,14 +84,42 @@ class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annota
         return value.size, MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> OpenedFile:
-        if mode != MODE_BINARY or filename is None or not _FILE_NAME.fullmatch(filename):
+        if mode != MODE_BINARY or not isinstance(filename, str) or not _FILE_NAME.fullmatch(filename):
             # diskcache takes an OSError here for "no longer there", which is what we want of a row that is not ours.
             raise OSError(errno.EINVAL, "not a clip of this store", filename)
-        return OpenedFile(os.open(Path(self._directory, filename), os.O_RDONLY | os.O_NOFOLLOW), filename)
+        try:
+            return OpenedFile(self._open(filename), filename)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise
+            # diskcache would take it for a miss, and a good clip for lost.
+            raise Unreadable(error.errno, error.strerror, filename) from error
+
+    def _open(self, filename: str) -> int:
+        """Opens a regular file two levels down, through no symbolic link and without waiting for a writer."""
+        folder, _, name = filename.partition("/")
+        above = os.open(Path(self._directory, folder), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=above)
+        finally:
+            os.close(above)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a clip of this store", filename)
+        return fd
 
     def remove(self, file_path: str) -> None:
-        if _FILE_NAME.fullmatch(file_path):
-            Path(self._directory, file_path).unlink(missing_ok=True)
+        if not isinstance(file_path, str) or not _FILE_NAME.fullmatch(file_path):
+            return
+        path = Path(self._directory, file_path)
+        # Whatever somebody put in a file's place goes, and nothing outside of the folder.
+        if path.parent.is_symlink():
+            path.parent.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(NotADirectoryError):
+                path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics_fs.errors import StoreError
@@ -11,6 +14,13 @@ from kinetics_fs.errors import StoreError
 _TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 """The first line that the Cache Directory Tagging Specification asks for (bford.info/cachedir)."""
+
+_OURS = "# The cache of kinetics-fs"
+"""The second line: other programs have caches with such a tag, too."""
+
+
+def _is_ours(tag: Path) -> bool:
+    return tag.exists() and _OURS in tag.read_text(errors="replace")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -24,13 +34,25 @@ def prepare_folder(folder: Path) -> None:
         status = folder.stat()
         if status.st_uid != os.geteuid():
             raise StoreError(f"the cache folder {folder} belongs to another user: give your own with --cache-dir")
-        tag = folder / _TAG
-        if not tag.exists():
-            # The rest of the check is for a path mistyped: its mode would be changed, and its files mistaken for ours.
-            if any(folder.iterdir()) and not tag.exists():
-                raise StoreError(f"{folder} holds other files: give an empty or a new folder as --cache-dir")
-            tag.write_text(f"{_SIGNATURE}\n# The cache of kinetics-fs: clips that can be fetched again.\n")
+        with locked(folder):
+            tag = folder / _TAG
+            if not _is_ours(tag):
+                # The check is for a path mistyped: its mode would be changed, and its files mistaken for ours.
+                if any(path != tag or path.stat().st_size for path in folder.iterdir()):
+                    raise StoreError(f"{folder} holds other files: give an empty or a new folder as --cache-dir")
+                tag.write_text(f"{_SIGNATURE}\n{_OURS}: clips that can be fetched again.\n")
         if stat.S_IMODE(status.st_mode) != 0o700:
             folder.chmod(0o700)
     except OSError as error:
         raise StoreError(f"cannot use {folder} as the cache folder: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from preparing the same folder meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

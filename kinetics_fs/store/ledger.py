@@ -6,12 +6,15 @@ store publishes and evicts, so that no two processes ever count the same free by
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from kinetics_fs.connections import Connections
+from kinetics_fs.errors import StoreError
+from kinetics_fs.store.folder import locked
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -54,7 +57,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connections = Connections(self._connect)
-        with self.connection() as db:
+        # SQLite answers "locked" at once, whatever the timeout, when two make a new file a WAL file together.
+        with locked(path.parent), self.connection() as db:
             db.executescript(_SCHEMA)
 
     def _connect(self) -> sqlite3.Connection:
@@ -63,22 +67,30 @@ class Ledger:
         db.execute("PRAGMA synchronous = FULL")
         return db
 
-    def connection(self) -> AbstractContextManager[sqlite3.Connection]:
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection in autocommit mode, for one caller at a time."""
-        return self._connections.borrow()
+        try:
+            with self._connections.borrow() as db:
+                try:
+                    yield db
+                finally:
+                    if db.in_transaction:  # a COMMIT that failed: never hand half a transaction to the next
+                        db.rollback()
+        except sqlite3.Error as error:
+            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            raise StoreError(
+                f"cannot use the cache folder {self._path.parent} ({error}): mend it or give another --cache-dir",
+                errno=errno.ENOSPC if full else None,
+            ) from error
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """A transaction that no other process can write beside; rolled back if the block raises."""
         with self.connection() as db:
             db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+            yield db
+            db.execute("COMMIT")
 
     def close(self) -> None:
         """Closes the file."""

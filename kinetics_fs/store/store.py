@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -19,15 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import diskcache
-
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.store.disk import ClipDisk, OpenedFile, Staged, clip_filename
+from kinetics_fs.store.disk import Staged, Unreadable, clip_filename
 from kinetics_fs.store.failures import Failure, retry_delay
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.owners import Owner
+from kinetics_fs.store.table import ClipTable, Record
 
 _log = logging.getLogger(__name__)
 
@@ -57,17 +56,6 @@ class KnownSize(NamedTuple):
     """The size of a clip that was ever here, in bytes, and whether it is here now."""
 
     size: int
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of a clip that was ever here. `size` in bytes, `sha256` hexadecimal."""
-
-    size: int
-    sha256: str
-    source: str
-    stored_at: float
     held: bool
 
 
@@ -105,27 +93,33 @@ class Store:
         self._incoming = folder / "incoming"
         self._clips = folder / "clips"
         self._owners = folder / "owners"
-        for child in (self._incoming, self._clips, self._owners):
-            child.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self._ledger = Ledger(folder / "ledger.sqlite")
-            # Eviction is ours alone (policy none, no culling): it must count what is being fetched, too.
-            self._cache = diskcache.Cache(
-                str(self._clips), disk=ClipDisk, eviction_policy="none", cull_limit=0, sqlite_synchronous=2
-            )
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"the cache folder {folder} is damaged ({error}): move it away or give another --cache-dir"
-            ) from error
-        with self._ledger.exclusive() as db:
-            self._owner = Owner(self._owners)
-            self._sweep(db)
-            self._reconcile(db)
+        with contextlib.ExitStack() as opened, self._explained():
+            for child in (self._incoming, self._clips, self._owners):
+                child.mkdir(mode=0o700, exist_ok=True)
+            self._ledger = opened.enter_context(contextlib.closing(Ledger(folder / "ledger.sqlite")))
+            self._table = opened.enter_context(contextlib.closing(ClipTable(self._clips)))
+            with self._ledger.exclusive() as db:
+                self._owner = opened.enter_context(contextlib.closing(Owner(self._owners)))
+                self._sweep(db)
+                self._reconcile(db)
+            self._opened = opened.pop_all()
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
         self._opens: dict[str, float] = {}
         self._opens_lock = threading.Lock()
         self._opens_timer: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what opening a folder may raise into a sentence for people."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cannot use {self.folder} as the cache folder: {error.strerror}") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"the cache folder {self.folder} is damaged ({error}): move it away or give another --cache-dir"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -135,10 +129,8 @@ class Store:
 
     def close(self) -> None:
         """Writes what is only in memory and gives the folder up."""
-        self._write_opens()
-        self._owner.close()
-        self._cache.close()
-        self._ledger.close()
+        with self._opened:
+            self._write_opens()
 
     # What is here
 
@@ -148,14 +140,17 @@ class Store:
         A file that is not as long as when it was published (a disk that lost writes, a stray hand) is dropped and
         counts as not here.
         """
-        opened = self._open_whole(clip.key)
-        if opened is None and self.holds(clip):
-            with self._ledger.exclusive() as db:
-                # Once more, now that nobody can be publishing it.
-                opened = self._open_whole(clip.key)
-                if opened is None:
-                    _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
-                    self._drop(db, clip.key)
+        try:
+            opened = self._open_whole(clip.key)
+            if opened is None and self.holds(clip):
+                with self._ledger.exclusive() as db:
+                    # Once more, now that nobody can be publishing it.
+                    opened = self._open_whole(clip.key)
+                    if opened is None:
+                        _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
+                        self._drop(db, clip.key)
+        except Unreadable as error:
+            raise FetchError(FailureKind.LOCAL, f"cannot open: {error}", errno=error.errno) from error
         if opened is not None:
             self._note_open(clip.key)
         return opened
@@ -194,11 +189,12 @@ class Store:
     def usage(self) -> Usage:
         """What is held now."""
         disk = os.statvfs(self._incoming)
+        clips, size = self._table.totals()
         with self._ledger.connection() as db:
             (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
         return Usage(
-            clips=len(self._cache),
-            bytes=self._bytes_held(),
+            clips=clips,
+            bytes=size,
             limit=self._limit,
             reserved=reserved,
             disk_free=disk.f_bavail * disk.f_frsize,
@@ -223,14 +219,18 @@ class Store:
                 self._clear_flight(db, clip.key, row[0])
             known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
             expected: int = known[0] if known else _TYPICAL_CLIP_BYTES
-            self._make_room(db, expected, certain=False)
+            self._make_room(db, expected, certain=False, known=known is not None)
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
             )
             self._flying.add(token)
         folder = self._incoming / token
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            self._end_flight(token)
+            raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
         return Claim(self, clip, token, folder)
 
     def _publish(self, claim: Claim, path: Path, source: str) -> None:
@@ -238,19 +238,10 @@ class Store:
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
             self._delete_flight(db, claim.token)
-            self._make_room(db, size, certain=True)
-            try:
-                self._cache.set(
-                    key,
-                    Staged(path, size, claim.token),
-                    tag=json.dumps({"size": size, "sha256": digest, "source": source, "stored_at": now}),
-                    retry=True,
-                )
-            except BaseException:
-                (self._clips / clip_filename(key, claim.token)).unlink(missing_ok=True)
-                raise
-            self._write_record(db, key, Record(size, digest, source, now, held=True))
-            db.execute("DELETE FROM failure WHERE key = ?", (key,))
+            self._make_room(db, size, certain=True, known=True)
+            record = Record(size, digest, source, now, held=True)
+            self._table.put(key, Staged(path, size, claim.token), record)
+            self._write_record(db, key, record)
 
     def _end_flight(self, token: str) -> None:
         # The files first: on a full disk the ledger can perhaps be written only afterwards.
@@ -259,8 +250,8 @@ class Store:
         try:
             with self._ledger.exclusive() as db:
                 self._delete_flight(db, token)
-        except sqlite3.Error as error:
-            _log.error("cannot write to %s: %s", self.folder, error)  # the next claim clears it
+        except StoreError as error:
+            _log.error("%s", error)  # the next claim clears it
 
     @staticmethod
     def _delete_flight(db: sqlite3.Connection, token: str) -> None:
@@ -300,7 +291,7 @@ class Store:
             failure = Failure(
                 key=clip.key,
                 kind=error.kind,
-                reason=error.reason,
+                reason=error.reason.encode(errors="replace").decode(),
                 source=error.source,
                 errno=error.errno,
                 first_at=first_at,
@@ -335,7 +326,7 @@ class Store:
 
     # Room
 
-    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool) -> None:
+    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
 
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
@@ -344,9 +335,15 @@ class Store:
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
         """
+        self._clear_dead_flights(db)
         (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        (held,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE held").fetchone()
         # Asked once, for some filesystems count the room of a removed file much later.
-        short = self._shortage(wanted + reserved)
+        short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
+        too_large = known and self._limit is not None and wanted > self._limit
+        # Judged before anything goes: what cannot be had must not cost the clips that are here.
+        if too_large or (not certain and short - held > wanted + reserved):
+            raise self._no_room(wanted)
         while short > 0:
             victims = db.execute(
                 "SELECT key, size FROM clip INDEXED BY clip_in_order_of_eviction WHERE held ORDER BY opened_at LIMIT ?",
@@ -355,37 +352,36 @@ class Store:
             if not victims:
                 break
             for key, size in victims:
-                self._drop(db, key)
-                _log.info("%s: evicted, %d bytes", key, size)
-                short -= size
+                if self._drop(db, key):
+                    _log.info("%s: evicted, %d bytes", key, size)
+                    short -= size
                 if short <= 0:
                     break
-        if certain:
-            # The file is on the disk already, so that only our own limit can still be broken.
-            no_room = self._limit is not None and self._bytes_held() + wanted > self._limit
-        else:
-            no_room = short > wanted + reserved
-        if no_room:
-            raise FetchError(
-                FailureKind.LOCAL,
-                f"no room for {wanted:,} bytes in {self.folder} (see --cache-size and --min-free)",
-                errno=errno.ENOSPC,
-            )
+        if certain and self._limit is not None and self._bytes_held() + wanted > self._limit:
+            raise self._no_room(wanted)
 
-    def _shortage(self, wanted: int) -> int:
-        """How many bytes must go before `wanted` more bytes keep both limits."""
+    def _no_room(self, wanted: int) -> FetchError:
+        return FetchError(
+            FailureKind.LOCAL,
+            f"no room for {wanted:,} bytes in {self.folder} (see --cache-size and --min-free)",
+            errno=errno.ENOSPC,
+        )
+
+    def _shortage(self, wanted: int, on_disk: int) -> int:
+        """How many bytes must go before `wanted` more bytes, some of them on the disk already, keep both limits."""
         disk = os.statvfs(self._incoming)
-        short = wanted + self._min_free - disk.f_bavail * disk.f_frsize
+        short = wanted - on_disk + self._min_free - disk.f_bavail * disk.f_frsize
         if self._limit is not None:
             short = max(short, self._bytes_held() + wanted - self._limit)
         return short
 
     def _bytes_held(self) -> int:
-        return int(self._cache.reset("size"))
+        return self._table.totals()[1]
 
-    def _drop(self, db: sqlite3.Connection, key: str) -> None:
+    def _drop(self, db: sqlite3.Connection, key: str) -> bool:
+        """Removes a clip; whether it was there."""
         db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
-        self._cache.delete(key, retry=True)
+        return self._table.remove(key)
 
     # The order of use
 
@@ -413,59 +409,52 @@ class Store:
     # Keeping files, table and ledger in step
 
     def _open_whole(self, key: str) -> StoredClip | None:
-        found = self._find(key)
+        found = self._table.find(key)
         if found is None:
             return None
-        opened, record = found
-        if os.fstat(opened.fd).st_size != record.size:
-            os.close(opened.fd)
+        if os.fstat(found.fd).st_size != found.record.size:
+            os.close(found.fd)
             return None
-        return StoredClip(opened.fd, record.size, record.stored_at)
-
-    def _find(self, key: str) -> tuple[OpenedFile, Record] | None:
-        opened, tag = self._cache.get(key, read=True, tag=True, retry=True)
-        if opened is None:
-            return None
-        record = _parse_tag(tag)
-        if record is None:
-            os.close(opened.fd)
-            return None
-        return opened, record
+        return StoredClip(found.fd, found.record.size, found.record.stored_at)
 
     def _sweep(self, db: sqlite3.Connection) -> None:
-        """Clears what dead processes left: their fetches, and the locks of those that had none."""
-        for key, token, owner in db.execute("SELECT key, token, owner FROM flight").fetchall():
-            if not self._owner.is_alive(owner):
-                self._clear_flight(db, key, token)
+        """Clears what dead processes left: their fetches, folders of which nobody knows, and locks."""
+        self._clear_dead_flights(db)
+        under_way = {token for (token,) in db.execute("SELECT token FROM flight")}
+        for path in self._incoming.iterdir():
+            if path.name not in under_way:
+                shutil.rmtree(path, ignore_errors=True)
         for path in self._owners.iterdir():
             self._owner.is_alive(path.name)
 
+    def _clear_dead_flights(self, db: sqlite3.Connection) -> None:
+        for key, token, owner in db.execute("SELECT key, token, owner FROM flight").fetchall():
+            if not self._owner.is_alive(owner):
+                self._clear_flight(db, key, token)
+
     def _clear_flight(self, db: sqlite3.Connection, key: str, token: str) -> None:
         """Undoes a fetch whose process died, at whatever point it did."""
-        if len(token) == 32 and token.isalnum():
+        if re.fullmatch("[0-9a-f]{32}", token) and parse_clip_name(f"{key}.mp4"):
             shutil.rmtree(self._incoming / token, ignore_errors=True)
-            filename = clip_filename(key, token)
-            found = self._find(key)
+            found = self._table.find(key)
             if found is not None:
-                os.close(found[0].fd)
-            if found is None or found[0].filename != filename:
-                # Renamed, but dead before the table knew it: a file that nobody would ever find or evict.
-                (self._clips / filename).unlink(missing_ok=True)
+                os.close(found.fd)
+            if found is not None and found.filename == clip_filename(key, token):
+                # In the table, but dead before the ledger knew it.
+                self._write_record(db, key, found.record)
+            else:
+                # Moved in, but dead before the table knew it: a file that nobody would ever find or evict.
+                self._table.remove_file(key, token)
         self._delete_flight(db, token)
 
     def _reconcile(self, db: sqlite3.Connection) -> None:
-        """Makes the ledger agree with the table of files, after a crash between the two or the loss of the ledger."""
-        (held,) = db.execute("SELECT count(*) FROM clip WHERE held").fetchone()
-        if held == len(self._cache):
+        """Makes the ledger agree with the table of files, after a crash between the two or the loss of one."""
+        ours = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held").fetchone()
+        if self._table.totals() == self._table.counted() == ours:
             return
         db.execute("UPDATE clip SET held = 0")
-        for key in self._cache:
-            found = self._find(key)
-            if found is None:
-                self._cache.delete(key, retry=True)
-            else:
-                os.close(found[0].fd)
-                self._write_record(db, key, found[1])
+        for key, record in self._table.mend():
+            self._write_record(db, key, record)
 
     @staticmethod
     def _write_record(db: sqlite3.Connection, key: str, record: Record) -> None:
@@ -476,6 +465,7 @@ class Store:
             " opened_at = max(opened_at, excluded.opened_at), held = 1",
             (key, record.size, record.sha256, record.source, record.stored_at, record.stored_at),
         )
+        db.execute("DELETE FROM failure WHERE key = ?", (key,))
 
 
 class Claim:
@@ -520,13 +510,3 @@ def _seal(path: Path) -> tuple[int, str]:
         os.fsync(fd)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fstat(fd).st_size, digest
-
-
-def _parse_tag(tag: object) -> Record | None:
-    """The record in a row of the table, or None if it is not one that we wrote."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        fields = json.loads(tag)  # type: ignore[arg-type]  # whatever it is, a TypeError says so
-        size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
-        if isinstance(size, int) and isinstance(sha256, str) and isinstance(source, str):
-            return Record(size, sha256, source, float(stored_at), held=True)
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 
 _BY_KIND = {
     # A listed clip is never ENOENT: the name is there, its data are not.
@@ -30,6 +30,6 @@ def errno_of(error: BaseException) -> int:
         if error.errno in _KEPT.get(error.kind, ()):
             return error.errno or errno.EIO
         return _BY_KIND[error.kind]
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | StoreError):
         return error.errno or errno.EIO
     return errno.EIO

@@ -127,6 +127,17 @@ def claim_at_once(folder: Path, number: int, threads: int, barrier: Barrier, won
             worker.join()
 
 
+def open_together(place: Path, folders: int, barrier: Barrier) -> None:
+    """Opens new folders, each at the same moment as others do."""
+    try:
+        for number in range(folders):
+            barrier.wait(20)
+            Store(place / f"cache-{number}").close()
+    except BaseException:
+        barrier.abort()
+        raise
+
+
 def keep_many(folder: Path, limit: int, numbers: range, barrier: Barrier) -> None:
     """Puts clips into a store that others fill at the same time."""
     barrier.wait(60)

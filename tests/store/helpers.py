@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
-from contextlib import closing
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Claim, Store
 from kinetics_fs.store.store import _TYPICAL_CLIP_BYTES
 
+SmallDisk = Callable[[int], Path]
+"""Makes a disk of so many bytes."""
+
 UNIT = _TYPICAL_CLIP_BYTES
 """The size of our clips: what the store guesses for a clip that it does not know, so that no guess is wrong."""
+
+
+@contextmanager
+def quick_place() -> Iterator[Path]:
+    """An empty folder, for a while; in memory if possible, where a sync costs nothing."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 def clip(number: int) -> Clip:
@@ -154,3 +169,10 @@ def assert_in_step(folder: Path, owners: int = 1) -> None:
     assert found.counted == (len(sizes), sum(sizes.values())), "the table of files has miscounted"
     assert not found.flights, "a fetch that is not under way"
     assert len(found.owners) == owners, "lock files of processes that are gone"
+
+
+def assert_no_room(error: FetchError) -> None:
+    """That the error says it in every way it can."""
+    assert error.kind is FailureKind.LOCAL
+    assert error.errno == errno.ENOSPC
+    assert "--cache-size" in error.reason

@@ -18,7 +18,17 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.store import Store
 from tests.store import children
 from tests.store.children import LIMIT, UNTOUCHED
-from tests.store.helpers import UNIT, assert_in_step, assert_nothing_unknown, clip, clip_file, held, is_whole, keep, lose
+from tests.store.helpers import (
+    UNIT,
+    assert_in_step,
+    assert_nothing_unknown,
+    clip,
+    clip_file,
+    held,
+    is_whole,
+    keep,
+    lose,
+)
 from tests.store.processes import KILLED, end, start, steps
 
 Deed = Callable[[Store], None]

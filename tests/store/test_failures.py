@@ -116,6 +116,13 @@ def test_failures_are_listed_the_latest_first(store: Store) -> None:
     assert [failure.key for failure in store.failures()] == [clip(number).key for number in (1, 2, 0)]
 
 
+def test_failures_are_counted_by_kind(store: Store) -> None:
+    assert store.failure_counts() == {}
+    for number, kind in enumerate([FailureKind.GONE, FailureKind.BLOCKED, FailureKind.GONE]):
+        store.remember_failure(clip(number), FetchError(kind, "no"))
+    assert store.failure_counts() == {FailureKind.GONE: 2, FailureKind.BLOCKED: 1}
+
+
 def test_failures_can_be_forgotten_one_by_one_or_all_at_once(store: Store) -> None:
     for number in range(4):
         store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))

@@ -13,8 +13,7 @@ import pytest
 
 from kinetics_fs.errors import FetchError, StoreError
 from kinetics_fs.store import Store, prepare_folder
-from tests.store.conftest import SmallDisk
-from tests.store.helpers import clip, is_whole, keep
+from tests.store.helpers import SmallDisk, clip, is_whole, keep
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 
@@ -84,9 +83,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(folder: Path) -
 
 def test_the_cache_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
     folder.mkdir(mode=0o755)
-    (folder / "CACHEDIR.TAG").write_text(
-        "Signature: 8a477f597d28d172789f06886806bc55\n# This file is a cache directory tag created by another program.\n"
-    )
+    (folder / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Created by another program.\n")
     (folder / "clips").write_text("not ours")
     before = mode(folder)
     assert_refused(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +151,12 @@ def test_processes_that_publish_at_once_keep_the_limit_at_every_moment(folder: P
         assert len(store.sizes([clip(number) for number in range(processes * clips)])) == processes * clips
 
 
+def test_a_new_folder_can_be_opened_by_many_processes_at_once(place: Path) -> None:
+    barrier = CONTEXT.Barrier(3)
+    begun = [start(children.open_together, place, 120, barrier) for _ in range(3)]
+    assert [end(process) for process in begun] == [0] * 3
+
+
 def test_threads_of_one_store_read_publish_and_drop_at_once(folder: Path) -> None:
     with Store(folder, limit=6 * UNIT) as store:
 
@@ -170,13 +175,17 @@ def test_threads_of_one_store_read_publish_and_drop_at_once(folder: Path) -> Non
         assert_in_step(folder)
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
 def test_a_thread_of_its_own_for_every_call_does_not_use_up_the_file_descriptors(store: Store) -> None:
     """As under libfuse, where each call may come in another thread."""
     keep(store, clip(0))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     most = 0
     for _ in range(300):
         with ThreadPoolExecutor(1) as thread:
             assert not thread.submit(is_absent, store, clip(0)).result()
-        most = max(most, len(os.listdir("/proc/self/fd")))
+        most = max(most, open_descriptors())
     assert most < before + 150

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,25 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Store
-from kinetics_fs.store import store as store_module
-from tests.store import children
-from tests.store.conftest import SmallDisk
 from tests.store.helpers import (
     UNIT,
     assert_in_step,
+    assert_no_room,
     clip,
-    clip_files,
     held,
     is_absent,
     is_whole,
     keep,
-    query,
-    read,
+    quick_place,
     write,
 )
-from tests.store.processes import end, start
 
 # The limit
 
@@ -89,9 +80,8 @@ STEPS = st.lists(
 @given(STEPS, st.integers(3, 6))
 def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> None:
     model = Model(limit)
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        store = Store(Path(name), limit=limit * UNIT)
+    with quick_place() as place:
+        store = Store(place, limit=limit * UNIT)
         for verb, number, units in steps:
             match verb:
                 case "keep":
@@ -104,12 +94,12 @@ def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> Non
                     model.drop(number)
                 case "reopen":
                     store.close()
-                    store = Store(Path(name), limit=limit * UNIT)
+                    store = Store(place, limit=limit * UNIT)
             assert held(store, 5) == sorted(model.here)
             assert store.usage().bytes == sum(model.sizes[number] for number in model.here) * UNIT <= limit * UNIT
             known = {clip(number): (units * UNIT, number in model.here) for number, units in model.sizes.items()}
             assert store.sizes([clip(number) for number in range(5)]) == known
-        assert_in_step(Path(name))
+        assert_in_step(place)
         store.close()
 
 
@@ -176,12 +166,6 @@ def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
 # What cannot fit
 
 
-def assert_no_room(error: FetchError) -> None:
-    assert error.kind is FailureKind.LOCAL
-    assert error.errno == errno.ENOSPC
-    assert "--cache-size" in error.reason
-
-
 def test_a_clip_larger_than_the_limit_is_refused(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         with pytest.raises(FetchError) as caught:
@@ -226,249 +210,3 @@ def test_a_limit_below_the_guess_still_holds_small_clips(folder: Path) -> None:
     with Store(folder, limit=UNIT // 2) as store:
         keep(store, clip(0), UNIT // 4)
         assert is_whole(store, clip(0), UNIT // 4)
-
-
-# The order of use
-
-
-@pytest.fixture
-def three(folder: Path) -> Path:
-    """The folder of a closed store with the clips 0, 1 and 2, put there in that order."""
-    with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
-    return folder
-
-
-def test_the_least_recently_opened_goes_first(three: Path) -> None:
-    with Store(three, limit=3 * UNIT) as store:
-        assert read(store, clip(1))
-        assert read(store, clip(0))
-        keep(store, clip(3))
-        assert held(store, 4) == [0, 1, 3]
-        keep(store, clip(4))
-        assert held(store, 5) == [0, 3, 4]
-
-
-def test_the_order_of_use_outlives_the_process(three: Path) -> None:
-    with Store(three) as store:
-        assert read(store, clip(0))
-    with Store(three, limit=3 * UNIT) as store:
-        keep(store, clip(3))
-        assert held(store, 4) == [0, 2, 3]
-
-
-def test_the_order_of_use_is_that_of_all_processes(three: Path) -> None:
-    with Store(three, limit=3 * UNIT) as store:
-        assert read(store, clip(1))
-        assert end(start(children.open_clip, three, 0)) == 0
-        keep(store, clip(3))
-        assert held(store, 4) == [0, 1, 3]
-
-
-def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
-    with Store(three) as slow:
-        assert read(slow, clip(0))
-        assert read(slow, clip(1))
-        with Store(three) as quick:
-            assert read(quick, clip(0))
-    with Store(three, limit=3 * UNIT) as store:
-        keep(store, clip(3), 2 * UNIT)
-        assert held(store, 4) == [0, 3]
-
-
-def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    """What shows a write to any file of the folder, but for SQLite's shared memory."""
-    return {
-        path: (path.stat().st_mtime_ns, path.stat().st_size)
-        for path in folder.rglob("*")
-        if not path.name.endswith("-shm")
-    }
-
-
-def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_NOTE_OPENS_EVERY", 60.0)
-    with Store(three) as store:
-        before = state_of(three)
-        for _ in range(100):
-            for number in range(3):
-                assert not is_absent(store, clip(number))
-            assert is_absent(store, clip(9))
-        assert state_of(three) == before
-
-
-def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_NOTE_OPENS_EVERY", 0.05)
-
-    def opened_at() -> list[float]:
-        return [at for (at,) in query(three / "ledger.sqlite", "SELECT opened_at FROM clip ORDER BY key")]
-
-    with Store(three) as store:
-        before = time.time()
-        for number in range(3):
-            assert not is_absent(store, clip(number))
-        assert max(opened_at()) < before, "not at once"
-        deadline = time.monotonic() + 10
-        while min(opened_at()) < before:
-            assert time.monotonic() < deadline, "never noted"
-            time.sleep(0.01)
-
-
-# The disk
-
-
-def free(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
-
-
-def test_the_disk_keeps_free_what_it_is_told_to(small_disk: SmallDisk) -> None:
-    folder = small_disk(16 * UNIT) / "cache"
-    with Store(folder, min_free=8 * UNIT) as store:
-        for number in range(12):
-            keep_dense(store, number)
-            assert free(folder) >= 8 * UNIT
-        assert held(store, 12)[-1] == 11
-        assert_in_step(folder)
-
-
-def test_nothing_goes_while_the_disk_has_room(small_disk: SmallDisk) -> None:
-    folder = small_disk(16 * UNIT) / "cache"
-    with Store(folder, min_free=8 * UNIT) as store:
-        for number in range(6):
-            keep_dense(store, number)
-        assert free(folder) >= 9 * UNIT
-        claim = store.claim(clip(6))
-        assert claim is not None
-        with claim:
-            path = claim.folder / "finished.mp4"
-            path.write_bytes(b"x" * UNIT)
-            assert free(folder) >= 8 * UNIT, "it fits as it is"
-            claim.publish(path, "test")
-        assert held(store, 7) == list(range(7))
-
-
-def test_a_disk_that_others_fill_gives_no_room(small_disk: SmallDisk) -> None:
-    disk = small_disk(8 * UNIT)
-    with Store(disk / "cache", min_free=4 * UNIT) as store:
-        (disk / "other").write_bytes(b"x" * 5 * UNIT)
-        with pytest.raises(FetchError) as caught:
-            store.claim(clip(0))
-        assert_no_room(caught.value)
-        (disk / "other").unlink()
-        keep(store, clip(0))
-        assert is_whole(store, clip(0))
-
-
-def test_a_claim_without_room_evicts_nothing(small_disk: SmallDisk) -> None:
-    disk = small_disk(10 * UNIT)
-    with Store(disk / "cache", min_free=4 * UNIT) as store:
-        keep_dense(store, 0)
-        (disk / "other").write_bytes(b"x" * 7 * UNIT)
-        with pytest.raises(FetchError):
-            store.claim(clip(1))
-        assert not is_absent(store, clip(0)), "its bytes would not have been enough"
-        assert_in_step(store.folder)
-
-
-def keep_dense(store: Store, number: int) -> None:
-    """Puts a clip into the store that takes its room on the disk."""
-    claim = store.claim(clip(number))
-    assert claim is not None
-    with claim:
-        path = claim.folder / "finished.mp4"
-        path.write_bytes(b"x" * UNIT)
-        claim.publish(path, "test")
-
-
-def fill(disk: Path) -> Path:
-    """Takes every last byte of the disk."""
-    path = disk / "filler"
-    with path.open("wb", buffering=0) as file:
-        for size in (UNIT, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-    return path
-
-
-@pytest.mark.parametrize("moment", ["before the claim", "before publishing"])
-def test_a_full_disk_is_an_error_that_says_so_and_no_clip(small_disk: SmallDisk, moment: str) -> None:
-    disk = small_disk(8 * UNIT)
-    with Store(disk / "cache") as store:
-        for number in range(2):
-            keep_dense(store, number)
-        filler = None
-        with pytest.raises((FetchError, StoreError)):
-            if moment == "before the claim":
-                filler = fill(disk)
-            claim = store.claim(clip(2))
-            assert claim is not None
-            with claim:
-                path = claim.folder / "finished.mp4"
-                path.touch()  # an empty file: nothing but the store itself needs room
-                filler = filler or fill(disk)
-                claim.publish(path, "test")
-                raise StoreError("it was published, against all odds")
-        assert filler is not None
-        filler.unlink()
-        for number in range(3):
-            if not is_absent(store, clip(number)):
-                assert read(store, clip(number)) == (b"x" * UNIT if number < 2 else b"")
-        keep_dense(store, 3)
-        assert not is_absent(store, clip(3)), "the store works again when there is room again"
-    with Store(disk / "cache"):
-        assert_in_step(disk / "cache")
-
-
-Act = Callable[[Store], object]
-
-ACTS: dict[str, Act] = {
-    "drop": lambda store: store.drop(clip(0)),
-    "remember a failure": lambda store: store.remember_failure(clip(7), FetchError(FailureKind.GONE, "x" * 10_000)),
-    "forget failures": lambda store: store.forget_failures(),
-}
-
-
-@pytest.mark.parametrize("name", ACTS)
-def test_on_a_full_disk_everything_fails_with_a_sentence_if_at_all(small_disk: SmallDisk, name: str) -> None:
-    disk = small_disk(4 * UNIT)
-    with Store(disk / "cache") as store:
-        keep_dense(store, 0)
-        filler = fill(disk)
-        try:
-            ACTS[name](store)
-        except (FetchError, StoreError) as error:
-            assert "\n" not in str(error)
-        assert is_absent(store, clip(0)) or read(store, clip(0)) == b"x" * UNIT
-        filler.unlink()
-        keep_dense(store, 1)
-
-
-def test_cached_clips_are_read_from_a_full_disk(small_disk: SmallDisk) -> None:
-    disk = small_disk(4 * UNIT)
-    with Store(disk / "cache") as store:
-        keep_dense(store, 0)
-        filler = fill(disk)
-        assert read(store, clip(0)) == b"x" * UNIT
-        filler.unlink()
-
-
-def test_a_store_cannot_be_opened_on_a_full_disk_and_says_so(small_disk: SmallDisk) -> None:
-    disk = small_disk(4 * UNIT)
-    filler = fill(disk)
-    with pytest.raises(StoreError) as caught:
-        Store(disk / "cache")
-    assert "\n" not in str(caught.value)
-    filler.unlink()
-    Store(disk / "cache").close()
-
-
-def test_a_process_out_of_file_descriptors_loses_no_clip(three: Path) -> None:
-    assert end(start(children.open_without_descriptors, three, 0)) == 0
-    with Store(three) as store:
-        assert held(store, 3) == [0, 1, 2]
-        assert is_whole(store, clip(0))
-    assert len(clip_files(three)) == 3

@@ -11,9 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store import Store
-from tests.store.helpers import UNIT, assert_in_step, clip, clip_file, contents, held, is_absent, is_whole, keep, read, write
+from tests.store.helpers import (
+    UNIT,
+    assert_in_step,
+    clip,
+    clip_file,
+    clip_files,
+    contents,
+    held,
+    is_absent,
+    is_whole,
+    keep,
+    query,
+    read,
+    write,
+)
 
 
 def test_what_was_published_is_read_back(store: Store) -> None:
@@ -82,6 +96,19 @@ def test_the_record_says_what_where_from_and_when(store: Store) -> None:
     assert (record.source, record.held) == ("test", True)
     assert before <= record.stored_at <= time.time()
     assert store.record(clip(1)) is None
+
+
+def test_an_open_clip_says_when_its_content_was_published(store: Store) -> None:
+    moments = []
+    for _ in range(2):
+        keep(store, clip(0))
+        opened, record = store.open(clip(0)), store.record(clip(0))
+        assert opened is not None
+        assert record is not None
+        opened.close()
+        assert opened.stored_at == record.stored_at
+        moments.append(opened.stored_at)
+    assert moments[0] < moments[1]
 
 
 def test_sizes_of_more_clips_than_one_query_takes(store: Store) -> None:
@@ -197,3 +224,43 @@ def test_a_publication_that_fails_can_be_repeated_under_the_same_claim(store: St
             claim.publish(claim.folder / "missing", "test")
         claim.publish(write(claim), "test")
     assert is_whole(store, clip(0))
+
+
+def test_a_clip_that_the_table_of_files_refuses_leaves_no_file(store: Store) -> None:
+    table = store.folder / "clips/cache.db"
+    query(table, "CREATE TRIGGER broken BEFORE INSERT ON Cache BEGIN SELECT RAISE(ABORT, 'broken'); END")
+    with pytest.raises((FetchError, StoreError)):
+        keep(store, clip(0))
+    query(table, "DROP TRIGGER broken")
+    assert_in_step(store.folder)
+    keep(store, clip(0))
+    assert is_whole(store, clip(0))
+
+
+# A power cut, which no test can make: that what must be on the disk is asked to be, in the right order
+
+
+def test_the_bytes_and_then_the_name_are_forced_to_the_disk_before_the_row(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    forced: list[str] = []
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        named, known = clip_files(store.folder), contents(store.folder).rows
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            forced.append(f"file, {len(named)} named, {len(known)} known")
+        elif named and os.path.samestat(os.fstat(fd), named[0].parent.stat()):
+            forced.append(f"folder, {len(named)} named, {len(known)} known")
+
+    monkeypatch.setattr(os, "fsync", noted)
+    keep(store, clip(0))
+    assert forced == ["file, 0 named, 0 known", "folder, 1 named, 0 known"]
+
+
+def test_both_databases_wait_for_the_disk(store: Store) -> None:
+    full = (2,)
+    with store._ledger.connection() as ledger:
+        assert ledger.execute("PRAGMA synchronous").fetchone() == full
+    assert store._table._cache._sql("PRAGMA synchronous").fetchone() == full

@@ -1,0 +1,164 @@
+"""The table of files: clip key → file, kept by diskcache. The only module that knows how it keeps it.
+
+diskcache's own way of removing, row first and file after, would leave a file that nobody finds when its process dies
+in between; and it believes whatever stands in its settings. Both are done here instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diskcache
+from diskcache.core import METADATA
+
+from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.store.disk import ClipDisk, Staged, clip_filename, is_file_of
+
+_SETTINGS = {
+    **diskcache.DEFAULT_SETTINGS,
+    # Eviction is the store's alone: it must count what is being fetched, too.
+    "eviction_policy": "none",
+    "cull_limit": 0,
+    "sqlite_synchronous": 2,  # every commit is on the disk when it returns
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a clip that was ever here. `size` in bytes, `sha256` hexadecimal."""
+
+    size: int
+    sha256: str
+    source: str
+    stored_at: float
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A clip's open file, and what the table says of it. Whoever gets it closes `fd`."""
+
+    fd: int
+    filename: str
+    record: Record
+
+
+class ClipTable:
+    """The files of one folder.
+
+    Reading is safe from any thread and process; writing is for who holds the ledger's lock.
+
+    Raises:
+        sqlite3.DatabaseError: the table cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        _remove_unknown_settings(folder / "cache.db")
+        self._cache = diskcache.Cache(str(folder), disk=ClipDisk, **_SETTINGS)
+
+    def close(self) -> None:
+        self._cache.close()
+
+    def find(self, key: str) -> Found | None:
+        """Opens a clip's file; None if there is none, or a row that is not of our making.
+
+        Raises:
+            Unreadable: the file is there, but cannot be opened now.
+        """
+        opened, tag = self._cache.get(key, read=True, tag=True, retry=True)
+        if opened is None:
+            return None
+        record = _parse_tag(tag)
+        if record is None or not is_file_of(opened.filename, key):
+            os.close(opened.fd)
+            return None
+        return Found(opened.fd, opened.filename, record)
+
+    def put(self, key: str, file: Staged, record: Record) -> None:
+        """Moves a finished file in, and commits its row; what was there before goes."""
+        self.remove(key)
+        fields = {"size": record.size, "sha256": record.sha256, "source": record.source, "stored_at": record.stored_at}
+        try:
+            self._cache.set(key, file, tag=json.dumps(fields), retry=True)
+        except BaseException:
+            self.remove_file(key, file.token)
+            raise
+
+    def remove(self, key: str) -> bool:
+        """Removes a clip; whether there was one.
+
+        The file before its row: a process that dies between leaves a row without a file, which is a miss.
+        """
+        for (filename,) in self._sql("SELECT filename FROM Cache WHERE key = ? AND raw = 1", key):
+            if isinstance(filename, str) and is_file_of(filename, key):
+                self._cache.disk.remove(filename)
+        with self._cache.transact(retry=True):
+            return bool(self._sql("DELETE FROM Cache WHERE key = ? RETURNING 1", key))
+
+    def remove_file(self, key: str, token: str) -> None:
+        """Removes the file that a publication may have moved in without committing its row."""
+        (self._folder / clip_filename(key, token)).unlink(missing_ok=True)
+
+    def totals(self) -> tuple[int, int]:
+        """How many clips there are, and how many bytes: as diskcache counts them along."""
+        return len(self._cache), int(self._cache.reset("size"))
+
+    def counted(self) -> tuple[int, int]:
+        """The same, counted anew."""
+        [(rows, size)] = self._sql("SELECT count(*), coalesce(sum(size), 0) FROM Cache")
+        return rows, size
+
+    def mend(self) -> Iterator[tuple[str, Record]]:
+        """Removes rows without a file and files without a row, and sets the totals right; yields what is left."""
+        known, bad = set(), []
+        for rowid, key, raw in self._sql("SELECT rowid, key, raw FROM Cache"):
+            is_clip = isinstance(key, str) and raw == 1 and parse_clip_name(f"{key}.mp4") is not None
+            found = self.find(key) if is_clip else None
+            if found is None:
+                bad.append(rowid)
+            else:
+                os.close(found.fd)
+                known.add(found.filename)
+                yield key, found.record
+        with self._cache.transact(retry=True):
+            for rowid in bad:
+                self._sql("DELETE FROM Cache WHERE rowid = ?", rowid)
+            rows, size = self.counted()
+            self._sql("UPDATE Settings SET value = ? WHERE key = 'count'", rows)
+            self._sql("UPDATE Settings SET value = ? WHERE key = 'size'", size)
+        for path in self._folder.glob("*/*"):
+            filename = str(path.relative_to(self._folder))
+            if filename not in known:
+                self._cache.disk.remove(filename)
+
+    def _sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._cache._sql(statement, values).fetchall()
+        return rows
+
+
+def _remove_unknown_settings(database: Path) -> None:
+    """diskcache makes an attribute of itself of every setting that it finds."""
+    names = sorted({*diskcache.DEFAULT_SETTINGS, *METADATA})
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as db, db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
+            db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
+
+
+def _parse_tag(tag: object) -> Record | None:
+    """The record in a row of the table, or None if it is not one that we wrote."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        fields = json.loads(tag)  # type: ignore[arg-type]  # whatever it is, a TypeError says so
+        size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
+        (sha256 + source).encode()  # half a surrogate is no text
+        if isinstance(size, int) and 0 <= size < 2**63 and math.isfinite(stored_at):
+            return Record(size, sha256, source, float(stored_at), held=True)
+    return None
