@@ -115,9 +115,9 @@ class Settings:
         choices=tuple(style.value for style in ClassNames),
     )
     frontend: str = _setting(
-        "fusepy",
+        "auto",
         "view",
-        "Who speaks to the kernel: we ourselves (kernel, Linux only) or libfuse 2 (fusepy).",
+        "Who speaks to the kernel: we ourselves (kernel: Linux alone, and the default there) or libfuse 2 (fusepy).",
         metavar="NAME",
         kind="choice",
         choices=("auto", "kernel", "fusepy"),

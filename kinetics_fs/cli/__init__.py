@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     )
     if config is not None:
         ctx.obj = read_config(config)
-    elif default_config_file().exists():
+    elif os.access(default_config_file(), os.R_OK):
         ctx.obj = read_config(default_config_file())
 
 
@@ -83,6 +84,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
+    except OSError as error:  # a full disk under our output, above all
+        click.echo(f"kinetics-fs: {error}", err=True)
+        status = 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("kinetics-fs: interrupted", err=True)
         status = 130

@@ -45,23 +45,28 @@ def command(mountpoint: Path | None, once: bool) -> None:
         click.echo("\nAll of it worked, and nothing is left behind.")
     else:
         click.echo(f"\nThe mount stays up: look around in {place}")
-        click.echo(f"To end it: kinetics-fs umount {place} && rm -r {folder}")
+        program = "kinetics-fs" if shutil.which("kinetics-fs") else sys.argv[0]
+        click.echo(f"To end it: {program} umount {place} && rm -r {folder}")
 
 
 class _Demo:
     def __init__(self, folder: Path, place: Path) -> None:
         self._folder = folder
         self._place = place
+        self._made_place = not place.exists()
+        self._mounted = False
         self._videos = folder / "videos"
         self._requests = folder / "requests.log"
         self._host: subprocess.Popen[bytes] | None = None
         self._video_url = ""
 
     def make(self) -> None:
-        """The dataset."""
+        """The dataset, once it is clear that it can be mounted."""
         from kinetics_fs.demo.dataset import ROWS, VIDEOS, make_dataset
         from kinetics_fs.ffmpeg import find_ffmpeg
+        from kinetics_fs.mount import prepare_mountpoint
 
+        prepare_mountpoint(self._place, allow_other=False)
         _step(f"Making {len(VIDEOS)} videos with numbered frames, and annotations of {len(ROWS)} clips")
         self._videos.mkdir()
         self._annotations = make_dataset(self._videos, find_ffmpeg(), lambda video: _say(f"{video}.mp4"))
@@ -95,6 +100,7 @@ class _Demo:
             "--min-free", "0",
             str(self._place),
         )  # fmt: skip
+        self._mounted = True
         for path in sorted(self._place.rglob("*.mp4")):
             _say(str(path.relative_to(self._place)))
 
@@ -137,14 +143,12 @@ class _Demo:
 
     def take_down(self) -> None:
         """Ends mount and site, and removes all files."""
-        from kinetics_fs.mount import find_mounts
-
-        if self._place in find_mounts():
+        if self._mounted:
             self._run("umount", str(self._place))
         if self._host is not None:
             self._host.terminate()
             self._host.wait()
-        if self._place.is_dir() and not any(self._place.iterdir()):
+        if self._made_place and self._place.is_dir():
             self._place.rmdir()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -160,7 +164,7 @@ class _Demo:
         environment |= {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
         command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, *arguments]
         if subprocess.run(command, env=environment, check=False).returncode:
-            raise KineticsError(f"kinetics-fs {arguments[0]} failed")
+            raise SystemExit(1)  # it has said why
 
 
 def _reason(path: Path) -> str:

@@ -36,8 +36,9 @@ def list_(settings: Settings, as_json: bool) -> None:
         click.echo(json.dumps([asdict(failure) for failure in failures], indent=2, ensure_ascii=False))
         return
     for failure in failures:
+        tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
         click.echo(
-            f"{failure.key}  {failure.kind:<11}  {failure.attempts} tries, last {_time(failure.last_at)},"
+            f"{failure.key}  {failure.kind:<11}  {tries}, last {_time(failure.last_at)},"
             f" next after {_time(failure.retry_at)}  {failure.source}: {failure.reason}"
         )
     if not failures:

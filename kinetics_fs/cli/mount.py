@@ -11,6 +11,7 @@ import click
 
 from kinetics_fs import __version__
 from kinetics_fs.cli.options import with_settings
+from kinetics_fs.errors import MountError
 from kinetics_fs.settings import Settings
 
 
@@ -33,10 +34,12 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     from kinetics_fs.mount import mountpoint as places
 
     check_video_url(settings)
+    if settings.frontend == "fusepy":
+        from kinetics_fs.mount import fusepy  # noqa: F401  # whether its library is there, before anything is downloaded
+    place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
     # Closed again before the fork: a database must not be carried over one.
     with catalog_of(settings) as catalog:
         path, what = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
-    place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
 
     def serve(ready: Callable[[], None]) -> None:
         _serve(settings, path, place, ready)
@@ -45,8 +48,7 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
         logging.getLogger().setLevel(logging.INFO)
         serve(lambda: click.echo(f"{what}, on {place}", err=True))
     else:
-        log = settings.log_file or _log_file(place)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = _usable(settings.log_file or _log_file(place))
         pid = daemon.run_in_background(serve, log.absolute())
         click.echo(f"{what}, on {place} (process {pid}, log {log})")
 
@@ -88,6 +90,15 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
                 )
         finally:
             fetcher.close()
+
+
+def _usable(log: Path) -> Path:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a"):
+            return log
+    except OSError as error:
+        raise MountError(f"cannot write the log {log} ({error.strerror}): give one with --log-file") from error
 
 
 def _log_file(place: Path) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
 from collections import Counter
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,7 +60,7 @@ def command(settings: Settings, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({**result, "interrupted": interrupted}))
     else:
-        _print(result, interrupted)
+        _print(result, interrupted, settings.cache_dir)
     if interrupted:
         return 130
     if progress.hopeless:
@@ -125,13 +127,13 @@ class _Progress:
         self._room.release()
 
 
-def _print(result: dict[str, Any], interrupted: bool) -> None:
+def _print(result: dict[str, Any], interrupted: bool, cache: Path) -> None:
     click.echo(
         f"{result['fetched']:,} fetched, {result['already_here']:,} already here, {result['failed']:,} not to be had"
     )
     for kind, number in result["failures"].items():
         click.echo(f"  {number:,} {kind}")
     if result["failed"]:
-        click.echo("Why, clip by clip: kinetics-fs failures list")
+        click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {shlex.quote(str(cache))}")
     if interrupted:
         click.echo("Interrupted; the same command goes on from here.")

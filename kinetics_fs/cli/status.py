@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
     from kinetics_fs.cli.rooms import store_of
     from kinetics_fs.mount import find_mounts
 
-    mounts = [_read(mountpoint)] if mountpoint else [_read(place) for place in find_mounts()]
+    if mountpoint is None:
+        mounts = [_read(place) for place in find_mounts()]
+    elif sys.platform != "linux" or mountpoint.absolute() in find_mounts():
+        mounts = [_read(mountpoint.absolute())]
+    else:
+        raise MountError(f"{mountpoint} is not a mount of kinetics-fs")
     report: dict[str, Any] = {"mounts": mounts}
     if mountpoint is None:
         with store_of(settings) as store:
@@ -44,7 +50,10 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
         click.echo(json.dumps(report, indent=2))
         return
     for mount in mounts:
-        _print_mount(mount)
+        if "dead" in mount:
+            click.echo(f"{mount['mountpoint']}: {mount['dead']}; to clear it: kinetics-fs umount {mount['mountpoint']}")
+        else:
+            _print_mount(mount)
     if not mounts:
         click.echo("No mounts.")
     if "cache" in report:
@@ -55,7 +64,7 @@ def _read(place: Path) -> dict[str, Any]:
     try:
         status = json.loads((place / ".kinetics/status.json").read_text())
     except (OSError, ValueError) as error:
-        raise MountError(f"{place} does not answer as a mount of kinetics-fs: {error}") from error
+        return {"mountpoint": str(place), "dead": f"its process does not answer ({error})"}
     assert isinstance(status, dict)
     return status
 

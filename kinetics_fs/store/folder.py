@@ -44,7 +44,9 @@ def prepare_folder(folder: Path) -> None:
         if stat.S_IMODE(status.st_mode) != 0o700:
             folder.chmod(0o700)
     except OSError as error:
-        raise StoreError(f"cannot use {folder} as the cache folder: {error.strerror}") from error
+        raise StoreError(
+            f"cannot use {folder} as the cache folder ({error.strerror}): give another with --cache-dir"
+        ) from error
 
 
 @contextlib.contextmanager

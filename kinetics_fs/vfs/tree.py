@@ -89,6 +89,8 @@ class Tree:
         indexes = {label: index for index, label in enumerate(catalog.labels())}
         for name, split in self._splits.items():
             files[f"{name}.csv"] = SplitList(catalog, list(self._classes[split.ino].items()), indexes)
+        if _VALIDATION in self._splits:
+            files[f"{_VAL_NAME}.csv"] = files[f"{_VALIDATION}.csv"]  # the name that PySlowFast opens
         self._control_inodes = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(files)}
         self._control_files = {self._control_inodes[name]: file for name, file in files.items()}
         self._files: dict[int, SharedFile] = {}

@@ -83,7 +83,7 @@ def test_done_in_part(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     assert again.stdout.splitlines() == [
         "0 fetched, 1 already here, 1 not to be had",
         "  1 gone",
-        "Why, clip by clip: kinetics-fs failures list",
+        f"Why, clip by clip: kinetics-fs failures list --cache-dir {cache}",
     ]
     assert asked(site)[GONE] == 1  # it is remembered
 

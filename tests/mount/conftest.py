@@ -1,7 +1,5 @@
 """Fixtures of the tests of the mount: all of them are run against each front end."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +11,7 @@ from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
 from tests.mount.helpers import CLASS, Labelled, short_clips, write_annotations
 
-FRONTENDS: dict[str, tuple[str, ...]] = {"fusepy": ()}
+FRONTENDS: dict[str, tuple[str, ...]] = {"fusepy": ("--frontend", "fusepy")}
 """Each front end, and what makes `kinetics-fs mount` take it."""
 
 

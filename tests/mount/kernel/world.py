@@ -1,0 +1,132 @@
+"""A small world to serve: a catalog, a store, and a fetcher that brings what the test tells it to."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
+from kinetics_fs.errors import FetchError
+from kinetics_fs.fetch import Fetcher
+from kinetics_fs.fetch.fetcher import Counters, Priority
+from kinetics_fs.store import Store
+from kinetics_fs.vfs import ROOT, Tree
+
+FULL = "abseiling"
+"""A class with many clips, in training and in validation."""
+ODD = "massaging person's head, “often”"
+"""A class with a name that is longer in bytes than in letters."""
+CLIPS = [Clip(f"{'-' if number % 2 else 'a'}{number:010d}", number, number + 10) for number in range(400)]
+"""The clips of `FULL` in training, in the order of their numbers; the first few are also in validation."""
+TWICE = 5
+
+
+def content(clip: Clip, size: int = 10_000, version: int = 1) -> bytes:
+    """The bytes of a clip, other ones for each clip and version."""
+    return Random(f"{clip.key} {version}").randbytes(size)
+
+
+def annotations(folder: Path) -> Path:
+    """Writes the annotation file of this world."""
+    rows = [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},train" for clip in CLIPS]
+    rows += [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in CLIPS[:TWICE]]
+    rows += [f'"{ODD}",{clip.youtube_id},{clip.start},{clip.end},train' for clip in CLIPS[:3]]
+    path = folder / "rows.csv"
+    path.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows, ""]))
+    return path
+
+
+def put(store: Store, clip: Clip, data: bytes) -> None:
+    """Puts a clip into a store."""
+    claim = store.claim(clip)
+    assert claim is not None
+    with claim:
+        path = claim.folder / "clip.mp4"
+        path.write_bytes(data)
+        claim.publish(path, "test")
+
+
+class Errands(Fetcher):
+    """A fetcher that does nothing until it is told: `bring` a clip, or `fail` it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._asked: dict[Clip, list[Future[None]]] = {}
+        self._asked_lock = threading.Lock()
+        self.counters = Counters()
+
+    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+        future: Future[None] = Future()
+        with self._asked_lock:
+            self._asked.setdefault(clip, []).append(future)
+        return future
+
+    def is_fetching(self, clip: Clip) -> bool:
+        return clip in self._asked
+
+    def waiting(self) -> int:
+        return len(self._asked)
+
+    def close(self) -> None:
+        pass
+
+    def bring(self, clip: Clip, data: bytes) -> None:
+        """Puts a clip into the store, and tells all who wait for it."""
+        put(self._store, clip, data)
+        for future in self._waiters(clip):
+            future.set_result(None)
+
+    def fail(self, clip: Clip, error: FetchError) -> None:
+        for future in self._waiters(clip):
+            future.set_exception(error)
+
+    def _waiters(self, clip: Clip) -> list[Future[None]]:
+        with self._asked_lock:
+            futures = self._asked.pop(clip, [])
+        return [future for future in futures if future.set_running_or_notify_cancel()]
+
+
+@dataclass
+class World:
+    """What a server is given, and where things are in it."""
+
+    tree: Tree
+    store: Store
+    errands: Errands
+
+    def directory(self, split: str = "train", name: str = FULL) -> int:
+        return self.tree.lookup(self.tree.lookup(ROOT, split), name)
+
+    def ino(self, clip: Clip, split: str = "train") -> int:
+        return self.tree.lookup(self.directory(split), clip.name)
+
+    def control(self, name: str) -> int:
+        return self.tree.lookup(self.tree.lookup(ROOT, ".kinetics"), name)
+
+
+@contextmanager
+def a_world(folder: Path, kind: type[Tree] = Tree) -> Iterator[World]:
+    """Makes one in an empty folder."""
+    with (
+        Catalog(compile_catalog([annotations(folder)], find_release("600"), folder / "catalogs")) as catalog,
+        Store(folder / "cache") as store,
+    ):
+        errands = Errands(store)
+        yield World(kind(catalog, store, errands), store, errands)
+
+
+def open_clip_files() -> int:
+    """How many descriptors this process has on files of clips, evicted ones included."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found += ".mp4" in os.readlink(link)  # noqa: PTH115  # a link to a deleted file is no path
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,377 @@
+"""What readers and writers are told when something cannot be had or must not be done."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from tests.conftest import Dataset, MountFactory
+from tests.harness import ENVIRONMENT, Mounted, kinetics_fs, reason
+from tests.mount.helpers import incoming, reading, state
+
+SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
+OTHER = "validation/surfing water/_demo_vid3__000003_000013.mp4"
+GONE_CLIP = f"validation/passing American football (in game)/{GONE}_000005_000015.mp4"
+
+
+def fails_with(number: int, function: Callable[..., object], *arguments: object, **options: object) -> OSError:
+    """Calls a function and returns its error, which must have this errno."""
+    with pytest.raises(OSError) as caught:
+        function(*arguments, **options)
+    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def still(
+    dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, frontend: tuple[str, ...]
+) -> Iterator[tuple[Mounted, VideoSite]]:
+    """One mount for all tests that must not make it fetch anything."""
+    folder = tmp_path_factory.mktemp("still")
+    with (
+        VideoSite(dataset.videos) as site,
+        Mounted(
+            folder / "mount",
+            *frontend,
+            *("--annotations", dataset.annotations),
+            *("--video-url", site.url_template),
+            *("--cache-dir", folder / "cache"),
+            *("--min-free", "0"),
+        ) as mounted,
+    ):
+        yield mounted, site
+        assert site.requests == []
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+def open_for(flags: int) -> Callable[[Path], object]:
+    return lambda root: os.open(root / SURFING, flags)
+
+
+MUTATIONS: dict[str, Callable[[Path], object]] = {
+    "open for writing": open_for(os.O_WRONLY),
+    "open for reading and writing": open_for(os.O_RDWR),
+    "open for appending": open_for(os.O_WRONLY | os.O_APPEND),
+    "open and truncate": open_for(os.O_RDONLY | os.O_TRUNC),
+    "open a control file for writing": lambda root: os.open(root / ".kinetics/status.json", os.O_WRONLY),
+    "create": lambda root: os.open(root / "validation/surfing water/new", os.O_CREAT | os.O_WRONLY),
+    "create in the root": lambda root: os.open(root / "new", os.O_CREAT | os.O_WRONLY),
+    "create a control file": lambda root: os.open(root / ".kinetics/new", os.O_CREAT | os.O_WRONLY),
+    "create a temporary file": lambda root: os.open(root, os.O_TMPFILE | os.O_RDWR),
+    "mkdir": lambda root: os.mkdir(root / "validation/new"),  # noqa: PTH102
+    "mknod": lambda root: os.mknod(root / "new"),
+    "mkfifo": lambda root: os.mkfifo(root / "new"),
+    "unlink": lambda root: os.unlink(root / SURFING),  # noqa: PTH108
+    "unlink a symlink": lambda root: os.unlink(root / "val"),  # noqa: PTH108
+    "rmdir": lambda root: os.rmdir(root / "validation/surfing water"),  # noqa: PTH106
+    "rename": lambda root: os.rename(root / SURFING, root / "new"),  # noqa: PTH104
+    "replace": lambda root: os.replace(root / SURFING, root / OTHER),  # noqa: PTH105
+    "rename a folder": lambda root: os.rename(root / "validation", root / "new"),  # noqa: PTH104
+    "link": lambda root: os.link(root / SURFING, root / "new"),
+    "symlink": lambda root: os.symlink("target", root / "new"),  # noqa: PTH211
+    "chmod": lambda root: os.chmod(root / SURFING, 0o666),  # noqa: PTH101
+    "chmod a folder": lambda root: os.chmod(root, 0o777),  # noqa: PTH101
+    "chown": lambda root: os.chown(root / SURFING, 0, 0),
+    "chown a symlink": lambda root: os.lchown(root / "val", 0, 0),
+    "truncate": lambda root: os.truncate(root / SURFING, 0),
+    "utimens": lambda root: os.utime(root / SURFING),
+    "utimens a folder": lambda root: os.utime(root / "validation", (0, 0)),
+    "setxattr": lambda root: os.setxattr(root / SURFING, "user.kinetics.state", b"cached"),
+    "setxattr, a new one": lambda root: os.setxattr(root / SURFING, "user.new", b""),
+    "setxattr on a folder": lambda root: os.setxattr(root / "validation", "user.new", b""),
+    "removexattr": lambda root: os.removexattr(root / SURFING, "user.kinetics.state"),
+    "socket": lambda root: bind(root / "new"),
+}
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        # A short name: these have room for about a hundred bytes.
+        folder = os.open(path.parent, os.O_PATH)
+        try:
+            unix.bind(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_every_change_is_refused(still: tuple[Mounted, VideoSite], name: str) -> None:
+    mounted, site = still
+    fails_with(errno.EROFS, MUTATIONS[name], mounted.root)
+    assert site.requests == []
+
+
+def test_write_permission_is_denied(still: tuple[Mounted, VideoSite]) -> None:
+    root = still[0].root
+    for path in (root, root / "validation", root / SURFING, root / ".kinetics/status.json"):
+        assert os.access(path, os.R_OK)
+        assert not os.access(path, os.W_OK)
+    assert not os.access(root / SURFING, os.X_OK)
+    assert os.statvfs(root).f_flag & os.ST_RDONLY
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+PARENTS = [b".", b".kinetics", b"validation", b"validation/surfing water", b"val/surfing water"]
+UNLISTED = [
+    b"new",
+    b"VALIDATION",
+    b"surfing water ",
+    b"Surfing water",
+    b"-demo_video_000011_000020.mp4",
+    b"-demo_video_000010_000020.MP4",
+    b"-demo_video_10_20.mp4",
+    b"-demo_video_000020_000010.mp4",
+    b"-demo_video_000010_000020.mp4.part",
+    b"-demo_video_000010_000020.mp4\n",
+    b"../-demo_video",
+    b"\xff\xfe",
+    b"caf\xe9",
+    b"\xed\xa0\x80",
+    "日本".encode(),
+    b"%s%n",
+    b"' OR 1=1 --",
+    b"a" * 255,
+    b"\xff" * 255,
+]
+
+
+@pytest.mark.parametrize("parent", PARENTS)
+@pytest.mark.parametrize("name", UNLISTED)
+def test_unlisted_names_are_not_there(still: tuple[Mounted, VideoSite], parent: bytes, name: bytes) -> None:
+    path = os.fsencode(still[0].root) + b"/" + parent + b"/" + name
+    fails_with(errno.ENOENT, os.stat, path)
+    fails_with(errno.ENOENT, os.open, path, os.O_RDONLY)
+    fails_with(errno.ENOENT, os.stat, path)  # a kernel may know by now
+
+
+@pytest.mark.parametrize("parent", PARENTS)
+def test_names_longer_than_statfs_allows_are_too_long(still: tuple[Mounted, VideoSite], parent: bytes) -> None:
+    root = still[0].root
+    longest = os.statvfs(root).f_namemax
+    assert longest == 255
+    folder = os.open(os.fsencode(root) + b"/" + parent, os.O_PATH)  # so that the path itself is short enough
+    try:
+        for length in (longest + 1, 300, 1024, 1025, 4000):
+            for letter in (b"a", b"\xff"):
+                fails_with(errno.ENAMETOOLONG, os.stat, letter * length, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def test_files_are_no_folders_and_folders_no_files(still: tuple[Mounted, VideoSite]) -> None:
+    root = still[0].root
+    for file in (SURFING, ".kinetics/status.json", ".kinetics/validation.csv"):
+        fails_with(errno.ENOTDIR, os.stat, root / file / "x")
+        fails_with(errno.ENOTDIR, os.stat, f"{root / file}/")
+        fails_with(errno.ENOTDIR, os.listdir, root / file)
+        fails_with(errno.ENOTDIR, os.open, root / file, os.O_RDONLY | os.O_DIRECTORY)
+        fails_with(errno.EINVAL, os.readlink, root / file)
+    for folder in (".", ".kinetics", "validation", "validation/surfing water", "val"):
+        fd = os.open(root / folder, os.O_RDONLY)
+        try:
+            fails_with(errno.EISDIR, os.read, fd, 1)
+        finally:
+            os.close(fd)
+    fails_with(errno.ELOOP, os.open, root / "val", os.O_RDONLY | os.O_NOFOLLOW)
+
+
+@pytest.mark.parametrize(
+    "name", ["user.kinetics.nothing", "user.kinetics.error", "user.other", "security.capability", "user.\udcff"]
+)
+def test_missing_attributes_are_no_data(still: tuple[Mounted, VideoSite], name: str) -> None:
+    for path in (SURFING, "validation", ".", ".kinetics/classes.txt"):
+        fails_with(errno.ENODATA, os.getxattr, still[0].root / path, name)
+
+
+# Fetches that fail ------------------------------------------------------------------------------------------------
+
+
+def asked_again(mounted: Mounted, site: VideoSite, path: str, number: int) -> bool:
+    """Opens a clip that failed before; whether the site was asked again for it."""
+    asked = len(site.requests)
+    fails_with(number, (mounted.root / path).open, "rb")
+    return len(site.requests) > asked
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "kind"),
+    [
+        (404, errno.EIO, "gone"),
+        (410, errno.EIO, "gone"),
+        (429, errno.EAGAIN, "blocked"),
+        (500, errno.EIO, "transient"),
+        (503, errno.EIO, "transient"),
+        (403, errno.EIO, "transient"),
+    ],
+)
+def test_answers_of_the_site(mount: MountFactory, site: VideoSite, status: int, number: int, kind: str) -> None:
+    mounted = mount()
+    site.fail["-demo_video"] = status
+    fails_with(number, (mounted.root / SURFING).open, "rb")
+    assert reason(mounted.root / SURFING).startswith(f"{kind}: ")
+    assert str(status) in reason(mounted.root / SURFING)
+    assert state(mounted.root / SURFING) == "failed"
+    assert not asked_again(mounted, site, SURFING, number)
+
+
+def test_failure_is_remembered_until_it_is_cleared(mount: MountFactory, site: VideoSite, cache: Path) -> None:
+    mounted = mount()
+    site.fail["-demo_video"] = 500
+    fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
+    fails_with(errno.EIO, (mounted.root / GONE_CLIP).open, "rb")
+    with (mounted.root / ".kinetics/failures.csv").open() as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert {path: row["kind"] for path, row in rows.items()} == {SURFING: "transient", GONE_CLIP: "gone"}
+    assert rows[SURFING]["attempts"] == "1"
+    assert rows[SURFING]["source"] == "youtube"
+    assert mounted.status()["failures"] == {"transient": 1, "gone": 1}
+    del site.fail["-demo_video"]
+    assert not asked_again(mounted, site, SURFING, errno.EIO)
+
+    # Also by another mount, and by one that begins later.
+    assert not asked_again(mount(), site, SURFING, errno.EIO)
+
+    cleared = kinetics_fs("failures", "clear", "--cache-dir", cache, "--", "-demo_video_000010_000020")
+    assert cleared.returncode == 0, cleared.stderr
+    assert (mounted.root / SURFING).read_bytes()
+    assert state(mounted.root / SURFING) == "cached"
+    assert not asked_again(mounted, site, GONE_CLIP, errno.EIO)
+
+
+def test_one_clip_that_fails_is_no_other(mount: MountFactory, site: VideoSite) -> None:
+    mounted = mount()
+    fails_with(errno.EIO, (mounted.root / GONE_CLIP).open, "rb")
+    assert (mounted.root / OTHER).read_bytes()
+
+
+def test_fetch_that_takes_too_long_times_out(mount: MountFactory, site: VideoSite, cache: Path) -> None:
+    mounted = mount("--timeout", "2")
+    site.delay["-demo_video"] = 90
+    fails_with(errno.ETIMEDOUT, (mounted.root / SURFING).open, "rb")
+    assert reason(mounted.root / SURFING).startswith("transient: ")
+    assert not asked_again(mounted, site, SURFING, errno.ETIMEDOUT)
+    assert incoming(cache) == []
+
+
+def test_site_that_is_down_is_an_io_error(mount: MountFactory, dataset: Dataset) -> None:
+    with VideoSite(dataset.videos) as closed:
+        template = closed.url_template
+    mounted = mount("--video-url", template)
+    fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
+    assert reason(mounted.root / SURFING).startswith("transient: ")
+
+
+def test_clip_that_does_not_fit_the_cache_is_no_space(mount: MountFactory, cache: Path) -> None:
+    mounted = mount("--cache-size", "100K")
+    fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
+    assert reason(mounted.root / SURFING).startswith("local: ")
+    assert "--cache-size" in reason(mounted.root / SURFING)
+    assert incoming(cache) == []
+    assert mounted.status()["cache"]["bytes"] == 0
+
+
+def test_local_failure_is_tried_again_at_the_next_open(mount: MountFactory, site: VideoSite) -> None:
+    mounted = mount("--cache-size", "100K")
+    fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
+    assert asked_again(mounted, site, SURFING, errno.ENOSPC)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem with room for our databases and for no video."""
+    if os.geteuid() != 0:
+        pytest.skip("making a small filesystem needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", folder], check=True)
+    yield folder / "cache"
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk_is_no_space(mount: MountFactory, small_disk: Path) -> None:
+    mounted = mount(cache=small_disk)
+    fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
+
+
+def test_full_disk_is_given_back(mount: MountFactory, small_disk: Path) -> None:
+    mounted = mount(cache=small_disk)
+    for _ in range(2):
+        # In a process of its own, for it must not wait for ever.
+        with reading([mounted.root / SURFING]) as [reader]:
+            assert reader.wait(timeout=30) == 1
+        assert incoming(small_disk) == []
+    assert mounted.status()["fetch"]["under_way"] == 0
+    assert mounted.status()["cache"]["reserved"] == 0
+
+
+GARBAGE: dict[str, Callable[[Path, Path], object]] = {
+    "empty": lambda good, bad: bad.write_bytes(b""),
+    "random": lambda good, bad: bad.write_bytes(os.urandom(200_000)),
+    "zeros": lambda good, bad: bad.write_bytes(bytes(200_000)),
+    "web page": lambda good, bad: bad.write_text("<html><body>Not a video.</body></html>"),
+    "cut short": lambda good, bad: bad.write_bytes(good.read_bytes()[: good.stat().st_size // 3]),
+    "index alone": lambda good, bad: bad.write_bytes(good.read_bytes()[:2000]),
+    "without a picture": lambda good, bad: subprocess.run(
+        ["ffmpeg", "-nostdin", "-v", "error", "-i", good, "-vn", "-c", "copy", "-f", "mp4", f"file:{bad}"], check=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_is_an_io_error(mount: MountFactory, dataset: Dataset, tmp_path: Path, cache: Path, name: str) -> None:
+    videos = tmp_path / "garbage"
+    videos.mkdir()
+    GARBAGE[name](dataset.videos / "-demo_video.mp4", videos / "-demo_video.mp4")
+    shutil.copyfile(dataset.videos / "_demo_vid3_.mp4", videos / "_demo_vid3_.mp4")
+    with VideoSite(videos) as site:
+        mounted = mount("--video-url", site.url_template)
+        fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
+        assert not asked_again(mounted, site, SURFING, errno.EIO)
+        assert state(mounted.root / SURFING) == "failed"
+        assert incoming(cache) == []
+        assert (mounted.root / OTHER).read_bytes()  # the worker lives on
+
+
+def test_worker_that_cannot_start_is_an_io_error(
+    mount: MountFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Modules of ours that shadow yt-dlp's: each worker dies when it imports them.
+    (tmp_path / "yt_dlp").mkdir()
+    (tmp_path / "yt_dlp/__init__.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    mounted = mount()
+    fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
+    assert "worker" in reason(mounted.root / SURFING)
+    assert os.listdir(mounted.root)  # noqa: PTH208
+
+
+def test_failing_open_leaves_no_descriptor(mount: MountFactory, site: VideoSite) -> None:
+    mounted = mount()
+    (mounted.root / OTHER).read_bytes()
+    fails_with(errno.EIO, (mounted.root / GONE_CLIP).open, "rb")
+
+    def descriptors() -> int:
+        return sum(1 for _ in Path(f"/proc/{mounted.pid}/fd").iterdir())
+
+    before = descriptors()
+    for _ in range(50):
+        fails_with(errno.EIO, (mounted.root / GONE_CLIP).open, "rb")
+        (mounted.root / OTHER).read_bytes()
+    deadline = time.monotonic() + 20  # the release of a file comes after its close
+    while descriptors() > before + 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert descriptors() <= before + 5

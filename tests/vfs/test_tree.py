@@ -1,0 +1,716 @@
+"""The tree without a kernel: names, attributes, the futures of opens, and every error's errno."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
+from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
+from kinetics_fs.fetch import Fetcher, Priority
+from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND
+from kinetics_fs.fetch.fetcher import Counters
+from kinetics_fs.store import Store
+from kinetics_fs.vfs import ROOT, ClipHandle, Handle, Lasting, NodeType, Tree, errno_of
+
+LABELS = ["abseiling", "massaging person's head", "日本の踊り", "passing American football (in game)"]
+CLIP = Clip("-demo_video", 10, 20)
+SPLIT_WORDS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def rows() -> list[tuple[str, Clip, str]]:
+    """(label, clip, split) of clips in two splits; a third has no labels."""
+    found = [
+        (label, Clip(f"{number:011d}", number, number + 1 + number % 10), split)
+        for place, label in enumerate(LABELS)
+        for split in ("train", "val")
+        for number in range(1 + 9 * place)
+    ]
+    found += [("", Clip(f"_{number:010d}", 0, 10), "test") for number in range(7)]
+    found.append(("abseiling", CLIP, "val"))
+    return found
+
+
+class StubFetcher:
+    """Notes what it is asked for; a test delivers it, or does not."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.flights: list[tuple[Clip, Future[None]]] = []
+
+    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+        flight: Future[None] = Future()
+        self.flights.append((clip, flight))
+        return flight
+
+    def is_fetching(self, clip: Clip) -> bool:
+        return any(clip == other and not flight.done() for other, flight in self.flights)
+
+    def waiting(self) -> int:
+        return sum(not flight.done() for _, flight in self.flights)
+
+
+@dataclass
+class World:
+    """A tree and what is behind it."""
+
+    tree: Tree
+    catalog: Catalog
+    store: Store
+    fetcher: StubFetcher
+
+    def find(self, path: str) -> int:
+        """The inode number of a path."""
+        ino = ROOT
+        for name in path.split("/"):
+            ino = self.tree.lookup(ino, name)
+        return ino
+
+    @property
+    def clip(self) -> int:
+        return self.find(f"validation/abseiling/{CLIP.name}")
+
+    def keep(self, content: bytes, clip: Clip = CLIP) -> None:
+        """Puts a clip into the store."""
+        claim = self.store.claim(clip)
+        assert claim is not None
+        with claim:
+            path = claim.folder / clip.name
+            path.write_bytes(content)
+            claim.publish(path, "test")
+
+    def deliver(self, content: bytes, clip: Clip = CLIP) -> None:
+        """Puts a clip into the store, and tells all who wait for it."""
+        self.keep(content, clip)
+        for other, flight in list(self.fetcher.flights):
+            if other == clip and flight.set_running_or_notify_cancel():
+                flight.set_result(None)
+        self.fetcher.flights = [(other, flight) for other, flight in self.fetcher.flights if not flight.done()]
+
+
+def make_tree(catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW) -> Tree:
+    return Tree(catalog, store, cast(Fetcher, fetcher), class_names=class_names)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    folder = tmp_path_factory.mktemp("catalog")
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+        writer.writerows([label, *clip, split] for label, clip, split in rows())
+        writer.writerow(["a/b", *CLIP, "train"])
+    with Catalog(compile_catalog([folder / "rows.csv"], find_release("600"), folder)) as catalog:
+        yield catalog
+
+
+@pytest.fixture
+def world(catalog: Catalog, tmp_path: Path) -> Iterator[World]:
+    fetcher = StubFetcher()
+    with Store(tmp_path / "cache") as store:
+        yield World(make_tree(catalog, store, fetcher), catalog, store, fetcher)
+
+
+@pytest.fixture(scope="module")
+def still(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world in which nothing happens: hypothesis asks it again and again."""
+    fetcher = StubFetcher()
+    with Store(tmp_path_factory.mktemp("still") / "cache") as store:
+        yield World(make_tree(catalog, store, fetcher), catalog, store, fetcher)
+
+
+def number_of(function: Callable[[], object]) -> str:
+    """The name of the errno that a call fails with."""
+    with pytest.raises(OSError) as caught:
+        function()
+    return errno.errorcode[caught.value.errno or 0]
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_found_and_listed(still: World) -> None:
+    for label, clip, split in rows():
+        ino = still.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}")
+        assert still.tree.attributes(ino).ino == ino
+    listed = {
+        (split.name, label.name, clip.name)
+        for split in still.tree.entries(ROOT)
+        if split.type is NodeType.DIRECTORY and split.name != ".kinetics"
+        for label in still.tree.entries(split.ino)
+        for clip in still.tree.entries(label.ino)
+    }
+    assert listed == {(SPLIT_WORDS[split], label or "_unlabeled", clip.name) for label, clip, split in rows()}
+
+
+def test_listing_and_lookup_agree(still: World) -> None:
+    def check(ino: int) -> int:
+        entries = still.tree.entries(ino)
+        names = [entry.name for entry in entries]
+        assert len(set(names)) == len(names)
+        for name, number, kind in entries:
+            assert still.tree.lookup(ino, name) == number
+            assert still.tree.attributes(number).type is kind
+            if kind is NodeType.DIRECTORY:
+                assert still.tree.parent(number) == ino
+                check(number)
+        folders = sum(entry.type is NodeType.DIRECTORY for entry in entries)
+        assert still.tree.attributes(ino).links == 2 + folders
+        return len(entries)
+
+    assert check(ROOT) == 5
+    assert still.tree.parent(ROOT) == ROOT
+
+
+@given(offset=st.integers(0, 60), count=st.integers(0, 60), place=st.integers(0, 7))
+@settings(deadline=None, max_examples=60)
+def test_a_part_of_a_listing_is_that_part(still: World, offset: int, count: int, place: int) -> None:
+    paths = ["validation", "validation/abseiling", f"validation/{LABELS[3]}", "test", "test/_unlabeled", ".kinetics"]
+    ino = ROOT if place >= len(paths) else still.find(paths[place])
+    whole = still.tree.entries(ino)
+    assert still.tree.entries(ino, offset, count) == whole[offset : offset + count]
+    assert still.tree.entries(ino, offset) == whole[offset:]
+    with_attributes = still.tree.entries_with_attributes(ino, offset, count)
+    assert [(name, attributes.ino) for name, attributes in with_attributes] == [
+        (entry.name, entry.ino) for entry in whole[offset : offset + count]
+    ]
+    for _, attributes in with_attributes:
+        assert attributes._replace(mtime=0) == still.tree.attributes(attributes.ino)._replace(mtime=0)
+
+
+@given(name=st.text(max_size=300) | st.binary(max_size=300).map(os.fsdecode))
+@settings(deadline=None, max_examples=200)
+def test_any_other_name_is_not_there(still: World, name: str) -> None:
+    for path in (None, ".kinetics", "validation", "validation/abseiling"):
+        ino = ROOT if path is None else still.find(path)
+        if name not in [entry.name for entry in still.tree.entries(ino)]:
+            with pytest.raises(OSError) as caught:
+                still.tree.lookup(ino, name)
+            assert caught.value.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+
+
+def test_wrong_kinds_of_nodes(still: World) -> None:
+    tree, clip, control = still.tree, still.clip, still.find(".kinetics/status.json")
+    assert number_of(lambda: tree.lookup(clip, CLIP.name)) == "ENOTDIR"
+    assert number_of(lambda: tree.entries(clip)) == "ENOTDIR"
+    assert number_of(lambda: tree.entries(control)) == "ENOTDIR"
+    assert number_of(lambda: tree.lookup(control, CLIP.name)) == "ENOTDIR"
+    assert number_of(lambda: tree.readlink(clip)) == "EINVAL"
+    assert number_of(lambda: tree.readlink(ROOT)) == "EINVAL"
+    for ino in (5, 15, 1000, 2**32, 2**61, 2**62, 2**63 - 1):
+        assert number_of(partial(tree.attributes, ino)) == "ENOENT"
+    assert tree.readlink(still.find("val")) == "validation"
+
+
+@pytest.mark.parametrize("style", ClassNames)
+def test_styles_change_names_and_no_numbers(still: World, style: ClassNames) -> None:
+    styled = make_tree(still.catalog, still.store, still.fetcher, style)
+    split = still.find("train")
+    assert [entry.ino for entry in styled.entries(split)] == [entry.ino for entry in still.tree.entries(split)]
+    expected = {
+        ClassNames.RAW: "massaging person's head",
+        ClassNames.UNDERSCORE: "massaging_person's_head",
+        ClassNames.TORCHVISION: "massaging_persons_head",
+    }
+    assert [entry.name for entry in styled.entries(split)][1] == expected[style]
+    assert number_of(lambda: styled.lookup(split, "massaging")) == "ENOENT"
+
+
+def test_numbers_of_control_files_do_not_depend_on_the_selection(still: World, tmp_path: Path) -> None:
+    with select(still.catalog, Selection(splits=("validation",)), tmp_path) as part:
+        tree = make_tree(part, still.store, still.fetcher)
+        folder = tree.lookup(ROOT, ".kinetics")
+        for entry in tree.entries(folder):
+            assert entry.ino == still.find(f".kinetics/{entry.name}"), entry.name
+
+
+def test_a_selection_without_validation_has_no_val(still: World, tmp_path: Path) -> None:
+    with select(still.catalog, Selection(splits=("train",)), tmp_path) as part:
+        tree = make_tree(part, still.store, still.fetcher)
+        assert [entry.name for entry in tree.entries(ROOT)] == [".kinetics", "train"]
+        assert number_of(lambda: tree.lookup(ROOT, "val")) == "ENOENT"
+
+
+# Attributes -------------------------------------------------------------------------------------------------------
+
+
+def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(still: World) -> None:
+    for label, clip, split in rows():
+        attributes = still.tree.attributes(still.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
+        # Picture, sound, and what the container adds; the rate of the picture is a mean over its buffer, which may be
+        # full once more.
+        picture = MOST_BITS_PER_SECOND * (clip.duration + 1) / 8
+        sound = 2 * 128_000 / 8 * clip.duration
+        if clip.duration >= 4:
+            assert attributes.size >= picture + sound
+        assert attributes.size >= clip.duration * 1_000_000
+        assert attributes.lasting is Lasting.UNTIL_OPENED
+        assert attributes.blocks * 512 >= attributes.size
+
+
+def test_size_is_exact_after_the_fetch_and_after_the_eviction(world: World) -> None:
+    before = world.tree.attributes(world.clip)
+    world.keep(b"x" * 1001)
+    here = world.tree.attributes(world.clip)
+    assert (here.size, here.blocks) == (1001, 2)
+    world.store.drop(CLIP)
+    evicted = world.tree.attributes(world.clip)
+    assert (evicted.size, evicted.blocks) == (1001, 2)
+    # It may come back with another size.
+    assert evicted.lasting is Lasting.UNTIL_OPENED
+    assert before[:2] == here[:2] == evicted[:2]
+    assert before.mtime == here.mtime == evicted.mtime
+    assert before.mode == here.mode == evicted.mode
+
+
+def test_looking_asks_for_nothing(still: World) -> None:
+    def look(ino: int) -> None:
+        for name, attributes in still.tree.entries_with_attributes(ino, 0, 1000):
+            assert still.tree.lookup(ino, name) == attributes.ino
+            still.tree.list_xattrs(attributes.ino)
+            if attributes.type is NodeType.DIRECTORY:
+                look(attributes.ino)
+
+    look(ROOT)
+    still.tree.statistics()
+    still.tree.status()
+    assert still.fetcher.flights == []
+
+
+def test_times_are_the_day_of_the_release(still: World) -> None:
+    days = {still.tree.attributes(still.find(path)).mtime for path in ("train", "val", ".kinetics/classes.txt")}
+    assert days == {still.tree.attributes(still.clip).mtime, still.tree.attributes(ROOT).mtime}
+    [day] = days
+    assert day % 86400 == 0
+
+
+def test_statistics(world: World) -> None:
+    world.keep(b"x" * 5000)
+    assert world.tree.statistics() == (5000, len(rows()))
+
+
+# Control files ----------------------------------------------------------------------------------------------------
+
+
+def content(handle: Handle) -> bytes:
+    return handle.read(0, handle.size + 1)
+
+
+def expected_list(split: str) -> bytes:
+    indexes = {label: index for index, label in enumerate(sorted(LABELS))}
+    chosen = sorted((label or "_unlabeled", clip.name) for label, clip, word in rows() if SPLIT_WORDS[word] == split)
+    return "".join(f"{split}/{label}/{name} {indexes.get(label, -1)}\n" for label, name in chosen).encode()
+
+
+@pytest.mark.parametrize("split", SPLIT_WORDS.values())
+def test_list_is_right_from_any_byte_to_its_end(still: World, split: str) -> None:
+    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+    expected = expected_list(split)
+    assert handle.size == len(expected) == still.tree.attributes(still.find(f".kinetics/{split}.csv")).size
+    assert all(handle.read(offset, 200) == expected[offset : offset + 200] for offset in range(len(expected) + 50))
+    assert content(handle) == expected
+
+
+@given(split=st.sampled_from([*SPLIT_WORDS.values()]), offset=st.integers(0, 10_000), size=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=300)
+def test_list_is_right_in_any_piece(still: World, split: str, offset: int, size: int) -> None:
+    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+    assert handle.read(offset, size) == expected_list(split)[offset : offset + size]
+
+
+@given(split=st.sampled_from([*SPLIT_WORDS.values()]), size=st.integers(1, 5000))
+@settings(deadline=None, max_examples=30)
+def test_list_is_right_in_pieces_of_one_size(still: World, split: str, size: int) -> None:
+    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+    pieces = [handle.read(offset, size) for offset in range(0, handle.size + size, size)]
+    assert b"".join(pieces) == expected_list(split)
+
+
+def test_list_of_far_beyond(still: World) -> None:
+    handle = still.tree.open(still.find(".kinetics/train.csv")).result()
+    assert handle.read(2**62, 2**20) == b""
+    assert handle.read(handle.size, 1) == b""
+
+
+def test_text_files(still: World) -> None:
+    def text(name: str) -> str:
+        return content(still.tree.open(still.find(f".kinetics/{name}")).result()).decode()
+
+    assert text("classes.txt").splitlines() == sorted(LABELS)
+    status = json.loads(text("status.json"))
+    assert status["clips"] == len(rows())
+    assert status["pid"] == os.getpid()
+    refused = list(csv.DictReader(io.StringIO(text("refused.csv"))))
+    assert [row["reason"] for row in refused] == ["label has a slash"]
+    assert refused[0]["row"].startswith("a/b,-demo_video")
+    assert text("failures.csv").count("\n") == 1
+
+
+def test_failures_are_listed_where_the_clip_stands(world: World) -> None:
+    error = FetchError(FailureKind.GONE, 'it said "no",\nor so', source="youtube")
+    world.store.remember_failure(CLIP, error)
+    world.store.remember_failure(Clip("not_in_this", 1, 2), error)
+    handle = world.tree.open(world.find(".kinetics/failures.csv")).result()
+    [row] = csv.DictReader(io.StringIO(content(handle).decode(), newline=""))
+    assert row["path"] == f"validation/abseiling/{CLIP.name}"
+    assert (row["kind"], row["reason"], row["source"]) == ("gone", error.reason, "youtube")
+    assert world.tree.status()["failures"] == {"gone": 2}
+
+
+def test_live_file_stays_as_it_was_opened(world: World) -> None:
+    handle = world.tree.open(world.find(".kinetics/status.json")).result()
+    before = content(handle)
+    world.keep(b"x" * 1000)
+    assert content(handle) == before
+    assert handle.live
+    assert content(world.tree.open(world.find(".kinetics/status.json")).result()) != before
+
+
+# Opens ------------------------------------------------------------------------------------------------------------
+
+
+def test_clip_that_is_here_is_open_at_once(world: World) -> None:
+    world.keep(b"0123456789")
+    opened = world.tree.open(world.clip)
+    assert opened.done()
+    handle = opened.result()
+    assert (handle.size, handle.live) == (10, False)
+    assert handle.read(3, 4) == b"3456"
+    assert handle.read(8, 100) == b"89"
+    assert handle.read(10, 1) == b""
+    handle.close()
+    assert world.fetcher.flights == []
+
+
+def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
+    first, second = world.tree.open(world.clip), world.tree.open(world.clip)
+    assert not first.done()
+    assert [clip for clip, _ in world.fetcher.flights] == [CLIP, CLIP]
+    assert world.tree.xattr(world.clip, "user.kinetics.state") == b"fetching"
+    world.deliver(b"content")
+    for opened in (first, second):
+        assert opened.done()
+        handle = opened.result()
+        assert handle.read(0, 100) == b"content"
+        handle.close()
+    assert world.tree.xattr(world.clip, "user.kinetics.state") == b"cached"
+    assert world.tree.status()["opens"] == {"from_cache": 0, "not_in_cache": 2}
+
+
+def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:
+    world.keep(b"content")
+    world.tree.open(world.clip).result().close()
+    before = descriptors()
+    handles = [world.tree.open(world.clip).result() for _ in range(5)]
+    assert descriptors() > before
+    for handle in handles:
+        assert handle.read(0, 7) == b"content"
+        handle.close()
+    assert descriptors() == before
+
+
+def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(world: World) -> None:
+    world.keep(b"warm")
+    world.tree.open(world.clip).result().close()
+    world.store.drop(CLIP)
+    before = descriptors()
+    cancelled, kept = world.tree.open(world.clip), world.tree.open(world.clip)
+    assert cancelled.cancel()
+    world.deliver(b"content")
+    with pytest.raises(CancelledError):
+        cancelled.result()
+    handle = kept.result(timeout=0)
+    assert handle.read(0, 10) == b"content"
+    handle.close()
+    assert descriptors() == before
+
+
+def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.keep(b"warm")
+    world.tree.open(world.clip).result().close()
+    world.store.drop(CLIP)
+    before = descriptors()
+    opened = world.tree.open(world.clip)
+    real_open = world.store.open
+
+    def open_and_cancel(clip: Clip) -> object:
+        stored = real_open(clip)
+        assert opened.cancel()
+        return stored
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "open", open_and_cancel)
+        world.deliver(b"content")
+    assert opened.cancelled()
+    assert descriptors() == before
+    handle = world.tree.open(world.clip).result(timeout=0)
+    assert handle.read(0, 10) == b"content"
+    handle.close()
+    assert descriptors() == before
+
+
+def test_open_that_can_no_longer_be_cancelled(world: World) -> None:
+    world.keep(b"content")
+    opened = world.tree.open(world.clip)
+    assert not opened.cancel()
+    opened.result().close()
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_open_raises_what_the_fetch_raised(world: World, kind: FailureKind) -> None:
+    opened = world.tree.open(world.clip)
+    [(_, flight)] = world.fetcher.flights
+    error = FetchError(kind, "the reason")
+    flight.set_exception(error)
+    assert opened.exception(timeout=0) is error
+
+
+def test_failure_of_a_cancelled_open_is_nobodys(world: World) -> None:
+    opened = world.tree.open(world.clip)
+    assert opened.cancel()
+    for _, flight in world.fetcher.flights:
+        if flight.set_running_or_notify_cancel():
+            flight.set_exception(FetchError(FailureKind.GONE, "the reason"))
+    assert opened.cancelled()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many"), RuntimeError("a defect"), MemoryError()])
+def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Whatever goes wrong after the fetch: a reader that nobody answers waits for ever."""
+    for place in ("store", "handle"):
+        opened = world.tree.open(world.clip)
+
+        def fail(*_: object, **__: object) -> object:
+            raise error
+
+        with monkeypatch.context() as broken:
+            if place == "store":
+                broken.setattr(world.store, "open", fail)
+            else:
+                broken.setattr("kinetics_fs.vfs.tree.ClipHandle", fail)
+            world.deliver(b"content")
+        assert opened.exception(timeout=0) is error
+        world.store.drop(CLIP)
+
+
+def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(world: World) -> None:
+    opened = world.tree.open(world.clip)
+    for _ in range(20):
+        pending = [flight for _, flight in world.fetcher.flights if not flight.done()]
+        if not pending:
+            break
+        for flight in pending:
+            flight.set_result(None)
+    error = opened.exception(timeout=0)
+    assert isinstance(error, FetchError)
+    assert errno_of(error) == errno.ENOSPC
+    assert 1 < len(world.fetcher.flights) < 10
+
+
+def test_damaged_file_is_fetched_again(world: World) -> None:
+    world.keep(b"content")
+    [path] = (world.store.folder / "clips").glob("*/*.mp4")
+    path.chmod(0o600)
+    path.write_bytes(b"cont")
+    opened = world.tree.open(world.clip)
+    assert not opened.done()
+    world.deliver(b"content")
+    assert content(opened.result()) == b"content"
+
+
+def test_folders_are_not_opened(still: World) -> None:
+    for path in (".kinetics", "train", "train/abseiling"):
+        assert number_of(still.tree.open(still.find(path)).result) == "EISDIR"
+    assert number_of(still.tree.open(ROOT).result) == "EISDIR"
+    assert number_of(lambda: still.tree.open(2**40).result()) == "ENOENT"
+
+
+def test_all_open_handles_show_one_content(world: World) -> None:
+    """A kernel has one set of pages for all of them."""
+    world.keep(b"old content")
+    first = world.tree.open(world.clip).result()
+    world.store.drop(CLIP)
+    world.keep(b"new")
+    second = world.tree.open(world.clip).result()
+    assert isinstance(first, ClipHandle)
+    assert content(first) == content(second) == b"old content"
+    assert (first.size, second.size) == (11, 11)
+    first.close()
+    assert content(second) == b"old content"
+    second.close()
+    third = world.tree.open(world.clip).result()
+    assert third.fresh
+    assert content(third) == b"new"
+    third.close()
+
+
+def test_size_shown_is_that_of_the_open_handles(world: World) -> None:
+    world.keep(b"old content")
+    first = world.tree.open(world.clip).result()
+    world.store.drop(CLIP)
+    world.keep(b"new")
+    assert world.tree.attributes(world.clip).size == first.size
+    first.close()
+    assert world.tree.attributes(world.clip).size == 3
+
+
+def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalog, tmp_path: Path) -> None:
+    with Store(tmp_path / "cache") as store:
+        world = World(make_tree(catalog, store, StubFetcher()), catalog, store, StubFetcher())
+        world.keep(b"one")
+
+        def is_fresh() -> bool:
+            handle = world.tree.open(world.clip).result()
+            handle.close()
+            return handle.fresh
+
+        assert [is_fresh() for _ in range(3)] == [True, False, False]
+        store.drop(CLIP)
+        world.keep(b"two")
+        assert [is_fresh() for _ in range(3)] == [True, False, False]
+        world.tree = make_tree(catalog, store, StubFetcher())
+        assert [is_fresh() for _ in range(3)] == [False] * 3
+
+
+def test_many_threads_open_and_close(world: World) -> None:
+    world.keep(b"content")
+    world.tree.open(world.clip).result().close()
+    ino = world.clip
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(60):
+                handle = world.tree.open(ino).result(timeout=60)
+                assert handle.read(0, 100) == b"content"
+                handle.close()
+        except BaseException as error:
+            failures.append(error)
+
+    before = descriptors()
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    # SQLite keeps connections; clips are closed.
+    clips = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
+    assert [target for target in clips if target.endswith(".mp4")] == []
+    assert descriptors() < before + 40
+
+
+# Extended attributes ----------------------------------------------------------------------------------------------
+
+
+def test_attributes_follow_the_state(world: World) -> None:
+    def state() -> bytes:
+        return world.tree.xattr(world.clip, "user.kinetics.state")
+
+    assert state() == b"absent"
+    opened = world.tree.open(world.clip)
+    assert state() == b"fetching"
+    world.deliver(b"content")
+    opened.result().close()
+    assert state() == b"cached"
+    world.store.drop(CLIP)
+    assert state() == b"absent"
+    world.store.remember_failure(CLIP, FetchError(FailureKind.CREDENTIALS, "members only"))
+    assert state() == b"failed"
+    assert world.tree.xattr(world.clip, "user.kinetics.error") == b"credentials: members only"
+    for name in world.tree.list_xattrs(world.clip):
+        assert world.tree.xattr(world.clip, name)
+    assert number_of(lambda: world.tree.xattr(world.clip, "user.kinetics.sha256")) == "ENODATA"
+    assert number_of(lambda: world.tree.xattr(world.clip, "security.capability")) == "ENODATA"
+    assert number_of(lambda: world.tree.xattr(ROOT, "user.kinetics.state")) == "ENODATA"
+
+
+# errno ------------------------------------------------------------------------------------------------------------
+
+READABLE = set(errno.errorcode)
+
+
+@given(
+    kind=st.sampled_from(FailureKind),
+    number=st.none() | st.integers(-10, 5000) | st.sampled_from(sorted(errno.errorcode)),
+)
+@settings(deadline=None)
+def test_every_failure_has_an_errno(kind: FailureKind, number: int | None) -> None:
+    found = errno_of(FetchError(kind, "reason", errno=number))
+    assert found in READABLE
+    assert found not in (errno.ENOENT, errno.EROFS, errno.EINVAL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "expected"),
+    [
+        (FailureKind.GONE, None, "EIO"),
+        (FailureKind.GONE, errno.ENOENT, "EIO"),
+        (FailureKind.CREDENTIALS, None, "EACCES"),
+        (FailureKind.BLOCKED, None, "EAGAIN"),
+        (FailureKind.TRANSIENT, None, "EIO"),
+        (FailureKind.TRANSIENT, errno.ETIMEDOUT, "ETIMEDOUT"),
+        (FailureKind.TRANSIENT, errno.ECONNRESET, "EIO"),
+        (FailureKind.TRANSIENT, errno.EINTR, "EINTR"),
+        (FailureKind.CONFIG, None, "EIO"),
+        (FailureKind.LOCAL, None, "EIO"),
+        (FailureKind.LOCAL, errno.ENOSPC, "ENOSPC"),
+        (FailureKind.LOCAL, errno.EDQUOT, "EDQUOT"),
+        (FailureKind.LOCAL, errno.EMFILE, "EMFILE"),
+        (FailureKind.LOCAL, errno.ENOENT, "EIO"),
+        (FailureKind.CORRUPT, None, "EIO"),
+    ],
+)
+def test_errno_of_each_kind(kind: FailureKind, number: int | None, expected: str) -> None:
+    assert errno.errorcode[errno_of(FetchError(kind, "reason", errno=number))] == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EMFILE, "too many"), "EMFILE"),
+        (FileNotFoundError(errno.ENOENT, "none"), "ENOENT"),
+        (OSError("without a number"), "EIO"),
+        (OSError(), "EIO"),
+        (TimeoutError(), "EIO"),
+        (KineticsError("text"), "EIO"),
+        (CatalogError("text"), "EIO"),
+        (StoreError("text"), "EIO"),
+        (MountError("text"), "EIO"),
+        (RuntimeError(), "EIO"),
+        (MemoryError(), "EIO"),
+        (KeyboardInterrupt(), "EIO"),
+        (CancelledError(), "EIO"),
+    ],
+)
+def test_errno_of_anything(error: BaseException, expected: str) -> None:
+    assert errno.errorcode[errno_of(error)] == expected
+
+
+@given(number=st.integers(-(2**70), 2**70))
+@settings(deadline=None)
+def test_errno_is_one_that_a_kernel_takes(number: int) -> None:
+    """A front end answers with it: zero would be success, and others are for the kernel alone."""
+    found = errno_of(OSError(number, "odd"))
+    assert 0 < found < 512
