@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,32 +63,25 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
     logging.getLogger().setLevel(logging.INFO)
     with Catalog(catalog_path) as catalog, store_of(settings) as store:
         fetcher = fetcher_of(settings, store)
-
-        def frontend() -> dict[str, object]:
-            return {"name": "fusepy"}
-
         try:
             tree = Tree(
                 catalog,
                 store,
                 fetcher,
                 class_names=ClassNames(settings.class_names),
-                about=lambda: {"version": __version__, "mountpoint": str(place), "frontend": frontend()},
+                about={"version": __version__, "mountpoint": str(place)},
             )
+            # To the log, for whoever wants to know what a mount is at.
+            faulthandler.register(signal.SIGUSR1)
             if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
                 from kinetics_fs.mount import fusepy
 
                 fusepy.serve(tree, place, allow_other=settings.allow_other, ready=ready)
             else:
-                from kinetics_fs.mount.kernel import server
+                from kinetics_fs.mount import kernel
 
-                def begun(conversation: server.Server) -> None:
-                    nonlocal frontend
-                    frontend = lambda: {"name": "kernel", **conversation.state()}  # noqa: E731
-                    ready()
-
-                server.serve(
-                    tree, place, allow_other=settings.allow_other, passthrough=settings.passthrough, ready=begun
+                kernel.serve(
+                    tree, place, allow_other=settings.allow_other, passthrough=settings.passthrough, ready=ready
                 )
         finally:
             fetcher.close()

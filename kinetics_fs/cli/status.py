@@ -73,7 +73,7 @@ def _print_mount(status: dict[str, Any]) -> None:
     opens, fetch = status["opens"], status["fetch"]
     click.echo(f"{status['mountpoint']}: Kinetics-{status['release']}, {status['clips']:,} clips")
     click.echo(f"  process   {status['pid']} since {status['since']}")
-    click.echo(f"  frontend  {status['frontend']['name']}, {status['frontend'].get('mode', 'page cache')}")
+    click.echo(f"  frontend  {status['frontend']['name']}, {status['frontend']['mode']}")
     click.echo(f"  opens     {opens['from_cache']:,} from cache, {opens['not_in_cache']:,} not")
     click.echo(f"  fetches   {fetch['under_way']} under way, {fetch['fetched']:,} done, {fetch['failed']:,} failed")
     click.echo(f"  cache     {_cache_line(status['cache'])}")

@@ -60,6 +60,7 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
 
         def live() -> None:
             os.dup2(real_stderr, 2)
+            tree.served_by(lambda: {"name": "fusepy", "mode": "page cache"})
             ready()
 
         try:

@@ -54,7 +54,7 @@ class Tree:
         store: the clips that are here.
         fetcher: gets the others.
         class_names: how labels become directory names.
-        about: further facts for `status.json`, asked for each time.
+        about: further facts for `status.json`.
 
     Raises:
         CatalogError: two labels get the same directory name.
@@ -67,12 +67,13 @@ class Tree:
         fetcher: Fetcher,
         *,
         class_names: ClassNames = ClassNames.RAW,
-        about: Callable[[], Mapping[str, object]] = dict,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._fetcher = fetcher
-        self._about = about
+        self._about = dict(about or {})
+        self._frontend: Callable[[], Mapping[str, object]] = dict
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._splits = {split.split: split for split in catalog.splits()}
         self._classes = {split.ino: _named(catalog.classes(split), class_names) for split in self._splits.values()}
@@ -310,12 +311,17 @@ class Tree:
 
     # Seeing
 
+    def served_by(self, state: Callable[[], Mapping[str, object]]) -> None:
+        """Tells who shows the tree: `state` says how it goes whenever it is asked, with at least `name` and `mode`."""
+        self._frontend = state
+
     def status(self) -> dict[str, object]:
         """What `status.json` says."""
         usage = self._store.usage()
         refusals = self._catalog.refusals()
         return {
-            **self._about(),
+            **self._about,
+            "frontend": dict(self._frontend()),
             "pid": os.getpid(),
             "since": _timestamp(self._since),
             "release": self._catalog.release,

@@ -63,7 +63,7 @@ _REFUSED_FOR_GOOD = frozenset({p.Opcode.OPENDIR, p.Opcode.FLUSH})
 """ENOSYS to the first one, and the kernel never asks again: directories are then cached, and a close is one message."""
 
 
-def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, ready: Callable[[Server], None]) -> None:
+def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, ready: Callable[[], None]) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     To be called in the main thread, for it takes the signals.
@@ -81,17 +81,18 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, read
     fd = device.mount(place, allow_other=allow_other)
     try:
         server = Server(tree, fd, passthrough=passthrough)
+        tree.served_by(server.state)
         with _ending_by_signal(server, place):
             server.run(lambda: _begin(server, place, ready))
     finally:
         os.close(fd)
 
 
-def _begin(server: Server, place: Path, ready: Callable[[Server], None]) -> None:
+def _begin(server: Server, place: Path, ready: Callable[[], None]) -> None:
     number = find_mounts().get(place)
     if number is not None and not server.passes_through:
         device.raise_read_ahead(number)
-    ready(server)
+    ready()
 
 
 @contextmanager
@@ -207,7 +208,12 @@ class Server:
 
     def state(self) -> dict[str, object]:
         """For `status.json`: how this conversation goes."""
-        return {"mode": self.mode, "open_files": len(self._handles), "waiting_opens": len(self._parked)}
+        return {
+            "name": "kernel",
+            "mode": self.mode,
+            "open_files": len(self._handles),
+            "waiting_opens": len(self._parked),
+        }
 
     def answer(self, message: memoryview) -> None:
         """Answers one request."""
