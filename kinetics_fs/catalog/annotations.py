@@ -151,9 +151,12 @@ def _fields(line: bytes) -> list[str]:
     if '"' not in text:
         return text.split(",")
     try:
-        return next(csv.reader([text], strict=True))
+        fields = next(csv.reader([text], strict=True))
     except csv.Error:
         raise _BadRow("quotes do not match") from None
+    if '""' not in text and any('"' in field for field in fields):
+        raise _BadRow("quotes do not match")  # the second half of a field with a line break in it
+    return fields
 
 
 def _parse_line(line: bytes, columns: _Columns) -> Annotation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -90,10 +91,10 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
 def _usable(log: Path) -> Path:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a"):
-            return log
+        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     except OSError as error:
         raise MountError(f"cannot write the log {log} ({error.strerror}): give one with --log-file") from error
+    return log
 
 
 def _log_file(place: Path) -> Path:

@@ -118,8 +118,9 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
         @functools.wraps(function)
         def command(**values: Any) -> R:
             given = {attribute: values.pop(attribute) for _, attribute, _, _ in chosen}
-            if given.get("cache_dir", 0) is None:
-                given["cache_dir"] = default_cache_dir()
+            if "cache_dir" in given:
+                # Absolute, for a mount in the background is in another folder.
+                given["cache_dir"] = (given["cache_dir"] or default_cache_dir()).absolute()
             config = click.get_current_context().find_root().obj or {}
             return function(settings=Settings(**given, ytdlp=config.get("ytdlp", {})), **values)
 

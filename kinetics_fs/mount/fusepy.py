@@ -20,7 +20,7 @@ from typing import Any
 
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE
-from kinetics_fs.vfs import ROOT, Handle, Tree, errno_of
+from kinetics_fs.vfs import LONGEST_NAME, ROOT, Handle, Tree, errno_of
 
 try:
     import fuse
@@ -166,7 +166,7 @@ class _Operations:
             "f_frsize": _BLOCK,
             "f_blocks": -(-statistics.bytes_used // _BLOCK),
             "f_files": statistics.files,
-            "f_namemax": 255,
+            "f_namemax": LONGEST_NAME,
         }
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:

@@ -47,13 +47,14 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100  # `resolve` would look into a dead mount
     try:
+        if path in find_mounts():
+            # Only a dead one fails to answer this: the kernel may still know what stat says of it.
+            os.statvfs(path)
+            raise MountError(f"{path} is mounted already: kinetics-fs umount {path}")
         if not path.is_dir():
             if path.exists():
                 raise MountError(f"{path} is not a folder")
             path.mkdir()
-        elif path in find_mounts():
-            # Asked before the folder is read, which may be busy fetching.
-            raise MountError(f"{path} is mounted already: kinetics-fs umount {path}")
         if any(path.iterdir()):
             raise MountError(f"{path} is not empty: mount on an empty folder")
     except OSError as error:

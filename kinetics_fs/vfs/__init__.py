@@ -16,9 +16,10 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
-from kinetics_fs.vfs.tree import ROOT, Tree
+from kinetics_fs.vfs.tree import LONGEST_NAME, ROOT, Tree
 
 __all__ = [
+    "LONGEST_NAME",
     "ROOT",
     "Attributes",
     "ClipHandle",

@@ -30,6 +30,6 @@ def errno_of(error: BaseException) -> int:
         if error.errno in _KEPT.get(error.kind, ()):
             return error.errno or errno.EIO
         return _BY_KIND[error.kind]
-    if isinstance(error, OSError | StoreError):
+    if isinstance(error, OSError | StoreError) and error.errno in errno.errorcode:
         return error.errno or errno.EIO
     return errno.EIO

@@ -33,7 +33,16 @@ _VAL = 3
 _FIRST_CONTROL_FILE = 16
 """Virtual nodes have small inode numbers; those of the catalog begin at 2**32."""
 
+LONGEST_NAME = 255
+"""Bytes."""
+
 _CONTROL_NAME = ".kinetics"
+_CONTROL_FILES = (
+    *("classes.txt", "status.json", "failures.csv", "refused.csv"),
+    *("train.csv", "validation.csv", "val.csv", "test.csv"),
+)
+"""All that any mount may have, so that each has the same inode number in all of them."""
+
 _VAL_NAME = "val"
 _VALIDATION = "validation"
 
@@ -92,7 +101,8 @@ class Tree:
             files[f"{name}.csv"] = SplitList(catalog, list(self._classes[split.ino].items()), indexes)
         if _VALIDATION in self._splits:
             files[f"{_VAL_NAME}.csv"] = files[f"{_VALIDATION}.csv"]  # the name that PySlowFast opens
-        self._control_inodes = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(files)}
+        numbers = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(_CONTROL_FILES)}
+        self._control_inodes = {name: number for name, number in numbers.items() if name in files}
         self._control_files = {self._control_inodes[name]: file for name, file in files.items()}
         self._files: dict[int, SharedFile] = {}
         self._versions: dict[int, float] = {}
@@ -106,8 +116,10 @@ class Tree:
         """The inode number of a name.
 
         Raises:
-            OSError: ENOENT, or ENOTDIR.
+            OSError: ENOENT, ENOTDIR, or ENAMETOOLONG.
         """
+        if len(name) > LONGEST_NAME or len(os.fsencode(name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, "name too long")
         found: int | None = None
         if parent == ROOT:
             if name == _CONTROL_NAME:
@@ -391,6 +403,8 @@ class Tree:
         return directory
 
     def _clip_attributes(self, ino: int, clip: Clip, known: KnownSize | None) -> Attributes:
+        if (file := self._files.get(ino)) is not None:
+            known = KnownSize(file.size, held=True)  # what its readers have, whatever came after
         size = known.size if known else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
         # Fetched anew after an eviction, it may come out a little different.
         lasting = Lasting.ALWAYS if known is not None and known.held else Lasting.UNTIL_OPENED

@@ -254,8 +254,10 @@ def test_control_folder_has_its_files(shown: Shown) -> None:
     names = {path.name for path in (shown.root / ".kinetics").iterdir()}
     assert names == {
         *("classes.txt", "status.json", "failures.csv", "refused.csv"),
-        *("train.csv", "validation.csv", "test.csv"),
+        *("train.csv", "validation.csv", "val.csv", "test.csv"),
     }
+    lists = shown.root / ".kinetics"
+    assert (lists / "val.csv").read_bytes() == (lists / "validation.csv").read_bytes()
 
 
 def test_classes(shown: Shown, style: ClassNames) -> None:

@@ -613,7 +613,7 @@ def test_open_reader_keeps_its_bytes_when_the_clip_comes_back_otherwise(battery:
                 other = claim.folder / clip.name
                 other.write_bytes(b"x" * (len(truth) + change))
                 claim.publish(other, "test")
-        path.stat()
+        output("stat", "--cached=never", path)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert beginning + file.readall() == truth
         # A kernel has one size and one set of pages for all who have it open.

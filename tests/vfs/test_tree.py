@@ -537,6 +537,7 @@ def test_damaged_file_is_fetched_again(world: World) -> None:
     assert not opened.done()
     world.deliver(b"content")
     assert content(opened.result()) == b"content"
+    opened.result().close()
 
 
 def test_folders_are_not_opened(still: World) -> None:

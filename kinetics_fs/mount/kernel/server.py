@@ -27,6 +27,7 @@ from kinetics_fs.mount.kernel import device
 from kinetics_fs.mount.kernel import protocol as p
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
 from kinetics_fs.vfs import (
+    LONGEST_NAME,
     Attributes,
     ClipHandle,
     DirEntry,
@@ -387,7 +388,9 @@ class Server:
 
     def _statfs(self, _header: p.InHeader, _body: memoryview) -> bytes:
         statistics = self._tree.statistics()
-        return p.STATFS_OUT.pack(-(-statistics.bytes_used // _BLOCK), 0, 0, statistics.files, 0, _BLOCK, 255, _BLOCK)
+        return p.STATFS_OUT.pack(
+            -(-statistics.bytes_used // _BLOCK), 0, 0, statistics.files, 0, _BLOCK, LONGEST_NAME, _BLOCK
+        )
 
     def _getxattr(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.GETXATTR_IN.unpack(body)

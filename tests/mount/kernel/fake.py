@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -178,7 +177,10 @@ def a_conversation(
     failures: list[BaseException] = []
     with ours, theirs:
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE, which Python does not name
+            try:
+                end.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE, which Python does not name
+            except PermissionError:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         server = Server(tree, theirs.fileno(), passthrough=passthrough)
 
         def run() -> None:

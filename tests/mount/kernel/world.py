@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -32,7 +32,7 @@ def content(clip: Clip, size: int = 10_000, version: int = 1) -> bytes:
     return Random(f"{clip.key} {version}").randbytes(size)
 
 
-def annotations(folder: Path) -> Path:
+def write_rows(folder: Path) -> Path:
     """Writes the annotation file of this world."""
     rows = [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},train" for clip in CLIPS]
     rows += [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in CLIPS[:TWICE]]
@@ -109,24 +109,26 @@ class World:
     def control(self, name: str) -> int:
         return self.tree.lookup(self.tree.lookup(ROOT, ".kinetics"), name)
 
+    def open_clips(self) -> int:
+        """How many descriptors this process has on files of clips of this world, evicted ones included."""
+        return sum(link.startswith(str(self.store.folder)) and ".mp4" in link for link in descriptors())
+
 
 @contextmanager
 def a_world(folder: Path, kind: type[Tree] = Tree) -> Iterator[World]:
     """Makes one in an empty folder."""
     with (
-        Catalog(compile_catalog([annotations(folder)], find_release("600"), folder / "catalogs")) as catalog,
+        Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
         Store(folder / "cache") as store,
     ):
         errands = Errands(store)
         yield World(kind(catalog, store, errands), store, errands)
 
 
-def open_clip_files() -> int:
-    """How many descriptors this process has on files of clips, evicted ones included."""
-    found = 0
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            found += ".mp4" in os.readlink(link)  # noqa: PTH115  # a link to a deleted file is no path
-        except OSError:
-            continue
+def descriptors() -> list[str]:
+    """What the descriptors of this process are on."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(OSError):  # the one of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115  # some are no paths
     return found
