@@ -1,27 +1,36 @@
-"""`python -m benchmarks NAME… [--json FILE]`: measures, prints a table, and writes the same as JSON."""
+"""`python -m benchmarks NAME… [--quick] [--json FILE]`: measures, prints a table, and writes the same as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from benchmarks import catalog
+from benchmarks import catalog, mount
 from benchmarks.report import Row, machine, table
 
-BENCHMARKS: dict[str, Callable[[], Sequence[Row]]] = {"catalog": catalog.run}
+
+class Benchmark(Protocol):
+    """Measures, on less and less often if it is to be `quick`."""
+
+    def __call__(self, *, quick: bool) -> Sequence[Row]: ...
+
+
+BENCHMARKS: dict[str, Benchmark] = {"catalog": catalog.run, "mount": mount.run}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="measure less, in under a minute each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     arguments = parser.parse_args()
 
     rows: list[Row] = []
     for name in arguments.names:
-        found = BENCHMARKS[name]()
+        found = BENCHMARKS[name](quick=arguments.quick)
         print(f"{name}\n{table(found)}\n", flush=True)
         rows += found
     if arguments.json:

@@ -33,17 +33,21 @@ _PEER = "csv.DictReader into memory"
 # Tasks, each run as `python -m benchmarks.catalog TASK FILE FOLDER` ------------------------------------------------
 
 
-def _write(annotations: Path, folder: Path) -> dict[str, float]:
+def write_annotations(annotations: Path, rows: int) -> None:
     """Makes a list like DeepMind's: sorted by id, five columns, starts spread as in Kinetics-600 (median 25 s)."""
     draw = random.Random(600)
     labels = [f"class of people doing thing {number}" for number in range(CLASSES)]
-    ids = sorted("".join(draw.choices(_ID, k=11)) for _ in range(ROWS))
+    ids = sorted("".join(draw.choices(_ID, k=11)) for _ in range(rows))
     with annotations.open("w") as file:
         file.write("label,youtube_id,time_start,time_end,split\n")
         for youtube_id in ids:
             start = min(int(draw.lognormvariate(3.2, 1.5)), 23_770)
             split = draw.choices(("train", "validate", "test"), (84, 5, 11))[0]
             file.write(f"{draw.choice(labels)},{youtube_id},{start},{start + 10},{split}\n")
+
+
+def _write(annotations: Path, folder: Path) -> dict[str, float]:
+    write_annotations(annotations, ROWS)
     compile_catalog([annotations], find_release("700-2020"), folder)
     return {}
 
@@ -136,15 +140,16 @@ def _task(name: str, annotations: Path, folder: Path) -> None:
 # The table --------------------------------------------------------------------------------------------------------
 
 
-def run() -> Sequence[Row]:
-    """Measures everything; takes about a minute."""
+def run(*, quick: bool = False) -> Sequence[Row]:
+    """Measures everything; takes about a minute, with `quick` less, for it measures once only."""
+    times = 1 if quick else RUNS
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         annotations = folder / "annotations.csv"
         # Even this in a process of its own: a child's peak of memory is never less than its parent's.
         _fresh("write", annotations, folder)
         tasks = [task for task in _TASKS if task != "write"]
-        runs = {task: [_fresh(task, annotations, folder) for _ in range(RUNS)] for task in tasks}
+        runs = {task: [_fresh(task, annotations, folder) for _ in range(times)] for task in tasks}
 
     def measured(task: str, what: str) -> float:
         return median(run[what] for run in runs[task])

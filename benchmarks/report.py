@@ -30,10 +30,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: the name says of what and in which unit."""
+    """One measurement: the name says of what and in which unit. Without a number of ours it could not be made here."""
 
     name: str
-    ours: float
+    ours: float | None
     peer: float | None = None
     peer_name: str = ""
     target: Target | None = None
@@ -41,7 +41,7 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """Ours in parts of the peer's."""
-        return self.ours / self.peer if self.peer else None
+        return self.ours / self.peer if self.peer and self.ours is not None else None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +74,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [("", "ours", "peer", "", "ratio", "target", "")]
     for row in rows:
         verdict = "" if row.target is None else "met" if row.target.met(row) else "MISSED"
+        if row.ours is None:
+            verdict = "not measured"
         target = str(row.target) if row.target else ""
         lines.append((row.name, number(row.ours), number(row.peer), row.peer_name, number(row.ratio), target, verdict))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
