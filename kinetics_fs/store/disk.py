@@ -24,6 +24,7 @@ from kinetics_fs.catalog.clip import parse_clip_name
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """Why a file cannot be opened that say that it is no clip of ours; any other (no descriptors left) says nothing."""
 
@@ -38,7 +39,33 @@ class Unreadable(Exception):
 
 def is_file_of(filename: str, key: str) -> bool:
     """Whether a file name in the table is one that we would give to this clip."""
-    return filename == clip_filename(key, filename[-36:-4])
+    token = filename[-36:-4]
+    return filename == clip_filename(key, token) and _TOKEN.fullmatch(token) is not None
+
+
+def open_clip_file(folder: str, filename: str) -> int | None:
+    """Opens a file of ours below the clips folder; None if there is none.
+
+    A regular file, through no symbolic link, and without waiting for a writer, whatever stands in its place.
+
+    Raises:
+        Unreadable: it is there, but cannot be opened now.
+    """
+    shard, _, name = filename.partition("/")
+    try:
+        above = os.open(f"{folder}/{shard}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=above)
+        finally:
+            os.close(above)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise Unreadable(error.errno, error.strerror, filename) from error
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
 
 
 class Staged(NamedTuple):
@@ -50,20 +77,13 @@ class Staged(NamedTuple):
     """32 hexadecimal digits, of this fetch alone: makes the final name unique, and findable after a crash."""
 
 
-class OpenedFile(NamedTuple):
-    """A clip's file, open for reading; whoever gets it closes it."""
-
-    fd: int
-    filename: str
-
-
 def clip_filename(key: str, token: str) -> str:
     """Path of a clip's file below the clips folder. 256 folders keep each one small at 650,000 clips."""
     return f"{zlib.crc32(key.encode()) % 256:02x}/{key}.{token}.mp4"
 
 
 class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annotations
-    """Keys are clip keys; values go in as `Staged` files and come out as `OpenedFile`."""
+    """Keys are clip keys; values are `Staged` files that are moved in."""
 
     def put(self, key: object) -> tuple[str, bool]:
         if not isinstance(key, str) or parse_clip_name(f"{key}.mp4") is None:
@@ -83,30 +103,8 @@ class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annota
         _sync_folder(target.parent)
         return value.size, MODE_BINARY, filename, None
 
-    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> OpenedFile:
-        if mode != MODE_BINARY or not isinstance(filename, str) or not _FILE_NAME.fullmatch(filename):
-            # diskcache takes an OSError here for "no longer there", which is what we want of a row that is not ours.
-            raise OSError(errno.EINVAL, "not a clip of this store", filename)
-        try:
-            return OpenedFile(self._open(filename), filename)
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                raise
-            # diskcache would take it for a miss, and a good clip for lost.
-            raise Unreadable(error.errno, error.strerror, filename) from error
-
-    def _open(self, filename: str) -> int:
-        """Opens a regular file two levels down, through no symbolic link and without waiting for a writer."""
-        folder, _, name = filename.partition("/")
-        above = os.open(Path(self._directory, folder), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=above)
-        finally:
-            os.close(above)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(errno.EINVAL, "not a clip of this store", filename)
-        return fd
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
+        raise TypeError("clips are opened by `open_clip_file`, and nothing else is kept here")
 
     def remove(self, file_path: str) -> None:
         if not isinstance(file_path, str) or not _FILE_NAME.fullmatch(file_path):

@@ -269,7 +269,8 @@ class Tree:
         handle = self._open_cached(entry)
         if handle is not None:
             self._hits += tries == _OPEN_TRIES
-            if opened.set_running_or_notify_cancel():
+            # At the first try nobody else has the future yet, who could have cancelled it.
+            if tries == _OPEN_TRIES or opened.set_running_or_notify_cancel():
                 opened.set_result(handle)
             else:
                 handle.close()

@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.kernel import device
@@ -48,6 +50,11 @@ _A_DAY = 86400
 _VALID = {Lasting.NOT_AT_ALL: 0, Lasting.UNTIL_OPENED: 60, Lasting.ALWAYS: _A_DAY}
 """Seconds for which it need not ask for attributes again. A minute for a clip that is not here is enough for a sweep
 over all of them, and no risk to readers: the open that brings the clip takes back what the kernel knows of it."""
+
+_CHUNK_ENTRIES = 512
+_CHUNK_SECONDS = 1.0
+_CHUNKS = 16
+"""Listings that go on at the same time, for each of which a chunk of records is kept."""
 
 _BLOCK = 4096
 _WANTED = (
@@ -137,6 +144,7 @@ class Server:
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
         self._backings: dict[SharedFile, _Backing] = {}
+        self._chunks: dict[int, _Chunk] = {}
         self._parked: dict[int, Future[Handle]] = {}
         self._arrived: deque[tuple[int, int]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -421,47 +429,53 @@ class Server:
 
     def _readdirplus(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.READ_IN.unpack(body)
-        uid, gid, room = self._uid, self._gid, asked.size
+        room = asked.size
         records: list[bytes] = []
         for place, (text, ino, kind) in enumerate(self._dots(header.nodeid)[asked.offset :], asked.offset + 1):
             name = os.fsencode(text)
             # Node 0: the kernel is not to remember anything by this name.
             records.append(_direntplus(len(name)).pack(*[0] * 22, ino, place, len(name), kind >> 12, name))
             room -= len(records[-1])
-        begin = max(0, asked.offset - 2)
-        page = self._tree.entries_with_attributes(header.nodeid, begin, asked.size // p.DIRENTPLUS_SIZE)
-        for place, (text, (ino, kind, size, links, time, lasting)) in enumerate(page, begin + 3):
-            name = os.fsencode(text)
-            record = _direntplus(len(name))
-            room -= record.size
-            if room < 0:
-                break
-            # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
-            records.append(
-                record.pack(
-                    *(ino, 0, _A_DAY, _VALID[lasting], 0, 0),
-                    *(
-                        ino,
-                        size,
-                        -(-size // 512),
-                        time,
-                        time,
-                        time,
-                        0,
-                        0,
-                        0,
-                        mode_of(kind),
-                        links,
-                        uid,
-                        gid,
-                        0,
-                        _BLOCK,
-                        0,
-                    ),
-                    *(ino, place, len(name), kind >> 12, name),
-                )
-            )
+        place = max(0, asked.offset - 2)
+        while chunk := self._chunk(header.nodeid, place):
+            for record in chunk:
+                room -= len(record)
+                if room < 0:
+                    return b"".join(records)
+                records.append(record)
+            place += len(chunk)
         return b"".join(records)
+
+    def _chunk(self, ino: int, place: int) -> list[bytes]:
+        """READDIRPLUS's records of a directory from a place on.
+
+        Kernels ask for some twenty at a time, in order: many more are made at once, and kept while they are asked for.
+        """
+        kept = self._chunks.get(ino)
+        if kept is not None and kept.begin <= place < kept.begin + len(kept.records) and time.monotonic() < kept.until:
+            return kept.records[place - kept.begin :]
+        records = self._records(ino, place)
+        if len(self._chunks) >= _CHUNKS:
+            del self._chunks[next(iter(self._chunks))]
+        self._chunks.pop(ino, None)
+        self._chunks[ino] = _Chunk(place, records, time.monotonic() + _CHUNK_SECONDS)
+        return records
+
+    def _records(self, ino: int, place: int) -> list[bytes]:
+        uid, gid = self._uid, self._gid
+        records: list[bytes] = []
+        page = self._tree.entries_with_attributes(ino, place, _CHUNK_ENTRIES)
+        for after, (text, (node, kind, size, links, seconds, lasting)) in enumerate(page, place + 3):
+            name = os.fsencode(text)
+            # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
+            record = _direntplus(len(name)).pack(
+                node, 0, _A_DAY, _VALID[lasting], 0, 0,
+                node, size, -(-size // 512), seconds, seconds, seconds, 0, 0, 0,
+                mode_of(kind), links, uid, gid, 0, _BLOCK, 0,
+                node, after, len(name), kind >> 12, name,
+            )  # fmt: skip
+            records.append(record)
+        return records
 
     def _dots(self, ino: int) -> list[DirEntry]:
         return [DirEntry(".", ino, NodeType.DIRECTORY), DirEntry("..", self._tree.parent(ino), NodeType.DIRECTORY)]
@@ -577,6 +591,15 @@ class Server:
         if opened.cancel():
             self._parked.pop(unique, None)
             self._write(p.error_reply(unique, errno.EINTR))
+
+
+class _Chunk(NamedTuple):
+    """Records of a directory, made ahead."""
+
+    begin: int
+    records: list[bytes]
+    until: float
+    """When they are too old, by the monotonic clock: sizes may have become known meanwhile."""
 
 
 @dataclass(slots=True)
