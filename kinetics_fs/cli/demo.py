@@ -29,8 +29,10 @@ def command(mountpoint: Path | None, once: bool) -> None:
     kinetics-fs demo
     kinetics-fs demo --once
     """
+    from kinetics_fs.mount import real_place
+
     folder = Path(tempfile.mkdtemp(prefix="kinetics-demo-"))
-    place = Path(os.path.abspath(mountpoint or folder / "kinetics"))  # noqa: PTH100
+    place = real_place(mountpoint or folder / "kinetics")
     demo = _Demo(folder, place)
     try:
         demo.make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -62,6 +63,9 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
     from kinetics_fs.vfs import Tree
 
     logging.getLogger().setLevel(logging.INFO)
+    # A descriptor for each open clip: shells allow 1,024, and more to who asks.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with Catalog(catalog_path) as catalog, store_of(settings) as store:
         fetcher = fetcher_of(settings, store)
         try:

@@ -26,12 +26,12 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
     kinetics-fs status --json /mnt/kinetics
     """
     from kinetics_fs.cli.rooms import store_of
-    from kinetics_fs.mount import find_mounts
+    from kinetics_fs.mount import find_mounts, real_place
 
     if mountpoint is None:
         mounts = [_read(place) for place in find_mounts()]
-    elif sys.platform != "linux" or mountpoint.absolute() in find_mounts():
-        mounts = [_read(mountpoint.absolute())]
+    elif sys.platform != "linux" or real_place(mountpoint) in find_mounts():
+        mounts = [_read(real_place(mountpoint))]
     else:
         raise MountError(f"{mountpoint} is not a mount of kinetics-fs")
     report: dict[str, Any] = {"mounts": mounts}

@@ -26,9 +26,9 @@ def command(mountpoint: Path, lazy: bool) -> None:
     \b
     kinetics-fs umount /mnt/kinetics
     """
-    from kinetics_fs.mount import find_mounts, unmount
+    from kinetics_fs.mount import find_mounts, real_place, unmount
 
-    place = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # `resolve` would look into a dead mount
+    place = real_place(mountpoint)
     if os.uname().sysname == "Linux" and place not in find_mounts():
         raise MountError(f"{place} is not a mount of kinetics-fs")
     process = _open_process(_served_by(place))

@@ -186,7 +186,9 @@ class Fetcher:
             return False
         with claim:
             # Looked up under the claim, for another process may have just been through with it.
-            if self._store.holds(clip):
+            stored = self._store.open(clip)
+            if stored is not None:
+                stored.close()
                 return True
             known = self._known_failure(clip)
             if known is not None:

@@ -4,6 +4,6 @@
 background and reports back.
 """
 
-from kinetics_fs.mount.mountpoint import find_mounts, prepare_mountpoint, unmount
+from kinetics_fs.mount.mountpoint import find_mounts, prepare_mountpoint, real_place, unmount
 
-__all__ = ["find_mounts", "prepare_mountpoint", "unmount"]
+__all__ = ["find_mounts", "prepare_mountpoint", "real_place", "unmount"]

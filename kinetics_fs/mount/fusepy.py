@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from ctypes import byref, c_char_p, c_void_p
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -53,7 +54,11 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
     Raises:
         MountError: libfuse could not mount.
     """
-    with TemporaryFile() as said, ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as threads:
+    with (
+        TemporaryFile() as said,
+        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as threads,
+        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="ask") as askers,
+    ):
         # libfuse says what is wrong on standard error, and nowhere else.
         real_stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -65,7 +70,7 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
 
         try:
             _Fuse(
-                _Operations(tree, threads, live),
+                _Operations(tree, mountpoint, threads, askers, live),
                 os.fsencode(mountpoint).decode(_BYTES_AS_TEXT),
                 encoding=_BYTES_AS_TEXT,
                 raw_fi=True,
@@ -113,9 +118,13 @@ class _Operations:
 
     use_ns = True
 
-    def __init__(self, tree: Tree, threads: ThreadPoolExecutor, live: Callable[[], None]) -> None:
+    def __init__(
+        self, tree: Tree, place: Path, threads: ThreadPoolExecutor, askers: ThreadPoolExecutor, live: Callable[[], None]
+    ) -> None:
         self._tree = tree
+        self._place = os.fsencode(place)
         self._threads = threads
+        self._askers = askers
         self._live = live
         self._uid, self._gid = os.getuid(), os.getgid()
         self._handles: dict[int, Handle] = {}
@@ -180,10 +189,24 @@ class _Operations:
             raise OSError(errno.EROFS, "read-only")
         handle = _wait(self._threads.submit(self._tree.open, self._resolve(path)).result())
         info.fh = next(self._numbers)
-        info.keep_cache = not (handle.live or handle.fresh)
+        news = handle.take_news()
+        info.keep_cache = not (handle.live or news)
         info.direct_io = handle.live
         self._handles[info.fh] = handle
+        if news:
+            self._tell_size(path)
         return 0
+
+    def _tell_size(self, path: str) -> None:
+        """Makes the kernel ask for the size of a file that has just come, before it reads.
+
+        libfuse 2 cannot take back what the kernel knows; but a stat of our own brings it up to date. Without it, reads
+        would find the end by themselves, and two at the same time can leave zeros behind it.
+        """
+        asked = self._askers.submit(os.stat, self._place + path.encode(_BYTES_AS_TEXT))
+        while not asked.done() and not _ending():  # in a mount that ends nobody would answer
+            with suppress(OSError, TimeoutError):
+                asked.result(_POLL)
 
     def read(self, _path: str | None, size: int, offset: int, info: Any) -> bytes:
         return self._handles[info.fh].read(offset, size)

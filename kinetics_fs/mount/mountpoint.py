@@ -36,6 +36,11 @@ def _unescaped(field: bytes) -> Path:
     return Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)))
 
 
+def real_place(path: Path) -> Path:
+    """The absolute path, without symbolic links, as the kernel lists it; also of a mount that is dead."""
+    return Path(os.path.realpath(path))  # `resolve` fails on a dead mount
+
+
 def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
     """Makes sure that `path` can be mounted on: makes the folder if only that is missing, clears a dead mount.
 
@@ -45,7 +50,7 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
     Raises:
         MountError: it cannot, and why.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100  # `resolve` would look into a dead mount
+    path = real_place(path)
     try:
         if path in find_mounts():
             # Only a dead one fails to answer this: the kernel may still know what stat says of it.

@@ -17,12 +17,13 @@ _NAME_BYTES = len("0123456789a_000000_000010.mp4")
 class TextHandle:
     """A control file as it was when it was opened."""
 
-    fresh = False
-
     def __init__(self, content: bytes, *, live: bool) -> None:
         self._content = content
         self.size = len(content)
         self.live = live
+
+    def take_news(self) -> bool:
+        return False
 
     def read(self, offset: int, size: int) -> bytes:
         return self._content[offset : offset + size]
@@ -63,7 +64,6 @@ class SplitList:
     """
 
     live = False
-    fresh = False
 
     def __init__(self, catalog: Catalog, classes: list[tuple[str, Directory]], indexes: dict[str, int]) -> None:
         self._catalog = catalog
@@ -77,6 +77,9 @@ class SplitList:
         ]
         self._ends = list(accumulate(sizes))
         self.size = self._ends[-1] if self._ends else 0
+
+    def take_news(self) -> bool:
+        return False
 
     def read(self, offset: int, size: int) -> bytes:
         end = min(offset + size, self.size)

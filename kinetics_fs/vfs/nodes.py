@@ -81,9 +81,9 @@ class Handle(Protocol):
         """Whether the next open may show other content, so that a kernel should keep none of it."""
         ...
 
-    @property
-    def fresh(self) -> bool:
-        """Whether its size or content may be other than what was shown of this inode before."""
+    def take_news(self) -> bool:
+        """Whether its size or content may be other than what was shown of this inode before: true once per content,
+        for the front end that asks when it answers, and tells its kernel."""
         ...
 
     def read(self, offset: int, size: int) -> bytes: ...
@@ -98,10 +98,12 @@ class SharedFile:
     if the clip was evicted and fetched anew meanwhile.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, version: float, *, news: bool) -> None:
         self.fd = fd
         self.size = size
+        self.version = version
         self.users = 0
+        self.news = news
 
 
 class ClipHandle:
@@ -109,14 +111,19 @@ class ClipHandle:
 
     live = False
 
-    def __init__(self, file: SharedFile, *, fresh: bool, release: Callable[[SharedFile], None]) -> None:
+    def __init__(
+        self, file: SharedFile, *, take_news: Callable[[SharedFile], bool], release: Callable[[SharedFile], None]
+    ) -> None:
         self.file = file
-        self.fresh = fresh
+        self._take_news = take_news
         self._release = release
 
     @property
     def size(self) -> int:
         return self.file.size
+
+    def take_news(self) -> bool:
+        return self._take_news(self.file)
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.file.fd, size, offset)

@@ -266,7 +266,7 @@ class Tree:
         return opened
 
     def _open_clip(self, entry: Entry, opened: Future[Handle], tries: int) -> None:
-        handle = self._open_cached(entry)
+        handle = self._open_cached(entry, arrived=tries < _OPEN_TRIES)
         if handle is not None:
             self._hits += tries == _OPEN_TRIES
             # At the first try nobody else has the future yet, who could have cancelled it.
@@ -297,30 +297,36 @@ class Tree:
         fetch.add_done_callback(arrived)
         opened.add_done_callback(lambda opened: opened.cancelled() and fetch.cancel())
 
-    def _open_cached(self, entry: Entry) -> Handle | None:
+    def _open_cached(self, entry: Entry, *, arrived: bool) -> Handle | None:
         """A handle on a clip that is here; on the same file as the inode's other handles, if it has any."""
+        ino = entry.ino
         with self._files_lock:
-            file, fresh = self._files.get(entry.ino), False
+            file = self._files.get(ino)
             if file is None:
-                stored = self._store.open(entry.clip)
+                stored = self._store.open_now(entry.clip)
                 if stored is None:
                     return None
-                file = self._files[entry.ino] = SharedFile(stored.fd, stored.size)
                 # What was stored before we began is what we showed from the beginning.
-                fresh = stored.stored_at >= self._since and self._versions.get(entry.ino) != stored.stored_at
-                if fresh:
-                    self._versions[entry.ino] = stored.stored_at
+                news = (arrived or stored.stored_at >= self._since) and self._versions.get(ino) != stored.stored_at
+                file = self._files[ino] = SharedFile(stored.fd, stored.size, stored.stored_at, news=news)
             file.users += 1
+
+        def take_news(file: SharedFile) -> bool:
+            with self._files_lock:
+                news, file.news = file.news, False
+                if news:
+                    self._versions[ino] = file.version
+            return news
 
         def release(file: SharedFile) -> None:
             with self._files_lock:
                 file.users -= 1
                 if file.users:
                     return
-                del self._files[entry.ino]
+                del self._files[ino]
             os.close(file.fd)
 
-        return ClipHandle(file, fresh=fresh, release=release)
+        return ClipHandle(file, take_news=take_news, release=release)
 
     # Seeing
 

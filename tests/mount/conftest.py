@@ -11,7 +11,11 @@ from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
 from tests.mount.helpers import CLASS, Labelled, short_clips, write_annotations
 
-FRONTENDS: dict[str, tuple[str, ...]] = {"fusepy": ("--frontend", "fusepy")}
+FRONTENDS: dict[str, tuple[str, ...]] = {
+    "kernel": ("--frontend", "kernel"),
+    "pages": ("--frontend", "kernel", "--no-passthrough"),
+    "fusepy": ("--frontend", "fusepy"),
+}
 """Each front end, and what makes `kinetics-fs mount` take it."""
 
 

@@ -460,7 +460,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
         return stored
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.store, "open", open_and_cancel)
+        patched.setattr(world.store, "open_now", open_and_cancel)
         world.deliver(b"content")
     assert opened.cancelled()
     assert descriptors() == before
@@ -506,7 +506,7 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
 
         with monkeypatch.context() as broken:
             if place == "store":
-                broken.setattr(world.store, "open", fail)
+                broken.setattr(world.store, "open_now", fail)
             else:
                 broken.setattr("kinetics_fs.vfs.tree.ClipHandle", fail)
             world.deliver(b"content")
@@ -561,7 +561,7 @@ def test_all_open_handles_show_one_content(world: World) -> None:
     assert content(second) == b"old content"
     second.close()
     third = world.tree.open(world.clip).result()
-    assert third.fresh
+    assert third.take_news()
     assert content(third) == b"new"
     third.close()
 
@@ -583,8 +583,9 @@ def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalo
 
         def is_fresh() -> bool:
             handle = world.tree.open(world.clip).result()
+            fresh = handle.take_news()
             handle.close()
-            return handle.fresh
+            return fresh
 
         assert [is_fresh() for _ in range(3)] == [True, False, False]
         store.drop(CLIP)

@@ -100,6 +100,9 @@ class InitFlag(enum.IntFlag):
     ASYNC_READ = 1 << 0
     """Several reads of one file at the same time."""
     BIG_WRITES = 1 << 5
+    AUTO_INVAL_DATA = 1 << 12
+    """A read asks for the size first where that was taken back. Without it, two reads of which the further one ends
+    first can leave zeros behind the end."""
     DO_READDIRPLUS = 1 << 13
     """Names, types and attributes of a directory in one message."""
     PARALLEL_DIROPS = 1 << 18

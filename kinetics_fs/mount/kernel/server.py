@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -60,6 +60,7 @@ _BLOCK = 4096
 _WANTED = (
     p.InitFlag.ASYNC_READ
     | p.InitFlag.BIG_WRITES
+    | p.InitFlag.AUTO_INVAL_DATA
     | p.InitFlag.DO_READDIRPLUS
     | p.InitFlag.PARALLEL_DIROPS
     | p.InitFlag.MAX_PAGES
@@ -90,7 +91,7 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, read
     try:
         server = Server(tree, fd, passthrough=passthrough)
         tree.served_by(server.state)
-        with _ending_by_signal(server, place):
+        with closing(server), _ending_by_signal(server, place):
             server.run(lambda: _begin(server, place, ready))
     finally:
         os.close(fd)
@@ -107,8 +108,14 @@ def _begin(server: Server, place: Path, ready: Callable[[], None]) -> None:
 def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
     """Lets signals end the mount, cleanly: opens that wait are answered, and the place is given back."""
 
+    ended = False
+
     def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal ended
         server.interrupt_all()
+        if ended:
+            return  # the place may be somebody else's by now
+        ended = True
         try:
             unmount(place, lazy=True)
         except MountError as error:
@@ -116,9 +123,11 @@ def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
             server.stop()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    wakeup = signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -147,7 +156,9 @@ class Server:
         self._chunks: dict[int, _Chunk] = {}
         self._parked: dict[int, Future[Handle]] = {}
         self._arrived: deque[tuple[int, int]] = deque()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ending = False
+        # A pipe, for signals write to it, too: one that comes between two waits, or to another thread, must end them.
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._begun: Callable[[], None] = lambda: None
         self._answers: dict[int, Callable[[p.InHeader, memoryview], bytes | None]] = {
             p.Opcode.INIT: self._init,
@@ -183,7 +194,7 @@ class Server:
         os.set_blocking(self._fd, False)
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
         buffer = bytearray(device.LARGEST_READ + 4096)
         view = memoryview(buffer)
         try:
@@ -205,13 +216,19 @@ class Server:
         finally:
             self._close()
 
+    @property
+    def wake_fd(self) -> int:
+        """A byte written here makes the loop look up from its wait."""
+        return self._wake
+
     def stop(self) -> None:
         """Makes the loop end; may be called from a signal handler."""
         self._running = False
         self._wake_up()
 
     def interrupt_all(self) -> None:
-        """Answers all opens that wait with EINTR; the fetches go on."""
+        """Answers all opens that wait with EINTR; from now on none waits any more."""
+        self._ending = True
         for unique, opened in list(self._parked.items()):
             self._give_up(unique, opened)
 
@@ -264,18 +281,27 @@ class Server:
         return True
 
     def _wake_up(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        with suppress(BlockingIOError):  # full of wakes that it has not seen yet
+            os.write(self._wake, b"\0")
 
     def _clear_wake(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return
+        with suppress(BlockingIOError):
+            os.read(self._woken, 4096)
 
     def _close(self) -> None:
         self.interrupt_all()
+        for opened in self._parked.values():
+            # It came too late to be cancelled, and nobody will answer with it.
+            if opened.exception() is None:
+                opened.result().close()
         for number in list(self._handles):
             self._close_handle(number)
+        self._running = False
+
+    def close(self) -> None:
+        """Gives up what `run` needed; no future may end afterwards."""
+        os.close(self._woken)
+        os.close(self._wake)
 
     # The beginning and the end
 
@@ -305,7 +331,7 @@ class Server:
             device.LARGEST_READ // 4096,
             0,  # map_alignment
             wanted >> 32,
-            1 if self.passes_through else 0,  # max_stack_depth: the cache may be on an overlay
+            2 if self.passes_through else 0,  # max_stack_depth: the cache may be on an overlay, as in a container
         )
         if self._write(p.reply_header(header.unique, len(payload)), payload):
             self._begun()
@@ -434,8 +460,11 @@ class Server:
         for place, (text, ino, kind) in enumerate(self._dots(header.nodeid)[asked.offset :], asked.offset + 1):
             name = os.fsencode(text)
             # Node 0: the kernel is not to remember anything by this name.
-            records.append(_direntplus(len(name)).pack(*[0] * 22, ino, place, len(name), kind >> 12, name))
-            room -= len(records[-1])
+            record = _direntplus(len(name)).pack(*[0] * 22, ino, place, len(name), kind >> 12, name)
+            room -= len(record)
+            if room < 0:
+                return b"".join(records)
+            records.append(record)
         place = max(0, asked.offset - 2)
         while chunk := self._chunk(header.nodeid, place):
             for record in chunk:
@@ -489,6 +518,9 @@ class Server:
         if opened.done():
             return self._opened(header.nodeid, opened.result())
         unique, ino = header.unique, header.nodeid
+        if self._ending and opened.cancel():
+            # Not EINTR, on which many would try again.
+            raise OSError(errno.ENOTCONN, "ending")
         self._parked[unique] = opened
 
         def arrived(_opened: Future[Handle]) -> None:
@@ -513,22 +545,32 @@ class Server:
             self._close_handle(p.OPEN_OUT.unpack(memoryview(payload)).fh)
 
     def _opened(self, ino: int, handle: Handle) -> bytes:
-        """Gives a handle its number, and decides how the kernel is to read it: always the same way for one file."""
+        """Gives a handle its number, and tells the kernel how to read it."""
+        try:
+            flags, backing_id = self._way_to_read(ino, handle)
+        except BaseException:
+            handle.close()
+            raise
         number = next(self._numbers)
         self._handles[number] = handle
+        return p.OPEN_OUT.pack(number, flags, backing_id)
+
+    def _way_to_read(self, ino: int, handle: Handle) -> tuple[int, int]:
+        """The flags of an open, and a backing id: for one file always the same way."""
         if handle.live:
-            return p.OPEN_OUT.pack(number, p.OpenFlag.DIRECT_IO, 0)
-        if handle.fresh:
+            return p.OpenFlag.DIRECT_IO, 0
+        news = handle.take_news()
+        if news:
             # The kernel may know another size, from before this content was here.
             self._write(p.forget_attributes(ino))
         backing = self._back(handle.file) if isinstance(handle, ClipHandle) else None
         if backing is not None:
-            return p.OPEN_OUT.pack(number, p.OpenFlag.PASSTHROUGH, backing.number)
-        if handle.fresh and handle.size:
+            return p.OpenFlag.PASSTHROUGH, backing.number
+        if news and handle.size:
             # sendfile and splice believe the size that the kernel knows, and do not ask: its last page tells it.
             last = (handle.size - 1) // _BLOCK * _BLOCK
             self._write(p.store_pages(ino, last, handle.read(last, _BLOCK)))
-        return p.OPEN_OUT.pack(number, 0 if handle.fresh else p.OpenFlag.KEEP_CACHE, 0)
+        return 0 if news else p.OpenFlag.KEEP_CACHE, 0
 
     def _back(self, file: SharedFile) -> _Backing | None:
         """The registration of a file for passthrough; none if that is off, or its filesystem will not do."""

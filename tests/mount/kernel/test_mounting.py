@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -329,6 +330,18 @@ def test_signal_before_anybody_looked(place: Path, silence: str) -> None:
     assert place / "mount" not in find_mounts()
 
 
+def test_signal_that_does_not_interrupt_the_wait(mount: Mount) -> None:
+    """As one does that comes in the moment before it: Python notes it, and the loop waits for the next request."""
+    mounted = mount()
+    tasks = Path(f"/proc/{mounted.pid}/task")
+    [thread, *_] = [int(task.name) for task in tasks.iterdir() if task.name != str(mounted.pid)]
+    wait_until(lambda: "poll" in (tasks / str(mounted.pid) / "wchan").read_text())
+    time.sleep(0.2)
+    assert ctypes.CDLL(None).tgkill(mounted.pid, thread, signal.SIGTERM) == 0
+    assert has_ended(mounted.pid, within=5)
+    assert mounted.root not in find_mounts()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_while_opens_wait(mount: Mount, number: signal.Signals) -> None:
     mounted = mount()
@@ -380,11 +393,15 @@ def test_signal_while_readers_try_again_and_again(mount: Mount, inside: bool) ->
     assert mounted.root not in find_mounts()
 
 
-def test_second_signal_unmounts_nothing_else(mount: Mount) -> None:
+@pytest.mark.parametrize("first", ["signal", "lazy umount"])
+def test_signal_unmounts_nothing_else(mount: Mount, first: str) -> None:
     """A mount that waits for its last reader no longer owns its place."""
     mounted = mount()
     with path_of(mounted, HERE[0]).open("rb") as file:
-        os.kill(mounted.pid, signal.SIGTERM)
+        if first == "signal":
+            os.kill(mounted.pid, signal.SIGTERM)
+        else:
+            subprocess.run(["umount", "-l", mounted.root], check=True)
         wait_until(lambda: mounted.root not in find_mounts())
         subprocess.run(["mount", "-t", "tmpfs", "successor", mounted.root], check=True)
         try:
@@ -509,7 +526,7 @@ def test_five_hundred_opens_leave_no_descriptor(mount: Mount, name: str) -> None
     with waiting(mounted, ABSENT[:30]):
         pass
     wait_until(lambda: mounted.status()["frontend"]["waiting_opens"] == 0)
-    wait_until(lambda: descriptors_of(mounted.pid) <= before + 12, within=20)  # the workers' pipes
+    wait_until(lambda: descriptors_of(mounted.pid) <= before + 60, within=20)  # workers, connections
     for _ in range(3):
         for clip in HERE:
             path_of(mounted, clip).read_bytes()
@@ -546,14 +563,14 @@ def test_two_hundred_waiting_opens_are_in_nobodys_way(mount: Mount) -> None:
         assert all(path_of(mounted, clip).stat().st_size for clip in CLIPS)
         assert is_waiting(path_of(mounted, ABSENT[0]))
         assert os.statvfs(mounted.root).f_files > len(CLIPS)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert [reader.poll() for reader in readers] == [None] * 200
         for reader in readers:
             reader.kill()
         began = time.monotonic()
         for reader in readers:
             reader.wait(20)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     wait_until(lambda: mounted.status()["frontend"]["waiting_opens"] == 0)
 
 

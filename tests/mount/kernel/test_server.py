@@ -13,12 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_fs.catalog import Entry
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.kernel import device
 from kinetics_fs.mount.kernel import protocol as p
@@ -366,6 +366,30 @@ def test_attributes_in_a_listing_are_those_of_a_lookup(world: World, kernel: Ker
             assert attr == looked_up
 
 
+def test_listing_under_way_does_not_bring_an_estimate_back(world: World, kernel: Kernel) -> None:
+    """The kernel takes the size in a listing for newer than what it was told before it asked for it."""
+    folder, ino = world.directory(), world.ino(CLIPS[100])
+
+    def listed(offset: int) -> dict[int, int]:
+        asked = p.READ_IN.pack(0, offset, 4096, 0, 0, 0)
+        page = dirents(kernel.ask(p.Opcode.READDIRPLUS, folder, asked), 4096, plus=True)
+        return {entry.ino: attr.size for entry, _, _, attr in page if attr is not None}
+
+    [offset] = [entry.off for entry, _, _, _ in whole(kernel, folder) if entry.ino == ino]
+    assert listed(offset - 1)[ino] > 10_000
+    waiting = kernel.send_open(ino)
+    kernel.assert_alive()
+    world.errands.bring(CLIPS[100], content(CLIPS[100]))
+    opened(kernel.reply(waiting))
+    assert listed(offset - 1)[ino] == 10_000
+
+
+def whole(kernel: Kernel, ino: int) -> list[tuple[p.Dirent, bytes, int, p.Attr | None]]:
+    size = 1024 * 1024
+    payload = kernel.ask(p.Opcode.READDIRPLUS, ino, p.READ_IN.pack(0, 0, size, 0, 0, 0))
+    return dirents(payload, size, plus=True)
+
+
 def test_directories_need_no_open(kernel: Kernel) -> None:
     assert kernel.fail(p.Opcode.OPENDIR, ROOT, p.OPEN_IN.pack(0, 0)) == errno.ENOSYS
 
@@ -672,13 +696,13 @@ def test_descriptor_without_passthrough_falls_back(world: World) -> None:
 class PausingTree(Tree):
     """A tree in which threads of fetches stop when they have opened a clip, and before anybody hears of it."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.reached = threading.Event()
         self.go_on = threading.Event()
 
-    def _open_cached(self, entry: Entry) -> Handle | None:
-        handle = super()._open_cached(entry)
+    def _open_cached(self, *arguments: Any, **others: Any) -> Handle | None:
+        handle = super()._open_cached(*arguments, **others)
         if handle is not None and threading.current_thread().name == "bringing":
             self.reached.set()
             assert self.go_on.wait(20)
