@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,6 +93,20 @@ def has_ended(pid: int, *, within: float) -> bool:
         return bool(select.select([process], [], [], within)[0])
     finally:
         os.close(process)
+
+
+@contextmanager
+def fuse_device_open_to_all() -> Iterator[None]:
+    """For a while anybody may mount: some machines keep /dev/fuse to root. One test at a time, over all processes."""
+    device = Path("/dev/fuse")
+    with (Path(tempfile.gettempdir()) / "kinetics-fs-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = stat.S_IMODE(device.stat().st_mode)
+        device.chmod(0o666)
+        try:
+            yield
+        finally:
+            device.chmod(before)
 
 
 def reason(path: Path) -> str:

@@ -50,7 +50,9 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
     Raises:
         MountError: it cannot, and why.
     """
-    path = real_place(path)
+    link, path = path, real_place(path)
+    if link.is_symlink() and not os.path.lexists(path) and path not in find_mounts():
+        raise MountError(f"{link} is a link that leads nowhere")
     try:
         if path in find_mounts():
             # Only a dead one fails to answer this: the kernel may still know what stat says of it.

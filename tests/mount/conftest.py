@@ -13,7 +13,6 @@ from tests.mount.helpers import CLASS, Labelled, short_clips, write_annotations
 
 FRONTENDS: dict[str, tuple[str, ...]] = {
     "kernel": ("--frontend", "kernel"),
-    "pages": ("--frontend", "kernel", "--no-passthrough"),
     "fusepy": ("--frontend", "fusepy"),
 }
 """Each front end, and what makes `kinetics-fs mount` take it."""

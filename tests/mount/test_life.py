@@ -19,7 +19,7 @@ import pytest
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from tests.conftest import Dataset, MountFactory
-from tests.harness import ENVIRONMENT, has_ended, kinetics_fs
+from tests.harness import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs
 from tests.mount.helpers import wait_until
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -493,13 +493,11 @@ def user() -> Iterator[User]:
         pytest.skip("only root can become another user")
     # Not below pytest's folder, into which nobody else may look.
     home = Path(tempfile.mkdtemp(prefix="kinetics-fs-"))
-    mode = stat.S_IMODE(Path("/dev/fuse").stat().st_mode)
     try:
         user = User(home)
-        Path("/dev/fuse").chmod(0o666)
-        yield user
+        with fuse_device_open_to_all():
+            yield user
     finally:
-        Path("/dev/fuse").chmod(mode)
         for place in find_mounts():
             if place.is_relative_to(home):
                 subprocess.run(["umount", "-l", place], check=False)

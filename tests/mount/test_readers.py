@@ -28,6 +28,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.harness import Mounted
+from tests.mount.conftest import FRONTENDS
 from tests.mount.helpers import CLASS, Labelled, cached_file, short_clips, write_annotations
 
 Way = Callable[[Path, Path], object]
@@ -501,6 +502,12 @@ class Battery:
         """A clip that nobody has opened, looked up or listed so far."""
         clip = next(self._fresh)
         return clip, self.mounted.root / "validation" / CLASS / clip.name
+
+
+@pytest.fixture(scope="session", params=["kernel", "pages", "fusepy"])
+def frontend(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The front ends, and the one of Linux also without passthrough: it is about every byte here."""
+    return {**FRONTENDS, "pages": ("--frontend", "kernel", "--no-passthrough")}[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -81,10 +81,9 @@ def _mount_by_helper(place: Path, options: list[str]) -> int:
             said = done.stderr.strip().splitlines()
             raise MountError(f"cannot mount on {place}: {said[-1] if said else helper + ' failed'}")
         theirs.close()
-        _, received, _, _ = socket.recv_fds(ours, 1, 1)
+        _, received, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
     if not received:
         raise MountError(f"cannot mount on {place}: {helper} sent no descriptor")
-    os.set_inheritable(received[0], False)
     return received[0]
 
 

@@ -314,11 +314,6 @@ STATX_BASIC = 0x7FF
 STATX_BTIME = 0x800
 
 
-class ForgetOne(NamedTuple):
-    nodeid: int
-    nlookup: int
-
-
 # Directories
 
 
@@ -461,7 +456,6 @@ def parse_name(body: memoryview) -> bytes:
 
 class NotifyCode(enum.IntEnum):
     INVAL_INODE = 2
-    INVAL_ENTRY = 3
     STORE = 4
 
 
@@ -472,15 +466,6 @@ class InvalInodeOut(NamedTuple):
 
 
 _INVAL_INODE_OUT = Structure(InvalInodeOut, "Qqq", 24)
-
-
-class InvalEntryOut(NamedTuple):
-    parent: int
-    namelen: int
-    flags: int
-
-
-_INVAL_ENTRY_OUT = Structure(InvalEntryOut, "QII", 16)
 
 
 class StoreOut(NamedTuple):
@@ -504,12 +489,6 @@ def forget_attributes(ino: int) -> bytes:
     """A notification: ask for the attributes of this inode again. Its cached pages stay."""
     payload = _INVAL_INODE_OUT.pack(ino, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
-
-
-def forget_name(parent: int, name: bytes) -> bytes:
-    """A notification: look this name up again."""
-    payload = _INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
-    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_ENTRY, 0) + payload
 
 
 # The device's ioctls

@@ -13,10 +13,11 @@ import os
 import select
 import signal
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -68,8 +69,6 @@ _WANTED = (
     | p.InitFlag.NO_OPENDIR_SUPPORT
     | p.InitFlag.INIT_EXT
 )
-_REFUSED_FOR_GOOD = frozenset({p.Opcode.OPENDIR, p.Opcode.FLUSH})
-"""ENOSYS to the first one, and the kernel never asks again: directories are then cached, and a close is one message."""
 
 
 def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, ready: Callable[[], None]) -> None:
@@ -91,7 +90,7 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, read
     try:
         server = Server(tree, fd, passthrough=passthrough)
         tree.served_by(server.state)
-        with closing(server), _ending_by_signal(server, place):
+        with _ending_by_signal(server, place):
             server.run(lambda: _begin(server, place, ready))
     finally:
         os.close(fd)
@@ -107,15 +106,14 @@ def _begin(server: Server, place: Path, ready: Callable[[], None]) -> None:
 @contextmanager
 def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
     """Lets signals end the mount, cleanly: opens that wait are answered, and the place is given back."""
-
-    ended = False
+    number_of_mount = find_mounts().get(place)
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        nonlocal ended
         server.interrupt_all()
-        if ended:
-            return  # the place may be somebody else's by now
-        ended = True
+        if find_mounts().get(place) != number_of_mount:
+            # Taken out of the tree already, and perhaps somebody else's by now.
+            server.stop()
+            return
         try:
             unmount(place, lazy=True)
         except MountError as error:
@@ -148,7 +146,6 @@ class Server:
         self.passes_through = False
         self.mode = "not begun"
         self._uid, self._gid = os.getuid(), os.getgid()
-        self._minor = p.MINOR
         self._running = True
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
@@ -159,6 +156,9 @@ class Server:
         self._ending = False
         # A pipe, for signals write to it, too: one that comes between two waits, or to another thread, must end them.
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for end in (self._woken, self._wake):
+            # Not before the last future that may write to it: the number could be another file's by then.
+            weakref.finalize(self, os.close, end)
         self._begun: Callable[[], None] = lambda: None
         self._answers: dict[int, Callable[[p.InHeader, memoryview], bytes | None]] = {
             p.Opcode.INIT: self._init,
@@ -298,11 +298,6 @@ class Server:
             self._close_handle(number)
         self._running = False
 
-    def close(self) -> None:
-        """Gives up what `run` needed; no future may end afterwards."""
-        os.close(self._woken)
-        os.close(self._wake)
-
     # The beginning and the end
 
     def _init(self, header: p.InHeader, body: memoryview) -> bytes | None:
@@ -314,14 +309,13 @@ class Server:
             _log.error("this kernel speaks FUSE %d.%d, which is too old", kernel.major, kernel.minor)
             self.stop()
             raise OSError(errno.EPROTO, "kernel too old")
-        self._minor = min(kernel.minor, p.MINOR)
         wanted = _WANTED & offered
         self._decide_mode(offered)
         if self.passes_through:
             wanted |= p.InitFlag.PASSTHROUGH
         payload = p.INIT_OUT.pack(
             p.VERSION,
-            self._minor,
+            min(kernel.minor, p.MINOR),
             max(kernel.max_readahead, device.LARGEST_READ),
             wanted & 0xFFFFFFFF,
             64,  # max_background: reads ahead that may be under way
@@ -561,7 +555,8 @@ class Server:
             return p.OpenFlag.DIRECT_IO, 0
         news = handle.take_news()
         if news:
-            # The kernel may know another size, from before this content was here.
+            # The kernel may know another size, from before this content was here; so may a listing that goes on.
+            self._chunks.clear()
             self._write(p.forget_attributes(ino))
         backing = self._back(handle.file) if isinstance(handle, ClipHandle) else None
         if backing is not None:
@@ -569,7 +564,8 @@ class Server:
         if news and handle.size:
             # sendfile and splice believe the size that the kernel knows, and do not ask: its last page tells it.
             last = (handle.size - 1) // _BLOCK * _BLOCK
-            self._write(p.store_pages(ino, last, handle.read(last, _BLOCK)))
+            with suppress(OSError):
+                self._write(p.store_pages(ino, last, handle.read(last, _BLOCK)))
         return 0 if news else p.OpenFlag.KEEP_CACHE, 0
 
     def _back(self, file: SharedFile) -> _Backing | None:

@@ -10,7 +10,6 @@ import resource
 import select
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import Store
-from tests.harness import ENVIRONMENT, Mounted, has_ended, kinetics_fs
+from tests.harness import ENVIRONMENT, Mounted, fuse_device_open_to_all, has_ended, kinetics_fs
 from tests.mount.helpers import reading, state, wait_until
 from tests.mount.kernel.world import CLIPS, FULL, content, put, write_rows
 from tests.store.helpers import quick_place
@@ -143,12 +142,8 @@ def test_mount_says_what_it_is(mount: Mount, name: str) -> None:
 
 @pytest.fixture
 def open_device() -> Iterator[None]:
-    """For a while, /dev/fuse is open to everybody."""
-    device = Path("/dev/fuse")
-    before = stat.S_IMODE(device.stat().st_mode)
-    device.chmod(0o666)
-    yield
-    device.chmod(before)
+    with fuse_device_open_to_all():
+        yield
 
 
 def test_unprivileged_mount(open_device: None, silence: str) -> None:

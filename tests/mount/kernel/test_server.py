@@ -12,7 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -891,7 +893,9 @@ def test_opens_that_wait_when_it_ends_are_interrupted(world: World) -> None:
 
 def test_server_that_has_ended_holds_no_descriptors(world: World) -> None:
     def ours() -> list[str]:
-        return sorted(link for link in descriptors() if "eventfd" in link or "socket" in link or ".mp4" in link)
+        return sorted(
+            link for link in descriptors() if "pipe:" in link or "event" in link or "socket" in link or ".mp4" in link
+        )
 
     put(world.store, CLIP, content(CLIP))
     gc.collect()
@@ -926,6 +930,38 @@ def test_clip_that_arrives_with_the_end_is_closed(world: World) -> None:
         blocked.set()
         thread.join(20)
     assert world.open_clips() == 0
+
+
+def test_clip_that_arrives_after_the_end_writes_into_no_other_file(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of descriptors are used again at once, for databases among others."""
+    real_open, ended = world.tree.open, threading.Event()
+
+    def slow_to_tell(ino: int) -> Future[Handle]:
+        opened = real_open(ino)
+        opened.add_done_callback(lambda _: ended.wait(20))
+        return opened
+
+    monkeypatch.setattr(world.tree, "open", slow_to_tell)
+    with a_conversation(world.tree) as (kernel, server, thread):
+        kernel.init()
+        kernel.send_open(world.ino(CLIP))
+        kernel.assert_alive()
+        before = set(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
+        fetch = threading.Thread(target=world.errands.bring, args=(CLIP, content(CLIP)))
+        fetch.start()
+        wait_until(lambda: world.open_clips() == 1, within=10)
+        server.stop()
+        thread.join(10)
+    # Every number that became free is taken by a file of somebody else.
+    others = [(tmp_path / f"other {number}").open("w+b") for number in range(len(before))]
+    ended.set()
+    fetch.join(10)
+    for other in others:
+        other.seek(0)
+        assert other.read() == b""
+        other.close()
 
 
 # Nonsense ---------------------------------------------------------------------------------------------------------
