@@ -22,6 +22,9 @@ from kinetics_fs.sources import SourceSettings
 
 _MOST_ANSWER_BYTES = 65536
 
+_DIED_BEFORE = 1.0
+"""Seconds within which a worker that was idle, and is found dead, counts as dead before it got the job."""
+
 
 class Worker:
     """One worker process, started when there is first something to do and replaced when it dies.
@@ -49,17 +52,24 @@ class Worker:
         Raises:
             FetchError: as the sources raise it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
         """
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
+        deadline = started + timeout
+        idle = self._process
         process = self._running()
         job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end, "folder": str(folder)}
         try:
             try:
                 _send(process, job)
-            except BrokenPipeError:  # it died while it was idle
+                answer = _receive(process, deadline)
+            except (BrokenPipeError, EOFError):
+                if process is not idle or time.monotonic() - started > _DIED_BEFORE:
+                    raise
+                # It had died while it was idle, and not of this clip.
                 self._end()
                 process = self._running()
                 _send(process, job)
-            return _parse_answer(json.loads(_receive(process, deadline)), folder)
+                answer = _receive(process, deadline)
+            return _parse_answer(json.loads(answer), folder)
         except TimeoutError:
             self._end()
             raise FetchError(

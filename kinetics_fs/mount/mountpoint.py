@@ -51,7 +51,7 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
         MountError: it cannot, and why.
     """
     link, path = path, real_place(path)
-    if link.is_symlink() and not os.path.lexists(path) and path not in find_mounts():
+    if os.path.islink(link) and not os.path.lexists(path) and path not in find_mounts():  # noqa: PTH114  # as above
         raise MountError(f"{link} is a link that leads nowhere")
     try:
         if path in find_mounts():
