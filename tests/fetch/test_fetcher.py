@@ -349,7 +349,7 @@ def test_killed_parent_takes_its_workers_along(store: Store, site: VideoSite, ha
     try:
         until(hanging_ffmpeg.exists, "ffmpeg runs")
         [worker] = workers_of(parent.pid)
-        assert any("sleep" in command(pid) for pid in group(worker))
+        until(lambda: any("sleep" in command(pid) for pid in group(worker)), "and what it starts")
     finally:
         parent.kill()
         parent.communicate()
