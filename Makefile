@@ -9,7 +9,9 @@ demo: .venv/run
 
 ## test: set up, and run every check that CI runs
 test: .venv/test check
-	timeout --kill-after=30 1500 $(BIN)/python -m pytest
+	timeout --kill-after=30 1500 $(BIN)/python -m pytest || \
+	    { echo "Failed with four tests at a time; once more, one by one:"; \
+	      timeout --kill-after=30 900 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --numprocesses 0; }
 
 ## check: format, lint and types
 check: .venv/test
