@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kinetics_fs.catalog.annotations import Annotation, Refusal, read_annotations
 from kinetics_fs.catalog.catalog import Catalog, Directory, Entry, Refusals
-from kinetics_fs.catalog.clip import Clip, parse_clip_name
+from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
@@ -29,6 +29,7 @@ from kinetics_fs.catalog.selection import Selection, select
 from kinetics_fs.errors import CatalogError
 
 __all__ = [
+    "KEY_LENGTH",
     "RELEASES",
     "SPLITS",
     "UNLABELED",

@@ -18,6 +18,8 @@ from kinetics_fs.connections import Connections
 from kinetics_fs.errors import CatalogError
 
 _PAGE = 4096  # clips read at once where all are read
+_MOST_KNOWN = 16384
+"""How many entries are remembered for who asks again, as everyone does who opens what was listed: some 4 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Catalog:
         uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
         self._connections = Connections(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._closing = ExitStack()
+        self._known: dict[int, Entry] = {}
         try:
             self._closing.enter_context(held(path))
         except OSError as error:
@@ -143,16 +146,26 @@ class Catalog:
 
     def entries(self, directory: Directory, offset: int = 0, limit: int | None = None) -> list[Entry]:
         """The clips of a class in the order of their names, `limit` of them from `offset` on (all: None)."""
+        number = directory.ino
+        rows = self._rows(directory, offset, limit)
+        return [Entry(ino, Clip(youtube_id, start, end), number) for ino, youtube_id, start, end in rows]
+
+    def listing(self, directory: Directory, offset: int, limit: int) -> list[tuple[str, int, int]]:
+        """The same as file name, inode number and seconds: half the time of `entries`, where only listing is meant."""
+        return [
+            ("%s_%06d_%06d.mp4" % (youtube_id, start, end), ino, end - start)  # noqa: UP031  # quicker than an f-string
+            for ino, youtube_id, start, end in self._rows(directory, offset, limit)
+        ]
+
+    def _rows(self, directory: Directory, offset: int, limit: int | None) -> list[tuple[int, str, int, int]]:
         if directory.label is None:
             raise ValueError(f"the split {directory.split} holds classes, not clips")
         end = directory.clips if limit is None else min(offset + limit, directory.clips)
-        rows = self._query(
+        return self._query(
             'SELECT ino, youtube_id, start, "end" FROM clip WHERE row >= ? AND row < ?',
             directory._first_row + offset,
             directory._first_row + end,
         )
-        number = directory.ino
-        return [Entry(ino, Clip(youtube_id, start, end), number) for ino, youtube_id, start, end in rows]
 
     def clips(self) -> Iterator[Entry]:
         """Every clip, in the order of splits, classes and names, a page at a time."""
@@ -174,8 +187,15 @@ class Catalog:
 
     def entry(self, ino: int) -> Entry | None:
         """The clip that has this inode number."""
+        if (known := self._known.get(ino)) is not None:
+            return known
         found = self._entries('SELECT ino, youtube_id, start, "end", directory FROM clip WHERE ino = ?', ino)
-        return found[0] if found else None
+        if not found:
+            return None
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[ino] = found[0]
+        return found[0]
 
     def locate(self, clip: Clip) -> list[Entry]:
         """Everywhere a clip stands: it may be in several splits or classes."""
@@ -205,8 +225,7 @@ class Catalog:
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
         try:
-            with self._connections.borrow() as connection:
-                return connection.execute(sql, parameters).fetchall()
+            return self._connections.query(sql, parameters)
         except sqlite3.DatabaseError as error:
             raise CatalogError(f"catalog {self.path} is damaged: {error}") from error
 

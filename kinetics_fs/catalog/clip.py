@@ -11,6 +11,9 @@ LAST_SECOND = 999_999
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 """A YouTube id, to be used with `fullmatch`. It may begin with `-`: never hand a bare one to a command line."""
 
+KEY_LENGTH = 25
+"""Of `Clip.key`, with which a `Clip.name` begins."""
+
 _NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})_([0-9]{6})\.mp4")
 
 

@@ -43,8 +43,8 @@ def is_file_of(filename: str, key: str) -> bool:
     return filename == clip_filename(key, token) and _TOKEN.fullmatch(token) is not None
 
 
-def open_clip_file(folder: str, filename: str) -> int | None:
-    """Opens a file of ours below the clips folder; None if there is none.
+def open_clip_file(folder: str, filename: str) -> tuple[int, int] | None:
+    """Opens a file of ours below the clips folder: its descriptor and size; None if there is none.
 
     A regular file, through no symbolic link, and without waiting for a writer, whatever stands in its place.
 
@@ -62,8 +62,9 @@ def open_clip_file(folder: str, filename: str) -> int | None:
         if error.errno in _NOT_THERE:
             return None
         raise Unreadable(error.errno, error.strerror, filename) from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return fd, status.st_size
     os.close(fd)
     return None
 

@@ -140,30 +140,30 @@ class Store:
         A file that is not as long as when it was published (a disk that lost writes, a stray hand) is dropped and
         counts as not here.
         """
-        try:
-            opened = self._open_whole(clip.key)
-            if opened is None and self.holds(clip):
-                with self._ledger.exclusive() as db:
-                    # Once more, now that nobody can be publishing it.
-                    opened = self._open_whole(clip.key)
-                    if opened is None:
-                        _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
-                        self._drop(db, clip.key)
-        except Unreadable as error:
-            raise FetchError(FailureKind.LOCAL, f"cannot open: {error}", errno=error.errno) from error
-        if opened is not None:
-            self._note_open(clip.key)
+        opened = self.open_now(clip)
+        if opened is None and self.holds(clip):
+            with self._ledger.exclusive() as db:
+                # Once more, now that nobody can be publishing it.
+                opened = self.open_now(clip)
+                if opened is None:
+                    _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
+                    self._drop(db, clip.key)
         return opened
 
     def open_now(self, clip: Clip) -> StoredClip | None:
         """As `open`, but without waiting for another process: a damaged file stays, for `open` to drop it."""
+        key = clip.key
         try:
-            opened = self._open_whole(clip.key)
+            found = self._table.find(key)
         except Unreadable as error:
             raise FetchError(FailureKind.LOCAL, f"cannot open: {error}", errno=error.errno) from error
-        if opened is not None:
-            self._note_open(clip.key)
-        return opened
+        if found is None:
+            return None
+        if found.size != found.record.size:
+            os.close(found.fd)
+            return None
+        self._note_open(key)
+        return StoredClip(found.fd, found.size, found.record.stored_at)
 
     def holds(self, clip: Clip) -> bool:
         """Whether the clip is here, as far as the ledger knows."""
@@ -178,17 +178,17 @@ class Store:
             ).fetchone()
         return None if row is None else Record(*row)
 
-    def sizes(self, clips: Sequence[Clip]) -> dict[Clip, KnownSize]:
-        """The exact sizes of those clips that were ever here."""
-        found: dict[Clip, KnownSize] = {}
+    def sizes(self, keys: Sequence[str]) -> dict[str, KnownSize]:
+        """The exact sizes of those clips that were ever here, both by `Clip.key`."""
+        found: dict[str, KnownSize] = {}
         with self._ledger.connection() as db:
             if db.execute("SELECT 1 FROM clip LIMIT 1").fetchone() is None:
                 return found
-            for start in range(0, len(clips), _KEYS_PER_QUERY):
-                by_key = {clip.key: clip for clip in clips[start : start + _KEYS_PER_QUERY]}
-                marks = ",".join("?" * len(by_key))
-                rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", tuple(by_key))
-                found.update((by_key[key], KnownSize(size, bool(held))) for key, size, held in rows)
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                some = keys[start : start + _KEYS_PER_QUERY]
+                marks = ",".join("?" * len(some))
+                rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", some)
+                found.update((key, KnownSize(size, bool(held))) for key, size, held in rows)
         return found
 
     def drop(self, clip: Clip) -> None:
@@ -417,15 +417,6 @@ class Store:
                 )
 
     # Keeping files, table and ledger in step
-
-    def _open_whole(self, key: str) -> StoredClip | None:
-        found = self._table.find(key)
-        if found is None:
-            return None
-        if os.fstat(found.fd).st_size != found.record.size:
-            os.close(found.fd)
-            return None
-        return StoredClip(found.fd, found.record.size, found.record.stored_at)
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Clears what dead processes left: their fetches, folders of which nobody knows, and locks."""

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diskcache
 from diskcache.core import METADATA, MODE_BINARY
@@ -30,6 +30,9 @@ _SETTINGS = {
     "sqlite_synchronous": 2,  # every commit is on the disk when it returns
 }
 
+_MOST_PLACES = 16384
+"""Of how many clips the row is remembered: some 10 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -42,11 +45,11 @@ class Record:
     held: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A clip's open file, and what the table says of it. Whoever gets it closes `fd`."""
+class Found(NamedTuple):
+    """A clip's open file and its size in bytes, and what the table says of it. Whoever gets it closes `fd`."""
 
     fd: int
+    size: int
     filename: str
     record: Record
 
@@ -63,6 +66,7 @@ class ClipTable:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = str(folder)
+        self._places: dict[str, tuple[str, Record]] = {}
         _remove_unknown_settings(folder / "cache.db")
         self._cache = diskcache.Cache(str(folder), disk=ClipDisk, **_SETTINGS)
 
@@ -75,13 +79,24 @@ class ClipTable:
         Raises:
             Unreadable: the file is there, but cannot be opened now.
         """
-        # Not by `Cache.get`, which takes twice the time of all the rest; this is in the path of every open.
+        # In the path of every open. A file's name never comes again, so that what was once read of it holds as long as
+        # it is there.
+        if (known := self._places.get(key)) is not None:
+            if (opened := open_clip_file(self._path, known[0])) is not None:
+                return Found(*opened, *known)
+            self._places.pop(key, None)
+        # Not by `Cache.get`, which takes twice the time of all the rest.
         rows = self._sql("SELECT mode, filename, tag FROM Cache WHERE key = ? AND raw = 1", key)
         for mode, filename, tag in rows:
             record = _parse_tag(tag)
             if mode == MODE_BINARY and isinstance(filename, str) and is_file_of(filename, key) and record is not None:
-                fd = open_clip_file(self._path, filename)
-                return None if fd is None else Found(fd, filename, record)
+                opened = open_clip_file(self._path, filename)
+                if opened is None:
+                    return None
+                if len(self._places) >= _MOST_PLACES:
+                    self._places.clear()
+                self._places[key] = filename, record
+                return Found(*opened, filename, record)
         return None
 
     def put(self, key: str, file: Staged, record: Record) -> None:

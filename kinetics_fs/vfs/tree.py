@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 
-from kinetics_fs.catalog import Catalog, ClassNames, Clip, Directory, Entry, name_table, parse_clip_name
+from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Directory, Entry, name_table, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
@@ -160,10 +160,11 @@ class Tree:
         if not self._has_clips(ino):
             page = self._directory_entries(ino)[offset : offset + count]
             return [(entry.name, self.attributes(entry.ino)) for entry in page]
-        entries = self._catalog.entries(self._directory(ino), offset, count)
-        sizes = self._store.sizes([entry.clip for entry in entries])
+        listing = self._catalog.listing(self._directory(ino), offset, count)
+        sizes = self._store.sizes([name[:KEY_LENGTH] for name, _ino, _seconds in listing])
         return [
-            (entry.clip.name, self._clip_attributes(entry.ino, entry.clip, sizes.get(entry.clip))) for entry in entries
+            (name, self._clip_attributes(number, seconds, sizes.get(name[:KEY_LENGTH])))
+            for name, number, seconds in listing
         ]
 
     def _has_clips(self, ino: int) -> bool:
@@ -222,7 +223,7 @@ class Tree:
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
-        return self._clip_attributes(ino, clip, self._store.sizes([clip]).get(clip))
+        return self._clip_attributes(ino, clip.duration, self._store.sizes([clip.key]).get(clip.key))
 
     def statistics(self) -> Statistics:
         """What statfs shows: the files that can be opened, and the bytes that are here."""
@@ -245,6 +246,19 @@ class Tree:
         raise OSError(errno.ENODATA, "no such attribute", name)
 
     # Content
+
+    def open_now(self, ino: int) -> Handle | None:
+        """Opens a file if it is a clip that is here; None for `open` to see to it.
+
+        Raises:
+            OSError: ENOENT.
+            FetchError: the clip is here, but cannot be opened.
+        """
+        if self._is_virtual(ino):
+            return None
+        handle = self._open_cached(self._entry(ino), arrived=False)
+        self._hits += handle is not None
+        return handle
 
     def open(self, ino: int) -> Future[Handle]:
         """Opens a file; a clip that is not here is fetched.
@@ -409,13 +423,16 @@ class Tree:
             raise OSError(errno.ENOTDIR, "not a directory")
         return directory
 
-    def _clip_attributes(self, ino: int, clip: Clip, known: KnownSize | None) -> Attributes:
+    def _clip_attributes(self, ino: int, seconds: int, known: KnownSize | None) -> Attributes:
         if (file := self._files.get(ino)) is not None:
-            known = KnownSize(file.size, held=True)  # what its readers have, whatever came after
-        size = known.size if known else clip.duration * _LIKELY_MOST_BYTES_PER_SECOND
+            # What its readers have, whatever came after.
+            return Attributes(ino, NodeType.FILE, file.size, 1, self._mtime, Lasting.ALWAYS)
+        if known is None:
+            size = seconds * _LIKELY_MOST_BYTES_PER_SECOND
+            return Attributes(ino, NodeType.FILE, size, 1, self._mtime, Lasting.UNTIL_OPENED)
         # Fetched anew after an eviction, it may come out a little different.
-        lasting = Lasting.ALWAYS if known is not None and known.held else Lasting.UNTIL_OPENED
-        return Attributes(ino, NodeType.FILE, size, 1, self._mtime, lasting)
+        lasting = Lasting.ALWAYS if known.held else Lasting.UNTIL_OPENED
+        return Attributes(ino, NodeType.FILE, known.size, 1, self._mtime, lasting)
 
     def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
         return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, Lasting.ALWAYS)

@@ -70,7 +70,7 @@ def test_without_the_table_of_files_all_is_absent_and_can_be_fetched(filled: Pat
         assert held(store, 3) == []
         assert all(is_absent(store, clip(number)) for number in range(3))
         assert store.usage().bytes == 0
-        assert store.sizes([clip(2)]) == {clip(2): (3 * UNIT, False)}, "what was once known stays known"
+        assert store.sizes([clip(2).key]) == {clip(2).key: (3 * UNIT, False)}, "what was once known stays known"
         keep(store, clip(0))
         assert is_whole(store, clip(0))
 

@@ -83,7 +83,7 @@ def test_any_size_is_exact(store: Store, size: int) -> None:
     record = store.record(clip(0))
     assert record is not None
     assert record.size == size
-    assert store.sizes([clip(0), clip(1)]) == {clip(0): (size, True)}
+    assert store.sizes([clip(0).key, clip(1).key]) == {clip(0).key: (size, True)}
 
 
 def test_the_record_says_what_where_from_and_when(store: Store) -> None:
@@ -114,8 +114,8 @@ def test_an_open_clip_says_when_its_content_was_published(store: Store) -> None:
 def test_sizes_of_more_clips_than_one_query_takes(store: Store) -> None:
     for number in (0, 700, 1400):
         keep(store, clip(number), number + 1)
-    found = store.sizes([clip(number) for number in range(1500)])
-    assert found == {clip(number): (number + 1, True) for number in (0, 700, 1400)}
+    found = store.sizes([clip(number).key for number in range(1500)])
+    assert found == {clip(number).key: (number + 1, True) for number in (0, 700, 1400)}
 
 
 def test_nobody_can_write_to_a_clip(store: Store) -> None:
@@ -158,7 +158,7 @@ def test_a_dropped_clip_is_absent_and_its_size_stays_known(store: Store) -> None
     keep(store, clip(0))
     store.drop(clip(0))
     assert is_absent(store, clip(0))
-    assert store.sizes([clip(0)]) == {clip(0): (UNIT, False)}
+    assert store.sizes([clip(0).key]) == {clip(0).key: (UNIT, False)}
     record = store.record(clip(0))
     assert record is not None
     assert not record.held
@@ -175,7 +175,7 @@ def test_all_is_as_before_after_a_restart(folder: Path) -> None:
     with Store(folder) as store:
         assert held(store, 5) == [0, 1, 3, 4]
         assert all(is_whole(store, clip(number), number + 1) for number in (0, 1, 3, 4))
-        assert store.sizes([clip(2)]) == {clip(2): (3, False)}
+        assert store.sizes([clip(2).key]) == {clip(2).key: (3, False)}
         assert_in_step(folder)
 
 

@@ -452,7 +452,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
     world.store.drop(CLIP)
     before = descriptors()
     opened = world.tree.open(world.clip)
-    real_open = world.store.open
+    real_open = world.store.open_now
 
     def open_and_cancel(clip: Clip) -> object:
         stored = real_open(clip)

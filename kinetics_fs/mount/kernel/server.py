@@ -196,16 +196,17 @@ class Server:
         poll.register(self._fd, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
         buffer = bytearray(device.LARGEST_READ + 4096)
-        view = memoryview(buffer)
+        view, buffers = memoryview(buffer), [buffer]
         try:
             while self._running:
-                while self._arrived:
-                    self._finish_open(*self._arrived.popleft())
-                try:
-                    size = os.readv(self._fd, [buffer])
-                except BlockingIOError:
-                    poll.poll()
+                if any(fd == self._woken for fd, _events in poll.poll()):
                     self._clear_wake()
+                    while self._arrived:
+                        self._finish_open(*self._arrived.popleft())
+                try:
+                    size = os.readv(self._fd, buffers)
+                except BlockingIOError:
+                    continue
                 except OSError as error:
                     if error.errno == errno.ENODEV:
                         break  # unmounted
@@ -489,7 +490,7 @@ class Server:
         records: list[bytes] = []
         page = self._tree.entries_with_attributes(ino, place, _CHUNK_ENTRIES)
         for after, (text, (node, kind, size, links, seconds, lasting)) in enumerate(page, place + 3):
-            name = os.fsencode(text)
+            name = text.encode(errors="surrogateescape")
             # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
             record = _direntplus(len(name)).pack(
                 node, 0, _A_DAY, _VALID[lasting], 0, 0,
@@ -508,10 +509,13 @@ class Server:
     def _open(self, header: p.InHeader, body: memoryview) -> bytes | None:
         if p.OPEN_IN.unpack(body).flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
-        opened = self._tree.open(header.nodeid)
-        if opened.done():
-            return self._opened(header.nodeid, opened.result())
         unique, ino = header.unique, header.nodeid
+        handle = self._tree.open_now(ino)
+        if handle is not None:
+            return self._opened(ino, handle)
+        opened = self._tree.open(ino)
+        if opened.done():
+            return self._opened(ino, opened.result())
         if self._ending and opened.cancel():
             # Not EINTR, on which many would try again.
             raise OSError(errno.ENOTCONN, "ending")
