@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,19 @@ from yt_dlp import YoutubeDL
 from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
 
-from tests.fakes.youtube import AD_SECONDS, MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube
+from tests.fakes.youtube import (
+    AD_SECONDS,
+    ELSEWHERE,
+    LONGEST_RANGE,
+    MEDIA_FAULTS,
+    PAGE,
+    RETRY_AFTER,
+    SCENARIOS,
+    SLOW_RATE,
+    THROTTLED_AFTER,
+    THROTTLED_RATE,
+    FakeYouTube,
+)
 
 VIDEO = "-a_Video-01"  # real ids begin with a hyphen, too, and must not be taken for options
 NO_RUNTIME = "No supported JavaScript runtime could be found"
@@ -158,6 +170,7 @@ MEDIA_ERRORS: dict[str, tuple[str, int]] = {
     "403": ("unable to download video data: HTTP Error 403: Forbidden", 1),
     "404": ("unable to download video data: HTTP Error 404: Not Found", 1),
     "429": ("unable to download video data: HTTP Error 429: Too Many Requests", 1),
+    "429-bare": ("unable to download video data: HTTP Error 429: Too Many Requests", 1),
     "500": ("\r[download] Got error: HTTP Error 500: Internal Server Error. Giving up after 1 retries", 2),
     "503": ("\r[download] Got error: HTTP Error 503: Service Unavailable. Giving up after 1 retries", 2),
     "truncate": ("more expected. Giving up after 1 retries", 2),
@@ -176,7 +189,7 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         return
     address = args[0] if event == "socket.getaddrinfo" else args[1]
     host = address[0] if isinstance(address, tuple) else address
-    if host != "127.0.0.1":
+    if not str(host).startswith("127."):
         _strangers.append(str(host))
         raise ConnectionRefusedError(f"not on loopback: {host}")
 
@@ -273,13 +286,30 @@ def drive(
     return Outcome(info, error, [warning for warning in log.warnings if NO_RUNTIME not in warning])
 
 
+@contextmanager
+def connected(url: str) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+    """A connection to the server of a URL, and what to ask it for."""
+    parts = urlsplit(url)
+    with closing(http.client.HTTPConnection(parts.netloc, timeout=5)) as connection:
+        connection.connect()
+        yield connection, f"{parts.path}?{parts.query}"
+
+
+def media_url(yt: FakeYouTube, folder: Path, **params: Any) -> str:
+    """Where a fresh extraction finds the media."""
+    info = drive(yt, folder, simulate=True, **params).info
+    assert info is not None
+    url: str = info["url"]
+    return url
+
+
 def reads(text: str, expected: str) -> bool:
     return text.startswith(expected[:-1]) if expected.endswith("…") else text == expected
 
 
 def test_every_scenario_and_fault_is_described() -> None:
     assert {*REFUSALS, "ok", "preroll"} == SCENARIOS
-    assert {*MEDIA_ERRORS, "html"} == MEDIA_FAULTS
+    assert {*MEDIA_ERRORS, *ANSWERS, *REDIRECTS, "expired", "changed", "slow", "throttle"} == MEDIA_FAULTS.keys()
 
 
 @pytest.mark.parametrize("scenario", REFUSALS)
@@ -426,7 +456,7 @@ def test_media_fault(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
     assert len(yt.media_requests(VIDEO)) == requests
     if requests == 1:
         assert isinstance(outcome.cause, HTTPError)
-        assert outcome.cause.status == int(fault)
+        assert outcome.cause.status == int(fault.removesuffix("-bare"))
     else:  # given up after retries: nothing but the text is left
         assert outcome.cause is None
 
@@ -438,6 +468,11 @@ def test_media_429_tells_when_to_come_back(yt: FakeYouTube, tmp_path: Path) -> N
 
     assert isinstance(cause, HTTPError)
     assert cause.response.headers["Retry-After"] == str(RETRY_AFTER)
+
+    yt.media_fault[VIDEO] = "429-bare"
+    cause = drive(yt, tmp_path).cause
+    assert isinstance(cause, HTTPError)
+    assert "Retry-After" not in cause.response.headers
 
 
 def test_media_fault_of_one_request(yt: FakeYouTube, media: Path, tmp_path: Path) -> None:
@@ -472,15 +507,6 @@ def test_media_are_refused_during_the_advertisement(yt: FakeYouTube, media: Path
     assert (tmp_path / "download.mp4").read_bytes() == media.read_bytes()
 
 
-@contextmanager
-def connected(url: str) -> Iterator[tuple[http.client.HTTPConnection, str]]:
-    """A connection to the server of a URL, and what to ask it for."""
-    parts = urlsplit(url)
-    with closing(http.client.HTTPConnection(parts.netloc, timeout=5)) as connection:
-        connection.connect()
-        yield connection, f"{parts.path}?{parts.query}"
-
-
 def test_ranges_over_one_connection(yt: FakeYouTube, media: Path, tmp_path: Path) -> None:
     outcome = drive(yt, tmp_path, simulate=True)
     assert outcome.info is not None
@@ -503,6 +529,246 @@ def test_ranges_over_one_connection(yt: FakeYouTube, media: Path, tmp_path: Path
             assert answer == (status, content_range, body)
             assert yt.media_requests(VIDEO)[-1] == (requested, status, len(body))
             assert connection.sock is first
+
+
+SIZE = 300_000
+ASKED = "bytes=1000-2999"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is on the wire after a request for `ASKED`; of the headers, those that matter."""
+
+    status: int
+    media_type: str
+    length: int
+    content_range: str | None
+    body: bytes
+    closed: bool = False
+
+
+def of_media(start: int, stop: int) -> bytes:
+    return random.Random(18).randbytes(SIZE)[start:stop]
+
+
+HONEST = "bytes 1000-2999/300000"
+ANSWERS = {
+    "html": Answer(200, "text/html", len(PAGE), None, PAGE),
+    "html-as-mp4": Answer(200, "video/mp4", len(PAGE), None, PAGE),
+    "html-206": Answer(206, "text/html", 2000, HONEST, PAGE.ljust(2000)),
+    "html-206-as-mp4": Answer(206, "video/mp4", 2000, HONEST, PAGE.ljust(2000)),
+    "no-ranges": Answer(200, "video/mp4", SIZE, None, of_media(0, SIZE)),
+    "wrong-window": Answer(206, "video/mp4", 2000, "bytes 1001-3000/300000", of_media(1001, 3001)),
+    "long-length": Answer(206, "video/mp4", 3000, HONEST, of_media(1000, 3000), closed=True),
+    "short-length": Answer(206, "video/mp4", 1000, HONEST, of_media(1000, 3000)),
+}
+
+
+@pytest.mark.parametrize("fault", ANSWERS)
+def test_wrong_answer_on_the_wire(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
+    yt.media_fault[VIDEO] = [fault]
+    expected = ANSWERS[fault]
+
+    with connected(media_url(yt, tmp_path)) as (connection, path):
+        # By hand: a library would not give what is beyond, or short of, the length that it was told.
+        connection.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: {ASKED}\r\n\r\n".encode())
+        wire = connection.sock.makefile("rb")
+        status = int(wire.readline().split()[1])
+        headers = http.client.parse_headers(wire)
+        body = wire.read(len(expected.body))
+        found = Answer(status, headers["Content-Type"], int(headers["Content-Length"]), headers["Content-Range"], body)
+        assert replace(found, closed=expected.closed) == expected
+        assert yt.media_requests(VIDEO) == [(ASKED, expected.status, len(expected.body))]
+        if expected.closed:
+            assert wire.read() == b""
+        else:  # that was all, for the right answer to the next request comes right behind
+            connection.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: bytes=5-6\r\n\r\n".encode())
+            assert wire.readline() == b"HTTP/1.1 206 Partial Content\r\n"
+            assert http.client.parse_headers(wire)["Content-Range"] == "bytes 5-6/300000"
+
+
+def ask(connection: http.client.HTTPConnection, path: str, wanted: str | None = ASKED) -> http.client.HTTPResponse:
+    connection.request("GET", path, headers={"Range": wanted} if wanted else {})
+    return connection.getresponse()
+
+
+REDIRECTS = {
+    "redirect": (f"http://{ELSEWHERE}:", True),
+    "redirect-closed": ("http://127.0.0.1:", False),
+    "redirect-file": ("file:///etc/passwd", False),
+    "redirect-loop": ("http://127.0.0.1:", True),
+}
+"""Per fault: where to, and whether somebody is there."""
+
+
+@pytest.mark.parametrize("fault", REDIRECTS)
+def test_redirect(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
+    beginning, served = REDIRECTS[fault]
+    yt.media_fault[VIDEO] = fault
+    url = media_url(yt, tmp_path)
+    with connected(url) as (connection, path):
+        answer = ask(connection, path)
+        assert (answer.status, answer.read()) == (302, b"")
+        location = answer.headers["Location"]
+
+    assert location.startswith(beginning)
+    assert (location == url) == (fault == "redirect-loop")
+    if served:
+        with connected(location) as (connection, path):
+            answer = ask(connection, path)
+            if fault == "redirect-loop":
+                assert (answer.status, answer.headers["Location"]) == (302, url)
+            else:
+                assert (answer.status, answer.read()) == (206, of_media(1000, 3000))
+    elif fault == "redirect-closed":
+        with pytest.raises(ConnectionRefusedError), connected(location):
+            pass
+    sent = [(ASKED, 302, 0), *{"redirect": [(ASKED, 206, 2000)], "redirect-loop": [(ASKED, 302, 0)]}.get(fault, [])]
+    assert yt.media_requests(VIDEO) == sent
+
+
+def test_redirect_is_followed_by_ytdlp(yt: FakeYouTube, media: Path, tmp_path: Path) -> None:
+    yt.media_fault[VIDEO] = "redirect"
+
+    assert drive(yt, tmp_path).error is None
+    assert (tmp_path / "download.mp4").read_bytes() == media.read_bytes()
+
+
+def test_url_expires_and_a_new_extraction_has_another(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.media_fault[VIDEO] = "expired"
+    yt.url_uses = 2
+    for _ in range(2):
+        with connected(media_url(yt, tmp_path)) as (connection, path):
+            statuses = []
+            for _ in range(4):
+                answer = ask(connection, path)
+                answer.read()
+                statuses.append(answer.status)
+        assert statuses == [206, 206, 403, 403]
+
+
+def test_file_changes_after_the_first_answer(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.media_fault[VIDEO] = "changed"
+    with connected(media_url(yt, tmp_path)) as (connection, path):
+        ranges = []
+        for _ in range(3):
+            answer = ask(connection, path)
+            assert answer.read() == of_media(1000, 3000)
+            ranges.append(answer.headers["Content-Range"])
+
+    assert ranges == ["bytes 1000-2999/300000", "bytes 1000-2999/300001", "bytes 1000-2999/300001"]
+
+
+def test_slow_body_comes_byte_by_byte(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.media_fault[VIDEO] = "slow"
+    with connected(media_url(yt, tmp_path)) as (connection, path):
+        began = time.monotonic()
+        answer = ask(connection, path)
+        assert (answer.status, answer.headers["Content-Length"]) == (206, "2000")
+        assert answer.read(5) == of_media(1000, 1005)
+
+        assert time.monotonic() - began >= 5 / SLOW_RATE
+        [(_, _, sent)] = yt.media_requests(VIDEO)
+        assert sent < 2000
+
+
+@pytest.mark.parametrize(
+    ("wanted", "throttled"),
+    [
+        (f"bytes=0-{LONGEST_RANGE - 1}", False),
+        (f"bytes=0-{LONGEST_RANGE}", True),
+        (f"bytes={LONGEST_RANGE}-", True),
+        (None, True),
+    ],
+)
+def test_throttle(yt: FakeYouTube, tmp_path: Path, wanted: str | None, throttled: bool) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(bytes(LONGEST_RANGE + 2 * THROTTLED_AFTER))
+    yt.add_video(VIDEO, large, duration=10.0)
+    yt.media_fault[VIDEO] = "throttle"
+    with connected(media_url(yt, tmp_path)) as (connection, path):
+        answer = ask(connection, path, wanted)
+        answer.read(THROTTLED_AFTER)
+        began = time.monotonic()
+        if throttled:
+            answer.read(THROTTLED_RATE // 2)
+            assert time.monotonic() - began >= 0.3
+            [(_, _, sent)] = yt.media_requests(VIDEO)
+            assert sent < 2 * THROTTLED_AFTER
+        else:  # at the throttled rate, this would outlast the test
+            assert len(answer.read()) == LONGEST_RANGE - THROTTLED_AFTER
+
+
+@pytest.mark.parametrize("itag", [18, 134])
+def test_claimed_size(yt: FakeYouTube, media: Path, tmp_path: Path, itag: int) -> None:
+    yt.add_video(VIDEO, media, duration=10.0, adaptive=(media, media), claimed_size=12_345)
+
+    outcome = drive(yt, tmp_path, simulate=True, format=str(itag))
+
+    assert outcome.info is not None
+    assert outcome.info["filesize"] == 12_345
+    with connected(outcome.info["url"]) as (connection, path):
+        assert ask(connection, path).headers["Content-Range"] == HONEST
+
+
+@pytest.fixture
+def hls(tmp_path: Path) -> Path:
+    """Three segments and their list; what is in them is of no matter."""
+    folder = tmp_path / "hls"
+    folder.mkdir()
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:5"]
+    for number in range(3):
+        name = f"segment{number}.ts"
+        (folder / name).write_bytes(random.Random(number).randbytes(50_000 + number))
+        lines += ["#EXTINF:5.000000,", name]
+    (folder / "index.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST", ""]))
+    (folder.parent / "secret").touch()
+    return folder / "index.m3u8"
+
+
+def test_hls_alone(yt: FakeYouTube, hls: Path, tmp_path: Path) -> None:
+    yt.add_video(VIDEO, duration=15.0, hls=hls)
+
+    outcome = drive(yt, tmp_path, format="b", hls_prefer_native=True)
+
+    assert outcome.info is not None
+    assert [(one["format_id"], one["protocol"], one["height"]) for one in outcome.info["formats"]] == [
+        ("93", "m3u8_native", 360)
+    ]
+    segments = [(hls.parent / f"segment{number}.ts").read_bytes() for number in range(3)]
+    assert (tmp_path / "download.mp4").read_bytes() == b"".join(segments)
+    requests = yt.media_requests(VIDEO, itag=93)
+    assert requests == yt.media_requests(VIDEO)
+    assert [status for _, status, _ in requests] == [200] * 5
+    assert [sent for _, _, sent in requests][2:] == [50_000, 50_001, 50_002]
+
+
+def test_hls_segments_have_faults_and_playlists_none(yt: FakeYouTube, hls: Path, tmp_path: Path) -> None:
+    yt.add_video(VIDEO, duration=15.0, hls=hls)
+    yt.media_fault[VIDEO] = ["ok", "404"]
+
+    outcome = drive(yt, tmp_path, format="b", hls_prefer_native=True, skip_unavailable_fragments=False)
+
+    assert "HTTP Error 404" in str(outcome.error)
+    assert [status for _, status, _ in yt.media_requests(VIDEO)] == [200, 200, 200, 404]
+
+
+def test_hls_beside_files(yt: FakeYouTube, media: Path, hls: Path, tmp_path: Path) -> None:
+    yt.add_video(VIDEO, media, duration=15.0, hls=hls)
+
+    outcome = drive(yt, tmp_path, simulate=True)
+
+    assert outcome.info is not None
+    assert {one["format_id"] for one in outcome.info["formats"]} == {"18", "93"}
+
+
+def test_only_segments_are_served(yt: FakeYouTube, hls: Path, tmp_path: Path) -> None:
+    yt.add_video(VIDEO, duration=15.0, hls=hls)
+    with connected(yt.media_url_base) as (connection, _):
+        for name, status in (("segment0.ts", 200), ("nothing.ts", 404), ("..%2Fsecret", 404), ("..", 404)):
+            answer = ask(connection, f"/videoplayback/id/{VIDEO}/itag/93/file/{name}", None)
+            answer.read()
+            assert answer.status == status
 
 
 def test_options_survive_json(yt: FakeYouTube) -> None:
