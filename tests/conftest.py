@@ -12,6 +12,7 @@ import pytest
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.ffmpeg import find_ffmpeg
+from tests.fakes.videos import Videos, make_videos
 from tests.harness import Mounted
 
 
@@ -26,6 +27,11 @@ class Dataset(NamedTuple):
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     videos = tmp_path_factory.mktemp("videos")
     return Dataset(videos, make_dataset(videos, find_ffmpeg(), lambda _: None))
+
+
+@pytest.fixture(scope="session")
+def youtube_videos(tmp_path_factory: pytest.TempPathFactory) -> Videos:
+    return make_videos(tmp_path_factory.mktemp("youtube"), seconds=60)
 
 
 @pytest.fixture
