@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import catalog, mount
+from benchmarks import catalog, mount, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -18,7 +18,7 @@ class Benchmark(Protocol):
     def __call__(self, *, quick: bool) -> Sequence[Row]: ...
 
 
-BENCHMARKS: dict[str, Benchmark] = {"catalog": catalog.run, "mount": mount.run}
+BENCHMARKS: dict[str, Benchmark] = {"catalog": catalog.run, "mount": mount.run, "youtube": youtube.run}
 
 
 def main() -> None:
