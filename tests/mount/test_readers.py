@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import cv2
+import numpy as np
 import pytest
 
 from kinetics_fs.catalog import Clip
@@ -334,6 +336,11 @@ def read_by_mmap_backwards(path: Path, scratch: Path) -> object:
 
 
 @way(whole)
+def read_by_numpy_memmap(path: Path, scratch: Path) -> object:
+    return np.memmap(path, np.uint8, "r").tobytes()
+
+
+@way(whole)
 def read_by_copyfile(path: Path, scratch: Path) -> object:
     shutil.copyfile(path, scratch / "copy")
     return whole(scratch / "copy")
@@ -464,6 +471,31 @@ def frames_of_stream(path: Path) -> int:
 @way(frames_of_stream)
 def read_by_pyav_file_object(path: Path, scratch: Path) -> object:
     return frames_of_stream(path)
+
+
+def captured(path: Path, start: int = 0) -> tuple[float, list[str]]:
+    """How many frames OpenCV takes the clip to have, and a digest of each that it decodes from `start` on."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        assert capture.isOpened()
+        assert capture.set(cv2.CAP_PROP_POS_FRAMES, start)
+        found = []
+        while (picture := capture.read()[1]) is not None:
+            found.append(hashlib.md5(picture.tobytes()).hexdigest())
+        assert found
+        return capture.get(cv2.CAP_PROP_FRAME_COUNT), found
+    finally:
+        capture.release()
+
+
+@way(captured)
+def read_by_opencv(path: Path, scratch: Path) -> object:
+    return captured(path)
+
+
+@way(lambda path: captured(path, start=40))
+def read_by_opencv_seek(path: Path, scratch: Path) -> object:
+    return captured(path, start=40)
 
 
 # ------------------------------------------------------------------------------------------------------------------
