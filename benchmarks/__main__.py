@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import catalog, mount, youtube
+from benchmarks import catalog, mount, soak, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -18,7 +19,13 @@ class Benchmark(Protocol):
     def __call__(self, *, quick: bool) -> Sequence[Row]: ...
 
 
-BENCHMARKS: dict[str, Benchmark] = {"catalog": catalog.run, "mount": mount.run, "youtube": youtube.run}
+BENCHMARKS: dict[str, Benchmark] = {
+    "catalog": catalog.run,
+    "mount": mount.run,
+    "soak": soak.run,
+    "soak-no-passthrough": partial(soak.run, passthrough=False),
+    "youtube": youtube.run,
+}
 
 
 def main() -> None:

@@ -31,11 +31,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import FrameType
-from typing import Any, NoReturn
 
 from benchmarks.catalog import write_annotations
-from benchmarks.mounts import NOBODY, Disk, Mounted, Ours, Program, System, resident
+from benchmarks.mounts import NOBODY, Disk, Mounted, Ours, Program, System, ending_by_signal, resident
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.demo.media import make_video
@@ -119,7 +117,7 @@ _RESIDENT = Target("ours", "<=", 120)
 def run(*, quick: bool = False) -> Sequence[Row]:
     """Measures everything; takes five minutes, with `quick` less than one."""
     scale = _QUICK if quick else _FULL
-    with _ending_by_signal(), tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
+    with ending_by_signal(), tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
         folder.chmod(0o755)  # nobody reads here, too
         small = _Small(folder / "small", scale)
@@ -129,20 +127,6 @@ def run(*, quick: bool = False) -> Sequence[Row]:
             *_keep_waiting(small, folder / "waiting", scale),
             *_list_everything(folder / "large", scale),
         ]
-
-
-@contextmanager
-def _ending_by_signal() -> Iterator[None]:
-    """Lets SIGTERM unwind all that is mounted, as Ctrl-C does."""
-
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # The small tree ---------------------------------------------------------------------------------------------------
@@ -326,7 +310,7 @@ def _check_mode(system: System, mounted: Mounted) -> None:
     """Makes sure that what is measured under a name is what the name says."""
     if system.name != _PASSTHROUGH:
         return
-    mode = _status(mounted)["frontend"]["mode"]
+    mode = mounted.status()["frontend"]["mode"]
     if mode != "passthrough":
         print(f"The rows of passthrough are of another mode: {mode}", file=sys.stderr)
 
@@ -466,9 +450,9 @@ def _waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[None]:
 def _wait_until(mounted: Mounted, number: int, site: VideoSite) -> None:
     """Returns when so many opens wait, and the site has been asked for some of them."""
     deadline = time.monotonic() + _WAIT_WITHIN
-    while _status(mounted)["frontend"]["waiting_opens"] != number or (number and not site.requests):
+    while mounted.status()["frontend"]["waiting_opens"] != number or (number and not site.requests):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{number} opens were to wait: {_status(mounted)}")
+            raise RuntimeError(f"{number} opens were to wait: {mounted.status()}")
         time.sleep(0.1)
     time.sleep(1)  # for the fetching processes, which load their libraries
 
@@ -582,11 +566,6 @@ def _read(mounted: Mounted, *tasks: str, by: tuple[str, ...] = (), **what: objec
 def _request(mounted: Mounted, *tasks: str, **what: object) -> str:
     nothing = {"clips": [], "videos": [], "folders": [], "seconds": 60.0, "opens": 100}
     return json.dumps({**nothing, **what, "root": str(mounted.root), "tasks": tasks})
-
-
-def _status(mounted: Mounted) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads((mounted.root / ".kinetics/status.json").read_text())
-    return status
 
 
 def _of(measured: Mapping[str, Sequence[float]], key: str) -> float | None:

@@ -6,6 +6,7 @@ does not have, or does not allow, says so instead.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from tests.harness import ENVIRONMENT, has_ended
 
@@ -54,6 +57,11 @@ class Mounted:
     def memory(self) -> float:
         """What the process behind it keeps in memory, in MB; 0 if there is none."""
         return resident(self.pid) if self.pid else 0.0
+
+    def status(self) -> dict[str, Any]:
+        """What `.kinetics/status.json` says; only a mount of ours has it."""
+        status: dict[str, Any] = json.loads((self.root / ".kinetics/status.json").read_text())
+        return status
 
 
 def resident(pid: int) -> float:
@@ -209,6 +217,20 @@ def unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", place], capture_output=True, check=False)
     if os.geteuid() != 0:
         subprocess.run(["fusermount3", "-u", "-z", place], capture_output=True, check=False)
+
+
+@contextmanager
+def ending_by_signal() -> Iterator[None]:
+    """Lets SIGTERM unwind all that is mounted, as Ctrl-C does."""
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,0 +1,180 @@
+"""A reader of the soak: `python -m benchmarks.soak_reader`, one of several that want the same clips.
+
+It takes a JSON object on its standard input (the arguments of `_Reader`), reads for as long as that says, prints what
+went wrong to its standard error, and in the end one JSON object with what it saw.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.demo.dataset import expected_frames
+from kinetics_fs.demo.media import frame_numbers
+
+_FAVOURITES = 6
+_FAVOURITES_FOR = 5.0  # seconds
+_OTHERS = 0.05  # of all turns
+_LONGEST_PAUSE = 1.0  # seconds, in the middle of a slow read
+
+
+class _Reader:
+    """Takes turns at random. What it reads must have the numbers on its frames that the clip must have, and the
+    digest that the store took when the clip came; contents that were proved once are known by their digest.
+
+    Args:
+        root: of the mount.
+        paths: of all its clips, below the root.
+        seconds: how long to go on.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, root: str, paths: list[str], seconds: float, seed: int) -> None:
+        self._paths = [Path(root, path) for path in paths]
+        self._names: dict[Path, set[str]] = defaultdict(set)
+        for path in self._paths:
+            self._names[path.parent].add(path.name)
+        self._seconds = seconds
+        self._draw = random.Random(seed)
+        self._proved: dict[Path, dict[str, int]] = defaultdict(dict)
+        """Digests and sizes of contents that are right."""
+        self._opens = 0
+        self._wrong = 0
+        self._errors: Counter[str] = Counter()
+        self._cached: list[float] = []
+        """Microseconds that the opens of cached clips took."""
+
+    def run(self) -> dict[str, Any]:
+        turns = [self._read, self._read_slowly, self._map, self._decode, self._look]
+        end = time.monotonic() + self._seconds
+        while time.monotonic() < end:
+            [turn] = self._draw.choices(turns, weights=(6, 1, 2, 1, 4))
+            path = self._pick()
+            try:
+                turn(path)
+            except ValueError as error:  # what PyAV makes of invalid data is one
+                self._wrong += 1
+                print(f"{turn.__name__} {path}: {error}", file=sys.stderr)
+            except OSError as error:
+                self._errors[errno.errorcode.get(error.errno or 0, str(error))] += 1
+                print(f"{turn.__name__} {path}: {error}", file=sys.stderr)
+        return {
+            "opens": self._opens,
+            "wrong": self._wrong,
+            "errors": self._errors,
+            "cached": self._cached,
+            "contents": {str(path): list(contents) for path, contents in self._proved.items() if contents},
+        }
+
+    def _pick(self) -> Path:
+        """Mostly one of a few that all readers like at the moment; what was liked before is evicted, and comes back."""
+        if self._draw.random() < _OTHERS:
+            return self._draw.choice(self._paths)
+        favourites = random.Random(int(time.monotonic() / _FAVOURITES_FOR)).sample(self._paths, _FAVOURITES)
+        return self._draw.choice(favourites)
+
+    # Turns
+
+    def _read(self, path: Path) -> None:
+        with self._opened(path) as fd:
+            self._check(path, _rest(fd), os.fstat(fd).st_size)
+
+    def _read_slowly(self, path: Path) -> None:
+        """Long enough for the clip to be evicted in the middle."""
+        with self._opened(path) as fd:
+            size = os.fstat(fd).st_size
+            content = os.read(fd, size // 2)
+            time.sleep(self._draw.uniform(0, _LONGEST_PAUSE))
+            self._check(path, content + _rest(fd), size)
+
+    def _map(self, path: Path) -> None:
+        with self._opened(path) as fd, mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
+            self._check(path, mapped[:], os.fstat(fd).st_size)
+
+    def _decode(self, path: Path) -> None:
+        self._opens += 1
+        _check_frames(path, path.name)
+
+    def _look(self, path: Path) -> None:
+        size = path.stat().st_size
+        proved = self._proved[path].values()
+        if proved and size not in proved:
+            raise ValueError(f"stat says {size} bytes, it has {proved}")
+        if set(os.listdir(path.parent)) != self._names[path.parent]:  # noqa: PTH208  # names are all that is wanted
+            raise ValueError(f"{path.parent} is not listed as it is")
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        """Opens a clip, and takes the time if it is in the cache just before."""
+        cached = os.getxattr(path, "user.kinetics.state") == b"cached"
+        started = time.perf_counter()
+        fd = os.open(path, os.O_RDONLY)
+        if cached:
+            self._cached.append((time.perf_counter() - started) * 1e6)
+        self._opens += 1
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _check(self, path: Path, content: bytes, size: int) -> None:
+        if size != len(content):
+            raise ValueError(f"{len(content)} bytes were read, fstat says {size}")
+        digest = hashlib.sha256(content).hexdigest()
+        if digest in self._proved[path]:
+            return
+        with NamedTemporaryFile(suffix=".mp4") as copy:
+            Path(copy.name).write_bytes(content)
+            _check_frames(Path(copy.name), path.name)
+        # The numbers survive some damage, the digest that the store took of the new clip does not.
+        stored = _stored_digest(path)
+        if stored == digest:
+            self._proved[path][digest] = size
+        elif stored is not None:
+            raise ValueError(f"{digest} was read, {stored} was stored")
+
+
+def _stored_digest(path: Path) -> str | None:
+    """What the store says of a clip; None if it was evicted."""
+    try:
+        return os.getxattr(path, "user.kinetics.sha256").decode()
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return None
+
+
+def _rest(fd: int) -> bytes:
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return file.readall()
+
+
+def _check_frames(file: Path, name: str) -> None:
+    clip = parse_clip_name(name)
+    assert clip is not None
+    found = frame_numbers(file)
+    if found != expected_frames(clip):
+        raise ValueError(f"it has the frames {found}")
+
+
+def main() -> None:
+    print(json.dumps(_Reader(**json.load(sys.stdin)).run()))
+
+
+if __name__ == "__main__":
+    main()
