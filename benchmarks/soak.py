@@ -2,7 +2,8 @@
 
 Clips are fetched from a site on this machine, evicted, and fetched again, while eight processes
 (`benchmarks.soak_reader`) read, map, decode, stat and list them. What each clip must be is known from the numbers on
-its frames, and from the digest in its extended attributes. In the end the mount is taken away amid fetches, and nothing may be left.
+its frames, and from the digest in its extended attributes. In the end the mount is taken away amid fetches, and
+nothing may be left.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def run(*, quick: bool = False, passthrough: bool = True) -> Sequence[Row]:
         Row("opens", seen.opens),
         Row("evictions", seen.evictions, target=Target("ours", ">=", 10)),
         Row("wrong contents, sizes, listings", seen.wrong, target=_NONE),
-        # One encoder makes the same bytes of the same frames. A difference would be damage in fetching that spared the numbers.
+        # An encoder makes the same of the same: a difference is damage in fetching that spared the numbers.
         Row("contents beyond a clip's first", sum(len(found) - 1 for found in seen.contents.values()), target=_NONE),
         Row(f"errors{by_errno and f' ({by_errno})'}", seen.errors.total(), target=_NONE),
         Row("readers that died or hung", seen.lost_readers, target=_NONE),
