@@ -15,11 +15,13 @@ class SourceSettings:
     Args:
         video_url: address of a video's page; `{id}` stands for the YouTube id.
         max_height: most lines of picture to ask for.
+        limit_rate: bytes a second that one worker may receive; None for no limit.
         ytdlp: parameters for `yt_dlp.YoutubeDL`, over our own.
         ytdlp_cache: folder for what yt-dlp keeps between runs.
     """
 
     video_url: str = YOUTUBE_URL
     max_height: int = 360
+    limit_rate: float | None = None
     ytdlp: dict[str, Any] = field(default_factory=dict)
     ytdlp_cache: str = ""

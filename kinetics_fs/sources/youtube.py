@@ -1,4 +1,5 @@
-"""YouTube, by way of yt-dlp: the whole video in one file, from which the clip is cut afterwards.
+"""YouTube, by way of yt-dlp: it finds the media, and we fetch the bytes of the clip; it fetches whole files only
+where a server or a format does not allow that.
 
 The address is a template, so that any site with a page per video, a loopback server included, is read by the same
 code with yt-dlp's generic extractor.
@@ -6,7 +7,9 @@ code with yt-dlp's generic extractor.
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,15 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import Media
+from kinetics_fs.sources.remote import Pace, RangesIgnored, RemoteFile, StaleAddress
+from kinetics_fs.sources.section import NoSection, fetch_section
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.sources.youtube_errors import classify
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_WAIT = 60.0
+"""Seconds to wait for media that are announced for later."""
 
 _MOST_BYTES = 4 * 1024**3
 """A guard against endless media: the longest Kinetics source, 6.6 hours, stays well below at 360 lines."""
@@ -32,6 +42,7 @@ class YouTubeSource:
         self._url = settings.video_url
         self._log = _Messages()
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
+        self._pace = Pace(settings.limit_rate)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
         url = self._url.replace("{id}", clip.youtube_id)
@@ -39,19 +50,59 @@ class YouTubeSource:
         # yt-dlp's output templates would read `%`, `$` and `~` in a path; a relative literal has none.
         os.chdir(folder)
         try:
-            info = self._ytdlp.extract_info(url, download=True)
+            info = self._extract(url)
+            try:
+                return self._fetch(clip, folder, info)
+            except StaleAddress as error:
+                _log.info("%s: %s; asking for a new address", clip.key, error.reason)
+                return self._fetch(clip, folder, self._extract(url))
+        except FetchError as error:
+            error.source = self.name
+            raise
         except Exception as error:  # yt-dlp lets nearly anything through
             raise classify(error, self._log.warnings, self.name) from error
         finally:
             os.chdir("/")
-        downloads = (info or {}).get("requested_downloads") or []
+
+    def _extract(self, url: str) -> dict[str, Any]:
+        """What yt-dlp knows of a video, with the formats chosen."""
+        info: dict[str, Any] | None = self._ytdlp.extract_info(url, download=False)
+        if info is None:  # by a filter of the user's
+            raise FetchError(FailureKind.CONFIG, "yt-dlp was told to leave this video out")
+        return info
+
+    def _fetch(self, clip: Clip, folder: Path, info: dict[str, Any]) -> Media:
+        length = float(info["duration"]) if info.get("duration") else None
+        formats = info.get("requested_formats") or [info]
+        try:
+            for one in formats:
+                if one.get("protocol") not in ("http", "https") or one.get("fragments") or not one.get("url"):
+                    raise NoSection(f"it comes by {one.get('protocol')}")
+            _wait_for(formats)
+            files = [RemoteFile(self._ytdlp, one["url"], one.get("http_headers") or {}, self._pace) for one in formats]
+            return fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
+        except (NoSection, RangesIgnored) as error:
+            _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not do ranges")
+        return Media(self._download(folder, info), start=clip.start, length=length)
+
+    def _download(self, folder: Path, info: dict[str, Any]) -> Path:
+        """The whole video, by yt-dlp itself."""
+        done = self._ytdlp.process_ie_result(info, download=True)
+        downloads = (done or {}).get("requested_downloads") or []
         name = downloads[0].get("filepath") if downloads else None
         path = folder / Path(name).name if name else None
         if path is None or not path.is_file():
-            # Without an exception: yt-dlp refused it by its own rules (the size guard, a filter of the user's).
-            raise FetchError(FailureKind.CORRUPT, "yt-dlp brought no file", source=self.name)
-        length = (info or {}).get("duration")
-        return Media(path, start=clip.start, length=float(length) if length else None)
+            # Without an exception: yt-dlp refused it by its own rules, as the size guard.
+            raise FetchError(FailureKind.CORRUPT, "yt-dlp brought no file")
+        return path
+
+
+def _wait_for(formats: list[dict[str, Any]]) -> None:
+    """Waits until the media can be had: after an advertisement, for who does not watch it."""
+    wait = max(float(one.get("available_at") or 0) for one in formats) - time.time()
+    if wait > _LONGEST_WAIT:
+        raise FetchError(FailureKind.TRANSIENT, f"the media can be had in {wait:.0f} s", retry_after=wait)
+    time.sleep(max(0.0, wait))
 
 
 def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
         _line(error),
         source=source,
         errno=errno.ETIMEDOUT if kind is FailureKind.TRANSIENT and "timed out" in text else None,
-        retry_after=_retry_after(error),
+        retry_after=retry_after(error),
     )
 
 
@@ -88,7 +88,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             waiting.append(exc_info[1])
 
 
-def _retry_after(error: Exception) -> float | None:
+def retry_after(error: Exception) -> float | None:
     """Seconds that a server asked us to wait; a date instead of a number is left aside."""
     for cause in _chain(error):
         value = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")

@@ -14,7 +14,6 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.verify import expected_length
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube import YouTubeSource
 from kinetics_fs.sources.youtube_errors import classify
@@ -133,14 +132,10 @@ def test_media_fault(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
     assert error.errno == (errno.ETIMEDOUT if fault == "stall" else None)
 
 
-def test_page_in_place_of_media_is_corrupt(yt: FakeYouTube, tmp_path: Path) -> None:
+def test_page_in_place_of_media_is_no_verdict_on_the_video(yt: FakeYouTube, tmp_path: Path) -> None:
     yt.media_fault[VIDEO] = "html"
 
-    media = source(yt).fetch(CLIP, tmp_path)
-    with pytest.raises(FetchError) as caught:
-        expected_length(media, CLIP.duration)
-
-    assert caught.value.kind is FailureKind.CORRUPT
+    assert failure(source(yt), tmp_path).kind is FailureKind.TRANSIENT
 
 
 @pytest.mark.parametrize("verdict", ["nonexistent", "removed", "private"])
