@@ -26,7 +26,7 @@ from kinetics_fs.demo.dataset import expected_frames
 from kinetics_fs.demo.media import frame_numbers
 
 _FAVOURITES = 6
-_FAVOURITES_FOR = 5.0  # seconds
+_FAVOURITES_FOR = 10.0  # seconds
 _OTHERS = 0.05  # of all turns
 _LONGEST_PAUSE = 1.0  # seconds, in the middle of a slow read
 
