@@ -33,24 +33,26 @@ _LONGEST_PAUSE = 1.0  # seconds, in the middle of a slow read
 
 class _Reader:
     """Takes turns at random. What it reads must have the numbers on its frames that the clip must have, and the
-    digest that the store took when the clip came; contents that were proved once are known by their digest.
+    digest that the store took when the clip came. Contents that any reader has proved are known by their digest.
 
     Args:
         root: of the mount.
         paths: of all its clips, below the root.
+        proofs: folder where each proved content has an empty file, `<clip>.<digest>`; of all readers.
         seconds: how long to go on.
         seed: of what is drawn.
     """
 
-    def __init__(self, root: str, paths: list[str], seconds: float, seed: int) -> None:
+    def __init__(self, root: str, paths: list[str], proofs: str, seconds: float, seed: int) -> None:
         self._paths = [Path(root, path) for path in paths]
         self._names: dict[Path, set[str]] = defaultdict(set)
         for path in self._paths:
             self._names[path.parent].add(path.name)
+        self._proofs = Path(proofs)
         self._seconds = seconds
         self._draw = random.Random(seed)
-        self._proved: dict[Path, dict[str, int]] = defaultdict(dict)
-        """Digests and sizes of contents that are right."""
+        self._sizes: dict[Path, set[int]] = defaultdict(set)
+        """Of contents that were read here."""
         self._opens = 0
         self._wrong = 0
         self._errors: Counter[str] = Counter()
@@ -76,7 +78,6 @@ class _Reader:
             "wrong": self._wrong,
             "errors": self._errors,
             "cached": self._cached,
-            "contents": {str(path): list(contents) for path, contents in self._proved.items() if contents},
         }
 
     def _pick(self) -> Path:
@@ -110,9 +111,8 @@ class _Reader:
 
     def _look(self, path: Path) -> None:
         size = path.stat().st_size
-        proved = self._proved[path].values()
-        if proved and size not in proved:
-            raise ValueError(f"stat says {size} bytes, it has {proved}")
+        if self._sizes[path] and size not in self._sizes[path]:
+            raise ValueError(f"stat says {size} bytes, it has {self._sizes[path]}")
         if set(os.listdir(path.parent)) != self._names[path.parent]:  # noqa: PTH208  # names are all that is wanted
             raise ValueError(f"{path.parent} is not listed as it is")
 
@@ -136,17 +136,19 @@ class _Reader:
         if size != len(content):
             raise ValueError(f"{len(content)} bytes were read, fstat says {size}")
         digest = hashlib.sha256(content).hexdigest()
-        if digest in self._proved[path]:
-            return
-        with NamedTemporaryFile(suffix=".mp4") as copy:
-            Path(copy.name).write_bytes(content)
-            _check_frames(Path(copy.name), path.name)
-        # The numbers survive some damage, the digest that the store took of the new clip does not.
-        stored = _stored_digest(path)
-        if stored == digest:
-            self._proved[path][digest] = size
-        elif stored is not None:
-            raise ValueError(f"{digest} was read, {stored} was stored")
+        proof = self._proofs / f"{path.name}.{digest}"
+        if not proof.exists():
+            with NamedTemporaryFile(suffix=".mp4") as copy:
+                Path(copy.name).write_bytes(content)
+                _check_frames(Path(copy.name), path.name)
+            # The numbers survive some damage, the digest that the store took of the new clip does not.
+            stored = _stored_digest(path)
+            if stored is None:
+                return
+            if stored != digest:
+                raise ValueError(f"{digest} was read, {stored} was stored")
+            proof.touch()
+        self._sizes[path].add(size)
 
 
 def _stored_digest(path: Path) -> str | None:
