@@ -1,0 +1,121 @@
+"""Sections of remote media: exactly the right frames, for little more than their own bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.media import frame_numbers
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.cut import cut
+from kinetics_fs.fetch.verify import expected_length
+from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.youtube import YouTubeSource
+from tests.fakes.videos import KEYFRAMES, RATE, Videos
+from tests.fakes.youtube import FakeYouTube
+
+VIDEO = "-a_Video-01"
+SHAPES = ["progressive", "index_last", "adaptive"]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
+    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
+
+
+@pytest.fixture
+def yt() -> Iterator[FakeYouTube]:
+    with FakeYouTube() as fake:
+        yield fake
+
+
+def publish(yt: FakeYouTube, videos: Videos, shape: str) -> YouTubeSource:
+    """A source for the video in one of its shapes."""
+    path = videos.index_last if shape == "index_last" else videos.progressive
+    yt.add_video(VIDEO, path, duration=videos.seconds, adaptive=(videos.picture, videos.sound))
+    chosen = "134+140" if shape == "adaptive" else "18"
+    return YouTubeSource(SourceSettings(ytdlp={**yt.ytdlp_options, "format": chosen}))
+
+
+def clip_frames(source: YouTubeSource, start: int, end: int, folder: Path) -> list[int]:
+    folder.mkdir()
+    media = source.fetch(Clip(VIDEO, start, end), folder)
+    target = folder / "clip.mp4"
+    length = expected_length(media, end - start)
+    cut(media, end - start, target, ffmpeg=find_ffmpeg(), max_height=360)
+    numbers = frame_numbers(target)
+    assert len(numbers) == round(length * RATE)
+    return numbers
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_frames(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path, shape: str) -> None:
+    source = publish(yt, youtube_videos, shape)
+    last = round(youtube_videos.seconds)
+    for start, end in [
+        (0, 10),
+        (1, 2),
+        (KEYFRAMES, KEYFRAMES + 3),  # from a keyframe on
+        (KEYFRAMES * 4 - 1, KEYFRAMES * 4),  # up to one
+        (32, 42),
+        (last - 10, last),
+        (last - 3, last + 7),  # as some in Kinetics, it ends after the video does
+    ]:
+        numbers = clip_frames(source, start, end, tmp_path / f"{start}-{end}")
+        assert numbers == list(range(start * RATE, min(end, last) * RATE)), (start, end)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bytes(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path, shape: str) -> None:
+    source = publish(yt, youtube_videos, shape)
+
+    clip_frames(source, 32, 42, tmp_path / "clip")
+
+    requests = yt.media_requests(VIDEO)
+    assert all(asked is not None and asked.rpartition("-")[2].isdigit() for asked, _, _ in requests), "none is open"
+    sent = sum(size for _, _, size in requests)
+    path = youtube_videos.picture if shape == "adaptive" else youtube_videos.progressive
+    # From the keyframe at 30 s on it is 12 seconds of 60; the index, and what is read to find it, are the rest.
+    assert sent < path.stat().st_size * 12 / 60 * 1.3 + 200_000
+    assert len(requests) <= 8 if shape == "adaptive" else 4
+
+
+def test_clip_behind_the_end_is_gone(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path) -> None:
+    source = publish(yt, youtube_videos, "progressive")
+
+    with pytest.raises(FetchError) as caught:
+        source.fetch(Clip(VIDEO, 60, 70), tmp_path)
+
+    assert caught.value.kind is FailureKind.GONE
+    assert caught.value.source == "youtube"
+    assert "60.0 s" in caught.value.reason
+
+
+def test_long_clip_is_fetched_whole(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path) -> None:
+    source = publish(yt, youtube_videos, "progressive")
+
+    media = source.fetch(Clip(VIDEO, 0, 121), tmp_path)
+
+    assert media.path.read_bytes() == youtube_videos.progressive.read_bytes()
+
+
+def test_server_without_ranges(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path) -> None:
+    source = publish(yt, youtube_videos, "progressive")
+    yt.media_fault[VIDEO] = "no-ranges"
+
+    assert clip_frames(source, 32, 42, tmp_path / "clip") == list(range(32 * RATE, 42 * RATE))
+
+
+def test_hls_is_fetched_whole(yt: FakeYouTube, youtube_videos: Videos, tmp_path: Path) -> None:
+    yt.add_video(VIDEO, duration=youtube_videos.seconds, hls=youtube_videos.playlist)
+    source = YouTubeSource(SourceSettings(ytdlp=yt.ytdlp_options))
+
+    numbers = clip_frames(source, 32, 42, tmp_path / "clip")
+
+    assert abs(numbers[0] - 32 * RATE) <= 1
+    assert len(numbers) == 10 * RATE
