@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
 
+from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store.ledger import Ledger
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
@@ -47,3 +51,61 @@ def retry_delay(error: FetchError, attempts: int) -> float:
     """
     first, most = _RETRY_AFTER[error.kind]
     return max(min(first * 2.0 ** min(attempts - 1, 32), most), error.retry_after or 0.0)
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Failure))
+_MARKS = ", ".join("?" for _ in fields(Failure))
+
+
+class FailureLog:
+    """The failures that a ledger remembers, one per clip. Safe for threads and processes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def get(self, clip: Clip) -> Failure | None:
+        """Why the clip could not be had when last tried; None when it is here or was never tried."""
+        return next(self._select("WHERE key = ?", (clip.key,)), None)
+
+    def all(self) -> Iterator[Failure]:
+        """All of them, the latest first."""
+        return self._select("ORDER BY last_at DESC")
+
+    def counts(self) -> dict[FailureKind, int]:
+        """How many there are of each kind."""
+        with self._ledger.connection() as db:
+            rows = db.execute("SELECT kind, count(*) FROM failure GROUP BY kind ORDER BY kind").fetchall()
+        return {FailureKind(kind): number for kind, number in rows}
+
+    def _select(self, rest: str, values: tuple[str, ...] = ()) -> Iterator[Failure]:
+        with self._ledger.connection() as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM failure {rest}", values).fetchall()
+        for key, kind, *others in rows:
+            yield Failure(key, FailureKind(kind), *others)
+
+    def remember(self, clip: Clip, error: FetchError) -> Failure:
+        """Records that a clip could not be had; the wait until the next try grows with each failure in a row."""
+        now = time.time()
+        with self._ledger.exclusive() as db:
+            row = db.execute("SELECT first_at, attempts FROM failure WHERE key = ?", (clip.key,)).fetchone()
+            first_at, attempts = (row[0], row[1] + 1) if row else (now, 1)
+            failure = Failure(
+                key=clip.key,
+                kind=error.kind,
+                reason=error.reason.encode(errors="replace").decode(),
+                source=error.source,
+                errno=error.errno,
+                first_at=first_at,
+                last_at=now,
+                attempts=attempts,
+                retry_at=now + retry_delay(error, attempts),
+            )
+            db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) VALUES ({_MARKS})", astuple(failure))
+        return failure
+
+    def forget(self, clips: Iterable[Clip] | None = None) -> int:
+        """Forgets the failures of these clips, or all; returns how many there were."""
+        with self._ledger.exclusive() as db:
+            if clips is None:
+                return db.execute("DELETE FROM failure").rowcount
+            return sum(db.execute("DELETE FROM failure WHERE key = ?", (clip.key,)).rowcount for clip in clips)

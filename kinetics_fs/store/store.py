@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.disk import Staged, Unreadable, clip_filename
-from kinetics_fs.store.failures import Failure, retry_delay
+from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.owners import Owner
@@ -103,6 +103,8 @@ class Store:
                 self._sweep(db)
                 self._reconcile(db)
             self._opened = opened.pop_all()
+        self.failure_log = FailureLog(self._ledger)
+        """All that can be asked of, and done to, what is remembered of clips that could not be had."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
         self._opens: dict[str, float] = {}
@@ -271,68 +273,23 @@ class Store:
 
     def failure(self, clip: Clip) -> Failure | None:
         """Why the clip could not be had when last tried; None when it is here or was never tried."""
-        return next(self._failures("WHERE key = ?", (clip.key,)), None)
+        return self.failure_log.get(clip)
 
     def failures(self) -> Iterator[Failure]:
         """All remembered failures, the latest first."""
-        return self._failures("ORDER BY last_at DESC")
+        return self.failure_log.all()
 
     def failure_counts(self) -> dict[FailureKind, int]:
         """How many failures of each kind are remembered."""
-        with self._ledger.connection() as db:
-            rows = db.execute("SELECT kind, count(*) FROM failure GROUP BY kind ORDER BY kind").fetchall()
-        return {FailureKind(kind): number for kind, number in rows}
-
-    def _failures(self, rest: str, values: tuple[str, ...] = ()) -> Iterator[Failure]:
-        with self._ledger.connection() as db:
-            rows = db.execute(
-                "SELECT key, kind, reason, source, errno, first_at, last_at, attempts, retry_at FROM failure " + rest,
-                values,
-            ).fetchall()
-        for key, kind, *others in rows:
-            yield Failure(key, FailureKind(kind), *others)
+        return self.failure_log.counts()
 
     def remember_failure(self, clip: Clip, error: FetchError) -> Failure:
         """Records that a clip could not be had; the wait until the next try grows with each failure in a row."""
-        now = time.time()
-        with self._ledger.exclusive() as db:
-            row = db.execute("SELECT first_at, attempts FROM failure WHERE key = ?", (clip.key,)).fetchone()
-            first_at, attempts = (row[0], row[1] + 1) if row else (now, 1)
-            failure = Failure(
-                key=clip.key,
-                kind=error.kind,
-                reason=error.reason.encode(errors="replace").decode(),
-                source=error.source,
-                errno=error.errno,
-                first_at=first_at,
-                last_at=now,
-                attempts=attempts,
-                retry_at=now + retry_delay(error, attempts),
-            )
-            db.execute(
-                "INSERT OR REPLACE INTO failure"
-                " (key, kind, reason, source, errno, first_at, last_at, attempts, retry_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    failure.key,
-                    str(failure.kind),
-                    failure.reason,
-                    failure.source,
-                    failure.errno,
-                    failure.first_at,
-                    failure.last_at,
-                    failure.attempts,
-                    failure.retry_at,
-                ),
-            )
-        return failure
+        return self.failure_log.remember(clip, error)
 
     def forget_failures(self, clips: Iterable[Clip] | None = None) -> int:
         """Forgets the failures of these clips, or all; returns how many there were."""
-        with self._ledger.exclusive() as db:
-            if clips is None:
-                return db.execute("DELETE FROM failure").rowcount
-            return sum(db.execute("DELETE FROM failure WHERE key = ?", (clip.key,)).rowcount for clip in clips)
+        return self.failure_log.forget(clips)
 
     # Room
 
