@@ -24,10 +24,13 @@ _RETRY_AFTER: dict[FailureKind, tuple[float, float]] = {
     FailureKind.LOCAL: (0.0, 0.0),
 }
 
+_MOST_ASKED_FOR = _DAY
+"""The longest wait that an origin may ask for: what it says is a header, and must not ban a clip for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a clip could not be had. Times are seconds since the epoch."""
+    """Why a clip could not be had. Times are seconds since the epoch; `attempts` since `first_at` failed alike."""
 
     key: str
     kind: FailureKind
@@ -44,13 +47,13 @@ class Failure:
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
 
 
-def retry_delay(error: FetchError, attempts: int) -> float:
-    """Seconds to leave a clip alone after its `attempts`-th failure in a row.
+def retry_delay(kind: FailureKind, attempts: int, asked: float | None = None) -> float:
+    """Seconds to leave a clip alone after its `attempts`-th failure of this kind in a row.
 
-    A wait that the origin asked for is honoured where it is longer.
+    A wait that the origin `asked` for is honoured where it is longer, up to a day.
     """
-    first, most = _RETRY_AFTER[error.kind]
-    return max(min(first * 2.0 ** min(attempts - 1, 32), most), error.retry_after or 0.0)
+    first, most = _RETRY_AFTER[kind]
+    return max(min(first * 2.0 ** min(attempts - 1, 32), most), min(asked or 0.0, _MOST_ASKED_FOR))
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Failure))
@@ -84,10 +87,12 @@ class FailureLog:
             yield Failure(key, FailureKind(kind), *others)
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
-        """Records that a clip could not be had; the wait until the next try grows with each failure in a row."""
+        """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
         now = time.time()
         with self._ledger.exclusive() as db:
-            row = db.execute("SELECT first_at, attempts FROM failure WHERE key = ?", (clip.key,)).fetchone()
+            row = db.execute(
+                "SELECT first_at, attempts FROM failure WHERE key = ? AND kind = ?", (clip.key, error.kind)
+            ).fetchone()
             first_at, attempts = (row[0], row[1] + 1) if row else (now, 1)
             failure = Failure(
                 key=clip.key,
@@ -98,7 +103,7 @@ class FailureLog:
                 first_at=first_at,
                 last_at=now,
                 attempts=attempts,
-                retry_at=now + retry_delay(error, attempts),
+                retry_at=now + retry_delay(error.kind, attempts, error.retry_after),
             )
             db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) VALUES ({_MARKS})", astuple(failure))
         return failure

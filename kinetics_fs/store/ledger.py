@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS failure (
     reason    TEXT NOT NULL,
     source    TEXT NOT NULL,
     errno     INTEGER,               -- where the operating system had one
-    first_at  REAL NOT NULL,         -- the first failure of this row of failures
+    first_at  REAL NOT NULL,         -- the first failure of this kind in a row
     last_at   REAL NOT NULL,
     attempts  INTEGER NOT NULL,
     retry_at  REAL NOT NULL          -- not to be tried again before

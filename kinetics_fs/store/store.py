@@ -284,7 +284,7 @@ class Store:
         return self.failure_log.counts()
 
     def remember_failure(self, clip: Clip, error: FetchError) -> Failure:
-        """Records that a clip could not be had; the wait until the next try grows with each failure in a row."""
+        """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
         return self.failure_log.remember(clip, error)
 
     def forget_failures(self, clips: Iterable[Clip] | None = None) -> int:

@@ -44,15 +44,33 @@ def test_the_wait_doubles_with_each_failure_up_to_a_most(store: Store, kind: Fai
     assert waits == pytest.approx([min(first * 2**attempt, most) for attempt in range(10)])
 
 
-@given(st.sampled_from(FailureKind), st.integers(1, 10**9), st.none() | st.floats(0, 1e9))
-def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for(
+@given(st.sampled_from(FailureKind), st.integers(1, 10**9), st.none() | st.floats())
+def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for_up_to_a_day(
     kind: FailureKind, attempts: int, asked: float | None
 ) -> None:
-    error = FetchError(kind, "no", retry_after=asked)
-    delay = retry_delay(error, attempts)
-    assert delay <= retry_delay(error, attempts + 1)
-    assert delay >= (asked or 0)
-    assert delay <= max(FIRST_AND_MOST[kind][1], asked or 0)
+    delay = retry_delay(kind, attempts, asked)
+    wanted = min(asked or 0, DAY)
+    assert delay <= retry_delay(kind, attempts + 1, asked)
+    assert not delay < wanted  # nor for what is no number
+    assert delay <= max(FIRST_AND_MOST[kind][1], DAY if asked else 0)
+
+
+@pytest.mark.parametrize("asked", [DAY + 1, 1e9, 1e300])
+def test_no_origin_can_ban_a_clip_for_longer_than_a_day(store: Store, asked: float) -> None:
+    failure = store.remember_failure(clip(0), FetchError(FailureKind.BLOCKED, "no", retry_after=asked))
+    assert wait(failure) == pytest.approx(DAY)
+
+
+def test_a_failure_of_another_kind_begins_a_new_row(store: Store) -> None:
+    for _ in range(3):
+        trouble = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "no"))
+    assert trouble.attempts == 3
+    gone = store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
+    assert gone.attempts == 1
+    assert wait(gone) == pytest.approx(7 * DAY)
+    assert gone.first_at == gone.last_at > trouble.last_at
+    again = store.remember_failure(clip(0), FetchError(FailureKind.GONE, "for another reason"))
+    assert (again.attempts, again.first_at) == (2, gone.first_at)
 
 
 def test_a_longer_wait_that_the_origin_asks_for_is_honoured(store: Store) -> None:
