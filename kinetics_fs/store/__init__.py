@@ -14,9 +14,28 @@ A store is one folder, shared by any number of processes of one user::
 `docs/crash-safety.md`.
 """
 
-from kinetics_fs.store.failures import Failure
+from kinetics_fs.store.exchange import TRAVELS, TRAVELS_UNASKED, RefusedLine, read_reports, report_line
+from kinetics_fs.store.failures import Failure, FailureLog, Report, TakenOver, one_line
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
 from kinetics_fs.store.table import Record
 
-__all__ = ["Claim", "Failure", "KnownSize", "Record", "Store", "StoredClip", "Usage", "prepare_folder"]
+__all__ = [
+    "TRAVELS",
+    "TRAVELS_UNASKED",
+    "Claim",
+    "Failure",
+    "FailureLog",
+    "KnownSize",
+    "Record",
+    "RefusedLine",
+    "Report",
+    "Store",
+    "StoredClip",
+    "TakenOver",
+    "Usage",
+    "one_line",
+    "prepare_folder",
+    "read_reports",
+    "report_line",
+]

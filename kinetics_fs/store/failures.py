@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
+from errno import errorcode
+from itertools import dropwhile
+from typing import Any, NamedTuple
 
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store.ledger import Ledger
 
@@ -27,6 +32,13 @@ _RETRY_AFTER: dict[FailureKind, tuple[float, float]] = {
 _MOST_ASKED_FOR = _DAY
 """The longest wait that an origin may ask for: what it says is a header, and must not ban a clip for ever."""
 
+_IMPORTED = "imported"
+_LONGEST_TEXT = 500
+LAST_TIME = 1e11
+"""A time that is far off, but still in the calendar; times in milliseconds are beyond it."""
+_UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
+"""What makes a reason unique: a token, or a number that is no status and not part of a word."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -42,9 +54,49 @@ class Failure:
     attempts: int
     retry_at: float
 
+    @property
+    def clip(self) -> Clip:
+        """The clip of that key."""
+        return Clip(self.key[:11], int(self.key[12:18]), int(self.key[19:]))
+
+    @property
+    def group(self) -> str:
+        """The reason, with `…` for what makes it unique: the id of the video, tokens and numbers."""
+        return _UNIQUE.sub("…", self.reason.replace(self.key[:11], "…"))
+
     def error(self) -> FetchError:
         """The failure as the exception that it was."""
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
+
+
+class Report(NamedTuple):
+    """What somebody else found out about a clip. Times are seconds since the epoch."""
+
+    clip: Clip
+    kind: FailureKind
+    reason: str
+    source: str
+    first_at: float
+    last_at: float
+    attempts: int
+
+
+class TakenOver(NamedTuple):
+    """What became of reports: how many were news, how many not, and of how many the clip itself is or was here."""
+
+    new: int
+    known: int
+    here: int
+
+
+def one_line(text: str) -> str:
+    """`text` cut to 500 characters, in one line, and with everything escaped that a terminal may take for an order."""
+    text = " ".join(text[:_LONGEST_TEXT].split())
+    if not text.isprintable():
+        text = "".join(
+            sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in text
+        )
+    return text[:_LONGEST_TEXT]
 
 
 def retry_delay(kind: FailureKind, attempts: int, asked: float | None = None) -> float:
@@ -58,6 +110,34 @@ def retry_delay(kind: FailureKind, attempts: int, asked: float | None = None) ->
 
 _COLUMNS = ", ".join(field.name for field in fields(Failure))
 _MARKS = ", ".join("?" for _ in fields(Failure))
+_OF_KINDS = "kind IN (SELECT value FROM json_each(?))"
+
+
+def _list(texts: Iterable[str]) -> str:
+    return json.dumps(list(texts))
+
+
+def _from_row(
+    key: Any, kind: Any, reason: Any, source: Any, errno: Any, first_at: Any, last_at: Any, attempts: Any, retry_at: Any
+) -> Failure | None:
+    """The failure in a row of the ledger, or None if it is not one that we wrote: a cache may come from elsewhere."""
+    try:
+        failure = Failure(
+            key=str(key),
+            kind=FailureKind(kind),
+            reason=one_line(str(reason)),
+            source=one_line(str(source)),
+            errno=errno if errno in errorcode else None,
+            first_at=float(first_at),
+            last_at=float(last_at),
+            attempts=int(attempts),
+            retry_at=float(retry_at),
+        )
+    except (ValueError, TypeError, OverflowError):
+        return None
+    times = (failure.first_at, failure.last_at, failure.retry_at)
+    is_ours = parse_clip_name(f"{failure.key}.mp4") is not None and all(0 <= at <= LAST_TIME for at in times)
+    return failure if is_ours else None
 
 
 class FailureLog:
@@ -68,23 +148,30 @@ class FailureLog:
 
     def get(self, clip: Clip) -> Failure | None:
         """Why the clip could not be had when last tried; None when it is here or was never tried."""
-        return next(self._select("WHERE key = ?", (clip.key,)), None)
+        return next(self._select("WHERE key = ?", clip.key), None)
 
-    def all(self) -> Iterator[Failure]:
-        """All of them, the latest first."""
-        return self._select("ORDER BY last_at DESC")
+    def all(self, kinds: Collection[FailureKind] = ()) -> Iterator[Failure]:
+        """All of them, or those of these kinds; the latest first."""
+        return self._select(f"WHERE {_OF_KINDS} ORDER BY last_at DESC", _list(kinds or FailureKind))
+
+    def of(self, clips: Sequence[Clip]) -> dict[Clip, Failure]:
+        """Those of these clips."""
+        failures = self._select("WHERE key IN (SELECT value FROM json_each(?))", _list(clip.key for clip in clips))
+        return {failure.clip: failure for failure in failures}
 
     def counts(self) -> dict[FailureKind, int]:
         """How many there are of each kind."""
         with self._ledger.connection() as db:
-            rows = db.execute("SELECT kind, count(*) FROM failure GROUP BY kind ORDER BY kind").fetchall()
+            rows = db.execute(
+                f"SELECT kind, count(*) FROM failure WHERE {_OF_KINDS} GROUP BY kind ORDER BY kind",
+                (_list(FailureKind),),
+            ).fetchall()
         return {FailureKind(kind): number for kind, number in rows}
 
-    def _select(self, rest: str, values: tuple[str, ...] = ()) -> Iterator[Failure]:
+    def _select(self, rest: str, value: str) -> Iterator[Failure]:
         with self._ledger.connection() as db:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM failure {rest}", values).fetchall()
-        for key, kind, *others in rows:
-            yield Failure(key, FailureKind(kind), *others)
+            rows = db.execute(f"SELECT {_COLUMNS} FROM failure {rest}", (value,)).fetchall()
+        return (failure for row in rows if (failure := _from_row(*row)) is not None)
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
         """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
@@ -97,7 +184,7 @@ class FailureLog:
             failure = Failure(
                 key=clip.key,
                 kind=error.kind,
-                reason=error.reason.encode(errors="replace").decode(),
+                reason=one_line(error.reason),
                 source=error.source,
                 errno=error.errno,
                 first_at=first_at,
@@ -108,9 +195,67 @@ class FailureLog:
             db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) VALUES ({_MARKS})", astuple(failure))
         return failure
 
-    def forget(self, clips: Iterable[Clip] | None = None) -> int:
-        """Forgets the failures of these clips, or all; returns how many there were."""
+    def forget(self, clips: Iterable[Clip] | None = None, kinds: Collection[FailureKind] = ()) -> int:
+        """Forgets the failures of these clips, or all; of these kinds, or any. Returns how many there were."""
         with self._ledger.exclusive() as db:
             if clips is None:
-                return db.execute("DELETE FROM failure").rowcount
-            return sum(db.execute("DELETE FROM failure WHERE key = ?", (clip.key,)).rowcount for clip in clips)
+                # With those of unknown kinds, unless kinds are named.
+                return db.execute(f"DELETE FROM failure WHERE ? OR {_OF_KINDS}", (not kinds, _list(kinds))).rowcount
+            statement, of_kinds = f"DELETE FROM failure WHERE key = ? AND {_OF_KINDS}", _list(kinds or FailureKind)
+            return sum(db.execute(statement, (clip.key, of_kinds)).rowcount for clip in clips)
+
+    def make_due(self, clip: Clip) -> None:
+        """Ends the wait of a clip, so that who asks for it next has it tried; what is known of it stays."""
+        with self._ledger.exclusive() as db:
+            db.execute("UPDATE failure SET retry_at = last_at WHERE key = ?", (clip.key,))
+
+    def take_over(self, reports: Iterable[Report]) -> TakenOver:
+        """Believes what others found out, where nothing as new is known here; all of it, or, after an error, nothing.
+
+        A report counts as old as it says. One of the future counts as of now, and only if nothing at all is known of
+        the clip: whose clock is wrong cannot tell what is news.
+        """
+        now = time.time()
+        with self._ledger.connection() as db:
+            # Beside the ledger at first: who brings the reports may be slow, and nobody shall wait for that.
+            db.execute(f"CREATE TEMP TABLE report ({_COLUMNS}, early, PRIMARY KEY (key)) WITHOUT ROWID")
+            try:
+                db.execute("BEGIN")
+                db.executemany(
+                    f"INSERT INTO report VALUES ({_MARKS}, ?) ON CONFLICT (key) DO UPDATE SET"
+                    + ", ".join(f" {column} = excluded.{column}" for column in f"{_COLUMNS}, early".split(", ")[1:])
+                    + " WHERE excluded.last_at > last_at",
+                    ((*astuple(_believed(report, now)), report.last_at > now) for report in reports),
+                )
+                db.execute("COMMIT")
+                db.execute("BEGIN IMMEDIATE")
+                here = db.execute(
+                    "DELETE FROM report WHERE EXISTS (SELECT 1 FROM clip"
+                    " WHERE clip.key = report.key AND (held OR early OR stored_at >= last_at))"
+                ).rowcount
+                known = db.execute(
+                    "DELETE FROM report WHERE EXISTS (SELECT 1 FROM failure"
+                    " WHERE failure.key = report.key AND (early OR failure.last_at >= report.last_at))"
+                ).rowcount
+                new = db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) SELECT {_COLUMNS} FROM report").rowcount
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.rollback()
+                db.execute("DROP TABLE report")
+        return TakenOver(new, known, here)
+
+
+def _believed(report: Report, now: float) -> Failure:
+    last_at = min(report.last_at, now)
+    return Failure(
+        key=report.clip.key,
+        kind=report.kind,
+        reason=one_line(report.reason),
+        source=" ".join([_IMPORTED, *dropwhile(_IMPORTED.__eq__, one_line(report.source).split())]),
+        errno=None,
+        first_at=min(report.first_at, last_at),
+        last_at=last_at,
+        attempts=report.attempts,
+        retry_at=last_at + retry_delay(report.kind, report.attempts),
+    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Failure, Store
 from kinetics_fs.store.failures import retry_delay
-from tests.store.helpers import clip, keep
+from tests.store.helpers import clip, keep, query
 
 DAY = 86_400.0
 
@@ -156,6 +156,105 @@ def test_failures_of_another_process_are_known(store: Store) -> None:
     with Store(store.folder) as other:
         other.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
         assert store.failure(clip(0)) == other.failure(clip(0))
+
+
+def test_failures_of_some_kinds(store: Store) -> None:
+    kinds = [FailureKind.GONE, FailureKind.BLOCKED, FailureKind.GONE, FailureKind.LOCAL]
+    for number, kind in enumerate(kinds):
+        store.remember_failure(clip(number), FetchError(kind, "no"))
+    log = store.failure_log
+    assert [failure.clip for failure in log.all([FailureKind.GONE])] == [clip(2), clip(0)]
+    assert len(list(log.all([FailureKind.GONE, FailureKind.LOCAL]))) == 3
+    assert log.forget([clip(0), clip(1)], [FailureKind.GONE]) == 1
+    assert log.forget(kinds=[FailureKind.GONE, FailureKind.CORRUPT]) == 1
+    assert {failure.clip for failure in log.all()} == {clip(1), clip(3)}
+
+
+def test_failures_of_some_clips(store: Store) -> None:
+    for number in range(3):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, str(number)))
+    wanted = [clip(number) for number in (2, 0, 7)]
+    found = store.failure_log.of(wanted)
+    assert {wanted: failure.reason for wanted, failure in found.items()} == {clip(0): "0", clip(2): "2"}
+    assert store.failure_log.of([]) == {}
+
+
+def test_a_wait_can_be_ended_without_forgetting(store: Store) -> None:
+    for number in range(2):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+    store.failure_log.make_due(clip(0))
+    due, other = store.failure(clip(0)), store.failure(clip(1))
+    assert due is not None and due.retry_at <= time.time()
+    assert other is not None and other.retry_at > time.time()
+    assert store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "group"),
+    [
+        ("{id}: Video unavailable", "…: Video unavailable"),
+        ("Unsupported URL: http://host/watch/{id}", "Unsupported URL: http://host/watch/…"),
+        ("the video ends after 12.3 s, before the clip begins at 20.0 s",) * 2,
+        ("no room for 1,500,000 bytes", "no room for … bytes"),
+        ("incoming/0123456789abcdef0123456789abcdef/source.mp4: h264", "incoming/…/source.mp4: h264"),
+        ("HTTP Error 404: Not Found",) * 2,
+        ("[Errno 28] No space left on device",) * 2,
+    ],
+)
+def test_reasons_are_grouped_over_what_makes_them_unique(store: Store, reason: str, group: str) -> None:
+    failures = []
+    for number in range(2):
+        text = reason.format(id=clip(number).youtube_id).replace("12.3", f"{number + 5}.{number}")
+        failures.append(store.remember_failure(clip(number), FetchError(FailureKind.GONE, text)))
+    assert len({failure.group for failure in failures}) == 1
+    if "12.3" not in group:
+        assert failures[0].group == group
+
+
+def test_statuses_tell_reasons_apart(store: Store) -> None:
+    groups = {
+        store.remember_failure(clip(0), FetchError(FailureKind.GONE, f"HTTP Error {status}: no")).group
+        for status in (404, 410)
+    }
+    assert len(groups) == 2
+
+
+def test_no_reason_gives_orders_to_a_terminal(store: Store) -> None:
+    reason = "one\r\ntwo \x1b[2J\x1b]0;title\x07 \x9b31m \u202e \u2028 \ud83d café"
+    remembered = store.remember_failure(clip(0), FetchError(FailureKind.GONE, reason))
+    assert store.failure(clip(0)) == remembered
+    assert remembered.reason.isprintable()
+    assert remembered.reason.startswith("one two \\x1b[2J")
+    assert remembered.reason.endswith("café")
+
+
+ODD: dict[str, list[object]] = {
+    "key": ["../../x", "", 5, b"\xff"],
+    "kind": ["no such kind", "", 7],
+    "first_at": ["yesterday", -1.0, float("inf")],
+    "retry_at": [1e300, b"x"],
+    "attempts": ["many", b"\x00"],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in ODD.items() for value in values])
+def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value: object) -> None:
+    for number in range(2):
+        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+    query(store.folder / "ledger.sqlite", f"UPDATE failure SET {column} = ? WHERE key = ?", value, clip(0).key)
+    assert [failure.clip for failure in store.failures()] == [clip(1)]
+    assert store.failure(clip(0)) is None
+    assert set(store.failure_counts()) == {FailureKind.GONE}
+    assert store.forget_failures() == 2
+
+
+def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
+    store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
+    query(store.folder / "ledger.sqlite", "UPDATE failure SET reason = ?, errno = 99999", "\x1b[2J" + "x" * 10_000)
+    failure = store.failure(clip(0))
+    assert failure is not None
+    assert failure.reason.isprintable() and len(failure.reason) <= 500
+    assert failure.errno is None
 
 
 @pytest.mark.parametrize("reason", ["", "half of a character \ud83d", "a\0b", "x" * 1_000_000])
