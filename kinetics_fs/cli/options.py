@@ -132,6 +132,15 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
     return decorate
 
 
+def selection_given() -> bool:
+    """Whether the command that runs was told what to select, in whatever place settings come from."""
+    context = click.get_current_context()
+    return any(
+        about.group == "selection" and context.get_parameter_source(attribute) is not ParameterSource.DEFAULT
+        for attribute, about, _ in table().values()
+    )
+
+
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """`--json`, for every command that reports."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

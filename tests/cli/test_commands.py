@@ -16,7 +16,11 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]
 
-LEAVES = ["mount", "umount", "prefetch", "status", "classes", "failures list", "failures clear", "demo"]
+LEAVES = [
+    *("mount", "umount", "prefetch", "status", "classes"),
+    *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
+    "demo",
+]
 
 
 def limit(*arguments: str | Path, config: Path = Path(os.devnull), **environment: Any) -> Any:

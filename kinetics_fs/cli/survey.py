@@ -1,0 +1,135 @@
+"""What is known of a selection before anything of it is fetched: what is here, what cannot be had, and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from kinetics_fs.catalog import Catalog, Clip, Directory
+from kinetics_fs.errors import FailureKind
+from kinetics_fs.store import Failure, Store
+
+_PAGE = 4096  # clips looked at together
+_REASONS_SHOWN = 5
+_CLASSES_SHOWN = 10
+
+
+class Tally:
+    """Failures, counted by kind and reason."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[FailureKind, Counter[str]] = {}
+
+    def add(self, failure: Failure) -> None:
+        self._kinds.setdefault(failure.kind, Counter())[failure.group] += 1
+
+    @property
+    def clips(self) -> int:
+        return sum(reasons.total() for reasons in self._kinds.values())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            kind: {"clips": reasons.total(), "reasons": dict(reasons.most_common())} for kind, reasons in self._most()
+        }
+
+    def lines(self) -> Iterator[str]:
+        for kind, reasons in self._most():
+            yield f"{reasons.total():>10,}  {kind}"
+            for reason, number in reasons.most_common(_REASONS_SHOWN):
+                yield f"{number:>14,}  {reason}"
+            if len(reasons) > _REASONS_SHOWN:
+                yield f"{'':14}  … and {len(reasons) - _REASONS_SHOWN:,} more reasons"
+
+    def _most(self) -> list[tuple[FailureKind, Counter[str]]]:
+        return sorted(self._kinds.items(), key=lambda item: -item[1].total())
+
+
+def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str, int], dict[Clip, Failure]]]:
+    """Goes through the clips of a catalog, some thousand at a time.
+
+    Yields:
+        Their class in its split; how many clips there are, are cached, and were cached once; and the failures of
+        those that are not cached.
+    """
+    for split in catalog.splits():
+        for place in catalog.classes(split):
+            for offset in range(0, place.clips, _PAGE):
+                clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
+                known = store.sizes(clips)
+                failures = store.failure_log.of(clips)
+                for clip, size in known.items():
+                    if size.held:
+                        failures.pop(clip, None)
+                cached = sum(size.held for size in known.values())
+                evicted = len(known) - cached - len(failures.keys() & known.keys())
+                yield place, {"clips": len(clips), "cached": cached, "evicted": evicted}, failures
+
+
+class Survey:
+    """What of a selection is here, and what cannot be had."""
+
+    def __init__(self, catalog: Catalog, store: Store) -> None:
+        self._release = catalog.release
+        self._counts = Counter[str]()
+        self._classes: dict[str, Counter[str]] = {}
+        self._tally = Tally()
+        now = time.time()
+        for place, counts, failures in survey(catalog, store):
+            self._counts.update(counts)
+            self._counts["due"] += sum(failure.retry_at <= now for failure in failures.values())
+            of_class = self._classes.setdefault(place.label or "", Counter())
+            of_class.update({**counts, "unavailable": len(failures)})
+            for failure in failures.values():
+                self._tally.add(failure)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "release": self._release,
+            "clips": self._counts["clips"],
+            "cached": self._counts["cached"],
+            "evicted": self._counts["evicted"],
+            "untried": self._untried,
+            "unavailable": self._tally.clips,
+            "due": self._counts["due"],
+            "kinds": self._tally.as_json(),
+            "classes": [
+                {"label": label, **{name: counts[name] for name in ("clips", "cached", "unavailable")}}
+                for label, counts in self._worst()
+            ],
+        }
+
+    def lines(self) -> Iterator[str]:
+        yield f"Kinetics-{self._release}, {self._counts['clips']:,} clips:"
+        yield f"{self._counts['cached']:>10,}  are here"
+        if self._counts["evicted"]:
+            yield f"{self._counts['evicted']:>10,}  were here, and had to make room"
+        yield f"{self._untried:>10,}  were never tried"
+        due = f"; {self._counts['due']:,} of them are tried again when opened" if self._counts["due"] else ""
+        yield f"{self._tally.clips:>10,}  could not be had{due}"
+        if not self._tally.clips:
+            return
+        yield ""
+        yield from self._tally.lines()
+        worst = self._worst()
+        width = max(len(label) for label, _ in worst[:_CLASSES_SHOWN])
+        yield ""
+        yield f"{'class':<{width}}  {'clips':>8}  {'here':>8}  could not be had"
+        for label, counts in worst[:_CLASSES_SHOWN]:
+            share = counts["unavailable"] / counts["clips"]
+            yield (
+                f"{label:<{width}}  {counts['clips']:>8,}  {counts['cached']:>8,}"
+                f"  {counts['unavailable']:>8,} ({share:.1%})"
+            )
+        if len(worst) > _CLASSES_SHOWN:
+            yield f"… and {len(worst) - _CLASSES_SHOWN:,} more classes"
+
+    @property
+    def _untried(self) -> int:
+        return self._counts["clips"] - self._counts["cached"] - self._counts["evicted"] - self._tally.clips
+
+    def _worst(self) -> list[tuple[str, Counter[str]]]:
+        """The classes of which clips could not be had, that with the greatest share of them first."""
+        some = [(label, counts) for label, counts in self._classes.items() if counts["unavailable"]]
+        return sorted(some, key=lambda one: (-one[1]["unavailable"] / one[1]["clips"], -one[1]["unavailable"], one[0]))
