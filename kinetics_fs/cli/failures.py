@@ -311,7 +311,8 @@ def _chosen(
 
     failures = store.failure_log.all(kinds)
     if clips:
-        failures = (failure for failure in failures if failure.clip in clips)
+        named = set(clips)
+        failures = (failure for failure in failures if failure.clip in named)
     if not selection_given():
         return list(failures)
     with catalog_of(settings) as catalog:

@@ -34,6 +34,7 @@ _MOST_ASKED_FOR = _DAY
 
 _IMPORTED = "imported"
 _LONGEST_TEXT = 500
+_MOST_ATTEMPTS = 10**9
 LAST_TIME = 1e11
 """A time that is far off, but still in the calendar; times in milliseconds are beyond it."""
 _UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
@@ -136,7 +137,11 @@ def _from_row(
     except (ValueError, TypeError, OverflowError):
         return None
     times = (failure.first_at, failure.last_at, failure.retry_at)
-    is_ours = parse_clip_name(f"{failure.key}.mp4") is not None and all(0 <= at <= LAST_TIME for at in times)
+    is_ours = (
+        parse_clip_name(f"{failure.key}.mp4") is not None
+        and all(0 <= at <= LAST_TIME for at in times)
+        and 1 <= failure.attempts <= _MOST_ATTEMPTS
+    )
     return failure if is_ours else None
 
 
@@ -177,15 +182,17 @@ class FailureLog:
         """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
         now = time.time()
         with self._ledger.exclusive() as db:
-            row = db.execute(
-                "SELECT first_at, attempts FROM failure WHERE key = ? AND kind = ?", (clip.key, error.kind)
-            ).fetchone()
-            first_at, attempts = (row[0], row[1] + 1) if row else (now, 1)
+            row = db.execute(f"SELECT {_COLUMNS} FROM failure WHERE key = ?", (clip.key,)).fetchone()
+            before = _from_row(*row) if row else None
+            if before is None or before.kind is not error.kind:
+                first_at, attempts = now, 1
+            else:
+                first_at, attempts = before.first_at, before.attempts + 1
             failure = Failure(
                 key=clip.key,
                 kind=error.kind,
                 reason=one_line(error.reason),
-                source=error.source,
+                source=one_line(error.source),
                 errno=error.errno,
                 first_at=first_at,
                 last_at=now,

@@ -233,7 +233,7 @@ ODD: dict[str, list[object]] = {
     "kind": ["no such kind", "", 7],
     "first_at": ["yesterday", -1.0, float("inf")],
     "retry_at": [1e300, b"x"],
-    "attempts": ["many", b"\x00"],
+    "attempts": ["many", b"\x00", 0, 2**63 - 1],
 }
 
 
@@ -245,7 +245,8 @@ def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value:
     assert [failure.clip for failure in store.failures()] == [clip(1)]
     assert store.failure(clip(0)) is None
     assert set(store.failure_counts()) == {FailureKind.GONE}
-    assert store.forget_failures() == 2
+    assert store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 1
+    assert store.forget_failures() == (3 if column == "key" else 2)
 
 
 def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
