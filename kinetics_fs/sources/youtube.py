@@ -135,7 +135,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "cachedir": settings.ytdlp_cache or False,
         "geo_bypass": False,
         "overwrites": True,
-        "fixup": "never",
+        "fixup": "detect_or_warn",  # HLS comes as MPEG-TS, in which nobody can seek: it becomes an mp4
         "updatetime": False,
         "ffmpeg_location": find_ffmpeg(),
         **settings.ytdlp,
