@@ -17,12 +17,30 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.workers import Worker
-from kinetics_fs.store import Failure, Store
+from kinetics_fs.store import Claim, NotYet, Permit, Store
 
 _log = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 0.1
 """Seconds between two looks at a clip that another process is fetching."""
+
+
+_LOOK_FOR_BUDGET = 1.0
+"""The same, where the budget is used up: others may have given some of it back, or been blocked."""
+
+_TELLING = (
+    *(FailureKind.LOCAL, FailureKind.CONFIG, FailureKind.BLOCKED, FailureKind.TRANSIENT),
+    *(FailureKind.CORRUPT, FailureKind.CREDENTIALS, FailureKind.GONE),
+)
+"""Whose failure is told when all sources failed: what may pass or can be mended before what will not change."""
+
+
+class _Later(Exception):
+    """To be looked at again after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Priority(enum.IntEnum):
@@ -41,6 +59,7 @@ class _Flight:
     clip: Clip
     priority: Priority
     waiters: list[Future[None]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
     taken: bool = False
     """By a worker; or by nobody, when all who waited have left."""
 
@@ -93,7 +112,7 @@ class Fetcher:
             if flight is None:
                 known = self._known_failure(clip)
                 if known is not None or self._closing:
-                    waiter.set_exception(known.error() if known is not None else _shutting_down())
+                    waiter.set_exception(known or _shutting_down())
                     return waiter
                 flight = self._flights[clip] = _Flight(clip, priority)
                 self._enqueue(flight)
@@ -138,10 +157,10 @@ class Fetcher:
         heapq.heappush(self._ready, (flight.priority, next(self._order), flight))
         self._changed.notify()
 
-    def _defer(self, flight: _Flight) -> None:
+    def _defer(self, flight: _Flight, seconds: float) -> None:
         with self._changed:
             flight.taken = False
-            heapq.heappush(self._deferred, (time.monotonic() + _LOOK_AGAIN, next(self._order), flight))
+            heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), flight))
             self._changed.notify()
 
     def _next(self) -> _Flight | None:
@@ -162,10 +181,10 @@ class Fetcher:
     def _serve(self, worker: Worker) -> None:
         while (flight := self._next()) is not None:
             try:
-                if self._fetch(worker, flight.clip):
-                    self._finish(flight, None)
-                else:
-                    self._defer(flight)
+                self._fetch(worker, flight)
+                self._finish(flight, None)
+            except _Later as later:
+                self._defer(flight, later.seconds)
             except FetchError as error:
                 self._finish(flight, _shutting_down() if self._closing else error)
             except StoreError as error:
@@ -175,38 +194,89 @@ class Fetcher:
                 _log.exception("%s: unexpected error", flight.clip.key)
                 self._finish(flight, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
 
-    def _fetch(self, worker: Worker, clip: Clip) -> bool:
-        """Gets a clip into the store; False while another process is at it."""
+    def _fetch(self, worker: Worker, flight: _Flight) -> None:
+        """Gets a clip into the store.
+
+        Raises:
+            _Later: another process is at it, or there is no budget for it now.
+            FetchError: it cannot be had.
+        """
+        clip = flight.clip
         try:
             claim = self._store.claim(clip)
         except FetchError as error:
             self._remember(clip, error)
             raise
         if claim is None:
-            return False
+            raise _Later(_LOOK_AGAIN)
         with claim:
             # Looked up under the claim, for another process may have just been through with it.
             stored = self._store.open(clip)
             if stored is not None:
                 stored.close()
-                return True
+                return
             known = self._known_failure(clip)
             if known is not None:
-                raise known.error()
-            started = time.monotonic()
+                raise known
             try:
-                path, source = worker.fetch(clip, claim.folder, timeout=self._settings.timeout)
-                claim.publish(path, source)
+                self._fetch_claimed(worker, flight, claim)
             except FetchError as error:
                 if not self._closing:
                     self._remember(clip, error)
                 raise
-            self.counters.fetched += 1
-            _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
-            return True
+
+    def _fetch_claimed(self, worker: Worker, flight: _Flight, claim: Claim) -> None:
+        """Asks one source after the other."""
+        clip, failures = flight.clip, []
+        started = time.monotonic()
+        for source in self._settings.sources.order:
+            folder = claim.folder / source
+            folder.mkdir()
+            try:
+                permit = self._permit(source, flight)
+                try:
+                    left = started + self._settings.timeout - time.monotonic()
+                    path = worker.fetch(clip, source, folder, timeout=left)
+                except FetchError as error:
+                    self._store.origins.answered(permit, error)
+                    raise
+                self._store.origins.answered(permit, None)
+                claim.publish(path, source)
+            except FetchError as error:
+                failures.append(error)
+            else:
+                self.counters.fetched += 1
+                _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
+                return
+        raise min(failures, key=lambda error: _TELLING.index(error.kind))
+
+    def _permit(self, source: str, flight: _Flight) -> Permit:
+        """The right to ask a source for a clip.
+
+        Raises:
+            FetchError: it is left alone, or the budget is used up for longer than an open waits (BLOCKED).
+            _Later: the budget is used up for now.
+        """
+        urgent = flight.priority is Priority.FOREGROUND
+        try:
+            return self._store.origins.ask(source, hourly=self._settings.rate, urgent=urgent)
+        except NotYet as budget:
+            waited = time.monotonic() - flight.since
+            if urgent and waited + budget.seconds > self._settings.timeout:
+                raise FetchError(
+                    FailureKind.BLOCKED,
+                    f"the budget of {self._settings.rate} clips an hour is used up for {budget.seconds:.0f} s",
+                    source=source,
+                    retry_after=budget.seconds,
+                ) from None
+            raise _Later(min(budget.seconds, _LOOK_FOR_BUDGET)) from None
 
     def _remember(self, clip: Clip, error: FetchError) -> None:
         self.counters.failed += 1
+        if error.kind is FailureKind.BLOCKED:
+            # It says nothing about the clip; the origin is remembered instead.
+            _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason)
+            return
         try:
             failure = self._store.remember_failure(clip, error)
         except StoreError as trouble:
@@ -223,9 +293,10 @@ class Fetcher:
             else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
         )
 
-    def _known_failure(self, clip: Clip) -> Failure | None:
+    def _known_failure(self, clip: Clip) -> FetchError | None:
+        """Why it need not be tried now."""
         failure = self._store.failure(clip)
-        return failure if failure is not None and failure.retry_at > time.time() else None
+        return failure.error() if failure is not None and failure.retry_at > time.time() else None
 
     def _finish(self, flight: _Flight, error: FetchError | None) -> None:
         with self._changed:

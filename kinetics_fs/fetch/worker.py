@@ -1,7 +1,7 @@
 """A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
 
-In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "folder": …}``.
-Out: ``{"file": …, "source": …}`` with a verified clip in the job's folder, or
+In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
+Out: ``{"file": …}`` with a verified clip in the job's folder, or
      ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
 
 JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
@@ -26,7 +26,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
 from kinetics_fs.fetch.verify import expected_length, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import Source, SourceSettings, make_sources
+from kinetics_fs.sources import Source, SourceSettings, make_source
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +63,12 @@ def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 class _Worker:
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings
-        self._sources: list[Source] | None = None
+        self._sources: dict[str, Source] = {}
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
         clip = Clip(job["youtube_id"], job["start"], job["end"])
         try:
-            return self._fetch(clip, Path(job["folder"]))
+            return {"file": self._fetch(clip, job["source"], Path(job["folder"])).name}
         except FetchError as error:
             failure = error
         except OSError as error:
@@ -81,32 +81,21 @@ class _Worker:
             "error": {
                 "kind": failure.kind,
                 "reason": failure.reason,
-                "source": failure.source,
+                "source": failure.source or job["source"],
                 "errno": failure.errno,
                 "retry_after": failure.retry_after,
             }
         }
 
-    def _fetch(self, clip: Clip, folder: Path) -> dict[str, Any]:
-        if self._sources is None:
-            self._sources = make_sources(self._settings)
-        failure = FetchError(FailureKind.CONFIG, "no source is configured")
-        for source in self._sources:
-            try:
-                self._fetch_from(source, clip, folder)
-            except FetchError as error:
-                error.source = error.source or source.name
-                failure = error
-            else:
-                return {"file": clip.name, "source": source.name}
-        raise failure
-
-    def _fetch_from(self, source: Source, clip: Clip, folder: Path) -> None:
-        media = source.fetch(clip, folder)
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path:
+        if name not in self._sources:
+            self._sources[name] = make_source(name, self._settings)
+        media = self._sources[name].fetch(clip, folder)
         expected = expected_length(media, clip.duration)
         target = folder / clip.name
         cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self._settings.max_height)
         verify_clip(target, expected)
+        return target
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from kinetics_fs.sources import SourceSettings
 
 _MOST_ANSWER_BYTES = 65536
 
+_MOST_JOBS = 500
+"""After which a process is replaced, for what extractors and decoders never give back."""
+
 _DIED_BEFORE = 1.0
 """Seconds within which a worker that was idle, and is found dead, counts as dead before it got the job."""
 
@@ -36,27 +39,30 @@ class Worker:
         self._settings = settings
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._jobs = 0
         self._stopped = False
 
-    def fetch(self, clip: Clip, folder: Path, *, timeout: float) -> tuple[Path, str]:
-        """Has a clip fetched into `folder`.
+    def fetch(self, clip: Clip, source: str, folder: Path, *, timeout: float) -> Path:
+        """Has a clip fetched from a source into `folder`.
 
         Args:
             clip: what is wanted.
+            source: name of the source.
             folder: empty and private to this fetch.
             timeout: seconds after which the process is ended.
 
         Returns:
-            The verified file, and the name of the source that it came from.
+            The verified file.
 
         Raises:
-            FetchError: as the sources raise it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
+            FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
         """
         started = time.monotonic()
         deadline = started + timeout
         idle = self._process
         process = self._running()
-        job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end, "folder": str(folder)}
+        job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+        job |= {"source": source, "folder": str(folder)}
         try:
             try:
                 _send(process, job)
@@ -73,13 +79,19 @@ class Worker:
         except TimeoutError:
             self._end()
             raise FetchError(
-                FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", errno=errno.ETIMEDOUT
+                FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", source=source, errno=errno.ETIMEDOUT
             ) from None
         except FetchError:
             raise
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
             status = self._end()
-            raise FetchError(FailureKind.TRANSIENT, f"the worker process died (status {status})") from None
+            raise FetchError(
+                FailureKind.TRANSIENT, f"the worker process died (status {status})", source=source
+            ) from None
+        finally:
+            self._jobs += 1
+            if self._jobs >= _MOST_JOBS:
+                self._end()
 
     def stop(self) -> None:
         """Ends the process, and with it the fetch that it may be at."""
@@ -105,6 +117,7 @@ class Worker:
     def _end(self) -> int | None:
         with self._lock:
             process, self._process = self._process, None
+            self._jobs = 0
         if process is None:
             return None
         # Its session, not only itself: ffmpeg would go on.
@@ -146,7 +159,7 @@ def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes:
     return line
 
 
-def _parse_answer(answer: Any, folder: Path) -> tuple[Path, str]:
+def _parse_answer(answer: Any, folder: Path) -> Path:
     """What the answer says; any of the usual exceptions if it is not one."""
     if "error" in answer:
         error = answer["error"]
@@ -158,4 +171,4 @@ def _parse_answer(answer: Any, folder: Path) -> tuple[Path, str]:
             errno=None if number is None else int(number),
             retry_after=None if retry_after is None else float(retry_after),
         )
-    return folder / Path(answer["file"]).name, str(answer["source"])
+    return folder / Path(answer["file"]).name

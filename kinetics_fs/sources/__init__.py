@@ -7,12 +7,12 @@ A source takes a clip and a private folder, and leaves a media file there that c
 from kinetics_fs.sources.base import Media, Source
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["Media", "Source", "SourceSettings", "make_sources"]
+__all__ = ["Media", "Source", "SourceSettings", "make_source"]
 
 
-def make_sources(settings: SourceSettings) -> list[Source]:
-    """The sources, in the order in which they are to be asked."""
+def make_source(name: str, settings: SourceSettings) -> Source:
+    """The source of that name, one of `SourceSettings.order`."""
     # Imported here, for yt-dlp comes with it: only worker processes may pay for that.
     from kinetics_fs.sources.youtube import YouTubeSource
 
-    return [YouTubeSource(settings)]
+    return {YouTubeSource.name: YouTubeSource}[name](settings)

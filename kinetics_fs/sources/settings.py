@@ -13,6 +13,7 @@ class SourceSettings:
     """Settings of the sources.
 
     Args:
+        order: names of the sources, in the order in which they are to be asked.
         video_url: address of a video's page; `{id}` stands for the YouTube id.
         max_height: most lines of picture to ask for.
         limit_rate: bytes a second that one worker may receive; None for no limit.
@@ -20,6 +21,7 @@ class SourceSettings:
         ytdlp_cache: folder for what yt-dlp keeps between runs.
     """
 
+    order: tuple[str, ...] = ("youtube",)
     video_url: str = YOUTUBE_URL
     max_height: int = 360
     limit_rate: float | None = None

@@ -48,6 +48,22 @@ CREATE TABLE IF NOT EXISTS failure (
     attempts  INTEGER NOT NULL,
     retry_at  REAL NOT NULL          -- not to be tried again before
 ) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS origin (  -- one that blocked us; all times are seconds since the epoch
+    name          TEXT PRIMARY KEY,
+    reason        TEXT NOT NULL,
+    blocked_at    REAL NOT NULL,
+    blocked_until REAL NOT NULL,     -- then one probe is let through
+    trips         INTEGER NOT NULL,  -- blocks in a row
+    probe_until   REAL NOT NULL,     -- a probe is under way until then at most; 0 if none is
+    recovered_at  REAL               -- when a probe was answered; NULL while the origin is left alone
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS asked (   -- a row per clip that an origin was asked for in the last hour
+    origin    TEXT NOT NULL,
+    at        REAL NOT NULL          -- seconds since the epoch
+);
+CREATE INDEX IF NOT EXISTS asked_in_order ON asked (origin, at);
 """
 
 

@@ -25,6 +25,7 @@ from kinetics_fs.store.disk import Staged, Unreadable, clip_filename
 from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.origins import Origins
 from kinetics_fs.store.owners import Owner
 from kinetics_fs.store.table import ClipTable, Record
 
@@ -105,6 +106,8 @@ class Store:
             self._opened = opened.pop_all()
         self.failure_log = FailureLog(self._ledger)
         """All that can be asked of, and done to, what is remembered of clips that could not be had."""
+        self.origins = Origins(self._ledger)
+        """Who wants to be left alone, and how much was asked of whom."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
         self._opens: dict[str, float] = {}
