@@ -281,7 +281,7 @@ def _compare(videos: Videos, shape: str, throttled: bool, start: int, own: int, 
         ("requests for media", lambda one: one.requests, 1, None),
         ("first clip, s", lambda one: one.wall, 0, None),
         ("next clip, s", lambda one: one.wall, 1, _WALL),
-        (f"right frames of {LENGTH * RATE}", lambda one: min(one.frames, LENGTH * RATE), 1, _FRAMES),
+        (f"right frames of {LENGTH * RATE}", lambda one: one.frames, 1, _FRAMES),
     ):
         mine = value(ours, what, fetch)
         called = "yt-dlp, sections" + ("" if sections else ": not with --quick")
