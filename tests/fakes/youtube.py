@@ -473,8 +473,8 @@ class FakeYouTube:
             return None
         if itag != HLS or video.hls is None:
             return video.files.get(itag)
-        path = video.hls.with_name(segment)
-        return path if path.parent == video.hls.parent and path.is_file() else None
+        path = video.hls.parent / Path(segment).name
+        return path if path.is_file() else None
 
     def _too_early(self, video_id: str) -> bool:
         return time.time() < self._playable_at.get(video_id, 0)
