@@ -95,11 +95,21 @@ def run(*, quick: bool = False) -> Sequence[Row]:
             _PROGRESSIVE: _own_samples(videos.progressive, start),
             _ADAPTIVE: sum(_own_fragments(path, start) for path in (videos.picture, videos.sound)),
         }
+        index = {
+            _PROGRESSIVE: _before_media(videos.progressive),
+            _ADAPTIVE: _before_media(videos.picture) + _before_media(videos.sound),
+        }
         return [
-            row
-            for throttled in (False, True)
-            for shape in _FORMATS
-            for row in _compare(videos, shape, throttled, start, own[shape], scale)
+            *(
+                Row(f"{shape}: the video's index, in parts of the clip's own", index[shape] / own[shape])
+                for shape in own
+            ),
+            *(
+                row
+                for throttled in (False, True)
+                for shape in own
+                for row in _compare(videos, shape, throttled, start, own[shape], scale)
+            ),
         ]
 
 
@@ -251,6 +261,16 @@ def _own_fragments(path: Path, start: int) -> int:
             total += size
         begin = end
     return total
+
+
+def _before_media(path: Path) -> int:
+    """Bytes in front of the media, which are the index of the whole video."""
+    with path.open("rb") as file:
+        position = 0
+        while (header := file.read(8))[4:] not in (b"moof", b"mdat"):
+            position += struct.unpack_from(">I", header)[0]
+            file.seek(position)
+    return position
 
 
 # The table --------------------------------------------------------------------------------------------------------
