@@ -34,7 +34,8 @@ class About:
         group: commands take whole groups.
         help: one line.
         metavar: what stands for the value in help texts; empty for a switch.
-        kind: how text becomes a value: `text`, `count`, `number`, `size`, `height`, `path`, `switch`, or `choice`.
+        kind: how text becomes a value: `text`, `count`, `number`, `size`, `rate`, `height`, `path`, `switch`, or
+            `choice`.
         many: may be given more than once.
         choices: of a `choice`.
         shown_default: what help texts say where the default itself says little.
@@ -101,6 +102,44 @@ class Settings:
 
     workers: int = _setting(4, "fetch", "Clips to fetch at the same time.", metavar="N", kind="count")
     timeout: float = _setting(300.0, "fetch", "Seconds that the fetch of a clip may take.", metavar="S", kind="number")
+    rate: int | None = _setting(
+        None,
+        "fetch",
+        "Most clips to ask for in any hour, over all mounts of the cache; 0 for no limit.",
+        metavar="N/h",
+        kind="rate",
+        shown_default="300/h of YouTube itself, no limit elsewhere",
+    )
+    limit_rate: int | None = _setting(
+        None,
+        "fetch",
+        "Most bytes a second to receive, as 5MB; shared out evenly among the workers.",
+        metavar="SIZE",
+        kind="size",
+        shown_default="no limit",
+    )
+    cookies: Path | None = _setting(
+        None,
+        "fetch",
+        "Cookies of a YouTube account, in a Netscape cookie file; read, never written.",
+        metavar="PATH",
+        kind="path",
+        shown_default="none",
+    )
+    proxy: str | None = _setting(
+        None, "fetch", "Proxy for YouTube: http, https or socks5.", metavar="URL", shown_default="none"
+    )
+    source_address: str | None = _setting(
+        None, "fetch", "Local address to ask YouTube from.", metavar="IP", shown_default="the system's choice"
+    )
+    trim: str = _setting(
+        "exact",
+        "fetch",
+        "How clips are cut: to the frame, by encoding anew, or quickly, as a copy that begins at a keyframe.",
+        metavar="HOW",
+        kind="choice",
+        choices=("exact", "copy"),
+    )
     max_height: int = _setting(360, "fetch", "Most lines of picture of a fetched clip.", metavar="N", kind="height")
     video_url: str = _setting(
         YOUTUBE_URL, "fetch", "Address of a video's page; {id} stands for its YouTube id.", metavar="TEMPLATE"

@@ -191,6 +191,9 @@ def retry(
 def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
     """Forget failures, so that the next open tries again. CLIP is a file name, or its part before `.mp4`.
 
+    With `--all` or `--kind blocked`, a source that is being left alone may be asked again at once, too: after a change
+    of address or cookies, say.
+
     \b
     kinetics-fs failures clear --all
     kinetics-fs failures clear --kind blocked
@@ -201,7 +204,10 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
         raise click.UsageError("name clips, or give --kind or --all")
     with _store(settings) as store:
         number = store.failure_log.forget(clips or None, kinds)
+        sources = store.origins.forgive() if everything or FailureKind.BLOCKED in kinds else 0
     click.echo(f"{number:,} forgotten")
+    if sources:
+        click.echo("Sources that were left alone may be asked again.")
 
 
 @command.command("export")

@@ -39,12 +39,14 @@ def fetch_clips(clips: Iterable[Clip], wanted: int, store: Store, settings: Sett
     from kinetics_fs.cli.rooms import fetcher_of
 
     fetcher = fetcher_of(settings, store)
+    if fetcher.rate and wanted > fetcher.rate:
+        click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
     bar = tqdm(total=wanted, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True)
     progress = _Progress(bar, window=settings.workers * 2)
     interrupted = False
     try:
         for clip in clips:
-            if progress.hopeless:
+            if progress.hopeless or progress.blocked:
                 break
             if store.holds(clip):
                 progress.count("already_here")
@@ -66,6 +68,10 @@ def fetch_clips(clips: Iterable[Clip], wanted: int, store: Store, settings: Sett
         return 130
     if progress.hopeless:
         raise progress.hopeless
+    if progress.blocked:
+        click.echo(
+            f"Stopped: {progress.blocked.source}: {progress.blocked}. The same command goes on from here.", err=True
+        )
     return DONE_IN_PART if result["failed"] else 0
 
 
@@ -82,6 +88,8 @@ class _Progress:
         self._ended_by_us = False
         self.hopeless: FetchError | None = None
         """A failure of this machine or installation, which every further clip would meet, too."""
+        self.blocked: FetchError | None = None
+        """The same of a source that wants to be left alone."""
 
     def count(self, outcome: str) -> None:
         with self._lock:
@@ -122,6 +130,8 @@ class _Progress:
             with self._lock:
                 if isinstance(error, FetchError) and error.kind in (FailureKind.LOCAL, FailureKind.CONFIG):
                     self.hopeless = error
+                elif isinstance(error, FetchError) and error.kind is FailureKind.BLOCKED:
+                    self.blocked = error
                 self._failed[str(getattr(error, "kind", "unexpected"))] += 1
                 self._bar.set_postfix(failed=sum(self._failed.values()))
                 self._bar.update()

@@ -43,6 +43,18 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * factor)
 
 
+class Rate(click.ParamType[int]):
+    """Clips an hour, as `300/h` or `300`."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,9})\s*(?:/\s*h)?", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a rate: write it as 300/h", param, ctx)
+        return int(match[1])
+
+
 class ListText(click.ParamType[str]):
     """Text of which an environment variable may hold several."""
 
@@ -65,6 +77,8 @@ def _type_of(about: About) -> click.ParamType[Any]:
             return click.IntRange(min=2)
         case "size":
             return Size()
+        case "rate":
+            return Rate()
         case "path":
             return click.Path(path_type=Path)
         case "choice":

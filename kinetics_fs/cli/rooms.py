@@ -9,11 +9,15 @@ import click
 from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.settings import Settings
-from kinetics_fs.sources.settings import SourceSettings
+from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.store import Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
+
+
+_GUESTS_RATE = 300
+"""Videos an hour that YouTube lets somebody without an account have, by yt-dlp's wiki."""
 
 
 def catalog_of(settings: Settings) -> Catalog:
@@ -61,14 +65,23 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
     from kinetics_fs.fetch import Fetcher
 
     check_video_url(settings)
+    rate = settings.rate
+    if rate is None and settings.video_url == YOUTUBE_URL:
+        rate = _GUESTS_RATE
     return Fetcher(
         store,
         FetchSettings(
             workers=settings.workers,
             timeout=settings.timeout,
+            rate=rate or None,
             sources=SourceSettings(
                 video_url=settings.video_url,
                 max_height=settings.max_height,
+                limit_rate=settings.limit_rate / settings.workers if settings.limit_rate else None,
+                cookies=str(settings.cookies.absolute()) if settings.cookies else "",
+                proxy=settings.proxy or "",
+                source_address=settings.source_address or "",
+                exact=settings.trim == "exact",
                 ytdlp=dict(settings.ytdlp),
                 ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
             ),

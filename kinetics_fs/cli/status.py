@@ -37,15 +37,7 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
     report: dict[str, Any] = {"mounts": mounts}
     if mountpoint is None:
         with store_of(settings) as store:
-            usage = store.usage()
-            report["cache"] = {
-                "folder": str(store.folder),
-                "clips": usage.clips,
-                "bytes": usage.bytes,
-                "limit": usage.limit,
-                "reserved": usage.reserved,
-                "disk_free": usage.disk_free,
-            }
+            report |= store.report()
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
@@ -58,6 +50,7 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
         click.echo("No mounts.")
     if "cache" in report:
         click.echo(f"Cache {_cache_line(report['cache'])}")
+        _print_origins(report["origins"], "Source")
 
 
 def _read(place: Path) -> dict[str, Any]:
@@ -77,10 +70,25 @@ def _print_mount(status: dict[str, Any]) -> None:
     click.echo(f"  opens     {opens['from_cache']:,} from cache, {opens['not_in_cache']:,} not")
     click.echo(f"  fetches   {fetch['under_way']} under way, {fetch['fetched']:,} done, {fetch['failed']:,} failed")
     click.echo(f"  cache     {_cache_line(status['cache'])}")
+    _print_origins(status["origins"], "  source   ")
     for kind, number in status["failures"].items():
         click.echo(f"  failures  {number:,} {kind}")
     for reason, number in status["refused_rows"].items():
         click.echo(f"  refused   {number:,} rows: {reason}")
+
+
+def _print_origins(origins: dict[str, Any], label: str) -> None:
+    for name, origin in origins.items():
+        asked = f"asked for {origin['asked_in_an_hour']:,} clips in the last hour"
+        click.echo(
+            f"{label} {name}: {asked}" if origin["blocked_for"] is None else f"{label} {name}: {_blocked(origin)}"
+        )
+
+
+def _blocked(origin: dict[str, Any]) -> str:
+    minutes, seconds = divmod(origin["blocked_for"], 60)
+    left = f"for another {minutes} min {seconds} s" if origin["blocked_for"] else "until the next clip is tried"
+    return f"left alone {left}: {origin['reason']} (to try at once: kinetics-fs failures clear --kind blocked)"
 
 
 def _cache_line(cache: dict[str, Any]) -> str:

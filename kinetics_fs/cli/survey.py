@@ -57,14 +57,11 @@ def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str
         for place in catalog.classes(split):
             for offset in range(0, place.clips, _PAGE):
                 clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
-                known = store.sizes(clips)
-                failures = store.failure_log.of(clips)
-                for clip, size in known.items():
-                    if size.held:
-                        failures.pop(clip, None)
-                cached = sum(size.held for size in known.values())
-                evicted = len(known) - cached - len(failures.keys() & known.keys())
-                yield place, {"clips": len(clips), "cached": cached, "evicted": evicted}, failures
+                known = store.sizes([clip.key for clip in clips])
+                held = {clip for clip in clips if clip.key in known and known[clip.key].held}
+                failures = {clip: one for clip, one in store.failure_log.of(clips).items() if clip not in held}
+                evicted = len(known) - len(held) - sum(clip.key in known for clip in failures)
+                yield place, {"clips": len(clips), "cached": len(held), "evicted": evicted}, failures
 
 
 class Survey:

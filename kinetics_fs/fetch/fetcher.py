@@ -25,8 +25,8 @@ _LOOK_AGAIN = 0.1
 """Seconds between two looks at a clip that another process is fetching."""
 
 
-_LOOK_FOR_BUDGET = 1.0
-"""The same, where the budget is used up: others may have given some of it back, or been blocked."""
+_LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
+"""The same, where the budget is used up, for who waits in `open` and for who does not."""
 
 _TELLING = (
     *(FailureKind.LOCAL, FailureKind.CONFIG, FailureKind.BLOCKED, FailureKind.TRANSIENT),
@@ -90,6 +90,7 @@ class Fetcher:
         self._order = itertools.count()
         self._closing = False
         self.counters = Counters()
+        self.rate = settings.rate
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -269,7 +270,7 @@ class Fetcher:
                     source=source,
                     retry_after=budget.seconds,
                 ) from None
-            raise _Later(min(budget.seconds, _LOOK_FOR_BUDGET)) from None
+            raise _Later(min(budget.seconds, _LOOK_FOR_BUDGET[urgent])) from None
 
     def _remember(self, clip: Clip, error: FetchError) -> None:
         self.counters.failed += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -19,8 +21,15 @@ _ROUNDING = 1.5
 """Seconds by which a length given by a site or a header may miss the last frame: sites round, sound runs longer."""
 
 
-def expected_length(media: Media, duration: float) -> float:
-    """Checks fetched media before they are cut, and says how long the clip must become.
+class Span(NamedTuple):
+    """From when until when a clip has pictures, in seconds."""
+
+    begin: float
+    end: float
+
+
+def expected_span(media: Media, duration: float) -> Span:
+    """Checks fetched media before they are cut, and says when the clip's pictures must begin and end.
 
     Shorter than asked only if the media are whole and end before the clip does, as some in Kinetics do: a download
     that broke off must not pass for a short video.
@@ -28,9 +37,6 @@ def expected_length(media: Media, duration: float) -> float:
     Args:
         media: what the clip is to be cut from.
         duration: seconds that were asked for.
-
-    Returns:
-        Seconds.
 
     Raises:
         FetchError: not media, or they broke off before the clip's end (CORRUPT); or the clip begins after their end
@@ -40,7 +46,7 @@ def expected_length(media: Media, duration: float) -> float:
         claimed_frames = container.streams.video[0].frames
         begin = max(0.0, (container.start_time or 0) / av.time_base)
         header = (container.duration or 0) / av.time_base - begin
-        frames, end = _demux(container)
+        frames, first, end = _demux(container)
     claimed = max(header, media.length or 0.0)
     # A header that counts frames (mp4) proves it exactly; else the lengths that are claimed must do.
     whole = frames >= claimed_frames and claimed - header <= _ROUNDING if claimed_frames else claimed - end <= _ROUNDING
@@ -50,22 +56,24 @@ def expected_length(media: Media, duration: float) -> float:
         raise FetchError(
             FailureKind.GONE, f"the video ends after {end:.1f} s, before the clip begins at {media.start:.1f} s"
         )
-    return min(duration, end - media.start)
+    return Span(max(0.0, first - media.start), min(duration, end - media.start))
 
 
-def verify_clip(clip: Path, expected: float) -> None:
-    """Checks a finished clip: it parses, has one video stream, every frame decodes, and it is as long as it must be.
+def verify_clip(clip: Path, expected: Span) -> None:
+    """Checks a finished clip: it parses, has one video stream, every frame decodes, and they are when they must be.
 
     Args:
         clip: the file.
-        expected: seconds.
+        expected: when its pictures must begin and end.
 
     Raises:
         FetchError: it is not that clip (CORRUPT).
     """
-    lasts = _decoded_length(clip)
-    if abs(lasts - expected) > TOLERANCE:
-        raise FetchError(FailureKind.CORRUPT, f"the clip lasts {lasts:.2f} s instead of {expected:.2f} s")
+    found = _decoded_span(clip)
+    if found.begin > expected.begin + TOLERANCE:
+        raise FetchError(FailureKind.CORRUPT, f"the clip begins {found.begin - expected.begin:.2f} s late")
+    if abs(found.end - expected.end) > TOLERANCE:
+        raise FetchError(FailureKind.CORRUPT, f"the clip lasts {found.end:.2f} s instead of {expected.end:.2f} s")
 
 
 @contextmanager
@@ -81,24 +89,26 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error.strerror}") from error
 
 
-def _decoded_length(path: Path) -> float:
-    """Seconds until the end of the last frame; decodes every frame on the way."""
-    end = 0.0
+def _decoded_span(path: Path) -> Span:
+    """From the first frame to the end of the last one; decodes every frame on the way."""
+    begin, end = math.inf, 0.0
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if frame.pts is not None and frame.time_base is not None:
+                begin = min(begin, float(frame.pts * frame.time_base))
                 end = max(end, float((frame.pts + (frame.duration or 0)) * frame.time_base))
-    return end
+    return Span(begin, end)
 
 
-def _demux(container: InputContainer) -> tuple[int, float]:
-    """How many video packets are really there, and the seconds until the end of the last; decodes nothing."""
+def _demux(container: InputContainer) -> tuple[int, float, float]:
+    """How many video packets are really there, and from when until when they are; decodes nothing."""
     begin = (container.start_time or 0) / av.time_base
-    frames, end = 0, 0.0
+    frames, first, end = 0, math.inf, 0.0
     for packet in container.demux(container.streams.video[0]):
         if packet.pts is not None and packet.time_base is not None:
             frames += 1
+            first = min(first, float(packet.pts * packet.time_base) - begin)
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin)
-    return frames, end
+    return frames, first, end

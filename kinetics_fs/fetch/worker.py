@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import expected_length, verify_clip
+from kinetics_fs.fetch.verify import expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Source, SourceSettings, make_source
 
@@ -91,9 +91,11 @@ class _Worker:
         if name not in self._sources:
             self._sources[name] = make_source(name, self._settings)
         media = self._sources[name].fetch(clip, folder)
-        expected = expected_length(media, clip.duration)
+        expected = expected_span(media, clip.duration)
         target = folder / clip.name
-        cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self._settings.max_height)
+        settings = self._settings
+        ffmpeg = find_ffmpeg()
+        cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
         verify_clip(target, expected)
         return target
 

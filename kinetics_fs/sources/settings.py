@@ -17,6 +17,10 @@ class SourceSettings:
         video_url: address of a video's page; `{id}` stands for the YouTube id.
         max_height: most lines of picture to ask for.
         limit_rate: bytes a second that one worker may receive; None for no limit.
+        cookies: path of a Netscape cookie file; empty for none.
+        proxy: URL; empty for none.
+        source_address: local address to ask from; empty for the system's choice.
+        exact: cut to the frame, by encoding anew; else copy, from a keyframe on.
         ytdlp: parameters for `yt_dlp.YoutubeDL`, over our own.
         ytdlp_cache: folder for what yt-dlp keeps between runs.
     """
@@ -25,5 +29,9 @@ class SourceSettings:
     video_url: str = YOUTUBE_URL
     max_height: int = 360
     limit_rate: float | None = None
+    cookies: str = ""
+    proxy: str = ""
+    source_address: str = ""
+    exact: bool = True
     ytdlp: dict[str, Any] = field(default_factory=dict)
     ytdlp_cache: str = ""

@@ -7,6 +7,7 @@ code with yt-dlp's generic extractor.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
@@ -26,6 +27,11 @@ from kinetics_fs.sources.youtube_errors import classify
 
 _log = logging.getLogger(__name__)
 
+_MOST_REFUSALS = 3
+"""Clips in a row with refused media, by addresses that are fresh: then it is not the clips."""
+_REFUSED_FOR = 300.0
+"""Seconds to leave YouTube alone then."""
+
 _LONGEST_WAIT = 60.0
 """Seconds to wait for media that are announced for later."""
 
@@ -42,6 +48,8 @@ class YouTubeSource:
         self._url = settings.video_url
         self._log = _Messages()
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
+        self._refusals = 0
+        """Clips in a row whose media were refused."""
         self._pace = Pace(settings.limit_rate)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
@@ -56,6 +64,17 @@ class YouTubeSource:
             except StaleAddress as error:
                 _log.info("%s: %s; asking for a new address", clip.key, error.reason)
                 return self._fetch(clip, folder, self._extract(url))
+        except StaleAddress as error:
+            self._refusals += 1
+            if self._refusals >= _MOST_REFUSALS:
+                raise FetchError(
+                    FailureKind.BLOCKED,
+                    f"the media of {self._refusals} videos in a row were refused: {error.reason}",
+                    source=self.name,
+                    retry_after=_REFUSED_FOR,
+                ) from error
+            error.source = self.name
+            raise
         except FetchError as error:
             error.source = self.name
             raise
@@ -80,7 +99,9 @@ class YouTubeSource:
                     raise NoSection(f"it comes by {one.get('protocol')}")
             _wait_for(formats)
             files = [RemoteFile(self._ytdlp, one["url"], one.get("http_headers") or {}, self._pace) for one in formats]
-            return fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
+            media = fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
+            self._refusals = 0
+            return media
         except (NoSection, RangesIgnored) as error:
             _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not do ranges")
         return Media(self._download(folder, info), start=clip.start, length=length)
@@ -137,9 +158,23 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "overwrites": True,
         "fixup": "detect_or_warn",  # HLS comes as MPEG-TS, in which nobody can seek: it becomes an mp4
         "updatetime": False,
+        "ratelimit": settings.limit_rate,
+        "cookiefile": _cookies(settings.cookies),
+        "proxy": settings.proxy or None,
+        "source_address": settings.source_address or None,
         "ffmpeg_location": find_ffmpeg(),
         **settings.ytdlp,
     }
+
+
+def _cookies(path: str) -> io.StringIO | None:
+    """A copy of a cookie file, for yt-dlp writes into the one that it is given."""
+    if not path:
+        return None
+    try:
+        return io.StringIO(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise FetchError(FailureKind.CONFIG, f"cannot read the cookie file {path}: {error}") from error
 
 
 class _Messages:

@@ -16,6 +16,14 @@ from kinetics_fs.errors import FailureKind, FetchError
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 
+_SUSPECT = r"not a bot|captcha|ip is likely being blocked|player responses are invalid"
+_SESSION = r"rate-limited|content isn't available, try again later"
+_BLOCKS: tuple[tuple[str, float, str], ...] = (
+    # Pattern, seconds to wait at first, what can be done.
+    (_SUSPECT, 3 * 3600.0, "give --cookies, use another address (--proxy, --source-address), or wait"),
+    (_SESSION, 3600.0, "a lower --rate, or --cookies, would have been safe"),
+)
+
 _RULES: tuple[tuple[FailureKind, str], ...] = (
     (
         FailureKind.CONFIG,
@@ -25,8 +33,7 @@ _RULES: tuple[tuple[FailureKind, str], ...] = (
     ),
     (
         FailureKind.BLOCKED,
-        r"rate-limited|content isn't available, try again later|http error 429|too many requests|not a bot"
-        r"|captcha|ip is likely being blocked|player responses are invalid",
+        rf"{_SUSPECT}|{_SESSION}|http error 429|too many requests",
     ),
     (
         FailureKind.TRANSIENT,
@@ -63,12 +70,18 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
     text = "\n".join([str(error), *warnings]).lower().replace("’", "'")
     text = re.sub(r"content from .*?, who", "content from somebody, who", text)  # a name may hold any word
     kind = next((kind for kind, pattern in _RULES if re.search(pattern, text)), FailureKind.TRANSIENT)
+    reason, wait = _line(error), retry_after(error)
+    if kind is FailureKind.BLOCKED:
+        for pattern, seconds, advice in _BLOCKS:
+            if re.search(pattern, text):
+                reason, wait = f"{reason} ({advice})", max(wait or 0.0, seconds)
+                break
     return FetchError(
         kind,
-        _line(error),
+        reason,
         source=source,
         errno=errno.ETIMEDOUT if kind is FailureKind.TRANSIENT and "timed out" in text else None,
-        retry_after=retry_after(error),
+        retry_after=wait,
     )
 
 
@@ -104,4 +117,6 @@ def _line(error: BaseException) -> str:
     text = text.splitlines()[0] if text else type(error).__name__
     text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
     text = re.sub(r"^\[download\] ", "", text)
+    text = re.sub(r"//[^/@\s]+@", "//…@", text)  # a proxy's password
+    text = re.sub(r"\?\S{40,}", "?…", text)  # a signed address
     return re.split(r"; please report this issue| Use --cookies| It is recommended to use", text)[0][:300]

@@ -17,6 +17,7 @@ A store is one folder, shared by any number of processes of one user::
 from kinetics_fs.store.exchange import TRAVELS, TRAVELS_UNASKED, RefusedLine, read_reports, report_line
 from kinetics_fs.store.failures import Failure, FailureLog, Report, TakenOver, one_line
 from kinetics_fs.store.folder import prepare_folder
+from kinetics_fs.store.origins import NotYet, Origins, OriginState, Permit
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
 from kinetics_fs.store.table import Record
 
@@ -27,6 +28,10 @@ __all__ = [
     "Failure",
     "FailureLog",
     "KnownSize",
+    "NotYet",
+    "OriginState",
+    "Origins",
+    "Permit",
     "Record",
     "RefusedLine",
     "Report",

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -69,7 +69,6 @@ class Usage:
     limit: int | None
     reserved: int
     disk_free: int
-    disk_total: int
 
 
 class Store:
@@ -201,6 +200,22 @@ class Store:
         with self._ledger.exclusive() as db:
             self._drop(db, clip.key)
 
+    def report(self) -> dict[str, object]:
+        """How the cache is doing, for people and for scripts: what is held, and how origins are."""
+        now = time.time()
+        return {
+            "cache": {"folder": str(self.folder), **asdict(self.usage())},
+            "origins": {
+                origin.name: {
+                    "blocked_for": None if origin.blocked_until is None else max(0, round(origin.blocked_until - now)),
+                    "reason": origin.reason,
+                    "asked_in_an_hour": origin.asked,
+                }
+                for origin in self.origins.states()
+            },
+            "failures": dict(self.failure_counts()),
+        }
+
     def usage(self) -> Usage:
         """What is held now."""
         disk = os.statvfs(self._incoming)
@@ -213,7 +228,6 @@ class Store:
             limit=self._limit,
             reserved=reserved,
             disk_free=disk.f_bavail * disk.f_frsize,
-            disk_total=disk.f_blocks * disk.f_frsize,
         )
 
     # Getting a clip

@@ -3,7 +3,7 @@
 /                                   1
 ├── .kinetics/                      virtual files, made when read
 │   ├── classes.txt                 a label per line; its place is its class index
-│   ├── <split>.csv                 path and class index of every clip
+│   ├── <split>.csv                 path and class index of every clip; val.csv is validation.csv
 │   ├── status.json  failures.csv  refused.csv
 ├── train/  validation/  test/
 │   └── <class>/<clip>.mp4
@@ -350,7 +350,6 @@ class Tree:
 
     def status(self) -> dict[str, object]:
         """What `status.json` says."""
-        usage = self._store.usage()
         refusals = self._catalog.refusals()
         return {
             **self._about,
@@ -365,21 +364,13 @@ class Tree:
             },
             "refused_rows": refusals.by_reason,
             "duplicate_rows": self._catalog.duplicates,
-            "cache": {
-                "folder": str(self._store.folder),
-                "clips": usage.clips,
-                "bytes": usage.bytes,
-                "limit": usage.limit,
-                "reserved": usage.reserved,
-                "disk_free": usage.disk_free,
-            },
             "opens": {"from_cache": self._hits, "not_in_cache": self._misses},
             "fetch": {
                 "under_way": self._fetcher.waiting(),
                 "fetched": self._fetcher.counters.fetched,
                 "failed": self._fetcher.counters.failed,
             },
-            "failures": dict(self._store.failure_counts()),
+            **self._store.report(),
         }
 
     def _failures_csv(self) -> str:

@@ -202,7 +202,7 @@ def test_youtube_by_way_of_the_configuration_file(
 ) -> None:
     config = tmp_path / "config.toml"
     with FakeYouTube() as yt:
-        for video, scenario in {"-demo_video": "ok", "_demo_vid3_": "private", "demo-video2": "rate-limit"}.items():
+        for video, scenario in {"-demo_video": "ok", "_demo_vid3_": "private", "demo-video2": "http-500"}.items():
             yt.add_video(video, dataset.videos / f"{video}.mp4", duration=24.0)
             yt.set_scenario(video, scenario)
         options = copy.deepcopy(yt.ytdlp_options)
@@ -224,7 +224,7 @@ def test_youtube_by_way_of_the_configuration_file(
 
         assert done.returncode == 3, done.stderr
         assert result(done)["fetched"] == 1
-        assert result(done)["failures"] == {"credentials": 1, "blocked": 1, "gone": 1}
+        assert result(done)["failures"] == {"credentials": 1, "transient": 1, "gone": 1}
         assert [yt.player_requests(video) for video in ("-demo_video", GONE, "demo_video4")] == [1, 1, 0]
         assert yt.media_requests("-demo_video")
     # One line for each on standard error: which, why, and when next.
@@ -233,3 +233,36 @@ def test_youtube_by_way_of_the_configuration_file(
     for line in lines:
         assert "youtube: " in line
         assert "next try " in line
+
+
+def test_block_stops_it(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
+    for video in ("-demo_video", "_demo_vid3_", "demo-video2", "demo_video4", "DEMOvideo-5"):
+        site.fail[video] = 429
+    stopped = prefetch("--workers", "1")
+
+    assert stopped.returncode == 3
+    assert "Stopped: youtube:" in stopped.stderr
+    assert "HTTP Error 429" in stopped.stderr
+    assert sum(asked(site).values()) == 1
+    assert kinetics_fs("failures", "list", "--cache-dir", cache).stdout == "No failures are remembered.\n"
+
+    site.fail.clear()
+    assert prefetch("--workers", "1").returncode == 3
+    assert sum(asked(site).values()) == 1, "it lasts"
+    kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", cache)
+    assert prefetch("--class", "surfing water").returncode == 0
+
+
+@pytest.mark.parametrize("rate", ["fast", "-1", "300/s", "1.5"])
+def test_rate_that_is_none(prefetch: Prefetch, site: VideoSite, rate: str) -> None:
+    refused = prefetch(f"--rate={rate}")
+
+    assert refused.returncode == 2
+    assert "300/h" in refused.stderr
+    assert asked(site) == {}
+
+
+def test_copy_is_kept_as_it_is(prefetch: Prefetch, cache: Path) -> None:
+    assert prefetch("--class", "surfing water", "--trim", "copy").returncode == 0
+
+    assert len(list((cache / "clips").glob("*/*.mp4"))) == 4

@@ -68,9 +68,6 @@ DECEPTIVE = ("403", "html-206-as-mp4", "no-ranges", "wrong-window", "changed", "
 PARTIAL = ("expired", "truncate", "throttle")
 """Faults that leave something to go on with."""
 
-SECTIONS = pytest.mark.xfail(strict=False, reason="whole videos are fetched, by yt-dlp, and not sections")
-MPEG_TS = pytest.mark.xfail(strict=False, reason="a cut from MPEG-TS begins one keyframe late, and verifies")
-
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +128,7 @@ def test_every_fault_has_an_outcome() -> None:
     assert ALWAYS.keys() == MEDIA_FAULTS.keys()
 
 
-@pytest.mark.parametrize("shape", ["progressive", "index_last", "adaptive", pytest.param("hls", marks=MPEG_TS)])
+@pytest.mark.parametrize("shape", ["progressive", "index_last", "adaptive", "hls"])
 def test_no_fault(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str) -> None:
     publish(yt, youtube_videos, shape)
 
@@ -149,7 +146,7 @@ def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: F
     assert fetch(timeout=6 if fault == "slow" else 60) in ALWAYS[fault]
 
 
-@pytest.mark.parametrize("shape", ["progressive", "adaptive", pytest.param("hls", marks=MPEG_TS)])
+@pytest.mark.parametrize("shape", ["progressive", "adaptive", "hls"])
 @pytest.mark.parametrize("fault", PASSING)
 def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
     publish(yt, youtube_videos, shape)
@@ -158,7 +155,7 @@ def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fet
     assert fetch() == CLIP_CAME
 
 
-@pytest.mark.parametrize("shape", ["progressive", "adaptive", pytest.param("hls", marks=MPEG_TS)])
+@pytest.mark.parametrize("shape", ["progressive", "adaptive", "hls"])
 @pytest.mark.parametrize("fault", DECEPTIVE)
 def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
     publish(yt, youtube_videos, shape)
@@ -181,7 +178,6 @@ def test_claimed_size_is_no_truth(
     assert fetch() == CLIP_CAME
 
 
-@SECTIONS
 def test_bytes_of_a_section(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
     publish(yt, youtube_videos, "adaptive")
 
@@ -191,7 +187,6 @@ def test_bytes_of_a_section(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetc
     assert all(asked is not None and not asked.endswith("-") for asked, _, _ in yt.media_requests(VIDEO))
 
 
-@SECTIONS
 def test_expired_url_is_asked_for_anew(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
     publish(yt, youtube_videos, "progressive")
     yt.media_fault[VIDEO] = ["403"]

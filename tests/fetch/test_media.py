@@ -13,7 +13,7 @@ import pytest
 from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND, cut
-from kinetics_fs.fetch.verify import expected_length, verify_clip
+from kinetics_fs.fetch.verify import Span, expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Media
 from tests.conftest import Dataset
@@ -28,7 +28,7 @@ def clip_of(
     """What a worker does with media once they are here."""
     media = Media(path, start, length)
     target = path.with_name(f"clip of {path.name}.mp4")
-    expected = expected_length(media, duration)
+    expected = expected_span(media, duration)
     cut(media, duration, target, ffmpeg=ffmpeg or find_ffmpeg(), max_height=max_height)
     verify_clip(target, expected)
     return target
@@ -342,19 +342,19 @@ def test_two_pictures(variant: Variant) -> None:
 
 def test_finished_clip_is_checked_on_its_own(copy: Path, tmp_path: Path) -> None:
     clip = clip_of(copy, 10, 10)
-    verify_clip(clip, 10)
+    verify_clip(clip, Span(0, 10))
 
     short = tmp_path / "short.mp4"
     ffmpeg("-i", clip, "-t", "9", "-c", "copy", short)
     for wrong in (short, copy):
         with pytest.raises(FetchError) as caught:
-            verify_clip(wrong, 10)
+            verify_clip(wrong, Span(0, 10))
         assert caught.value.kind is FailureKind.CORRUPT
 
     data = clip.read_bytes()
     clip.write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(FetchError) as caught:
-        verify_clip(clip, 10)
+        verify_clip(clip, Span(0, 10))
     assert caught.value.kind is FailureKind.CORRUPT
 
 

@@ -34,7 +34,7 @@ def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker
 def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
     try:
         with pytest.raises(FetchError) as caught:
-            worker.fetch(CLIP, folder, timeout=timeout)
+            worker.fetch(CLIP, "youtube", folder, timeout=timeout)
         return caught.value
     finally:
         worker.stop()
@@ -52,8 +52,7 @@ def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
         "echo '[]'",
         "echo '\"error\"'",
         "echo '{}'",
-        'echo \'{"file": 5, "source": "youtube"}\'',
-        'echo \'{"file": "x.mp4"}\'',
+        "echo '{\"file\": 5}'",
         "echo '{\"error\": null}'",
         'echo \'{"error": {"kind": "x", "reason": "", "source": "", "errno": 1, "retry_after": 1}}\'',
         'echo \'{"error": {"kind": "gone"}}\'',
@@ -76,13 +75,13 @@ def test_answer_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_file_outside_of_the_folder_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd", "source": "youtube"}\'')
+    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd"}\'')
     try:
-        path, source = worker.fetch(CLIP, tmp_path, timeout=20)
+        path = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
     finally:
         worker.stop()
 
-    assert (path, source) == (tmp_path / "passwd", "youtube")
+    assert path == tmp_path / "passwd"
 
 
 def test_failure_crosses_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +98,7 @@ def test_stopped_worker_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     worker.stop()
 
     with pytest.raises(FetchError):
-        worker.fetch(CLIP, tmp_path, timeout=20)
+        worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
 
     assert not (tmp_path / "started").exists()
 
@@ -119,7 +118,8 @@ def process() -> subprocess.Popen[bytes]:
 
 
 def job(folder: Path, clip: Clip = CLIP) -> bytes:
-    fields = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end, "folder": str(folder)}
+    fields = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+    fields |= {"source": "youtube", "folder": str(folder)}
     return json.dumps(fields).encode() + b"\n"
 
 

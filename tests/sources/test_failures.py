@@ -100,7 +100,7 @@ def assert_clean(reason: str) -> None:
     assert reason.isprintable()
     assert reason.strip() == reason
     assert 5 < len(reason) <= 300
-    for clutter in ("ERROR", "--cookies", "please report", "[youtube]", "[generic]", "[download]", "-t sleep"):
+    for clutter in ("ERROR", "Use --cookies", "please report", "[youtube]", "[generic]", "[download]", "-t sleep"):
         assert clutter not in reason
     assert not reason.startswith(VIDEO)
 

@@ -11,7 +11,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import expected_length
+from kinetics_fs.fetch.verify import expected_span
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube import YouTubeSource
@@ -46,7 +46,7 @@ def clip_frames(source: YouTubeSource, start: int, end: int, folder: Path) -> li
     folder.mkdir()
     media = source.fetch(Clip(VIDEO, start, end), folder)
     target = folder / "clip.mp4"
-    length = expected_length(media, end - start)
+    length = expected_span(media, end - start).end
     cut(media, end - start, target, ffmpeg=find_ffmpeg(), max_height=360)
     numbers = frame_numbers(target)
     assert len(numbers) == round(length * RATE)

@@ -14,9 +14,9 @@ from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import expected_length
+from kinetics_fs.fetch.verify import expected_span
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import Media, SourceSettings, make_sources
+from kinetics_fs.sources import Media, SourceSettings, make_source
 from kinetics_fs.sources.youtube import YouTubeSource
 from tests.conftest import Dataset
 from tests.fakes.youtube import AD_SECONDS, FakeYouTube
@@ -49,12 +49,12 @@ def folder(tmp_path: Path) -> Path:
 def numbers(media: Media, clip: Clip, folder: Path) -> list[int]:
     """The numbers on the frames of the clip, cut from what was fetched."""
     target = folder.parent / f"{clip.key} of {folder.name}.mp4"
-    cut(media, expected_length(media, clip.duration), target, ffmpeg=find_ffmpeg(), max_height=360)
+    cut(media, expected_span(media, clip.duration).end, target, ffmpeg=find_ffmpeg(), max_height=360)
     return frame_numbers(target)
 
 
 def test_what_the_clip_is_cut_from(yt: FakeYouTube, dataset: Dataset, folder: Path) -> None:
-    [source] = make_sources(SourceSettings(ytdlp=yt.ytdlp_options))
+    source = make_source("youtube", SourceSettings(ytdlp=yt.ytdlp_options))
 
     media = source.fetch(CLIP, folder)
 

@@ -1,0 +1,215 @@
+"""Who blocks us is left alone, by everyone; and nobody is asked more often than is allowed."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store import NotYet, Permit, Store
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "cache") as store:
+        yield store
+
+
+def ask(store: Store, *, hourly: int | None = None, urgent: bool = True) -> Permit:
+    return store.origins.ask("youtube", hourly=hourly, urgent=urgent)
+
+
+def refused(store: Store) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        ask(store)
+    assert caught.value.kind is FailureKind.BLOCKED
+    assert caught.value.source == "youtube"
+    return caught.value
+
+
+def blocked(retry_after: float | None = None) -> FetchError:
+    return FetchError(FailureKind.BLOCKED, "HTTP 429", source="youtube", retry_after=retry_after)
+
+
+def pass_time(store: Store, seconds: float) -> None:
+    """Makes all that is remembered so much older."""
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        for column in ("blocked_at", "blocked_until", "probe_until", "recovered_at"):
+            db.execute(f"UPDATE origin SET {column} = {column} - ?", (seconds,))
+        db.execute("UPDATE asked SET at = at - ?", (seconds,))
+
+
+def left(store: Store) -> float:
+    """Seconds for which the origin is still left alone."""
+    [state] = store.origins.states()
+    assert state.blocked_until is not None
+    return state.blocked_until - time.time()
+
+
+def test_block_stops_everyone_until_its_time(store: Store) -> None:
+    store.origins.answered(ask(store), blocked(retry_after=90))
+
+    error = refused(store)
+    assert "HTTP 429" in error.reason
+    assert 85 < (error.retry_after or 0) <= 90
+    with Store(store.folder) as another:
+        refused(another)
+    pass_time(store, 91)
+    assert ask(store).is_probe
+
+
+def test_other_origins_go_on(store: Store) -> None:
+    store.origins.answered(ask(store), blocked())
+
+    assert store.origins.ask("archive", hourly=None, urgent=True)
+
+
+def test_one_probe_at_a_time(store: Store) -> None:
+    store.origins.answered(ask(store), blocked())
+    pass_time(store, 61)
+
+    probe = ask(store)
+    assert "tried again" in refused(store).reason
+    store.origins.answered(probe, None)
+    assert not ask(store).is_probe
+    assert not ask(store).is_probe
+
+
+@pytest.mark.parametrize("kind", [FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT])
+def test_verdict_on_a_clip_is_an_answer(store: Store, kind: FailureKind) -> None:
+    store.origins.answered(ask(store), blocked())
+    pass_time(store, 61)
+
+    store.origins.answered(ask(store), FetchError(kind, "…"))
+
+    assert not ask(store).is_probe
+
+
+@pytest.mark.parametrize("kind", [FailureKind.TRANSIENT, FailureKind.LOCAL, FailureKind.CONFIG])
+def test_trouble_on_the_way_is_none(store: Store, kind: FailureKind) -> None:
+    store.origins.answered(ask(store), blocked())
+    pass_time(store, 61)
+
+    store.origins.answered(ask(store), FetchError(kind, "…"))
+
+    assert ask(store).is_probe
+
+
+def test_probe_that_died_is_not_waited_for_for_ever(store: Store) -> None:
+    store.origins.answered(ask(store), blocked())
+    pass_time(store, 61)
+    ask(store)
+    refused(store)
+
+    pass_time(store, 601)
+
+    assert ask(store).is_probe
+
+
+def test_wait_grows_and_has_an_end(store: Store) -> None:
+    store.origins.answered(ask(store), blocked(retry_after=1000))
+    waits = []
+    for _ in range(12):
+        waits.append(left(store))
+        pass_time(store, waits[-1] + 1)
+        store.origins.answered(ask(store), blocked(retry_after=1000))
+
+    assert waits[:3] == [pytest.approx(1000, abs=5), pytest.approx(2000, abs=5), pytest.approx(4000, abs=5)]
+    assert waits[-1] == pytest.approx(24 * HOUR, abs=5)
+
+
+def test_growth_outlives_a_short_recovery_and_no_long_one(store: Store) -> None:
+    for wait, peace in ((60, 60), (120, 7 * HOUR), (60, 0)):
+        store.origins.answered(ask(store), blocked())
+        assert left(store) == pytest.approx(wait, abs=5)
+        pass_time(store, wait + 1)
+        store.origins.answered(ask(store), None)
+        pass_time(store, peace)
+
+
+def test_answers_of_what_was_under_way_change_nothing(store: Store) -> None:
+    first, second, third = (ask(store) for _ in range(3))
+    store.origins.answered(first, blocked(retry_after=60))
+
+    store.origins.answered(second, blocked(retry_after=60))
+    store.origins.answered(third, None)
+
+    assert left(store) == pytest.approx(60, abs=5)
+    refused(store)
+
+
+def test_no_block_ends_all_waits(store: Store) -> None:
+    store.origins.answered(ask(store), blocked(retry_after=10 * HOUR))
+
+    assert store.origins.forgive() == 1
+
+    assert not ask(store).is_probe
+    assert store.origins.forgive() == 0
+
+
+@pytest.mark.parametrize("until", ["1e300", "9e999", "'soon'", "NULL", "x'00'"])
+def test_nonsense_in_the_ledger_stops_nobody_for_long(store: Store, until: str) -> None:
+    store.origins.answered(ask(store), blocked())
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")
+
+    assert not ask(store).is_probe
+    assert all(state.blocked_until is None for state in store.origins.states())
+
+
+def test_clock_that_was_put_back(store: Store) -> None:
+    store.origins.answered(ask(store), blocked(retry_after=60))
+    pass_time(store, -1000 * HOUR)
+
+    assert left(store) <= 24 * HOUR
+
+
+def test_budget_of_an_hour(store: Store) -> None:
+    for _ in range(10):
+        ask(store, hourly=10)
+    with Store(store.folder) as another, pytest.raises(NotYet) as caught:
+        ask(another, hourly=10)
+    assert 3590 < caught.value.seconds <= 3600
+
+    pass_time(store, 3590)
+    with pytest.raises(NotYet) as caught:
+        ask(store, hourly=10)
+    assert 0 < caught.value.seconds <= 10
+    pass_time(store, 11)
+    ask(store, hourly=10)
+    assert [state.asked for state in store.origins.states()] == [1]
+
+
+def test_reserve_is_for_the_urgent(store: Store) -> None:
+    for _ in range(8):
+        ask(store, hourly=10, urgent=False)
+    with pytest.raises(NotYet):
+        ask(store, hourly=10, urgent=False)
+
+    ask(store, hourly=10, urgent=True)
+    ask(store, hourly=10, urgent=True)
+    with pytest.raises(NotYet):
+        ask(store, hourly=10, urgent=True)
+
+
+def test_smallest_budget_lets_everyone_through(store: Store) -> None:
+    ask(store, hourly=1, urgent=False)
+    with pytest.raises(NotYet):
+        ask(store, hourly=1, urgent=True)
+
+
+def test_budget_that_is_used_up_uses_no_probe(store: Store) -> None:
+    store.origins.answered(ask(store, hourly=1), blocked())
+    pass_time(store, 61)
+
+    with pytest.raises(NotYet):
+        ask(store, hourly=1)
+
+    assert ask(store, hourly=2).is_probe
