@@ -14,9 +14,9 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from yt_dlp import YoutubeDL
 from yt_dlp.networking import Request, Response
@@ -25,6 +25,8 @@ from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.youtube_errors import retry_after
 
+T = TypeVar("T")
+
 _STEP = 64 * 1024
 """Bytes of a first request at a new place; doubled as long as reading goes on from there."""
 _LONGEST_STEP = 1024 * 1024
@@ -32,6 +34,9 @@ _LARGEST_REQUEST = 8 * 1024 * 1024
 _BLOCK = 64 * 1024
 _KEPT_PIECES = 4
 """Pieces in memory, for demuxers jump between the index and the media."""
+
+_IDENTITY = {"Accept-Encoding": "identity"}
+"""Sizes are those of what is sent."""
 
 _TRIES = 4
 _FIRST_PAUSE = 0.25
@@ -97,7 +102,7 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         self._ytdlp = ytdlp
         self._url = url
-        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._headers = {**headers, **_IDENTITY}
         self._pace = pace
         self._position = 0
         self._pieces: deque[_Piece] = deque(maxlen=_KEPT_PIECES)
@@ -163,50 +168,126 @@ class RemoteFile(io.RawIOBase):
 
     def _receive(self, begin: int, end: int) -> bytes:
         received = bytearray()
-        for attempt in range(_TRIES):
-            try:
-                self._request(begin + len(received), end, received)
-                return bytes(received)
-            except RequestError as error:
-                failure = _failure(error)
-                if not isinstance(error, TransportError) and getattr(error, "status", 0) < 500:
-                    raise failure from error
-            if attempt < _TRIES - 1:
-                time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(1, 1.5))
-        raise failure
+        _with_tries(lambda: self._request(begin + len(received), end, received))
+        return bytes(received)
 
     def _request(self, begin: int, end: int, received: bytearray) -> None:
         """One request, for what is still missing; what comes is added, however it ends."""
         request = Request(self._url, headers={**self._headers, "Range": f"bytes={begin}-{end - 1}"})
         with closing(self._ytdlp.urlopen(request)) as response:
-            missing = self._check(response, begin, end)
-            while missing:
-                block = response.read(min(_BLOCK, missing))
-                if not block:
-                    raise TransportError(f"the connection ended {missing} bytes early")
-                received += block
-                missing -= len(block)
-                self._pace.spend(len(block))
+            if _is_whole(response):
+                raise RangesIgnored
+            answer = _check(response, begin, end)
+            if self._size is None:
+                self._size = answer.file_size
+            if answer.file_size != self._size:
+                raise StaleAddress("the file on the server has changed")
+            _read(response, answer.size, received, self._pace)
 
-    def _check(self, response: Response, begin: int, end: int) -> int:
-        """How many bytes the answer must bring."""
-        if str(response.headers.get("Content-Type", "")).startswith("text/html"):
-            raise TransportError("a page came in place of media")
-        if response.status == 200:
-            raise RangesIgnored
-        said = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", str(response.headers.get("Content-Range", "")))
-        if response.status != 206 or said is None:
-            raise TransportError(f"status {response.status} does not answer a request for a range")
-        first, last, size = map(int, said.groups())
-        if self._size is None:
-            self._size = size
-        if size != self._size:
-            raise StaleAddress("the file on the server has changed")
-        expected = min(end, size) - begin
-        length = response.headers.get("Content-Length", str(expected))
-        if (first, last) != (begin, begin + expected - 1) or length != str(expected) or expected <= 0:
-            raise TransportError("the answer is for another range than was asked for")
-        return expected
+
+def download(
+    ytdlp: YoutubeDL,
+    url: str,
+    headers: Mapping[str, str],
+    pace: Pace,
+    *,
+    window: range | None = None,
+    most: int = 0,
+    whole: bool = True,
+) -> bytes:
+    """A small file, or a part of one, in one request.
+
+    Args:
+        ytdlp: as for `RemoteFile`.
+        url: where the file is.
+        headers: to be sent.
+        pace: how fast it may come.
+        window: the bytes that are wanted; None for all.
+        most: bytes to take at most; 0 for 8 MiB.
+        whole: whether what is longer than that is refused, and not cut.
+
+    Raises:
+        StaleAddress: see there.
+        FetchError: as for `RemoteFile`; or the file is too large (CORRUPT).
+    """
+    begin = window.start if window else 0
+    end = min(window.stop if window else begin + _LARGEST_REQUEST, begin + (most or _LARGEST_REQUEST))
+    if window and whole and end < window.stop:
+        raise FetchError(FailureKind.CORRUPT, "a segment is larger than any should be")
+
+    def request() -> bytes:
+        received = bytearray()
+        wanted = Request(url, headers={**headers, **_IDENTITY, "Range": f"bytes={begin}-{end - 1}"})
+        with closing(ytdlp.urlopen(wanted)) as response:
+            if _is_whole(response) and begin == 0:
+                size = _whole_size(response)
+                file_size = size
+                size = min(size, end)
+            else:
+                size, file_size = _check(response, begin, end)
+            if whole and window is None and file_size > end:
+                raise FetchError(FailureKind.CORRUPT, "a segment is larger than any should be")
+            _read(response, size, received, pace)
+        return bytes(received)
+
+    return _with_tries(request)
+
+
+class _Answer(NamedTuple):
+    size: int
+    """Bytes of the range."""
+    file_size: int
+
+
+def _is_whole(response: Response) -> bool:
+    if str(response.headers.get("Content-Type", "")).startswith("text/html"):
+        raise TransportError("a page came in place of media")
+    return bool(response.status == 200)
+
+
+def _whole_size(response: Response) -> int:
+    length = str(response.headers.get("Content-Length", ""))
+    if not re.fullmatch(r"\d{1,18}", length):
+        raise TransportError("the answer does not say how long it is")
+    return int(length)
+
+
+def _check(response: Response, begin: int, end: int) -> _Answer:
+    """What the answer to a request for [begin, end) brings."""
+    said = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", str(response.headers.get("Content-Range", "")))
+    if response.status != 206 or said is None:
+        raise TransportError(f"status {response.status} does not answer a request for a range")
+    first, last, file_size = map(int, said.groups())
+    expected = min(end, file_size) - begin
+    length = response.headers.get("Content-Length", str(expected))
+    if (first, last) != (begin, begin + expected - 1) or length != str(expected) or expected <= 0:
+        raise TransportError("the answer is for another range than was asked for")
+    return _Answer(expected, file_size)
+
+
+def _read(response: Response, size: int, received: bytearray, pace: Pace) -> None:
+    """Adds so many bytes to what is received; fewer, if they break off."""
+    while size:
+        block = response.read(min(_BLOCK, size))
+        if not block:
+            raise TransportError(f"the connection ended {size} bytes early")
+        received += block
+        size -= len(block)
+        pace.spend(len(block))
+
+
+def _with_tries(request: Callable[[], T]) -> T:
+    """Makes a request, and makes it again if that may help."""
+    for attempt in range(_TRIES):
+        try:
+            return request()
+        except RequestError as error:
+            failure = _failure(error)
+            if not isinstance(error, TransportError) and getattr(error, "status", 0) < 500:
+                raise failure from error
+        if attempt < _TRIES - 1:
+            time.sleep(_FIRST_PAUSE * 2**attempt * random.uniform(1, 1.5))
+    raise failure
 
 
 def _failure(error: RequestError) -> FetchError:

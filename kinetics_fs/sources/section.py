@@ -20,6 +20,7 @@ from av.stream import Stream
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.base import Media
 from kinetics_fs.sources.remote import RemoteFile
+from kinetics_fs.sources.segments import Segments
 
 LONGEST_SECTION = 120
 """Seconds up to which a section is worth it: it is held in memory before it is written."""
@@ -42,7 +43,9 @@ class NoSection(Exception):
     """The file does not allow to take only a part of it."""
 
 
-def fetch_section(files: Sequence[RemoteFile], start: float, end: float, length: float | None, path: Path) -> Media:
+def fetch_section(
+    files: Sequence[RemoteFile | Segments], start: float, end: float, length: float | None, path: Path
+) -> Media:
     """Fetches what is needed of [start, end] and writes it, not transcoded, as a file.
 
     Args:
@@ -66,18 +69,21 @@ def fetch_section(files: Sequence[RemoteFile], start: float, end: float, length:
         with av.open(str(path), "w", format="nut") as target:
             containers: list[InputContainer] = []
             for file in files:
-                container = av.open(file, "r", options=_options(file))
+                if isinstance(file, Segments):
+                    length = _longer(length, file.seconds, start)
+                    container, begin = file.open(start, end)
+                else:
+                    container = av.open(file, "r", options=_options(file))
+                    length = _longer(length, (container.duration or 0) / av.time_base, start)
+                    begin = max(0.0, (container.start_time or 0) / av.time_base)
                 containers.append(container)
-                if container.duration:
-                    length = max(length or 0.0, container.duration / av.time_base)
-                if length and start >= length:
-                    raise FetchError(FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins")
-                begin = max(0.0, (container.start_time or 0) / av.time_base)
                 streams: list[Stream] = [*container.streams.video[:1], *container.streams.audio[:1]]
                 if len(files) > 1:
                     streams = streams[:1]
                 copies = {stream.index: target.add_stream_from_template(stream) for stream in streams}
-                for packet in _packets(container, file, streams, begin + start, begin + end):
+                if isinstance(file, RemoteFile):
+                    _seek(container, file, streams, begin + start, begin + end)
+                for packet in _packets(container, streams, begin + end):
                     size += packet.size
                     if size > _MOST_BYTES:
                         raise NoSection("too large")
@@ -106,32 +112,42 @@ def fetch_section(files: Sequence[RemoteFile], start: float, end: float, length:
     return Media(path, start=zero + start, length=zero + length if length else None)
 
 
-def _packets(
-    container: InputContainer, file: RemoteFile, streams: list[Stream], start: float, end: float
-) -> Iterator[Packet[Stream]]:
-    """The packets of [start, end], and those before that are needed to decode them."""
-    if not streams:
-        raise NoSection("no media in it")
+def _longer(length: float | None, seconds: float, start: float) -> float | None:
+    """How long the media are, by the site and by themselves."""
+    length = max(length or 0.0, seconds) or None
+    if length and start >= length:
+        raise FetchError(FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins")
+    return length
+
+
+def _seek(container: InputContainer, file: RemoteFile, streams: list[Stream], start: float, end: float) -> None:
+    """Goes to the keyframe before a section, and tells the file what of it is going to be read."""
     extent = _extent(streams, start - _LEAD, end)
     if extent is not None:
         file.expect(*extent)
     container.seek(round(max(0.0, start - _LEAD) * av.time_base))
-    open_streams = {stream.index for stream in streams}
-    began = False
+    if extent is None and container.duration:
+        # In fragments, each with its own index: how much is to come can only be estimated, by the mean rate.
+        first = next((packet for packet in container.demux(streams) if packet.dts is not None), None)
+        now = _time(first) if first is not None else start
+        remaining = max(0.0, end - now) * av.time_base / container.duration * file.size
+        file.expect(file.received_to, file.tell() + int(remaining))
+        container.seek(round(max(0.0, start - _LEAD) * av.time_base))
+
+
+def _packets(container: InputContainer, streams: list[Stream], end: float) -> Iterator[Packet[Stream]]:
+    """The packets up to `end`."""
+    if not streams:
+        raise NoSection("no media in it")
+    going_on = {stream.index for stream in streams}
     for packet in container.demux(streams):
         if packet.dts is None:
             continue
-        now = _time(packet)
-        if not began and extent is None and container.duration:
-            # In fragments, each with its own index: what is still to come can only be estimated, by the mean rate.
-            remaining = max(0.0, end - now) * av.time_base / container.duration * file.size
-            file.expect(file.received_to, file.tell() + int(remaining))
-        began = True
-        if now >= end:
-            open_streams.discard(packet.stream.index)
-            if not open_streams:
+        if _time(packet) >= end:
+            going_on.discard(packet.stream.index)
+            if not going_on:
                 return
-        elif packet.stream.index in open_streams:
+        elif packet.stream.index in going_on:
             yield packet
 
 

@@ -22,6 +22,7 @@ from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import Media
 from kinetics_fs.sources.remote import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.section import NoSection, fetch_section
+from kinetics_fs.sources.segments import NoSegments, Segments
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.sources.youtube_errors import classify
 
@@ -94,17 +95,25 @@ class YouTubeSource:
         length = float(info["duration"]) if info.get("duration") else None
         formats = info.get("requested_formats") or [info]
         try:
-            for one in formats:
-                if one.get("protocol") not in ("http", "https") or one.get("fragments") or not one.get("url"):
-                    raise NoSection(f"it comes by {one.get('protocol')}")
             _wait_for(formats)
-            files = [RemoteFile(self._ytdlp, one["url"], one.get("http_headers") or {}, self._pace) for one in formats]
+            files = [self._remote(one) for one in formats]
             media = fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
             self._refusals = 0
             return media
-        except (NoSection, RangesIgnored) as error:
+        except (NoSection, NoSegments, RangesIgnored) as error:
             _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not do ranges")
         return Media(self._download(folder, info), start=clip.start, length=length)
+
+    def _remote(self, info: dict[str, Any]) -> RemoteFile | Segments:
+        """The media of a format."""
+        url, headers, protocol = info.get("url"), info.get("http_headers") or {}, info.get("protocol")
+        if info.get("fragments"):
+            return Segments.of_fragments(self._ytdlp, info, self._pace)
+        if url and protocol in ("http", "https"):
+            return RemoteFile(self._ytdlp, url, headers, self._pace)
+        if url and protocol in ("m3u8", "m3u8_native"):
+            return Segments.of_playlist(self._ytdlp, url, headers, self._pace)
+        raise NoSection(f"it comes by {protocol}")
 
     def _download(self, folder: Path, info: dict[str, Any]) -> Path:
         """The whole video, by yt-dlp itself."""
