@@ -85,9 +85,8 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
             else:
                 from kinetics_fs.mount import kernel
 
-                kernel.serve(
-                    tree, place, allow_other=settings.allow_other, passthrough=settings.passthrough, ready=ready
-                )
+                cache = settings.cache_dir if settings.passthrough else None
+                kernel.serve(tree, place, allow_other=settings.allow_other, passthrough=cache, ready=ready)
         finally:
             fetcher.close()
 

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 SUBTYPE = "kinetics-fs"
 """Mounts show as type `fuse.kinetics-fs`."""
 
+_STACKED = {"overlay", "ecryptfs"}
+
 _FUSE_CONF = Path("/etc/fuse.conf")
 
 
@@ -30,6 +32,18 @@ def find_mounts() -> dict[Path, str]:
     # Fields: proc_pid_mountinfo(5). The third is the device, the fifth the mount point, with blanks as octal escapes.
     found = [line.split(b" ") for line in lines if f" - fuse.{SUBTYPE} ".encode() in line]
     return {_unescaped(fields[4]): fields[2].decode() for fields in found}
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether a folder is on a filesystem that is itself on top of another, as those of containers are."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    types = {line.partition(" - ")[2].split()[0] for line in lines if line.split()[2] == number}
+    return not types.isdisjoint(_STACKED)
 
 
 def _unescaped(field: bytes) -> Path:

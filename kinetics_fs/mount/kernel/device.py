@@ -105,6 +105,22 @@ def close_backing(device: int, backing_id: int) -> None:
     fcntl.ioctl(device, IOC_BACKING_CLOSE, array.array("I", [backing_id]))
 
 
+def request_timeout(settings: Path = Path("/proc/sys/fs/fuse")) -> int:
+    """Seconds after which the kernel ends a mount that leaves a request unanswered; 0 if it waits for ever.
+
+    Set by an administrator, on Linux 6.15 and newer (Documentation/admin-guide/sysctl/fs.rst).
+    """
+    default, most = (_read_number(settings / name) for name in ("default_request_timeout", "max_request_timeout"))
+    return min(default, most) if default and most else default or most
+
+
+def _read_number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
 def raise_read_ahead(device_number: str) -> None:
     """Lets the kernel read further ahead of a mount, given its `major:minor`; only root may, others keep 128 KiB."""
     setting = Path(f"/sys/class/bdi/{device_number}/read_ahead_kb")

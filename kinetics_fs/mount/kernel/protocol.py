@@ -509,5 +509,5 @@ IOC_BACKING_OPEN = _iow(1, 16)
 IOC_BACKING_CLOSE = _iow(2, 4)
 
 SMALLEST_READ_BUFFER = 8192
-REFUSED = frozenset({errno.ENOENT, errno.EINVAL})
+REFUSED = frozenset({errno.ENOENT})
 """What writing a reply fails with when its request is gone, interrupted or aborted."""

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.kernel import device
 from kinetics_fs.mount.kernel import protocol as p
-from kinetics_fs.mount.mountpoint import find_mounts, unmount
+from kinetics_fs.mount.mountpoint import find_mounts, is_stacked, unmount
 from kinetics_fs.vfs import (
     LONGEST_NAME,
     Attributes,
@@ -71,7 +71,7 @@ _WANTED = (
 )
 
 
-def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, ready: Callable[[], None]) -> None:
+def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: Path | None, ready: Callable[[], None]) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     To be called in the main thread, for it takes the signals.
@@ -80,15 +80,16 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, read
         tree: what to show.
         place: a prepared mount point.
         allow_other: let other users in.
-        passthrough: let the kernel read cached files itself, if it can.
+        passthrough: the folder of the cached files, which the kernel is to read itself if it can; None if it is not.
         ready: called once, when the mount can be used.
 
     Raises:
         MountError: it could not be mounted.
     """
+    depth = 0 if passthrough is None else 2 if is_stacked(passthrough) else 1
     fd = device.mount(place, allow_other=allow_other)
     try:
-        server = Server(tree, fd, passthrough=passthrough)
+        server = Server(tree, fd, passthrough=depth)
         tree.served_by(server.state)
         with _ending_by_signal(server, place):
             server.run(lambda: _begin(server, place, ready))
@@ -97,6 +98,12 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: bool, read
 
 
 def _begin(server: Server, place: Path, ready: Callable[[], None]) -> None:
+    if limit := device.request_timeout():
+        _log.warning(
+            "this system ends a mount that leaves a request unanswered for %d s (fs.fuse.*_request_timeout):"
+            " give a --timeout below that",
+            limit,
+        )
     number = find_mounts().get(place)
     if number is not None and not server.passes_through:
         device.raise_read_ahead(number)
@@ -108,7 +115,7 @@ def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
     """Lets signals end the mount, cleanly: opens that wait are answered, and the place is given back."""
     number_of_mount = find_mounts().get(place)
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def end() -> None:
         server.interrupt_all()
         if find_mounts().get(place) != number_of_mount:
             # Taken out of the tree already, and perhaps somebody else's by now.
@@ -120,7 +127,10 @@ def _ending_by_signal(server: Server, place: Path) -> Iterator[None]:
             _log.error("%s", error)
             server.stop()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        server.call(end)  # between two requests, and not in the middle of one
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     wakeup = signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
     try:
         yield
@@ -136,13 +146,14 @@ class Server:
     Args:
         tree: what is shown.
         fd: a mounted FUSE descriptor; a socket of packets will do for tests.
-        passthrough: let the kernel read cached files itself, if it can.
+        passthrough: how many filesystems may be stacked for letting the kernel read cached files itself: 1, or 2 if
+            they are on such a stack already; 0 keeps it from that.
     """
 
-    def __init__(self, tree: Tree, fd: int, *, passthrough: bool) -> None:
+    def __init__(self, tree: Tree, fd: int, *, passthrough: int) -> None:
         self._tree = tree
         self._fd = fd
-        self._passthrough_wanted = passthrough
+        self._depth = passthrough
         self.passes_through = False
         self.mode = "not begun"
         self._uid, self._gid = os.getuid(), os.getgid()
@@ -152,7 +163,7 @@ class Server:
         self._backings: dict[SharedFile, _Backing] = {}
         self._chunks: dict[int, _Chunk] = {}
         self._parked: dict[int, Future[Handle]] = {}
-        self._arrived: deque[tuple[int, int]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._ending = False
         # A pipe, for signals write to it, too: one that comes between two waits, or to another thread, must end them.
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -201,8 +212,8 @@ class Server:
             while self._running:
                 if any(fd == self._woken for fd, _events in poll.poll()):
                     self._clear_wake()
-                    while self._arrived:
-                        self._finish_open(*self._arrived.popleft())
+                    while self._calls:
+                        self._calls.popleft()()
                 try:
                     size = os.readv(self._fd, buffers)
                 except BlockingIOError:
@@ -221,6 +232,11 @@ class Server:
     def wake_fd(self) -> int:
         """A byte written here makes the loop look up from its wait."""
         return self._wake
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Has the loop call a function, soon; may be called from any thread, and from a signal handler."""
+        self._calls.append(function)
+        self._wake_up()
 
     def stop(self) -> None:
         """Makes the loop end; may be called from a signal handler."""
@@ -326,14 +342,14 @@ class Server:
             device.LARGEST_READ // 4096,
             0,  # map_alignment
             wanted >> 32,
-            2 if self.passes_through else 0,  # max_stack_depth: the cache may be on an overlay, as in a container
+            self._depth if self.passes_through else 0,  # max_stack_depth: no more, for others may stack on us
         )
         if self._write(p.reply_header(header.unique, len(payload)), payload):
             self._begun()
         return None
 
     def _decide_mode(self, offered: p.InitFlag) -> None:
-        if not self._passthrough_wanted:
+        if not self._depth:
             self.mode = "page cache (passthrough is turned off)"
         elif not offered & p.InitFlag.PASSTHROUGH:
             self.mode = "page cache (passthrough needs Linux 6.9)"
@@ -521,11 +537,7 @@ class Server:
             raise OSError(errno.ENOTCONN, "ending")
         self._parked[unique] = opened
 
-        def arrived(_opened: Future[Handle]) -> None:
-            self._arrived.append((unique, ino))
-            self._wake_up()
-
-        opened.add_done_callback(arrived)
+        opened.add_done_callback(lambda _opened: self.call(lambda: self._finish_open(unique, ino)))
         return None
 
     def _finish_open(self, unique: int, ino: int) -> None:

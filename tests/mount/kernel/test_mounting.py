@@ -23,6 +23,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount.kernel.device import request_timeout
 from kinetics_fs.store import Store
 from tests.harness import ENVIRONMENT, Mounted, fuse_device_open_to_all, has_ended, kinetics_fs
 from tests.mount.helpers import reading, state, wait_until
@@ -269,6 +270,35 @@ def on_an_overlay(place: Path) -> Path:
     if done.returncode:
         pytest.skip(f"NO OVERLAY TO TEST ON: {done.stderr.strip()}")
     return place / "overlay/cache"
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_overlay_on_the_mount(mount: Mount, place: Path, tmp_path: Path, name: str) -> None:
+    """How to write beside the clips. The kernel stacks two at most, so passthrough must leave one."""
+    mounted = mount(*MODES[name], cache=tmp_path / "cache")
+    for folder in ("upper", "work", "writable"):
+        (place / folder).mkdir()
+    options = f"lowerdir={mounted.root},upperdir={place}/upper,workdir={place}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, place / "writable"], check=True)
+    try:
+        for clip in HERE:
+            path = place / "writable" / path_of(mounted, clip).relative_to(mounted.root)
+            assert path.read_bytes() == content(clip)
+        (place / "writable/index.json").write_text("{}")
+    finally:
+        subprocess.run(["umount", place / "writable"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("default", "most", "seconds"),
+    [("0", "0", 0), ("60", "0", 60), ("0", "90", 90), ("60", "90", 60), ("90", "60", 60)],
+)
+def test_request_timeout(tmp_path: Path, default: str, most: str, seconds: int) -> None:
+    assert request_timeout(tmp_path) == 0
+    (tmp_path / "default_request_timeout").write_text(default + "\n")
+    (tmp_path / "max_request_timeout").write_text(most + "\n")
+
+    assert request_timeout(tmp_path) == seconds
 
 
 @pytest.mark.parametrize("name", MODES)
