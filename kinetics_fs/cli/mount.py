@@ -66,6 +66,8 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
     # A descriptor for each open clip: shells allow 1,024, and more to who asks.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # Who answers the kernel gets the interpreter back soon from a thread that computes.
+    sys.setswitchinterval(0.0005)
     with Catalog(catalog_path) as catalog, store_of(settings) as store:
         fetcher = fetcher_of(settings, store)
         try:

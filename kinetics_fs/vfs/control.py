@@ -38,17 +38,23 @@ class TextFile:
     Args:
         render: makes the content.
         live: whether it changes while mounted.
+        slow: whether that may take long, so that only who opens it may have to wait.
     """
 
-    def __init__(self, render: Callable[[], str], *, live: bool) -> None:
+    def __init__(self, render: Callable[[], str], *, live: bool, slow: bool = False) -> None:
         self._render = render
-        self._live = live
+        self.live = live
+        self.slow = slow
+        self._last_size = 0
 
     def size(self) -> int:
-        return self.open().size
+        """Bytes; of a slow one, as of when it was last opened."""
+        return self._last_size if self.slow else self.open().size
 
     def open(self) -> TextHandle:
-        return TextHandle(self._render().encode(), live=self._live)
+        handle = TextHandle(self._render().encode(), live=self.live)
+        self._last_size = handle.size
+        return handle
 
 
 class SplitList:

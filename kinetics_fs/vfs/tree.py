@@ -93,7 +93,7 @@ class Tree:
         files: dict[str, TextFile | SplitList] = {
             "classes.txt": TextFile(lambda: "".join(f"{name}\n" for name in self._labels), live=False),
             "status.json": TextFile(lambda: to_json(self.status()), live=True),
-            "failures.csv": TextFile(self._failures_csv, live=True),
+            "failures.csv": TextFile(self._failures_csv, live=True, slow=True),
             "refused.csv": TextFile(self._refused_csv, live=False),
         }
         indexes = {label: index for index, label in enumerate(catalog.labels())}
@@ -215,11 +215,9 @@ class Tree:
         if isinstance(control, SplitList):
             return Attributes(ino, NodeType.FILE, control.size, 1, self._mtime, Lasting.ALWAYS)
         if control is not None:
-            handle = control.open()
-            mtime = int(time.time()) if handle.live else self._mtime
-            return Attributes(
-                ino, NodeType.FILE, handle.size, 1, mtime, Lasting.NOT_AT_ALL if handle.live else Lasting.ALWAYS
-            )
+            mtime = int(time.time()) if control.live else self._mtime
+            lasting = Lasting.NOT_AT_ALL if control.live else Lasting.ALWAYS
+            return Attributes(ino, NodeType.FILE, control.size(), 1, mtime, lasting)
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
@@ -271,6 +269,8 @@ class Tree:
         control = self._control_files.get(ino)
         if isinstance(control, SplitList):
             opened.set_result(control)
+        elif control is not None and control.slow:
+            threading.Thread(target=_render, args=(control, opened), daemon=True).start()
         elif control is not None:
             opened.set_result(control.open())
         elif self._is_virtual(ino):
@@ -446,6 +446,9 @@ class Tree:
             values |= {"state": "failed", "error": f"{failure.kind}: {failure.reason}"}
         else:
             values["state"] = "absent"
+            blocks = [origin for origin in self._store.origins.states() if origin.blocked_until is not None]
+            if blocks:  # not the clip's own failure, but why it cannot be had now
+                values["error"] = f"{FailureKind.BLOCKED}: {blocks[0].name}: {blocks[0].reason}"
         return {_ATTRIBUTES + name: value for name, value in values.items()}
 
 
@@ -453,6 +456,17 @@ def _named(directories: list[Directory], style: ClassNames) -> dict[str, Directo
     """Class directories by their names in the mount."""
     by_label = {directory.label or "": directory for directory in directories}
     return {name: by_label[label] for name, label in name_table(list(by_label), style).items()}
+
+
+def _render(file: TextFile, opened: Future[Handle]) -> None:
+    try:
+        handle = file.open()
+    except BaseException as error:
+        if opened.set_running_or_notify_cancel():
+            opened.set_exception(error)
+    else:
+        if opened.set_running_or_notify_cancel():
+            opened.set_result(handle)
 
 
 def _timestamp(seconds: float) -> str:
