@@ -19,6 +19,7 @@ from pathlib import Path
 
 from kinetics_fs.catalog.inodes import clip_number
 from kinetics_fs.catalog.naming import UNLABELED
+from kinetics_fs.durability import sync_folder
 from kinetics_fs.errors import CatalogError
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
@@ -121,7 +122,7 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except sqlite3.Error as error:
         raise CatalogError(f"a catalog cannot be built in {path.parent}: {error}") from error
     except OSError as error:
@@ -170,14 +171,6 @@ def _make_numbers_unique(connection: sqlite3.Connection) -> None:
             """,
             (attempt,),
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def touch(path: Path) -> None:

@@ -21,6 +21,7 @@ import diskcache
 from diskcache.core import MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.durability import sync_folder
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 
@@ -101,7 +102,7 @@ class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annota
         target = Path(self._directory, filename)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         value.path.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return value.size, MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
@@ -119,12 +120,3 @@ class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annota
         else:
             with contextlib.suppress(NotADirectoryError):
                 path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in this folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
