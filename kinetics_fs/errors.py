@@ -6,6 +6,7 @@
     ├── CatalogError           annotations cannot be read, or a selection names what does not exist
     ├── StoreError             the cache folder cannot be used
     ├── MountError             the mount cannot be made or removed
+    ├── ArchiveError           an archive, or an index of archives, is not what it should be
     └── FetchError             a clip could not be had; carries its `FailureKind`
 
 Anything else that reaches a person is a defect: the command line lets it show its traceback, the mount
@@ -40,6 +41,10 @@ class StoreError(KineticsError):
 
 class MountError(KineticsError):
     """A mount point cannot be mounted, unmounted or found."""
+
+
+class ArchiveError(KineticsError):
+    """An archive of clips, or an index of archives, is damaged, cut short or of another kind."""
 
 
 class FailureKind(StrEnum):

@@ -1,0 +1,331 @@
+"""Clips out of a tar that comes in pieces, in constant memory.
+
+A tar from outside can name any file and claim any size. Here nothing of it ever becomes a path: of each member that is
+a plain file only the last part of the name is looked at, and that must be the name of a clip. All else is skipped and
+counted by reason. What the formats are: POSIX.1-2001 (`pax`) and the GNU tar manual, "Basic Tar Format".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
+from kinetics_fs.errors import ArchiveError
+
+MOST_CLIP_BYTES = 64 * 1024 * 1024
+"""Of one clip. The largest seen in the public archives has 7 MB."""
+
+HEADER = 512
+"""Bytes of the header before a member's data; they are padded to the same."""
+
+_MOST_EXTENSION = 16 * 1024
+"""Bytes of an extended header that are looked at. Real ones have a few hundred."""
+
+_DATALESS = frozenset(b"123456")
+"""Types without data, whatever their size field says: links, devices, folders, pipes."""
+_REASONS = {
+    ord("1"): "hard link",
+    ord("2"): "symbolic link",
+    ord("3"): "device",
+    ord("4"): "device",
+    ord("6"): "pipe",
+    ord("S"): "sparse file",
+}
+_FOLDERS = frozenset(b"5D")
+_REGULAR = frozenset(b"0\0")
+
+
+class Begin(NamedTuple):
+    """The data of a clip begin."""
+
+    clip: Clip
+    size: int
+    position: int
+    """In the tar."""
+    says_so: bool
+    """The header right before the data says all this, and no other header changes it."""
+
+
+class End(NamedTuple):
+    """The data of that clip have all been there."""
+
+    clip: Clip
+
+
+_Part = Callable[[memoryview], Iterator[Begin | memoryview | End]]
+
+Refuse = Callable[[Clip], str | None]
+"""Why a clip is not wanted, in a few words; None if it is."""
+
+
+def take_all(clip: Clip) -> str | None:
+    """Refuses no clip."""
+    return None
+
+
+class TarParser:
+    """Takes the bytes of a tar as they come, and gives those of its clips.
+
+    Args:
+        refuse: asked about each clip before its data.
+        position: in the tar, of the first byte that is to come: of a header.
+    """
+
+    def __init__(self, refuse: Refuse = take_all, position: int = 0) -> None:
+        self.position = position
+        self.refusals: Counter[str] = Counter()
+        """How many members were not taken, by reason. Folders, and what macOS adds (`._*`), are not counted."""
+        self._refuse = refuse
+        self._part: _Part = self._header
+        self._left = HEADER
+        self._held = bytearray()
+        self._padding = 0
+        self._clip: Clip | None = None
+        self._zeros = 0
+        # What extended headers say of the next member
+        self._extended = False
+        self._path: bytes | None = None
+        self._size: int | None = None
+        self._fault: str | None = None
+
+    @property
+    def next_header(self) -> int | None:
+        """Where the next header is, from which a parser may begin anew; None in the midst of something."""
+        if self._extended:
+            return None
+        if self._part == self._header and not self._held:
+            return self.position
+        return self.position + self._left if self._part == self._skip else None
+
+    def feed(self, data: memoryview) -> Iterator[Begin | memoryview | End]:
+        """Takes the next bytes.
+
+        Yields:
+            For each clip `Begin`, its data in pieces, `End`. Each is to be dealt with before the next is asked for,
+            and all must be asked for.
+
+        Raises:
+            ArchiveError: this is not a tar.
+        """
+        place = 0
+        while place < len(data):
+            piece = data[place : place + self._left]
+            place += len(piece)
+            self._left -= len(piece)
+            self.position += len(piece)
+            yield from self._part(piece)
+
+    def finish(self) -> None:
+        """Says that these were all.
+
+        Raises:
+            ArchiveError: something is missing.
+        """
+        if self._part == self._ended:
+            return
+        if self._part != self._header or self._held or self._extended:
+            raise ArchiveError("the tar is cut short")
+        if not self._zeros:
+            self.refusals["no end mark"] += 1
+
+    # The parts of a tar: each is given at most the `_left` bytes that are its own, and hands over when none are left
+
+    def _header(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        self._held += piece
+        if self._left:
+            return
+        header = bytes(self._held)
+        self._held.clear()
+        self._left = HEADER
+        if not any(header):
+            self._zeros += 1
+            return
+        if not _checks(header):
+            if not self._zeros:
+                raise ArchiveError("the tar is damaged: no header where one must be")
+            self.refusals["something behind the end"] += 1
+            self._begin(self._ended, 1 << 62)
+            return
+        self._zeros = 0
+        yield from self._member(header)
+
+    def _member(self, header: bytes) -> Iterator[Begin | memoryview | End]:
+        kind = header[156]
+        size = _number(header[124:136])
+        if chr(kind) in "xgLK":
+            self._extended = True
+            self._kind = kind
+            self._padding = -size % HEADER
+            self._begin(self._extension, size) if size else self._end_extension()
+            return
+        name = self._path if self._path is not None else _name(header)
+        size = size if self._size is None else self._size
+        fault = self._fault
+        self._forget_extensions()
+        if kind in _DATALESS:
+            size = 0
+        self._padding = -size % HEADER
+        clip, reason = self._judge(name, kind, size, fault)
+        if reason:
+            self.refusals[reason] += 1
+        if kind == ord("S") and header[482]:
+            self._after_map = size
+            self._begin(self._sparse_map, HEADER)
+        elif clip is not None:
+            self._clip = clip
+            self._begin(self._data, size)
+            yield Begin(clip, size, self.position, clip_of_header(header) == (clip, size))
+        else:
+            self._skip_on(size + self._padding)
+
+    def _judge(self, name: bytes, kind: int, size: int, fault: str | None) -> tuple[Clip | None, str | None]:
+        """The clip that a member is, or why it is none, if that is worth counting."""
+        *folders, last = name.split(b"/")
+        if kind in _FOLDERS or not last or last.startswith(b"._"):
+            return None, None
+        if kind not in _REGULAR:
+            return None, _REASONS.get(kind, "not a plain file")
+        if fault:
+            return None, fault
+        if name.startswith(b"/") or b".." in folders:
+            return None, "path leads elsewhere"
+        clip = parse_clip_name(last.decode("latin-1"))
+        if clip is None:
+            return None, "not the name of a clip"
+        if size == 0:
+            return None, "empty"
+        if size > MOST_CLIP_BYTES:
+            return None, "too large"
+        reason = self._refuse(clip)
+        return (None, reason) if reason else (clip, None)
+
+    def _data(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        yield piece
+        if self._left == 0:
+            clip, self._clip = self._clip, None
+            assert clip is not None
+            self._skip_on(self._padding)
+            yield End(clip)
+
+    def _skip(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        if self._left == 0:
+            self._begin(self._header, HEADER)
+        yield from ()
+
+    def _sparse_map(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        """Blocks between the header of an old GNU sparse file and its data; each says whether another follows."""
+        self._held += piece
+        if self._left == 0:
+            follows = self._held[504]
+            self._held.clear()
+            if follows:
+                self._left = HEADER
+            else:
+                self._skip_on(self._after_map + self._padding)
+        yield from ()
+
+    def _extension(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        """What belongs to the next member: a long name, or a set of pax records."""
+        self._held += piece[: _MOST_EXTENSION + 1 - len(self._held)]
+        if self._left == 0:
+            self._end_extension()
+        yield from ()
+
+    def _ended(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
+        self._left = 1 << 62
+        yield from ()
+
+    def _end_extension(self) -> None:
+        content = bytes(self._held)
+        self._held.clear()
+        if len(content) > _MOST_EXTENSION:
+            self._fault = "extended header too large"
+        elif self._kind == ord("L"):
+            self._path = content.rstrip(b"\0")
+        elif chr(self._kind) in "xg":
+            self._read_pax(content, of_all=self._kind == ord("g"))
+        if self._kind == ord("g"):
+            self._extended = self._path is not None or self._size is not None or self._fault is not None
+        self._skip_on(self._padding)
+
+    def _read_pax(self, content: bytes, *, of_all: bool) -> None:
+        """Records `LENGTH KEY=VALUE\\n`; the length is that of all of it."""
+        place = 0
+        while place < len(content):
+            said = re.compile(rb"([1-9][0-9]{0,5}) ([^=]+)=").match(content, place)
+            end = place + int(said[1]) if said else 0
+            if said is None or not said.end() < end <= len(content) or content[end - 1] != ord("\n"):
+                self._fault = "extended header is damaged"
+                return
+            key, value = said[2], content[said.end() : end - 1]
+            place = end
+            if key not in (b"path", b"size") and not key.startswith(b"GNU.sparse."):
+                continue
+            if of_all:  # no real archive gives all its members one name or size
+                self.refusals["extended header for all members"] += 1
+            elif key == b"path":
+                self._path = value
+            elif key == b"size":
+                if not re.fullmatch(rb"[0-9]{1,19}", value):
+                    raise ArchiveError("the tar is damaged: a size that is none")
+                self._size = int(value)
+            else:
+                self._fault = "sparse file"
+
+    def _begin(self, part: _Part, size: int) -> None:
+        self._part = part
+        self._left = size
+
+    def _skip_on(self, size: int) -> None:
+        if size:
+            self._begin(self._skip, size)
+        else:
+            self._begin(self._header, HEADER)
+
+    def _forget_extensions(self) -> None:
+        self._extended = False
+        self._path = self._size = self._fault = None
+
+
+def clip_of_header(header: bytes) -> tuple[Clip, int] | None:
+    """The clip that a header alone says its member to be, and the size; None if it is no proper header of a clip.
+
+    Raises:
+        ArchiveError: the size is none.
+    """
+    if len(header) != HEADER or header[156] not in _REGULAR or not _checks(header):
+        return None
+    clip = parse_clip_name(_name(header).rsplit(b"/", 1)[-1].decode("latin-1"))
+    return None if clip is None else (clip, _number(header[124:136]))
+
+
+def _checks(header: bytes) -> bool:
+    """Whether the checksum is right: the sum of all bytes, with spaces in its own place; some added signed ones."""
+    said = re.fullmatch(rb"[ \0]*([0-7]+)[ \0]*", header[148:156])
+    if said is None:
+        return False
+    rest = header[:148] + b" " * 8 + header[156:]
+    total = sum(rest)
+    return int(said[1], 8) in (total, total - 256 * sum(byte > 127 for byte in rest))
+
+
+def _number(field: bytes) -> int:
+    """A size: octal digits, or base 256 where the first bit is set."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big") & ~(0x80 << 88)
+        if field[0] & 0x40 or value >= 1 << 62:
+            raise ArchiveError("the tar is damaged: a size that is none")
+        return value
+    digits = field.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]*", digits):
+        raise ArchiveError("the tar is damaged: a size that is none")
+    return int(digits or b"0", 8)
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
