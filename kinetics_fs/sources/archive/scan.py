@@ -1,0 +1,289 @@
+"""One pass over an archive: its bytes in, its clips out, with an index of them, and a place to go on from at any time.
+
+How the part of a window is found that a clip depends on: the data from the block's start to the clip's first 32 KiB are
+inflated twice more, over two made-up windows that differ in every byte. Where the outputs differ they were copied from
+the window, and the two values say from which place in it. What comes later in the clip can only refer to the clip.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import ArchiveError
+from kinetics_fs.sources.archive.index import MOST_CLIPS, MOST_SKIP, Record, check_record, pack_window
+from kinetics_fs.sources.archive.inflate import Block, Decompressor, Gzip, Plain, is_gzip
+from kinetics_fs.sources.archive.libz import WINDOW, lead_in
+from kinetics_fs.sources.archive.tar import HEADER, Begin, End, Refuse, TarParser, take_all
+
+_MOST_KEPT = 16 * 1024 * 1024
+"""Bytes of the archive to keep for finding out what a clip depends on; usual is less than one piece that is fed."""
+
+_CHECKPOINT = struct.Struct("<4sB3xQQQQII")
+_CHECKPOINT_MAGIC = b"kfc1"
+
+
+class Checkpoint(NamedTuple):
+    """From where an archive can be gone on with, in another process and as if nothing had been."""
+
+    block: Block
+    header: int
+    """Where in the tar the next member begins; not before the block."""
+    gzipped: bool
+
+    def pack(self) -> bytes:
+        """As bytes: some 33,000."""
+        block = self.block
+        head = _CHECKPOINT.pack(
+            _CHECKPOINT_MAGIC,
+            self.gzipped,
+            *(block.bit, block.position, self.header, block.length, block.crc or 0, len(block.window)),
+        )
+        return head + block.window + zlib.crc32(head + block.window).to_bytes(4, "little")
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Checkpoint:
+        """From bytes.
+
+        Raises:
+            ArchiveError: they are not what `pack` makes.
+        """
+        content, crc = packed[:-4], int.from_bytes(packed[-4:], "little")
+        if len(content) < _CHECKPOINT.size or zlib.crc32(content) != crc or content[:4] != _CHECKPOINT_MAGIC:
+            raise ArchiveError("the checkpoint is damaged")
+        _, gzipped, bit, position, header, length, member_crc, size = _CHECKPOINT.unpack_from(content)
+        window = content[_CHECKPOINT.size :]
+        if len(window) != size or size > WINDOW or header < position:
+            raise ArchiveError("the checkpoint is damaged")
+        return cls(Block(bit, position, window, member_crc, length), header, bool(gzipped))
+
+
+class _Open:
+    """The clip whose data are coming."""
+
+    def __init__(self, begin: Begin, block: Block | None) -> None:
+        self.begin = begin
+        self.header = begin.position - HEADER
+        self.block = block
+        """Where to enter; None if it cannot be read alone."""
+        self.seen = 0
+        self.crc = 0
+        self.window: bytes | None = b"" if block is not None and not block.window else None
+        """Packed; None as long as it is not known."""
+
+
+class Scan:
+    """One pass over an archive.
+
+    Args:
+        refuse: asked about each clip before its data; see `tar.Refuse`.
+        at: where to go on; the first byte to be fed is then that of `at.block.bit // 8`.
+        records: what an earlier part of the pass has found.
+        index: whether to make records, which costs half as much again as unpacking alone.
+    """
+
+    def __init__(
+        self,
+        refuse: Refuse = take_all,
+        *,
+        at: Checkpoint | None = None,
+        records: Mapping[Clip, Record] | None = None,
+        index: bool = True,
+    ) -> None:
+        self.records = dict(records or {})
+        """Of the clips that have passed and can be read alone."""
+        self.not_indexed = 0
+        """Clips that have passed, and cannot."""
+        self._refuse_more = refuse
+        self._seen = set(self.records)
+        self._tar = TarParser(self._refuse, at.header if at else 0)
+        self._drop = at.header - at.block.position if at else 0
+        self._source: Decompressor | None = None
+        if at is not None:
+            self._source = Gzip(at.block) if at.gzipped else Plain(at.block)
+        self._blocks: list[Block] = []
+        """The last that starts before the next header, and those after it."""
+        self._open: _Open | None = None
+        self._first = b""
+        self._index = index
+        self._kept = bytearray()
+        self._kept_from = at.block.bit // 8 if at else 0
+
+    @property
+    def gzipped(self) -> bool:
+        """Whether the archive is compressed. Known once two bytes of it are."""
+        return self._source is not None and self._source.gzipped
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the archive that have been dealt with."""
+        return self._source.taken if self._source else 0
+
+    @property
+    def refusals(self) -> Counter[str]:
+        """How many members were not taken, by reason."""
+        return self._tar.refusals
+
+    def feed(self, data: bytes) -> Iterator[Begin | memoryview | End]:
+        """Takes the next bytes of the archive.
+
+        Yields:
+            As `TarParser.feed`. After an `End` its record is in `records`, and there may be a `checkpoint`.
+
+        Raises:
+            ArchiveError: the archive is damaged, or none.
+        """
+        if self._source is None:
+            data = self._first + data
+            if len(data) < 2:
+                self._first = data
+                return
+            self._source = Gzip() if is_gzip(data) else Plain()
+        self._keep(data)
+        for output in self._source.feed(data):
+            if isinstance(output, Block):
+                self._note_block(output)
+                continue
+            piece = output[self._drop :]
+            self._drop -= len(output) - len(piece)
+            for event in self._tar.feed(piece):
+                self._note(event)
+                yield event
+
+    def finish(self) -> None:
+        """Says that these were all.
+
+        Raises:
+            ArchiveError: something is missing.
+        """
+        if self._source is None:
+            raise ArchiveError("the archive is cut short")
+        self._source.finish()
+        self._tar.finish()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """From where to go on, if it is possible just now: after an `End` it is."""
+        header = self._tar.next_header
+        if header is None or not self._blocks or self._drop:
+            return None
+        return Checkpoint(self._blocks[-1], header, self.gzipped)
+
+    def _refuse(self, clip: Clip) -> str | None:
+        if clip in self._seen:
+            return "in the archive twice"
+        if len(self._seen) >= MOST_CLIPS:
+            return "too many clips"
+        return self._refuse_more(clip)
+
+    # The index
+
+    def _note_block(self, block: Block) -> None:
+        blocks = self._blocks
+        if blocks and blocks[-1].position == block.position:
+            blocks.pop()
+        blocks.append(block)
+        while len(blocks) > 1 and blocks[1].position <= self._tar.position - HEADER:
+            del blocks[0]
+
+    def _note(self, event: Begin | memoryview | End) -> None:
+        if isinstance(event, Begin):
+            self._seen.add(event.clip)
+            self._open = _Open(event, self._entry(event)) if self._index else None
+        elif self._open is None:
+            return
+        elif isinstance(event, End):
+            self._learn_window(self._open)
+            self._record(self._open)
+            self._open = None
+        else:
+            self._open.crc = zlib.crc32(event, self._open.crc)
+            self._open.seen += len(event)
+            if self._open.seen >= WINDOW:
+                self._learn_window(self._open)
+
+    def _entry(self, begin: Begin) -> Block | None:
+        """Where to enter for a clip."""
+        header = begin.position - HEADER
+        if not begin.says_so:
+            return None
+        if not self.gzipped:
+            return Block(8 * header, header)
+        near = [block for block in self._blocks if header - MOST_SKIP <= block.position <= header]
+        return near[-1] if near else None
+
+    def _learn_window(self, clip: _Open) -> None:
+        if clip.block is None or clip.window is not None:
+            return
+        begin = clip.block.bit // 8 - self._kept_from
+        if begin < 0:
+            clip.block = None  # the data are no longer there, so far apart are the blocks
+            return
+        compressed = bytes(memoryview(self._kept)[begin : self.taken - self._kept_from])
+        clip.window = _needed_window(compressed, clip.block, clip.header - clip.block.position)
+
+    def _record(self, clip: _Open) -> None:
+        begin, block = clip.begin, clip.block
+        if block is not None and clip.window is not None:
+            end = self.taken if self.gzipped else begin.position + begin.size
+            record = Record(block.bit, clip.header - block.position, begin.size, end, clip.crc, clip.window)
+            try:
+                check_record(record, end, gzipped=self.gzipped)
+            except ArchiveError:
+                pass  # the compressed data are larger than any that we would read
+            else:
+                self.records[begin.clip] = record
+                return
+        self.not_indexed += 1
+
+    def _keep(self, data: bytes) -> None:
+        """Keeps the compressed data from the last place to enter on."""
+        if not self._index or not self.gzipped:
+            return
+        needed = self._blocks[:1]
+        if self._open and self._open.block and self._open.window is None:
+            needed = [self._open.block]
+        begin = needed[0].bit // 8 if needed else self.taken
+        if len(self._kept) > _MOST_KEPT:
+            begin = self._kept_from + len(self._kept)
+        if begin > self._kept_from:
+            del self._kept[: begin - self._kept_from]
+            self._kept_from = begin
+        self._kept += data
+
+
+_LOW = bytes(place & 0xFF for place in range(WINDOW))
+_OTHER = bytes((place + 1 + (place >> 8)) & 0xFF for place in range(WINDOW))
+"""Differs from `_LOW` everywhere, by 1 more than the high byte of the place."""
+
+
+def _needed_window(compressed: bytes, block: Block, skip: int) -> bytes:
+    """What of a block's window the 32 KiB depend on that come `skip` bytes after the block's start, packed."""
+    low, other = (_inflate_over(window, compressed, block.bit % 8, skip + WINDOW)[skip:] for window in (_LOW, _OTHER))
+    if low == other:
+        return b""
+    length = len(low)
+    differing = int.from_bytes(low, "big") ^ int.from_bytes(other, "big")
+    places: set[int] = set()
+    for run in re.finditer(rb"[^\0]+", differing.to_bytes(length, "big")):
+        for at in range(*run.span()):
+            places.add(low[at] | (other[at] - low[at] - 1 & 0xFF) << 8)
+    runs: list[tuple[int, int]] = []
+    for place in sorted(places):
+        if runs and runs[-1][1] == place:
+            runs[-1] = (runs[-1][0], place + 1)
+        else:
+            runs.append((place, place + 1))
+    return pack_window(block.window.rjust(WINDOW, b"\0"), runs)
+
+
+def _inflate_over(window: bytes, compressed: bytes, bits: int, most: int) -> bytes:
+    stream = zlib.decompressobj(-15, zdict=window)
+    if bits:
+        stream.decompress(lead_in(bits, compressed[0]), 1)
+        compressed = compressed[1:]
+    return stream.decompress(compressed, most)
