@@ -8,4 +8,5 @@ deflate, and so such a file can be entered nearly anywhere, once it is known whe
 * `scan`: one pass over an archive, with an index as a by-product, and where to go on after a kill
 * `index`: what an index is, as a file to hand on
 * `extract`: one clip by its record in an index
+* `access`: where the bytes come from
 """

@@ -1,0 +1,139 @@
+"""A server of files that does ranges and entity tags as S3 does, and wrongly where it is told to.
+
+::
+
+    with ArchiveSite({"600/val/a b.tar.gz": content}) as site:
+        site.url                       # http://127.0.0.1:…
+        site.faults = ["reset"]        # of the next requests, one each
+        site.requests                  # [("600/val/a b.tar.gz", "bytes=0-9", 206, bytes sent)]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import socket
+import struct
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
+
+FAULTS = (
+    "500",
+    "503",
+    "429",
+    "slow-down",  # 503, with a time to wait that nobody waits
+    "reset",  # in the middle of the body
+    "short",  # a body that ends early
+    "other-range",
+    "page",  # a page of a proxy in place of the file
+)
+
+
+class Sent(NamedTuple):
+    """A request, and what it was answered with."""
+
+    name: str
+    range: str | None
+    status: int
+    bytes: int
+
+
+class ArchiveSite:
+    """Serves files on a port of its own of 127.0.0.1.
+
+    Args:
+        files: path → content; may be changed at any time.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.faults: list[str] = []
+        self.ranges = True
+        """Whether it answers requests for a range."""
+        self.if_match = True
+        """Whether it heeds `If-Match`."""
+        self.requests: list[Sent] = []
+        self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.connections: set[int] = set()
+        """Ports that clients came from."""
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may go whenever they like."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def __init__(self, site: ArchiveSite, *args: Any) -> None:
+        self.site = site
+        super().__init__(*args)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site = self.site
+        site.connections.add(self.client_address[1])
+        name = unquote(self.path.lstrip("/"))
+        content = site.files.get(name)
+        fault = site.faults.pop(0) if site.faults else ""
+        if content is None:
+            return self.answer(name, 404, b"no such key")
+        if fault == "page":
+            return self.answer(name, 200, b"<html>", {"Content-Type": "text/html"})
+        if fault in ("500", "503", "429", "slow-down"):
+            headers = {"Retry-After": "3600"} if fault == "slow-down" else {}
+            return self.answer(name, int(fault) if fault.isdigit() else 503, b"<Error/>", headers)
+        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        if site.if_match and self.headers.get("If-Match", etag) != etag:
+            return self.answer(name, 412, b"<Error/>")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or not site.ranges:
+            return self.answer(name, 200, content, {"ETag": etag})
+        begin, end = int(asked[1]), min(int(asked[2]) + 1, len(content))
+        if begin >= len(content):
+            return self.answer(name, 416, b"")
+        if fault == "other-range":
+            begin, end = begin + 1, end + 1
+        said = f"bytes {begin}-{end - 1}/{len(content)}"
+        body = content[begin:end]
+        return self.answer(name, 206, body, {"ETag": etag, "Content-Range": said}, fault)
+
+    def answer(
+        self, name: str, status: int, body: bytes, headers: dict[str, str] | None = None, fault: str = ""
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for header, value in (headers or {}).items():
+            self.send_header(header, value)
+        self.end_headers()
+        if fault in ("reset", "short"):
+            body = body[: len(body) // 2]
+        self.site.requests.append(Sent(name, self.headers.get("Range"), status, len(body)))
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if fault in ("reset", "short"):
+            self.close_connection = True
