@@ -12,11 +12,13 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.workers import Worker
+from kinetics_fs.sources import NotHere
 from kinetics_fs.store import Claim, NotYet, Permit, Store
 
 _log = logging.getLogger(__name__)
@@ -28,11 +30,11 @@ _LOOK_AGAIN = 0.1
 _LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
 """The same, where the budget is used up, for who waits in `open` and for who does not."""
 
-_TELLING = (
-    *(FailureKind.LOCAL, FailureKind.CONFIG, FailureKind.BLOCKED, FailureKind.TRANSIENT),
-    *(FailureKind.CORRUPT, FailureKind.CREDENTIALS, FailureKind.GONE),
+_HOPES = (
+    *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
+    *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
 )
-"""Whose failure is told when all sources failed: what may pass or can be mended before what will not change."""
+"""Of the failures of several sources the first of these is told: a clip is gone only if it is gone everywhere."""
 
 
 class _Later(Exception):
@@ -234,22 +236,36 @@ class Fetcher:
             folder = claim.folder / source
             folder.mkdir()
             try:
-                permit = self._permit(source, flight)
-                try:
-                    left = started + self._settings.timeout - time.monotonic()
-                    path = worker.fetch(clip, source, folder, timeout=left)
-                except FetchError as error:
-                    self._store.origins.answered(permit, error)
-                    raise
-                self._store.origins.answered(permit, None)
+                path = self._ask(worker, source, flight, folder, started + self._settings.timeout)
                 claim.publish(path, source)
+            except NotHere:
+                continue
             except FetchError as error:
                 failures.append(error)
             else:
                 self.counters.fetched += 1
                 _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
                 return
-        raise min(failures, key=lambda error: _TELLING.index(error.kind))
+        if not failures:
+            raise FetchError(FailureKind.GONE, "no source has this clip")
+        raise min(failures, key=lambda error: _HOPES.index(error.kind))
+
+    def _ask(self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float) -> Path:
+        """Asks one source, and lets everyone know how it behaves."""
+        permit = self._permit(source, flight)
+        outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
+        try:
+            path = worker.fetch(flight.clip, source, folder, timeout=max(0.0, deadline - time.monotonic()))
+            outcome = None
+        except NotHere:
+            outcome = None
+            raise
+        except FetchError as error:
+            outcome = error
+            raise
+        finally:
+            self._store.origins.answered(permit, outcome)
+        return path
 
     def _permit(self, source: str, flight: _Flight) -> Permit:
         """The right to ask a source for a clip.
@@ -259,8 +275,9 @@ class Fetcher:
             _Later: the budget is used up for now.
         """
         urgent = flight.priority is Priority.FOREGROUND
+        hourly = self._settings.rate if source == "youtube" else None
         try:
-            return self._store.origins.ask(source, hourly=self._settings.rate, urgent=urgent)
+            return self._store.origins.ask(source, hourly=hourly, urgent=urgent)
         except NotYet as budget:
             waited = time.monotonic() - flight.since
             if urgent and waited + budget.seconds > self._settings.timeout:

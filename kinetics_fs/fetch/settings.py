@@ -14,7 +14,7 @@ class FetchSettings:
     Args:
         workers: clips fetched at the same time, a process each.
         timeout: seconds that one clip may take, from the worker's start on it to the verified file.
-        rate: most clips to ask one source for in any hour; None for no limit.
+        rate: most clips to ask YouTube for in any hour; None for no limit.
         sources: for the sources, in the workers.
     """
 

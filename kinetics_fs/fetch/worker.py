@@ -1,7 +1,7 @@
 """A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
 
 In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
-Out: ``{"file": …}`` with a verified clip in the job's folder, or
+Out: ``{"file": …}`` with a verified clip in the job's folder, ``{"not_here": true}`` if the source never had it, or
      ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
 
 JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
@@ -26,7 +26,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
 from kinetics_fs.fetch.verify import expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import Source, SourceSettings, make_source
+from kinetics_fs.sources import NotHere, Source, SourceSettings, make_source
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class _Worker:
         clip = Clip(job["youtube_id"], job["start"], job["end"])
         try:
             return {"file": self._fetch(clip, job["source"], Path(job["folder"])).name}
+        except NotHere:
+            return {"not_here": True}
         except FetchError as error:
             failure = error
         except OSError as error:
@@ -91,6 +93,9 @@ class _Worker:
         if name not in self._sources:
             self._sources[name] = make_source(name, self._settings)
         media = self._sources[name].fetch(clip, folder)
+        if media.whole:
+            verify_clip(media.path, None)
+            return media.path
         expected = expected_span(media, clip.duration)
         target = folder / clip.name
         settings = self._settings

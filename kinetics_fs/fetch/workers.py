@@ -18,7 +18,7 @@ from typing import Any
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources import NotHere, SourceSettings
 
 _MOST_ANSWER_BYTES = 65536
 
@@ -55,6 +55,7 @@ class Worker:
             The verified file.
 
         Raises:
+            NotHere: the source never had it.
             FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
         """
         started = time.monotonic()
@@ -81,7 +82,7 @@ class Worker:
             raise FetchError(
                 FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", source=source, errno=errno.ETIMEDOUT
             ) from None
-        except FetchError:
+        except (FetchError, NotHere):
             raise
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
             status = self._end()
@@ -171,4 +172,6 @@ def _parse_answer(answer: Any, folder: Path) -> Path:
             errno=None if number is None else int(number),
             retry_after=None if retry_after is None else float(retry_after),
         )
+    if "not_here" in answer:
+        raise NotHere
     return folder / Path(answer["file"]).name

@@ -4,10 +4,10 @@ A source takes a clip and a private folder, and leaves a media file there that c
 `kinetics_fs.errors.FetchError`. Sources run in worker processes (see `kinetics_fs.fetch`), never in the mount.
 """
 
-from kinetics_fs.sources.base import Media, Source
+from kinetics_fs.sources.base import Media, NotHere, Source
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["Media", "Source", "SourceSettings", "make_source"]
+__all__ = ["Media", "NotHere", "Source", "SourceSettings", "make_source"]
 
 
 def make_source(name: str, settings: SourceSettings) -> Source:

@@ -17,11 +17,18 @@ class Media:
         path: the file, in the folder that the source was given.
         start: where in the file the clip begins, in seconds.
         length: how long the file should be, in seconds, by what the origin said; None if it did not say.
+        whole: the file is the clip itself, cut long ago by whoever made the dataset. It is kept as it is, byte for
+            byte, and may be shorter than the clip should be, as some of the dataset are.
     """
 
     path: Path
     start: float
     length: float | None
+    whole: bool = False
+
+
+class NotHere(Exception):
+    """A source does not have the clip. That says nothing about the clip, unless no source has it."""
 
 
 class Source(Protocol):
@@ -38,6 +45,7 @@ class Source(Protocol):
             folder: empty and private to this call; everything written goes there.
 
         Raises:
+            NotHere: this source never had it.
             FetchError: the clip could not be had here.
         """
         ...
