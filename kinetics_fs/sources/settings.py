@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
+"""The public bucket of the Common Visual Data Foundation."""
+
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
 
 
@@ -23,6 +26,8 @@ class SourceSettings:
         exact: cut to the frame, by encoding anew; else copy, from a keyframe on.
         ytdlp: parameters for `yt_dlp.YoutubeDL`, over our own.
         ytdlp_cache: folder for what yt-dlp keeps between runs.
+        archive_url: where the archives are: an http(s) or s3 address, or a folder.
+        archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
     """
 
     order: tuple[str, ...] = ("youtube",)
@@ -35,3 +40,5 @@ class SourceSettings:
     exact: bool = True
     ytdlp: dict[str, Any] = field(default_factory=dict)
     ytdlp_cache: str = ""
+    archive_url: str = PUBLIC_ARCHIVES
+    archive_index: str = ""

@@ -6,6 +6,7 @@ unpacked are good for that one only.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _PIECE = 256 * 1024
 _SEGMENT = 8 * 1024 * 1024
 """Bytes of one request where all of an archive is read."""
+_MOST_CONNECTIONS = 32
+"""To a server, that are kept for later."""
 _TIMEOUT = (15.0, 30.0)
 """Seconds to wait for a connection, and for the next bytes on it."""
 _TRIES = 5
@@ -140,16 +143,9 @@ class RemoteArchive:
     """
 
     def __init__(self, url: str, *, connections: int = 4) -> None:
-        import requests  # a tenth of a second that only who reads archives should pay
-        from requests.adapters import HTTPAdapter
-
         self.address = url
         self._connections = connections
-        self._session = requests.Session()
-        # As many connections are kept open as are used at the same time.
-        adapter = HTTPAdapter(pool_maxsize=connections + 1)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session = _session()
 
     def version(self) -> Version:
         with closing(self._read(0, 1, None)) as pieces:
@@ -264,6 +260,19 @@ class RemoteArchive:
         if (int(said[1]), int(said[2])) != (begin, end - 1):
             raise FetchError(FailureKind.TRANSIENT, f"{self.address}: the answer is for another range")
         return found
+
+
+@functools.cache
+def _session() -> requests.Session:
+    """One for all archives: they are mostly on one server, and a connection is worth keeping."""
+    import requests  # a tenth of a second that only who reads archives should pay
+    from requests.adapters import HTTPAdapter
+
+    session = requests.Session()
+    adapter = HTTPAdapter(pool_maxsize=_MOST_CONNECTIONS)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
 
 
 def _strong(etag: str | None) -> str | None:
