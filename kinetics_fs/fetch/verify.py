@@ -64,20 +64,37 @@ def verify_clip(clip: Path, expected: Span | None) -> None:
 
     Args:
         clip: the file.
-        expected: when its pictures must begin and end; None if there need only be some.
+        expected: when its pictures must begin and end; None if they may at any time, but must be all that its header
+            counts.
 
     Raises:
         FetchError: it is not that clip (CORRUPT).
     """
+    if expected is None:
+        check_container(clip)
     found = _decoded_span(clip)
-    if found.end == 0:
-        raise FetchError(FailureKind.CORRUPT, "the clip has no picture")
     if expected is None:
         return
     if found.begin > expected.begin + TOLERANCE:
         raise FetchError(FailureKind.CORRUPT, f"the clip begins {found.begin - expected.begin:.2f} s late")
     if abs(found.end - expected.end) > TOLERANCE:
         raise FetchError(FailureKind.CORRUPT, f"the clip lasts {found.end:.2f} s instead of {expected.end:.2f} s")
+
+
+def check_container(clip: Path) -> None:
+    """Checks that a clip parses, has one video stream, and all the frames that its header counts; decodes nothing.
+
+    Args:
+        clip: the file.
+
+    Raises:
+        FetchError: it is no clip, or not all of one (CORRUPT).
+    """
+    with _opened(clip) as container:
+        claimed = container.streams.video[0].frames
+        frames, *_ = _demux(container)
+    if frames == 0 or frames < claimed:
+        raise FetchError(FailureKind.CORRUPT, f"the clip has {frames} of {claimed} frames")
 
 
 @contextmanager
