@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -74,11 +74,11 @@ class Archive(Protocol):
         """Which version is there now."""
         ...
 
-    def read(self, begin: int, end: int, version: Version) -> Iterator[bytes]:
+    def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
         """The bytes from `begin` to `end`, in pieces as they come: over a network in one request, if all goes well."""
         ...
 
-    def stream(self, begin: int, version: Version) -> Iterator[bytes]:
+    def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
         """All from `begin` on, in pieces, as fast as may be."""
         ...
 
@@ -112,7 +112,7 @@ class LocalArchive:
         except OSError as error:
             raise self._failure(error) from error
 
-    def read(self, begin: int, end: int, version: Version) -> Iterator[bytes]:
+    def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
         try:
             with self._path.open("rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != version.size:
@@ -127,7 +127,7 @@ class LocalArchive:
         except OSError as error:
             raise self._failure(error) from error
 
-    def stream(self, begin: int, version: Version) -> Iterator[bytes]:
+    def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
         return self.read(begin, version.size, version)
 
     def _failure(self, error: OSError) -> FetchError:
@@ -155,13 +155,13 @@ class RemoteArchive:
         assert isinstance(said, Version)
         return said
 
-    def read(self, begin: int, end: int, version: Version) -> Iterator[bytes]:
+    def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
         with closing(self._read(begin, end, version)) as pieces:
             for piece in pieces:
                 if isinstance(piece, bytes):
                     yield piece
 
-    def stream(self, begin: int, version: Version) -> Iterator[bytes]:
+    def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
         """In segments, several under way at a time: servers limit what one connection brings."""
         stop = threading.Event()
 

@@ -84,7 +84,7 @@ def test_stream_reads_ahead_only_so_far(site: ArchiveSite, address: str, monkeyp
     stream = archive.stream(0, archive.version())
 
     first = next(stream)
-    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    stream.close()
 
     assert first == CONTENT[:10_000]
     assert len(site.requests) <= 1 + 4

@@ -1,0 +1,9 @@
+"""How whole splits get here: archives that stream by once, their clips published as they pass.
+
+The unit of work is one archive: a `Job` of plain values, that any process on any machine can do, and do again: what is
+in the store already is passed over, and what was broken off goes on where it stopped.
+"""
+
+from kinetics_fs.fill.job import Depth, Job, Summary, fill_archive
+
+__all__ = ["Depth", "Job", "Summary", "fill_archive"]

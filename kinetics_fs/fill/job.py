@@ -1,0 +1,228 @@
+"""One archive into the store, in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import IO
+
+from kinetics_fs.catalog import Catalog
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.verify import check_container, verify_clip
+from kinetics_fs.fill.state import State, read_state, write_state
+from kinetics_fs.sources.archive.access import Archive, Version, open_archive
+from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.libz import tells_blocks
+from kinetics_fs.sources.archive.places import archive_address
+from kinetics_fs.sources.archive.scan import Scan
+from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.sources.archive.tar import Begin, End
+from kinetics_fs.store import Claim, Store
+
+_log = logging.getLogger(__name__)
+
+SOURCE = "archive"
+_CHECKPOINT_EVERY = 1.0
+"""Seconds of work that a kill may cost."""
+
+
+class Depth(StrEnum):
+    """How closely a clip is looked at before it is published."""
+
+    NONE = "none"
+    """Not at all: it is what the archive has."""
+    CONTAINER = "container"
+    """It parses, and has all frames that it says to have: some milliseconds."""
+    DECODE = "decode"
+    """Every frame decodes: some hundred milliseconds."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What it takes to fill a store from one archive.
+
+    Args:
+        base: where all archives are: an http(s) or s3 address, or a folder.
+        archive: its name there.
+        cache: folder of the store.
+        limit: most bytes of clips that the store holds; None for no limit.
+        min_free: bytes of the disk to leave free.
+        catalog: file of the catalog whose clips are wanted; None for all that the archive has.
+        shelf: file of the indexes; None if none is to be made.
+        states: folder for what it takes to go on after a kill.
+        depth: how closely clips are looked at.
+        connections: to read with.
+    """
+
+    base: str
+    archive: str
+    cache: Path
+    limit: int | None
+    min_free: int
+    catalog: Path | None
+    shelf: Path | None
+    states: Path
+    depth: Depth = Depth.CONTAINER
+    connections: int = 4
+
+
+@dataclass
+class Summary:
+    """What a pass over an archive came to, in clips unless said otherwise.
+
+    Attributes:
+        stored: published.
+        present: in the store already.
+        not_wanted: not in the catalog.
+        busy: being fetched by another process at that moment.
+        failed: not fit to be published, by reason.
+        refused: members that are no clips, by reason.
+        indexed: in the index that was made.
+        bytes: of the archive that were read.
+        resumed_at: byte of the archive from which it went on; 0 if from the beginning.
+    """
+
+    stored: int = 0
+    present: int = 0
+    not_wanted: int = 0
+    busy: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    indexed: int = 0
+    bytes: int = 0
+    resumed_at: int = 0
+
+
+Report = Callable[[int, int], None]
+"""Told now and then: bytes of the archive that are done, and all."""
+
+
+def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary:
+    """Fills a store from one archive, and makes its index.
+
+    Raises:
+        FetchError: the archive cannot be read, or there is no room.
+        ArchiveError: the archive is damaged. In both cases what was published stays, and the next call goes on.
+        StoreError, CatalogError: the store or the catalog cannot be used.
+    """
+    with ExitStack() as opened:
+        store = opened.enter_context(Store(job.cache, limit=job.limit, min_free=job.min_free))
+        catalog = opened.enter_context(Catalog(job.catalog)) if job.catalog else None
+        shelf = opened.enter_context(Shelf(job.shelf)) if job.shelf and tells_blocks() else None
+        archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
+        return _Fill(job, store, catalog, shelf, archive, report).run()
+
+
+class _Fill:
+    def __init__(
+        self, job: Job, store: Store, catalog: Catalog | None, shelf: Shelf | None, archive: Archive, report: Report
+    ) -> None:
+        self._job = job
+        self._store = store
+        self._catalog = catalog
+        self._shelf = shelf
+        self._archive = archive
+        self._report = report
+        self._summary = Summary()
+        self._coming = ExitStack()
+        """What the clip that is coming holds: its claim and its file."""
+        self._claim: Claim | None = None
+        self._file: IO[bytes] | None = None
+        # An index that lacks the clips of an earlier part is none: so there is a state with one, and one without.
+        kind = "indexed" if shelf else "plain"
+        name = hashlib.sha256(f"{job.base} {job.archive}".encode()).hexdigest()[:32]
+        self._state = job.states / f"{name}.{kind}"
+
+    def run(self) -> Summary:
+        version = self._archive.version()
+        scan, begin = self._scan(version)
+        done, saved = begin, time.monotonic()
+        with self._coming, closing(self._archive.stream(begin, version)) as stream:
+            for data in stream:
+                for event in scan.feed(data):
+                    if isinstance(event, Begin):
+                        self._begin(event.clip)
+                    elif isinstance(event, End):
+                        self._end(event.clip)
+                        if time.monotonic() - saved >= _CHECKPOINT_EVERY:
+                            self._save(scan, version)
+                            saved = time.monotonic()
+                    elif self._file is not None:
+                        self._file.write(event)
+                done += len(data)
+                self._report(done, version.size)
+        scan.finish()
+        if self._shelf is not None:
+            self._shelf.add(self._index(scan, version))
+        self._state.unlink(missing_ok=True)
+        self._summary.bytes = done - begin
+        self._summary.resumed_at = begin
+        self._summary.refused = scan.refusals
+        self._summary.indexed = len(scan.records)
+        return self._summary
+
+    # Going on
+
+    def _scan(self, version: Version) -> tuple[Scan, int]:
+        """The pass, from its beginning or from where the last one stopped, and the byte of the archive that is."""
+        index = self._shelf is not None
+        state = read_state(self._state)
+        if state is None or (state.learnt.size, state.learnt.etag) != (version.size, version.etag):
+            return Scan(index=index), 0
+        checkpoint = state.checkpoint
+        return Scan(at=checkpoint, records=state.learnt.records, index=index), checkpoint.block.bit // 8
+
+    def _save(self, scan: Scan, version: Version) -> None:
+        checkpoint = scan.checkpoint()
+        if checkpoint is not None:
+            self._job.states.mkdir(parents=True, exist_ok=True)
+            write_state(self._state, State(checkpoint, self._index(scan, version)))
+
+    def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
+        return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)
+
+    # A clip
+
+    def _begin(self, clip: Clip) -> None:
+        if self._catalog is not None and not self._catalog.locate(clip):
+            self._summary.not_wanted += 1
+        elif self._store.holds(clip):
+            self._summary.present += 1
+        elif (claim := self._store.claim(clip)) is None:
+            self._summary.busy += 1
+        else:
+            self._claim = self._coming.enter_context(claim)
+            self._file = self._coming.enter_context((claim.folder / clip.name).open("xb"))
+
+    def _end(self, clip: Clip) -> None:
+        claim, file = self._claim, self._file
+        if claim is None or file is None:
+            return
+        self._claim = self._file = None
+        with self._coming.pop_all():
+            file.close()
+            path = claim.folder / clip.name
+            try:
+                self._verify(path)
+                claim.publish(path, SOURCE)
+            except FetchError as error:
+                if error.kind is not FailureKind.CORRUPT:
+                    raise
+                _log.warning("%s: not taken from %s: %s", clip.key, self._job.archive, error.reason)
+                self._summary.failed[error.reason] += 1
+            else:
+                self._summary.stored += 1
+
+    def _verify(self, path: Path) -> None:
+        if self._job.depth is Depth.CONTAINER:
+            check_container(path)
+        elif self._job.depth is Depth.DECODE:
+            verify_clip(path, None)
