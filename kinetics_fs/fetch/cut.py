@@ -13,6 +13,11 @@ MOST_BITS_PER_SECOND = 6_000_000
 """Cap of the video's rate. With it a clip is always smaller than `vfs` says of one that it does not know yet."""
 
 
+_LEAD = 1.0
+"""Seconds to seek before the clip. ffmpeg seeks by the time of decoding: a keyframe may be decoded before the clip's
+first frames, and be shown after them."""
+
+
 def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height: int, exact: bool = True) -> None:
     """Cuts `duration` seconds out of `media` into an mp4 (h264, aac) whose index stands in front.
 
@@ -23,11 +28,13 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
         FetchError: ffmpeg cannot be run (CONFIG), cannot read the media (CORRUPT) or not write (LOCAL).
     """
     if exact:
-        done = _run(_command(media, duration, target, ffmpeg, _encoding(max_height, "-fps_mode")))
-        if b"fps_mode" in done.stderr:
-            done = _run(_command(media, duration, target, ffmpeg, _encoding(max_height, "-vsync")))  # before ffmpeg 5.1
+        seek = max(0.0, media.start - _LEAD)
+        leave_out = ["-ss", f"{media.start - seek:.6f}"]
+        done = _run(_command(media, seek, duration, target, ffmpeg, leave_out + _encoding(max_height, "-fps_mode")))
+        if b"fps_mode" in done.stderr:  # before ffmpeg 5.1
+            done = _run(_command(media, seek, duration, target, ffmpeg, leave_out + _encoding(max_height, "-vsync")))
     else:
-        done = _run(_command(media, duration, target, ffmpeg, ["-c", "copy"]))
+        done = _run(_command(media, media.start, duration, target, ffmpeg, ["-c", "copy"]))
     if done.returncode == 0:
         return
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
@@ -37,12 +44,12 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     raise FetchError(FailureKind.CORRUPT, f"ffmpeg could not cut the clip: {said}")
 
 
-def _command(media: Media, duration: float, target: Path, ffmpeg: str, codecs: list[str]) -> list[str]:
+def _command(media: Media, seek: float, duration: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
-        "-ss", f"{media.start:.6f}", "-i", f"file:{media.path}", "-t", f"{duration:.6f}",
+        "-ss", f"{seek:.6f}", "-i", f"file:{media.path}", "-t", f"{duration:.6f}",
         "-map", "0:v:0", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
-        *codecs,
+        *output,
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
     ]  # fmt: skip
 

@@ -150,6 +150,21 @@ def test_variable_frame_rate(variant: Variant) -> None:
     assert frame_numbers(clip_of(path, 8, 10)) == [number for number in kept if 200 <= number < 450]
 
 
+def test_variable_frame_rate_at_the_end(variant: Variant) -> None:
+    """The picture that the clip ends with may be shown for longer than the clip lasts."""
+    path = variant("-vf", "select='not(mod(n,7))'", "-fps_mode", "vfr", "-c:v", "libx264", "-g", "60")
+
+    assert frame_numbers(clip_of(path, 1, 1)) == [28, 35, 42, 49]
+
+
+def test_pictures_that_are_decoded_after_the_next_key_frame(variant: Variant) -> None:
+    """In open groups, and without an edit list: what is asked for begins between a key frame's two times."""
+    groups = "keyint=100:min-keyint=100:scenecut=0:open-gop=1:bframes=8"
+    path = variant("-c:v", "libx264", "-x264-params", groups, "-use_editlist", "0")
+
+    assert frame_numbers(clip_of(path, 12, 3)) == list(range(298, 373))
+
+
 def shown_between(path: Path, start: float, end: float) -> list[int]:
     """The places of the frames that a file shows in this time, counted from its own beginning."""
     with av.open(str(path)) as container:
