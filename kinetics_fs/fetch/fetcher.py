@@ -162,6 +162,9 @@ class Fetcher:
 
     def _defer(self, flight: _Flight, seconds: float) -> None:
         with self._changed:
+            if not flight.waiters:  # they left while it was looked at
+                self._flights.pop(flight.clip, None)
+                return
             flight.taken = False
             heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), flight))
             self._changed.notify()

@@ -104,13 +104,18 @@ class Worker:
             if self._stopped:
                 raise FetchError(FailureKind.TRANSIENT, "shutting down", errno=errno.EINTR)
             if self._process is None or self._process.poll() is not None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "kinetics_fs.fetch.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    cwd="/",  # neither the reader's folder nor one inside the mount
-                    start_new_session=True,
-                )
+                try:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", "kinetics_fs.fetch.worker"],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        cwd="/",  # neither the reader's folder nor one inside the mount
+                        start_new_session=True,
+                    )
+                except OSError as error:
+                    raise FetchError(
+                        FailureKind.LOCAL, f"cannot start a worker process: {error.strerror}", errno=error.errno
+                    ) from error
                 with contextlib.suppress(OSError):
                     _send(self._process, asdict(self._settings))
             return self._process

@@ -61,15 +61,22 @@ _RULES: tuple[tuple[FailureKind, str], ...] = (
     ),
 )
 
+_VERDICTS = {FailureKind.GONE, FailureKind.CREDENTIALS}
+"""Of the video: only the error itself may pass one. What a warning calls unavailable may be a format or a client."""
+
 
 def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchError:
     """The failure that an exception of yt-dlp's, and the warnings of the same call, amount to."""
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in _DISK:
             return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)
-    text = "\n".join([str(error), *warnings]).lower().replace("’", "'")
-    text = re.sub(r"content from .*?, who", "content from somebody, who", text)  # a name may hold any word
-    kind = next((kind for kind, pattern in _RULES if re.search(pattern, text)), FailureKind.TRANSIENT)
+    said = str(error).lower().replace("’", "'")
+    said = re.sub(r"content from .*?, who", "content from somebody, who", said)  # a name may hold any word
+    text = "\n".join([said, *warnings]).lower().replace("’", "'")
+    kind = next(
+        (kind for kind, pattern in _RULES if re.search(pattern, said if kind in _VERDICTS else text)),
+        FailureKind.TRANSIENT,
+    )
     reason, wait = _line(error), retry_after(error)
     if kind is FailureKind.BLOCKED:
         for pattern, seconds, advice in _BLOCKS:

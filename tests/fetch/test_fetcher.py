@@ -271,6 +271,24 @@ def test_clip_that_another_process_fetches_does_not_hold_up_the_queue(
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
+def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
+    one = fetcher()
+    with Store(store.folder) as elsewhere:
+        claim = elsewhere.claim(CLIP)
+        assert claim is not None
+        with claim:
+            with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+                db.execute("BEGIN IMMEDIATE")
+                waiter = one.request(CLIP)
+                until(lambda: one._flights[CLIP].taken, "looked at, behind the one who has the ledger")
+                waiter.cancel()
+            until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
+    one.request(OTHER).result(PATIENCE)
+    assert site.video_fetches(CLIP.youtube_id) == 0
+
+
 def test_one_who_gives_up_does_no_harm(fetcher: FetcherFactory, site: VideoSite) -> None:
     one = fetcher()
     site.delay[CLIP.youtube_id] = 0.5

@@ -176,3 +176,11 @@ def test_interrupt_is_for_the_parent_alone() -> None:
     finally:
         worker.kill()
         worker.communicate()
+
+
+def test_process_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+
+    error = said(Worker(SourceSettings()), tmp_path)
+
+    assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOENT)

@@ -271,6 +271,12 @@ def test_sentence(kind: FailureKind, text: str) -> None:
     assert_clean(error.reason)
 
 
+def test_warning_is_no_verdict_on_a_video() -> None:
+    warnings = ["[youtube] Some formats are not available", "Falling back: the iOS player is unavailable, log in"]
+
+    assert classify(Exception("KeyError('streams')"), warnings, "youtube").kind is FailureKind.TRANSIENT
+
+
 def test_reason_has_no_colours_and_one_line() -> None:
     said = f"\x1b[0;31mERROR:\x1b[0m [youtube] {VIDEO}: Private video\x1b[0m\nand more\x07"
 
