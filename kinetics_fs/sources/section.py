@@ -25,9 +25,9 @@ from kinetics_fs.sources.segments import Segments
 LONGEST_SECTION = 120
 """Seconds up to which a section is worth it: it is held in memory before it is written."""
 
-_LEAD = 0.2
-"""Seconds to seek before the section: demuxers look for keyframes by decoding time, which is a few frames earlier than
-the time of showing."""
+_LEAD_FRAMES = 6
+"""How many frames to seek before the section. Demuxers look for keyframes by the time of decoding, which may be a few
+frames before that of showing: one that is decoded before the section may be shown after its first frames."""
 
 _MOST_BYTES = 512 * 1024**2
 """Of packets, held in memory."""
@@ -122,23 +122,25 @@ def _longer(length: float | None, seconds: float, start: float) -> float | None:
 
 def _seek(container: InputContainer, file: RemoteFile, streams: list[Stream], start: float, end: float) -> None:
     """Goes to the keyframe before a section, and tells the file what of it is going to be read."""
-    extent = _extent(streams, start - _LEAD, end)
+    if not streams:
+        raise NoSection("no media in it")
+    rate = getattr(streams[0], "average_rate", None)
+    start = max(0.0, start - (_LEAD_FRAMES / float(rate) if rate else 1.0))
+    extent = _extent(streams, start, end)
     if extent is not None:
         file.expect(*extent)
-    container.seek(round(max(0.0, start - _LEAD) * av.time_base))
+    container.seek(round(start * av.time_base))
     if extent is None and container.duration:
         # In fragments, each with its own index: how much is to come can only be estimated, by the mean rate.
         first = next((packet for packet in container.demux(streams) if packet.dts is not None), None)
         now = _time(first) if first is not None else start
         remaining = max(0.0, end - now) * av.time_base / container.duration * file.size
         file.expect(file.received_to, file.tell() + int(remaining))
-        container.seek(round(max(0.0, start - _LEAD) * av.time_base))
+        container.seek(round(start * av.time_base))
 
 
 def _packets(container: InputContainer, streams: list[Stream], end: float) -> Iterator[Packet[Stream]]:
     """The packets up to `end`."""
-    if not streams:
-        raise NoSection("no media in it")
     going_on = {stream.index for stream in streams}
     for packet in container.demux(streams):
         if packet.dts is None:
