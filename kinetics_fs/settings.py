@@ -19,7 +19,7 @@ import platformdirs
 
 from kinetics_fs.catalog.naming import ClassNames
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.sources.settings import YOUTUBE_URL
+from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
 
 ENVIRONMENT_PREFIX = "KINETICS_FS_"
 LIST_SEPARATOR = ";"
@@ -34,8 +34,8 @@ class About:
         group: commands take whole groups.
         help: one line.
         metavar: what stands for the value in help texts; empty for a switch.
-        kind: how text becomes a value: `text`, `count`, `number`, `size`, `rate`, `height`, `path`, `switch`, or
-            `choice`.
+        kind: how text becomes a value: `text`, `count`, `number`, `size`, `rate`, `height`, `path`, `switch`,
+            `choice`, or `order` of choices.
         many: may be given more than once.
         choices: of a `choice`.
         shown_default: what help texts say where the default itself says little.
@@ -102,6 +102,21 @@ class Settings:
 
     workers: int = _setting(4, "fetch", "Clips to fetch at the same time.", metavar="N", kind="count")
     timeout: float = _setting(300.0, "fetch", "Seconds that the fetch of a clip may take.", metavar="S", kind="number")
+    source: tuple[str, ...] = _setting(
+        SOURCES,
+        "fetch",
+        "Where clips come from, in the order in which it is asked: archive (those that are indexed) and youtube.",
+        metavar="NAMES",
+        kind="order",
+        choices=SOURCES,
+        shown_default=",".join(SOURCES),
+    )
+    archive_url: str = _setting(
+        PUBLIC_ARCHIVES,
+        "archive",
+        "Where the archives of clips are: an http, https or s3 address, or a folder.",
+        metavar="URL|PATH",
+    )
     rate: int | None = _setting(
         None,
         "fetch",

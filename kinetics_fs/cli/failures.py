@@ -151,7 +151,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
 @command.command("retry")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Try all of them.")
-@with_settings("selection", "store", "fetch")
+@with_settings("selection", "store", "fetch", "archive")
 @_of_kind
 @json_option
 def retry(

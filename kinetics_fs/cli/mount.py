@@ -22,7 +22,7 @@ from kinetics_fs.settings import Settings
 @click.command("mount")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
-@with_settings("selection", "store", "fetch", "view")
+@with_settings("selection", "store", "fetch", "archive", "view")
 def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 

@@ -55,6 +55,21 @@ class Rate(click.ParamType[int]):
         return int(match[1])
 
 
+class Order(click.ParamType[tuple[str, ...]]):
+    """Some of these names, with commas between them, none of them twice."""
+
+    name = "order"
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        chosen = tuple(value) if isinstance(value, list | tuple) else tuple(re.split(r"\s*,\s*", str(value).strip()))
+        if not chosen or not set(chosen) <= set(self._names) or len(set(chosen)) < len(chosen):
+            self.fail(f"{value!r} is not an order of {', '.join(self._names)}: write it as youtube,archive", param, ctx)
+        return chosen
+
+
 class ListText(click.ParamType[str]):
     """Text of which an environment variable may hold several."""
 
@@ -79,6 +94,8 @@ def _type_of(about: About) -> click.ParamType[Any]:
             return Size()
         case "rate":
             return Rate()
+        case "order":
+            return Order(about.choices)
         case "path":
             return click.Path(path_type=Path)
         case "choice":

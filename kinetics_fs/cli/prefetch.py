@@ -9,7 +9,7 @@ from kinetics_fs.settings import Settings
 
 
 @click.command("prefetch")
-@with_settings("selection", "store", "fetch")
+@with_settings("selection", "store", "fetch", "archive")
 @json_option
 def command(settings: Settings, as_json: bool) -> int:
     """Fetch the clips of a selection into the cache.

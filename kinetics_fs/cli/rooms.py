@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,6 +69,10 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
     rate = settings.rate
     if rate is None and settings.video_url == YOUTUBE_URL:
         rate = _GUESTS_RATE
+    shelf = shelf_path(settings)
+    order = tuple(source for source in settings.source if source != "archive" or shelf.exists())
+    if not order:
+        raise click.UsageError("--source archive: no index of an archive is here; see kinetics-fs index --help")
     return Fetcher(
         store,
         FetchSettings(
@@ -75,6 +80,7 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
             timeout=settings.timeout,
             rate=rate or None,
             sources=SourceSettings(
+                order=order,
                 video_url=settings.video_url,
                 max_height=settings.max_height,
                 limit_rate=settings.limit_rate / settings.workers if settings.limit_rate else None,
@@ -84,9 +90,16 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
                 exact=settings.trim == "exact",
                 ytdlp=dict(settings.ytdlp),
                 ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
+                archive_url=settings.archive_url,
+                archive_index=str(shelf),
             ),
         ),
     )
+
+
+def shelf_path(settings: Settings) -> Path:
+    """The file of the indexes of archives that are here; it need not be there."""
+    return settings.cache_dir / "archives.sqlite"
 
 
 def check_video_url(settings: Settings) -> None:

@@ -250,7 +250,8 @@ class Fetcher:
                 _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
                 return
         if not failures:
-            raise FetchError(FailureKind.GONE, "no source has this clip")
+            # No verdict: it may be in an archive whose index is not here.
+            raise FetchError(FailureKind.CONFIG, "no source has this clip; archives are asked where an index is here")
         raise min(failures, key=lambda error: _HOPES.index(error.kind))
 
     def _ask(self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float) -> Path:

@@ -8,6 +8,9 @@ from typing import Any
 PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 """The public bucket of the Common Visual Data Foundation."""
 
+SOURCES = ("archive", "youtube")
+"""All there are. First the archives: one request to a server without limits, for the very clip that everybody has."""
+
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
 
 

@@ -106,7 +106,7 @@ def test_gone_means_gone_everywhere(fetcher: Make, held: Path, site: VideoSite) 
 def test_no_source_has_it(fetcher: Make) -> None:
     error = error_of(fetcher("archive").request(OTHER))
 
-    assert error.kind is FailureKind.GONE
+    assert error.kind is FailureKind.CONFIG
     assert "no source has this clip" in error.reason
 
 
