@@ -168,6 +168,9 @@ class Settings:
         kind="choice",
         choices=tuple(style.value for style in ClassNames),
     )
+    hide_unavailable: bool = _setting(
+        False, "view", "Leave out clips that are known to be gone, until they are due for another try.", kind="switch"
+    )
     frontend: str = _setting(
         "auto",
         "view",

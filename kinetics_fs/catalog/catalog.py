@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
@@ -49,6 +50,14 @@ class Entry(NamedTuple):
     ino: int
     clip: Clip
     directory: int
+
+
+class Place(NamedTuple):
+    """Where a clip stands: its key, the inode number of its class directory, and its place in that one's listing."""
+
+    key: str
+    directory: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,22 @@ class Catalog:
             """,
             *clip,
         )
+
+    def places(self, keys: Iterable[str]) -> list[Place]:
+        """Everywhere these clips (`Clip.key`) stand, in the order of the catalog; in one query, for there may be many.
+
+        What is no key of a clip here is found nowhere.
+        """
+        rows = self._query(
+            """
+            SELECT wanted.value, directory, row FROM json_each(?) AS wanted CROSS JOIN clip
+            WHERE youtube_id = substr(wanted.value, 1, 11)
+            AND printf('%s_%06d_%06d', youtube_id, start, "end") = wanted.value ORDER BY row
+            """,
+            json.dumps(sorted(keys)),  # in the order of the index, which is quicker
+        )
+        first_rows = {directory._id: directory._first_row for directory in self._by_number.values()}
+        return [Place(key, self._number_of[number], row - first_rows[number]) for key, number, row in rows]
 
     # How it was made ----------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     kinetics-fs mount /mnt/kinetics
     kinetics-fs mount --release 700-2020 --split train ~/kinetics
     kinetics-fs mount --annotations my.csv --class-names underscore ~/kinetics
+    kinetics-fs mount --split train --hide-unavailable ~/kinetics
     """
     from kinetics_fs.cli.rooms import catalog_of, check_video_url
     from kinetics_fs.mount import daemon
@@ -76,6 +77,7 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
                 store,
                 fetcher,
                 class_names=ClassNames(settings.class_names),
+                hide_unavailable=settings.hide_unavailable,
                 about={"version": __version__, "mountpoint": str(place)},
             )
             # To the log, for whoever wants to know what a mount is at.

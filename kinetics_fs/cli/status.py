@@ -65,6 +65,8 @@ def _read(place: Path) -> dict[str, Any]:
 def _print_mount(status: dict[str, Any]) -> None:
     opens, fetch = status["opens"], status["fetch"]
     click.echo(f"{status['mountpoint']}: Kinetics-{status['release']}, {status['clips']:,} clips")
+    if status["hidden"]:
+        click.echo(f"  hidden    {status['hidden']:,} of them, known to be gone")
     click.echo(f"  process   {status['pid']} since {status['since']}")
     click.echo(f"  frontend  {status['frontend']['name']}, {status['frontend']['mode']}")
     click.echo(f"  opens     {opens['from_cache']:,} from cache, {opens['not_in_cache']:,} not")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from ctypes import byref, c_char_p, c_void_p
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE
@@ -37,6 +37,10 @@ _BYTES_AS_TEXT = "latin-1"
 
 _POLL = 0.05
 """Seconds between two looks whether a waiting reader was interrupted: libfuse 2 has no other way to tell."""
+
+_A_DAY = 86400
+_SOON = 5
+"""Seconds that the kernel believes in a name where names come and go: libfuse 2 cannot tell it."""
 
 _OPEN_THREADS = 4
 _BLOCK = 4096
@@ -68,6 +72,8 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
             tree.served_by(lambda: {"name": "fusepy", "mode": "page cache"})
             ready()
 
+        watch = tree.watch_names(lambda _name: None)
+        names_hold = _A_DAY if watch is None else _SOON
         try:
             _Fuse(
                 _Operations(tree, mountpoint, threads, askers, live),
@@ -83,9 +89,9 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
                 fsname="kinetics",
                 subtype=SUBTYPE,
                 use_ino=True,
-                # The tree is fixed, but a size becomes exact when its clip is opened, and one timeout is for all.
-                entry_timeout=86400,
-                negative_timeout=86400,
+                entry_timeout=names_hold,
+                negative_timeout=names_hold,
+                # A size becomes exact when its clip is opened, and one timeout is for all.
                 attr_timeout=0,
             )
         except RuntimeError as error:
@@ -93,6 +99,9 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
             lines = said.read().decode(errors="replace").strip().splitlines()
             raise MountError(f"cannot mount on {mountpoint}: {lines[-1] if lines else 'libfuse failed'}") from error
         finally:
+            if watch is not None:
+                watch.stop()
+                watch.join()
             os.dup2(real_stderr, 2)
             os.close(real_stderr)
 
@@ -127,7 +136,7 @@ class _Operations:
         self._askers = askers
         self._live = live
         self._uid, self._gid = os.getuid(), os.getgid()
-        self._handles: dict[int, Handle] = {}
+        self._open: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
@@ -143,7 +152,7 @@ class _Operations:
         self._live()
 
     def getattr(self, path: str, _info: Any = None) -> dict[str, int]:
-        attributes = self._tree.attributes(self._resolve(path))
+        attributes = self._tree.attributes(self._resolve_open(path))
         time = attributes.mtime * 1_000_000_000
         return {
             "st_ino": attributes.ino,
@@ -187,12 +196,13 @@ class _Operations:
     def open(self, path: str, info: Any) -> int:
         if info.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
-        handle = _wait(self._threads.submit(self._tree.open, self._resolve(path)).result())
+        ino = self._resolve(path)
+        handle = _wait(self._threads.submit(self._tree.open, ino).result())
         info.fh = next(self._numbers)
         news = handle.take_news()
         info.keep_cache = not (handle.live or news)
         info.direct_io = handle.live
-        self._handles[info.fh] = handle
+        self._open[info.fh] = _Open(path, ino, handle)
         if news:
             self._tell_size(path)
         return 0
@@ -209,10 +219,10 @@ class _Operations:
                 asked.result(_POLL)
 
     def read(self, _path: str | None, size: int, offset: int, info: Any) -> bytes:
-        return self._handles[info.fh].read(offset, size)
+        return self._open[info.fh].handle.read(offset, size)
 
     def release(self, _path: str | None, info: Any) -> None:
-        self._handles.pop(info.fh).close()
+        self._open.pop(info.fh).handle.close()
 
     def _resolve(self, path: str) -> int:
         ino = ROOT
@@ -220,6 +230,24 @@ class _Operations:
             if name:
                 ino = self._tree.lookup(ino, name)
         return ino
+
+    def _resolve_open(self, path: str) -> int:
+        """The same, also of a file that is left out by now, but open: its readers keep it, and ask by its name."""
+        try:
+            return self._resolve(path)
+        except FileNotFoundError:
+            for opened in list(self._open.values()):
+                if opened.path == path:
+                    return opened.ino
+            raise
+
+
+class _Open(NamedTuple):
+    """An open file, and the name by which it was opened."""
+
+    path: str
+    ino: int
+    handle: Handle
 
 
 def _wait(opened: Future[Handle]) -> Handle:

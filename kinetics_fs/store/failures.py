@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from errno import errorcode
 from itertools import dropwhile
@@ -37,6 +38,8 @@ _LONGEST_TEXT = 500
 _MOST_ATTEMPTS = 10**9
 LAST_TIME = 1e11
 """A time that is far off, but still in the calendar; times in milliseconds are beyond it."""
+_KEY_PATTERN = "[-_A-Za-z0-9]" * 11 + ("_" + "[0-9]" * 6) * 2
+"""`Clip.key`, in SQL's GLOB."""
 _UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
 """What makes a reason unique: a token, or a number that is no status and not part of a word."""
 
@@ -172,6 +175,37 @@ class FailureLog:
                 (_list(FailureKind),),
             ).fetchall()
         return {FailureKind(kind): number for kind, number in rows}
+
+    def gone(self, among: Collection[str] | None = None) -> dict[str, float]:
+        """The clips that are known to be gone, are not here, and not due for another try; of these keys, or of all.
+
+        Returns:
+            `Clip.key` → when it may be tried again, in seconds since the epoch.
+        """
+        keys = "" if among is None else "key IN (SELECT value FROM json_each(:keys)) AND"
+        with self._ledger.connection() as db:
+            # Many at once and not looked at one by one, as `_from_row` would: of a row that is not ours only these
+            # three columns are believed, and a key that is no clip's is found nowhere.
+            rows = db.execute(
+                f"SELECT key, retry_at FROM failure WHERE {keys} kind = :kind AND retry_at > :now AND retry_at <= :last"
+                f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
+                {"keys": _list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": LAST_TIME},
+            ).fetchall()
+        return dict(rows)
+
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], bool]]:
+        """A question that costs next to nothing: whether anything was written, by whatever process, since it was asked
+        last. The first time it was. To be asked by one thread at a time."""
+        with self._ledger.connection() as db:
+            seen = None
+
+            def has_changed() -> bool:
+                nonlocal seen
+                before, (seen,) = seen, db.execute("PRAGMA data_version").fetchone()
+                return bool(seen != before)
+
+            yield has_changed
 
     def _select(self, rest: str, value: str) -> Iterator[Failure]:
         with self._ledger.connection() as db:

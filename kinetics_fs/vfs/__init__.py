@@ -17,6 +17,7 @@ from kinetics_fs.vfs.nodes import (
     mode_of,
 )
 from kinetics_fs.vfs.tree import LONGEST_NAME, ROOT, Tree
+from kinetics_fs.vfs.unavailable import Hidden, Name, Watch
 
 __all__ = [
     "LONGEST_NAME",
@@ -25,11 +26,14 @@ __all__ = [
     "ClipHandle",
     "DirEntry",
     "Handle",
+    "Hidden",
     "Lasting",
+    "Name",
     "NodeType",
     "SharedFile",
     "Statistics",
     "Tree",
+    "Watch",
     "errno_of",
     "mode_of",
 ]

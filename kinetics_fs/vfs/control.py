@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from kinetics_fs.catalog import Catalog, Directory
+from kinetics_fs.vfs.unavailable import Hidden
 
 _NAME_BYTES = len("0123456789a_000000_000010.mp4")
 
@@ -67,19 +68,50 @@ class SplitList:
         catalog: what is listed.
         classes: the class directories of one split, and each one's name in the mount.
         indexes: label → class index; others get -1.
+        hidden: what is left out at the moment, for who opens the file; None where that never changes.
     """
 
-    live = False
+    slow = False
 
-    def __init__(self, catalog: Catalog, classes: list[tuple[str, Directory]], indexes: dict[str, int]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        classes: list[tuple[str, Directory]],
+        indexes: dict[str, int],
+        hidden: Callable[[], Hidden] | None,
+    ) -> None:
         self._catalog = catalog
         self._classes = [
             (f"{directory.split}/{name}/", f" {indexes.get(directory.label or '', -1)}\n", directory)
             for name, directory in classes
         ]
+        self._hidden = hidden
+        self.live = hidden is not None
+        self._latest = SplitListHandle(catalog, self._classes, Hidden(), live=hidden is not None)
+
+    def size(self) -> int:
+        """Bytes."""
+        return self.open().size
+
+    def open(self) -> SplitListHandle:
+        if self._hidden is not None and self._latest.hidden is not (hidden := self._hidden()):
+            self._latest = SplitListHandle(self._catalog, self._classes, hidden, live=True)
+        return self._latest
+
+
+class SplitListHandle:
+    """A split's list without what was left out when it was opened, and so it stays."""
+
+    def __init__(
+        self, catalog: Catalog, classes: list[tuple[str, str, Directory]], hidden: Hidden, *, live: bool
+    ) -> None:
+        self._catalog = catalog
+        self._classes = classes
+        self.hidden = hidden
+        self.live = live
         sizes = [
-            directory.clips * (len(before.encode()) + _NAME_BYTES + len(after))
-            for before, after, directory in self._classes
+            (directory.clips - len(hidden.of(directory.ino))) * (len(before.encode()) + _NAME_BYTES + len(after))
+            for before, after, directory in classes
         ]
         self._ends = list(accumulate(sizes))
         self.size = self._ends[-1] if self._ends else 0
@@ -105,9 +137,14 @@ class SplitList:
         before, after, directory = self._classes[position]
         length = len(before.encode()) + _NAME_BYTES + len(after)
         first, skip = divmod(offset, length)
-        count = -(-(skip + size) // length)
-        entries = self._catalog.entries(directory, first, count)
-        text = "".join(f"{before}{entry.clip.name}{after}" for entry in entries)
+        last = first + -(-(skip + size) // length) - 1
+        begin = self.hidden.place(directory.ino, first)
+        end = self.hidden.place(directory.ino, last) + 1
+        left_out = set(self.hidden.between(directory.ino, begin, end))
+        entries = self._catalog.entries(directory, begin, end - begin)
+        text = "".join(
+            f"{before}{entry.clip.name}{after}" for place, entry in enumerate(entries, begin) if place not in left_out
+        )
         return text.encode()[skip : skip + size]
 
 

@@ -3,7 +3,7 @@
 /                                   1
 ├── .kinetics/                      virtual files, made when read
 │   ├── classes.txt                 a label per line; its place is its class index
-│   ├── <split>.csv                 path and class index of every clip; val.csv is validation.csv
+│   ├── <split>.csv                 path and class index of every clip shown; val.csv is validation.csv
 │   ├── status.json  failures.csv  refused.csv
 ├── train/  validation/  test/
 │   └── <class>/<clip>.mp4
@@ -26,6 +26,7 @@ from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
 from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
+from kinetics_fs.vfs.unavailable import Hidden, Name, Unavailable, Watch
 
 ROOT = 1
 _CONTROL = 2
@@ -54,6 +55,8 @@ _ATTRIBUTES = "user.kinetics."
 
 _OPEN_TRIES = 3
 
+_NOTHING_HIDDEN = Hidden()
+
 
 class Tree:
     """What one mount shows.
@@ -63,10 +66,12 @@ class Tree:
         store: the clips that are here.
         fetcher: gets the others.
         class_names: how labels become directory names.
+        hide_unavailable: leave out clips that are known to be gone.
         about: further facts for `status.json`.
 
     Raises:
         CatalogError: two labels get the same directory name.
+        StoreError: what is gone cannot be read.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Tree:
         fetcher: Fetcher,
         *,
         class_names: ClassNames = ClassNames.RAW,
+        hide_unavailable: bool = False,
         about: Mapping[str, object] | None = None,
     ) -> None:
         self._catalog = catalog
@@ -83,6 +89,8 @@ class Tree:
         self._fetcher = fetcher
         self._about = dict(about or {})
         self._frontend: Callable[[], Mapping[str, object]] = dict
+        self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
+        self._watch: Watch | None = None
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._splits = {split.split: split for split in catalog.splits()}
         self._classes = {split.ino: _named(catalog.classes(split), class_names) for split in self._splits.values()}
@@ -98,7 +106,10 @@ class Tree:
         }
         indexes = {label: index for index, label in enumerate(catalog.labels())}
         for name, split in self._splits.items():
-            files[f"{name}.csv"] = SplitList(catalog, list(self._classes[split.ino].items()), indexes)
+            classes = list(self._classes[split.ino].items())
+            files[f"{name}.csv"] = SplitList(
+                catalog, classes, indexes, (lambda: self.hidden) if hide_unavailable else None
+            )
         if _VALIDATION in self._splits:
             files[f"{_VAL_NAME}.csv"] = files[f"{_VALIDATION}.csv"]  # the name that PySlowFast opens
         numbers = {name: _FIRST_CONTROL_FILE + place for place, name in enumerate(_CONTROL_FILES)}
@@ -109,6 +120,28 @@ class Tree:
         self._files_lock = threading.Lock()
         self._hits = self._misses = 0
         self._since = time.time()
+
+    # What is left out
+
+    @property
+    def hidden(self) -> Hidden:
+        """What is left out now: another object whenever that has changed."""
+        return _NOTHING_HIDDEN if self._unavailable is None else self._unavailable.hidden
+
+    def watch_names(self, tell: Callable[[Name], None]) -> Watch | None:
+        """Begins to look for names that come or go; None if they never do.
+
+        Args:
+            tell: told each of them, in the watch's own thread, when the tree already shows it so.
+
+        Returns:
+            What the caller is to stop and to join.
+        """
+        if self._unavailable is None:
+            return None
+        self._watch = Watch(self._unavailable, self._store.failure_log, tell)
+        self._watch.start()
+        return self._watch
 
     # Names
 
@@ -135,24 +168,32 @@ class Tree:
             found = directory.ino if directory else None
         else:
             clip = parse_clip_name(name)
-            found = self._catalog.find(self._directory(parent), clip) if clip else None
+            directory = self._directory(parent)
+            if clip is not None and not (self._unavailable and clip.key in self._unavailable.hidden.keys):
+                found = self._catalog.find(directory, clip)
         if found is None:
             raise OSError(errno.ENOENT, "no such file or directory", name)
         return found
 
-    def entries(self, ino: int, offset: int = 0, count: int | None = None) -> list[DirEntry]:
-        """The names in a directory: `count` of them from `offset` on, or all.
+    def entries(self, ino: int) -> list[DirEntry]:
+        """The names in a directory.
 
         Raises:
             OSError: ENOTDIR.
         """
-        if self._has_clips(ino):
-            page = self._catalog.entries(self._directory(ino), offset, count)
-            return [DirEntry(entry.clip.name, entry.ino, NodeType.FILE) for entry in page]
-        return self._directory_entries(ino)[offset : None if count is None else offset + count]
+        if not self._has_clips(ino):
+            return self._directory_entries(ino)
+        left_out = set(self.hidden.of(ino))
+        return [
+            DirEntry(entry.clip.name, entry.ino, NodeType.FILE)
+            for place, entry in enumerate(self._catalog.entries(self._directory(ino)))
+            if place not in left_out
+        ]
 
-    def entries_with_attributes(self, ino: int, offset: int, count: int) -> list[tuple[str, Attributes]]:
-        """The same with what stat shows of each, in a few queries for all of them.
+    def entries_with_attributes(self, ino: int, offset: int, count: int) -> list[tuple[str, Attributes] | None]:
+        """What has the places `offset` to `offset + count` in a directory, with what stat shows of each.
+
+        A place is for ever: None stands for a name that is left out, and only at the end there are fewer than `count`.
 
         Raises:
             OSError: ENOTDIR.
@@ -162,10 +203,13 @@ class Tree:
             return [(entry.name, self.attributes(entry.ino)) for entry in page]
         listing = self._catalog.listing(self._directory(ino), offset, count)
         sizes = self._store.sizes([name[:KEY_LENGTH] for name, _ino, _seconds in listing])
-        return [
+        entries: list[tuple[str, Attributes] | None] = [
             (name, self._clip_attributes(number, seconds, sizes.get(name[:KEY_LENGTH])))
             for name, number, seconds in listing
         ]
+        for place in self.hidden.between(ino, offset, offset + len(entries)):
+            entries[place - offset] = None
+        return entries
 
     def _has_clips(self, ino: int) -> bool:
         return ino not in (ROOT, _CONTROL) and ino not in self._classes
@@ -212,8 +256,6 @@ class Tree:
         if ino == _VAL:
             return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, Lasting.ALWAYS)
         control = self._control_files.get(ino)
-        if isinstance(control, SplitList):
-            return Attributes(ino, NodeType.FILE, control.size, 1, self._mtime, Lasting.ALWAYS)
         if control is not None:
             mtime = int(time.time()) if control.live else self._mtime
             lasting = Lasting.NOT_AT_ALL if control.live else Lasting.ALWAYS
@@ -224,8 +266,8 @@ class Tree:
         return self._clip_attributes(ino, clip.duration, self._store.sizes([clip.key]).get(clip.key))
 
     def statistics(self) -> Statistics:
-        """What statfs shows: the files that can be opened, and the bytes that are here."""
-        return Statistics(self._store.usage().bytes, self._catalog.clip_count)
+        """What statfs shows: the clips that are shown, and the bytes that are here."""
+        return Statistics(self._store.usage().bytes, self._catalog.clip_count - self.hidden.total)
 
     def list_xattrs(self, ino: int) -> list[str]:
         """Names of the extended attributes of a node; only clips have some."""
@@ -267,9 +309,7 @@ class Tree:
         """
         opened: Future[Handle] = Future()
         control = self._control_files.get(ino)
-        if isinstance(control, SplitList):
-            opened.set_result(control)
-        elif control is not None and control.slow:
+        if control is not None and control.slow:
             threading.Thread(target=_render, args=(control, opened), daemon=True).start()
         elif control is not None:
             opened.set_result(control.open())
@@ -306,6 +346,8 @@ class Tree:
             except BaseException as failure:
                 if opened.set_running_or_notify_cancel():
                     opened.set_exception(failure)
+                if self._watch and isinstance(failure, FetchError) and failure.kind is FailureKind.GONE:
+                    self._watch.found(entry.clip)
 
         fetch = self._fetcher.request(entry.clip)
         fetch.add_done_callback(arrived)
@@ -358,6 +400,7 @@ class Tree:
             "since": _timestamp(self._since),
             "release": self._catalog.release,
             "clips": self._catalog.clip_count,
+            "hidden": self.hidden.total,
             "splits": {
                 name: {"clips": split.clips, "classes": len(self._classes[split.ino])}
                 for name, split in self._splits.items()
@@ -458,7 +501,7 @@ def _named(directories: list[Directory], style: ClassNames) -> dict[str, Directo
     return {name: by_label[label] for name, label in name_table(list(by_label), style).items()}
 
 
-def _render(file: TextFile, opened: Future[Handle]) -> None:
+def _render(file: TextFile | SplitList, opened: Future[Handle]) -> None:
     try:
         handle = file.open()
     except BaseException as error:

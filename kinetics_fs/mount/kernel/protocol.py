@@ -456,6 +456,7 @@ def parse_name(body: memoryview) -> bytes:
 
 class NotifyCode(enum.IntEnum):
     INVAL_INODE = 2
+    INVAL_ENTRY = 3
     STORE = 4
 
 
@@ -466,6 +467,17 @@ class InvalInodeOut(NamedTuple):
 
 
 _INVAL_INODE_OUT = Structure(InvalInodeOut, "Qqq", 24)
+
+
+class InvalEntryOut(NamedTuple):
+    """Followed by the name and a zero byte, which `namelen` does not count."""
+
+    parent: int
+    namelen: int
+    flags: int
+
+
+_INVAL_ENTRY_OUT = Structure(InvalEntryOut, "QII", 16)
 
 
 class StoreOut(NamedTuple):
@@ -489,6 +501,22 @@ def forget_attributes(ino: int) -> bytes:
     """A notification: ask for the attributes of this inode again. Its cached pages stay."""
     payload = _INVAL_INODE_OUT.pack(ino, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
+
+
+def forget_content(ino: int) -> bytes:
+    """A notification: the cached pages of this inode are no longer right; those of a directory are its listing."""
+    payload = _INVAL_INODE_OUT.pack(ino, 0, 0)
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
+
+
+def forget_name(directory: int, name: bytes) -> bytes:
+    """A notification: look this name up again, whether it was there or not. What is open stays so.
+
+    Writing it waits for the directory's lock, which a lookup or listing under way holds until it is answered: never
+    to be written by the thread that answers. It fails with ENOENT if the kernel remembers nothing of the name.
+    """
+    payload = _INVAL_ENTRY_OUT.pack(directory, len(name), 0) + name + b"\0"
+    return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_ENTRY, 0) + payload
 
 
 # The device's ioctls

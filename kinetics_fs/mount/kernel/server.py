@@ -3,6 +3,9 @@
 A request is read, answered, and forgotten. The exception is the open of a clip that is not here: its request is
 parked, a future brings the file, and the loop goes on; a thousand of them cost a thousand small objects. Futures end
 in threads of the fetcher, which only put them in a queue and wake the loop: all state here is the loop's own.
+
+Where names come and go (`Tree.watch_names`) there is a second thread, which writes to the descriptor, too: the
+notifications that may wait for an answer of the loop. The loop goes on until that thread is through.
 """
 
 from __future__ import annotations
@@ -35,10 +38,13 @@ from kinetics_fs.vfs import (
     ClipHandle,
     DirEntry,
     Handle,
+    Hidden,
     Lasting,
+    Name,
     NodeType,
     SharedFile,
     Tree,
+    Watch,
     errno_of,
     mode_of,
 )
@@ -46,7 +52,10 @@ from kinetics_fs.vfs import (
 _log = logging.getLogger(__name__)
 
 _A_DAY = 86400
-"""Seconds for which the kernel need not look up a name again: the tree does not change."""
+"""Seconds for which the kernel need not look up a name again: the tree does not change, or the kernel is told."""
+
+_LOOK_FOR_END = 0.02
+"""Seconds between two looks, when all is to end, whether the watch is through."""
 
 _VALID = {Lasting.NOT_AT_ALL: 0, Lasting.UNTIL_OPENED: 60, Lasting.ALWAYS: _A_DAY}
 """Seconds for which it need not ask for attributes again. A minute for a clip that is not here is enough for a sweep
@@ -208,9 +217,11 @@ class Server:
         poll.register(self._woken, select.POLLIN)
         buffer = bytearray(device.LARGEST_READ + 4096)
         view, buffers = memoryview(buffer), [buffer]
+        watch = self._tree.watch_names(self._tell_name)
         try:
-            while self._running:
-                if any(fd == self._woken for fd, _events in poll.poll()):
+            while self._running or _is_at_it(watch):
+                patience = None if self._running else _LOOK_FOR_END * 1000
+                if any(fd == self._woken for fd, _events in poll.poll(patience)):
                     self._clear_wake()
                     while self._calls:
                         self._calls.popleft()()
@@ -226,6 +237,9 @@ class Server:
                 else:
                     self.answer(view[:size])
         finally:
+            if watch is not None:
+                watch.stop()
+                watch.join()
             self._close()
 
     @property
@@ -372,7 +386,7 @@ class Server:
         try:
             ino = self._tree.lookup(header.nodeid, os.fsdecode(name))
         except FileNotFoundError:
-            # Inode 0: there is no such name, and there will not be one.
+            # Inode 0: there is no such name, and, unless the kernel is told, there will not be one.
             return p.ENTRY_OUT.pack(0, 0, _A_DAY, 0, 0, 0) + bytes(p.ATTR.size)
         attributes = self._tree.attributes(ino)
         return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _VALID[attributes.lasting], 0, 0) + p.ATTR.pack(*self._attr(attributes))
@@ -451,18 +465,26 @@ class Server:
 
     def _readdir(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.READ_IN.unpack(body)
-        entries = self._dots(header.nodeid)[asked.offset :]
-        entries += self._tree.entries(header.nodeid, max(0, asked.offset - 2), asked.size // p.DIRENT.size)
         records: list[bytes] = []
         room = asked.size
-        for place, (text, ino, kind) in enumerate(entries, asked.offset + 1):
+        for after, (text, ino, kind) in self._entries(header.nodeid, asked.offset, asked.size // p.DIRENT.size):
             name = os.fsencode(text)
             record = _dirent(len(name))
             room -= record.size
             if room < 0:
                 break
-            records.append(record.pack(ino, place, len(name), kind >> 12, name))
+            records.append(record.pack(ino, after, len(name), kind >> 12, name))
         return b"".join(records)
+
+    def _entries(self, ino: int, offset: int, at_once: int) -> Iterator[tuple[int, DirEntry]]:
+        """What READDIR lists from a place on, and the place after each."""
+        yield from enumerate(self._dots(ino)[offset:], offset + 1)
+        place = max(0, offset - 2)
+        while page := self._tree.entries_with_attributes(ino, place, at_once):
+            for after, entry in enumerate(page, place + 3):
+                if entry is not None:
+                    yield after, DirEntry(entry[0], entry[1].ino, entry[1].type)
+            place += len(page)
 
     def _readdirplus(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.READ_IN.unpack(body)
@@ -490,22 +512,33 @@ class Server:
         """READDIRPLUS's records of a directory from a place on.
 
         Kernels ask for some twenty at a time, in order: many more are made at once, and kept while they are asked for.
+        A name that is left out keeps its place, with an empty record.
         """
+        hidden = self._tree.hidden
         kept = self._chunks.get(ino)
-        if kept is not None and kept.begin <= place < kept.begin + len(kept.records) and time.monotonic() < kept.until:
+        if (
+            kept is not None
+            and kept.begin <= place < kept.begin + len(kept.records)
+            and time.monotonic() < kept.until
+            and kept.hidden is hidden
+        ):
             return kept.records[place - kept.begin :]
         records = self._records(ino, place)
         if len(self._chunks) >= _CHUNKS:
             del self._chunks[next(iter(self._chunks))]
         self._chunks.pop(ino, None)
-        self._chunks[ino] = _Chunk(place, records, time.monotonic() + _CHUNK_SECONDS)
+        self._chunks[ino] = _Chunk(place, records, time.monotonic() + _CHUNK_SECONDS, hidden)
         return records
 
     def _records(self, ino: int, place: int) -> list[bytes]:
         uid, gid = self._uid, self._gid
         records: list[bytes] = []
         page = self._tree.entries_with_attributes(ino, place, _CHUNK_ENTRIES)
-        for after, (text, (node, kind, size, links, seconds, lasting)) in enumerate(page, place + 3):
+        for after, entry in enumerate(page, place + 3):
+            if entry is None:
+                records.append(b"")
+                continue
+            text, (node, kind, size, links, seconds, lasting) = entry
             name = text.encode(errors="surrogateescape")
             # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
             record = _direntplus(len(name)).pack(
@@ -519,6 +552,16 @@ class Server:
 
     def _dots(self, ino: int) -> list[DirEntry]:
         return [DirEntry(".", ino, NodeType.DIRECTORY), DirEntry("..", self._tree.parent(ino), NodeType.DIRECTORY)]
+
+    def _tell_name(self, name: Name) -> None:
+        """Makes the kernel look up a name that came or went, and list its directory anew.
+
+        Called by the tree's watch, never by the loop: see `forget_name`. The listing comes second, when all that were
+        under way are through, so that none that is older is kept. One that goes on finds its place: where the kernel
+        does not have it any more, it asks us, and with us places stay.
+        """
+        self._write(p.forget_name(name.directory, os.fsencode(name.name)))
+        self._write(p.forget_content(name.directory))
 
     # Files
 
@@ -654,6 +697,8 @@ class _Chunk(NamedTuple):
     records: list[bytes]
     until: float
     """When they are too old, by the monotonic clock: sizes may have become known meanwhile."""
+    hidden: Hidden
+    """What was left out when they were made."""
 
 
 @dataclass(slots=True)
@@ -662,6 +707,14 @@ class _Backing:
 
     number: int
     users: int = 0
+
+
+def _is_at_it(watch: Watch | None) -> bool:
+    """Whether a watch, which is asked to end, has not yet."""
+    if watch is None:
+        return False
+    watch.stop()
+    return watch.is_alive()
 
 
 def _sized(value: bytes, room: int) -> bytes:

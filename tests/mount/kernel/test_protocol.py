@@ -40,6 +40,7 @@ C_NAMES: list[tuple[p.Structure[Any], str, str, int]] = [
     (p.STATFS_OUT, "fuse_statfs_out", "", 0),
     (p.INTERRUPT_IN, "fuse_interrupt_in", "", 0),
     (p._INVAL_INODE_OUT, "fuse_notify_inval_inode_out", "", 0),
+    (p._INVAL_ENTRY_OUT, "fuse_notify_inval_entry_out", "", 38),
     (p._STORE_OUT, "fuse_notify_store_out", "", 0),
     (p.BACKING_MAP, "fuse_backing_map", "", 40),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class World:
 
 
 @contextmanager
-def a_world(folder: Path, kind: type[Tree] = Tree) -> Iterator[World]:
+def a_world(folder: Path, kind: Callable[..., Tree] = Tree) -> Iterator[World]:
     """Makes one in an empty folder."""
     with (
         Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
