@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -78,6 +78,7 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
                 fetcher,
                 class_names=ClassNames(settings.class_names),
                 hide_unavailable=settings.hide_unavailable,
+                sizes=_indexed_sizes(settings),
                 about={"version": __version__, "mountpoint": str(place)},
             )
             # To the log, for whoever wants to know what a mount is at.
@@ -93,6 +94,18 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
                 kernel.serve(tree, place, allow_other=settings.allow_other, passthrough=cache, ready=ready)
         finally:
             fetcher.close()
+
+
+def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
+    """The sizes of clips that come out of an archive, if that is where they come from."""
+    from kinetics_fs.cli.rooms import shelf_path
+
+    path = shelf_path(settings)
+    if settings.source[0] != "archive" or not path.exists():
+        return None
+    from kinetics_fs.sources.archive.shelf import Shelf
+
+    return Shelf(path).sizes
 
 
 def _usable(log: Path) -> Path:

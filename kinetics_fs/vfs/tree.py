@@ -13,20 +13,23 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 
 from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Directory, Entry, name_table, parse_clip_name
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
 from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
 from kinetics_fs.vfs.unavailable import Hidden, Name, Unavailable, Watch
+
+_log = logging.getLogger(__name__)
 
 ROOT = 1
 _CONTROL = 2
@@ -67,6 +70,7 @@ class Tree:
         fetcher: gets the others.
         class_names: how labels become directory names.
         hide_unavailable: leave out clips that are known to be gone.
+        sizes: tells the exact sizes in bytes of clips that were never here but are known, by `Clip.key`.
         about: further facts for `status.json`.
 
     Raises:
@@ -82,12 +86,14 @@ class Tree:
         *,
         class_names: ClassNames = ClassNames.RAW,
         hide_unavailable: bool = False,
+        sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
         about: Mapping[str, object] | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._fetcher = fetcher
         self._about = dict(about or {})
+        self._sizes_elsewhere = sizes
         self._frontend: Callable[[], Mapping[str, object]] = dict
         self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
         self._watch: Watch | None = None
@@ -202,7 +208,7 @@ class Tree:
             page = self._directory_entries(ino)[offset : offset + count]
             return [(entry.name, self.attributes(entry.ino)) for entry in page]
         listing = self._catalog.listing(self._directory(ino), offset, count)
-        sizes = self._store.sizes([name[:KEY_LENGTH] for name, _ino, _seconds in listing])
+        sizes = self._sizes([name[:KEY_LENGTH] for name, _ino, _seconds in listing])
         entries: list[tuple[str, Attributes] | None] = [
             (name, self._clip_attributes(number, seconds, sizes.get(name[:KEY_LENGTH])))
             for name, number, seconds in listing
@@ -263,7 +269,19 @@ class Tree:
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
-        return self._clip_attributes(ino, clip.duration, self._store.sizes([clip.key]).get(clip.key))
+        return self._clip_attributes(ino, clip.duration, self._sizes([clip.key]).get(clip.key))
+
+    def _sizes(self, keys: list[str]) -> dict[str, KnownSize]:
+        known = self._store.sizes(keys)
+        if self._sizes_elsewhere is not None and len(known) < len(keys):
+            try:
+                others = self._sizes_elsewhere([key for key in keys if key not in known])
+            except KineticsError as error:
+                _log.error("sizes are estimates from now on: %s", error)
+                self._sizes_elsewhere = None
+            else:
+                known |= {key: KnownSize(size, held=False) for key, size in others.items()}
+        return known
 
     def statistics(self) -> Statistics:
         """What statfs shows: the clips that are shown, and the bytes that are here."""

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
@@ -714,3 +714,30 @@ def test_errno_is_one_that_a_kernel_takes(number: int) -> None:
     """A front end answers with it: zero would be success, and others are for the kernel alone."""
     found = errno_of(OSError(number, "odd"))
     assert 0 < found < 512
+
+
+def test_sizes_that_are_known_elsewhere(world: World) -> None:
+    asked: list[str] = []
+
+    def sizes(keys: Sequence[str]) -> dict[str, int]:
+        asked.extend(keys)
+        return {CLIP.key: 12_345} if len(asked) < 100 else {}
+
+    tree = Tree(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    assert tree.attributes(world.clip).size == 12_345
+    listed = dict(filter(None, tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)))
+    assert listed[CLIP.name] == tree.attributes(world.clip)
+    assert listed[CLIP.name].lasting is Lasting.UNTIL_OPENED, "it may come from somewhere else"
+
+    world.keep(b"content")
+    assert tree.attributes(world.clip).size == len(b"content")
+
+
+def test_sizes_that_cannot_be_told_any_more(world: World) -> None:
+    def sizes(keys: Sequence[str]) -> dict[str, int]:
+        raise KineticsError("the indexes are damaged")
+
+    tree = Tree(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    before = world.tree.attributes(world.clip)
+    assert tree.attributes(world.clip) == before
+    assert len(tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)) > 0

@@ -188,8 +188,8 @@ def test_open_live_file_keeps_its_size(world: World, kernel: Kernel) -> None:
     again = kernel.open(ino)
     assert kernel.getattr(ino)[1].size > before.size
     assert len(kernel.read(out.fh, 0, 65536)) == before.size
-    for opened in (out, again):
-        kernel.release(opened.fh)
+    for handle in (out, again):
+        kernel.release(handle.fh)
 
 
 def test_statx_says_what_getattr_says(world: World, kernel: Kernel) -> None:
