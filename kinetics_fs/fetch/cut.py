@@ -28,13 +28,11 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
         FetchError: ffmpeg cannot be run (CONFIG), cannot read the media (CORRUPT) or not write (LOCAL).
     """
     if exact:
-        seek = max(0.0, media.start - _LEAD)
-        leave_out = ["-ss", f"{media.start - seek:.6f}"]
-        done = _run(_command(media, seek, duration, target, ffmpeg, leave_out + _encoding(max_height, "-fps_mode")))
+        done = _run(_exact_command(media, duration, target, ffmpeg, max_height, "-fps_mode"))
         if b"fps_mode" in done.stderr:  # before ffmpeg 5.1
-            done = _run(_command(media, seek, duration, target, ffmpeg, leave_out + _encoding(max_height, "-vsync")))
+            done = _run(_exact_command(media, duration, target, ffmpeg, max_height, "-vsync"))
     else:
-        done = _run(_command(media, media.start, duration, target, ffmpeg, ["-c", "copy"]))
+        done = _run(_command(media.path, media.start, target, ffmpeg, ["-t", f"{duration:.6f}", "-c", "copy"]))
     if done.returncode == 0:
         return
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
@@ -44,25 +42,31 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     raise FetchError(FailureKind.CORRUPT, f"ffmpeg could not cut the clip: {said}")
 
 
-def _command(media: Media, seek: float, duration: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
+def _command(path: Path, seek: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
-        "-ss", f"{seek:.6f}", "-i", f"file:{media.path}", "-t", f"{duration:.6f}",
+        "-ss", f"{seek:.6f}", "-i", f"file:{path}",
         "-map", "0:v:0", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
         *output,
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
     ]  # fmt: skip
 
 
-def _encoding(max_height: int, rate_option: str) -> list[str]:
-    return [
-        "-vf", f"scale=-2:'trunc(min({max_height},ih)/2)*2'",
+def _exact_command(
+    media: Media, duration: float, target: Path, ffmpeg: str, max_height: int, rate_option: str
+) -> list[str]:
+    lead = min(_LEAD, media.start)
+    span = f"trim=start={lead:.6f}:end={lead + duration:.6f}"
+    output = [
+        "-vf", f"{span},setpts=PTS-{lead:.6f}/TB,scale=-2:'trunc(min({max_height},ih)/2)*2'",
+        "-af", f"a{span},asetpts=PTS-{lead:.6f}/TB",
         # Frames keep their times, on a clock that every usual rate divides: else some are doubled or dropped.
         rate_option, "vfr", "-enc_time_base", "1:90000",
         "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p",
         "-maxrate", str(MOST_BITS_PER_SECOND), "-bufsize", str(MOST_BITS_PER_SECOND),
         "-c:a", "aac", "-b:a", "128k", "-ac", "2",
     ]  # fmt: skip
+    return _command(media.path, media.start - lead, target, ffmpeg, output)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:

@@ -157,6 +157,13 @@ def test_variable_frame_rate_at_the_end(variant: Variant) -> None:
     assert frame_numbers(clip_of(path, 1, 1)) == [28, 35, 42, 49]
 
 
+def test_picture_of_the_moment_at_which_the_clip_ends(variant: Variant, plain: Path) -> None:
+    """It is no longer part of the clip, also where the first picture comes late."""
+    path = variant("-itsoffset", "1", "-i", str(plain), "-map", "0:a", "-map", "1:v", "-c", "copy")
+
+    assert frame_numbers(clip_of(path, 0.5, 2.5)) == list(range(50))
+
+
 def test_pictures_that_are_decoded_after_the_next_key_frame(variant: Variant) -> None:
     """In open groups, and without an edit list: what is asked for begins between a key frame's two times."""
     groups = "keyint=100:min-keyint=100:scenecut=0:open-gop=1:bframes=8"
