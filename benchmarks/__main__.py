@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import catalog, mount, soak, youtube
+from benchmarks import catalog, chaos, mount, soak, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -21,6 +21,7 @@ class Benchmark(Protocol):
 
 BENCHMARKS: dict[str, Benchmark] = {
     "catalog": catalog.run,
+    "chaos": chaos.run,
     "mount": mount.run,
     "soak": soak.run,
     "soak-no-passthrough": partial(soak.run, passthrough=False),
