@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.kernel import device
 from kinetics_fs.mount.kernel import protocol as p
@@ -1099,3 +1101,86 @@ def test_every_request_gets_one_reply(
     kernel.assert_alive()
     assert kernel._early == {}, "replies to nothing, or two to one"
     assert server.state()["waiting_opens"] == 0
+
+
+# Names that come and go -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hiding() -> Iterator[World]:
+    with quick_place() as folder, a_world(folder, partial(Tree, hide_unavailable=True)) as world:
+        yield world
+
+
+def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096) -> list[tuple[str, p.Dirent]]:
+    """The names in an answer to READDIR or READDIRPLUS, with the places after them."""
+    payload = memoryview(kernel.ask(opcode, ino, p.READ_IN.pack(0, offset, size, 0, 0, 0)))
+    head = p.DIRENTPLUS_SIZE - p.DIRENT.size if opcode == p.Opcode.READDIRPLUS else 0
+    found = []
+    while payload:
+        entry = p.DIRENT.unpack(payload[head:])
+        begin = head + p.DIRENT.size
+        found.append((os.fsdecode(bytes(payload[begin : begin + entry.namelen])), entry))
+        payload = payload[p.align(begin + entry.namelen) :]
+    return found
+
+
+def bury(world: World, clips: list[Clip]) -> None:
+    for clip in clips:
+        world.store.remember_failure(clip, FetchError(FailureKind.GONE, "removed"))
+
+
+def wait_for_notifications(kernel: Kernel, number: int) -> None:
+    while len(kernel.notified) < number:
+        kernel.next_message()
+
+
+@pytest.mark.parametrize("opcode", [p.Opcode.READDIR, p.Opcode.READDIRPLUS])
+def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: World, opcode: int) -> None:
+    ordered = sorted(CLIPS, key=lambda clip: clip.name)
+    with a_conversation(hiding.tree) as (kernel, _, _):
+        kernel.init()
+        directory = hiding.directory()
+        seen = records(kernel, opcode, directory, 0)
+        last = seen[-1][1].off
+        bury(hiding, [*ordered[last - 5 : last + 200], *ordered[-3:]])  # the name just shown, and more than an answer
+        wait_until(lambda: len(hiding.tree.hidden.of(directory)) == 208)
+        while page := records(kernel, opcode, directory, seen[-1][1].off):
+            seen += page
+    left = [clip.name for clip in ordered[: last - 2] + ordered[last + 200 : -3]]
+    assert [name for name, _ in seen] == [".", "..", *left]
+    for name, entry in seen[2:]:
+        assert entry.off == [clip.name for clip in ordered].index(name) + 3
+
+
+def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: World) -> None:
+    with a_conversation(hiding.tree) as (kernel, _, _):
+        kernel.init()
+        directory = hiding.directory()
+        bury(hiding, CLIPS[10:12])
+        wait_for_notifications(kernel, 4)
+        assert kernel.lookup(directory, CLIPS[10].name)[0] == (0, 0, DAY, 0, 0, 0)
+        hiding.store.forget_failures()
+        wait_for_notifications(kernel, 8)
+        assert kernel.lookup(directory, CLIPS[10].name)[0].nodeid == hiding.ino(CLIPS[10])
+    wanted = sorted(clip.name for clip in CLIPS[10:12])
+    for notified, name in zip(
+        [*zip(kernel.notified[::2], kernel.notified[1::2], strict=True)], wanted * 2, strict=True
+    ):
+        first, second = notified
+        assert (first.code, first.ino) == (p.NotifyCode.INVAL_ENTRY, directory)
+        assert first.payload[8:] == struct.pack("=II", len(name), 0) + name.encode() + b"\0"
+        assert (second.code, second.payload) == (p.NotifyCode.INVAL_INODE, struct.pack("=Qqq", directory, 0, 0))
+
+
+def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: World) -> None:
+    with a_conversation(hiding.tree) as (kernel, _, _):
+        kernel.init()
+        ino = hiding.ino(CLIP)
+        bury(hiding, [CLIP])
+        wait_until(lambda: hiding.tree.hidden.total)
+        assert kernel.getattr(ino)[1].ino == ino
+        unique = kernel.send_open(ino)
+        wait_until(lambda: hiding.errands.is_fetching(CLIP))
+        hiding.errands.fail(CLIP, FetchError(FailureKind.GONE, "removed"))
+        assert kernel.reply(unique).error == errno.EIO
