@@ -45,7 +45,7 @@ def expected_span(media: Media, duration: float) -> Span:
     with _opened(media.path) as container:
         claimed_frames = container.streams.video[0].frames
         begin = max(0.0, (container.start_time or 0) / av.time_base)
-        header = (container.duration or 0) / av.time_base - begin
+        header = 0.0 if media.part else (container.duration or 0) / av.time_base - begin
         frames, first, end = _demux(container)
     claimed = max(header, media.length or 0.0)
     # A header that counts frames (mp4) proves it exactly; else the lengths that are claimed must do.

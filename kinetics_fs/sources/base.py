@@ -19,12 +19,14 @@ class Media:
         length: how long the file should be, in seconds, by what the origin said; None if it did not say.
         whole: the file is the clip itself, cut long ago by whoever made the dataset. It is kept as it is, byte for
             byte, and may be shorter than the clip should be, as some of the dataset are.
+        part: the file has what the clip needs of the media and no more; how long they are is not in its header.
     """
 
     path: Path
     start: float
     length: float | None
     whole: bool = False
+    part: bool = False
 
 
 class NotHere(Exception):

@@ -29,6 +29,9 @@ _LEAD_FRAMES = 6
 """How many frames to seek before the section. Demuxers look for keyframes by the time of decoding, which may be a few
 frames before that of showing: one that is decoded before the section may be shown after its first frames."""
 
+_ROUNDING = 1.5
+"""Seconds by which the length that a site tells may be more than that in the header."""
+
 _MOST_BYTES = 512 * 1024**2
 """Of packets, held in memory."""
 
@@ -70,13 +73,16 @@ def fetch_section(
             containers: list[InputContainer] = []
             for file in files:
                 if isinstance(file, Segments):
-                    length = _longer(length, file.seconds, start)
+                    length = _length(length, file.seconds, None)
                     container, begin = file.open(start, end)
                 else:
                     container = av.open(file, "r", options=_options(file))
-                    length = _longer(length, (container.duration or 0) / av.time_base, start)
-                    begin = max(0.0, (container.start_time or 0) / av.time_base)
+                    begin = _begin(container)
+                    for picture in container.streams.video[:1]:
+                        length = _length(length, (container.duration or 0) / av.time_base, picture)
                 containers.append(container)
+                if length and start >= length:
+                    raise FetchError(FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins")
                 streams: list[Stream] = [*container.streams.video[:1], *container.streams.audio[:1]]
                 if len(files) > 1:
                     streams = streams[:1]
@@ -108,16 +114,27 @@ def fetch_section(
         raise NoSection(f"the demuxer says: {error.strerror}") from error
     with av.open(str(path)) as written:
         first = (written.start_time or 0) / av.time_base
-    zero = begins[0] + shift - first  # where the whole media begin, in seconds of this file
-    return Media(path, start=zero + start, length=zero + length if length else None)
+    zero = min(begins) + shift - first  # where the whole media begin, in seconds of this file
+    return Media(path, start=zero + start, length=zero + length if length else None, part=True)
 
 
-def _longer(length: float | None, seconds: float, start: float) -> float | None:
-    """How long the media are, by the site and by themselves."""
-    length = max(length or 0.0, seconds) or None
-    if length and start >= length:
-        raise FetchError(FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins")
-    return length
+def _length(by_site: float | None, by_header: float, picture: Stream | None) -> float | None:
+    """How many seconds there should be pictures for."""
+    if by_site and by_site > by_header + _ROUNDING:
+        return by_site  # not the file that the site speaks of, or not all of it
+    if picture is not None and picture.duration and picture.time_base:
+        return float(picture.duration * picture.time_base)  # sound may go on for longer
+    return by_header or None
+
+
+def _begin(container: InputContainer) -> float:
+    """When the media begin, in their own time."""
+    begin = (container.start_time or 0) / av.time_base
+    for sound in container.streams.audio[:1]:
+        # Which is not looked at on opening, and may begin before the picture.
+        if sound.index_entries and sound.time_base:
+            begin = min(begin, float(sound.index_entries[0].timestamp * sound.time_base))
+    return max(0.0, begin)
 
 
 def _seek(container: InputContainer, file: RemoteFile, streams: list[Stream], start: float, end: float) -> None:
@@ -144,7 +161,9 @@ def _packets(container: InputContainer, streams: list[Stream], end: float) -> It
     going_on = {stream.index for stream in streams}
     for packet in container.demux(streams):
         if packet.dts is None:
-            continue
+            if packet.size:
+                raise NoSection("packets without a time of decoding")
+            continue  # the end of a stream
         if _time(packet) >= end:
             going_on.discard(packet.stream.index)
             if not going_on:

@@ -29,7 +29,7 @@ from kinetics_fs.sources.youtube_errors import classify
 _log = logging.getLogger(__name__)
 
 _MOST_REFUSALS = 3
-"""Clips in a row with refused media, by addresses that are fresh: then it is not the clips."""
+"""Videos in a row with refused media, by addresses that are fresh: then it is not the videos."""
 _REFUSED_FOR = 300.0
 """Seconds to leave YouTube alone then."""
 
@@ -49,8 +49,8 @@ class YouTubeSource:
         self._url = settings.video_url
         self._log = _Messages()
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
-        self._refusals = 0
-        """Clips in a row whose media were refused."""
+        self._refused: set[str] = set()
+        """Ids of videos in a row whose media were refused."""
         self._pace = Pace(settings.limit_rate)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
@@ -66,11 +66,11 @@ class YouTubeSource:
                 _log.info("%s: %s; asking for a new address", clip.key, error.reason)
                 return self._fetch(clip, folder, self._extract(url))
         except StaleAddress as error:
-            self._refusals += 1
-            if self._refusals >= _MOST_REFUSALS:
+            self._refused.add(clip.youtube_id)
+            if len(self._refused) >= _MOST_REFUSALS:
                 raise FetchError(
                     FailureKind.BLOCKED,
-                    f"the media of {self._refusals} videos in a row were refused: {error.reason}",
+                    f"the media of {len(self._refused)} videos in a row were refused: {error.reason}",
                     source=self.name,
                     retry_after=_REFUSED_FOR,
                 ) from error
@@ -98,7 +98,7 @@ class YouTubeSource:
             _wait_for(formats)
             files = [self._remote(one) for one in formats]
             media = fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
-            self._refusals = 0
+            self._refused.clear()
             return media
         except (NoSection, NoSegments, RangesIgnored) as error:
             _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not do ranges")
