@@ -56,6 +56,8 @@ class ArchiveSite:
         """Whether it answers requests for a range."""
         self.if_match = True
         """Whether it heeds `If-Match`."""
+        self.etags = True
+        """Whether it says which version a file is."""
         self.requests: list[Sent] = []
         self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -110,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(name, 412, b"<Error/>")
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None or not site.ranges:
-            return self.answer(name, 200, content, {"ETag": etag})
+            return self.answer(name, 200, content)
         begin, end = int(asked[1]), min(int(asked[2]) + 1, len(content))
         if begin >= len(content):
             return self.answer(name, 416, b"")
@@ -118,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             begin, end = begin + 1, end + 1
         said = f"bytes {begin}-{end - 1}/{len(content)}"
         body = content[begin:end]
-        return self.answer(name, 206, body, {"ETag": etag, "Content-Range": said}, fault)
+        headers = {"Content-Range": said} | ({"ETag": etag} if site.etags else {})
+        return self.answer(name, 206, body, headers, fault)
 
     def answer(
         self, name: str, status: int, body: bytes, headers: dict[str, str] | None = None, fault: str = ""
@@ -127,10 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         for header, value in (headers or {}).items():
             self.send_header(header, value)
-        self.end_headers()
         if fault in ("reset", "short"):
             body = body[: len(body) // 2]
         self.site.requests.append(Sent(name, self.headers.get("Range"), status, len(body)))
+        self.end_headers()
         with contextlib.suppress(ConnectionError):
             self.wfile.write(body)
         if fault == "reset":

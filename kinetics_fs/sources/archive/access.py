@@ -210,7 +210,6 @@ class RemoteArchive:
                         begin += len(piece)
                         tries = 0
                         yield piece
-                    response.raw.read(1)  # nothing: the connection may be used again
             except FetchError as error:
                 if error.kind not in (FailureKind.TRANSIENT, FailureKind.BLOCKED):
                     raise

@@ -155,7 +155,8 @@ class Gzip:
     def _body(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
         step = self._inflater.step(data, begin)
         self._take(step.consumed)
-        self._more = len(step.output) == MOST_OUTPUT  # perhaps: the input may be used up, but not what it says
+        # Perhaps: the input may be used up, but not what it says.
+        self._more = len(step.output) == MOST_OUTPUT and not step.ended
         if step.output:
             if self._crc is not None:
                 self._crc = zlib.crc32(step.output, self._crc)

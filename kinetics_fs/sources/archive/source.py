@@ -64,5 +64,3 @@ class ArchiveSource:
         with path.open("xb") as file:
             for piece in extract(clip, record, pieces, gzipped=place.gzipped):
                 file.write(piece)
-        for _ in pieces:  # to the end: so the connection may be used again
-            pass

@@ -83,6 +83,17 @@ def in_members(data: bytes, size: int) -> bytes:
     return b"".join(by_zlib(data[place : place + size]) for place in range(0, len(data), size))
 
 
+def with_giant_block(data: bytes, at: int) -> bytes:
+    """All from `at` on is one block with the fixed codes, whatever its size; of bytes below 144, which take 8 bits."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    before = packer.compress(data[:at]) + packer.flush(zlib.Z_FULL_FLUSH)
+    codes = bytes(int(f"{0x30 + value:08b}"[::-1], 2) if value < 144 else 0 for value in range(256))
+    literals = int.from_bytes(data[at:].translate(codes), "little")
+    block = (literals << 3 | 0b011).to_bytes(len(data) - at + 2, "little")  # the last block; its end is 7 zero bits
+    trailer = zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(4, "little")
+    return b"\x1f\x8b\x08" + bytes(7) + before + block + trailer
+
+
 def by_program(*command: str) -> Callable[[bytes], bytes]:
     def pack(data: bytes) -> bytes:
         return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout

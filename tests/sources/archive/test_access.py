@@ -143,8 +143,20 @@ def test_another_version(site: ArchiveSite, address: str, if_match: bool) -> Non
         site.files[NAME] = content
         with pytest.raises(ArchiveChanged):
             list(archive.read(100, 200, version))
+        assert (site.requests[-1].status == 412) == if_match
         with pytest.raises(ArchiveChanged):
             list(archive.stream(0, version))
+
+
+def test_another_version_without_entity_tags(site: ArchiveSite, address: str) -> None:
+    site.etags = False
+    archive = open_archive(address)
+    version = archive.version()
+    assert version == Version(len(CONTENT))
+    site.files[NAME] = CONTENT + b"x"
+
+    with pytest.raises(ArchiveChanged):
+        list(archive.read(100, 200, version))
 
 
 def test_another_file(tmp_path: Path) -> None:

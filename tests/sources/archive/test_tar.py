@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -141,6 +142,19 @@ def test_hostile_members(case: str, step: int) -> None:
 def test_giant_members_take_no_room(size: bytes) -> None:
     with pytest.raises(ArchiveError, match=r"cut short|a size that is none"):
         parse(header(size=size) + bytes(100_000))
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"0", b"Q"])
+def test_large_members_of_any_kind_take_no_room(kind: bytes) -> None:
+    parser = TarParser()
+    piece = bytes(1_000_000)
+    tracemalloc.start()
+    list(parser.feed(memoryview(header(type=kind, size=b"77777777777"))))
+    for _ in range(20):
+        list(parser.feed(memoryview(piece)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80\xff" + b"\xff" * 10, b"-1", b"12x", b"1 1"])
