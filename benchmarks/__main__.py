@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import catalog, chaos, mount, soak, youtube
+from benchmarks import archives, catalog, chaos, mount, soak, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -20,6 +20,7 @@ class Benchmark(Protocol):
 
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "archives": archives.run,
     "catalog": catalog.run,
     "chaos": chaos.run,
     "mount": mount.run,

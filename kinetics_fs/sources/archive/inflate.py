@@ -93,11 +93,13 @@ class Gzip:
 
     Args:
         at: where to begin, in the middle of a member; the first byte to be fed is that which holds its first bit.
+        spacing: bytes of output between two places to enter at, at least: each costs a copy of its window.
     """
 
     gzipped = True
 
-    def __init__(self, at: Block | None = None) -> None:
+    def __init__(self, at: Block | None = None, spacing: int = 0) -> None:
+        self._spacing = spacing
         self.taken = 0
         self._position = 0
         self._part = self._header
@@ -109,6 +111,7 @@ class Gzip:
             self._position = at.position
             self._entry = at
             self._part = self._entrance
+        self._next_block = self._position + spacing
         self._began = self._position - _MOST_GROWTH * self.taken
 
     def feed(self, data: bytes) -> Iterator[memoryview | Block]:
@@ -165,8 +168,10 @@ class Gzip:
             if self._position > self._began + _FREE_GROWTH + _MOST_GROWTH * self.taken:
                 raise ArchiveError("the archive unpacks to far more than its size")
             yield step.output
-        if step.block_bits is not None and isinstance(self._inflater, BlockInflater):
-            bit = 8 * self.taken - step.block_bits
+        at_block = step.block_bits is not None and self._position >= self._next_block
+        if at_block and isinstance(self._inflater, BlockInflater):
+            self._next_block = self._position + self._spacing
+            bit = 8 * self.taken - (step.block_bits or 0)
             yield Block(bit, self._position, self._inflater.window(), self._crc, self._length)
         if step.ended:
             self._part = self._trailer

@@ -147,6 +147,7 @@ class BlockInflater:
         self._pointer = ctypes.byref(self._stream)
         self._output = ctypes.create_string_buffer(MOST_OUTPUT)
         self._view = memoryview(self._output).cast("B")
+        self._window = ctypes.create_string_buffer(WINDOW)
         version, size = self._libz.zlibVersion(), ctypes.sizeof(_ZStream)
         if self._libz.inflateInit2_(self._pointer, -15, version, size) != _Z_OK:
             raise OSError("libz cannot begin to inflate")
@@ -184,10 +185,9 @@ class BlockInflater:
     def window(self) -> bytes:
         """The last 32 KiB of output, or all of it."""
         length = ctypes.c_uint()
-        window = ctypes.create_string_buffer(WINDOW)
-        if self._libz.inflateGetDictionary(self._pointer, window, ctypes.byref(length)) != _Z_OK:
+        if self._libz.inflateGetDictionary(self._pointer, self._window, ctypes.byref(length)) != _Z_OK:
             raise OSError("libz does not give the window")
-        return window.raw[: length.value]
+        return ctypes.string_at(self._window, length.value)
 
 
 @functools.cache

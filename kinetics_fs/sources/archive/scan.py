@@ -24,6 +24,10 @@ from kinetics_fs.sources.archive.tar import HEADER, Begin, End, Refuse, TarParse
 _MOST_KEPT = 16 * 1024 * 1024
 """Bytes of the archive to keep for finding out what a clip depends on; usual is less than one piece that is fed."""
 
+_NEAR = 8 * 1024
+_FAR = 1024 * 1024
+"""Bytes between two places to enter at: for an index, and for going on only."""
+
 _CHECKPOINT = struct.Struct("<4sB3xQQQQII")
 _CHECKPOINT_MAGIC = b"kfc1"
 
@@ -99,18 +103,18 @@ class Scan:
         """Of the clips that have passed and can be read alone."""
         self.not_indexed = 0
         """Clips that have passed, and cannot."""
+        self._index = index
         self._refuse_more = refuse
         self._seen = set(self.records)
         self._tar = TarParser(self._refuse, at.header if at else 0)
         self._drop = at.header - at.block.position if at else 0
         self._source: Decompressor | None = None
         if at is not None:
-            self._source = Gzip(at.block) if at.gzipped else Plain(at.block)
+            self._source = self._gzip(at.block) if at.gzipped else Plain(at.block)
         self._blocks: list[Block] = []
         """The last that starts before the next header, and those after it."""
         self._open: _Open | None = None
         self._first = b""
-        self._index = index
         self._kept = bytearray()
         self._kept_from = at.block.bit // 8 if at else 0
 
@@ -143,7 +147,7 @@ class Scan:
             if len(data) < 2:
                 self._first = data
                 return
-            self._source = Gzip() if is_gzip(data) else Plain()
+            self._source = self._gzip() if is_gzip(data) else Plain()
         self._keep(data)
         for output in self._source.feed(data):
             if isinstance(output, Block):
@@ -179,6 +183,9 @@ class Scan:
         if len(self._seen) >= MOST_CLIPS:
             return "too many clips"
         return self._refuse_more(clip)
+
+    def _gzip(self, at: Block | None = None) -> Gzip:
+        return Gzip(at, _NEAR if self._index else _FAR)
 
     # The index
 
