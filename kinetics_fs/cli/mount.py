@@ -34,11 +34,11 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     kinetics-fs mount --annotations my.csv --class-names underscore ~/kinetics
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
     """
-    from kinetics_fs.cli.rooms import catalog_of, check_video_url
+    from kinetics_fs.cli.rooms import catalog_of, check_addresses
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
 
-    check_video_url(settings)
+    check_addresses(settings)
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # whether its library is there, before anything is downloaded
     place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -16,6 +17,8 @@ from kinetics_fs.store import Store, prepare_folder
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
 
+
+_PROXIES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
 
 _GUESTS_RATE = 300
 """Videos an hour that YouTube lets somebody without an account have, by yt-dlp's wiki."""
@@ -65,7 +68,7 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
     """
     from kinetics_fs.fetch import Fetcher
 
-    check_video_url(settings)
+    check_addresses(settings)
     rate = settings.rate
     if rate is None and settings.video_url == YOUTUBE_URL:
         rate = _GUESTS_RATE
@@ -102,7 +105,20 @@ def shelf_path(settings: Settings) -> Path:
     return settings.cache_dir / "archives.sqlite"
 
 
-def check_video_url(settings: Settings) -> None:
-    """Refuses an address template without a place for the id."""
+def check_addresses(settings: Settings) -> None:
+    """Refuses an address template without a place for the id, and a proxy that is none; without showing the latter.
+
+    Raises:
+        click.UsageError: in these cases.
+    """
+    proxy = urlsplit(settings.proxy or "http://127.0.0.1:1")
+    try:
+        usable = proxy.port != 0 and bool(proxy.hostname) and proxy.scheme in _PROXIES
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.UsageError(
+            "--proxy is not an address like socks5://127.0.0.1:1080; escape what is odd in a password"
+        )
     if "{id}" not in settings.video_url:
         raise click.UsageError(f"--video-url {settings.video_url!r} has no {{id}} in it")

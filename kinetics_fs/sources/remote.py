@@ -23,7 +23,7 @@ from yt_dlp.networking import Request, Response
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.youtube_errors import retry_after
+from kinetics_fs.sources.youtube_errors import retry_after, without_secrets
 
 T = TypeVar("T")
 
@@ -299,4 +299,4 @@ def _failure(error: RequestError) -> FetchError:
             return StaleAddress(f"HTTP {error.status} from the media server")
         return FetchError(FailureKind.TRANSIENT, f"HTTP {error.status} from the media server")
     timed_out = errno.ETIMEDOUT if "timed out" in str(error).lower() else None
-    return FetchError(FailureKind.TRANSIENT, f"media: {error}"[:300], errno=timed_out)
+    return FetchError(FailureKind.TRANSIENT, f"media: {without_secrets(str(error))}"[:300], errno=timed_out)

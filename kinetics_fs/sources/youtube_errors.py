@@ -117,6 +117,11 @@ def retry_after(error: Exception) -> float | None:
     return None
 
 
+def without_secrets(text: str) -> str:
+    """A text without the password of a proxy and the signature of an address."""
+    return re.sub(r"\?\S{40,}", "?…", re.sub(r"//\S*@", "//…@", text))
+
+
 def _line(error: BaseException) -> str:
     """The first line of what was said, without colours, the word ERROR and advice for yt-dlp's own command line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
@@ -124,6 +129,5 @@ def _line(error: BaseException) -> str:
     text = text.splitlines()[0] if text else type(error).__name__
     text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
     text = re.sub(r"^\[download\] ", "", text)
-    text = re.sub(r"//[^/@\s]+@", "//…@", text)  # a proxy's password
-    text = re.sub(r"\?\S{40,}", "?…", text)  # a signed address
+    text = without_secrets(text)
     return re.split(r"; please report this issue| Use --cookies| It is recommended to use", text)[0][:300]

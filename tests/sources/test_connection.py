@@ -24,6 +24,7 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.remote import Pace
 from kinetics_fs.sources.youtube import YouTubeSource
 from tests.conftest import Dataset, MountFactory
+from tests.harness import kinetics_fs
 
 CLIP = Clip("-demo_video", 10, 20)
 PATH = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -148,3 +149,15 @@ def test_password_of_a_proxy_is_told_to_nobody(
         except OSError:
             continue
     assert all(SECRET not in text for text in seen)
+
+
+@pytest.mark.parametrize(
+    "proxy", [f"http://you:{SECRET}/x@127.0.0.1:9", f"{SECRET}", f"ftp://{SECRET}:1", "http://a:b"]
+)
+def test_proxy_that_is_none_is_refused_unseen(proxy: str, dataset: Dataset, tmp_path: Path) -> None:
+    where = ("--cache-dir", tmp_path / "cache", "--annotations", dataset.annotations)
+    done = kinetics_fs("prefetch", *where, "--proxy", proxy)
+
+    assert done.returncode == 2
+    assert "--proxy" in done.stderr
+    assert SECRET not in done.stderr
