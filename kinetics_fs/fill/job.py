@@ -15,7 +15,7 @@ from typing import IO
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fetch.verify import check_container, verify_clip
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.sources.archive.access import Archive, Version, open_archive
@@ -110,7 +110,9 @@ def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary
 
     Raises:
         FetchError: the archive cannot be read, or there is no room.
-        ArchiveError: the archive is damaged. In both cases what was published stays, and the next call goes on.
+        ArchiveError: the archive is damaged, as far as its own checksum at the end tells.
+            In both cases what was published stays. After the first the next call goes on where this one stopped, after
+            the second it begins anew, for the damage may be in what it would go on from.
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
@@ -142,6 +144,13 @@ class _Fill:
         self._state = job.states / f"{name}.{kind}"
 
     def run(self) -> Summary:
+        try:
+            return self._run()
+        except ArchiveError:
+            self._state.unlink(missing_ok=True)
+            raise
+
+    def _run(self) -> Summary:
         version = self._archive.version()
         scan, begin = self._scan(version)
         done, saved = begin, time.monotonic()
