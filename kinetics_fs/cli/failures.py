@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
-import secrets
 import sys
 import time
 from collections import Counter
@@ -20,8 +17,9 @@ import click
 
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
-from kinetics_fs.errors import FailureKind, KineticsError
+from kinetics_fs.errors import FailureKind
 from kinetics_fs.settings import Settings
 
 if TYPE_CHECKING:
@@ -230,7 +228,7 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
     wanted = _travelling(kinds)
     with _store(settings) as store:
         failures = sorted(store.failure_log.all(wanted), key=lambda failure: failure.key)
-    with _replacing(file) as stream:
+    with replacing(file) as stream:
         stream.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
     click.echo(f"{len(failures):,} written", err=True)
 
@@ -358,36 +356,6 @@ def _print_csv(header: list[str], rows: Iterable[Sequence[object]]) -> None:
     writer.writerow(header)
     writer.writerows(rows)
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[BinaryIO]:
-    """Writes a file: it is there when it is complete, in place of the one before. `-` is standard output.
-
-    Raises:
-        KineticsError: it cannot be written.
-    """
-    if str(file) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    place = file.resolve()
-    try:
-        if place.exists() and not place.is_file():  # a pipe or a device: to be written, and never to be replaced
-            with place.open("wb") as stream:
-                yield stream
-            return
-        temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(place)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise KineticsError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _local_time(seconds: float) -> str:

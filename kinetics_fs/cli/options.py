@@ -152,6 +152,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
             if "cache_dir" in given:
                 # Absolute, for a mount in the background is in another folder.
                 given["cache_dir"] = (given["cache_dir"] or default_cache_dir()).absolute()
+            if "archive_url" in given and "://" not in given["archive_url"]:
+                given["archive_url"] = str(Path(given["archive_url"]).absolute())
             config = click.get_current_context().find_root().obj or {}
             return function(settings=Settings(**given, ytdlp=config.get("ytdlp", {})), **values)
 
@@ -175,3 +177,21 @@ def selection_given() -> bool:
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """`--json`, for every command that reports."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def archive_options(function: Callable[..., R]) -> Callable[..., R]:
+    """`--archive` and `--jobs`."""
+    function = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=2,
+        show_default=True,
+        metavar="N",
+        help="Archives to read at the same time.",
+    )(function)
+    return archive_option("Only this archive, by its path below --archive-url; repeatable.")(function)
+
+
+def archive_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """`--archive`."""
+    return click.option("--archive", "archives", metavar="NAME", multiple=True, help=help)

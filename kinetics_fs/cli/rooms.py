@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import click
 
 from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
+from kinetics_fs.errors import ArchiveError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.settings import Settings
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
@@ -16,6 +17,7 @@ from kinetics_fs.store import Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.sources.archive.shelf import Shelf
 
 
 _PROXIES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
@@ -103,6 +105,20 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
 def shelf_path(settings: Settings) -> Path:
     """The file of the indexes of archives that are here; it need not be there."""
     return settings.cache_dir / "archives.sqlite"
+
+
+def shelf_of(settings: Settings) -> Shelf:
+    """The indexes of archives that are here.
+
+    Raises:
+        ArchiveError: there are none, or they cannot be used.
+    """
+    from kinetics_fs.sources.archive.shelf import Shelf
+
+    path = shelf_path(settings)
+    if not path.exists():
+        raise ArchiveError(f"{settings.cache_dir} has no index of an archive: see kinetics-fs index --help")
+    return Shelf(path)
 
 
 def check_addresses(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kinetics_fs.cli.files import readable_size
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.errors import MountError
 from kinetics_fs.settings import Settings
@@ -94,16 +95,8 @@ def _blocked(origin: dict[str, Any]) -> str:
 
 
 def _cache_line(cache: dict[str, Any]) -> str:
-    limit = f"of {_size(cache['limit'])}" if cache["limit"] else "no limit"
+    limit = f"of {readable_size(cache['limit'])}" if cache["limit"] else "no limit"
     return (
-        f"{cache['folder']}: {cache['clips']:,} clips, {_size(cache['bytes'])} ({limit}),"
-        f" {_size(cache['disk_free'])} free on the disk"
+        f"{cache['folder']}: {cache['clips']:,} clips, {readable_size(cache['bytes'])} ({limit}),"
+        f" {readable_size(cache['disk_free'])} free on the disk"
     )
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"

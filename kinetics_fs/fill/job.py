@@ -60,6 +60,7 @@ class Job:
         states: folder for what it takes to go on after a kill.
         depth: how closely clips are looked at.
         connections: to read with.
+        keep: publish the clips; else only the index is made.
     """
 
     base: str
@@ -72,6 +73,7 @@ class Job:
     states: Path
     depth: Depth = Depth.CONTAINER
     connections: int = 4
+    keep: bool = True
 
 
 @dataclass
@@ -201,6 +203,8 @@ class _Fill:
     # A clip
 
     def _begin(self, clip: Clip) -> None:
+        if not self._job.keep:
+            return
         if self._catalog is not None and not self._catalog.locate(clip):
             self._summary.not_wanted += 1
         elif self._store.holds(clip):

@@ -17,7 +17,8 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "status", "classes"),
+    *("mount", "umount", "prefetch", "fill", "status", "classes"),
+    *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
     "demo",
 ]
@@ -306,7 +307,9 @@ def test_help_lists_every_command() -> None:
     assert {leaf.split()[0] for leaf in LEAVES} == set(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE))
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("prefetch", "--help"), ("mount", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), *((name, "--help") for name in ("prefetch", "mount", "fill", "index"))]
+)
 def test_help_loads_little(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "kinetics_fs", "--config", os.devnull, *arguments],

@@ -1,0 +1,291 @@
+"""`kinetics-fs fill`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kinetics_fs.cli.files import readable_size, replacing
+from kinetics_fs.cli.options import archive_options, json_option, with_settings
+from kinetics_fs.errors import KineticsError
+from kinetics_fs.settings import Settings
+
+if TYPE_CHECKING:
+    from kinetics_fs.catalog import Catalog, Clip
+    from kinetics_fs.cli.filling import Outcome
+    from kinetics_fs.sources.archive.access import Version
+    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.store import Store
+
+_PAGE = 500
+_MOST_PER_CLIP = 2 * 1024 * 1024
+"""Bytes that a clip of unknown size takes at most, on the average of many: the mean of Kinetics is 1.5 MB."""
+
+
+@click.command("fill")
+@with_settings("selection", "store", "archive")
+@archive_options
+@click.option(
+    "--verify",
+    "depth",
+    type=click.Choice(["none", "container", "decode"]),
+    default="container",
+    show_default=True,
+    metavar="HOW",
+    help="How closely clips are looked at: not at all (none), all frames are there (container), all decode (decode).",
+)
+@click.option("--no-index", is_flag=True, help="Make no index of the archives, which costs half as much time again.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write how it went, as JSON.  [default: fill-report.json in the cache]",
+)
+@json_option
+def command(
+    settings: Settings,
+    archives: tuple[str, ...],
+    jobs: int,
+    depth: str,
+    no_index: bool,
+    report_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Fill the cache with a selection out of the archives that hold it, in one pass over each.
+
+    For a whole split, or whole classes, this is much quicker than fetching clip by clip. May be interrupted or killed:
+    the same command goes on, and reads no archive again that it has finished. The archives become indexed on the way,
+    so that a mount can open what is in them later without this. Exits with 3 if not all could be had.
+
+    \b
+    kinetics-fs fill --split validation
+    kinetics-fs fill --release 700-2020 --split train --class "surfing water" --jobs 4
+    kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
+    """
+    from kinetics_fs.cli.filling import Outcome, find_versions, pass_over
+    from kinetics_fs.cli.rooms import catalog_of, shelf_of, shelf_path, store_of
+    from kinetics_fs.fill import Depth, Job
+    from kinetics_fs.fill.plan import archives_holding, was_done
+    from kinetics_fs.sources.archive.libz import tells_blocks
+
+    indexed = not no_index and tells_blocks()
+    outcome = Outcome()
+    with ExitStack() as opened:
+        catalog = opened.enter_context(catalog_of(settings))
+        store = opened.enter_context(store_of(settings))
+        shelf = opened.enter_context(shelf_of(settings)) if shelf_path(settings).exists() else None
+        # What an archive has for one selection says nothing of another one: each has its own folder.
+        states = settings.cache_dir / "fills" / catalog.digest[:32]
+        whole = not settings.klass and not settings.annotations
+        names = list(archives) or archives_holding(settings.archive_url, catalog, whole=whole)
+        versions = find_versions(settings, names, outcome)
+        here = _Here(catalog, store, shelf)
+        on_shelf = _on_shelf(shelf, versions)
+        outcome.earlier = [
+            name
+            for name, version in versions.items()
+            if was_done(states, name, version) and name not in here.evicted_from and (name in on_shelf or not indexed)
+        ]
+        to_read = {name: version for name, version in versions.items() if name not in outcome.earlier}
+        _check_room(settings, catalog, store, shelf, here, to_read, on_shelf)
+        pass_over(
+            (
+                Job(
+                    base=settings.archive_url,
+                    archive=name,
+                    cache=settings.cache_dir,
+                    limit=settings.cache_size,
+                    min_free=settings.min_free,
+                    catalog=catalog.path,
+                    shelf=shelf_path(settings) if indexed else None,
+                    states=states,
+                    depth=Depth(depth),
+                )
+                for name in to_read
+            ),
+            versions,
+            outcome,
+            at_once=jobs,
+            clips_here=lambda: store.usage().clips,
+        )
+        shelf = opened.enter_context(shelf_of(settings)) if shelf_path(settings).exists() else None
+        # Of a few archives, or half of them, nothing follows for the clips of the others.
+        lacking = _Lacking() if archives or outcome.interrupted else _Lacking.of(catalog, store, shelf)
+    result = _result(outcome) | {
+        "not_taken": len(lacking.not_taken),
+        "in_no_archive": len(lacking.in_no_archive),
+        "interrupted": outcome.interrupted,
+    }
+    place = report_file or settings.cache_dir / "fill-report.json"
+    lists = {"clips_not_taken": lacking.not_taken, "clips_in_no_archive": lacking.in_no_archive}
+    with replacing(place) as file:
+        file.write(json.dumps(result | lists, indent=1).encode() + b"\n")
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        _print(result, outcome, place)
+    if outcome.hopeless:
+        raise outcome.hopeless
+    unfit = any(summary.failed or summary.busy for summary in outcome.read.values())
+    return outcome.exit_code(complete=not (unfit or lacking.not_taken or lacking.in_no_archive))
+
+
+def _on_shelf(shelf: Shelf | None, versions: Mapping[str, Version]) -> set[str]:
+    """The archives of which this very version is indexed."""
+    from kinetics_fs.fill.plan import same_version
+
+    return {
+        one.archive
+        for one in (shelf.archives() if shelf else ())
+        if one.archive in versions and same_version(one.version, versions[one.archive])
+    }
+
+
+def _pages(catalog: Catalog) -> Iterator[list[Clip]]:
+    clips = (entry.clip for entry in catalog.clips())
+    while page := list(islice(clips, _PAGE)):
+        yield page
+
+
+class _Here:
+    """What of a selection is here before it begins.
+
+    Attributes:
+        bytes: of the clips that are here.
+        bytes_not_indexed: of those among them that no index has.
+        unknown: clips that are not here, and that no index has.
+        evicted_from: archives with clips that were here once.
+    """
+
+    def __init__(self, catalog: Catalog, store: Store, shelf: Shelf | None) -> None:
+        self.bytes = self.bytes_not_indexed = self.unknown = 0
+        self.evicted_from: set[str] = set()
+        for clips in _pages(catalog):
+            keys = [clip.key for clip in clips]
+            sizes = store.sizes(keys)
+            indexed = shelf.sizes(keys) if shelf else {}
+            for clip in clips:
+                known = sizes.get(clip.key)
+                if known is not None and known.held:
+                    self.bytes += known.size
+                    self.bytes_not_indexed += 0 if clip.key in indexed else known.size
+                    continue
+                self.unknown += clip.key not in indexed
+                if known is not None and shelf:
+                    self.evicted_from.update(place.archive for place in shelf.find(clip))
+
+
+def _check_room(
+    settings: Settings,
+    catalog: Catalog,
+    store: Store,
+    shelf: Shelf | None,
+    here: _Here,
+    to_read: Mapping[str, Version],
+    on_shelf: Collection[str],
+) -> None:
+    """Refuses what will not fit: exactly where archives are indexed, else by their sizes.
+
+    Raises:
+        KineticsError: the limit or the disk is too small.
+    """
+    coming = 0
+    if shelf:
+        for index in shelf.indexes([name for name in to_read if name in on_shelf]):
+            coming += sum(
+                record.size for clip, record in index.records.items() if catalog.locate(clip) and not store.holds(clip)
+            )
+    # Videos hardly deflate: an archive is about as large as its clips.
+    archives = sum(version.size for name, version in to_read.items() if name not in on_shelf)
+    coming += min(max(0, archives - here.bytes_not_indexed), here.unknown * _MOST_PER_CLIP)
+    needed = here.bytes + coming
+    if settings.cache_size is not None and needed > settings.cache_size:
+        raise KineticsError(
+            f"the selection takes about {readable_size(needed)}, and the cache is limited to"
+            f" {readable_size(settings.cache_size)}: give a larger --cache-size, or select less"
+        )
+    usage = store.usage()
+    free = usage.disk_free - settings.min_free + usage.bytes - here.bytes
+    if coming > free:
+        raise KineticsError(
+            f"about {readable_size(coming)} are to come, and the disk of {settings.cache_dir} has room for"
+            f" {readable_size(max(0, free))}: give a --cache-dir on another disk, or select less"
+        )
+
+
+class _Lacking:
+    """The keys of those clips of a selection that are not here when all is done.
+
+    Attributes:
+        not_taken: an archive that is indexed has them.
+        in_no_archive: none has them that was read to its end.
+    """
+
+    def __init__(self) -> None:
+        self.not_taken: list[str] = []
+        self.in_no_archive: list[str] = []
+
+    @classmethod
+    def of(cls, catalog: Catalog, store: Store, shelf: Shelf | None) -> _Lacking:
+        lacking = cls()
+        for clips in _pages(catalog):
+            keys = list(dict.fromkeys(clip.key for clip in clips))
+            sizes = store.sizes(keys)
+            absent = [key for key in keys if not (key in sizes and sizes[key].held)]
+            indexed = shelf.sizes(absent) if shelf else {}
+            for key in absent:
+                (lacking.not_taken if key in indexed else lacking.in_no_archive).append(key)
+        return lacking
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    failed: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    for summary in outcome.read.values():
+        failed += summary.failed
+        refused += summary.refused
+    sums = {
+        key: sum(getattr(summary, field) for summary in outcome.read.values())
+        for key, field in {
+            "stored": "stored",
+            "already_here": "present",
+            "not_in_annotations": "not_wanted",
+            "busy": "busy",
+            "indexed": "indexed",
+            "bytes_read": "bytes",
+        }.items()
+    }
+    return {**sums, "corrupt": dict(failed), "refused": dict(refused), "archives": outcome.as_json()}
+
+
+def _print(result: Mapping[str, Any], outcome: Outcome, report: Path) -> None:
+    from kinetics_fs.cli.filling import say_failed
+
+    corrupt, refused = result["corrupt"], result["refused"]
+    click.echo(
+        f"{result['stored']:,} clips stored, {result['already_here']:,} already here,"
+        f" {result['not_in_annotations']:,} not in the annotations, {sum(corrupt.values()):,} corrupt"
+    )
+    for reason, number in corrupt.items():
+        click.echo(f"  {number:,} corrupt: {reason}")
+    for reason, number in refused.items():
+        click.echo(f"  {number:,} files that are no clips: {reason}")
+    if result["busy"]:
+        click.echo(f"  {result['busy']:,} left to others, who are fetching them")
+    click.echo(
+        f"{len(outcome.read):,} archives read, {len(outcome.earlier):,} read before, {len(outcome.failed):,} failed"
+    )
+    if result["not_taken"]:
+        click.echo(f"{result['not_taken']:,} clips are not here although an archive has them")
+    if result["in_no_archive"]:
+        click.echo(f"{result['in_no_archive']:,} clips are in no archive that was read whole")
+    say_failed(outcome)
+    click.echo(f"All of it, with the names of these clips: {report}")

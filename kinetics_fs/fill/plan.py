@@ -1,0 +1,77 @@
+"""Which archives hold a selection, and which of them were done before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kinetics_fs.catalog import UNLABELED, Catalog
+from kinetics_fs.sources.archive.access import Version
+from kinetics_fs.sources.archive.places import archive_of_class, archives_of
+
+_CLASSES_OF_700 = 700
+_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
+    """The names of the archives that hold the clips of a catalog, those of replacements first.
+
+    Args:
+        base: where all archives are: an http(s) or s3 address, or a folder.
+        catalog: a release, or a selection from it.
+        whole: it has all classes of its release, so that all archives of its splits are wanted.
+
+    Raises:
+        FetchError, ArchiveError: the archives that are there cannot be found out.
+    """
+    labels = catalog.labels()
+    names: list[str] = []
+    for split in catalog.splits():
+        there = archives_of(base, catalog.release, split.split)
+        # The archives of 700 are numbered by its sorted labels: annotations with fewer labels do not tell the numbers.
+        countable = not catalog.release.startswith("700") or len(labels) == _CLASSES_OF_700
+        classes = [str(directory.label) for directory in catalog.classes(split)]
+        if not whole and countable and UNLABELED not in classes:
+            wanted = [archive_of_class(catalog.release, split.split, label, labels) for label in classes]
+            by_class = {_stem(name): name for name in wanted if name is not None}
+            if len(by_class) == len(classes):
+                found = {_stem(name): name for name in there}
+                there = [found.get(stem, name) for stem, name in by_class.items()]
+        names += there
+    return sorted(dict.fromkeys(names), key=lambda name: not is_replacement(name))
+
+
+def is_replacement(name: str) -> bool:
+    """Whether an archive was published in place of broken clips of others, and so must be read before them."""
+    return "replacement" in name
+
+
+def same_version(one: Version, other: Version) -> bool:
+    """Whether both are one version, as far as is known of them: of a file on a disk, only the size is."""
+    return one.size == other.size and (one.etag == other.etag or None in (one.etag, other.etag))
+
+
+def remember_done(states: Path, name: str, version: Version) -> None:
+    """Writes down that an archive was passed over to its end."""
+    states.mkdir(parents=True, exist_ok=True)
+    _mark(states, name).write_text(json.dumps([version.size, version.etag]))
+
+
+def was_done(states: Path, name: str, version: Version) -> bool:
+    """Whether this version of an archive was passed over to its end."""
+    try:
+        size, etag = json.loads(_mark(states, name).read_text())
+    except (OSError, ValueError, TypeError):  # none, or one that a power cut has damaged
+        return False
+    return same_version(Version(size, etag), version)
+
+
+def _mark(states: Path, name: str) -> Path:
+    return states / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.done"
+
+
+def _stem(name: str) -> str:
+    suffix: Sequence[str] = [suffix for suffix in _SUFFIXES if name.endswith(suffix)]
+    return name.removesuffix(suffix[0]) if suffix else name
