@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -23,15 +26,37 @@ class Dataset(NamedTuple):
     annotations: Path
 
 
+T = TypeVar("T")
+
+
+def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], T]) -> T:
+    """What `make` makes in a folder, for all the processes that the tests run in; the first of them does."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists():
+            made: T = pickle.loads(done.read_bytes())  # noqa: S301  # our own, of a moment ago
+            return made
+        folder.mkdir()
+        made = make(folder)
+        done.write_bytes(pickle.dumps(made))
+        return made
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    videos = tmp_path_factory.mktemp("videos")
-    return Dataset(videos, make_dataset(videos, find_ffmpeg(), lambda _: None))
+    return made_once(
+        "videos",
+        tmp_path_factory,
+        lambda videos: Dataset(videos, make_dataset(videos, find_ffmpeg(), lambda _: None)),
+    )
 
 
 @pytest.fixture(scope="session")
 def youtube_videos(tmp_path_factory: pytest.TempPathFactory) -> Videos:
-    return make_videos(tmp_path_factory.mktemp("youtube"), seconds=60)
+    return made_once("youtube", tmp_path_factory, lambda folder: make_videos(folder, seconds=60))
 
 
 @pytest.fixture

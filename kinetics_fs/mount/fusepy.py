@@ -188,10 +188,10 @@ class _Operations:
         }
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
-        return self._tree.xattr(self._resolve(path), name)
+        return self._tree.xattr(self._resolve_open(path), name)
 
     def listxattr(self, path: str) -> list[str]:
-        return self._tree.list_xattrs(self._resolve(path))
+        return self._tree.list_xattrs(self._resolve_open(path))
 
     def open(self, path: str, info: Any) -> int:
         if info.flags & os.O_ACCMODE != os.O_RDONLY:

@@ -146,8 +146,10 @@ def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: F
     assert fetch(timeout=6 if fault == "slow" else 60) in ALWAYS[fault]
 
 
-@pytest.mark.parametrize("shape", ["progressive", "adaptive", "hls"])
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize(
+    ("fault", "shape"),
+    [*((fault, "progressive") for fault in PASSING), ("503", "adaptive"), ("503", "hls"), ("truncate", "hls")],
+)
 def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = ["ok", fault]
@@ -155,8 +157,10 @@ def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fet
     assert fetch() == CLIP_CAME
 
 
-@pytest.mark.parametrize("shape", ["progressive", "adaptive", "hls"])
-@pytest.mark.parametrize("fault", DECEPTIVE)
+@pytest.mark.parametrize(
+    ("fault", "shape"),
+    [*((fault, "progressive") for fault in DECEPTIVE), ("short-length", "hls"), ("html-206-as-mp4", "hls")],
+)
 def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = ["ok", fault]
