@@ -231,7 +231,8 @@ def test_killed_and_gone_on_with(world: World) -> None:
         assert done.returncode == 0, done
         assert world.held() == world.of(SURFING, HEADS)
         told = result(done)
-        assert told["stored"] == len(world.of(SURFING, HEADS)) - before
+        # One may have been moved in, and its process killed before anyone knew: it is stored anew.
+        assert told["stored"] - (len(world.of(SURFING, HEADS)) - before) in (0, 1)
         assert told["archives"]["failed"] == {}
 
 
