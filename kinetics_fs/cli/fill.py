@@ -248,10 +248,8 @@ class _Lacking:
 
 def _result(outcome: Outcome) -> dict[str, Any]:
     failed: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
     for summary in outcome.read.values():
         failed += summary.failed
-        refused += summary.refused
     sums = {
         key: sum(getattr(summary, field) for summary in outcome.read.values())
         for key, field in {
@@ -263,7 +261,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
             "bytes_read": "bytes",
         }.items()
     }
-    return {**sums, "corrupt": dict(failed), "refused": dict(refused), "archives": outcome.as_json()}
+    return {**sums, "corrupt": dict(failed), "refused": dict(outcome.refused()), "archives": outcome.as_json()}
 
 
 def _print(result: Mapping[str, Any], outcome: Outcome, report: Path) -> None:

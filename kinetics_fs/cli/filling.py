@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     hopeless: FetchError | None = None
     interrupted: bool = False
+
+    def refused(self) -> Counter[str]:
+        """How many members of the archives are no clips, by reason."""
+        return sum((summary.refused for summary in self.read.values()), Counter[str]())
 
     def as_json(self) -> dict[str, Any]:
         return {"read": sorted(self.read), "read_before": sorted(self.earlier), "failed": self.failed}

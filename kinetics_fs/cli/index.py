@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -90,9 +89,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
         at_once=jobs,
     )
     clips = sum(summary.indexed for summary in outcome.read.values())
-    refused: Counter[str] = Counter()
-    for summary in outcome.read.values():
-        refused += summary.refused
+    refused = outcome.refused()
     result = {
         "indexed": clips,
         "refused": dict(refused),

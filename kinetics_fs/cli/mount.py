@@ -98,14 +98,11 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.cli.rooms import shelf_path
+    from kinetics_fs.cli.rooms import shelf_of, shelf_path
 
-    path = shelf_path(settings)
-    if settings.source[0] != "archive" or not path.exists():
+    if settings.source[0] != "archive" or not shelf_path(settings).exists():
         return None
-    from kinetics_fs.sources.archive.shelf import Shelf
-
-    return Shelf(path).sizes
+    return shelf_of(settings).sizes
 
 
 def _usable(log: Path) -> Path:

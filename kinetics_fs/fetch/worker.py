@@ -28,17 +28,13 @@ from kinetics_fs.fetch.cut import cut
 from kinetics_fs.fetch.verify import expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import NotHere, Source, SourceSettings, make_source
+from kinetics_fs.sources.base import LARGEST_FILE
 
 _log = logging.getLogger(__name__)
 
 
-_LARGEST_FILE = 4 * 1024**3
-"""Bytes that any file may have that is written here, by whom ever: the longest Kinetics source, 6.6 hours, stays well
-below at 360 lines."""
-
-
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     answers = _take_over_stdout()
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()

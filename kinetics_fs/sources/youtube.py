@@ -19,7 +19,7 @@ from yt_dlp import YoutubeDL
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources.base import Media
+from kinetics_fs.sources.base import LARGEST_FILE, Media
 from kinetics_fs.sources.remote import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.section import NoSection, fetch_section
 from kinetics_fs.sources.segments import NoSegments, Segments
@@ -35,9 +35,6 @@ _REFUSED_FOR = 300.0
 
 _LONGEST_WAIT = 60.0
 """Seconds to wait for media that are announced for later."""
-
-_MOST_BYTES = 4 * 1024**3
-"""A guard against endless media: the longest Kinetics source, 6.6 hours, stays well below at 360 lines."""
 
 
 class YouTubeSource:
@@ -154,7 +151,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "merge_output_format": "mp4/mkv",
         "noplaylist": True,
         "allowed_extractors": ["^youtube$"] if on_youtube else ["^generic$", "^html5$"],
-        "max_filesize": _MOST_BYTES,
+        "max_filesize": LARGEST_FILE,
         "socket_timeout": 15,
         # As a library yt-dlp neither retries nor minds missing fragments unless told.
         "retries": 3,

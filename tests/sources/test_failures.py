@@ -19,6 +19,8 @@ from kinetics_fs.sources.youtube import YouTubeSource
 from kinetics_fs.sources.youtube_errors import classify
 from tests.fakes.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube
 
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
+
 VIDEO = "-a_Video-01"
 CLIP = Clip(VIDEO, 1, 2)
 
@@ -69,12 +71,6 @@ def yt(media: Path) -> Iterator[FakeYouTube]:
     with FakeYouTube() as fake:
         fake.add_video(VIDEO, media, duration=10.0, adaptive=(media, media))
         yield fake
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
 
 
 def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **params: Any) -> YouTubeSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -19,22 +19,12 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube import YouTubeSource
 from tests.fakes.youtube import FakeYouTube
 
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
+
 VIDEO = "-a_Video-01"
 SECONDS = 20
 H264 = ("-c:v", "libx264", "-preset", "superfast", "-bf", "3")
 OPEN_GROUPS = ("-x264-params", "keyint=100:min-keyint=100:scenecut=0:open-gop=1:bframes=8")
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
-
-
-@pytest.fixture
-def yt() -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        yield fake
 
 
 @pytest.fixture(scope="module")

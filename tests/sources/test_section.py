@@ -24,20 +24,10 @@ from kinetics_fs.sources.youtube import YouTubeSource
 from tests.fakes.videos import KEYFRAMES, RATE, Videos
 from tests.fakes.youtube import FakeYouTube
 
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
+
 VIDEO = "-a_Video-01"
 SHAPES = ["progressive", "index_last", "adaptive", "hls"]
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
-
-
-@pytest.fixture
-def yt() -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        yield fake
 
 
 def publish(yt: FakeYouTube, videos: Videos, shape: str) -> YouTubeSource:
