@@ -178,7 +178,7 @@ def retry(
                 store.failure_log.make_due(failure.clip)
                 yield failure.clip
 
-        return fetch_clips(due(), len(failures), store, settings, as_json=as_json)
+        return fetch_clips(due(), len(failures), store, settings, catalog=None, as_json=as_json)
 
 
 @command.command("clear")

@@ -21,7 +21,9 @@ from kinetics_fs.settings import Settings
 from kinetics_fs.store import Store
 
 
-def fetch_clips(clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, as_json: bool) -> int:
+def fetch_clips(
+    clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, catalog: Path | None, as_json: bool
+) -> int:
     """Fetches those clips that are not here, says how it went, and returns the exit code.
 
     Args:
@@ -29,6 +31,7 @@ def fetch_clips(clips: Iterable[Clip], wanted: int, store: Store, settings: Sett
         wanted: how many they are.
         store: where they go.
         settings: of the fetcher.
+        catalog: file of the catalog in which the clips are; None if it is not known.
         as_json: print JSON.
 
     Raises:
@@ -38,7 +41,7 @@ def fetch_clips(clips: Iterable[Clip], wanted: int, store: Store, settings: Sett
 
     from kinetics_fs.cli.rooms import fetcher_of
 
-    fetcher = fetcher_of(settings, store)
+    fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:
         click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
     bar = tqdm(total=wanted, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True)

@@ -70,7 +70,7 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
     # Who answers the kernel gets the interpreter back soon from a thread that computes.
     sys.setswitchinterval(0.0005)
     with Catalog(catalog_path) as catalog, store_of(settings) as store:
-        fetcher = fetcher_of(settings, store)
+        fetcher = fetcher_of(settings, store, catalog_path)
         try:
             tree = Tree(
                 catalog,

@@ -26,4 +26,4 @@ def command(settings: Settings, as_json: bool) -> int:
 
     with catalog_of(settings) as catalog, store_of(settings) as store:
         clips = (entry.clip for entry in catalog.clips())
-        return fetch_clips(clips, catalog.clip_count, store, settings, as_json=as_json)
+        return fetch_clips(clips, catalog.clip_count, store, settings, catalog=catalog.path, as_json=as_json)

@@ -62,8 +62,13 @@ def store_of(settings: Settings) -> Store:
     return Store(settings.cache_dir, limit=settings.cache_size, min_free=settings.min_free)
 
 
-def fetcher_of(settings: Settings, store: Store) -> Fetcher:
+def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetcher:
     """A fetcher into the store; close it before the store.
+
+    Args:
+        settings: of the fetcher and the sources.
+        store: where clips go.
+        catalog: file of the catalog in which the clips are; None if it is not known.
 
     Raises:
         click.UsageError: the address template lacks its `{id}`.
@@ -97,6 +102,7 @@ def fetcher_of(settings: Settings, store: Store) -> Fetcher:
                 ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
                 archive_url=settings.archive_url,
                 archive_index=str(shelf),
+                catalog=str(catalog or ""),
             ),
         ),
     )

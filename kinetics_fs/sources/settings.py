@@ -31,6 +31,7 @@ class SourceSettings:
         ytdlp_cache: folder for what yt-dlp keeps between runs.
         archive_url: where the archives are: an http(s) or s3 address, or a folder.
         archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
+        catalog: file of the catalog, which tells split and class of a clip; empty if none is at hand.
     """
 
     order: tuple[str, ...] = ("youtube",)
@@ -45,3 +46,4 @@ class SourceSettings:
     ytdlp_cache: str = ""
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
+    catalog: str = ""
