@@ -157,7 +157,7 @@ def _single(folder: Path, clips: dict[Clip, Path], port: int, scale: _Scale) -> 
                 began = time.perf_counter()
                 media = source.fetch(clip, job)
                 ours.append(time.perf_counter() - began)
-                assert media.path.read_bytes() == clips[clip].read_bytes()
+                assert media is not None and media.path.read_bytes() == clips[clip].read_bytes()
                 plain = open_archive(f"{address}/clips/{clip.name}")
                 size = clips[clip].stat().st_size
                 began = time.perf_counter()

@@ -105,7 +105,8 @@ class Settings:
     source: tuple[str, ...] = _setting(
         SOURCES,
         "fetch",
-        "Where clips come from, in the order in which it is asked: archive (those that are indexed) and youtube.",
+        "Where clips come from, in the order in which it is asked: archive (indexed, or that of a small class),"
+        " youtube, and whole-archive (that of a class, however large).",
         metavar="NAMES",
         kind="order",
         choices=SOURCES,
@@ -116,6 +117,14 @@ class Settings:
         "archive",
         "Where the archives of clips are: an http, https or s3 address, or a folder.",
         metavar="URL|PATH",
+    )
+    archive_stream_limit: int = _setting(
+        200 * 10**6,
+        "fetch",
+        "Size up to which the archive of a class is read whole for the first clip of it, if no index is here.",
+        metavar="SIZE",
+        kind="size",
+        shown_default="200MB",
     )
     rate: int | None = _setting(
         None,

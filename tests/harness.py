@@ -22,6 +22,8 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
     "no_proxy": "127.0.0.1",
     "NO_PROXY": "127.0.0.1",
     "YTDLP_NO_PLUGINS": "1",
+    # The default is on the internet.
+    "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",
 }
 
 

@@ -99,6 +99,7 @@ class _Demo:
             "--cache-dir", str(self._folder / "cache"),
             "--log-file", str(self._folder / "mount.log"),
             "--video-url", self._video_url,
+            "--source", "youtube",
             "--min-free", "0",
             str(self._place),
         )  # fmt: skip

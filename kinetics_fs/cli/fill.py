@@ -14,7 +14,7 @@ import click
 
 from kinetics_fs.cli.files import readable_size, replacing
 from kinetics_fs.cli.options import archive_options, json_option, with_settings
-from kinetics_fs.errors import KineticsError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,13 +119,19 @@ def command(
         shelf = opened.enter_context(shelf_of(settings)) if shelf_path(settings).exists() else None
         # Of a few archives, or half of them, nothing follows for the clips of the others.
         lacking = _Lacking() if archives or outcome.interrupted else _Lacking.of(catalog, store, shelf)
+        if indexed and not outcome.failed and not outcome.hopeless:
+            gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
+            store.failure_log.remember_all(lacking.in_no_archive, gone)
     result = _result(outcome) | {
         "not_taken": len(lacking.not_taken),
         "in_no_archive": len(lacking.in_no_archive),
         "interrupted": outcome.interrupted,
     }
     place = report_file or settings.cache_dir / "fill-report.json"
-    lists = {"clips_not_taken": lacking.not_taken, "clips_in_no_archive": lacking.in_no_archive}
+    lists = {
+        "clips_not_taken": [clip.key for clip in lacking.not_taken],
+        "clips_in_no_archive": [clip.key for clip in lacking.in_no_archive],
+    }
     with replacing(place) as file:
         file.write(json.dumps(result | lists, indent=1).encode() + b"\n")
     if as_json:
@@ -140,12 +146,10 @@ def command(
 
 def _on_shelf(shelf: Shelf | None, versions: Mapping[str, Version]) -> set[str]:
     """The archives of which this very version is indexed."""
-    from kinetics_fs.fill.plan import same_version
-
     return {
         one.archive
         for one in (shelf.archives() if shelf else ())
-        if one.archive in versions and same_version(one.version, versions[one.archive])
+        if one.archive in versions and one.version.may_be(versions[one.archive])
     }
 
 
@@ -222,7 +226,7 @@ def _check_room(
 
 
 class _Lacking:
-    """The keys of those clips of a selection that are not here when all is done.
+    """Those clips of a selection that are not here when all is done.
 
     Attributes:
         not_taken: an archive that is indexed has them.
@@ -230,19 +234,18 @@ class _Lacking:
     """
 
     def __init__(self) -> None:
-        self.not_taken: list[str] = []
-        self.in_no_archive: list[str] = []
+        self.not_taken: list[Clip] = []
+        self.in_no_archive: list[Clip] = []
 
     @classmethod
     def of(cls, catalog: Catalog, store: Store, shelf: Shelf | None) -> _Lacking:
         lacking = cls()
         for clips in _pages(catalog):
-            keys = list(dict.fromkeys(clip.key for clip in clips))
-            sizes = store.sizes(keys)
-            absent = [key for key in keys if not (key in sizes and sizes[key].held)]
-            indexed = shelf.sizes(absent) if shelf else {}
-            for key in absent:
-                (lacking.not_taken if key in indexed else lacking.in_no_archive).append(key)
+            sizes = store.sizes([clip.key for clip in clips])
+            absent = [clip for clip in dict.fromkeys(clips) if not (clip.key in sizes and sizes[clip.key].held)]
+            indexed = shelf.sizes([clip.key for clip in absent]) if shelf else {}
+            for clip in absent:
+                (lacking.not_taken if clip.key in indexed else lacking.in_no_archive).append(clip)
         return lacking
 
 

@@ -15,8 +15,10 @@ import click
 
 from kinetics_fs import __version__
 from kinetics_fs.cli.options import with_settings
-from kinetics_fs.errors import MountError
+from kinetics_fs.errors import ArchiveError, MountError
 from kinetics_fs.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 @click.command("mount")
@@ -98,11 +100,16 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.cli.rooms import shelf_of, shelf_path
+    from kinetics_fs.cli.rooms import shelf_path
+    from kinetics_fs.sources.archive.shelf import Shelf
 
-    if settings.source[0] != "archive" or not shelf_path(settings).exists():
+    if settings.source[0] != "archive":
         return None
-    return shelf_of(settings).sizes
+    try:
+        return Shelf(shelf_path(settings)).sizes  # made if need be: archives may become indexed while it is mounted
+    except ArchiveError as error:
+        _log.error("sizes are estimates: %s", error)
+        return None
 
 
 def _usable(log: Path) -> Path:

@@ -80,7 +80,12 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
     if rate is None and settings.video_url == YOUTUBE_URL:
         rate = _GUESTS_RATE
     shelf = shelf_path(settings)
-    order = tuple(source for source in settings.source if source != "archive" or shelf.exists())
+    can_do_nothing = set()
+    if catalog is None:
+        can_do_nothing.add("whole-archive")
+    if not shelf.exists() and (catalog is None or not settings.archive_stream_limit):
+        can_do_nothing.add("archive")
+    order = tuple(source for source in settings.source if source not in can_do_nothing)
     if not order:
         raise click.UsageError("--source archive: no index of an archive is here; see kinetics-fs index --help")
     return Fetcher(
@@ -102,6 +107,7 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
                 ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
                 archive_url=settings.archive_url,
                 archive_index=str(shelf),
+                archive_stream_limit=settings.archive_stream_limit,
                 catalog=str(catalog or ""),
             ),
         ),

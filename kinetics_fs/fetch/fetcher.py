@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import heapq
@@ -18,7 +19,8 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.workers import Worker
-from kinetics_fs.sources import NotHere
+from kinetics_fs.sources import HandOver, NotHere, UnderWay
+from kinetics_fs.sources.settings import ARCHIVES
 from kinetics_fs.store import Claim, NotYet, Permit, Store
 
 _log = logging.getLogger(__name__)
@@ -26,6 +28,11 @@ _log = logging.getLogger(__name__)
 _LOOK_AGAIN = 0.1
 """Seconds between two looks at a clip that another process is fetching."""
 
+
+_LOOKS_AT_OTHERS = 10
+
+_LOOK_FOR_OTHERS = 1.0
+"""The same, where an archive is being read that has the clip in it: who reads it here brings the clip at once."""
 
 _LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
 """The same, where the budget is used up, for who waits in `open` and for who does not."""
@@ -64,6 +71,8 @@ class _Flight:
     since: float = field(default_factory=time.monotonic)
     taken: bool = False
     """By a worker; or by nobody, when all who waited have left."""
+    ended: bool = False
+    """Who waited was told; another flight for the same clip may have begun."""
 
 
 @dataclass(slots=True)
@@ -72,6 +81,32 @@ class Counters:
 
     fetched: int = 0
     failed: int = 0
+
+
+class _Arrival:
+    """Takes what a source hands over for a flight: the clip itself, and others that come with it."""
+
+    def __init__(self, fetcher: Fetcher, flight: _Flight, claim: Claim, source: str) -> None:
+        self._fetcher = fetcher
+        self._flight = flight
+        self._claim = claim
+        self._source = source
+        self.landed = False
+
+    def take(self, clip: Clip, path: Path) -> None:
+        if clip != self._flight.clip:
+            self._fetcher._take_along(clip, path, self._source)
+        elif not self.landed:
+            self.publish(path)
+            self._fetcher._finish(self._flight, None)  # others may come for long after it
+
+    def publish(self, path: Path) -> None:
+        """The clip itself."""
+        self._claim.publish(path, self._source)
+        self.landed = True
+        self._fetcher.counters.fetched += 1
+        took = time.monotonic() - self._flight.since
+        _log.info("%s: fetched from %s in %.1f s", self._flight.clip.key, self._source, took)
 
 
 class Fetcher:
@@ -93,6 +128,7 @@ class Fetcher:
         self._closing = False
         self.counters = Counters()
         self.rate = settings.rate
+        self._asks_beyond_archives = not ARCHIVES.issuperset(settings.sources.order)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -214,6 +250,8 @@ class Fetcher:
             self._remember(clip, error)
             raise
         if claim is None:
+            if self._store.holds(clip):  # had by somebody who is still getting others with it
+                return
             raise _Later(_LOOK_AGAIN)
         with claim:
             # Looked up under the claim, for another process may have just been through with it.
@@ -238,31 +276,41 @@ class Fetcher:
         for source in self._settings.sources.order:
             folder = claim.folder / source
             folder.mkdir()
+            arrival = _Arrival(self, flight, claim, source)
             try:
-                path = self._ask(worker, source, flight, folder, started + self._settings.timeout)
-                claim.publish(path, source)
+                path = self._ask(worker, source, flight, folder, started + self._settings.timeout, arrival.take)
+                if path is not None:
+                    arrival.publish(path)
             except NotHere:
                 continue
+            except UnderWay:
+                raise _Later(_LOOK_FOR_OTHERS) from None
             except FetchError as error:
+                if arrival.landed:
+                    _log.warning("%s: what came with it is not complete: %s: %s", clip.key, source, error.reason)
+                    return
                 failures.append(error)
-            else:
-                self.counters.fetched += 1
-                _log.info("%s: fetched from %s in %.1f s", clip.key, source, time.monotonic() - started)
+            if arrival.landed:
                 return
         if not failures:
             # No verdict: it may be in an archive whose index is not here.
             raise FetchError(FailureKind.CONFIG, "no source has this clip; archives are asked where an index is here")
-        raise min(failures, key=lambda error: _HOPES.index(error.kind))
+        # Of two that say the same, the later one: the archives' "gone" does not know why.
+        raise min(reversed(failures), key=lambda error: _HOPES.index(error.kind))
 
-    def _ask(self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float) -> Path:
+    def _ask(
+        self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float, take: HandOver
+    ) -> Path | None:
         """Asks one source, and lets everyone know how it behaves."""
         permit = self._permit(source, flight)
         outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
         try:
-            path = worker.fetch(flight.clip, source, folder, timeout=max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            path = worker.fetch(flight.clip, source, folder, timeout=left, take=take)
             outcome = None
-        except NotHere:
+        except (NotHere, UnderWay):
             outcome = None
+            self._store.origins.withdraw(permit)
             raise
         except FetchError as error:
             outcome = error
@@ -318,10 +366,44 @@ class Fetcher:
     def _known_failure(self, clip: Clip) -> FetchError | None:
         """Why it need not be tried now."""
         failure = self._store.failure(clip)
-        return failure.error() if failure is not None and failure.retry_at > time.time() else None
+        if failure is None or failure.retry_at <= time.time():
+            return None
+        by = failure.source.rpartition(" ")[2]  # "imported archive", too
+        if failure.kind is FailureKind.GONE and by in ARCHIVES and self._asks_beyond_archives:
+            return None  # found out by `fill`, or where nobody else is asked
+        return failure.error()
+
+    def _take_along(self, clip: Clip, path: Path, source: str) -> None:
+        """Stores a clip that came with another, if there is room, and tells who waits for it."""
+        claim = None
+        with contextlib.suppress(FetchError):  # no room: nobody asked for it
+            # If it is wanted, too, another worker may be finding out just now that it is under way.
+            for _ in range(_LOOKS_AT_OTHERS if self.is_fetching(clip) else 1):
+                claim = self._store.claim(clip, size=path.stat().st_size, evict=False)
+                if claim is not None:
+                    break
+                time.sleep(_LOOK_AGAIN)
+        if claim is None:
+            path.unlink()
+            return
+        with claim:
+            if self._store.holds(clip):
+                path.unlink()
+            else:
+                claim.publish(path, source)
+                self.counters.fetched += 1
+        with self._changed:
+            flight = self._flights.get(clip)
+            if flight is None or flight.taken:
+                return
+            flight.taken = True
+        self._finish(flight, None)
 
     def _finish(self, flight: _Flight, error: FetchError | None) -> None:
         with self._changed:
+            if flight.ended:
+                return
+            flight.ended = True
             self._flights.pop(flight.clip, None)
             waiters = list(flight.waiters)
         for waiter in waiters:

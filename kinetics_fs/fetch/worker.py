@@ -1,8 +1,10 @@
 """A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
 
 In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
-Out: ``{"file": …}`` with a verified clip in the job's folder, ``{"not_here": true}`` if the source never had it, or
-     ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
+Out: first any number of ``{"with_it": …}``, each a file in the job's folder that is a verified clip, named so: the one
+     that is wanted, or one that was had with it. Then ``{"file": …}`` with the clip in the job's folder, or null if it
+     was among those before; ``{"not_here": true}`` if the source never had it; ``{"under_way": true}`` if somebody else
+     is getting it; or ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
 
 JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
 of its own, so that it and its ffmpeg can be ended together; it ends itself when its input closes, which the kernel
@@ -19,15 +21,16 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import expected_span, verify_clip
+from kinetics_fs.fetch.verify import check_container, expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import NotHere, Source, SourceSettings, make_source
+from kinetics_fs.sources import NotHere, Source, SourceSettings, UnderWay, make_source
 from kinetics_fs.sources.base import LARGEST_FILE
 
 _log = logging.getLogger(__name__)
@@ -38,11 +41,14 @@ def main() -> None:
     answers = _take_over_stdout()
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
-    worker = _Worker(SourceSettings(**jobs.get()))
-    while True:
-        answer = worker.answer(jobs.get())
+
+    def say(answer: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+    worker = _Worker(SourceSettings(**jobs.get()), say)
+    while True:
+        say(worker.answer(jobs.get()))
 
 
 def _take_over_stdout() -> TextIO:
@@ -64,16 +70,21 @@ def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 class _Worker:
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, say: Callable[[dict[str, Any]], None]) -> None:
         self._settings = settings
+        self._say = say
         self._sources: dict[str, Source] = {}
+        self._wanted: Clip | None = None
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        clip = Clip(job["youtube_id"], job["start"], job["end"])
+        clip = self._wanted = Clip(job["youtube_id"], job["start"], job["end"])
         try:
-            return {"file": self._fetch(clip, job["source"], Path(job["folder"])).name}
+            path = self._fetch(clip, job["source"], Path(job["folder"]))
+            return {"file": None if path is None else path.name}
         except NotHere:
             return {"not_here": True}
+        except UnderWay:
+            return {"under_way": True}
         except FetchError as error:
             failure = error
         except OSError as error:
@@ -92,10 +103,19 @@ class _Worker:
             }
         }
 
-    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path:
+    def _hand_over(self, clip: Clip, path: Path) -> None:
+        if clip == self._wanted:
+            verify_clip(path, None)
+        else:
+            check_container(path)
+        self._say({"with_it": path.name})
+
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
         if name not in self._sources:
-            self._sources[name] = make_source(name, self._settings)
+            self._sources[name] = make_source(name, self._settings, self._hand_over)
         media = self._sources[name].fetch(clip, folder)
+        if media is None:
+            return None
         if media.whole:
             verify_clip(media.path, None)
             return media.path

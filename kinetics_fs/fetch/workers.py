@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import NotHere, SourceSettings
+from kinetics_fs.sources import HandOver, NotHere, SourceSettings, UnderWay
 
 _MOST_ANSWER_BYTES = 65536
 
@@ -39,24 +39,30 @@ class Worker:
         self._settings = settings
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
         self._jobs = 0
         self._stopped = False
 
-    def fetch(self, clip: Clip, source: str, folder: Path, *, timeout: float) -> Path:
+    def fetch(
+        self, clip: Clip, source: str, folder: Path, *, timeout: float, take: HandOver | None = None
+    ) -> Path | None:
         """Has a clip fetched from a source into `folder`.
 
         Args:
             clip: what is wanted.
             source: name of the source.
             folder: empty and private to this fetch.
-            timeout: seconds after which the process is ended.
+            timeout: seconds after which the process is ended; they begin anew with each clip that is handed over.
+            take: given verified clips as they come from a source that has many at once.
 
         Returns:
-            The verified file.
+            The verified file; None if `take` was given it.
 
         Raises:
             NotHere: the source never had it.
+            UnderWay: somebody else is getting it.
             FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
+            Exception: whatever `take` raises.
         """
         started = time.monotonic()
         deadline = started + timeout
@@ -67,7 +73,7 @@ class Worker:
         try:
             try:
                 _send(process, job)
-                answer = _receive(process, deadline)
+                answer = json.loads(self._receive(process, deadline))
             except (BrokenPipeError, EOFError):
                 if process is not idle or time.monotonic() - started > _DIED_BEFORE:
                     raise
@@ -75,14 +81,17 @@ class Worker:
                 self._end()
                 process = self._running()
                 _send(process, job)
-                answer = _receive(process, deadline)
-            return _parse_answer(json.loads(answer), folder)
+                answer = json.loads(self._receive(process, deadline))
+            while "with_it" in answer:
+                self._take(answer["with_it"], folder, take)
+                answer = json.loads(self._receive(process, time.monotonic() + timeout))
+            return _parse_answer(answer, folder)
         except TimeoutError:
             self._end()
             raise FetchError(
                 FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", source=source, errno=errno.ETIMEDOUT
             ) from None
-        except (FetchError, NotHere):
+        except (FetchError, NotHere, UnderWay):
             raise
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
             status = self._end()
@@ -94,6 +103,38 @@ class Worker:
             if self._jobs >= _MOST_JOBS:
                 self._end()
 
+    def _take(self, name: Any, folder: Path, take: HandOver | None) -> None:
+        clip = parse_clip_name(str(name))
+        if clip is None or take is None:
+            raise ValueError(f"not a clip: {name!r}")
+        try:
+            take(clip, folder / clip.name)
+        except BaseException:
+            self._end()  # it goes on handing over, and nobody would listen
+            raise
+
+    def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
+        """One line of the worker's.
+
+        Raises:
+            TimeoutError: none came before `deadline` (of the monotonic clock).
+            EOFError: the worker is dead, or says too much.
+        """
+        assert process.stdout is not None
+        fd = process.stdout.fileno()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        said, self._unread = self._unread, b""
+        while b"\n" not in said:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            chunk = os.read(fd, _MOST_ANSWER_BYTES)
+            said += chunk
+            if not chunk or len(said) > 2 * _MOST_ANSWER_BYTES:
+                raise EOFError
+        line, _, self._unread = said.partition(b"\n")
+        return line
+
     def stop(self) -> None:
         """Ends the process, and with it the fetch that it may be at."""
         self._stopped = True
@@ -104,6 +145,7 @@ class Worker:
             if self._stopped:
                 raise FetchError(FailureKind.TRANSIENT, "shutting down", errno=errno.EINTR)
             if self._process is None or self._process.poll() is not None:
+                self._unread = b""
                 try:
                     self._process = subprocess.Popen(
                         [sys.executable, "-m", "kinetics_fs.fetch.worker"],
@@ -123,6 +165,7 @@ class Worker:
     def _end(self) -> int | None:
         with self._lock:
             process, self._process = self._process, None
+            self._unread = b""
             self._jobs = 0
         if process is None:
             return None
@@ -143,29 +186,7 @@ def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
     process.stdin.flush()
 
 
-def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """One line of the worker's.
-
-    Raises:
-        TimeoutError: none came before `deadline` (of the monotonic clock).
-        EOFError: the worker is dead, or says too much.
-    """
-    assert process.stdout is not None
-    fd = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    line = b""
-    while not line.endswith(b"\n"):
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
-        chunk = os.read(fd, _MOST_ANSWER_BYTES)
-        line += chunk
-        if not chunk or len(line) > _MOST_ANSWER_BYTES:
-            raise EOFError
-    return line
-
-
-def _parse_answer(answer: Any, folder: Path) -> Path:
+def _parse_answer(answer: Any, folder: Path) -> Path | None:
     """What the answer says; any of the usual exceptions if it is not one."""
     if "error" in answer:
         error = answer["error"]
@@ -179,4 +200,6 @@ def _parse_answer(answer: Any, folder: Path) -> Path:
         )
     if "not_here" in answer:
         raise NotHere
-    return folder / Path(answer["file"]).name
+    if "under_way" in answer:
+        raise UnderWay
+    return None if answer["file"] is None else folder / Path(answer["file"]).name

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from kinetics_fs.catalog import UNLABELED, Catalog
+from kinetics_fs.catalog import Catalog
 from kinetics_fs.sources.archive.access import Version
-from kinetics_fs.sources.archive.places import archive_of_class, archives_of
-
-_CLASSES_OF_700 = 700
-_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+from kinetics_fs.sources.archive.places import archive_of_class, archives_of, stem
 
 
 def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
@@ -30,15 +26,13 @@ def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
     names: list[str] = []
     for split in catalog.splits():
         there = archives_of(base, catalog.release, split.split)
-        # The archives of 700 are numbered by its sorted labels: annotations with fewer labels do not tell the numbers.
-        countable = not catalog.release.startswith("700") or len(labels) == _CLASSES_OF_700
         classes = [str(directory.label) for directory in catalog.classes(split)]
-        if not whole and countable and UNLABELED not in classes:
+        if not whole:
             wanted = [archive_of_class(catalog.release, split.split, label, labels) for label in classes]
-            by_class = {_stem(name): name for name in wanted if name is not None}
+            by_class = {stem(name): name for name in wanted if name is not None}
             if len(by_class) == len(classes):
-                found = {_stem(name): name for name in there}
-                there = [found.get(stem, name) for stem, name in by_class.items()]
+                found = {stem(name): name for name in there}
+                there = [found.get(key, name) for key, name in by_class.items()]
         names += there
     return sorted(dict.fromkeys(names), key=lambda name: not is_replacement(name))
 
@@ -46,11 +40,6 @@ def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
 def is_replacement(name: str) -> bool:
     """Whether an archive was published in place of broken clips of others, and so must be read before them."""
     return "replacement" in name
-
-
-def same_version(one: Version, other: Version) -> bool:
-    """Whether both are one version, as far as is known of them: of a file on a disk, only the size is."""
-    return one.size == other.size and (one.etag == other.etag or None in (one.etag, other.etag))
 
 
 def remember_done(states: Path, name: str, version: Version) -> None:
@@ -65,13 +54,8 @@ def was_done(states: Path, name: str, version: Version) -> bool:
         size, etag = json.loads(_mark(states, name).read_text())
     except (OSError, ValueError, TypeError):  # none, or one that a power cut has damaged
         return False
-    return same_version(Version(size, etag), version)
+    return Version(size, etag).may_be(version)
 
 
 def _mark(states: Path, name: str) -> Path:
     return states / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.done"
-
-
-def _stem(name: str) -> str:
-    suffix: Sequence[str] = [suffix for suffix in _SUFFIXES if name.endswith(suffix)]
-    return name.removesuffix(suffix[0]) if suffix else name

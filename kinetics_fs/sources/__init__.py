@@ -6,19 +6,23 @@ A source takes a clip and a private folder, and leaves a media file there that c
 
 from pathlib import Path
 
-from kinetics_fs.sources.base import Media, NotHere, Source
+from kinetics_fs.sources.base import HandOver, Media, NotHere, Source, UnderWay
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["Media", "NotHere", "Source", "SourceSettings", "make_source"]
+__all__ = ["HandOver", "Media", "NotHere", "Source", "SourceSettings", "UnderWay", "make_source"]
 
 
-def make_source(name: str, settings: SourceSettings) -> Source:
+def make_source(name: str, settings: SourceSettings, hand_over: HandOver) -> Source:
     """The source of that name, one of `SourceSettings.order`."""
     # Imported here, for yt-dlp and others come with them: only worker processes may pay for that.
-    if name == "archive":
-        from kinetics_fs.sources.archive.source import ArchiveSource
+    if name in ("archive", "whole-archive"):
+        from kinetics_fs.sources.archive.source import ArchiveSource, WholeArchiveSource
+        from kinetics_fs.sources.archive.whole import WholeArchives
 
-        return ArchiveSource(settings.archive_url, Path(settings.archive_index))
+        shelf, catalog = Path(settings.archive_index), Path(settings.catalog) if settings.catalog else None
+        most = None if name == "whole-archive" else settings.archive_stream_limit
+        whole = WholeArchives(settings.archive_url, shelf, catalog, most, hand_over)
+        return ArchiveSource(settings.archive_url, shelf, whole) if name == "archive" else WholeArchiveSource(whole)
     from kinetics_fs.sources.youtube import YouTubeSource
 
     return YouTubeSource(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,14 +38,27 @@ class NotHere(Exception):
     """A source does not have the clip. That says nothing about the clip, unless no source has it."""
 
 
+class UnderWay(Exception):
+    """Somebody else is getting just now what has the clip in it: it will be in the store, or can be asked for again."""
+
+
+HandOver = Callable[[Clip, Path], None]
+"""Takes a whole clip, as a file called `Clip.name`, at once and not only when the source is done: that which is wanted,
+or another that was had with it.
+
+Raises:
+    FetchError: it is no sound clip (CORRUPT).
+"""
+
+
 class Source(Protocol):
     """One place where clips can be had. Made once in a worker process, then asked for one clip at a time."""
 
     name: str
     """A word for logs, attributes and settings."""
 
-    def fetch(self, clip: Clip, folder: Path) -> Media:
-        """Gets media that contain the clip.
+    def fetch(self, clip: Clip, folder: Path) -> Media | None:
+        """Gets media that contain the clip; None if it was handed over already, as a source that has many at once does.
 
         Args:
             clip: what is wanted.
@@ -52,6 +66,7 @@ class Source(Protocol):
 
         Raises:
             NotHere: this source never had it.
+            UnderWay: see there.
             FetchError: the clip could not be had here.
         """
         ...

@@ -8,8 +8,12 @@ from typing import Any
 PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 """The public bucket of the Common Visual Data Foundation."""
 
-SOURCES = ("archive", "youtube")
-"""All there are. First the archives: one request to a server without limits, for the very clip that everybody has."""
+SOURCES = ("archive", "youtube", "whole-archive")
+"""All there are. First the archives, where that is cheap: one request to a server without limits, for the very clip
+that everybody has. A gigabyte for one clip, with all others of its class, comes last."""
+
+ARCHIVES = frozenset({"archive", "whole-archive"})
+"""Those that ask the archives: of what these never had, others may know."""
 
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
 
@@ -31,6 +35,7 @@ class SourceSettings:
         ytdlp_cache: folder for what yt-dlp keeps between runs.
         archive_url: where the archives are: an http(s) or s3 address, or a folder.
         archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
+        archive_stream_limit: bytes up to which the archive of a class is read whole by the source `archive`.
         catalog: file of the catalog, which tells split and class of a clip; empty if none is at hand.
     """
 
@@ -46,4 +51,5 @@ class SourceSettings:
     ytdlp_cache: str = ""
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
+    archive_stream_limit: int = 0
     catalog: str = ""

@@ -236,6 +236,23 @@ class FailureLog:
             db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) VALUES ({_MARKS})", astuple(failure))
         return failure
 
+    def remember_all(self, clips: Iterable[Clip], error: FetchError) -> None:
+        """Records of many clips at once that they could not be had, where nothing of this kind is known already."""
+        now = time.time()
+        failures = (
+            Failure(
+                *(clip.key, error.kind, one_line(error.reason), one_line(error.source), error.errno),
+                *(now, now, 1, now + retry_delay(error.kind, 1, error.retry_after)),
+            )
+            for clip in clips
+        )
+        with self._ledger.exclusive() as db:
+            db.executemany(
+                f"INSERT OR REPLACE INTO failure ({_COLUMNS}) SELECT {_MARKS}"
+                " WHERE NOT EXISTS (SELECT 1 FROM failure WHERE key = ? AND kind = ?)",
+                ((*astuple(failure), failure.key, failure.kind) for failure in failures),
+            )
+
     def forget(self, clips: Iterable[Clip] | None = None, kinds: Collection[FailureKind] = ()) -> int:
         """Forgets the failures of these clips, or all; of these kinds, or any. Returns how many there were."""
         with self._ledger.exclusive() as db:

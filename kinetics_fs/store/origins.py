@@ -115,6 +115,13 @@ class Origins:
                 else:
                     db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (permit.origin,))
 
+    def withdraw(self, permit: Permit) -> None:
+        """Gives a permit back: the origin was not asked after all."""
+        with self._ledger.exclusive() as db:
+            db.execute("DELETE FROM asked WHERE origin = ? AND at = ?", (permit.origin, permit.at))
+            if permit.is_probe:
+                db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (permit.origin,))
+
     def _block(self, permit: Permit, error: FetchError) -> None:
         now = time.time()
         with self._ledger.exclusive() as db:

@@ -232,8 +232,13 @@ class Store:
 
     # Getting a clip
 
-    def claim(self, clip: Clip) -> Claim | None:
+    def claim(self, clip: Clip, *, size: int | None = None, evict: bool = True) -> Claim | None:
         """Takes it on to fetch a clip, with room reserved for it, or returns None while another process is at it.
+
+        Args:
+            clip: which.
+            size: its bytes, where they are known.
+            evict: make room by evicting others; else there must be room without that.
 
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
@@ -246,9 +251,11 @@ class Store:
                 if row[0] in self._flying or (row[1] != self._owner.name and self._owner.is_alive(row[1])):
                     return None
                 self._clear_flight(db, clip.key, row[0])
-            known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
-            expected: int = known[0] if known else _TYPICAL_CLIP_BYTES
-            self._make_room(db, expected, certain=False, known=known is not None)
+            if size is None:
+                known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
+                size = known[0] if known else None
+            expected = _TYPICAL_CLIP_BYTES if size is None else size
+            self._make_room(db, expected, certain=False, known=size is not None, evict=evict)
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
@@ -266,7 +273,8 @@ class Store:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
-            self._delete_flight(db, claim.token)
+            # Not longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
+            db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._make_room(db, size, certain=True, known=True)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
@@ -310,7 +318,9 @@ class Store:
 
     # Room
 
-    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool) -> None:
+    def _make_room(
+        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, evict: bool = True
+    ) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
 
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
@@ -326,7 +336,7 @@ class Store:
         short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
         too_large = known and self._limit is not None and wanted > self._limit
         # Judged before anything goes: what cannot be had must not cost the clips that are here.
-        if too_large or (not certain and short - held > wanted + reserved):
+        if too_large or (short > 0 and not evict) or (not certain and short - held > wanted + reserved):
             raise self._no_room(wanted)
         while short > 0:
             victims = db.execute(

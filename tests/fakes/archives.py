@@ -58,6 +58,10 @@ class ArchiveSite:
         """Whether it heeds `If-Match`."""
         self.etags = True
         """Whether it says which version a file is."""
+        self.hold: tuple[int, threading.Event] | None = None
+        """Requests for what comes from that byte on wait for that event."""
+        self.tag = b""
+        """Another makes other entity tags of the same contents, as each kind of server has its own."""
         self.requests: list[Sent] = []
         self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -107,13 +111,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.isdigit() or fault == "slow-down":
             headers = {"Retry-After": "3600"} if fault == "slow-down" else {}
             return self.answer(name, int(fault) if fault.isdigit() else 503, b"<Error/>", headers)
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        etag = f'"{hashlib.md5(content + site.tag).hexdigest()}"'
         if site.if_match and self.headers.get("If-Match", etag) != etag:
             return self.answer(name, 412, b"<Error/>")
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None or not site.ranges:
             return self.answer(name, 200, content)
         begin, end = int(asked[1]), min(int(asked[2]) + 1, len(content))
+        if site.hold and begin >= site.hold[0]:
+            site.hold[1].wait()
         if begin >= len(content):
             return self.answer(name, 416, b"")
         if fault == "other-range":

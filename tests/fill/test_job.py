@@ -77,7 +77,8 @@ def check_index(job: Job, folder: Path) -> None:
     source = ArchiveSource(job.base, job.shelf)
     for clip, content in CLIPS.items():
         (folder / clip.key).mkdir(parents=True)
-        assert source.fetch(clip, folder / clip.key).path.read_bytes() == content
+        media = source.fetch(clip, folder / clip.key)
+        assert media is not None and media.path.read_bytes() == content
 
 
 def test_all_clips_and_the_index(job: Job, tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ def path_of(mounted: Mounted, clip: Clip) -> Path:
 
 
 def names(mounted: Mounted) -> list[str]:
-    """As the directory lists them, in that order; with `ls -l`, so that each is looked at."""
+    """As the directory lists them, with `ls -l`, so that each is looked at; none if one of them goes meanwhile."""
     done = subprocess.run(
-        ["ls", "-lU", mounted.root / "validation" / CLASS], capture_output=True, text=True, check=True
+        ["ls", "-lU", mounted.root / "validation" / CLASS], capture_output=True, text=True, check=False
     )
+    if "No such file" in done.stderr:
+        return []
     assert done.stderr == ""
     return [line.split()[-1] for line in done.stdout.splitlines()[1:]]
 

@@ -16,7 +16,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
 from kinetics_fs.fetch.verify import expected_span
 from kinetics_fs.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import Media, SourceSettings, make_source
+from kinetics_fs.sources import Media, SourceSettings
 from kinetics_fs.sources.youtube import YouTubeSource
 from tests.conftest import Dataset
 from tests.fakes.youtube import AD_SECONDS, FakeYouTube
@@ -54,7 +54,7 @@ def numbers(media: Media, clip: Clip, folder: Path) -> list[int]:
 
 
 def test_what_the_clip_is_cut_from(yt: FakeYouTube, dataset: Dataset, folder: Path) -> None:
-    source = make_source("youtube", SourceSettings(ytdlp=yt.ytdlp_options))
+    source = YouTubeSource(SourceSettings(ytdlp=yt.ytdlp_options))
 
     media = source.fetch(CLIP, folder)
 

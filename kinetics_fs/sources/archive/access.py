@@ -34,7 +34,6 @@ _MOST_CONNECTIONS = 32
 _TIMEOUT = (15.0, 30.0)
 """Seconds to wait for a connection, and for the next bytes on it."""
 _TRIES = 5
-"""In a row that bring nothing."""
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 20.0
 """Seconds to wait on the word of a server before a try; who asks for more is left alone."""
@@ -51,6 +50,10 @@ class Version:
 
     size: int
     etag: str | None = None
+
+    def may_be(self, other: Version) -> bool:
+        """Whether both are one version, as far as is known of them: of a file on a disk, only the size is."""
+        return self.size == other.size and (self.etag == other.etag or None in (self.etag, other.etag))
 
 
 class ArchiveChanged(FetchError):
@@ -83,19 +86,20 @@ class Archive(Protocol):
         ...
 
 
-def open_archive(address: str, *, connections: int = 4) -> Archive:
+def open_archive(address: str, *, connections: int = 4, tries: int = _TRIES) -> Archive:
     """An archive by its address. Nothing is read yet.
 
     Args:
         address: `https://…`, `http://…`, `s3://bucket/key` of a public bucket, or a path. For S3 the variable
             `AWS_ENDPOINT_URL_S3`, or `AWS_ENDPOINT_URL`, names another server than Amazon's.
         connections: to read all of it with.
+        tries: of a request in a row that bring nothing, before it is given up.
     """
     if address.startswith("s3://"):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         address = f"{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{address.removeprefix('s3://')}"
     if urlsplit(address).scheme in ("http", "https"):
-        return RemoteArchive(address, connections=connections)
+        return RemoteArchive(address, connections=connections, tries=tries)
     return LocalArchive(Path(address))
 
 
@@ -140,11 +144,13 @@ class RemoteArchive:
     Args:
         url: http or https.
         connections: to read all of it with.
+        tries: of a request in a row that bring nothing.
     """
 
-    def __init__(self, url: str, *, connections: int = 4) -> None:
+    def __init__(self, url: str, *, connections: int = 4, tries: int = _TRIES) -> None:
         self.address = url
         self._connections = connections
+        self._tries = tries
         self._session = _session()
 
     def version(self) -> Version:
@@ -220,7 +226,7 @@ class RemoteArchive:
                 return
             tries += 1
             pause = _FIRST_PAUSE * 2 ** (tries - 1) * random.uniform(1, 1.5)
-            if tries >= _TRIES or (failure.retry_after or 0) > _LONGEST_PAUSE:
+            if tries >= self._tries or (failure.retry_after or 0) > _LONGEST_PAUSE:
                 raise failure
             time.sleep(max(pause, failure.retry_after or 0))
 

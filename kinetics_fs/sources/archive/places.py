@@ -19,17 +19,18 @@ release    split        archives
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.sources.archive.access import open_archive, read_small
 from kinetics_fs.sources.archive.index import check_name
 
-_SUFFIX = re.compile(r".+\.(tar\.gz|tgz|tar)")
+_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+_CLASSES_OF_700 = 700
 _LARGEST_LIST = 4 * 1024 * 1024
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -91,7 +92,7 @@ def archives_of(base: str, release: str, split: str) -> list[str]:
             there = sorted(path.name for path in Path(base, folder).iterdir())
         except OSError as error:
             raise FetchError(FailureKind.CONFIG, f"no archives in {Path(base, folder)}: {error.strerror}") from error
-        return names + [f"{folder}/{name}" for name in there if _SUFFIX.fullmatch(name) and not name.startswith(".")]
+        return names + [f"{folder}/{name}" for name in there if stem(name) != name and not name.startswith(".")]
     lists = open_archive(archive_address(base, f"{folder}/{layout.lists.format(split=word)}"))
     try:
         lines = read_small(lists, _LARGEST_LIST).decode().splitlines()
@@ -100,26 +101,57 @@ def archives_of(base: str, release: str, split: str) -> list[str]:
     # Only the last part is taken of the addresses in the list: they name the public bucket, whatever server has it.
     for line in filter(None, map(str.strip, lines)):
         name = unquote(line.rsplit("/", 1)[-1])
-        if not _SUFFIX.fullmatch(name):
+        if not stem(name) or stem(name) == name:
             raise ArchiveError(f"{lists.address} is no list of archives: {line[:100]!r}")
         names.append(check_name(f"{folder}/{name}"))
     return names
 
 
 def archive_of_class(release: str, split: str, label: str, labels: Sequence[str]) -> str | None:
-    """The name of the archive that holds all clips of a class in a split; None where classes are mixed.
+    """The name of the archive that holds all clips of a class in a split; None where classes are mixed, or if the
+    annotations are somebody's own and do not tell.
 
     Args:
         release: `400`, `600`, `700` or `700-2020`.
         split: `train`, `validation` or `test`.
-        label: of the class, one of `labels`.
+        label: of the class.
         labels: of the whole release, which for 700 must be those of 700-2020; they are the same.
     """
     layout, word = _LAYOUTS[release], _SPLITS[split]
-    if layout.of_class is None or split == "test":
+    if layout.of_class is None or split == "test" or label not in labels:
+        return None
+    if layout is _700 and len(labels) != _CLASSES_OF_700:
         return None
     number = sorted(labels).index(label) + 1
     return f"{layout.folder}/{word}/{layout.of_class.format(split=word, label=label, number=number)}"
+
+
+def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
+    """The names of the archives of the classes that a clip is in, as far as classes have archives of their own.
+
+    In a folder they may end otherwise than in the public bucket, and only those that are there are named.
+
+    Args:
+        base: where they all are.
+        catalog: in which the clip is.
+        clip: which.
+    """
+    names = []
+    for entry in catalog.locate(clip):
+        place = catalog.directory(entry.directory)
+        if place is None or place.label is None:
+            continue
+        name = archive_of_class(catalog.release, place.split, place.label, catalog.labels())
+        if name is not None and _is_remote(base):
+            names.append(name)
+        elif name is not None:
+            names += [f"{stem(name)}{end}" for end in _SUFFIXES if Path(base, f"{stem(name)}{end}").is_file()][:1]
+    return list(dict.fromkeys(names))
+
+
+def stem(name: str) -> str:
+    """The name of an archive without what says how it is packed."""
+    return next((name.removesuffix(end) for end in _SUFFIXES if name.endswith(end)), name)
 
 
 def _is_remote(base: str) -> bool:

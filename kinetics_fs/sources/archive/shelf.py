@@ -135,6 +135,12 @@ class Shelf:
                 )
         return found
 
+    def version(self, archive: str) -> Version | None:
+        """The version of an archive that is indexed; None if none is."""
+        with self._connection() as db:
+            row = db.execute("SELECT size, etag FROM archive WHERE name = ?", (archive,)).fetchone()
+        return None if row is None else Version(*row)
+
     def archives(self) -> list[Indexed]:
         """The archives whose indexes are here, by name."""
         with self._connection() as db:
@@ -160,6 +166,11 @@ class Shelf:
                 ((clip.key, number, *record) for clip, record in index.records.items()),
             )
             db.execute("COMMIT")
+
+    def rebind(self, archive: str, etag: str | None) -> None:
+        """Notes that an index is good for what is called `etag` where it is asked for now."""
+        with self._connection() as db:
+            db.execute("UPDATE archive SET etag = ? WHERE name = ?", (etag, archive))
 
     def remove(self, archive: str) -> bool:
         """Gives up the index of an archive; whether there was one."""

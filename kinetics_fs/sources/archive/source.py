@@ -1,4 +1,5 @@
-"""Clips straight out of archives whose indexes are here: one request for little more than the clip's own bytes."""
+"""Clips out of archives: of one whose index is here by one request for little more than the clip's own bytes; of the
+archive of a class also with all others that are in it."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.sources.archive.access import open_archive
+from kinetics_fs.sources.archive.access import Archive, ArchiveChanged, Version, open_archive
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.places import archive_address
 from kinetics_fs.sources.archive.shelf import Place, Shelf
+from kinetics_fs.sources.archive.whole import WholeArchives
 from kinetics_fs.sources.base import Media, NotHere
 
 _log = logging.getLogger(__name__)
@@ -22,45 +24,96 @@ class ArchiveSource:
     Args:
         base: where they all are: an http(s) or s3 address, or a folder.
         shelf: file of their indexes.
+        whole: reads those that are not indexed, or are by now another version; None if nothing does.
     """
 
     name = "archive"
 
-    def __init__(self, base: str, shelf: Path) -> None:
+    def __init__(self, base: str, shelf: Path, whole: WholeArchives | None = None) -> None:
         self._base = base
         self._path = shelf
+        self._whole = whole
         self._shelf: Shelf | None = None
 
-    def fetch(self, clip: Clip, folder: Path) -> Media:
+    def fetch(self, clip: Clip, folder: Path) -> Media | None:
         try:
             # Only now: a damaged one must not keep other sources from being asked.
             self._shelf = self._shelf or Shelf(self._path)
             places = self._shelf.find(clip)
+            failures: list[FetchError] = []
+            media = self._by_index(clip, places, folder, failures)
+            if media is not None:
+                return media
+            if self._whole is not None and self._whole.bring(clip, folder):
+                return None
         except ArchiveError as error:
             raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
-        if not places:
+        if not failures:
             raise NotHere
-        failures: list[FetchError] = []
+        # One that may yet bring it says more than one that never will.
+        raise min(failures, key=lambda failure: failure.kind is FailureKind.CORRUPT)
+
+    def _by_index(self, clip: Clip, places: list[Place], folder: Path, failures: list[FetchError]) -> Media | None:
         for place in places:
             path = folder / clip.name
             try:
-                self._extract(clip, place, path)
+                self._read(clip, place, path)
             except ArchiveError as error:
                 failures.append(FetchError(FailureKind.CORRUPT, f"{place.archive}: {error}", source=self.name))
             except FetchError as error:
+                if isinstance(error, ArchiveChanged) and self._whole is not None:
+                    self._whole.doubt(place.archive)
                 error.source = self.name
                 failures.append(error)
             else:
                 return Media(path, 0.0, None, whole=True)
             _log.info("%s: %s", clip.key, failures[-1].reason)
             path.unlink(missing_ok=True)
-        # One that may yet bring it says more than one that never will.
-        raise min(failures, key=lambda failure: failure.kind is FailureKind.CORRUPT)
+        return None
 
-    def _extract(self, clip: Clip, place: Place, path: Path) -> None:
-        record = place.record
+    def _read(self, clip: Clip, place: Place, path: Path) -> None:
         archive = open_archive(archive_address(self._base, place.archive))
-        pieces = archive.read(record.begin, record.end, place.version)
-        with path.open("xb") as file:
-            for piece in extract(clip, record, pieces, gzipped=place.gzipped):
-                file.write(piece)
+        try:
+            _extract(clip, place, archive, place.version, path)
+        except ArchiveChanged:
+            # A copy on another server goes by another tag. Whether it is one, the clip itself tells: what stands before
+            # it, and its checksum.
+            version = archive.version()
+            if version.size != place.version.size:
+                raise
+            path.unlink(missing_ok=True)
+            try:
+                _extract(clip, place, archive, version, path)
+            except ArchiveError as error:
+                raise ArchiveChanged(archive.address) from error
+            assert self._shelf is not None
+            self._shelf.rebind(place.archive, version.etag)
+
+
+class WholeArchiveSource:
+    """The archives of classes, however large, where they are not indexed.
+
+    Args:
+        whole: reads them.
+    """
+
+    name = "whole-archive"
+
+    def __init__(self, whole: WholeArchives) -> None:
+        self._whole = whole
+
+    def fetch(self, clip: Clip, folder: Path) -> None:
+        try:
+            if self._whole.bring(clip, folder):
+                return
+        except ArchiveError as error:
+            raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
+        raise NotHere
+
+
+def _extract(clip: Clip, place: Place, archive: Archive, version: Version, path: Path) -> None:
+    record = place.record
+    with path.open("xb") as file:
+        pieces = archive.read(record.begin, record.end, version)
+        for piece in extract(clip, record, pieces, gzipped=place.gzipped):
+            file.write(piece)

@@ -73,7 +73,7 @@ def shelf(site: ArchiveSite, tmp_path: Path) -> Path:
 def fetched(source: ArchiveSource, clip: Clip, folder: Path) -> bytes:
     folder.mkdir()
     media = source.fetch(clip, folder)
-    assert media.whole
+    assert media is not None and media.whole
     return media.path.read_bytes()
 
 
@@ -144,6 +144,28 @@ def test_archive_that_changed_on_a_server_that_does_not_tell(site: ArchiveSite, 
         assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
 
 
+def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    site.tag = b"mirror"
+    source = ArchiveSource(site.url, shelf)
+    first, second, *_ = CLIPS
+    assert fetched(source, first, tmp_path / "first") == CLIPS[first]
+
+    site.requests.clear()
+    assert fetched(source, second, tmp_path / "second") == CLIPS[second]
+    assert [sent.status for sent in site.requests] == [206], "the index goes by the new tag now"
+
+
+def test_another_archive_of_the_same_size(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    content = site.files[VAL]
+    site.files[VAL] = content[:3_000] + bytes(byte ^ 1 for byte in content[3_000:])
+    with Shelf(shelf) as opened:
+        before = opened.version(VAL)
+
+        error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+        assert "another version" in error.reason
+        assert opened.version(VAL) == before
+
+
 def test_archive_that_is_gone(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
     site.files = {}
     error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
@@ -209,7 +231,8 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
     try:
         job = tmp_path / "job"
         job.mkdir()
-        assert worker.fetch(clip, "archive", job, timeout=60).read_bytes() == video
+        found = worker.fetch(clip, "archive", job, timeout=60)
+        assert found is not None and found.read_bytes() == video
         shutil.rmtree(job)
         job.mkdir()
         with pytest.raises(FetchError):
@@ -298,7 +321,10 @@ def test_archives_in_a_folder(tmp_path: Path) -> None:
 def test_archives_of_classes() -> None:
     labels = ["zumba", "abseiling", "driving car"]
     assert archive_of_class("600", "validation", "driving car", labels) == "600/val/driving car.tar.gz"
-    assert archive_of_class("700-2020", "train", "driving car", labels) == "700_2020/train/k700_train_002.tar.gz"
+    # Those of 700 are numbered, and annotations with fewer labels do not tell the numbers.
+    assert archive_of_class("700-2020", "train", "driving car", labels) is None
+    all_labels = [*labels, *(f"label {number:03d}" for number in range(697))]
+    assert archive_of_class("700-2020", "train", "driving car", all_labels) == "700_2020/train/k700_train_002.tar.gz"
     assert archive_of_class("400", "train", "zumba", labels) is None
     assert archive_of_class("600", "test", "zumba", labels) is None
 

@@ -1,0 +1,165 @@
+"""Archives of classes, read whole for the first clip that is wanted of one: all others of its class come with it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+from kinetics_fs.catalog import Catalog, Clip
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.sources.archive.access import Archive, Version, open_archive
+from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.libz import tells_blocks
+from kinetics_fs.sources.archive.places import archive_address, archives_of_clip
+from kinetics_fs.sources.archive.scan import Scan
+from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.sources.archive.tar import Begin, End
+from kinetics_fs.sources.base import HandOver, UnderWay
+
+_log = logging.getLogger(__name__)
+
+_ASK_AGAIN = 600.0
+_ASK_AGAIN_AFTER_FAILURE = 60.0
+"""Seconds for which it is believed that an archive is there, or is not; and that it cannot be reached."""
+
+_TRIES = 2
+"""To find out whether there is an archive at all: other sources are at hand."""
+
+
+class WholeArchives:
+    """Reads the archives of classes. It becomes indexed on the way: then it need not be read whole again.
+
+    Args:
+        base: where all archives are: an http(s) or s3 address, or a folder.
+        shelf: file of the indexes; beside it is the lock by which no two processes read one archive.
+        catalog: file of the catalog, which tells the class of a clip; None if there is none.
+        most: bytes up to which an archive is read; None for any.
+        hand_over: takes the clips.
+    """
+
+    def __init__(self, base: str, shelf: Path, catalog: Path | None, most: int | None, hand_over: HandOver) -> None:
+        self._base = base
+        self._shelf_path = shelf
+        self._catalog_path = catalog
+        self._most = most
+        self._hand_over = hand_over
+        self._shelf: Shelf | None = None
+        self._catalog: Catalog | None = None
+        self._lock: int | None = None
+        self._asked: dict[str, tuple[float, Version | FetchError | None]] = {}
+        """Until when what is believed of each archive."""
+
+    def bring(self, clip: Clip, folder: Path) -> bool:
+        """Reads the archive of the clip's class, unless it is indexed, too large, or not there; whether it did.
+
+        Raises:
+            UnderWay: somebody is reading it.
+            FetchError: it cannot be read, or does not have the clip (GONE).
+        """
+        if self._catalog_path is None or self._most == 0:
+            return False
+        self._catalog = self._catalog or Catalog(self._catalog_path)
+        self._shelf = self._shelf or Shelf(self._shelf_path)
+        without = []
+        for name in archives_of_clip(self._base, self._catalog, clip):
+            archive = open_archive(archive_address(self._base, name))
+            version = self._version(name)
+            if version is None:
+                continue
+            if self._is_indexed(name, version):
+                without.append(name)
+            elif self._most is None or version.size <= self._most:
+                self._read(name, archive, version, clip, folder)
+                return True
+        if without and not self._shelf.find(clip):
+            raise _not_in(without[0])
+        return False
+
+    def doubt(self, name: str) -> None:
+        """Forgets what is believed of an archive: it turned out to be another version."""
+        self._asked.pop(name, None)
+
+    def _version(self, name: str) -> Version | None:
+        """Which version of an archive is there; None if none is."""
+        until, answer = self._asked.get(name, (0.0, None))
+        if until <= time.monotonic():
+            try:
+                answer = open_archive(archive_address(self._base, name), tries=_TRIES).version()
+            except FetchError as error:
+                answer = None if error.kind is FailureKind.CONFIG else error
+            lasting = _ASK_AGAIN_AFTER_FAILURE if isinstance(answer, FetchError) else _ASK_AGAIN
+            self._asked[name] = time.monotonic() + lasting, answer
+        if isinstance(answer, FetchError):
+            raise answer
+        return answer
+
+    def _is_indexed(self, name: str, version: Version) -> bool:
+        assert self._shelf is not None
+        indexed = self._shelf.version(name)
+        return indexed is not None and indexed.may_be(version)
+
+    def _read(self, name: str, archive: Archive, version: Version, clip: Clip, folder: Path) -> None:
+        place = int.from_bytes(hashlib.sha256(f"{self._base} {name}".encode()).digest()[:7], "little")
+        if self._lock is None:
+            self._lock = os.open(f"{self._shelf_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            # One byte of the file for each archive. The kernel lets go of it when this process dies.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            raise UnderWay from error
+        try:
+            if self._is_indexed(name, version):  # by who was at it a moment ago
+                raise UnderWay
+            self._stream(name, archive, version, clip, folder)
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+
+    def _stream(self, name: str, archive: Archive, version: Version, wanted: Clip, folder: Path) -> None:
+        _log.info("%s: reading all of %s, %d bytes", wanted.key, name, version.size)
+        assert self._catalog is not None and self._shelf is not None
+        scan = Scan(index=tells_blocks())
+        failure: FetchError | None = _not_in(name)
+        file: IO[bytes] | None = None
+        try:
+            with closing(archive.stream(0, version)) as stream:
+                for data in stream:
+                    for event in scan.feed(data):
+                        if isinstance(event, Begin):
+                            file = (folder / event.clip.name).open("xb") if self._catalog.locate(event.clip) else None
+                        elif not isinstance(event, End):
+                            if file is not None:
+                                file.write(event)
+                        elif file is not None:
+                            file.close()
+                            fault = self._give(event.clip, folder / event.clip.name, name)
+                            failure = fault if event.clip == wanted else failure
+            scan.finish()
+        except ArchiveError as error:
+            raise FetchError(FailureKind.CORRUPT, f"{name}: {error}") from error
+        finally:
+            if file is not None:
+                file.close()
+        if tells_blocks():
+            self._shelf.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
+        if failure is not None:
+            raise failure
+
+    def _give(self, clip: Clip, path: Path, name: str) -> FetchError | None:
+        """Hands a clip over; why it could not be, if so."""
+        try:
+            self._hand_over(clip, path)
+        except FetchError as error:
+            _log.warning("%s: not taken from %s: %s", clip.key, name, error.reason)
+            path.unlink(missing_ok=True)
+            return error
+        return None
+
+
+def _not_in(name: str) -> FetchError:
+    return FetchError(FailureKind.GONE, f"not in the archives: {name} does not have it")
