@@ -34,8 +34,8 @@ class About:
         group: commands take whole groups.
         help: one line.
         metavar: what stands for the value in help texts; empty for a switch.
-        kind: how text becomes a value: `text`, `count`, `number`, `size`, `rate`, `height`, `path`, `switch`,
-            `choice`, or `order` of choices.
+        kind: how text becomes a value: `text`, `count` (from 1), `number of clips` (from 0), `number`, `size`, `rate`,
+            `height`, `path`, `switch`, `choice`, or `order` of choices.
         many: may be given more than once.
         choices: of a `choice`.
         shown_default: what help texts say where the default itself says little.
@@ -179,6 +179,14 @@ class Settings:
     )
     hide_unavailable: bool = _setting(
         False, "view", "Leave out clips that are known to be gone, until they are due for another try.", kind="switch"
+    )
+    readahead: int = _setting(
+        0,
+        "view",
+        "Fetch so many clips ahead for who opens the clips of a folder in their order.",
+        metavar="N",
+        kind="number of clips",
+        shown_default="0: none",
     )
     frontend: str = _setting(
         "auto",

@@ -206,6 +206,11 @@ class Catalog:
         self._known[ino] = found[0]
         return found[0]
 
+    def position(self, entry: Entry) -> int:
+        """The place of a clip in the listing of its class."""
+        ((row,),) = self._query("SELECT row FROM clip WHERE ino = ?", entry.ino)
+        return int(row) - self._by_number[entry.directory]._first_row
+
     def locate(self, clip: Clip) -> list[Entry]:
         """Everywhere a clip stands: it may be in several splits or classes."""
         return self._entries(

@@ -6,9 +6,8 @@ import json
 import shlex
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import click
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind
 from kinetics_fs.settings import Settings
 from kinetics_fs.store import Store
 
@@ -37,117 +36,65 @@ def fetch_clips(
     Raises:
         FetchError: this machine or installation is at fault, so that the others were not tried.
     """
-    from tqdm import tqdm
-
     from kinetics_fs.cli.rooms import fetcher_of
+    from kinetics_fs.fetch.prefetch import Prefetch
 
     fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:
         click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
-    bar = tqdm(total=wanted, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True)
-    progress = _Progress(bar, window=settings.workers * 2)
     interrupted = False
-    try:
-        for clip in clips:
-            if progress.hopeless or progress.blocked:
-                break
-            if store.holds(clip):
-                progress.count("already_here")
-            else:
-                progress.watch(fetcher, clip)
-        progress.wait()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        progress.end()
-        fetcher.close()
-        bar.close()
-    result = progress.result(wanted)
+    with progress_bar(wanted) as show:
+        prefetch = Prefetch(
+            fetcher, store, clips, wanted, window=2 * settings.workers, changed=lambda: show(prefetch.report())
+        )
+        try:
+            prefetch.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            prefetch.cancel()
+        finally:
+            fetcher.close()
+    result = {name: value for name, value in prefetch.report().items() if name not in ("state", "reason")}
     if as_json:
         click.echo(json.dumps({**result, "interrupted": interrupted}))
     else:
-        _print(result, interrupted, settings.cache_dir)
+        say_result(result)
+        if prefetch.failed:
+            where = shlex.quote(str(settings.cache_dir))
+            click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {where}")
+        if interrupted:
+            click.echo("Interrupted; the same command goes on from here.")
     if interrupted:
         return 130
-    if progress.hopeless:
-        raise progress.hopeless
-    if progress.blocked:
-        click.echo(
-            f"Stopped: {progress.blocked.source}: {progress.blocked}. The same command goes on from here.", err=True
-        )
-    return DONE_IN_PART if result["failed"] else 0
+    problem = prefetch.problem
+    if problem and problem.kind is not FailureKind.BLOCKED:
+        raise problem
+    if problem:
+        click.echo(f"Stopped: {problem.source}: {problem}. The same command goes on from here.", err=True)
+    return DONE_IN_PART if prefetch.failed else 0
 
 
-class _Progress:
-    """Keeps a few clips under way, and counts how they end."""
+@contextmanager
+def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A bar on a terminal; what is yielded moves it to where a `Prefetch.report` says. Silent elsewhere."""
+    from tqdm import tqdm
 
-    def __init__(self, bar: Any, window: int) -> None:
-        self._bar = bar
-        self._window = window
-        self._room = threading.Semaphore(window)
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._failed: Counter[str] = Counter()
-        self._ended_by_us = False
-        self.hopeless: FetchError | None = None
-        """A failure of this machine or installation, which every further clip would meet, too."""
-        self.blocked: FetchError | None = None
-        """The same of a source that wants to be left alone."""
+    lock = threading.Lock()
+    with tqdm(total=wanted, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
 
-    def count(self, outcome: str) -> None:
-        with self._lock:
-            self._counts[outcome] += 1
-            self._bar.update()
+        def show(report: Mapping[str, Any]) -> None:
+            with lock:
+                if report["failed"]:
+                    bar.set_postfix(failed=report["failed"], refresh=False)
+                bar.update(report["fetched"] + report["already_here"] + report["failed"] - bar.n)
 
-    def watch(self, fetcher: Any, clip: Any) -> None:
-        """Asks for a clip, and waits while too many are under way."""
-        from kinetics_fs.fetch import Priority
-
-        self._room.acquire()
-        fetcher.request(clip, Priority.BACKGROUND).add_done_callback(self._ended)
-
-    def wait(self) -> None:
-        """Waits for those under way."""
-        for _ in range(self._window):
-            self._room.acquire()
-
-    def end(self) -> None:
-        """What ends from now on was ended by us, and is not counted."""
-        with self._lock:
-            self._ended_by_us = True
-
-    def result(self, wanted: int) -> dict[str, Any]:
-        return {
-            "clips": wanted,
-            "fetched": self._counts["fetched"],
-            "already_here": self._counts["already_here"],
-            "failed": sum(self._failed.values()),
-            "failures": dict(self._failed),
-        }
-
-    def _ended(self, flight: Future[None]) -> None:
-        error = flight.exception()
-        if error is None:
-            self.count("fetched")
-        elif not self._ended_by_us:
-            with self._lock:
-                if isinstance(error, FetchError) and error.kind in (FailureKind.LOCAL, FailureKind.CONFIG):
-                    self.hopeless = error
-                elif isinstance(error, FetchError) and error.kind is FailureKind.BLOCKED:
-                    self.blocked = error
-                self._failed[str(getattr(error, "kind", "unexpected"))] += 1
-                self._bar.set_postfix(failed=sum(self._failed.values()))
-                self._bar.update()
-        self._room.release()
+        yield show
 
 
-def _print(result: dict[str, Any], interrupted: bool, cache: Path) -> None:
+def say_result(report: Mapping[str, Any]) -> None:
+    """Prints how a `Prefetch` went."""
     click.echo(
-        f"{result['fetched']:,} fetched, {result['already_here']:,} already here, {result['failed']:,} not to be had"
+        f"{report['fetched']:,} fetched, {report['already_here']:,} already here, {report['failed']:,} not to be had"
     )
-    for kind, number in result["failures"].items():
+    for kind, number in report["failures"].items():
         click.echo(f"  {number:,} {kind}")
-    if result["failed"]:
-        click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {shlex.quote(str(cache))}")
-    if interrupted:
-        click.echo("Interrupted; the same command goes on from here.")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import logging
 import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,14 +22,24 @@ from kinetics_fs.cli.options import with_settings
 from kinetics_fs.errors import ArchiveError, MountError
 from kinetics_fs.settings import Settings
 
+if TYPE_CHECKING:
+    from kinetics_fs.catalog import Entry, Selection
+
 _log = logging.getLogger(__name__)
 
 
 @click.command("mount")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@click.option(
+    "--prefetch-class",
+    "prefetched",
+    metavar="LABEL",
+    multiple=True,
+    help="Begin to fetch this class as soon as it is mounted; repeatable.",
+)
 @with_settings("selection", "store", "fetch", "archive", "view")
-def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
+def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 
     Returns when the mount can be used; what follows goes on in the background until `kinetics-fs umount`.
@@ -35,7 +49,9 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     kinetics-fs mount --release 700-2020 --split train ~/kinetics
     kinetics-fs mount --annotations my.csv --class-names underscore ~/kinetics
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
+    kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
+    from kinetics_fs.catalog import Selection, select
     from kinetics_fs.cli.rooms import catalog_of, check_addresses
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
@@ -47,9 +63,11 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     # Closed again before the fork: a database must not be carried over one.
     with catalog_of(settings) as catalog:
         path, what = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
+        if prefetched:
+            select(catalog, Selection(classes=prefetched), path.parent)  # whether there are such classes
 
     def serve(ready: Callable[[], None]) -> None:
-        _serve(settings, path, place, ready)
+        _serve(settings, path, place, Selection(classes=prefetched) if prefetched else None, ready)
 
     if foreground:
         logging.getLogger().setLevel(logging.INFO)
@@ -60,10 +78,15 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
         click.echo(f"{what}, on {place} (process {pid}, log {log})")
 
 
-def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[[], None]) -> None:
+def _serve(
+    settings: Settings, catalog_path: Path, place: Path, prefetched: Selection | None, ready: Callable[[], None]
+) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.cli.rooms import fetcher_of, store_of
-    from kinetics_fs.vfs import Tree
+    from kinetics_fs.control import ControlServer
+    from kinetics_fs.fetch.prefetcher import Prefetcher
+    from kinetics_fs.mount.handlers import make_handlers
+    from kinetics_fs.vfs import Readahead, Readers, Tree
 
     logging.getLogger().setLevel(logging.INFO)
     # A descriptor for each open clip: shells allow 1,024, and more to who asks.
@@ -71,31 +94,49 @@ def _serve(settings: Settings, catalog_path: Path, place: Path, ready: Callable[
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Who answers the kernel gets the interpreter back soon from a thread that computes.
     sys.setswitchinterval(0.0005)
-    with Catalog(catalog_path) as catalog, store_of(settings) as store:
-        fetcher = fetcher_of(settings, store, catalog_path)
+    with ExitStack() as opened:
+        catalog = opened.enter_context(Catalog(catalog_path))
+        store = opened.enter_context(store_of(settings))
+        fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
+        unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+        prefetcher = opened.enter_context(
+            closing(Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers))
+        )
+        listeners: list[Callable[[Entry], None]] = [lambda entry: prefetcher.opened(entry.clip)]
+        if settings.readahead:
+            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).opened)
+        readers = opened.enter_context(closing(Readers(listeners)))
+        tree = Tree(
+            catalog,
+            store,
+            fetcher,
+            class_names=ClassNames(settings.class_names),
+            hide_unavailable=settings.hide_unavailable,
+            sizes=_indexed_sizes(settings),
+            about={"version": __version__, "mountpoint": str(place)},
+            reports={"prefetches": prefetcher.reports},
+            opened=readers.opened,
+        )
         try:
-            tree = Tree(
-                catalog,
-                store,
-                fetcher,
-                class_names=ClassNames(settings.class_names),
-                hide_unavailable=settings.hide_unavailable,
-                sizes=_indexed_sizes(settings),
-                about={"version": __version__, "mountpoint": str(place)},
-            )
-            # To the log, for whoever wants to know what a mount is at.
-            faulthandler.register(signal.SIGUSR1)
-            if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
-                from kinetics_fs.mount import fusepy
+            opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))
+        except MountError as error:
+            _log.error("%s; the mount cannot be spoken to", error)
 
-                fusepy.serve(tree, place, allow_other=settings.allow_other, ready=ready)
-            else:
-                from kinetics_fs.mount import kernel
+        def begin() -> None:
+            threading.Thread(target=prefetcher.resume, args=(prefetched,), daemon=True).start()
+            ready()
 
-                cache = settings.cache_dir if settings.passthrough else None
-                kernel.serve(tree, place, allow_other=settings.allow_other, passthrough=cache, ready=ready)
-        finally:
-            fetcher.close()
+        # To the log, for whoever wants to know what a mount is at.
+        faulthandler.register(signal.SIGUSR1)
+        if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
+            from kinetics_fs.mount import fusepy
+
+            fusepy.serve(tree, place, allow_other=settings.allow_other, ready=begin)
+        else:
+            from kinetics_fs.mount import kernel
+
+            cache = settings.cache_dir if settings.passthrough else None
+            kernel.serve(tree, place, allow_other=settings.allow_other, passthrough=cache, ready=begin)
 
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:

@@ -84,6 +84,8 @@ def _type_of(about: About) -> click.ParamType[Any]:
     match about.kind:
         case "count":
             return click.IntRange(min=1)
+        case "number of clips":
+            return click.IntRange(min=0)
         case "integer":
             return click.INT
         case "number":
@@ -172,6 +174,16 @@ def selection_given() -> bool:
         about.group == "selection" and context.get_parameter_source(attribute) is not ParameterSource.DEFAULT
         for attribute, about, _ in table().values()
     )
+
+
+def given_settings() -> set[str]:
+    """The settings for which the command that runs was given flags."""
+    context = click.get_current_context()
+    return {
+        name
+        for name, (attribute, _, _) in table().items()
+        if context.get_parameter_source(attribute) is ParameterSource.COMMANDLINE
+    }
 
 
 def json_option(function: Callable[..., R]) -> Callable[..., R]:

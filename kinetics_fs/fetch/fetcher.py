@@ -8,6 +8,7 @@ import functools
 import heapq
 import itertools
 import logging
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -57,7 +58,9 @@ class Priority(enum.IntEnum):
 
     FOREGROUND = 0
     """Somebody waits in `open`."""
-    BACKGROUND = 1
+    SOON = 1
+    """Somebody is about to open it."""
+    BACKGROUND = 2
     """Prefetch."""
 
 
@@ -71,6 +74,8 @@ class _Flight:
     since: float = field(default_factory=time.monotonic)
     taken: bool = False
     """By a worker; or by nobody, when all who waited have left."""
+    spare_since: float = math.inf
+    """What was used since then must not make room for it."""
     ended: bool = False
     """Who waited was told; another flight for the same clip may have begun."""
 
@@ -137,8 +142,15 @@ class Fetcher:
         for thread in self._threads:
             thread.start()
 
-    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+    def request(
+        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, spare_since: float = math.inf
+    ) -> Future[None]:
         """Asks for a clip; never blocks on the network.
+
+        Args:
+            clip: which.
+            priority: before or after which others.
+            spare_since: see `Store.claim`. If there is no room without that, the failure is not remembered.
 
         Returns:
             A future that is done when the clip is in the store, or raises the `FetchError` for which it is not.
@@ -153,12 +165,13 @@ class Fetcher:
                 if known is not None or self._closing:
                     waiter.set_exception(known or _shutting_down())
                     return waiter
-                flight = self._flights[clip] = _Flight(clip, priority)
+                flight = self._flights[clip] = _Flight(clip, priority, spare_since=spare_since)
                 self._enqueue(flight)
             elif priority < flight.priority:
                 flight.priority = priority
                 if not flight.taken:
                     self._enqueue(flight)
+            flight.spare_since = max(flight.spare_since, spare_since)
             flight.waiters.append(waiter)
         waiter.add_done_callback(functools.partial(self._leave, flight))
         return waiter
@@ -245,9 +258,10 @@ class Fetcher:
         """
         clip = flight.clip
         try:
-            claim = self._store.claim(clip)
+            claim = self._store.claim(clip, spare_since=flight.spare_since)
         except FetchError as error:
-            self._remember(clip, error)
+            if flight.spare_since == math.inf:
+                self._remember(clip, error)
             raise
         if claim is None:
             if self._store.holds(clip):  # had by somebody who is still getting others with it
@@ -379,7 +393,7 @@ class Fetcher:
         with contextlib.suppress(FetchError):  # no room: nobody asked for it
             # If it is wanted, too, another worker may be finding out just now that it is under way.
             for _ in range(_LOOKS_AT_OTHERS if self.is_fetching(clip) else 1):
-                claim = self._store.claim(clip, size=path.stat().st_size, evict=False)
+                claim = self._store.claim(clip, size=path.stat().st_size, spare_since=0)
                 if claim is not None:
                     break
                 time.sleep(_LOOK_AGAIN)

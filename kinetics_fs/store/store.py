@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,9 @@ _TYPICAL_CLIP_BYTES = 2 * 1024 * 1024
 
 _NOTE_OPENS_EVERY = 5.0
 """Seconds between two writes of the order of use: a write per open would cost four times the open itself."""
+
+_NEVER = 0.0
+"""As the time of a clip's last use."""
 
 _EVICT_AT_ONCE = 64
 _KEYS_PER_QUERY = 500
@@ -232,13 +236,14 @@ class Store:
 
     # Getting a clip
 
-    def claim(self, clip: Clip, *, size: int | None = None, evict: bool = True) -> Claim | None:
+    def claim(self, clip: Clip, *, size: int | None = None, spare_since: float = math.inf) -> Claim | None:
         """Takes it on to fetch a clip, with room reserved for it, or returns None while another process is at it.
 
         Args:
             clip: which.
             size: its bytes, where they are known.
-            evict: make room by evicting others; else there must be room without that.
+            spare_since: room is made only by evicting what was not used since then, in seconds since the epoch; with 0
+                by evicting nothing.
 
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
@@ -255,7 +260,7 @@ class Store:
                 known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
                 size = known[0] if known else None
             expected = _TYPICAL_CLIP_BYTES if size is None else size
-            self._make_room(db, expected, certain=False, known=size is not None, evict=evict)
+            self._make_room(db, expected, certain=False, known=size is not None, spare_since=spare_since)
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
@@ -267,7 +272,7 @@ class Store:
         except OSError as error:
             self._end_flight(token)
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
-        return Claim(self, clip, token, folder)
+        return Claim(self, clip, token, folder, spare_since)
 
     def _publish(self, claim: Claim, path: Path, source: str) -> None:
         size, digest = _seal(path)
@@ -275,7 +280,7 @@ class Store:
         with self._ledger.exclusive() as db:
             # Not longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
             db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
-            self._make_room(db, size, certain=True, known=True)
+            self._make_room(db, size, certain=True, known=True, spare_since=claim.spare_since)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
@@ -319,7 +324,7 @@ class Store:
     # Room
 
     def _make_room(
-        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, evict: bool = True
+        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, spare_since: float
     ) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
 
@@ -331,17 +336,23 @@ class Store:
         """
         self._clear_dead_flights(db)
         (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
-        (held,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE held").fetchone()
         # Asked once, for some filesystems count the room of a removed file much later.
         short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
         too_large = known and self._limit is not None and wanted > self._limit
         # Judged before anything goes: what cannot be had must not cost the clips that are here.
-        if too_large or (short > 0 and not evict) or (not certain and short - held > wanted + reserved):
+        spares = spare_since < math.inf
+        if short > 0 and (spares or not certain):
+            (evictable,) = db.execute(
+                "SELECT coalesce(sum(size), 0) FROM clip WHERE held AND opened_at < ?", (spare_since,)
+            ).fetchone()
+            too_large = too_large or short - evictable > (0 if spares else wanted + reserved)
+        if too_large:
             raise self._no_room(wanted)
         while short > 0:
             victims = db.execute(
-                "SELECT key, size FROM clip INDEXED BY clip_in_order_of_eviction WHERE held ORDER BY opened_at LIMIT ?",
-                (_EVICT_AT_ONCE,),
+                "SELECT key, size FROM clip INDEXED BY clip_in_order_of_eviction"
+                " WHERE held AND opened_at < ? ORDER BY opened_at LIMIT ?",
+                (spare_since, _EVICT_AT_ONCE),
             ).fetchall()
             if not victims:
                 break
@@ -379,9 +390,18 @@ class Store:
 
     # The order of use
 
-    def _note_open(self, key: str) -> None:
+    def touch(self, clip: Clip) -> None:
+        """Counts a clip as used just now."""
+        self._note_open(clip.key)
+
+    def retire(self, clips: Iterable[Clip]) -> None:
+        """Counts clips as never used: they are the first to go when room is needed."""
+        for clip in clips:
+            self._note_open(clip.key, _NEVER)
+
+    def _note_open(self, key: str, at: float | None = None) -> None:
         with self._opens_lock:
-            self._opens[key] = time.time()
+            self._opens[key] = time.time() if at is None else at
             if self._opens_timer is None:
                 self._opens_timer = threading.Timer(_NOTE_OPENS_EVERY, self._write_opens)
                 self._opens_timer.daemon = True
@@ -396,8 +416,8 @@ class Store:
         if opens:
             with self._ledger.exclusive() as db:
                 db.executemany(
-                    "UPDATE clip SET opened_at = max(opened_at, ?) WHERE key = ?",
-                    [(at, key) for key, at in opens.items()],
+                    "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
+                    [(at, _NEVER, key) for key, at in opens.items()],
                 )
 
     # Keeping files, table and ledger in step
@@ -456,8 +476,9 @@ class Store:
 class Claim:
     """The right and the duty to fetch one clip. Use as a context: leaving it gives up what was not published."""
 
-    def __init__(self, store: Store, clip: Clip, token: str, folder: Path) -> None:
+    def __init__(self, store: Store, clip: Clip, token: str, folder: Path, spare_since: float) -> None:
         self._store = store
+        self.spare_since = spare_since
         self.clip = clip
         self.token = token
         self.folder = folder

@@ -16,6 +16,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
+from kinetics_fs.vfs.readers import Readahead, Readers
 from kinetics_fs.vfs.tree import LONGEST_NAME, ROOT, Tree
 from kinetics_fs.vfs.unavailable import Hidden, Name, Watch
 
@@ -30,6 +31,8 @@ __all__ = [
     "Lasting",
     "Name",
     "NodeType",
+    "Readahead",
+    "Readers",
     "SharedFile",
     "Statistics",
     "Tree",

@@ -72,6 +72,8 @@ class Tree:
         hide_unavailable: leave out clips that are known to be gone.
         sizes: tells the exact sizes in bytes of clips that were never here but are known, by `Clip.key`.
         about: further facts for `status.json`.
+        reports: the same, of what changes.
+        opened: told of every clip that is opened; must not take long.
 
     Raises:
         CatalogError: two labels get the same directory name.
@@ -88,11 +90,15 @@ class Tree:
         hide_unavailable: bool = False,
         sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
         about: Mapping[str, object] | None = None,
+        reports: Mapping[str, Callable[[], object]] | None = None,
+        opened: Callable[[Entry], None] | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._fetcher = fetcher
         self._about = dict(about or {})
+        self._reports = dict(reports or {})
+        self._tell_opened = opened
         self._sizes_elsewhere = sizes
         self._frontend: Callable[[], Mapping[str, object]] = dict
         self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
@@ -314,8 +320,12 @@ class Tree:
         """
         if self._is_virtual(ino):
             return None
-        handle = self._open_cached(self._entry(ino), arrived=False)
-        self._hits += handle is not None
+        entry = self._entry(ino)
+        handle = self._open_cached(entry, arrived=False)
+        if handle is not None:
+            self._hits += 1
+            if self._tell_opened is not None:
+                self._tell_opened(entry)
         return handle
 
     def open(self, ino: int) -> Future[Handle]:
@@ -334,7 +344,10 @@ class Tree:
         elif self._is_virtual(ino):
             opened.set_exception(OSError(errno.EISDIR, "is a directory"))
         else:
-            self._open_clip(self._entry(ino), opened, tries=_OPEN_TRIES)
+            entry = self._entry(ino)
+            if self._tell_opened is not None:
+                self._tell_opened(entry)
+            self._open_clip(entry, opened, tries=_OPEN_TRIES)
         return opened
 
     def _open_clip(self, entry: Entry, opened: Future[Handle], tries: int) -> None:
@@ -432,6 +445,7 @@ class Tree:
                 "failed": self._fetcher.counters.failed,
             },
             **self._store.report(),
+            **{name: report() for name, report in self._reports.items()},
         }
 
     def _failures_csv(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -61,7 +62,9 @@ class Errands(Fetcher):
         self._asked_lock = threading.Lock()
         self.counters = Counters()
 
-    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+    def request(
+        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, spare_since: float = math.inf
+    ) -> Future[None]:
         future: Future[None] = Future()
         with self._asked_lock:
             self._asked.setdefault(clip, []).append(future)

@@ -1,0 +1,236 @@
+"""Fetching many clips in the background: a few at a time, in their order, behind whoever waits in `open`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from enum import StrEnum
+from functools import partial
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.fetcher import Fetcher, Priority
+from kinetics_fs.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LOOK_FOR_ROOM = 1.0
+_LOOK_AGAIN = 60.0
+"""Seconds to wait for what may have become better: a reader who comes nearer; all else, if nobody says how long."""
+
+_HOPELESS = (FailureKind.LOCAL, FailureKind.CONFIG)
+"""Failures of this machine or installation, which every further clip would meet, too."""
+
+
+class State(StrEnum):
+    """How far it is."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    """For room, or for a source that wants to be left alone."""
+    DONE = "done"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    """Something is wrong here that every further clip would meet."""
+
+
+class Prefetch:
+    """Fetches clips.
+
+    It makes room by evicting what was there before it began, and never what it has brought itself: of a selection that
+    does not fit, the first part is there in the end.
+
+    Args:
+        fetcher: fetches each.
+        store: where they go.
+        clips: drawn one by one, a few before they are fetched.
+        total: how many they are.
+        window: how many to have under way.
+        priority: of each.
+        patient: wait for a source that wants to be left alone, and for room; else stop.
+        ahead_of: the reader who will come for the clips in this order, if there is one.
+        changed: called whenever a count changes, by any thread.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        store: Store,
+        clips: Iterable[Clip],
+        total: int,
+        *,
+        window: int,
+        priority: Priority = Priority.BACKGROUND,
+        patient: bool = False,
+        ahead_of: Reader | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fetcher = fetcher
+        self._store = store
+        self._clips = clips
+        self._window = window
+        self._priority = priority
+        self._patient = patient
+        self._reader = ahead_of
+        self._told = changed
+        self._changed = threading.Condition()
+        self._under_way: dict[Clip, Future[None]] = {}
+        self._again: deque[Clip] = deque()
+        self._pause_until = 0.0
+        self._began = time.time()
+        self._failures: Counter[str] = Counter()
+        self.total = total
+        self.state = State.RUNNING
+        self.fetched = self.already_here = 0
+        self.problem: FetchError | None = None
+        """What it waits for, or why it stopped."""
+
+    @property
+    def failed(self) -> int:
+        """How many could not be had."""
+        return self._failures.total()
+
+    def report(self) -> dict[str, object]:
+        """How it is going, for people and scripts."""
+        return {
+            "state": self.state,
+            "reason": None if self.problem is None else str(self.problem),
+            "clips": self.total,
+            "fetched": self.fetched,
+            "already_here": self.already_here,
+            "failed": self.failed,
+            "failures": dict(self._failures),
+        }
+
+    def run(self) -> None:
+        """Fetches them all; returns when that is done, or came to an end otherwise."""
+        for clip in self._clips:
+            if self._store.holds(clip):
+                self._note_held(clip)
+            elif not self._wait(lambda: len(self._under_way) < self._window):
+                break
+            else:
+                self._request(clip)
+        self._wait(lambda: not self._under_way and not self._again)
+        with self._changed:
+            if self.state in (State.RUNNING, State.WAITING):
+                self.state, self.problem = State.DONE, None
+        self._told()
+
+    def cancel(self) -> None:
+        """Ends it: what is queued is dropped, what has begun goes on for whoever comes next. For any thread."""
+        with self._changed:
+            if self.state in (State.RUNNING, State.WAITING):
+                self.state = State.CANCELLED
+            futures = list(self._under_way.values())
+            self._changed.notify_all()
+        for future in futures:
+            future.cancel()
+
+    def _wait(self, enough: Callable[[], bool]) -> bool:
+        """Waits, and asks again for what was put off; whether it is to go on."""
+        while True:
+            with self._changed:
+                if self.state in (State.CANCELLED, State.STOPPED):
+                    return False
+                pause = self._pause_until - time.monotonic()
+                if pause <= 0 and self.state is State.WAITING:
+                    self.state, self.problem = State.RUNNING, None
+                if pause <= 0 and self._again and len(self._under_way) < self._window:
+                    clip = self._again.popleft()
+                elif enough() and pause <= 0:
+                    return True
+                else:
+                    self._changed.wait(pause if pause > 0 else None)
+                    continue
+            self._request(clip)
+
+    def _request(self, clip: Clip) -> None:
+        if self._reader is not None:
+            self._reader.expect(clip)
+        spared = self._began if self._reader is None else self._reader.spared_since()
+        future = self._fetcher.request(clip, self._priority, spare_since=spared)
+        with self._changed:
+            self._under_way[clip] = future
+        future.add_done_callback(partial(self._ended, clip))
+
+    def _note_held(self, clip: Clip) -> None:
+        if self._reader is not None:
+            self._reader.expect(clip)
+            self._store.touch(clip)
+        self.already_here += 1
+        self._told()
+
+    def _ended(self, clip: Clip, future: Future[None]) -> None:
+        error = None if future.cancelled() else future.exception()
+        with self._changed:
+            self._under_way.pop(clip, None)
+            if self.state in (State.CANCELLED, State.STOPPED) and (error or future.cancelled()):
+                pass  # ended by us
+            elif error is None:
+                self.fetched += 1
+            elif isinstance(error, FetchError) and self._is_put_off(error):
+                self._again.append(clip)
+            else:
+                self._failures[str(getattr(error, "kind", "unexpected"))] += 1
+                if isinstance(error, FetchError) and error.kind in (*_HOPELESS, FailureKind.BLOCKED):
+                    self.state, self.problem = State.STOPPED, error
+            self._changed.notify_all()
+        self._told()
+
+    def _is_put_off(self, error: FetchError) -> bool:
+        """Whether the clip is to be asked for again later, as all that follow are."""
+        if not self._patient or error.kind not in (FailureKind.BLOCKED, FailureKind.LOCAL):
+            return False
+        if error.kind is FailureKind.LOCAL:
+            pause = _LOOK_FOR_ROOM if self._reader is not None else _LOOK_AGAIN
+        else:
+            pause = max(1.0, error.retry_after or _LOOK_AGAIN)
+        if self.state is not State.WAITING:
+            _log.warning("prefetch: waits %.0f s: %s", pause, error)
+        self._pause_until = max(self._pause_until, time.monotonic() + pause)
+        self.state, self.problem = State.WAITING, error
+        return True
+
+
+class Reader:
+    """How far somebody has come who opens clips in a known order. Safe for threads.
+
+    Evictions go by the time of the last use. So what was fetched for a place that the reader has not reached is spared
+    by that time; and what he has passed counts as never used, although he has used it last: in his order, he will need
+    it later than all that is coming.
+
+    Args:
+        store: where the clips are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._coming: deque[tuple[Clip, float]] = deque()
+        self._expected: set[Clip] = set()
+
+    def expect(self, clip: Clip) -> None:
+        """The clip is the next in the order, and in the cache from now on, or soon."""
+        with self._lock:
+            if clip not in self._expected:
+                self._expected.add(clip)
+                self._coming.append((clip, time.time()))
+
+    def opened(self, clip: Clip) -> None:
+        """The reader has opened a clip, and so has passed all before it."""
+        passed = []
+        with self._lock:
+            while clip in self._expected:
+                passed.append(self._coming.popleft()[0])
+                self._expected.discard(passed[-1])
+        self._store.retire(passed)
+
+    def spared_since(self) -> float:
+        """What was used since then, in seconds since the epoch, has not been reached yet."""
+        with self._lock:
+            return self._coming[0][1] if self._coming else time.time()

@@ -1,0 +1,87 @@
+"""What readers do, noticed beside their opens: who walks through a folder is fetched ahead for."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from kinetics_fs.catalog import Catalog, Clip, Entry
+from kinetics_fs.fetch import Fetcher, Priority
+from kinetics_fs.store import Store
+
+_log = logging.getLogger(__name__)
+
+_IN_A_ROW = 2
+"""Opens that come one after the other in the listing, until it is taken for a walk."""
+_STRIDE = 4
+"""Places in the listing that a step of a walk has at most: several readers share one."""
+
+
+class Readers:
+    """Takes note of opens, in a thread of its own: an open costs no more than putting it there.
+
+    Args:
+        listeners: told of every clip that is opened.
+    """
+
+    def __init__(self, listeners: list[Callable[[Entry], None]]) -> None:
+        self._listeners = listeners
+        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
+        self._thread.start()
+
+    def opened(self, entry: Entry) -> None:
+        """A clip is opened."""
+        self._queue.put(entry)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            for listener in self._listeners:
+                try:
+                    listener(entry)
+                except Exception:
+                    _log.exception("%s: unexpected error beside an open", entry.clip.key)
+
+
+class Readahead:
+    """Fetches the next clips of a folder for who opens its clips in the order of the listing.
+
+    Args:
+        catalog: tells what is next.
+        store: tells what is here.
+        fetcher: gets the others.
+        clips: how many to be ahead.
+    """
+
+    def __init__(self, catalog: Catalog, store: Store, fetcher: Fetcher, clips: int) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._fetcher = fetcher
+        self._clips = clips
+        self._walks: dict[int, tuple[int, int]] = {}
+        """Of each folder: the last place in a walk, and how many opens it has had."""
+
+    def opened(self, entry: Entry) -> None:
+        """A clip was opened."""
+        folder = self._catalog.directory(entry.directory)
+        if folder is None:
+            return
+        place = self._catalog.position(entry)
+        last, steps = self._walks.get(entry.directory, (place - 1, 0))
+        steps = steps + 1 if 0 < place - last <= _STRIDE else 0
+        self._walks[entry.directory] = place, steps
+        if steps >= _IN_A_ROW:
+            self._fetch([ahead.clip for ahead in self._catalog.entries(folder, place + 1, self._clips)])
+
+    def _fetch(self, clips: list[Clip]) -> None:
+        known = self._store.sizes([clip.key for clip in clips])
+        for clip in clips:
+            if not (clip.key in known and known[clip.key].held) and not self._fetcher.is_fetching(clip):
+                self._fetcher.request(clip, Priority.SOON)
