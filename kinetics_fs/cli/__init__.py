@@ -17,7 +17,7 @@ import click
 from kinetics_fs import __version__
 from kinetics_fs.errors import KineticsError
 
-_COMMANDS = ("mount", "umount", "prefetch", "fill", "index", "status", "classes", "failures", "demo")
+_COMMANDS = ("mount", "umount", "prefetch", "fill", "index", "status", "verify", "classes", "failures", "demo")
 
 DONE_IN_PART = 3
 

@@ -17,7 +17,7 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "status", "classes"),
+    *("mount", "umount", "prefetch", "fill", "status", "verify", "classes"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
     "demo",
