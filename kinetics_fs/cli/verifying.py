@@ -17,8 +17,8 @@ from tqdm import tqdm
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.fetching import Outcome, say_fetched
-from kinetics_fs.cli.files import readable_size
 from kinetics_fs.errors import FetchError
+from kinetics_fs.sizes import readable_size
 from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, verify_clips
 
 _PAGE = 500
