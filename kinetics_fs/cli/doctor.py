@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
 from kinetics_fs.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _WIDTH = 16
 
 
 @click.command("doctor")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Ask nothing of the network.")
 @with_settings("store", "fetch", "archive", "view")
 @json_option

@@ -39,6 +39,11 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
     yield "ffmpeg", system.ffmpeg
     yield "open files", system.open_files
     yield from ((name, partial(check, settings)) for name, check in fuse.CHECKS.items())
+    mounts = find_mounts()
+    # As it is written first: a dead mount may not answer who resolves its name.
+    places = list(mounts) if mountpoint is None else [Path(os.path.abspath(mountpoint))]  # noqa: PTH100  # see above
+    for place in places:
+        yield "mount", partial(fuse.mount, place, mounts)
     folder = look_at(settings.cache_dir)
     yield "cache folder", partial(cache.folder, settings, folder)
     if folder is not None:  # else whoever touches it waits for ever
@@ -53,8 +58,3 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
         indexed = folder is not None and (settings.cache_dir / ARCHIVE_INDEXES).exists()
         yield "youtube", partial(sources.youtube, settings)
         yield "archives", partial(sources.archives, settings, indexed=indexed)
-    mounts = find_mounts()
-    # As it is written first: a dead mount may not answer who resolves its name.
-    places = list(mounts) if mountpoint is None else [Path(os.path.abspath(mountpoint))]  # noqa: PTH100  # see above
-    for place in places:
-        yield "mount", partial(fuse.mount, place, mounts)

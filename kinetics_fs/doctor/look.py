@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENCE = 5.0
+PATIENCE = 3.0
 """Seconds."""
 
 

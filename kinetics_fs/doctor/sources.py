@@ -293,7 +293,7 @@ def _reason(error: Exception) -> str:
     """What an error of a connection says, without the objects that it was about."""
     inner = error.args[0] if error.args else error
     text = str(getattr(inner, "reason", inner))
-    return re.sub(r"^(<[^>]*>|HTTPS?Connection\w*\([^)]*\)): ", "", text).partition(" (caused by")[0]
+    return re.sub(r"^(<[^>]*>|\w*HTTPS?Connection\w*\([^)]*\)): ", "", text).partition(" (caused by")[0]
 
 
 def _import_ytdlp() -> Any:

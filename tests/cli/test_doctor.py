@@ -482,12 +482,16 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
         one(fuse.mount(mounted.root, find_mounts(), patience=0.5), State.PROBLEM, "does not answer", "umount --lazy")
         below = mounted.root / "cache"
         one(cache_checks.folder(Settings(cache_dir=below), look_at(below, 0.5)), State.PROBLEM, "does not answer")
+        found = doctor("--offline", "--cache-dir", below, mounted.root, status=1)
+        assert "does not answer" in found["mount"][0]["found"]
+        assert "does not answer" in found["cache folder"][0]["found"]
     finally:
         os.kill(mounted.pid, signal.SIGCONT)
 
     # It is dead.
     os.kill(mounted.pid, signal.SIGKILL)
     assert has_ended(mounted.pid, within=20)
+    one(cache_checks.folder(Settings(cache_dir=below), look_at(below)), State.PROBLEM, "not connected")
     [finding] = doctor(*where, status=1)["mount"]
     assert finding["state"] == "problem"
     assert "is dead" in finding["found"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from kinetics_fs.catalog import parse_clip_name
+from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.cli.conftest import ROWS, as_csv
@@ -132,12 +132,17 @@ def test_found_told_and_mended(verify: Verify, full: Path, site: VideoSite) -> N
     assert sorted(digests(full).values()) == sorted(before.values())
 
 
-def test_only_the_selection(verify: Verify, full: Path, chosen: Arguments) -> None:
+def test_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annotations: Path) -> None:
+    with annotations.open("a") as file:
+        file.write("paddling,-demo_video,10,12,validate\n")  # in two classes, but one clip
     flip(cached(full, KEYS[0]))
 
     status, said = verify(*chosen, "--class", "massaging person's head")
     assert (status, said["clips"], said["bad"]) == (0, 1, [])
-    status, said = verify(*chosen, "--class", "surfing water")  # of which train is not here
+    with Store(full) as store:
+        store.drop(Clip("demo-video2", 0, 2))
+    # Neither those that never were here nor the one that is not here any more.
+    status, said = verify(*chosen)
     assert (status, said["clips"], said["good"], said["damaged"]) == (3, 2, 1, 1)
 
 
