@@ -159,6 +159,18 @@ def test_one_that_nobody_has_any_more(verify: Verify, full: Path, site: VideoSit
     assert list((full / "clips").glob(f"*/{KEYS[0]}*")) == []
 
 
+def test_nothing_is_removed_that_could_not_be_fetched(full: Path) -> None:
+    flip(cached(full, KEYS[0]))
+    for path in full.glob("archives.sqlite*"):
+        path.unlink()
+
+    done = kinetics_fs("verify", "--repair", "--source", "archive", "--cache-dir", full)
+
+    assert done.returncode == 2
+    assert "--source" in done.stderr
+    assert cached(full, KEYS[0]).exists()
+
+
 def test_not_media_but_the_bytes_that_were_stored(verify: Verify, full: Path) -> None:
     with Store(full) as store:
         clip = parse_clip_name(f"{KEYS[0]}.mp4")
