@@ -17,7 +17,19 @@ import click
 from kinetics_fs import __version__
 from kinetics_fs.errors import KineticsError
 
-_COMMANDS = ("mount", "umount", "prefetch", "fill", "index", "status", "classes", "failures", "demo")
+_COMMANDS = (
+    "mount",
+    "umount",
+    "prefetch",
+    "fill",
+    "index",
+    "status",
+    "verify",
+    "doctor",
+    "classes",
+    "failures",
+    "demo",
+)
 
 DONE_IN_PART = 3
 

@@ -1,4 +1,4 @@
-"""Fetching many clips, with progress: what `prefetch` and `failures retry` share."""
+"""Fetching many clips, with progress: what `prefetch`, `failures retry` and `verify` share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,42 @@ import click
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.errors import FailureKind
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.settings import Settings
 from kinetics_fs.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went.
+
+    Attributes:
+        report: what `Prefetch.report` said at the end.
+        problem: why it stopped before the end, if it did.
+        interrupted: by a person.
+    """
+
+    report: Mapping[str, Any]
+    problem: FetchError | None
+    interrupted: bool
+
+    def as_json(self) -> dict[str, Any]:
+        told = {name: value for name, value in self.report.items() if name not in ("state", "reason")}
+        return {**told, "interrupted": self.interrupted}
+
+    def exit_code(self) -> int:
+        """The exit code, after a word on why it did not go further, if it did not.
+
+        Raises:
+            FetchError: this machine or installation is at fault.
+        """
+        if self.interrupted:
+            return 130
+        if self.problem and self.problem.kind is not FailureKind.BLOCKED:
+            raise self.problem
+        if self.problem:
+            click.echo(f"Stopped: {self.problem.source}: {self.problem}. The same command goes on from here.", err=True)
+        return DONE_IN_PART if self.report["failed"] else 0
 
 
 def fetch_clips(
@@ -36,6 +70,18 @@ def fetch_clips(
     Raises:
         FetchError: this machine or installation is at fault, so that the others were not tried.
     """
+    outcome = fetch_with_progress(clips, wanted, store, settings, catalog=catalog)
+    if as_json:
+        click.echo(json.dumps(outcome.as_json()))
+    else:
+        say_fetched(outcome, settings.cache_dir)
+    return outcome.exit_code()
+
+
+def fetch_with_progress(
+    clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, catalog: Path | None
+) -> Outcome:
+    """The same, but says nothing of how it went."""
     from kinetics_fs.cli.rooms import fetcher_of
     from kinetics_fs.fetch.prefetch import Prefetch
 
@@ -54,24 +100,7 @@ def fetch_clips(
             prefetch.cancel()
         finally:
             fetcher.close()
-    result = {name: value for name, value in prefetch.report().items() if name not in ("state", "reason")}
-    if as_json:
-        click.echo(json.dumps({**result, "interrupted": interrupted}))
-    else:
-        say_result(result)
-        if prefetch.failed:
-            where = shlex.quote(str(settings.cache_dir))
-            click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {where}")
-        if interrupted:
-            click.echo("Interrupted; the same command goes on from here.")
-    if interrupted:
-        return 130
-    problem = prefetch.problem
-    if problem and problem.kind is not FailureKind.BLOCKED:
-        raise problem
-    if problem:
-        click.echo(f"Stopped: {problem.source}: {problem}. The same command goes on from here.", err=True)
-    return DONE_IN_PART if prefetch.failed else 0
+    return Outcome(prefetch.report(), prefetch.problem, interrupted)
 
 
 @contextmanager
@@ -91,10 +120,19 @@ def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         yield show
 
 
-def say_result(report: Mapping[str, Any]) -> None:
-    """Prints how a `Prefetch` went."""
+def say_report(report: Mapping[str, Any]) -> None:
+    """Prints how a `Prefetch` went, or is going."""
     click.echo(
         f"{report['fetched']:,} fetched, {report['already_here']:,} already here, {report['failed']:,} not to be had"
     )
     for kind, number in report["failures"].items():
         click.echo(f"  {number:,} {kind}")
+
+
+def say_fetched(outcome: Outcome, cache: Path) -> None:
+    """Prints how it went."""
+    say_report(outcome.report)
+    if outcome.report["failed"]:
+        click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {shlex.quote(str(cache))}")
+    if outcome.interrupted:
+        click.echo("Interrupted; the same command goes on from here.")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.files import readable_size, replacing
+from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import archive_option, archive_options, json_option, with_settings
 from kinetics_fs.errors import ArchiveError, KineticsError
 from kinetics_fs.settings import Settings
+from kinetics_fs.sizes import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,16 @@ class Order(click.ParamType[tuple[str, ...]]):
         return chosen
 
 
+class UntouchedPath(click.Path):
+    """A path that is not looked at: click's own asks for its status, and may wait for ever for that of a dead mount."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(os.fsdecode(value))
+
+
 class ListText(click.ParamType[str]):
     """Text of which an environment variable may hold several."""
 
@@ -99,7 +110,7 @@ def _type_of(about: About) -> click.ParamType[Any]:
         case "order":
             return Order(about.choices)
         case "path":
-            return click.Path(path_type=Path)
+            return UntouchedPath()
         case "choice":
             return click.Choice(about.choices)
         case "switch":

@@ -135,7 +135,7 @@ def _wait_for(mountpoint: Path, job: dict[str, Any], as_json: bool) -> int:
 
 
 def _say(jobs: Sequence[dict[str, Any]], as_json: bool) -> int:
-    from kinetics_fs.cli.fetching import say_result
+    from kinetics_fs.cli.fetching import say_report
 
     if as_json:
         click.echo(json.dumps(jobs, indent=2))
@@ -143,7 +143,7 @@ def _say(jobs: Sequence[dict[str, Any]], as_json: bool) -> int:
     for job in jobs:
         reason = f": {job['reason']}" if job["reason"] else ""
         click.echo(f"{job['id']}  {job['state']}{reason}; {job['clips']:,} clips of {job['what']}")
-        say_result(job)
+        say_report(job)
     if not jobs:
         click.echo("No prefetches.")
     return 0

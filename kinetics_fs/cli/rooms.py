@@ -12,7 +12,7 @@ from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.settings import Settings
-from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
+from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
 from kinetics_fs.store import Store, prepare_folder
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
 
 def shelf_path(settings: Settings) -> Path:
     """The file of the indexes of archives that are here; it need not be there."""
-    return settings.cache_dir / "archives.sqlite"
+    return settings.cache_dir / ARCHIVE_INDEXES
 
 
 def shelf_of(settings: Settings) -> Shelf:

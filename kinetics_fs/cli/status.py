@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from kinetics_fs.cli.files import readable_size
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.errors import MountError
 from kinetics_fs.settings import Settings
+from kinetics_fs.sizes import readable_size
 
 
 @click.command("status")

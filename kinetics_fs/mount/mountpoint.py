@@ -46,6 +46,24 @@ def is_stacked(path: Path) -> bool:
     return not types.isdisjoint(_STACKED)
 
 
+def filesystem_type(path: Path) -> str:
+    """The type of the filesystem that a path is on, as the system calls it; empty if that cannot be told.
+
+    The path is not touched, and must be absolute and without symbolic links.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return ""
+    # The last of those that are deepest: one mount may hide another.
+    found, deepest = "", -1
+    for line in lines:
+        place = _unescaped(line.split(b" ")[4])
+        if path.is_relative_to(place) and len(place.parts) >= deepest:
+            found, deepest = line.partition(b" - ")[2].split()[0].decode(errors="replace"), len(place.parts)
+    return found
+
+
 def _unescaped(field: bytes) -> Path:
     return Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)))
 
@@ -98,11 +116,12 @@ def _check_fuse(*, allow_other: bool) -> None:
         raise MountError("/dev/fuse is not open to you: chmod 666 /dev/fuse, as root")
     if find_fusermount() is None:
         raise MountError("fusermount is not installed: install the package fuse3, or mount as root")
-    if allow_other and not _allows_other():
+    if allow_other and not allows_other():
         raise MountError(f"--allow-other needs a line `user_allow_other` in {_FUSE_CONF}, set by root")
 
 
-def _allows_other() -> bool:
+def allows_other() -> bool:
+    """Whether the administrator lets users share their mounts."""
     try:
         return any(line.strip() == "user_allow_other" for line in _FUSE_CONF.read_text().splitlines())
     except OSError:

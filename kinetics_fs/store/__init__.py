@@ -20,11 +20,13 @@ from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.origins import NotYet, Origins, OriginState, Permit
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
 from kinetics_fs.store.table import Record
+from kinetics_fs.store.verify import Condition, Verdict, drop_bad, verify_clips
 
 __all__ = [
     "TRAVELS",
     "TRAVELS_UNASKED",
     "Claim",
+    "Condition",
     "Failure",
     "FailureLog",
     "KnownSize",
@@ -39,8 +41,11 @@ __all__ = [
     "StoredClip",
     "TakenOver",
     "Usage",
+    "Verdict",
+    "drop_bad",
     "one_line",
     "prepare_folder",
     "read_reports",
     "report_line",
+    "verify_clips",
 ]

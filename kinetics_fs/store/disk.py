@@ -44,6 +44,12 @@ def is_file_of(filename: str, key: str) -> bool:
     return filename == clip_filename(key, token) and _TOKEN.fullmatch(token) is not None
 
 
+def key_in(filename: str) -> str | None:
+    """The key of the clip that a name below the clips folder stands for; None if it is none of ours."""
+    match = _FILE_NAME.fullmatch(filename)
+    return match["key"] if match and is_file_of(filename, match["key"]) else None
+
+
 def open_clip_file(folder: str, filename: str) -> tuple[int, int] | None:
     """Opens a file of ours below the clips folder: its descriptor and size; None if there is none.
 

@@ -23,6 +23,16 @@ def _is_ours(tag: Path) -> bool:
     return tag.exists() and _OURS in tag.read_text(errors="replace")
 
 
+def may_become_ours(folder: Path) -> bool:
+    """Whether a folder is a cache of ours, or empty.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    tag = folder / _TAG
+    return _is_ours(tag) or not any(path != tag or path.stat().st_size for path in folder.iterdir())
+
+
 def prepare_folder(folder: Path) -> None:
     """Makes the cache folder with mode 0700, or checks that it is one and that nobody else can put things into it.
 
@@ -38,7 +48,7 @@ def prepare_folder(folder: Path) -> None:
             tag = folder / _TAG
             if not _is_ours(tag):
                 # The check is for a path mistyped: its mode would be changed, and its files mistaken for ours.
-                if any(path != tag or path.stat().st_size for path in folder.iterdir()):
+                if not may_become_ours(folder):
                     raise StoreError(f"{folder} holds other files: give an empty or a new folder as --cache-dir")
                 tag.write_text(f"{_SIGNATURE}\n{_OURS}: clips that can be fetched again.\n")
         if stat.S_IMODE(status.st_mode) != 0o700:

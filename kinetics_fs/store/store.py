@@ -22,13 +22,13 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.store.disk import Staged, Unreadable, clip_filename
+from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
 from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.origins import Origins
 from kinetics_fs.store.owners import Owner
-from kinetics_fs.store.table import ClipTable, Record
+from kinetics_fs.store.table import ClipTable, Found, Record
 
 _log = logging.getLogger(__name__)
 
@@ -198,6 +198,82 @@ class Store:
                 rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", some)
                 found.update((key, KnownSize(size, bool(held))) for key, size, held in rows)
         return found
+
+    def held(self) -> Iterator[tuple[Clip, int]]:
+        """Every clip that is here, as far as the ledger knows, with its size in bytes; by key, a page at a time."""
+        last = ""
+        while True:
+            with self._ledger.connection() as db:
+                rows = db.execute(
+                    "SELECT key, size FROM clip WHERE held AND key > ? ORDER BY key LIMIT ?", (last, _KEYS_PER_QUERY)
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            for key, size in rows:
+                clip = parse_clip_name(f"{key}.mp4")
+                if clip is not None:
+                    yield clip, size
+
+    def look_at(self, clip: Clip) -> Found | None:
+        """Opens a clip's file as it is, for a check of it: does not count as a use. None if the clip is not here.
+
+        Raises:
+            FileNotFoundError: the clip should be here, but it has no file.
+            FetchError: the file cannot be opened now (LOCAL).
+        """
+        try:
+            found = self._table.find(clip.key)
+            if found is not None or not self.holds(clip):
+                return found
+            # Once more, while nobody can be evicting or publishing it.
+            with self._ledger.exclusive():
+                found = self._table.find(clip.key)
+                if found is None and self.holds(clip):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), clip.key)
+                return found
+        except Unreadable as error:
+            raise FetchError(FailureKind.LOCAL, f"cannot open: {error}", errno=error.errno) from error
+
+    def drop_file(self, clip: Clip, filename: str | None) -> bool:
+        """Removes a clip if its file is this one still, or, if None, if it has none; whether it was so."""
+        with self._ledger.exclusive() as db:
+            found = self._table.find(clip.key)
+            if found is not None:
+                os.close(found.fd)
+            if (found.filename if found else None) != filename:
+                return False
+            self._drop(db, clip.key)
+            return True
+
+    def unknown_files(self) -> Iterator[Path]:
+        """What is among the files of clips, but of no clip that is here."""
+        for folder in sorted(self._clips.iterdir()):
+            if folder.name.startswith("cache.db"):
+                continue
+            if not re.fullmatch("[0-9a-f]{2}", folder.name) or folder.is_symlink() or not folder.is_dir():
+                yield folder
+                continue
+            names = [f"{folder.name}/{path.name}" for path in folder.iterdir()]
+            unknown = self._unknown(names)
+            if unknown:
+                # Once more, while nobody can be publishing: a file has its name before it has its row.
+                with self._ledger.exclusive():
+                    unknown = self._unknown(unknown)
+            yield from (self._clips / name for name in unknown)
+
+    def _unknown(self, names: Sequence[str]) -> list[str]:
+        known = self._table.names(key for name in names if (key := key_in(name)))
+        return [name for name in names if name not in known and os.path.lexists(self._clips / name)]
+
+    def remove_unknown_file(self, path: Path) -> bool:
+        """Removes one of the `unknown_files`, if it has a name that we give; whether it is gone."""
+        name = str(path.relative_to(self._clips))
+        with self._ledger.exclusive():
+            if key_in(name) is None or not self._unknown([name]):
+                return False
+            self._table.remove_unknown(name)
+        return True
 
     def drop(self, clip: Clip) -> None:
         """Removes a clip; its size stays known. Open readers keep their bytes."""

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +124,18 @@ class ClipTable:
         """Removes the file that a publication may have moved in without committing its row."""
         (self._folder / clip_filename(key, token)).unlink(missing_ok=True)
 
+    def names(self, keys: Iterable[str]) -> set[str]:
+        """The names of the files that these clips have."""
+        rows = self._sql(
+            "SELECT filename FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))",
+            json.dumps(list(keys)),
+        )
+        return {filename for (filename,) in rows if isinstance(filename, str)}
+
+    def remove_unknown(self, filename: str) -> None:
+        """Removes what no row names, whatever it is, if it has a name that we give."""
+        self._cache.disk.remove(filename)
+
     def totals(self) -> tuple[int, int]:
         """How many clips there are, and how many bytes: as diskcache counts them along."""
         return len(self._cache), int(self._cache.reset("size"))
@@ -154,7 +166,7 @@ class ClipTable:
         for path in self._folder.glob("*/*"):
             filename = str(path.relative_to(self._folder))
             if filename not in known:
-                self._cache.disk.remove(filename)
+                self.remove_unknown(filename)
 
     def _sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = self._cache._sql(statement, values).fetchall()

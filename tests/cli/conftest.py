@@ -1,6 +1,6 @@
 """A small selection of short clips, and the arguments that lead a command to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -20,11 +20,15 @@ ROWS = [
 ]
 
 
+def as_csv(rows: Sequence[tuple[object, ...]]) -> str:
+    """An annotation file."""
+    return "\n".join(["label,youtube_id,time_start,time_end,split", *(",".join(map(str, row)) for row in rows)]) + "\n"
+
+
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
     path = tmp_path / "annotations.csv"
-    lines = ["label,youtube_id,time_start,time_end,split", *(",".join(map(str, row)) for row in ROWS)]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(as_csv(ROWS))
     return path
 
 

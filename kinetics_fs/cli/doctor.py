@@ -1,0 +1,68 @@
+"""`kinetics-fs doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
+from kinetics_fs.settings import Settings
+
+if TYPE_CHECKING:
+    from kinetics_fs.doctor import Finding
+
+_SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
+_WIDTH = 16
+
+
+@click.command("doctor")
+@click.argument("mountpoint", type=UntouchedPath(), required=False)
+@click.option("--offline", is_flag=True, help="Ask nothing of the network.")
+@with_settings("store", "fetch", "archive", "view")
+@json_option
+def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
+    """Look for what is wrong: with this machine, the cache, the sources, and the mount on MOUNTPOINT, or all mounts.
+
+    Says what it found, and how to mend what is not right; changes nothing. Takes the settings that a mount would, so
+    give it the same flags. Exits with 1 if something does not work; warnings do not count.
+
+    \b
+    kinetics-fs doctor
+    kinetics-fs doctor --offline /mnt/kinetics
+    kinetics-fs doctor --cache-dir /data/kinetics --cookies cookies.txt --json
+    """
+    from kinetics_fs.cli.rooms import check_addresses
+    from kinetics_fs.doctor import State, diagnose
+
+    check_addresses(settings)
+    findings = list(diagnose(settings, mountpoint, offline=offline))
+    problems, warnings = (sum(one.state is state for one in findings) for state in (State.PROBLEM, State.WARNING))
+    if as_json:
+        report = {"findings": [asdict(one) for one in findings], "problems": problems, "warnings": warnings}
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            _print(finding)
+        click.echo(f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}")
+    return 1 if problems else 0
+
+
+def _number(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
+
+
+def _print(finding: Finding) -> None:
+    # Signs and colours for people, words for files and pipes.
+    if sys.stdout.isatty() and sys.stdout.encoding.lower() == "utf-8":
+        sign, colour = _SIGNS[finding.state]
+        label, width = click.style(sign, fg=colour), len(sign)
+    else:
+        label, width = f"{finding.state:<7}", 7
+    click.echo(f"{label}  {finding.name:<{_WIDTH}}  {finding.found}")
+    if finding.fix:
+        click.echo(f"{'':{width + _WIDTH + 4}}{finding.fix}")
