@@ -22,7 +22,7 @@ from kinetics_fs.settings import Settings
 @click.command("mount")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
-@with_settings("selection", "store", "fetch", "archive", "view")
+@with_settings("selection", "store", "fetch", "archive", "names", "view")
 def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 
@@ -34,11 +34,11 @@ def command(mountpoint: Path, foreground: bool, settings: Settings) -> None:
     kinetics-fs mount --annotations my.csv --class-names underscore ~/kinetics
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
     """
-    from kinetics_fs.cli.rooms import catalog_of, check_addresses
+    from kinetics_fs.cli.rooms import catalog_of, check_places
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
 
-    check_addresses(settings)
+    check_places(settings)
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # whether its library is there, before anything is downloaded
     place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)

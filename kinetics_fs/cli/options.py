@@ -80,6 +80,12 @@ class ListText(click.ParamType[str]):
         return str(value)
 
 
+class PathOption(click.Path):
+    """A path, of which an environment variable may hold several."""
+
+    envvar_list_splitter = LIST_SEPARATOR
+
+
 def _type_of(about: About) -> click.ParamType[Any]:
     match about.kind:
         case "count":
@@ -97,7 +103,7 @@ def _type_of(about: About) -> click.ParamType[Any]:
         case "order":
             return Order(about.choices)
         case "path":
-            return click.Path(path_type=Path)
+            return PathOption(path_type=Path)
         case "choice":
             return click.Choice(about.choices)
         case "switch":
@@ -115,10 +121,11 @@ class _SettingOption(click.Option):
         name = setting_name(self.name or "")
         if source is ParameterSource.DEFAULT and name in config:
             value = config[name]
-            if isinstance(self.type, click.Path) and not isinstance(value, str):
-                raise click.BadParameter(f"{value!r} is not a path", ctx, self)
             if self.multiple and not isinstance(value, list):
                 value = [value]
+            for one in value if self.multiple else [value]:
+                if isinstance(self.type, click.Path) and not isinstance(one, str):
+                    raise click.BadParameter(f"{one!r} is not a path", ctx, self)
             source = ParameterSource.DEFAULT_MAP
         return value, source
 
@@ -152,6 +159,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
             if "cache_dir" in given:
                 # Absolute, for a mount in the background is in another folder.
                 given["cache_dir"] = (given["cache_dir"] or default_cache_dir()).absolute()
+            if "folder" in given:
+                given["folder"] = tuple(folder.absolute() for folder in given["folder"])
             if "archive_url" in given and "://" not in given["archive_url"]:
                 given["archive_url"] = str(Path(given["archive_url"]).absolute())
             config = click.get_current_context().find_root().obj or {}
@@ -177,6 +186,20 @@ def selection_given() -> bool:
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """`--json`, for every command that reports."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def verify_option(function: Callable[..., R]) -> Callable[..., R]:
+    """`--verify`."""
+    return click.option(
+        "--verify",
+        "depth",
+        type=click.Choice(["none", "container", "decode"]),
+        default="container",
+        show_default=True,
+        metavar="HOW",
+        help="How closely clips are looked at: not at all (none), all frames are there (container), all decode"
+        " (decode).",
+    )(function)
 
 
 def archive_options(function: Callable[..., R]) -> Callable[..., R]:

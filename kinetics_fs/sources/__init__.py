@@ -19,6 +19,11 @@ def make_source(name: str, settings: SourceSettings) -> Source:
         from kinetics_fs.sources.archive.source import ArchiveSource
 
         return ArchiveSource(settings.archive_url, Path(settings.archive_index))
+    if name == "folder":
+        from kinetics_fs.sources.folder import FolderSource
+
+        catalog = Path(settings.catalog) if settings.catalog else None
+        return FolderSource([Path(folder) for folder in settings.folders], catalog)
     from kinetics_fs.sources.youtube import YouTubeSource
 
     return YouTubeSource(settings)

@@ -8,7 +8,7 @@ from typing import Any
 PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 """The public bucket of the Common Visual Data Foundation."""
 
-SOURCES = ("archive", "youtube")
+SOURCES = ("archive", "folder", "youtube")
 """All there are. First the archives: one request to a server without limits, for the very clip that everybody has."""
 
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
@@ -31,6 +31,7 @@ class SourceSettings:
         ytdlp_cache: folder for what yt-dlp keeps between runs.
         archive_url: where the archives are: an http(s) or s3 address, or a folder.
         archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
+        folders: folders of clips; none if no folder is to be asked.
         catalog: file of the catalog, which tells split and class of a clip; empty if none is at hand.
     """
 
@@ -46,4 +47,5 @@ class SourceSettings:
     ytdlp_cache: str = ""
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
+    folders: tuple[str, ...] = ()
     catalog: str = ""

@@ -232,8 +232,13 @@ class Store:
 
     # Getting a clip
 
-    def claim(self, clip: Clip) -> Claim | None:
+    def claim(self, clip: Clip, *, size: int | None = None, evict: bool = True) -> Claim | None:
         """Takes it on to fetch a clip, with room reserved for it, or returns None while another process is at it.
+
+        Args:
+            clip: what is to come.
+            size: its bytes, where they are known beforehand.
+            evict: whether clips that are here may go for it.
 
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
@@ -246,9 +251,11 @@ class Store:
                 if row[0] in self._flying or (row[1] != self._owner.name and self._owner.is_alive(row[1])):
                     return None
                 self._clear_flight(db, clip.key, row[0])
-            known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
-            expected: int = known[0] if known else _TYPICAL_CLIP_BYTES
-            self._make_room(db, expected, certain=False, known=known is not None)
+            if size is None:
+                known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
+                size = known[0] if known else None
+            expected = _TYPICAL_CLIP_BYTES if size is None else size
+            self._make_room(db, expected, certain=False, known=size is not None, evict=evict)
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
@@ -260,14 +267,14 @@ class Store:
         except OSError as error:
             self._end_flight(token)
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
-        return Claim(self, clip, token, folder)
+        return Claim(self, clip, token, folder, evict=evict)
 
     def _publish(self, claim: Claim, path: Path, source: str) -> None:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
             self._delete_flight(db, claim.token)
-            self._make_room(db, size, certain=True, known=True)
+            self._make_room(db, size, certain=True, known=True, evict=claim.evict)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
@@ -310,8 +317,10 @@ class Store:
 
     # Room
 
-    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool) -> None:
+    def _make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, evict: bool) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
+
+        Where it may not `evict`, they must fit as it is.
 
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
         may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
@@ -326,7 +335,7 @@ class Store:
         short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
         too_large = known and self._limit is not None and wanted > self._limit
         # Judged before anything goes: what cannot be had must not cost the clips that are here.
-        if too_large or (not certain and short - held > wanted + reserved):
+        if too_large or (not certain and short - held > wanted + reserved) or (short > 0 and not evict):
             raise self._no_room(wanted)
         while short > 0:
             victims = db.execute(
@@ -446,10 +455,11 @@ class Store:
 class Claim:
     """The right and the duty to fetch one clip. Use as a context: leaving it gives up what was not published."""
 
-    def __init__(self, store: Store, clip: Clip, token: str, folder: Path) -> None:
+    def __init__(self, store: Store, clip: Clip, token: str, folder: Path, *, evict: bool) -> None:
         self._store = store
         self.clip = clip
         self.token = token
+        self.evict = evict
         self.folder = folder
         """A private, empty folder on the store's own filesystem, for anything this fetch writes."""
 
@@ -478,10 +488,11 @@ class Claim:
 
 
 def _seal(path: Path) -> tuple[int, str]:
-    """Forces a file to the disk, makes it read-only, and returns its size and SHA-256."""
+    """Forces a file to the disk, makes it read-only unless it has other names, and returns its size and SHA-256."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with os.fdopen(fd, "rb") as file:
-        os.fchmod(fd, 0o400)
+        if os.fstat(fd).st_nlink == 1:  # else it is somebody's file, too
+            os.fchmod(fd, 0o400)
         os.fsync(fd)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fstat(fd).st_size, digest
