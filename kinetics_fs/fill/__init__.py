@@ -4,6 +4,7 @@ The unit of work is one archive: a `Job` of plain values, that any process on an
 in the store already is passed over, and what was broken off goes on where it stopped.
 """
 
-from kinetics_fs.fill.job import Depth, Job, Summary, fill_archive
+from kinetics_fs.fill.depth import Depth
+from kinetics_fs.fill.job import Job, Summary, fill_archive
 
 __all__ = ["Depth", "Job", "Summary", "fill_archive"]
