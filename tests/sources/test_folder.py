@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -205,6 +207,32 @@ def test_other_filesystem_is_copied(catalog: Path, held: Path, private: Path, me
     path = FolderSource([memory], catalog).fetch(CLIP, private).path
     assert path.read_bytes() == CONTENT
     assert path.stat().st_nlink == 1
+
+
+@pytest.fixture
+def cloning_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk whose files can share their blocks."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 120_000_000)
+    program = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "false"
+    for command in ([program, "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no Btrfs here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:
+    size = 15_000_000  # four of them would not fit
+    content = os.urandom(1_000_000) * (size // 1_000_000)
+    with put(cloning_disk / "file", content).open("r+b") as file:
+        os.fsync(file.fileno())
+        for number in range(3):
+            assert not link_or_copy(file.fileno(), cloning_disk / f"{number}", most=size)
+        file.write(b"changed")
+    assert all((cloning_disk / f"{number}").read_bytes() == content for number in range(3))
 
 
 def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Path], held: Path) -> None:
