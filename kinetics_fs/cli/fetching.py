@@ -131,7 +131,7 @@ class _Progress:
             self.count("fetched")
         elif not self._ended_by_us:
             with self._lock:
-                if isinstance(error, FetchError) and error.kind in (FailureKind.LOCAL, FailureKind.CONFIG):
+                if isinstance(error, FetchError) and _is_hopeless(error):
                     self.hopeless = error
                 elif isinstance(error, FetchError) and error.kind is FailureKind.BLOCKED:
                     self.blocked = error
@@ -139,6 +139,11 @@ class _Progress:
                 self._bar.set_postfix(failed=sum(self._failed.values()))
                 self._bar.update()
         self._room.release()
+
+
+def _is_hopeless(error: FetchError) -> bool:
+    # A clip that no source has is CONFIG, too, but of no source; the next one may be there.
+    return error.kind is FailureKind.LOCAL or (error.kind is FailureKind.CONFIG and bool(error.source))
 
 
 def _print(result: dict[str, Any], interrupted: bool, cache: Path) -> None:

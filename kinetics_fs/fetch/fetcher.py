@@ -251,7 +251,10 @@ class Fetcher:
                 return
         if not failures:
             # No verdict: it may be in an archive whose index is not here.
-            raise FetchError(FailureKind.CONFIG, "no source has this clip; archives are asked where an index is here")
+            raise FetchError(
+                FailureKind.CONFIG,
+                "no source has this clip; archives are asked where an index is here, folders where one is given",
+            )
         raise min(failures, key=lambda error: _HOPES.index(error.kind))
 
     def _ask(self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float) -> Path:

@@ -338,6 +338,13 @@ def test_prefetch_from_folders_of_the_environment(world: World) -> None:
     assert (done.returncode, result(done)["fetched"]) == (0, 1)
     assert world.in_cache() == {D: world.content[D]}
 
+    # What is broken or not there stops nothing.
+    rest = world.run("prefetch", "--source", "folder", "--folder", world.held, "--workers", "1", "--json")
+    assert rest.returncode == 3
+    assert (result(rest)["fetched"], result(rest)["already_here"]) == (3, 1)
+    assert result(rest)["failures"] == {"corrupt": 2, "config": 2}
+    assert world.in_cache() == world.content
+
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
