@@ -18,7 +18,9 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
+from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
 from tests.harness import ENVIRONMENT, kinetics_fs, reason
@@ -201,18 +203,36 @@ def test_edit_of_a_linked_original_is_noticed_by_its_length(world: World) -> Non
 
 
 def test_import_keeps_the_limit_and_what_is_here(world: World) -> None:
+    make_video(world.files[D], seconds=1, ffmpeg=find_ffmpeg())
+    world.content[D] = world.files[D].read_bytes()
+    assert world.run("import", "--split", "validation", world.held).returncode == 3
+    before = world.in_cache()
+    assert before.keys() == {A, B, C}
     size = sum(map(len, world.content.values()))
-    assert world.run("import", "--split", "train", world.held).returncode == 0
 
-    refused = world.run("import", "--cache-size", f"{size - 1}", world.held)
+    refused = world.run("import", "--split", "train", "--cache-size", f"{size - 1}", world.held)
     assert refused.returncode == 1
-    assert "--cache-size" in refused.stderr.splitlines()[-1]
-    assert world.in_cache() == {D: world.content[D]}
+    assert len(refused.stderr.splitlines()) == 1
+    assert "--cache-size" in refused.stderr
+    assert world.in_cache() == before
 
-    # To the byte, though the last clips have less room than a clip of unknown size is given.
-    size = sum(path.stat().st_size for path in world.held.rglob("*.mp4"))
-    assert world.run("import", "--cache-size", f"{size}", world.held).returncode == 3
+    # To the byte, which is less room than a clip of unknown size is given.
+    assert world.run("import", "--split", "train", "--cache-size", f"{size}", world.held).returncode == 0
     assert world.in_cache() == world.content
+
+
+def test_import_of_what_is_there_many_times(world: World) -> None:
+    for number in range(12):
+        world.put(f"{number}/{D.name}", world.content[D])
+        world.put(f"{number}/{CUT.name}", world.content[A] if number == 5 else b"")
+    world.put(f"more/{CUT.name}", world.content[A][:-100_000])
+
+    told = result(world.run("import", "--class", SURFING, "--json", world.held))
+
+    assert told["busy"] == 0
+    assert world.in_cache() == {clip: world.content[clip] for clip in (A, B, D)} | {CUT: world.content[A]}
+    # The others of a clip that is here are not looked at.
+    assert told["taken"] + told["already_here"] + sum(told["corrupt"].values()) == 2 + 13 + 14
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
