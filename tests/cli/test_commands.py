@@ -17,7 +17,7 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "status", "classes"),
+    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "classes"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
     "demo",
@@ -308,7 +308,12 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), *((name, "--help") for name in ("prefetch", "mount", "fill", "index"))]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        *((name, "--help") for name in ("prefetch", "mount", "fill", "index", "import", "export")),
+    ],
 )
 def test_help_loads_little(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
