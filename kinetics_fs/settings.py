@@ -105,12 +105,21 @@ class Settings:
     source: tuple[str, ...] = _setting(
         SOURCES,
         "fetch",
-        "Where clips come from, in the order in which it is asked: archive (indexed, or that of a small class),"
-        " youtube, and whole-archive (that of a class, however large).",
+        "Where clips come from, in the order in which it is asked: archive (indexed, or that of a small class), folder"
+        " (those that --folder names), youtube, and whole-archive (that of a class, however large).",
         metavar="NAMES",
         kind="order",
         choices=SOURCES,
         shown_default=",".join(SOURCES),
+    )
+    folder: tuple[Path, ...] = _setting(
+        (),
+        "fetch",
+        "Folder of clips that are here already, as other tools leave them.",
+        metavar="PATH",
+        kind="path",
+        many=True,
+        shown_default="none",
     )
     archive_url: str = _setting(
         PUBLIC_ARCHIVES,
@@ -171,7 +180,7 @@ class Settings:
 
     class_names: str = _setting(
         "raw",
-        "view",
+        "names",
         "Names of class folders: the label, with _ for spaces, or as torchvision has them.",
         metavar="STYLE",
         kind="choice",

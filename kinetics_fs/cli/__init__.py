@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 import os
 import sys
@@ -18,24 +19,15 @@ from kinetics_fs import __version__
 from kinetics_fs.errors import KineticsError
 
 _COMMANDS = (
-    "mount",
-    "umount",
-    "prefetch",
-    "fill",
-    "index",
-    "status",
-    "verify",
-    "doctor",
-    "classes",
-    "failures",
-    "demo",
+    *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "verify", "doctor", "classes"),
+    *("failures", "demo"),
 )
 
 DONE_IN_PART = 3
 
 
 class _Commands(click.Group):
-    """Finds a command in the module of its name."""
+    """Finds a command in the module of its name; `import_` for a word of Python's own."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -43,7 +35,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"kinetics_fs.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = importlib.import_module(f"kinetics_fs.cli.{module}").command
         assert isinstance(command, click.Command)
         return command
 

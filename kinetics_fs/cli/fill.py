@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetics_fs.cli.files import replacing
-from kinetics_fs.cli.options import archive_options, json_option, with_settings
+from kinetics_fs.cli.options import archive_options, json_option, verify_option, with_settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.settings import Settings
 from kinetics_fs.sizes import readable_size
@@ -33,15 +33,7 @@ _MOST_PER_CLIP = 2 * 1024 * 1024
 @click.command("fill")
 @with_settings("selection", "store", "archive")
 @archive_options
-@click.option(
-    "--verify",
-    "depth",
-    type=click.Choice(["none", "container", "decode"]),
-    default="container",
-    show_default=True,
-    metavar="HOW",
-    help="How closely clips are looked at: not at all (none), all frames are there (container), all decode (decode).",
-)
+@verify_option
 @click.option("--no-index", is_flag=True, help="Make no index of the archives, which costs half as much time again.")
 @click.option(
     "--report",

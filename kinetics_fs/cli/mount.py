@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
     multiple=True,
     help="Begin to fetch this class as soon as it is mounted; repeatable.",
 )
-@with_settings("selection", "store", "fetch", "archive", "view")
+@with_settings("selection", "store", "fetch", "archive", "names", "view")
 def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 
@@ -52,11 +52,11 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
     from kinetics_fs.catalog import Selection, select
-    from kinetics_fs.cli.rooms import catalog_of, check_addresses
+    from kinetics_fs.cli.rooms import catalog_of, check_places
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
 
-    check_addresses(settings)
+    check_places(settings)
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # whether its library is there, before anything is downloaded
     place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)

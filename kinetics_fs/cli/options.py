@@ -72,7 +72,12 @@ class Order(click.ParamType[tuple[str, ...]]):
 
 
 class UntouchedPath(click.Path):
-    """A path that is not looked at: click's own asks for its status, and may wait for ever for that of a dead mount."""
+    """A path that is not looked at: click's own asks for its status, and may wait for ever for that of a dead mount.
+
+    An environment variable may hold several.
+    """
+
+    envvar_list_splitter = LIST_SEPARATOR
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -128,10 +133,11 @@ class _SettingOption(click.Option):
         name = setting_name(self.name or "")
         if source is ParameterSource.DEFAULT and name in config:
             value = config[name]
-            if isinstance(self.type, click.Path) and not isinstance(value, str):
-                raise click.BadParameter(f"{value!r} is not a path", ctx, self)
             if self.multiple and not isinstance(value, list):
                 value = [value]
+            for one in value if self.multiple else [value]:
+                if isinstance(self.type, click.Path) and not isinstance(one, str):
+                    raise click.BadParameter(f"{one!r} is not a path", ctx, self)
             source = ParameterSource.DEFAULT_MAP
         return value, source
 
@@ -165,6 +171,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
             if "cache_dir" in given:
                 # Absolute, for a mount in the background is in another folder.
                 given["cache_dir"] = (given["cache_dir"] or default_cache_dir()).absolute()
+            if "folder" in given:
+                given["folder"] = tuple(folder.absolute() for folder in given["folder"])
             if "archive_url" in given and "://" not in given["archive_url"]:
                 given["archive_url"] = str(Path(given["archive_url"]).absolute())
             config = click.get_current_context().find_root().obj or {}
@@ -200,6 +208,20 @@ def given_settings() -> set[str]:
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """`--json`, for every command that reports."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def verify_option(function: Callable[..., R]) -> Callable[..., R]:
+    """`--verify`."""
+    return click.option(
+        "--verify",
+        "depth",
+        type=click.Choice(["none", "container", "decode"]),
+        default="container",
+        show_default=True,
+        metavar="HOW",
+        help="How closely clips are looked at: not at all (none), all frames are there (container), all decode"
+        " (decode).",
+    )(function)
 
 
 def archive_options(function: Callable[..., R]) -> Callable[..., R]:

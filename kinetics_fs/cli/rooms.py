@@ -71,23 +71,29 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
         catalog: file of the catalog in which the clips are; None if it is not known.
 
     Raises:
-        click.UsageError: the address template lacks its `{id}`.
+        click.UsageError: an address or a folder is none, or no source is left to be asked.
     """
     from kinetics_fs.fetch import Fetcher
 
-    check_addresses(settings)
+    check_places(settings)
     rate = settings.rate
     if rate is None and settings.video_url == YOUTUBE_URL:
         rate = _GUESTS_RATE
     shelf = shelf_path(settings)
-    can_do_nothing = set()
-    if catalog is None:
-        can_do_nothing.add("whole-archive")
-    if not shelf.exists() and (catalog is None or not settings.archive_stream_limit):
-        can_do_nothing.add("archive")
-    order = tuple(source for source in settings.source if source not in can_do_nothing)
+    there = {
+        "archive": shelf.exists() or (catalog is not None and settings.archive_stream_limit > 0),
+        "folder": bool(settings.folder),
+        "youtube": True,
+        "whole-archive": catalog is not None,
+    }
+    order = tuple(source for source in settings.source if there[source])
     if not order:
-        raise click.UsageError("--source archive: no index of an archive is here; see kinetics-fs index --help")
+        wants = {
+            "archive": "no index of an archive is here; see kinetics-fs index --help",
+            "folder": "no folder is given; name one with --folder",
+            "whole-archive": "which class a clip is of is known only where a selection is given",
+        }
+        raise click.UsageError("; ".join(f"--source {source}: {wants[source]}" for source in settings.source))
     return Fetcher(
         store,
         FetchSettings(
@@ -108,6 +114,7 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
                 archive_url=settings.archive_url,
                 archive_index=str(shelf),
                 archive_stream_limit=settings.archive_stream_limit,
+                folders=tuple(map(str, settings.folder)),
                 catalog=str(catalog or ""),
             ),
         ),
@@ -133,8 +140,9 @@ def shelf_of(settings: Settings) -> Shelf:
     return Shelf(path)
 
 
-def check_addresses(settings: Settings) -> None:
-    """Refuses an address template without a place for the id, and a proxy that is none; without showing the latter.
+def check_places(settings: Settings) -> None:
+    """Refuses an address template without a place for the id, a proxy that is none (without showing it), and a folder
+    that is not there.
 
     Raises:
         click.UsageError: in these cases.
@@ -150,3 +158,6 @@ def check_addresses(settings: Settings) -> None:
         )
     if "{id}" not in settings.video_url:
         raise click.UsageError(f"--video-url {settings.video_url!r} has no {{id}} in it")
+    for folder in settings.folder:
+        if not folder.is_dir():
+            raise click.UsageError(f"--folder {str(folder)!r} is not a folder")

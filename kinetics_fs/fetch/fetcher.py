@@ -308,7 +308,10 @@ class Fetcher:
                 return
         if not failures:
             # No verdict: it may be in an archive whose index is not here.
-            raise FetchError(FailureKind.CONFIG, "no source has this clip; archives are asked where an index is here")
+            raise FetchError(
+                FailureKind.CONFIG,
+                "no source has this clip; archives are asked where an index is here, folders where one is given",
+            )
         # Of two that say the same, the later one: the archives' "gone" does not know why.
         raise min(reversed(failures), key=lambda error: _HOPES.index(error.kind))
 

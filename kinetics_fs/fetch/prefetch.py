@@ -22,8 +22,12 @@ _LOOK_FOR_ROOM = 1.0
 _LOOK_AGAIN = 60.0
 """Seconds to wait for what may have become better: a reader who comes nearer; all else, if nobody says how long."""
 
-_HOPELESS = (FailureKind.LOCAL, FailureKind.CONFIG)
-"""Failures of this machine or installation, which every further clip would meet, too."""
+
+def _is_hopeless(error: FetchError) -> bool:
+    """Whether every further clip would meet it, too: this machine or installation is at fault, or we are blocked."""
+    # A clip that no source has is CONFIG, too, but of no source; the next one may be there.
+    of_config = error.kind is FailureKind.CONFIG and bool(error.source)
+    return of_config or error.kind in (FailureKind.LOCAL, FailureKind.BLOCKED)
 
 
 class State(StrEnum):
@@ -177,7 +181,7 @@ class Prefetch:
                 self._again.append(clip)
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
-                if isinstance(error, FetchError) and error.kind in (*_HOPELESS, FailureKind.BLOCKED):
+                if isinstance(error, FetchError) and _is_hopeless(error):
                     self.state, self.problem = State.STOPPED, error
             self._changed.notify_all()
         self._told()

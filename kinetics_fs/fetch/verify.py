@@ -101,7 +101,7 @@ def check_container(clip: Path) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
     try:
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:  # titles are in any encoding
             if len(container.streams.video) != 1:
                 raise FetchError(
                     FailureKind.CORRUPT, f"the file has {len(container.streams.video)} video streams instead of one"

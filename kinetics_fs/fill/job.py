@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fetch.verify import check_container, verify_clip
+from kinetics_fs.fill.depth import Depth
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.sources.archive.access import Archive, Version, open_archive
 from kinetics_fs.sources.archive.index import ArchiveIndex
@@ -32,17 +31,6 @@ _log = logging.getLogger(__name__)
 SOURCE = "archive"
 _CHECKPOINT_EVERY = 1.0
 """Seconds of work that a kill may cost."""
-
-
-class Depth(StrEnum):
-    """How closely a clip is looked at before it is published."""
-
-    NONE = "none"
-    """Not at all: it is what the archive has."""
-    CONTAINER = "container"
-    """It parses, and has all frames that it says to have: some milliseconds."""
-    DECODE = "decode"
-    """Every frame decodes: some hundred milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +212,7 @@ class _Fill:
             file.close()
             path = claim.folder / clip.name
             try:
-                self._verify(path)
+                self._job.depth.check(path)
                 claim.publish(path, SOURCE)
             except FetchError as error:
                 if error.kind is not FailureKind.CORRUPT:
@@ -233,9 +221,3 @@ class _Fill:
                 self._summary.failed[error.reason] += 1
             else:
                 self._summary.stored += 1
-
-    def _verify(self, path: Path) -> None:
-        if self._job.depth is Depth.CONTAINER:
-            check_container(path)
-        elif self._job.depth is Depth.DECODE:
-            verify_clip(path, None)

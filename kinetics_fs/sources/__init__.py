@@ -15,14 +15,19 @@ __all__ = ["HandOver", "Media", "NotHere", "Source", "SourceSettings", "UnderWay
 def make_source(name: str, settings: SourceSettings, hand_over: HandOver) -> Source:
     """The source of that name, one of `SourceSettings.order`."""
     # Imported here, for yt-dlp and others come with them: only worker processes may pay for that.
+    catalog = Path(settings.catalog) if settings.catalog else None
     if name in ("archive", "whole-archive"):
         from kinetics_fs.sources.archive.source import ArchiveSource, WholeArchiveSource
         from kinetics_fs.sources.archive.whole import WholeArchives
 
-        shelf, catalog = Path(settings.archive_index), Path(settings.catalog) if settings.catalog else None
+        shelf = Path(settings.archive_index)
         most = None if name == "whole-archive" else settings.archive_stream_limit
         whole = WholeArchives(settings.archive_url, shelf, catalog, most, hand_over)
         return ArchiveSource(settings.archive_url, shelf, whole) if name == "archive" else WholeArchiveSource(whole)
+    if name == "folder":
+        from kinetics_fs.sources.folder import FolderSource
+
+        return FolderSource([Path(folder) for folder in settings.folders], catalog)
     from kinetics_fs.sources.youtube import YouTubeSource
 
     return YouTubeSource(settings)

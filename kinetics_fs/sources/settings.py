@@ -11,7 +11,7 @@ PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 ARCHIVE_INDEXES = "archives.sqlite"
 """The file in a cache folder that has the indexes of archives."""
 
-SOURCES = ("archive", "youtube", "whole-archive")
+SOURCES = ("archive", "folder", "youtube", "whole-archive")
 """All there are. First the archives, where that is cheap: one request to a server without limits, for the very clip
 that everybody has. A gigabyte for one clip, with all others of its class, comes last."""
 
@@ -39,6 +39,7 @@ class SourceSettings:
         archive_url: where the archives are: an http(s) or s3 address, or a folder.
         archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
         archive_stream_limit: bytes up to which the archive of a class is read whole by the source `archive`.
+        folders: folders of clips; none if no folder is to be asked.
         catalog: file of the catalog, which tells split and class of a clip; empty if none is at hand.
     """
 
@@ -55,4 +56,5 @@ class SourceSettings:
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
     archive_stream_limit: int = 0
+    folders: tuple[str, ...] = ()
     catalog: str = ""

@@ -404,6 +404,8 @@ class Store:
     ) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
 
+        What was used after `spare_since` stays: where it does, they must fit without that.
+
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
         may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
 
@@ -585,10 +587,11 @@ class Claim:
 
 
 def _seal(path: Path) -> tuple[int, str]:
-    """Forces a file to the disk, makes it read-only, and returns its size and SHA-256."""
+    """Forces a file to the disk, makes it read-only unless it has other names, and returns its size and SHA-256."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with os.fdopen(fd, "rb") as file:
-        os.fchmod(fd, 0o400)
+        if os.fstat(fd).st_nlink == 1:  # else it is somebody's file, too
+            os.fchmod(fd, 0o400)
         os.fsync(fd)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fstat(fd).st_size, digest

@@ -17,7 +17,7 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "status", "verify", "doctor", "classes"),
+    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "verify", "doctor", "classes"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
     "demo",
@@ -312,7 +312,7 @@ def test_help_lists_every_command() -> None:
     [
         ("--help",),
         ("--version",),
-        *((name, "--help") for name in ("prefetch", "mount", "fill", "index", "doctor", "verify")),
+        *((name, "--help") for name in ("prefetch", "mount", "fill", "index", "import", "export", "doctor", "verify")),
     ],
 )
 def test_help_loads_little(arguments: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND, cut
-from kinetics_fs.fetch.verify import Span, expected_span, verify_clip
+from kinetics_fs.fetch.verify import Span, check_container, expected_span, verify_clip
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Media
 from tests.conftest import Dataset
@@ -471,6 +472,15 @@ def test_odd_names(plain: Path, tmp_path: Path) -> None:
     path.write_bytes(plain.read_bytes())
 
     assert frame_numbers(clip_of(path, 0, 2)) == list(range(50))
+
+
+def test_titles_in_another_encoding(copy: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.mp4"
+    title = os.fsdecode(b"title=caf\xe9 \xff")
+    ffmpeg("-i", copy, "-t", "2", "-c", "copy", "-metadata", title, "-metadata:s:v", f"handler_{title}", odd)
+    assert b"caf\xe9 \xff" in odd.read_bytes()
+    check_container(odd)
+    verify_clip(odd, None)
 
 
 def test_missing_program(copy: Path) -> None:

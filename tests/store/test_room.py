@@ -209,3 +209,34 @@ def test_a_limit_below_the_guess_still_holds_small_clips(folder: Path) -> None:
     with Store(folder, limit=UNIT // 2) as store:
         keep(store, clip(0), UNIT // 4)
         assert is_whole(store, clip(0), UNIT // 4)
+
+
+# What nothing may go for
+
+
+def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store:
+        keep(store, clip(0))
+        keep(store, clip(1), UNIT // 2)
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(2), size=UNIT // 2 + 1, spare_since=0)
+        assert_no_room(caught.value)
+
+        claim = store.claim(clip(2), size=UNIT // 2, spare_since=0)
+        assert claim is not None
+        with claim:
+            claim.publish(write(claim, UNIT // 2), "test")
+        assert held(store, 3) == [0, 1, 2]
+        assert_in_step(folder)
+
+
+def test_a_clip_that_grew_evicts_nothing_where_nothing_may_go(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store:
+        keep(store, clip(0))
+        claim = store.claim(clip(1), size=UNIT, spare_since=0)
+        assert claim is not None
+        with claim, pytest.raises(FetchError) as caught:
+            claim.publish(write(claim, UNIT + 1), "test")
+        assert_no_room(caught.value)
+        assert held(store, 2) == [0]
+        assert_in_step(folder)

@@ -118,6 +118,19 @@ def test_sizes_of_more_clips_than_one_query_takes(store: Store) -> None:
     assert found == {clip(number).key: (number + 1, True) for number in (0, 700, 1400)}
 
 
+def test_a_file_with_another_name_keeps_its_mode(store: Store) -> None:
+    other = store.folder.with_name("the user's own")
+    claim = store.claim(clip(0))
+    assert claim is not None
+    with claim:
+        file = write(claim)
+        file.chmod(0o644)
+        other.hardlink_to(file)
+        claim.publish(file, "test")
+    assert is_whole(store, clip(0))
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
+
+
 def test_nobody_can_write_to_a_clip(store: Store) -> None:
     keep(store, clip(0))
     assert stat.S_IMODE(clip_file(store.folder, clip(0)).stat().st_mode) == 0o400

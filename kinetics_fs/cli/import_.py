@@ -1,0 +1,136 @@
+"""`kinetics-fs import`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.options import json_option, verify_option, with_settings
+from kinetics_fs.errors import FetchError, KineticsError
+from kinetics_fs.settings import Settings
+from kinetics_fs.sizes import readable_size
+
+if TYPE_CHECKING:
+    from kinetics_fs.fill.folder import FolderImport, Report
+    from kinetics_fs.store import Store
+
+_REASONS_SHOWN = 10
+
+
+@click.command("import")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@with_settings("selection", "store")
+@verify_option
+@click.option("--copy", is_flag=True, help="Copy files, where they could be hard links to those in DIR.")
+@json_option
+def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: bool) -> int:
+    """Take the clips of a selection into the cache that are somewhere below DIR.
+
+    Each file that is named as a clip of the selection is looked at and kept, whatever folder it is in. On one
+    filesystem that takes no further room: the cache gets a hard link. Nothing that is in the cache goes for it. May be
+    interrupted or killed: the same command goes on. Exits with 3 if some files were not fit to be taken.
+
+    \b
+    kinetics-fs import ~/fiftyone/kinetics-600
+    kinetics-fs import --release 400 --split train --verify decode /data/k400
+    """
+    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.fill import Depth
+    from kinetics_fs.fill.folder import FolderImport
+
+    interrupted = False
+    hopeless: FetchError | None = None
+    with catalog_of(settings) as catalog, store_of(settings) as store:
+        taking = FolderImport(folder.absolute(), store, catalog, depth=Depth(depth), link=not copy)
+        try:
+            with _bar("file", None) as report:
+                taking.look(report)
+            _check_room(settings, store, taking)
+            with _bar("clip", taking.files) as report:
+                taking.take(report)
+        except KeyboardInterrupt:
+            interrupted = True
+        except FetchError as error:
+            hopeless = error
+    intake = taking.intake
+    if as_json:
+        click.echo(json.dumps(_result(taking) | {"interrupted": interrupted}))
+    else:
+        _print(taking)
+    if interrupted:
+        click.echo("Interrupted; the same command goes on from here.", err=True)
+        return 130
+    if hopeless:
+        raise hopeless
+    return DONE_IN_PART if intake.corrupt or intake.unreadable or intake.busy else 0
+
+
+@contextmanager
+def _bar(unit: str, total: int | None) -> Iterator[Report]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def _check_room(settings: Settings, store: Store, taking: FolderImport) -> None:
+    """Refuses what will not fit beside all that is here.
+
+    Raises:
+        KineticsError: the limit or the disk is too small.
+    """
+    usage = store.usage()
+    if taking.bytes and settings.cache_size is not None and usage.bytes + taking.bytes > settings.cache_size:
+        raise KineticsError(
+            f"{readable_size(taking.bytes)} are to come, the cache has {readable_size(usage.bytes)} and is limited to"
+            f" {readable_size(settings.cache_size)}: give a larger --cache-size, or select less"
+        )
+    free = max(0, usage.disk_free - settings.min_free)
+    if taking.bytes_to_copy > free:
+        raise KineticsError(
+            f"{readable_size(taking.bytes_to_copy)} are to be copied, and the disk of {settings.cache_dir} has room for"
+            f" {readable_size(free)}: give a --cache-dir on another disk, or select less"
+        )
+
+
+def _result(taking: FolderImport) -> dict[str, Any]:
+    intake = taking.intake
+    return {
+        "taken": intake.taken,
+        "linked": intake.linked,
+        "already_here": intake.present,
+        "not_in_annotations": intake.not_wanted,
+        "busy": intake.busy,
+        "corrupt": dict(intake.corrupt),
+        "unreadable": dict(intake.unreadable),
+        "passed_over": dict(intake.passed_over),
+    }
+
+
+def _print(taking: FolderImport) -> None:
+    intake = taking.intake
+    click.echo(
+        f"{intake.taken:,} clips taken ({intake.linked:,} as hard links), {intake.present:,} already here,"
+        f" {intake.not_wanted:,} not in the annotations, {intake.corrupt.total():,} corrupt"
+    )
+    _print_reasons("corrupt", intake.corrupt)
+    _print_reasons("left out", intake.unreadable)
+    _print_reasons("passed over", intake.passed_over)
+    if intake.busy:
+        click.echo(f"  {intake.busy:,} left to others, who are fetching them")
+
+
+def _print_reasons(what: str, reasons: Counter[str]) -> None:
+    for reason, number in reasons.most_common(_REASONS_SHOWN):
+        click.echo(f"  {number:,} {what}: {reason}")
+    rest = reasons.total() - sum(number for _, number in reasons.most_common(_REASONS_SHOWN))
+    if rest:
+        click.echo(f"  {rest:,} {what} for other reasons")

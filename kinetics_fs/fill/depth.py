@@ -1,0 +1,30 @@
+"""How closely a clip is looked at that is here already."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from kinetics_fs.fetch.verify import check_container, verify_clip
+
+
+class Depth(StrEnum):
+    """How closely a clip is looked at before it is published."""
+
+    NONE = "none"
+    """Not at all: it is what somebody has."""
+    CONTAINER = "container"
+    """It parses, and has all frames that it says to have: some milliseconds."""
+    DECODE = "decode"
+    """Every frame decodes: some hundred milliseconds."""
+
+    def check(self, path: Path) -> None:
+        """Looks at a clip.
+
+        Raises:
+            FetchError: it is none, or not all of one (CORRUPT).
+        """
+        if self is Depth.CONTAINER:
+            check_container(path)
+        elif self is Depth.DECODE:
+            verify_clip(path, None)
