@@ -99,9 +99,7 @@ def _serve(
         store = opened.enter_context(store_of(settings))
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
-        prefetcher = opened.enter_context(
-            closing(Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers))
-        )
+        prefetcher = Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers)
         listeners: list[Callable[[Entry], None]] = [lambda entry: prefetcher.opened(entry.clip)]
         if settings.readahead:
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).opened)
@@ -121,6 +119,7 @@ def _serve(
             opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))
         except MountError as error:
             _log.error("%s; the mount cannot be spoken to", error)
+        opened.callback(prefetcher.close)  # before the socket: who waits for one is told
 
         def begin() -> None:
             threading.Thread(target=prefetcher.resume, args=(prefetched,), daemon=True).start()

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ _MOST_LINES = 10_000_000
 _MOST_AT_ONCE = 32
 _PATIENCE = 30.0
 """Seconds that a client may take for what it has to say."""
+_TIME_TO_ANSWER = 2.0
+"""Seconds at the end of a mount for what is being done."""
 
 
 class Request:
@@ -63,7 +66,7 @@ class Request:
         """
         count = self.get("lines", int, 0)
         if not 0 <= count <= _MOST_LINES:
-            raise KineticsError(f"{count:,} lines are more than {_MOST_LINES:,}")
+            raise KineticsError(f"there can be 0 to {_MOST_LINES:,} lines, and not {count:,}")
         for _ in range(count):
             line = self._file.readline(_LONGEST_LINE)
             if not line.endswith(b"\n"):
@@ -89,7 +92,7 @@ class ControlServer:
     def __init__(self, place: Path, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
         self._room = threading.Semaphore(_MOST_AT_ONCE)
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         prepare_folder()
         self._path = socket_path(place)
@@ -116,11 +119,14 @@ class ControlServer:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        with self._lock:
-            for connection in self._connections:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        deadline = time.monotonic() + _TIME_TO_ANSWER
+        with self._lock:
+            connections = dict(self._connections)
+        for connection, thread in connections.items():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)  # nothing more is listened to, but what is being done is answered
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
         while True:
@@ -129,9 +135,10 @@ class ControlServer:
             except OSError:
                 return
             self._room.acquire()
+            thread = threading.Thread(target=self._talk, args=(connection,), name="control-request", daemon=True)
             with self._lock:
-                self._connections.add(connection)
-            threading.Thread(target=self._talk, args=(connection,), name="control-request", daemon=True).start()
+                self._connections[connection] = thread
+            thread.start()
 
     def _talk(self, connection: socket.socket) -> None:
         try:
@@ -147,7 +154,7 @@ class ControlServer:
             pass  # the client has left
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
             self._room.release()
 
     def _answer(self, file: BinaryIO, inform: Callable[[object], None]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -83,7 +84,8 @@ class Prefetch:
         self._told = changed
         self._changed = threading.Condition()
         self._under_way: dict[Clip, Future[None]] = {}
-        self._again: deque[Clip] = deque()
+        self._again: list[tuple[int, Clip]] = []
+        """Those that were put off, a heap in the order of the clips: what comes first is asked for first."""
         self._pause_until = 0.0
         self._began = time.time()
         self._failures: Counter[str] = Counter()
@@ -112,14 +114,18 @@ class Prefetch:
 
     def run(self) -> None:
         """Fetches them all; returns when that is done, or came to an end otherwise."""
-        for clip in self._clips:
+        if self._reader is not None:
+            self._reader.watch(self._look_again)
+        for number, clip in enumerate(self._clips):
+            if not self._wait(partial(self._has_room, clip)):
+                break
+            if self._reader is not None:
+                self._reader.expect(clip)
             if self._store.holds(clip):
                 self._note_held(clip)
-            elif not self._wait(lambda: len(self._under_way) < self._window):
-                break
             else:
-                self._request(clip)
-        self._wait(lambda: not self._under_way and not self._again)
+                self._request(number, clip)
+        self._wait(lambda: not self._under_way)
         with self._changed:
             if self.state in (State.RUNNING, State.WAITING):
                 self.state, self.problem = State.DONE, None
@@ -135,8 +141,15 @@ class Prefetch:
         for future in futures:
             future.cancel()
 
+    def _has_room(self, clip: Clip) -> bool:
+        return len(self._under_way) < self._window and (self._reader is None or self._reader.can_expect(clip))
+
+    def _look_again(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _wait(self, enough: Callable[[], bool]) -> bool:
-        """Waits, and asks again for what was put off; whether it is to go on."""
+        """Waits, and first asks again for what was put off; whether it is to go on."""
         while True:
             with self._changed:
                 if self.state in (State.CANCELLED, State.STOPPED):
@@ -144,32 +157,31 @@ class Prefetch:
                 pause = self._pause_until - time.monotonic()
                 if pause <= 0 and self.state is State.WAITING:
                     self.state, self.problem = State.RUNNING, None
-                if pause <= 0 and self._again and len(self._under_way) < self._window:
-                    clip = self._again.popleft()
-                elif enough() and pause <= 0:
-                    return True
-                else:
+                if pause > 0 or (self._again and len(self._under_way) >= self._window):
                     self._changed.wait(pause if pause > 0 else None)
                     continue
-            self._request(clip)
+                if not self._again:
+                    if enough():
+                        return True
+                    self._changed.wait()
+                    continue
+                number, clip = heapq.heappop(self._again)
+            self._request(number, clip)
 
-    def _request(self, clip: Clip) -> None:
-        if self._reader is not None:
-            self._reader.expect(clip)
+    def _request(self, number: int, clip: Clip) -> None:
         spared = self._began if self._reader is None else self._reader.spared_since()
         future = self._fetcher.request(clip, self._priority, spare_since=spared)
         with self._changed:
             self._under_way[clip] = future
-        future.add_done_callback(partial(self._ended, clip))
+        future.add_done_callback(partial(self._ended, number, clip))
 
     def _note_held(self, clip: Clip) -> None:
         if self._reader is not None:
-            self._reader.expect(clip)
             self._store.touch(clip)
         self.already_here += 1
         self._told()
 
-    def _ended(self, clip: Clip, future: Future[None]) -> None:
+    def _ended(self, number: int, clip: Clip, future: Future[None]) -> None:
         error = None if future.cancelled() else future.exception()
         with self._changed:
             self._under_way.pop(clip, None)
@@ -178,7 +190,7 @@ class Prefetch:
             elif error is None:
                 self.fetched += 1
             elif isinstance(error, FetchError) and self._is_put_off(error):
-                self._again.append(clip)
+                heapq.heappush(self._again, (number, clip))
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
                 if isinstance(error, FetchError) and _is_hopeless(error):
@@ -216,23 +228,46 @@ class Reader:
         self._store = store
         self._lock = threading.Lock()
         self._coming: deque[tuple[Clip, float]] = deque()
-        self._expected: set[Clip] = set()
+        self._times: Counter[Clip] = Counter()
+        """How often each is coming."""
+        self._size = 0
+        """Bytes of them all."""
+        self._moved: Callable[[], None] = lambda: None
+
+    def watch(self, moved: Callable[[], None]) -> None:
+        """Has `moved` called whenever the reader has come further."""
+        self._moved = moved
+
+    def can_expect(self, clip: Clip) -> bool:
+        """Whether the cache can hold the clip beside all that has not been reached."""
+        more = 0 if self._times[clip] else self._store.likely_size(clip)
+        return not self._coming or self._size + more <= self._store.capacity()
 
     def expect(self, clip: Clip) -> None:
         """The clip is the next in the order, and in the cache from now on, or soon."""
+        size = self._store.likely_size(clip)
         with self._lock:
-            if clip not in self._expected:
-                self._expected.add(clip)
-                self._coming.append((clip, time.time()))
+            self._coming.append((clip, time.time()))
+            self._size += 0 if self._times[clip] else size
+            self._times[clip] += 1
 
     def opened(self, clip: Clip) -> None:
         """The reader has opened a clip, and so has passed all before it."""
-        passed = []
         with self._lock:
-            while clip in self._expected:
-                passed.append(self._coming.popleft()[0])
-                self._expected.discard(passed[-1])
-        self._store.retire(passed)
+            if not self._times[clip]:
+                return
+            passed = None
+            while passed != clip:
+                passed, _ = self._coming.popleft()
+                self._times[passed] -= 1
+                if self._times[passed]:
+                    self._store.touch(passed)
+                else:
+                    del self._times[passed]
+                    self._size -= self._store.likely_size(passed)
+                    self._store.retire(passed)
+            self._size = self._size if self._coming else 0  # what was likely may have turned out otherwise
+        self._moved()
 
     def spared_since(self) -> float:
         """What was used since then, in seconds since the epoch, has not been reached yet."""

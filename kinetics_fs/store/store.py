@@ -178,6 +178,17 @@ class Store:
         with self._ledger.connection() as db:
             return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
 
+    def likely_size(self, clip: Clip) -> int:
+        """The bytes of a clip if it was ever here, else those of a typical one."""
+        record = self.record(clip)
+        return _TYPICAL_CLIP_BYTES if record is None else record.size
+
+    def capacity(self) -> int:
+        """The bytes of clips that there can be at most, as the limit and the disk are now."""
+        disk = os.statvfs(self._incoming)
+        most = self._bytes_held() + disk.f_bavail * disk.f_frsize - self._min_free
+        return most if self._limit is None else min(most, self._limit)
+
     def record(self, clip: Clip) -> Record | None:
         """What is known of a clip, also after its eviction."""
         with self._ledger.connection() as db:
@@ -472,10 +483,9 @@ class Store:
         """Counts a clip as used just now."""
         self._note_open(clip.key)
 
-    def retire(self, clips: Iterable[Clip]) -> None:
-        """Counts clips as never used: they are the first to go when room is needed."""
-        for clip in clips:
-            self._note_open(clip.key, _NEVER)
+    def retire(self, clip: Clip) -> None:
+        """Counts a clip as never used: it is among the first to go when room is needed."""
+        self._note_open(clip.key, _NEVER)
 
     def _note_open(self, key: str, at: float | None = None) -> None:
         with self._opens_lock:

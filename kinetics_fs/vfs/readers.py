@@ -13,10 +13,8 @@ from kinetics_fs.store import Store
 
 _log = logging.getLogger(__name__)
 
-_IN_A_ROW = 2
-"""Opens that come one after the other in the listing, until it is taken for a walk."""
 _STRIDE = 4
-"""Places in the listing that a step of a walk has at most: several readers share one."""
+"""Places in the listing from one open to the next, for both to be steps of a walk: several readers may share one."""
 
 
 class Readers:
@@ -65,8 +63,8 @@ class Readahead:
         self._store = store
         self._fetcher = fetcher
         self._clips = clips
-        self._walks: dict[int, tuple[int, int]] = {}
-        """Of each folder: the last place in a walk, and how many opens it has had."""
+        self._last: dict[int, int] = {}
+        """The place of the last open in each folder."""
 
     def opened(self, entry: Entry) -> None:
         """A clip was opened."""
@@ -74,10 +72,9 @@ class Readahead:
         if folder is None:
             return
         place = self._catalog.position(entry)
-        last, steps = self._walks.get(entry.directory, (place - 1, 0))
-        steps = steps + 1 if 0 < place - last <= _STRIDE else 0
-        self._walks[entry.directory] = place, steps
-        if steps >= _IN_A_ROW:
+        last = self._last.get(entry.directory)
+        self._last[entry.directory] = place
+        if last is not None and 0 < place - last <= _STRIDE:
             self._fetch([ahead.clip for ahead in self._catalog.entries(folder, place + 1, self._clips)])
 
     def _fetch(self, clips: list[Clip]) -> None:

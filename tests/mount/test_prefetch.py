@@ -1,0 +1,194 @@
+"""Prefetches by a mount: in the background, behind its readers, ahead of a list, and on after a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.control import connect
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.store import Store
+from tests.conftest import MountFactory
+from tests.harness import Mounted, has_ended, kinetics_fs
+from tests.mount.helpers import CLASS, short_clips, state
+
+CLIPS = sorted(short_clips(1))
+
+
+@pytest.fixture
+def mounted(mount: MountFactory, annotations: Path) -> Mounted:
+    return mount("--annotations", annotations, "--workers", "2")
+
+
+def path_of(mounted: Mounted, clip: Clip) -> Path:
+    return mounted.root / "validation" / CLASS / clip.name
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def held(mounted: Mounted, clips: Iterable[Clip]) -> list[bool]:
+    return [state(path_of(mounted, clip)) == "cached" for clip in clips]
+
+
+def jobs(mounted: Mounted) -> list[dict[str, object]]:
+    done = kinetics_fs("prefetch", mounted.root, "--list", "--json")
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)
+    assert isinstance(listed, list)
+    return listed
+
+
+def listing(path: Path, clips: Iterable[Clip]) -> Path:
+    path.write_text("".join(f"validation/{CLASS}/{clip.name} 0\n" for clip in clips))
+    return path
+
+
+def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
+    done = kinetics_fs(
+        "prefetch", mounted.root, "--split", "validation", "--class", CLASS, "--max-samples", "3", "--wait", "--json"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    [job] = json.loads(done.stdout)
+    assert (job["state"], job["clips"], job["fetched"], job["failed"]) == ("done", 3, 3, 0)
+    assert job["what"] == f"validation; {CLASS}; at most 3 of each split"
+    assert sum(held(mounted, CLIPS)) == 3
+    assert [job["id"] for job in mounted.status()["prefetches"]] == [job["id"]]
+
+    again = kinetics_fs(
+        "prefetch", mounted.root, "--split", "validation", "--class", CLASS, "--max-samples", "3", "--wait"
+    )
+    assert "0 fetched, 3 already here, 0 not to be had" in again.stdout
+
+
+def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
+    site.delay = {clip.youtube_id: 0.3 for clip in CLIPS}
+    begun = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json")
+    number = json.loads(begun.stdout)["id"]
+    # The same once more is the same prefetch.
+    assert json.loads(kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json").stdout)["id"] == number
+    ended = kinetics_fs("prefetch", mounted.root, "--cancel", str(number))
+    assert "cancelled" in ended.stdout
+    assert [job["state"] for job in jobs(mounted)] == ["cancelled"]
+    until(lambda: mounted.status()["fetch"]["under_way"] == 0, "what has begun comes to its end, and no more begins")
+    assert sum(held(mounted, CLIPS)) < len(CLIPS)
+
+
+def test_readers_go_first(mounted: Mounted, site: VideoSite) -> None:
+    site.delay = {clip.youtube_id: 0.2 for clip in CLIPS}
+    last = CLIPS[-1]
+    kinetics_fs("prefetch", mounted.root, "--class", CLASS)
+    path_of(mounted, last).read_bytes()
+    assert not all(held(mounted, CLIPS[:-1])), "it did not wait for all the others"
+
+
+def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path) -> None:
+    few = CLIPS[:6]
+    arguments = ("--annotations", annotations, "--workers", "2")
+    first = mount(*arguments)
+    site.delay = {clip.youtube_id: 0.4 for clip in CLIPS}
+    begun = kinetics_fs("prefetch", first.root, "--from-list", listing(tmp_path / "list", few))
+    assert begun.returncode == 0, begun.stderr
+    until(lambda: any(held(first, few)), "it has begun")
+    os.kill(first.pid, signal.SIGKILL)
+    assert has_ended(first.pid, within=20)
+    subprocess.run(["umount", "-l", first.root], check=True)
+    first.pid = 0
+
+    site.delay = {}
+    again = Mounted(first.root, *arguments, "--video-url", site.url_template, "--cache-dir", tmp_path / "cache")
+    with again:
+        until(lambda: all(held(again, few)), "the rest comes by itself")
+        until(lambda: jobs(again)[0]["state"] == "done", "and it is done")
+        assert not list((tmp_path / "cache/prefetches").rglob("*.*"))
+
+
+def test_begun_with_the_mount(mount: MountFactory, annotations: Path) -> None:
+    mounted = mount("--annotations", annotations, "--prefetch-class", "short_clips")
+    until(lambda: any(held(mounted, CLIPS)), "the class comes by itself")
+
+
+def test_a_walk_is_fetched_ahead(mount: MountFactory, annotations: Path) -> None:
+    mounted = mount("--annotations", annotations, "--readahead", "3")
+    for clip in (CLIPS[20], CLIPS[10], CLIPS[30]):
+        path_of(mounted, clip).read_bytes()
+    assert mounted.status()["fetch"]["fetched"] == 3, "no walk"
+    for clip in CLIPS[:2]:
+        path_of(mounted, clip).read_bytes()
+    until(lambda: all(held(mounted, CLIPS[2:5])), "three more, ahead of the reader")
+    assert not held(mounted, CLIPS[6:7])[0]
+
+
+def test_ahead_of_a_reader_in_a_small_cache(
+    mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path
+) -> None:
+    """Two epochs in another order, with room for a few clips only: each clip comes once an epoch, before it is read."""
+    scout = mount("--annotations", annotations)
+    first = [*CLIPS[:12:2], *CLIPS[1:12:2]]
+    second = list(reversed(first))
+    size = max(len(path_of(scout, clip).read_bytes()) for clip in first)
+    scout.end()
+    with Store(tmp_path / "cache") as store:
+        for clip in first:
+            store.drop(clip)  # their sizes stay known
+    mounted = mount("--annotations", annotations, "--cache-size", str(5 * size))
+    asked = len(site.requests)
+
+    done = kinetics_fs("prefetch", mounted.root, "--from-list", listing(tmp_path / "list", [*first, *second]))
+    assert done.returncode == 0, done.stderr
+    for clip in [*first, *second]:
+        until(lambda clip=clip: held(mounted, [clip])[0], f"{clip.key} comes before it is asked for")  # type: ignore[misc]
+        path_of(mounted, clip).read_bytes()
+    assert mounted.status()["opens"]["not_in_cache"] == 0
+    # Those in the middle of both epochs are read twice in a row.
+    pages = [path for path, _ in site.requests[asked:] if path.startswith("/watch/")]
+    assert len(pages) <= len(first) + len(second)
+
+
+def test_a_dead_clip_does_not_stop_it(mount: MountFactory) -> None:
+    mounted = mount("--workers", "2")
+    done = kinetics_fs("prefetch", mounted.root, "--split", "validation", "--wait", "--json")
+    assert done.returncode == 3
+    [job] = json.loads(done.stdout)
+    assert (job["state"], job["fetched"], job["failures"]) == ("done", 6, {"gone": 1})
+
+
+def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
+    lists = tmp_path / "list"
+    lists.write_text("nothing\n/etc/passwd\n")
+    for arguments, code, said in (
+        (("--class", "surfing watr"), 1, "no class"),
+        (("--release", "400"), 2, "--release is a matter of the mount"),
+        (("--cache-dir", "/tmp"), 2, "--cache-dir is a matter of the mount"),
+        (("--cancel", "77"), 1, "there is no prefetch 77"),
+        (("--cancel", "1", "--list"), 2, "one by one"),
+        (("--from-list", lists), 1, "none of these clips"),
+        (("--from-list", tmp_path / "missing"), 1, "cannot read the list"),
+    ):
+        done = kinetics_fs("prefetch", mounted.root, *arguments)
+        assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
+    done = kinetics_fs("prefetch", tmp_path, "--list")
+    assert (done.returncode, done.stderr) == (1, f"kinetics-fs: no mount of yours answers on {tmp_path}\n")
+    assert kinetics_fs("prefetch", "--wait").returncode == 2
+
+
+def test_it_ends_when_it_is_told(mounted: Mounted) -> None:
+    connection = connect(mounted.root)
+    assert connection is not None
+    with connection:
+        assert connection.pid == mounted.pid
+        assert connection.ask("umount") is None
+    assert has_ended(mounted.pid, within=20)
+    assert connect(mounted.root) is None
