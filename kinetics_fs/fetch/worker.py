@@ -1,10 +1,11 @@
 """A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
 
 In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
-Out: first any number of ``{"with_it": …}``, each a file in the job's folder that is a verified clip, named so: the one
-     that is wanted, or one that was had with it. Then ``{"file": …}`` with the clip in the job's folder, or null if it
-     was among those before; ``{"not_here": true}`` if the source never had it; ``{"under_way": true}`` if somebody else
-     is getting it; or ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
+Out: ``{"begun": true}`` when it has got the job. Then any number of ``{"with_it": …}``, each a file in the job's folder
+     that is a verified clip, named so: the one that is wanted, or one that was had with it. At last ``{"file": …}`` with
+     the clip in the job's folder, or null if it was among those before; ``{"not_here": true}`` if the source never had
+     it; ``{"under_way": true}`` if somebody else is getting it; or
+     ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
 
 JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
 of its own, so that it and its ffmpeg can be ended together; it ends itself when its input closes, which the kernel
@@ -48,7 +49,9 @@ def main() -> None:
 
     worker = _Worker(SourceSettings(**jobs.get()), say)
     while True:
-        say(worker.answer(jobs.get()))
+        job = jobs.get()
+        say({"begun": True})
+        say(worker.answer(job))
 
 
 def _take_over_stdout() -> TextIO:

@@ -25,9 +25,6 @@ _MOST_ANSWER_BYTES = 65536
 _MOST_JOBS = 500
 """After which a process is replaced, for what extractors and decoders never give back."""
 
-_DIED_BEFORE = 1.0
-"""Seconds within which a worker that was idle, and is found dead, counts as dead before it got the job."""
-
 
 class Worker:
     """One worker process, started when there is first something to do and replaced when it dies.
@@ -64,24 +61,22 @@ class Worker:
             FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
             Exception: whatever `take` raises.
         """
-        started = time.monotonic()
-        deadline = started + timeout
+        deadline = time.monotonic() + timeout
         idle = self._process
         process = self._running()
         job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
         job |= {"source": source, "folder": str(folder)}
         try:
             try:
-                _send(process, job)
-                answer = json.loads(self._receive(process, deadline))
+                self._hand_in(process, job, deadline)
             except (BrokenPipeError, EOFError):
-                if process is not idle or time.monotonic() - started > _DIED_BEFORE:
+                if process is not idle:
                     raise
                 # It had died while it was idle, and not of this clip.
                 self._end()
                 process = self._running()
-                _send(process, job)
-                answer = json.loads(self._receive(process, deadline))
+                self._hand_in(process, job, deadline)
+            answer = json.loads(self._receive(process, deadline))
             while "with_it" in answer:
                 self._take(answer["with_it"], folder, take)
                 answer = json.loads(self._receive(process, time.monotonic() + timeout))
@@ -102,6 +97,12 @@ class Worker:
             self._jobs += 1
             if self._jobs >= _MOST_JOBS:
                 self._end()
+
+    def _hand_in(self, process: subprocess.Popen[bytes], job: dict[str, Any], deadline: float) -> None:
+        """Gives the worker a job, and waits until it has got it."""
+        _send(process, job)
+        if json.loads(self._receive(process, deadline)) != {"begun": True}:
+            raise ValueError("it has not begun")
 
     def _take(self, name: Any, folder: Path, take: HandOver | None) -> None:
         clip = parse_clip_name(str(name))

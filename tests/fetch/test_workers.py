@@ -25,7 +25,9 @@ CLIP = Clip("DEMOvideo-5", 0, 2)
 def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker:
     """A worker whose process answers every job with these shell commands."""
     program = folder / "worker"
-    program.write_text("#!/bin/sh\nread settings\nwhile read job; do\n" + "\n".join(lines) + "\ndone\n")
+    program.write_text(
+        "#!/bin/sh\nread settings\nwhile read job; do\necho '{\"begun\": true}'\n" + "\n".join(lines) + "\ndone\n"
+    )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     return Worker(SourceSettings())
@@ -134,11 +136,12 @@ def test_answers_alone_are_on_standard_output(tmp_path: Path) -> None:
         assert worker.stdout is not None
         worker.stdin.write(json.dumps(asdict(settings)).encode() + b"\n" + job(tmp_path) + job(tmp_path / "nowhere"))
         worker.stdin.flush()
-        first, second = json.loads(worker.stdout.readline()), json.loads(worker.stdout.readline())
+        begun, first, begun_again, second = (json.loads(worker.stdout.readline()) for _ in range(4))
     finally:
         worker.kill()
         worker.communicate()
 
+    assert begun == begun_again == {"begun": True}
     assert first["error"]["kind"] == "transient"
     assert (second["error"]["kind"], second["error"]["errno"]) == ("local", errno.ENOENT)
 
