@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from kinetics_fs import logs
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
@@ -48,7 +49,9 @@ def main() -> None:
 
     worker = _Worker(SourceSettings(**jobs.get()), say)
     while True:
-        say(worker.answer(jobs.get()))
+        job = jobs.get()
+        logs.reopen_if_moved()
+        say(worker.answer(job))
 
 
 def _take_over_stdout() -> TextIO:
@@ -129,7 +132,7 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(logging.WARNING)
     # Ctrl-C is for the process that started us: it lets a worker finish or ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main()
