@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check install-systemd clean
 
 ## demo: set up, and play all of kinetics-fs on this machine; a mount stays up to look around in
 demo: .venv/run
@@ -29,6 +29,10 @@ check: .venv/test
 	PYTHON=$(PYTHON) .ci/system-packages test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+## install-systemd: set up, and link the programs and install the units for the whole system (as root)
+install-systemd: .venv/run
+	systemd/install $(BIN)
 
 ## clean: remove the virtual environment and what tools left
 clean:

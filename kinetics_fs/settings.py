@@ -17,6 +17,7 @@ from typing import Any
 
 import platformdirs
 
+from kinetics_fs import logs
 from kinetics_fs.catalog.naming import ClassNames
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
@@ -220,6 +221,16 @@ class Settings:
         shown_default="a file in the user's log folder",
     )
 
+    fsname: str = _setting("kinetics", "view", "What lists of mounts show as the source of this one.", metavar="NAME")
+    log_format: str = _setting(
+        "text",
+        "log",
+        "Lines of the log as text, or each as a JSON object.",
+        metavar="FORMAT",
+        kind="choice",
+        choices=logs.FORMATS,
+    )
+
     ytdlp: Mapping[str, Any] = field(default_factory=dict)
     """Parameters for `yt_dlp.YoutubeDL`; only from the table `[youtube.ytdlp]` of the configuration file."""
 
@@ -239,13 +250,24 @@ def table() -> dict[str, tuple[str, About, Any]]:
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for us."""
-    return platformdirs.user_cache_path("kinetics-fs")
+    """The user's cache folder for us; the system's, for what the system starts."""
+    return Path("/var/cache/kinetics-fs") if _is_the_systems() else platformdirs.user_cache_path("kinetics-fs")
+
+
+def default_log_dir() -> Path:
+    """The same for logs."""
+    return Path("/var/log/kinetics-fs") if _is_the_systems() else platformdirs.user_log_path("kinetics-fs")
 
 
 def default_config_file() -> Path:
     """Where the configuration file is looked for."""
-    return platformdirs.user_config_path("kinetics-fs") / "config.toml"
+    folder = Path("/etc/kinetics-fs") if _is_the_systems() else platformdirs.user_config_path("kinetics-fs")
+    return folder / "config.toml"
+
+
+def _is_the_systems() -> bool:
+    """Whether this process is root's, and without a home: a service, or mounted from fstab."""
+    return os.geteuid() == 0 and not {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"} & set(os.environ)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import keyword
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from kinetics_fs import __version__
+from kinetics_fs import __version__, logs
 from kinetics_fs.errors import KineticsError
 
 _COMMANDS = (
@@ -68,11 +69,7 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     """
     from kinetics_fs.settings import default_config_file, read_config
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(logging.INFO if verbose else logging.WARNING)
     if config is not None:
         ctx.obj = read_config(config)
     elif os.access(default_config_file(), os.R_OK):
@@ -80,19 +77,25 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: runs a command and turns what it raises into one sentence and an exit code."""
+    """Entry point."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command, and turns what it raises into one sentence and an exit code.
+
+    Args:
+        arguments: of the program; None for those that it was started with.
+    """
     try:
-        status = cli.main(prog_name="kinetics-fs", standalone_mode=False)
-    except KineticsError as error:
-        click.echo(f"kinetics-fs: {error}", err=True)
+        status = cli.main(arguments, prog_name="kinetics-fs", standalone_mode=False)
+    except (KineticsError, OSError) as error:  # the latter: a full disk under our output, above all
+        click.echo(logs.marked_for_journal(f"kinetics-fs: {error}", logging.ERROR), err=True)
         status = 1
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except OSError as error:  # a full disk under our output, above all
-        click.echo(f"kinetics-fs: {error}", err=True)
-        status = 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("kinetics-fs: interrupted", err=True)
         status = 130
-    sys.exit(status if isinstance(status, int) else 0)
+    return status if isinstance(status, int) else 0

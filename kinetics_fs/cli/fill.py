@@ -31,7 +31,7 @@ _MOST_PER_CLIP = 2 * 1024 * 1024
 
 
 @click.command("fill")
-@with_settings("selection", "store", "archive")
+@with_settings("selection", "store", "archive", "log")
 @archive_options
 @verify_option
 @click.option("--no-index", is_flag=True, help="Make no index of the archives, which costs half as much time again.")

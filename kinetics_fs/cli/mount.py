@@ -6,6 +6,7 @@ import faulthandler
 import hashlib
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -13,17 +14,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs import __version__
+from kinetics_fs import __version__, logs
 from kinetics_fs.cli.options import with_settings
 from kinetics_fs.errors import ArchiveError, MountError
-from kinetics_fs.settings import Settings
+from kinetics_fs.settings import Settings, default_log_dir
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Entry, Selection
+    from kinetics_fs.mount.notify import Notifier
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ _log = logging.getLogger(__name__)
     multiple=True,
     help="Begin to fetch this class as soon as it is mounted; repeatable.",
 )
-@with_settings("selection", "store", "fetch", "archive", "names", "view")
+@with_settings("selection", "store", "fetch", "archive", "names", "view", "log")
 def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 
@@ -55,8 +57,13 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     from kinetics_fs.cli.rooms import catalog_of, check_places
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
+    from kinetics_fs.mount.notify import Notifier
 
+    notifier = Notifier.from_environment() if foreground else Notifier()
+    notifier.send(STATUS="reading the annotations")
     check_places(settings)
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", settings.fsname):
+        raise click.UsageError(f"--fsname {settings.fsname!r}: take letters, digits and . _ : -")
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # whether its library is there, before anything is downloaded
     place = places.prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
@@ -65,27 +72,36 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
         path, what = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
         if prefetched:
             select(catalog, Selection(classes=prefetched), path.parent)  # whether there are such classes
-
-    def serve(ready: Callable[[], None]) -> None:
-        _serve(settings, path, place, Selection(classes=prefetched) if prefetched else None, ready)
-
+    first = Selection(classes=prefetched) if prefetched else None
     if foreground:
-        logging.getLogger().setLevel(logging.INFO)
-        serve(lambda: click.echo(f"{what}, on {place}", err=True))
+        if notifier:  # a service: nobody hangs up on it
+            logs.hold_hangups()
+        _serve(settings, path, place, first, notifier, lambda: _log.info("%s, on %s", what, place))
     else:
-        log = _usable(settings.log_file or _log_file(place))
-        pid = daemon.run_in_background(serve, log.absolute())
+        log = _usable(settings.log_file or _log_file(place)).absolute()
+
+        def serve(ready: Callable[[], None]) -> None:
+            logs.reopen_on_hangup(log)
+            _serve(settings, path, place, first, notifier, ready)
+
+        pid = daemon.run_in_background(serve, log)
         click.echo(f"{what}, on {place} (process {pid}, log {log})")
 
 
 def _serve(
-    settings: Settings, catalog_path: Path, place: Path, prefetched: Selection | None, ready: Callable[[], None]
+    settings: Settings,
+    catalog_path: Path,
+    place: Path,
+    prefetched: Selection | None,
+    notifier: Notifier,
+    ready: Callable[[], None],
 ) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.cli.rooms import fetcher_of, store_of
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetcher import Prefetcher
     from kinetics_fs.mount.handlers import make_handlers
+    from kinetics_fs.mount.service import Service
     from kinetics_fs.vfs import Readahead, Readers, Tree
 
     logging.getLogger().setLevel(logging.INFO)
@@ -120,22 +136,25 @@ def _serve(
         except MountError as error:
             _log.error("%s; the mount cannot be spoken to", error)
         opened.callback(prefetcher.close)  # before the socket: who waits for one is told
+        service = opened.enter_context(Service(notifier, place, tree.status))
 
         def begin() -> None:
             threading.Thread(target=prefetcher.resume, args=(prefetched,), daemon=True).start()
+            service.ready()
             ready()
 
-        # To the log, for whoever wants to know what a mount is at.
+        # To the log, for whoever wants to know what a mount is at, or was when it was ended for not answering.
         faulthandler.register(signal.SIGUSR1)
+        faulthandler.enable()
+        same: dict[str, Any] = {"allow_other": settings.allow_other, "source": settings.fsname, "ready": begin}
         if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
             from kinetics_fs.mount import fusepy
 
-            fusepy.serve(tree, place, allow_other=settings.allow_other, ready=begin)
+            fusepy.serve(tree, place, **same)
         else:
             from kinetics_fs.mount import kernel
 
-            cache = settings.cache_dir if settings.passthrough else None
-            kernel.serve(tree, place, allow_other=settings.allow_other, passthrough=cache, ready=begin)
+            kernel.serve(tree, place, passthrough=settings.cache_dir if settings.passthrough else None, **same)
 
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
@@ -162,7 +181,5 @@ def _usable(log: Path) -> Path:
 
 
 def _log_file(place: Path) -> Path:
-    import platformdirs
-
     name = str(place).strip("/").replace("/", "-") or "root"
-    return platformdirs.user_log_path("kinetics-fs") / f"{name}.log"
+    return default_log_dir() / f"{name}.log"

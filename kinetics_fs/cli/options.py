@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
+from kinetics_fs import logs
 from kinetics_fs.settings import (
     ENVIRONMENT_PREFIX,
     LIST_SEPARATOR,
@@ -175,6 +176,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
                 given["folder"] = tuple(folder.absolute() for folder in given["folder"])
             if "archive_url" in given and "://" not in given["archive_url"]:
                 given["archive_url"] = str(Path(given["archive_url"]).absolute())
+            if "log_format" in given:
+                logs.set_up(style=given["log_format"])
             config = click.get_current_context().find_root().obj or {}
             return function(settings=Settings(**given, ytdlp=config.get("ytdlp", {})), **values)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
     from kinetics_fs.control import Connection
 
-_OF_A_MOUNT = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
-"""What a prefetch by a mount can choose."""
+_OF_A_MOUNT = frozenset({"split", "class", "max-samples", "shuffle", "seed", "log-format"})
+"""What can be chosen for a prefetch by a mount."""
 
 
 @click.command("prefetch")
@@ -35,7 +35,7 @@ _OF_A_MOUNT = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
 @click.option("--wait", is_flag=True, help="With MOUNTPOINT: show how it goes, and return when it is done.")
 @click.option("--cancel", type=int, metavar="ID", help="With MOUNTPOINT: end a prefetch of the mount.")
 @click.option("--list", "show", is_flag=True, help="With MOUNTPOINT: list the prefetches of the mount.")
-@with_settings("selection", "store", "fetch", "archive")
+@with_settings("selection", "store", "fetch", "archive", "log")
 @json_option
 def command(
     mountpoint: Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -18,7 +19,8 @@ _PATIENCE = 30.0
 @click.command("umount")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("-l", "--lazy", is_flag=True, help="Also if it is in use: it ends when the last file in it is closed.")
-def command(mountpoint: Path, lazy: bool) -> None:
+@click.option("--dead", is_flag=True, help="Only if its process died, and else leave it without a word.")
+def command(mountpoint: Path, lazy: bool, dead: bool) -> None:
     """End the mount on MOUNTPOINT.
 
     Returns when its process is gone.
@@ -29,6 +31,10 @@ def command(mountpoint: Path, lazy: bool) -> None:
     from kinetics_fs.mount import find_mounts, real_place, unmount
 
     place = real_place(mountpoint)
+    if dead:
+        if place in find_mounts() and not _answers(place):
+            unmount(place, lazy=True)
+        return
     if os.uname().sysname == "Linux" and place not in find_mounts():
         raise MountError(f"{place} is not a mount of kinetics-fs")
     process = _open_process(_served_by(place))
@@ -37,6 +43,14 @@ def command(mountpoint: Path, lazy: bool) -> None:
         raise MountError(
             f"{place} is unmounted, but its process goes on: a container that was started meanwhile may still hold it"
         )
+
+
+def _answers(place: Path) -> bool:
+    try:
+        os.statvfs(place)  # never out of the kernel's memory
+    except OSError as error:
+        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+    return True
 
 
 def _served_by(place: Path) -> int | None:

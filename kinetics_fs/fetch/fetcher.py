@@ -362,23 +362,30 @@ class Fetcher:
         self.counters.failed += 1
         if error.kind is FailureKind.BLOCKED:
             # It says nothing about the clip; the origin is remembered instead.
-            _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason)
+            facts = _facts(clip, error, self._asked_again(error))
+            _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason, extra=facts)
             return
         try:
             failure = self._store.remember_failure(clip, error)
         except StoreError as trouble:
-            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble)
+            facts = _facts(clip, error, None)
+            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble, extra=facts)
             return
+        at_once = failure.retry_at <= failure.last_at
         _log.warning(
             "%s: %s: %s: %s; next try %s",
             clip.key,
             error.source or "fetch",
             error.kind,
             error.reason,
-            "at the next open"
-            if failure.retry_at <= failure.last_at
-            else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
+            "at the next open" if at_once else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
+            extra=_facts(clip, error, None if at_once else failure.retry_at),
         )
+
+    def _asked_again(self, error: FetchError) -> float | None:
+        """When the source that blocked us is asked again, in seconds since the epoch."""
+        until = {origin.name: origin.blocked_until for origin in self._store.origins.states()}.get(error.source)
+        return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
     def _known_failure(self, clip: Clip) -> FetchError | None:
         """Why it need not be tried now."""
@@ -430,6 +437,19 @@ class Fetcher:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(error)
+
+
+def _facts(clip: Clip, error: FetchError, next_try: float | None) -> dict[str, str]:
+    """What a line about a failure carries besides its text: see `kinetics_fs.logs`."""
+    return {
+        "clip": clip.key,
+        "source": error.source,
+        "kind": error.kind,
+        "reason": error.reason,
+        "next_try": "at the next open"
+        if next_try is None
+        else datetime.fromtimestamp(next_try).astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def _shutting_down() -> FetchError:

@@ -2,9 +2,9 @@
 
 In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
 Out: ``{"begun": true}`` when it has got the job. Then any number of ``{"with_it": …}``, each a file in the job's folder
-     that is a verified clip, named so: the one that is wanted, or one that was had with it. At last ``{"file": …}`` with
-     the clip in the job's folder, or null if it was among those before; ``{"not_here": true}`` if the source never had
-     it; ``{"under_way": true}`` if somebody else is getting it; or
+     that is a verified clip, named so: the one that is wanted, or one that was had with it. At last ``{"file": …}``
+     with the clip in the job's folder, or null if it was among those before; ``{"not_here": true}`` if the source never
+     had it; ``{"under_way": true}`` if somebody else is getting it; or
      ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
 
 JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from kinetics_fs import logs
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.cut import cut
@@ -51,6 +52,7 @@ def main() -> None:
     while True:
         job = jobs.get()
         say({"begun": True})
+        logs.reopen_if_moved()
         say(worker.answer(job))
 
 
@@ -132,7 +134,7 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(logging.WARNING)
     # Ctrl-C is for the process that started us: it lets a worker finish or ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main()

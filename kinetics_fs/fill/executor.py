@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
 
+from kinetics_fs import logs
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill.job import Job, Summary, fill_archive
 
@@ -112,7 +113,7 @@ def _work(job: Job, sender: Connection, log_level: int) -> None:
     """What a process does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves all contexts, and so nothing behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(message)s")
+    logs.set_up(log_level)
     reported = 0.0
 
     def report(done: int, total: int) -> None:

@@ -59,15 +59,22 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], log: Path, write
             os.close(writer)
             waiting = False
 
-    try:
+    def ready() -> None:
+        # Not before it is mounted: an automount lets only the process group through that it called to mount.
         os.setsid()
+        tell(_READY)
+
+    try:
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDONLY)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        serve(lambda: tell(_READY))
+        for fd in (null, output):
+            if fd > 2:  # or a log that is rotated would stay open, too
+                os.close(fd)
+        serve(ready)
         status = 0
     except KineticsError as error:
         _log.error("%s", error)

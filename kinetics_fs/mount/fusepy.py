@@ -46,13 +46,14 @@ _OPEN_THREADS = 4
 _BLOCK = 4096
 
 
-def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[], None]) -> None:
+def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, source: str, ready: Callable[[], None]) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     Args:
         tree: what to show.
         mountpoint: a prepared place.
         allow_other: let other users in.
+        source: what lists of mounts show as such.
         ready: called once, when the mount can be used.
 
     Raises:
@@ -86,7 +87,7 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, ready: Callable[[]
                 nodev=True,
                 default_permissions=True,
                 allow_other=allow_other,
-                fsname="kinetics",
+                fsname=source,
                 subtype=SUBTYPE,
                 use_ino=True,
                 entry_timeout=names_hold,

@@ -34,6 +34,15 @@ def find_mounts() -> dict[Path, str]:
     return {_unescaped(fields[4]): fields[2].decode() for fields in found}
 
 
+def _is_automount(path: Path) -> bool:
+    """Whether a place waits to be mounted on, so that whoever looks into it has to wait, too; we must not."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return False
+    return any(b" - autofs " in line and _unescaped(line.split(b" ")[4]) == path for line in lines)
+
+
 def is_stacked(path: Path) -> bool:
     """Whether a folder is on a filesystem that is itself on top of another, as those of containers are."""
     device = path.stat().st_dev
@@ -94,7 +103,7 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
             if path.exists():
                 raise MountError(f"{path} is not a folder")
             path.mkdir()
-        if any(path.iterdir()):
+        if not _is_automount(path) and any(path.iterdir()):
             raise MountError(f"{path} is not empty: mount on an empty folder")
     except OSError as error:
         if error.errno != errno.ENOTCONN:

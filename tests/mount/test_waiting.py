@@ -228,7 +228,7 @@ def assert_gone(mounted: Mounted, below: set[int], cache: Path) -> None:
     assert list(mounted.root.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_mount_while_opens_wait(slow: Mounted, cache: Path, number: signal.Signals) -> None:
     with many_waiting(slow) as readers:
         below = descendants(slow.pid)

@@ -22,7 +22,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024  # linux/mount.h
 _READ_AHEAD_KIB = 1024
 
 
-def mount(place: Path, *, allow_other: bool) -> int:
+def mount(place: Path, *, allow_other: bool, source: str) -> int:
     """Mounts, and returns the descriptor on which the kernel will ask.
 
     With the right to mount by mount(2), else by the setuid helper fusermount3.
@@ -30,6 +30,7 @@ def mount(place: Path, *, allow_other: bool) -> int:
     Args:
         place: a prepared mount point.
         allow_other: let other users in.
+        source: what lists of mounts show as such.
 
     Raises:
         MountError: neither works.
@@ -38,12 +39,12 @@ def mount(place: Path, *, allow_other: bool) -> int:
     if allow_other:
         options.append("allow_other")
     try:
-        return _mount_ourselves(place, options)
+        return _mount_ourselves(place, options, source)
     except PermissionError:
-        return _mount_by_helper(place, options)
+        return _mount_by_helper(place, options, source)
 
 
-def _mount_ourselves(place: Path, options: list[str]) -> int:
+def _mount_ourselves(place: Path, options: list[str], source: str) -> int:
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -51,7 +52,8 @@ def _mount_ourselves(place: Path, options: list[str]) -> int:
     data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{','.join(options)}"
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
-    if libc.mount(b"kinetics", os.fsencode(place), f"fuse.{SUBTYPE}".encode(), ctypes.c_ulong(flags), data.encode()):
+    kind = f"fuse.{SUBTYPE}".encode()
+    if libc.mount(source.encode(), os.fsencode(place), kind, ctypes.c_ulong(flags), data.encode()):
         number = ctypes.get_errno()
         os.close(fd)
         if number == errno.EPERM:
@@ -60,14 +62,14 @@ def _mount_ourselves(place: Path, options: list[str]) -> int:
     return fd
 
 
-def _mount_by_helper(place: Path, options: list[str]) -> int:
+def _mount_by_helper(place: Path, options: list[str], source: str) -> int:
     """fusermount3 mounts, and sends the descriptor over a socket whose number stands in its environment."""
     helper = find_fusermount()
     if helper is None:
         raise MountError("fusermount is not installed: install the package fuse3, or mount as root")
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        text = ",".join(["ro", "nosuid", "nodev", "noatime", "fsname=kinetics", f"subtype={SUBTYPE}", *options])
+        text = ",".join(["ro", "nosuid", "nodev", "noatime", f"fsname={source}", f"subtype={SUBTYPE}", *options])
         done = subprocess.run(
             [helper, "-o", text, "--", str(place)],
             env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},

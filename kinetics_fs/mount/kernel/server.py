@@ -80,7 +80,9 @@ _WANTED = (
 )
 
 
-def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: Path | None, ready: Callable[[], None]) -> None:
+def serve(
+    tree: Tree, place: Path, *, allow_other: bool, source: str, passthrough: Path | None, ready: Callable[[], None]
+) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     To be called in the main thread, for it takes the signals.
@@ -89,6 +91,7 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: Path | Non
         tree: what to show.
         place: a prepared mount point.
         allow_other: let other users in.
+        source: what lists of mounts show as such.
         passthrough: the folder of the cached files, which the kernel is to read itself if it can; None if it is not.
         ready: called once, when the mount can be used.
 
@@ -96,7 +99,7 @@ def serve(tree: Tree, place: Path, *, allow_other: bool, passthrough: Path | Non
         MountError: it could not be mounted.
     """
     depth = 0 if passthrough is None else 2 if is_stacked(passthrough) else 1
-    fd = device.mount(place, allow_other=allow_other)
+    fd = device.mount(place, allow_other=allow_other, source=source)
     try:
         server = Server(tree, fd, passthrough=depth)
         tree.served_by(server.state)

@@ -367,7 +367,7 @@ def test_signal_that_does_not_interrupt_the_wait(mount: Mount) -> None:
     assert mounted.root not in find_mounts()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_opens_wait(mount: Mount, number: signal.Signals) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:20]) as readers:
