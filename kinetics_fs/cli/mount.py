@@ -24,7 +24,7 @@ from kinetics_fs.errors import ArchiveError, MountError
 from kinetics_fs.settings import Settings, default_log_dir
 
 if TYPE_CHECKING:
-    from kinetics_fs.catalog import Entry, Selection
+    from kinetics_fs.catalog import Selection
     from kinetics_fs.mount.notify import Notifier
 
 _log = logging.getLogger(__name__)
@@ -116,9 +116,9 @@ def _serve(
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         prefetcher = Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers)
-        listeners: list[Callable[[Entry], None]] = [lambda entry: prefetcher.opened(entry.clip)]
+        listeners = [prefetcher.notice]
         if settings.readahead:
-            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).opened)
+            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).notice)
         readers = opened.enter_context(closing(Readers(listeners)))
         tree = Tree(
             catalog,
@@ -129,7 +129,7 @@ def _serve(
             sizes=_indexed_sizes(settings),
             about={"version": __version__, "mountpoint": str(place)},
             reports={"prefetches": prefetcher.reports},
-            opened=readers.opened,
+            noticed=readers.notice,
         )
         try:
             opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))

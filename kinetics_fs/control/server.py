@@ -150,6 +150,11 @@ class ControlServer:
                     file.flush()
 
                 say(self._answer(file, lambda news: say({"so_far": news})))
+                # What was not listened to is let in: closing upon it would take the answer back.
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(_TIME_TO_ANSWER)
+                while file.read(_LONGEST_LINE):
+                    pass
         except (OSError, ValueError):
             pass  # the client has left
         finally:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kinetics_fs.catalog import Catalog, Clip, Selection, parse_clip_name, select
+from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, parse_clip_name, select
 from kinetics_fs.errors import CatalogError, KineticsError
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
 from kinetics_fs.fetch.prefetch import Prefetch, Reader, State
@@ -150,11 +150,11 @@ class Prefetcher:
             time.sleep(_INFORM_EVERY)
         return job.report()
 
-    def opened(self, clip: Clip) -> None:
-        """A reader has opened a clip."""
+    def notice(self, entry: Entry, done: bool) -> None:
+        """A reader is opening a clip. Where he is shows when it is done: it counts as used until then."""
         for job in list(self._jobs.values()):
-            if job.reader is not None:
-                job.reader.opened(clip)
+            if done and job.reader is not None:
+                job.reader.opened(entry.clip)
 
     def close(self) -> None:
         """Ends all, for now: the next mount goes on with them. To be called before the fetcher is closed."""

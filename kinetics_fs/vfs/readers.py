@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kinetics_fs.catalog import Catalog, Clip, Entry
 from kinetics_fs.fetch import Fetcher, Priority
@@ -21,18 +21,18 @@ class Readers:
     """Takes note of opens, in a thread of its own: an open costs no more than putting it there.
 
     Args:
-        listeners: told of every clip that is opened.
+        listeners: told of each open of a clip: False when it must be waited for, True when it is done.
     """
 
-    def __init__(self, listeners: list[Callable[[Entry], None]]) -> None:
+    def __init__(self, listeners: Sequence[Callable[[Entry, bool], None]]) -> None:
         self._listeners = listeners
-        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Entry, bool] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
         self._thread.start()
 
-    def opened(self, entry: Entry) -> None:
-        """A clip is opened."""
-        self._queue.put(entry)
+    def notice(self, entry: Entry, done: bool) -> None:
+        """A clip is being opened."""
+        self._queue.put((entry, done))
 
     def close(self) -> None:
         """Ends the thread."""
@@ -40,12 +40,12 @@ class Readers:
         self._thread.join()
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while (noticed := self._queue.get()) is not None:
             for listener in self._listeners:
                 try:
-                    listener(entry)
+                    listener(*noticed)
                 except Exception:
-                    _log.exception("%s: unexpected error beside an open", entry.clip.key)
+                    _log.exception("%s: unexpected error beside an open", noticed[0].clip.key)
 
 
 class Readahead:
@@ -66,8 +66,8 @@ class Readahead:
         self._last: dict[int, int] = {}
         """The place of the last open in each folder."""
 
-    def opened(self, entry: Entry) -> None:
-        """A clip was opened."""
+    def notice(self, entry: Entry, done: bool) -> None:
+        """A clip is being opened: what comes next is fetched while that is waited for, too."""
         folder = self._catalog.directory(entry.directory)
         if folder is None:
             return

@@ -73,7 +73,7 @@ class Tree:
         sizes: tells the exact sizes in bytes of clips that were never here but are known, by `Clip.key`.
         about: further facts for `status.json`.
         reports: the same, of what changes.
-        opened: told of every clip that is opened; must not take long.
+        noticed: told of each open of a clip, quickly: False when it must be waited for, True when it is done.
 
     Raises:
         CatalogError: two labels get the same directory name.
@@ -91,14 +91,14 @@ class Tree:
         sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
         about: Mapping[str, object] | None = None,
         reports: Mapping[str, Callable[[], object]] | None = None,
-        opened: Callable[[Entry], None] | None = None,
+        noticed: Callable[[Entry, bool], None] = lambda entry, done: None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._fetcher = fetcher
         self._about = dict(about or {})
         self._reports = dict(reports or {})
-        self._tell_opened = opened
+        self._notice = noticed
         self._sizes_elsewhere = sizes
         self._frontend: Callable[[], Mapping[str, object]] = dict
         self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
@@ -320,12 +320,8 @@ class Tree:
         """
         if self._is_virtual(ino):
             return None
-        entry = self._entry(ino)
-        handle = self._open_cached(entry, arrived=False)
-        if handle is not None:
-            self._hits += 1
-            if self._tell_opened is not None:
-                self._tell_opened(entry)
+        handle = self._open_cached(self._entry(ino), arrived=False)
+        self._hits += handle is not None
         return handle
 
     def open(self, ino: int) -> Future[Handle]:
@@ -344,10 +340,7 @@ class Tree:
         elif self._is_virtual(ino):
             opened.set_exception(OSError(errno.EISDIR, "is a directory"))
         else:
-            entry = self._entry(ino)
-            if self._tell_opened is not None:
-                self._tell_opened(entry)
-            self._open_clip(entry, opened, tries=_OPEN_TRIES)
+            self._open_clip(self._entry(ino), opened, tries=_OPEN_TRIES)
         return opened
 
     def _open_clip(self, entry: Entry, opened: Future[Handle], tries: int) -> None:
@@ -380,6 +373,7 @@ class Tree:
                 if self._watch and isinstance(failure, FetchError) and failure.kind is FailureKind.GONE:
                     self._watch.found(entry.clip)
 
+        self._notice(entry, False)
         fetch = self._fetcher.request(entry.clip)
         fetch.add_done_callback(arrived)
         opened.add_done_callback(lambda opened: opened.cancelled() and fetch.cancel())
@@ -397,6 +391,7 @@ class Tree:
                 news = (arrived or stored.stored_at >= self._since) and self._versions.get(ino) != stored.stored_at
                 file = self._files[ino] = SharedFile(stored.fd, stored.size, stored.stored_at, news=news)
             file.users += 1
+        self._notice(entry, True)
 
         def take_news(file: SharedFile) -> bool:
             with self._files_lock:
