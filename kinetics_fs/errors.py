@@ -3,6 +3,7 @@
 ::
 
     KineticsError              one sentence for a person: what, where, what to do
+    ├── SettingError           a setting has a value that makes no sense
     ├── CatalogError           annotations cannot be read, or a selection names what does not exist
     ├── StoreError             the cache folder cannot be used
     ├── MountError             the mount cannot be made or removed
@@ -20,6 +21,10 @@ from enum import StrEnum
 
 class KineticsError(Exception):
     """An expected failure. Its text is one sentence, fit to be shown as it is."""
+
+
+class SettingError(KineticsError):
+    """A setting has a value that makes no sense, or does not go with another."""
 
 
 class CatalogError(KineticsError):

@@ -11,7 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,27 @@ class Settings:
 
     ytdlp: Mapping[str, Any] = field(default_factory=dict)
     """Parameters for `yt_dlp.YoutubeDL`; only from the table `[youtube.ytdlp]` of the configuration file."""
+
+    def __post_init__(self) -> None:
+        # Absolute, for a mount in the background is in another folder.
+        object.__setattr__(self, "cache_dir", Path(self.cache_dir or default_cache_dir()).absolute())
+        object.__setattr__(self, "annotations", tuple(map(str, self.annotations)))
+        object.__setattr__(self, "folder", tuple(Path(folder).absolute() for folder in self.folder))
+        if "://" not in self.archive_url:
+            object.__setattr__(self, "archive_url", str(Path(self.archive_url).absolute()))
+
+    def with_values(self, **values: Any) -> Settings:
+        """The same but for these: by the names of their flags with `_` for `-`, or `classes` for `--class`.
+
+        Raises:
+            TypeError: there is no setting of that name.
+        """
+        lists = {item.name for item in fields(self) if isinstance(item.default, tuple)}
+        given = {{"classes": "klass"}.get(name, name): value for name, value in values.items()}
+        for name in lists & given.keys():
+            value = given[name]
+            given[name] = (value,) if isinstance(value, str | Path) else tuple(value)
+        return replace(self, **given)
 
 
 def setting_name(field_name: str) -> str:

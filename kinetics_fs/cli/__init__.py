@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from kinetics_fs import __version__, logs
-from kinetics_fs.errors import KineticsError
+from kinetics_fs.errors import KineticsError, SettingError
 
 _COMMANDS = (
     *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "verify", "doctor", "classes"),
@@ -89,6 +89,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         status = cli.main(arguments, prog_name="kinetics-fs", standalone_mode=False)
+    except SettingError as error:
+        click.UsageError(str(error)).show()
+        status = click.UsageError.exit_code
     except (KineticsError, OSError) as error:  # the latter: a full disk under our output, above all
         click.echo(logs.marked_for_journal(f"kinetics-fs: {error}", logging.ERROR), err=True)
         status = 1

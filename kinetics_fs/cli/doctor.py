@@ -36,8 +36,8 @@ def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json:
     kinetics-fs doctor --offline /mnt/kinetics
     kinetics-fs doctor --cache-dir /data/kinetics --cookies cookies.txt --json
     """
-    from kinetics_fs.cli.rooms import check_places
     from kinetics_fs.doctor import State, diagnose
+    from kinetics_fs.library import check_places
 
     check_places(settings)
     findings = list(diagnose(settings, mountpoint, offline=offline))

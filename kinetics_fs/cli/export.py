@@ -34,7 +34,8 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     from tqdm import tqdm
 
     from kinetics_fs.catalog import ClassNames
-    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.library import store_of
     from kinetics_fs.store.export import Export
 
     interrupted = False

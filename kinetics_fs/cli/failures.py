@@ -292,7 +292,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
 
 
 def _store(settings: Settings) -> Store:
-    from kinetics_fs.cli.rooms import store_of
+    from kinetics_fs.library import store_of
 
     return store_of(settings)
 

@@ -82,8 +82,8 @@ def fetch_with_progress(
     clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, catalog: Path | None
 ) -> Outcome:
     """The same, but says nothing of how it went."""
-    from kinetics_fs.cli.rooms import fetcher_of
     from kinetics_fs.fetch.prefetch import Prefetch
+    from kinetics_fs.library import fetcher_of
 
     fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:

@@ -64,9 +64,10 @@ def command(
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     """
     from kinetics_fs.cli.filling import Outcome, find_versions, pass_over
-    from kinetics_fs.cli.rooms import catalog_of, shelf_of, shelf_path, store_of
+    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth, Job
     from kinetics_fs.fill.plan import archives_holding, was_done
+    from kinetics_fs.library import shelf_of, shelf_path, store_of
     from kinetics_fs.sources.archive.libz import tells_blocks
 
     indexed = not no_index and tells_blocks()

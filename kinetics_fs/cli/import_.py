@@ -42,9 +42,10 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     kinetics-fs import ~/fiftyone/kinetics-600
     kinetics-fs import --release 400 --split train --verify decode /data/k400
     """
-    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth
     from kinetics_fs.fill.folder import FolderImport
+    from kinetics_fs.library import store_of
 
     interrupted = False
     hopeless: FetchError | None = None

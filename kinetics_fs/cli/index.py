@@ -48,9 +48,10 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     """
     from kinetics_fs.cli.filling import Outcome, find_versions, pass_over, say_failed
-    from kinetics_fs.cli.rooms import catalog_of, shelf_path
+    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth, Job
     from kinetics_fs.fill.plan import archives_holding
+    from kinetics_fs.library import shelf_path
     from kinetics_fs.sources.archive.libz import tells_blocks
     from kinetics_fs.sources.archive.shelf import Shelf
     from kinetics_fs.store import prepare_folder
@@ -123,7 +124,7 @@ def info(settings: Settings, as_json: bool) -> None:
     kinetics-fs index info
     kinetics-fs index info --json
     """
-    from kinetics_fs.cli.rooms import shelf_of, shelf_path
+    from kinetics_fs.library import shelf_of, shelf_path
 
     archives = []
     if shelf_path(settings).exists():
@@ -172,7 +173,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     kinetics-fs index verify --archive-url https://mirror.example.org/kinetics --sample 20
     """
     from kinetics_fs.cli.filling import Outcome, find_versions
-    from kinetics_fs.cli.rooms import shelf_of
+    from kinetics_fs.library import shelf_of
 
     outcome = Outcome()
     wrong_clips: dict[str, str] = {}
@@ -228,7 +229,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     kinetics-fs index export kinetics-600.index
     kinetics-fs index export --archive 600/val/abseiling.tar.gz - > abseiling.index
     """
-    from kinetics_fs.cli.rooms import shelf_of
+    from kinetics_fs.library import shelf_of
     from kinetics_fs.sources.archive.index import write_index
 
     number = 0
@@ -255,7 +256,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     kinetics-fs index import kinetics-600.index
     curl https://example.org/kinetics-600.index | kinetics-fs index import -
     """
-    from kinetics_fs.cli.rooms import shelf_path
+    from kinetics_fs.library import shelf_path
     from kinetics_fs.sources.archive.index import read_indexes
     from kinetics_fs.sources.archive.shelf import Shelf
     from kinetics_fs.store import prepare_folder
@@ -300,7 +301,7 @@ def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> N
     kinetics-fs index remove --archive 600/val/abseiling.tar.gz
     kinetics-fs index remove --all
     """
-    from kinetics_fs.cli.rooms import shelf_of
+    from kinetics_fs.library import shelf_of
 
     if bool(archives) == everything:
         raise click.UsageError("give --archive, or else --all")

@@ -54,7 +54,8 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
     from kinetics_fs.catalog import Selection, select
-    from kinetics_fs.cli.rooms import catalog_of, check_places
+    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.library import check_places
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
     from kinetics_fs.mount.notify import Notifier
@@ -97,9 +98,9 @@ def _serve(
     ready: Callable[[], None],
 ) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
-    from kinetics_fs.cli.rooms import fetcher_of, store_of
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetcher import Prefetcher
+    from kinetics_fs.library import fetcher_of, store_of
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.service import Service
     from kinetics_fs.vfs import Readahead, Readers, Tree
@@ -159,7 +160,7 @@ def _serve(
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.cli.rooms import shelf_path
+    from kinetics_fs.library import shelf_path
     from kinetics_fs.sources.archive.shelf import Shelf
 
     if settings.source[0] != "archive":

@@ -18,7 +18,6 @@ from kinetics_fs.settings import (
     LIST_SEPARATOR,
     About,
     Settings,
-    default_cache_dir,
     setting_name,
     table,
 )
@@ -169,13 +168,6 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
         @functools.wraps(function)
         def command(**values: Any) -> R:
             given = {attribute: values.pop(attribute) for _, attribute, _, _ in chosen}
-            if "cache_dir" in given:
-                # Absolute, for a mount in the background is in another folder.
-                given["cache_dir"] = (given["cache_dir"] or default_cache_dir()).absolute()
-            if "folder" in given:
-                given["folder"] = tuple(folder.absolute() for folder in given["folder"])
-            if "archive_url" in given and "://" not in given["archive_url"]:
-                given["archive_url"] = str(Path(given["archive_url"]).absolute())
             if "log_format" in given:
                 logs.set_up(style=given["log_format"])
             config = click.get_current_context().find_root().obj or {}

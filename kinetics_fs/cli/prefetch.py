@@ -90,7 +90,8 @@ def command(
 
 def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> int:
     from kinetics_fs.cli.fetching import fetch_clips
-    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.library import store_of
 
     clips: Iterable[Clip]
     with catalog_of(settings) as catalog, store_of(settings) as store:

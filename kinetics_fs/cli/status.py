@@ -26,7 +26,7 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
     kinetics-fs status
     kinetics-fs status --json /mnt/kinetics
     """
-    from kinetics_fs.cli.rooms import store_of
+    from kinetics_fs.library import store_of
     from kinetics_fs.mount import find_mounts, real_place
 
     if mountpoint is None:

@@ -28,8 +28,9 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     kinetics-fs verify --repair
     """
     from kinetics_fs.cli.fetching import fetch_with_progress
-    from kinetics_fs.cli.rooms import catalog_of, fetcher_of, store_of
+    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.cli.verifying import Report, check
+    from kinetics_fs.library import fetcher_of, store_of
 
     with contextlib.ExitStack() as opened:
         catalog = opened.enter_context(catalog_of(settings)) if selection_given() else None
