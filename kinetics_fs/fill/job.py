@@ -61,7 +61,7 @@ class Job:
     shelf: Path | None
     states: Path
     depth: Depth = Depth.CONTAINER
-    connections: int = 4
+    connections: int = 8
     keep: bool = True
 
 
