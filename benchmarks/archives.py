@@ -4,9 +4,15 @@ The clips are made here: h264 and aac, of noise, movement and flat parts, so tha
 do (to 0.99; real archives: 0.993). No real archive was at hand: see what these numbers become on one before promising
 them. The archive is `tar | gzip -6` of many clips of which some are alike, too far apart for deflate to notice.
 
-One clip: closed requests to nginx, directly and over a line of 80 ms; the peer is the clip itself as a file on the same
-server, which is the best that there can be. Whole archives: from a disk to a disk, in one process; the peer is what
-people run, `tar xzf`.
+Whole archives: from a disk to a disk, in one process; the peers are what people run, `tar xzf`, the best that there is
+in C, `bsdtar`, and as floors a tar without compression and a copy of the clips. From nginx: `kinetics-fs fill` as it is
+and doing no more than others do, beside `wget` then `tar xzf` and the like, with and without a limit on each
+connection, on one core and on all.
+
+One clip: closed requests to nginx, directly and over a line of 50 ms; the peer is the clip itself as a file on the same
+server, which is the best that there can be.
+
+Peers take turns within each round. Of a peer that is not installed the row says so.
 """
 
 from __future__ import annotations
@@ -18,10 +24,12 @@ import shutil
 import string
 import struct
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -37,11 +45,12 @@ from kinetics_fs.sources.archive.shelf import Shelf
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.sources.archive.tar import Begin, End
 from tests.fakes.link import Link
+from tests.fakes.servers import find_nginx, nginx
 
 _ID = string.ascii_letters + string.digits + "-_"
 
 NAME = "600/train/juggling.tar.gz"
-ROUND_TRIP = 0.08
+ROUND_TRIP = 0.05
 """Seconds, of the line."""
 
 
@@ -50,34 +59,42 @@ class _Scale(NamedTuple):
     """Clips that are really encoded."""
     clips: int
     rounds: int
+    served_rounds: int
+    slow_rounds: int
+    """With a limit on each connection."""
     reads: int
 
 
-_FULL = _Scale(24, 240, 5, 60)
-_QUICK = _Scale(6, 30, 1, 10)
+_FULL = _Scale(24, 240, 5, 3, 1, 60)
+_QUICK = _Scale(6, 30, 1, 1, 1, 10)
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Measures everything; takes some three minutes, with `quick` half a one."""
+    """Measures everything; takes some six minutes, with `quick` less than one."""
     scale = _QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
+        folder.chmod(0o755)
         clips = _make_archive(folder, scale)
-        rows = list(_whole(folder, clips, scale))
-        with _nginx(folder) as port:
-            rows += [] if port is None else _single(folder, clips, port, scale)
+        rows = _whole(folder, clips, scale)
+        if find_nginx() is None:
+            return [*rows, Row("from a server: NOT MEASURED, nginx is not installed", None)]
+        state = folder / "nginx"
+        state.mkdir()
+        with nginx(folder, state, rate="20m") as url:
+            rows += _served(folder, clips, url, scale)
+            rows += _single(folder, clips, url, scale)
         return rows
 
 
 # What is measured -------------------------------------------------------------------------------------------------
 
 
-def _whole(folder: Path, clips: dict[Clip, Path], scale: _Scale) -> Iterator[Row]:
+def _whole(folder: Path, clips: dict[Clip, Path], scale: _Scale) -> list[Row]:
     archive = folder / "held" / NAME
     size = sum(path.stat().st_size for path in clips.values())
-
-    def tar(out: Path) -> None:
-        subprocess.run(["tar", "xzf", archive, "-C", out], check=True)
+    plain = folder / "plain.tar"
+    subprocess.run(["tar", "cf", plain, "-C", folder, "clips"], check=True)
 
     def unpack(out: Path, *, index: bool) -> None:
         scan = Scan(index=index)
@@ -100,31 +117,89 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: _Scale) -> Iterator[Row
         )
         assert summary.stored == len(clips), summary
 
-    ways: dict[str, Callable[[Path], None]] = {
-        "tar": tar,
+    ours: dict[str, _Way] = {
         "clips": lambda out: unpack(out, index=False),
         "clips and index": lambda out: unpack(out, index=True),
         "store and index, verified": fill,
     }
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(scale.rounds):
-        for name, way in ways.items():
-            out = folder / "out"
-            out.mkdir()
-            costs[name].append(_cost(lambda way=way, out=out: way(out)))  # type: ignore[misc]
-            shutil.rmtree(out)
-    peer = [median(values) for values in zip(*costs.pop("tar"), strict=True)]
-    targets = {"clips": (0.5, 0.5), "clips and index": (0.75, 0.75)}
-    for name, measured in costs.items():
-        ours = [median(values) for values in zip(*measured, strict=True)]
-        most = targets.get(name, (None, None))
-        for what, own, other, bound in zip(("cpu", "wall"), ours, peer, most, strict=True):
-            target = None if bound is None else Target("ratio", "<=", bound)
-            yield Row(f"archive to {name}: {what} s/GB", own / size * 1e9, other / size * 1e9, "tar xzf", target)
+    peers: dict[str, _Way] = {
+        "tar xzf": _pipe(["tar", "xzf", archive, "-C", _OUT]),
+        "bsdtar xf": _pipe(["bsdtar", "xf", archive, "-C", _OUT]),
+        "tar xf, of a plain tar": _pipe(["tar", "xf", plain, "-C", _OUT]),
+        "cp -r": _pipe(["cp", "-r", folder / "clips", _OUT]),
+    }
+    rows, peers = _without_missing(peers)
+    costs = _compare(folder / "out", ours | peers, scale.rounds)
+    plain.unlink()
+    targets = {"clips": 0.5, "clips and index": 0.75}
+    for name in ours:
+        target = Target("ratio", "<=", targets[name]) if name in targets else None
+        for what in ("cpu", "wall"):
+            own, other = (getattr(costs[one], what) / size * 1e9 for one in (name, "tar xzf"))
+            rows.append(Row(f"archive to {name}: {what} s/GB", own, other, "tar xzf", target))
+    for name in [name for name in peers if name != "tar xzf"]:
+        own, other = (costs[one].cpu / size * 1e9 for one in ("clips", name))
+        rows.append(Row("archive to clips: cpu s/GB", own, other, name))
+    more, less = (costs[name].cpu / size * 1e9 for name in ("clips and index", "clips"))
+    rows.append(Row("with the index on top: cpu s/GB", more, less, "without one"))
+    return rows
 
 
-def _single(folder: Path, clips: dict[Clip, Path], port: int, scale: _Scale) -> list[Row]:
-    base = f"http://127.0.0.1:{port}/held"
+def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: _Scale) -> list[Row]:
+    """From a server into a folder: our command beside those of others."""
+    size = sum(path.stat().st_size for path in clips.values())
+    annotations = folder / "annotations.csv"
+    lines = (f"juggling,{clip.youtube_id},{clip.start},{clip.end},train" for clip in clips)
+    annotations.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *lines]) + "\n")
+
+    def ways(base: str) -> dict[str, _Way]:
+        address = f"{base}/{NAME}"
+        fill: list[str | Path] = [
+            *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "fill", "--archive-url", base),
+            *("--archive", NAME, "--annotations", annotations, "--cache-dir", _OUT / "cache", "--min-free", "0"),
+        ]
+        wget = _pipe(["wget", "-q", "-O", _OUT / "archive", address])
+        tar = _pipe(["tar", "xzf", _OUT / "archive", "-C", _OUT])
+
+        def wget_then_tar(out: Path) -> int:
+            return max(wget(out) or 0, tar(out) or 0)
+
+        wget_then_tar.programs = ["wget", "tar"]  # type: ignore[attr-defined]
+        return {
+            "fill": _pipe(fill),
+            "fill, no more": _pipe([*fill, "--no-index", "--verify", "none"]),
+            _USUAL: wget_then_tar,
+            "curl | tar xz": _pipe(["curl", "-sf", address], ["tar", "xz", "-C", _OUT]),
+            "curl | bsdtar x": _pipe(["curl", "-sf", address], ["bsdtar", "x", "-C", _OUT, "-f", "-"]),
+        }
+
+    rows, _ = _without_missing(ways(url))
+    cores = sorted(os.sched_getaffinity(0))
+    situations = [
+        ("all cores", f"{url}/held", cores, scale.served_rounds, 0.5),
+        ("one core", f"{url}/held", cores[:1], scale.served_rounds, None),
+        ("20 MB/s a connection", f"{url}/limited/held", cores, scale.slow_rounds, 0.2),
+    ]
+    for situation, base, some, rounds, bound in situations:
+        _, there = _without_missing(ways(base))
+        with _on_cores(some):
+            costs = _compare(folder / "out", there, rounds)
+        peers = [name for name in costs if not name.startswith("fill")]
+        for ours in ("fill", "fill, no more"):
+            for name in peers:
+                target = Target("ratio", "<=", bound) if bound and name == _USUAL else None
+                for what, goal in (("wall", target), ("cpu", None)):
+                    own, other = (getattr(costs[one], what) / size * 1e9 for one in (ours, name))
+                    rows.append(Row(f"{ours}, {situation}: {what} s/GB", own, other, name, goal))
+        if some == cores and base == f"{url}/held":
+            rows.append(Row("fill: peak memory, MB", costs["fill"].memory / 1e6))
+            own, other = ((_peak_disk(there[name], folder / "out") - size) / 1e6 for name in ("fill", _USUAL))
+            rows.append(Row("fill: peak disk beyond the clips, MB", own, other, _USUAL))
+    return rows
+
+
+def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: _Scale) -> list[Row]:
+    base = f"{url}/held"
     scan = Scan()
     archive = open_archive(f"{base}/{NAME}")
     version = archive.version()
@@ -142,13 +217,14 @@ def _single(folder: Path, clips: dict[Clip, Path], port: int, scale: _Scale) -> 
     asked = [(record.end - record.begin) / record.size for record in scan.records.values()]
     rows = [
         Row("index: bytes a clip", path.stat().st_size / len(clips), target=Target("ours", "<=", 100)),
+        Row("index: kB a GB of archive", path.stat().st_size / version.size * 1e6),
         Row("index: share of clips in it", len(scan.records) / len(clips), target=Target("ours", ">=", 1)),
         Row("one clip: bytes asked for, in clips (median)", median(asked), target=Target("ours", "<=", 1.05)),
         Row("one clip: the same (largest)", max(asked)),
     ]
     chosen = random.Random(1).sample(sorted(clips), min(scale.reads, len(clips)))
-    with Link(port, rtt=ROUND_TRIP) as link:
-        for line, address in (("loopback", f"http://127.0.0.1:{port}"), (f"{ROUND_TRIP * 1e3:.0f} ms", link.url)):
+    with Link(int(url.rsplit(":", 1)[1]), rtt=ROUND_TRIP) as link:
+        for line, address in (("loopback", url), (f"{ROUND_TRIP * 1e3:.0f} ms", link.url)):
             source = ArchiveSource(f"{address}/held", folder / "shelf")
             ours, peer = [], []
             for clip in [chosen[0], *chosen]:  # the first opens the connection
@@ -175,16 +251,116 @@ def _single(folder: Path, clips: dict[Clip, Path], port: int, scale: _Scale) -> 
     return rows
 
 
-def _cost(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of CPU, of this process and those it started, and seconds that passed."""
+_Way = Callable[[Path], int | None]
+"""Puts the clips into a folder; says how many bytes of memory other processes took for it, at most."""
 
+_USUAL = "wget; tar xzf"
+"""What people do."""
+
+_OUT = Path("/out")
+"""In a command: the folder for the clips."""
+
+
+class _Cost(NamedTuple):
+    cpu: float
+    wall: float
+    memory: float
+    """Bytes of other processes, at most. Less than this one has cannot be seen: they begin as copies of it."""
+
+
+def _pipe(*commands: Sequence[str | Path]) -> _Way:
+    """The way of commands of which each reads what the one before writes."""
+
+    def way(out: Path) -> int:
+        # Only whole words, and the beginnings of paths, stand for the folder.
+        places = [[_placed(word, out) for word in command] for command in commands]
+        processes: list[subprocess.Popen[bytes]] = []
+        for number, command in enumerate(places):
+            last = number == len(places) - 1
+            before = processes[-1].stdout if processes else subprocess.DEVNULL
+            processes.append(
+                subprocess.Popen(command, stdin=before, stdout=subprocess.DEVNULL if last else subprocess.PIPE)
+            )
+            if processes[:-1] and (pipe := processes[-2].stdout):
+                pipe.close()
+        memory = 0
+        for process in processes:
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0, process.args
+            memory += used.ru_maxrss * 1024
+        return memory
+
+    way.programs = [str(command[0]) for command in commands]  # type: ignore[attr-defined]
+    return way
+
+
+def _placed(word: str | Path, out: Path) -> str:
+    return str(out / word.relative_to(_OUT)) if isinstance(word, Path) and word.is_relative_to(_OUT) else str(word)
+
+
+def _without_missing(ways: dict[str, _Way]) -> tuple[list[Row], dict[str, _Way]]:
+    """A row for each way whose programs are not all here, and the others."""
+    missing = {name for name, way in ways.items() if not all(map(shutil.which, getattr(way, "programs", [])))}
+    rows = [Row(f"beside {name}: NOT MEASURED, it is not installed", None) for name in sorted(missing)]
+    return rows, {name: way for name, way in ways.items() if name not in missing}
+
+
+def _compare(out: Path, ways: dict[str, _Way], rounds: int) -> dict[str, _Cost]:
+    """The medians of what each way costs: in each round all ways take their turn."""
+    costs: dict[str, list[_Cost]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            costs[name].append(_cost(way, out))
+    return {name: _Cost(*map(median, zip(*measured, strict=True))) for name, measured in costs.items()}
+
+
+def _cost(way: _Way, out: Path) -> _Cost:
     def cpu() -> float:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return sum(one.ru_utime + one.ru_stime for one in used)
 
+    out.mkdir()
     before, began = cpu(), time.perf_counter()
-    work()
-    return cpu() - before, time.perf_counter() - began
+    memory = way(out)
+    cost = _Cost(cpu() - before, time.perf_counter() - began, memory or 0)
+    shutil.rmtree(out)
+    return cost
+
+
+def _peak_disk(way: _Way, out: Path) -> int:
+    out.mkdir()
+    ended = threading.Event()
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        while not ended.wait(0.03):
+            total = 0
+            for path in out.rglob("*"):
+                with suppress(FileNotFoundError):
+                    total += path.lstat().st_size if not path.is_dir() else 0
+            most = max(most, total)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    way(out)
+    time.sleep(0.1)
+    ended.set()
+    looking.join()
+    shutil.rmtree(out)
+    return most
+
+
+@contextmanager
+def _on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """What is started here has these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 # What is needed for it --------------------------------------------------------------------------------------------
@@ -232,42 +408,3 @@ def _make_archive(folder: Path, scale: _Scale) -> dict[Clip, Path]:
         subprocess.run(["gzip", "-6"], stdin=tar.stdout, stdout=packed, check=True)
         assert tar.wait() == 0
     return clips
-
-
-@contextmanager
-def _nginx(root: Path) -> Iterator[int | None]:
-    """nginx with these files on a port of its own; None if it is not installed."""
-    program = shutil.which("nginx")
-    if program is None:
-        print("nginx is not installed: reading single clips is not measured")
-        yield None
-        return
-    port = random.randint(20_000, 30_000)
-    state = root / "nginx"
-    state.mkdir()
-    root.chmod(0o755)
-    user = "user root;" if os.geteuid() == 0 else ""
-    (state / "nginx.conf").write_text(
-        f"""
-        {user} daemon off; pid {state}/pid; error_log {state}/error.log;
-        events {{}}
-        http {{
-            access_log off;
-            client_body_temp_path {state}; proxy_temp_path {state}; fastcgi_temp_path {state};
-            uwsgi_temp_path {state}; scgi_temp_path {state};
-            keepalive_requests 100000;
-            server {{ listen 127.0.0.1:{port}; root {root}; }}
-        }}
-        """
-    )
-    process = subprocess.Popen([program, "-c", str(state / "nginx.conf"), "-e", str(state / "error.log")])
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/held/{NAME}")
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(url: str) -> None:
-    open_archive(url).version()  # tries again for some seconds

@@ -24,6 +24,7 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
     "YTDLP_NO_PLUGINS": "1",
     # The default is on the internet.
     "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",
+    "AWS_EC2_METADATA_DISABLED": "true",  # where it does not exist, it is waited for
 }
 
 

@@ -6,6 +6,7 @@ folder, which only this machine may see.
 """
 
 from kinetics_fs.fill.depth import Depth
-from kinetics_fs.fill.job import Job, Summary, fill_archive
+from kinetics_fs.fill.job import Job, fill_archive
+from kinetics_fs.fill.summary import Summary
 
 __all__ = ["Depth", "Job", "Summary", "fill_archive"]

@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 from kinetics_fs import logs
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.job import Job, Summary, fill_archive
+from kinetics_fs.fill.job import Job, fill_archive
+from kinetics_fs.fill.summary import Summary
 
 _SPAWN = multiprocessing.get_context("spawn")
 _REPORT_EVERY = 0.2

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,7 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill.depth import Depth
 from kinetics_fs.fill.state import State, read_state, write_state
+from kinetics_fs.fill.summary import Summary
 from kinetics_fs.sources.archive.access import Archive, Version, open_archive
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.libz import tells_blocks
@@ -60,35 +61,8 @@ class Job:
     shelf: Path | None
     states: Path
     depth: Depth = Depth.CONTAINER
-    connections: int = 4
+    connections: int = 8
     keep: bool = True
-
-
-@dataclass
-class Summary:
-    """What a pass over an archive came to, in clips unless said otherwise.
-
-    Attributes:
-        stored: published.
-        present: in the store already.
-        not_wanted: not in the catalog.
-        busy: being fetched by another process at that moment.
-        failed: not fit to be published, by reason.
-        refused: members that are no clips, by reason.
-        indexed: in the index that was made.
-        bytes: of the archive that were read.
-        resumed_at: byte of the archive from which it went on; 0 if from the beginning.
-    """
-
-    stored: int = 0
-    present: int = 0
-    not_wanted: int = 0
-    busy: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    indexed: int = 0
-    bytes: int = 0
-    resumed_at: int = 0
 
 
 Report = Callable[[int, int], None]
@@ -124,6 +98,7 @@ class _Fill:
         self._archive = archive
         self._report = report
         self._summary = Summary()
+        self._refused_before: Counter[str] = Counter()
         self._coming = ExitStack()
         """What the clip that is coming holds: its claim and its file."""
         self._claim: Claim | None = None
@@ -164,7 +139,7 @@ class _Fill:
         self._state.unlink(missing_ok=True)
         self._summary.bytes = done - begin
         self._summary.resumed_at = begin
-        self._summary.refused = scan.refusals
+        self._summary.refused = self._refused_before + scan.refusals
         self._summary.indexed = len(scan.records)
         return self._summary
 
@@ -177,13 +152,16 @@ class _Fill:
         if state is None or (state.learnt.size, state.learnt.etag) != (version.size, version.etag):
             return Scan(index=index), 0
         checkpoint = state.checkpoint
+        self._summary = state.summary
+        self._refused_before = state.summary.refused
         return Scan(at=checkpoint, records=state.learnt.records, index=index), checkpoint.block.bit // 8
 
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()
         if checkpoint is not None:
             self._job.states.mkdir(parents=True, exist_ok=True)
-            write_state(self._state, State(checkpoint, self._index(scan, version)))
+            summary = replace(self._summary, refused=self._refused_before + scan.refusals)
+            write_state(self._state, State(checkpoint, self._index(scan, version), summary))
 
     def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
         return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)

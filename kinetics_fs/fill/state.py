@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.fill.summary import Summary
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.scan import Checkpoint
 
-_MAGIC = b"kinetics-fs fill 1\n"
+_MAGIC = b"kinetics-fs fill 2\n"
 _LENGTH = 4
+_LONGEST_SUMMARY = 64 * 1024
 
 
 class State(NamedTuple):
@@ -21,6 +23,8 @@ class State(NamedTuple):
     checkpoint: Checkpoint
     learnt: ArchiveIndex
     """Of the clips so far; also says which archive it is, and which version of it."""
+    summary: Summary
+    """Of the clips so far."""
 
 
 def write_state(path: Path, state: State) -> None:
@@ -33,6 +37,7 @@ def write_state(path: Path, state: State) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(_MAGIC + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
+            file.write(state.summary.pack().encode() + b"\n")
             write_index(state.learnt, file)
         temporary.replace(path)
     finally:
@@ -49,7 +54,8 @@ def read_state(path: Path) -> State | None:
             if length > os.fstat(file.fileno()).st_size:
                 return None
             checkpoint = Checkpoint.unpack(file.read(length))
+            summary = Summary.unpack(file.readline(_LONGEST_SUMMARY).decode())
             [learnt] = read_indexes(file)
     except (OSError, ValueError, ArchiveError):
         return None
-    return State(checkpoint, learnt)
+    return State(checkpoint, learnt, summary)

@@ -6,6 +6,7 @@
         site.url                       # http://127.0.0.1:…
         site.faults = ["reset"]        # of the next requests, one each
         site.requests                  # [("600/val/a b.tar.gz", "bytes=0-9", 206, bytes sent)]
+        site.headers                   # of the same requests
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -62,7 +64,10 @@ class ArchiveSite:
         """Requests for what comes from that byte on wait for that event."""
         self.tag = b""
         """Another makes other entity tags of the same contents, as each kind of server has its own."""
+        self.region: str | None = None
+        """Of a bucket: signatures must be for this one."""
         self.requests: list[Sent] = []
+        self.headers: list[Message] = []
         self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.connections: set[int] = set()
@@ -104,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(self.path.lstrip("/"))
         content = site.files.get(name)
         fault = site.faults.pop(0) if site.faults else ""
+        if site.region and f"/{site.region}/s3/aws4_request" not in self.headers.get("Authorization", ""):
+            code = b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>"
+            return self.answer(name, 400, code, {"x-amz-bucket-region": site.region})
         if content is None:
             return self.answer(name, 404, b"no such key")
         if fault == "page":
@@ -138,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         if fault in ("reset", "short"):
             body = body[: len(body) // 2]
+        self.site.headers.append(self.headers)
         self.site.requests.append(Sent(name, self.headers.get("Range"), status, len(body)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):

@@ -144,33 +144,73 @@ CHILD = textwrap.dedent(
     job._CHECKPOINT_EVERY = 0.0
     access._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    depth, catalog = Depth(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
     def report(done, total):
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
     fill_archive(
-        Job(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, None, folder / "archives.sqlite",
-            folder / "fills", Depth.NONE, 2),
+        Job(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
+            folder / "fills", depth, 2),
         report,
     )
     """
 )
 
 
+def kill(job: Job, folder: Path, at: int) -> None:
+    """Does a job in another process, that is killed when it has come so far."""
+    command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.depth]
+    command += [str(job.catalog)] if job.catalog else []
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+
+
 def test_killed_again_and_again(job: Job, site: ArchiveSite, tmp_path: Path) -> None:
     size = len(site.files[NAME])
     for part in (0.3, 0.7):
-        command = [sys.executable, "-c", CHILD, job.base, str(tmp_path), str(int(size * part))]
-        assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+        kill(job, tmp_path, int(size * part))
     site.requests.clear()
 
     summary = fill_archive(job)
 
     assert summary.resumed_at > 0.5 * size
     assert sum(sent.bytes for sent in site.requests) < 0.5 * size
-    assert summary.stored < len(CLIPS) / 2
+    assert summary.stored == len(CLIPS)
     assert held(job) == CLIPS
     assert summary.indexed == len(CLIPS)
     check_index(job, tmp_path / "jobs")
+
+
+def test_the_summary_is_of_all_of_it_whoever_was_killed(
+    job: Job, site: ArchiveSite, dataset: Dataset, tmp_path: Path
+) -> None:
+    video = min((path.read_bytes() for path in dataset.videos.glob("*.mp4")), key=len)
+    # Of each sort some before and some after the kill.
+    here, unwanted, unfit, empty = (set(list(CLIPS)[sort::6]) for sort in range(4))
+    contents = {clip: b"" if clip in empty else video[:9_000] if clip in unfit else video for clip in CLIPS}
+    wanted = [clip for clip in CLIPS if clip not in unwanted]
+    rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in wanted)
+    annotations = tmp_path / "a.csv"
+    annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    catalog = compile_catalog([annotations], find_release("600"), tmp_path)
+    site.files[NAME] = by_zlib(make_tar(contents))
+    job = replace(job, depth=Depth.CONTAINER, catalog=catalog)
+    whole = replace(job, cache=tmp_path / "other", shelf=tmp_path / "other.sqlite", states=tmp_path / "other fills")
+    for one in (job, whole):
+        with Store(one.cache) as store:
+            for clip in here:
+                claim = store.claim(clip)
+                assert claim is not None
+                with claim:
+                    (claim.folder / clip.name).write_bytes(video)
+                    claim.publish(claim.folder / clip.name, "test")
+    kill(job, tmp_path, len(site.files[NAME]) // 2)
+
+    summary, expected = fill_archive(job), fill_archive(whole)
+
+    assert summary.resumed_at > 0 == expected.resumed_at
+    assert (expected.stored, expected.present, expected.not_wanted) == (4, 2, 2)
+    assert (expected.failed.total(), expected.refused) == (2, {"empty": 2})
+    assert replace(summary, bytes=0, resumed_at=0) == replace(expected, bytes=0, resumed_at=0)
 
 
 def break_off(job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -196,7 +236,7 @@ def test_archive_that_changes_between_two_tries_is_begun_anew(
     assert held(job) == CLIPS
 
 
-@pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 1\n", b"kinetics-fs fill 1\n\xff\xff\xff\x7f", b"x" * 500])
+@pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 2\n", b"kinetics-fs fill 2\n\xff\xff\xff\x7f", b"x" * 500])
 def test_damaged_states_are_begun_anew(
     job: Job, site: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

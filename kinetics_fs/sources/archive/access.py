@@ -31,9 +31,9 @@ _SEGMENT = 8 * 1024 * 1024
 """Bytes of one request where all of an archive is read."""
 _MOST_CONNECTIONS = 32
 """To a server, that are kept for later."""
-_TIMEOUT = (15.0, 30.0)
+TIMEOUT = (15.0, 30.0)
 """Seconds to wait for a connection, and for the next bytes on it."""
-_TRIES = 5
+TRIES = 5
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 20.0
 """Seconds to wait on the word of a server before a try; who asks for more is left alone."""
@@ -86,18 +86,22 @@ class Archive(Protocol):
         ...
 
 
-def open_archive(address: str, *, connections: int = 4, tries: int = _TRIES) -> Archive:
+def open_archive(address: str, *, connections: int = 4, tries: int = TRIES) -> Archive:
     """An archive by its address. Nothing is read yet.
 
     Args:
-        address: `https://…`, `http://…`, `s3://bucket/key` of a public bucket, or a path. For S3 the variable
-            `AWS_ENDPOINT_URL_S3`, or `AWS_ENDPOINT_URL`, names another server than Amazon's.
+        address: `https://…`, `http://…`, `s3://bucket/key`, or a path. For S3 the settings are those of all programs
+            for AWS: `AWS_PROFILE`, `AWS_ENDPOINT_URL_S3` for another server than Amazon's, and so on.
         connections: to read all of it with.
         tries: of a request in a row that bring nothing, before it is given up.
+
+    Raises:
+        FetchError: there are credentials for S3, but they cannot be used (CONFIG).
     """
     if address.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        address = f"{(endpoint or 'https://s3.amazonaws.com').rstrip('/')}/{address.removeprefix('s3://')}"
+        from kinetics_fs.sources.archive.s3 import S3Archive  # builds on this module, and few need it
+
+        return S3Archive(address, connections=connections, tries=tries)
     if urlsplit(address).scheme in ("http", "https"):
         return RemoteArchive(address, connections=connections, tries=tries)
     return LocalArchive(Path(address))
@@ -147,7 +151,7 @@ class RemoteArchive:
         tries: of a request in a row that bring nothing.
     """
 
-    def __init__(self, url: str, *, connections: int = 4, tries: int = _TRIES) -> None:
+    def __init__(self, url: str, *, connections: int = 4, tries: int = TRIES) -> None:
         self.address = url
         self._connections = connections
         self._tries = tries
@@ -234,7 +238,10 @@ class RemoteArchive:
         headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         if version and version.etag:
             headers["If-Match"] = version.etag
-        return self._session.get(self.address, headers=headers, stream=True, timeout=_TIMEOUT)
+        return self._get(headers)
+
+    def _get(self, headers: dict[str, str]) -> requests.Response:
+        return self._session.get(self.address, headers=headers, stream=True, timeout=TIMEOUT)
 
     def _check(self, response: requests.Response, begin: int, end: int, version: Version | None) -> Version:
         """The version that an answer is of.
@@ -255,7 +262,7 @@ class RemoteArchive:
         if status == 200:
             raise FetchError(FailureKind.CONFIG, f"{self.address}: the server does not answer requests for a range")
         if status != 206:
-            raise FetchError(FailureKind.CONFIG, f"{self.address}: HTTP {status}")
+            raise self._refusal(response)
         said = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", ""))
         if said is None:
             raise FetchError(FailureKind.TRANSIENT, f"{self.address}: the answer is for no range")
@@ -265,6 +272,10 @@ class RemoteArchive:
         if (int(said[1]), int(said[2])) != (begin, end - 1):
             raise FetchError(FailureKind.TRANSIENT, f"{self.address}: the answer is for another range")
         return found
+
+    def _refusal(self, response: requests.Response) -> FetchError:
+        """What an answer means that no later try will change."""
+        return FetchError(FailureKind.CONFIG, f"{self.address}: HTTP {response.status_code}")
 
 
 @functools.cache
