@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import archives, catalog, chaos, mount, soak, youtube
+from benchmarks import archives, catalog, chaos, mount, soak, training, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mount": mount.run,
     "soak": soak.run,
     "soak-no-passthrough": partial(soak.run, passthrough=False),
+    "training": training.run,
     "youtube": youtube.run,
 }
 

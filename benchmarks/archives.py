@@ -54,7 +54,7 @@ ROUND_TRIP = 0.05
 """Seconds, of the line."""
 
 
-class _Scale(NamedTuple):
+class Scale(NamedTuple):
     distinct: int
     """Clips that are really encoded."""
     clips: int
@@ -65,17 +65,17 @@ class _Scale(NamedTuple):
     reads: int
 
 
-_FULL = _Scale(24, 240, 5, 3, 1, 60)
-_QUICK = _Scale(6, 30, 1, 1, 1, 10)
+_FULL = Scale(24, 240, 5, 3, 1, 60)
+QUICK = Scale(6, 30, 1, 1, 1, 10)
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
     """Measures everything; takes some six minutes, with `quick` less than one."""
-    scale = _QUICK if quick else _FULL
+    scale = QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
         folder.chmod(0o755)
-        clips = _make_archive(folder, scale)
+        clips = make_archive(folder, scale)
         rows = _whole(folder, clips, scale)
         if find_nginx() is None:
             return [*rows, Row("from a server: NOT MEASURED, nginx is not installed", None)]
@@ -90,7 +90,7 @@ def run(*, quick: bool = False) -> Sequence[Row]:
 # What is measured -------------------------------------------------------------------------------------------------
 
 
-def _whole(folder: Path, clips: dict[Clip, Path], scale: _Scale) -> list[Row]:
+def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
     archive = folder / "held" / NAME
     size = sum(path.stat().st_size for path in clips.values())
     plain = folder / "plain.tar"
@@ -145,7 +145,7 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: _Scale) -> list[Row]:
     return rows
 
 
-def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: _Scale) -> list[Row]:
+def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> list[Row]:
     """From a server into a folder: our command beside those of others."""
     size = sum(path.stat().st_size for path in clips.values())
     annotations = folder / "annotations.csv"
@@ -198,7 +198,7 @@ def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: _Scale) -> l
     return rows
 
 
-def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: _Scale) -> list[Row]:
+def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> list[Row]:
     base = f"{url}/held"
     scan = Scan()
     archive = open_archive(f"{base}/{NAME}")
@@ -366,7 +366,7 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
 # What is needed for it --------------------------------------------------------------------------------------------
 
 
-def _make_archive(folder: Path, scale: _Scale) -> dict[Clip, Path]:
+def make_archive(folder: Path, scale: Scale) -> dict[Clip, Path]:
     """The archive below `held`, and its clips as files below `clips`."""
     made = [folder / f"{number}.mp4" for number in range(scale.distinct)]
     for number, path in enumerate(made):

@@ -121,7 +121,8 @@ def fill_and_read_single_clips(base: str, folder: Path) -> None:
     source = ArchiveSource(base, shelf)
     (folder / "single").mkdir()
     for clip, content in CLIPS.items():
-        assert source.fetch(clip, folder / "single").path.read_bytes() == content
+        media = source.fetch(clip, folder / "single")
+        assert media is not None and media.path.read_bytes() == content
 
 
 def held(cache: Path) -> dict[Clip, bytes]:
