@@ -202,6 +202,17 @@ def test_no_archive_at_all(fetcher: Make, store: Store, archives: ArchiveSite) -
     assert len(archives.requests) == 1, "asked for once"
 
 
+def test_a_server_that_does_not_answer(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    """It is asked once by each worker, and then not again for a while: others are at hand."""
+    archives.faults = ["500"] * 4
+    made = fetcher("archive", "youtube", workers=1)
+    made.request(ELSEWHERE).result(PATIENCE)
+    assert len(archives.requests) == 2
+    error = error_of(made.request(ABSENT))
+    assert (error.kind, error.source) == (FailureKind.TRANSIENT, "archive"), "it may be there: nobody knows"
+    assert len(archives.requests) == 2
+
+
 def test_others_evict_nothing(
     fetcher: Make, site: VideoSite, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
 ) -> None:

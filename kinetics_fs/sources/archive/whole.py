@@ -25,8 +25,10 @@ from kinetics_fs.sources.base import HandOver, UnderWay
 _log = logging.getLogger(__name__)
 
 _ASK_AGAIN = 600.0
-_ASK_AGAIN_AFTER_FAILURE = 60.0
-"""Seconds for which it is believed that an archive is there, or is not; and that it cannot be reached."""
+"""Seconds for which it is believed that an archive is there, or is not."""
+_ASK_AGAIN_AFTER_FAILURE = 300.0
+"""Seconds for which it is believed that none can be reached: clips of hundreds of classes may be wanted meanwhile, and
+each would wait for a server that does not answer before it is asked for elsewhere."""
 
 _TRIES = 2
 """To find out whether there is an archive at all: other sources are at hand."""
@@ -52,8 +54,9 @@ class WholeArchives:
         self._shelf: Shelf | None = None
         self._catalog: Catalog | None = None
         self._lock: int | None = None
-        self._asked: dict[str, tuple[float, Version | FetchError | None]] = {}
+        self._asked: dict[str, tuple[float, Version | None]] = {}
         """Until when what is believed of each archive."""
+        self._unreachable: tuple[float, FetchError] | None = None
 
     def bring(self, clip: Clip, folder: Path) -> bool:
         """Reads the archive of the clip's class, unless it is indexed, too large, or not there; whether it did.
@@ -87,17 +90,21 @@ class WholeArchives:
 
     def _version(self, name: str) -> Version | None:
         """Which version of an archive is there; None if none is."""
-        until, answer = self._asked.get(name, (0.0, None))
-        if until <= time.monotonic():
-            try:
-                answer = open_archive(archive_address(self._base, name), tries=_TRIES).version()
-            except FetchError as error:
-                answer = None if error.kind is FailureKind.CONFIG else error
-            lasting = _ASK_AGAIN_AFTER_FAILURE if isinstance(answer, FetchError) else _ASK_AGAIN
-            self._asked[name] = time.monotonic() + lasting, answer
-        if isinstance(answer, FetchError):
-            raise answer
-        return answer
+        now = time.monotonic()
+        until, version = self._asked.get(name, (now, None))
+        if until > now:
+            return version
+        if self._unreachable is not None and self._unreachable[0] > now:
+            raise self._unreachable[1]
+        try:
+            version = open_archive(archive_address(self._base, name), tries=_TRIES).version()
+        except FetchError as error:
+            if error.kind is not FailureKind.CONFIG:
+                self._unreachable = time.monotonic() + _ASK_AGAIN_AFTER_FAILURE, error
+                raise
+            version = None
+        self._asked[name] = time.monotonic() + _ASK_AGAIN, version
+        return version
 
     def _is_indexed(self, name: str, version: Version) -> bool:
         assert self._shelf is not None
