@@ -46,8 +46,8 @@ class State(StrEnum):
 class Prefetch:
     """Fetches clips.
 
-    It makes room by evicting what was there before it began, and never what it has brought itself: of a selection that
-    does not fit, the first part is there in the end.
+    It makes room by evicting what was there before it began, and none of the clips themselves: of a selection that does
+    not fit, the first part is there in the end.
 
     Args:
         fetcher: fetches each.
@@ -176,8 +176,7 @@ class Prefetch:
         future.add_done_callback(partial(self._ended, number, clip))
 
     def _note_held(self, clip: Clip) -> None:
-        if self._reader is not None:
-            self._store.touch(clip)
+        self._store.touch(clip)  # it must not go for those that follow
         self.already_here += 1
         self._told()
 

@@ -120,7 +120,7 @@ def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSit
 
     for number, clip in enumerate(CLIPS):
         assert content(store, clip) == videos[number % len(videos)], clip
-    assert read_whole(archives) < 1.01
+    assert read_whole(archives) < 1.2, "once, and one by index if it was being looked at when it passed by"
     assert error_of(made.request(BROKEN)).kind is FailureKind.CORRUPT
 
 
@@ -232,8 +232,8 @@ def test_others_evict_nothing(
 @pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
 def test_trouble_on_the_way(fetcher: Make, archives: ArchiveSite, videos: list[bytes], fault: str) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=SEGMENT)
-    archives.faults = ["", fault, fault]
-    made = fetcher()
+    archives.faults = ["", fault, fault]  # the first is asked which version it is; others would do so, too
+    made = fetcher(workers=1)
     for future in [made.request(clip) for clip in CLIPS]:
         future.result(PATIENCE)
 
