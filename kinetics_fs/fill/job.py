@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ from kinetics_fs.store import Claim, Store
 _log = logging.getLogger(__name__)
 
 SOURCE = "archive"
+_MOST_UNPUBLISHED = 4
+"""Clips that are unpacked and not yet in the store."""
+
 _CHECKPOINT_EVERY = 1.0
 """Seconds of work that a kill may cost."""
 
@@ -103,6 +107,9 @@ class _Fill:
         """What the clip that is coming holds: its claim and its file."""
         self._claim: Claim | None = None
         self._file: IO[bytes] | None = None
+        # Unpacking takes one core; to check a clip and force it to the disk takes as long beside it, not after it.
+        self._publisher = ThreadPoolExecutor(1, "publish")
+        self._publishing: deque[Future[None]] = deque()
         # An index that lacks the clips of an earlier part is none: so there is a state with one, and one without.
         kind = "indexed" if shelf else "plain"
         name = hashlib.sha256(f"{job.base} {job.archive}".encode()).hexdigest()[:32]
@@ -119,11 +126,11 @@ class _Fill:
         version = self._archive.version()
         scan, begin = self._scan(version)
         done, saved = begin, time.monotonic()
-        with self._coming, closing(self._archive.stream(begin, version)) as stream:
+        with self._publisher, self._coming, closing(self._archive.stream(begin, version)) as stream:
             for data in stream:
                 for event in scan.feed(data):
                     if isinstance(event, Begin):
-                        self._begin(event.clip)
+                        self._begin(event.clip, event.size)
                     elif isinstance(event, End):
                         self._end(event.clip)
                         if time.monotonic() - saved >= _CHECKPOINT_EVERY:
@@ -133,6 +140,7 @@ class _Fill:
                         self._file.write(event)
                 done += len(data)
                 self._report(done, version.size)
+            self._wait_for_published()
         scan.finish()
         if self._shelf is not None:
             self._shelf.add(self._index(scan, version))
@@ -159,6 +167,7 @@ class _Fill:
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()
         if checkpoint is not None:
+            self._wait_for_published()  # what comes before it is in the store
             self._job.states.mkdir(parents=True, exist_ok=True)
             summary = replace(self._summary, refused=self._refused_before + scan.refusals)
             write_state(self._state, State(checkpoint, self._index(scan, version), summary))
@@ -168,14 +177,14 @@ class _Fill:
 
     # A clip
 
-    def _begin(self, clip: Clip) -> None:
+    def _begin(self, clip: Clip, size: int) -> None:
         if not self._job.keep:
             return
         if self._catalog is not None and not self._catalog.locate(clip):
             self._summary.not_wanted += 1
         elif self._store.holds(clip):
             self._summary.present += 1
-        elif (claim := self._store.claim(clip)) is None:
+        elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1
         else:
             self._claim = self._coming.enter_context(claim)
@@ -186,7 +195,17 @@ class _Fill:
         if claim is None or file is None:
             return
         self._claim = self._file = None
-        with self._coming.pop_all():
+        self._wait_for_published(but=_MOST_UNPUBLISHED - 1)
+        held = self._coming.pop_all()
+        self._publishing.append(self._publisher.submit(self._publish, clip, claim, file, held))
+
+    def _wait_for_published(self, but: int = 0) -> None:
+        """Waits until no more clips than that are unpublished, and raises what any of them raised."""
+        while len(self._publishing) > but:
+            self._publishing.popleft().result()
+
+    def _publish(self, clip: Clip, claim: Claim, file: IO[bytes], held: ExitStack) -> None:
+        with held:
             file.close()
             path = claim.folder / clip.name
             try:
