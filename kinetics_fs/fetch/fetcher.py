@@ -102,12 +102,12 @@ class _Arrival:
         if clip != self._flight.clip:
             self._fetcher._take_along(clip, path, self._source)
         elif not self.landed:
-            self.publish(path)
+            self.publish(path, last=False)
             self._fetcher._finish(self._flight, None)  # others may come for long after it
 
-    def publish(self, path: Path) -> None:
+    def publish(self, path: Path, *, last: bool = True) -> None:
         """The clip itself."""
-        self._claim.publish(path, self._source)
+        self._claim.publish(path, self._source, last=last)
         self.landed = True
         self._fetcher.counters.fetched += 1
         took = time.monotonic() - self._flight.since

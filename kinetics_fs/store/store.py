@@ -357,25 +357,30 @@ class Store:
         try:
             folder.mkdir(mode=0o700)
         except OSError as error:
-            self._end_flight(token)
+            self._end_flight(token, ended=False)
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
         return Claim(self, clip, token, folder, spare_since)
 
-    def _publish(self, claim: Claim, path: Path, source: str) -> None:
+    def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> None:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
-            # Not longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
-            db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
+            if last:
+                self._delete_flight(db, claim.token)
+            else:
+                # No longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
+                db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._make_room(db, size, certain=True, known=True, spare_since=claim.spare_since)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
 
-    def _end_flight(self, token: str) -> None:
+    def _end_flight(self, token: str, *, ended: bool) -> None:
         # The files first: on a full disk the ledger can perhaps be written only afterwards.
         shutil.rmtree(self._incoming / token, ignore_errors=True)
         self._flying.discard(token)
+        if ended:
+            return
         try:
             with self._ledger.exclusive() as db:
                 self._delete_flight(db, token)
@@ -567,6 +572,7 @@ class Claim:
     def __init__(self, store: Store, clip: Clip, token: str, folder: Path, spare_since: float) -> None:
         self._store = store
         self.spare_since = spare_since
+        self._ended = False
         self.clip = clip
         self.token = token
         self.folder = folder
@@ -576,20 +582,22 @@ class Claim:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._store._end_flight(self.token)
+        self._store._end_flight(self.token, ended=self._ended)
 
-    def publish(self, path: Path, source: str) -> None:
+    def publish(self, path: Path, source: str, *, last: bool = True) -> None:
         """Makes a finished and verified file the clip, at once and for everyone.
 
         Args:
             path: a regular file in `folder`; it is moved.
             source: name of the source that it came from.
+            last: nothing more will be written to `folder`.
 
         Raises:
             FetchError: there is no room after all (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
         """
         try:
-            self._store._publish(self, path, source)
+            self._store._publish(self, path, source, last=last)
+            self._ended = last
         except OSError as error:
             raise FetchError(
                 FailureKind.LOCAL, f"cannot store the clip: {error}", source=source, errno=error.errno
