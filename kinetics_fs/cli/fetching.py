@@ -84,12 +84,17 @@ def fetch_with_progress(
     """The same, but says nothing of how it went."""
     from kinetics_fs.fetch.prefetch import Prefetch
     from kinetics_fs.library import fetcher_of
+    from kinetics_fs.store import Chronicle, Counts
 
     fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:
         click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
     interrupted = False
-    with progress_bar(wanted) as show:
+    counters = fetcher.counters
+    with (
+        Chronicle(store.history, lambda: Counts(counters.fetched, counters.failed)),
+        progress_bar(wanted) as show,
+    ):
         prefetch = Prefetch(
             fetcher, store, clips, wanted, window=2 * settings.workers, changed=lambda: show(prefetch.report())
         )

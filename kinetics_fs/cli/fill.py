@@ -69,6 +69,7 @@ def command(
     from kinetics_fs.fill.plan import archives_holding, was_done
     from kinetics_fs.library import shelf_of, shelf_path, store_of
     from kinetics_fs.sources.archive.libz import tells_blocks
+    from kinetics_fs.store import Chronicle
 
     indexed = not no_index and tells_blocks()
     outcome = Outcome()
@@ -90,6 +91,7 @@ def command(
         ]
         to_read = {name: version for name, version in versions.items() if name not in outcome.earlier}
         _check_room(settings, catalog, store, shelf, here, to_read, on_shelf)
+        opened.enter_context(Chronicle(store.history, outcome.counts))
         pass_over(
             (
                 Job(

@@ -21,6 +21,7 @@ from kinetics_fs.fill.plan import is_replacement, remember_done
 from kinetics_fs.settings import Settings
 from kinetics_fs.sources.archive.access import Version, open_archive
 from kinetics_fs.sources.archive.places import archive_address
+from kinetics_fs.store import Counts
 
 _ASKED_AT_ONCE = 8
 _LOOK_EVERY = 1.0
@@ -47,6 +48,14 @@ class Outcome:
     def refused(self) -> Counter[str]:
         """How many members of the archives are no clips, by reason."""
         return sum((summary.refused for summary in self.read.values()), Counter[str]())
+
+    def counts(self) -> Counts:
+        """What came of the archives that are through, for the history of the cache."""
+        summaries = list(self.read.values())  # at once, for others are added meanwhile
+        return Counts(
+            fetched=sum(summary.stored for summary in summaries),
+            failed=sum(summary.failed.total() for summary in summaries),
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {"read": sorted(self.read), "read_before": sorted(self.earlier), "failed": self.failed}

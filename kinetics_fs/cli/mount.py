@@ -103,6 +103,7 @@ def _serve(
     from kinetics_fs.library import fetcher_of, store_of
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.service import Service
+    from kinetics_fs.store import Chronicle, Counts
     from kinetics_fs.vfs import Readahead, Readers, Tree
 
     logging.getLogger().setLevel(logging.INFO)
@@ -131,6 +132,9 @@ def _serve(
             about={"version": __version__, "mountpoint": str(place)},
             reports={"prefetches": prefetcher.reports},
             noticed=readers.notice,
+        )
+        opened.enter_context(
+            Chronicle(store.history, lambda: Counts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens))
         )
         try:
             opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))

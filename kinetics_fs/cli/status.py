@@ -30,9 +30,9 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
     from kinetics_fs.mount import find_mounts, real_place
 
     if mountpoint is None:
-        mounts = [_read(place) for place in find_mounts()]
+        mounts = [read_status(place) for place in find_mounts()]
     elif sys.platform != "linux" or real_place(mountpoint) in find_mounts():
-        mounts = [_read(real_place(mountpoint))]
+        mounts = [read_status(real_place(mountpoint))]
     else:
         raise MountError(f"{mountpoint} is not a mount of kinetics-fs")
     report: dict[str, Any] = {"mounts": mounts}
@@ -54,7 +54,8 @@ def command(mountpoint: Path | None, settings: Settings, as_json: bool) -> None:
         _print_origins(report["origins"], "Source")
 
 
-def _read(place: Path) -> dict[str, Any]:
+def read_status(place: Path) -> dict[str, Any]:
+    """What the mount on a place says of itself; `mountpoint` and why not, as `dead`, if it says nothing."""
     try:
         status = json.loads((place / ".kinetics/status.json").read_text())
     except (OSError, ValueError) as error:

@@ -71,13 +71,16 @@ class Survey:
         self._release = catalog.release
         self._counts = Counter[str]()
         self._classes: dict[str, Counter[str]] = {}
+        self._places: dict[tuple[str, str], Counter[str]] = {}
         self._tally = Tally()
         now = time.time()
         for place, counts, failures in survey(catalog, store):
-            self._counts.update(counts)
             self._counts["due"] += sum(failure.retry_at <= now for failure in failures.values())
-            of_class = self._classes.setdefault(place.label or "", Counter())
-            of_class.update({**counts, "unavailable": len(failures)})
+            counts["unavailable"] = len(failures)
+            self._counts.update(counts)
+            label = place.label or ""
+            self._classes.setdefault(label, Counter()).update(counts)
+            self._places.setdefault((place.split, label), Counter()).update(counts)
             for failure in failures.values():
                 self._tally.add(failure)
 
@@ -87,7 +90,7 @@ class Survey:
             "clips": self._counts["clips"],
             "cached": self._counts["cached"],
             "evicted": self._counts["evicted"],
-            "untried": self._untried,
+            "untried": _untried(self._counts),
             "unavailable": self._tally.clips,
             "due": self._counts["due"],
             "kinds": self._tally.as_json(),
@@ -97,12 +100,24 @@ class Survey:
             ],
         }
 
+    def by_place(self) -> list[dict[str, Any]]:
+        """How many clips of each class in each split are here, were here, could not be had, and were never tried."""
+        return [
+            {
+                "split": split,
+                "label": label,
+                **{name: counts[name] for name in ("clips", "cached", "evicted", "unavailable")},
+                "untried": _untried(counts),
+            }
+            for (split, label), counts in self._places.items()
+        ]
+
     def lines(self) -> Iterator[str]:
         yield f"Kinetics-{self._release}, {self._counts['clips']:,} clips:"
         yield f"{self._counts['cached']:>10,}  are here"
         if self._counts["evicted"]:
             yield f"{self._counts['evicted']:>10,}  were here, and had to make room"
-        yield f"{self._untried:>10,}  were never tried"
+        yield f"{_untried(self._counts):>10,}  were never tried"
         due = f"; {self._counts['due']:,} of them are tried again when opened" if self._counts["due"] else ""
         yield f"{self._tally.clips:>10,}  could not be had{due}"
         if not self._tally.clips:
@@ -122,11 +137,11 @@ class Survey:
         if len(worst) > _CLASSES_SHOWN:
             yield f"… and {len(worst) - _CLASSES_SHOWN:,} more classes"
 
-    @property
-    def _untried(self) -> int:
-        return self._counts["clips"] - self._counts["cached"] - self._counts["evicted"] - self._tally.clips
-
     def _worst(self) -> list[tuple[str, Counter[str]]]:
         """The classes of which clips could not be had, that with the greatest share of them first."""
         some = [(label, counts) for label, counts in self._classes.items() if counts["unavailable"]]
         return sorted(some, key=lambda one: (-one[1]["unavailable"] / one[1]["clips"], -one[1]["unavailable"], one[0]))
+
+
+def _untried(counts: Counter[str]) -> int:
+    return counts["clips"] - counts["cached"] - counts["evicted"] - counts["unavailable"]

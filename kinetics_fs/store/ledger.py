@@ -64,6 +64,16 @@ CREATE TABLE IF NOT EXISTS asked (   -- a row per clip that an origin was asked 
     at        REAL NOT NULL          -- seconds since the epoch
 );
 CREATE INDEX IF NOT EXISTS asked_in_order ON asked (origin, at);
+
+CREATE TABLE IF NOT EXISTS history ( -- what became of the cache, in steps of five minutes, and of an hour after a day
+    at           INTEGER PRIMARY KEY, -- when the step began, in seconds since the epoch
+    clips        INTEGER NOT NULL,    -- held when it ended
+    bytes        INTEGER NOT NULL,    -- the same
+    fetched      INTEGER NOT NULL,    -- in it, by all processes
+    failed       INTEGER NOT NULL,    -- the same; clips that could not be had
+    from_cache   INTEGER NOT NULL,    -- the same; opens that found their clip here
+    not_in_cache INTEGER NOT NULL     -- the same; opens that did not
+);
 """
 
 

@@ -25,6 +25,7 @@ from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
 from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.folder import prepare_folder
+from kinetics_fs.store.history import History
 from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.origins import Origins
 from kinetics_fs.store.owners import Owner
@@ -111,6 +112,8 @@ class Store:
         """All that can be asked of, and done to, what is remembered of clips that could not be had."""
         self.origins = Origins(self._ledger)
         """Who wants to be left alone, and how much was asked of whom."""
+        self.history = History(self._ledger, self._table.totals)
+        """How full it was over time, and what was fetched and opened."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
         self._opens: dict[str, float] = {}

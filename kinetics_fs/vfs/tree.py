@@ -416,6 +416,11 @@ class Tree:
         """Tells who shows the tree: `state` says how it goes whenever it is asked, with at least `name` and `mode`."""
         self._frontend = state
 
+    @property
+    def opens(self) -> tuple[int, int]:
+        """How many opens found their clip here, and how many did not."""
+        return self._hits, self._misses
+
     def status(self) -> dict[str, object]:
         """What `status.json` says."""
         refusals = self._catalog.refusals()

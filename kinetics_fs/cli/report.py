@@ -1,0 +1,78 @@
+"""`kinetics-fs report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kinetics_fs.cli.files import replacing
+from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.settings import Settings
+from kinetics_fs.sizes import readable_size
+
+
+@click.command("report")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    default=Path("kinetics-report.html"),
+    show_default=True,
+    metavar="FILE|-",
+    help="Where to write the page; - is standard output.",
+)
+@click.option(
+    "--thumbnails",
+    type=click.IntRange(0, 200),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="Clips to show a picture of, evenly over the classes.",
+)
+@with_settings("selection", "store")
+@json_option
+def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) -> None:
+    """Write a page of HTML that shows what of a selection is here, and how the cache is doing.
+
+    One file that needs nothing else, to be opened in a browser or sent to somebody. Asks the cache and the mounts of
+    this machine, not the network. With --json the same is printed as JSON, without pictures, and no page is written.
+
+    \b
+    kinetics-fs report
+    kinetics-fs report --release 700-2020 --split train -o train.html
+    kinetics-fs report --split validation --json
+    """
+    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.cli.status import read_status
+    from kinetics_fs.cli.survey import Survey
+    from kinetics_fs.mount import find_mounts
+    from kinetics_fs.report import gather, pictures, render
+
+    with catalog_of(settings) as catalog, store_of(settings) as store:
+        found = Survey(catalog, store)
+        gathered = gather(
+            store,
+            selection={
+                "release": catalog.release,
+                "annotations": settings.annotations,
+                "splits": settings.split,
+                "classes": settings.klass,
+                "max_samples": settings.max_samples,
+                "shuffle": settings.shuffle,
+                "seed": settings.seed,
+            },
+            classes=found.by_place(),
+            failures=found.as_json()["kinds"],
+            mounts=map(read_status, find_mounts()),
+        )
+        if as_json:
+            click.echo(json.dumps(gathered, indent=2))
+            return
+        held = {(row["split"], row["label"]): row["cached"] for row in gathered["classes"]}
+        page = render(gathered, list(pictures(catalog, store, held, thumbnails)))
+    written = page.encode(errors="replace")  # the name of a folder may be no text
+    with replacing(output) as file:
+        file.write(written)
+    click.echo(f"{output}: {readable_size(len(written))}", err=True)

@@ -1,0 +1,135 @@
+"""From what was gathered to the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kinetics_fs.report.chart import Chart, Series, chart
+from kinetics_fs.report.pictures import Picture
+from kinetics_fs.sizes import readable_size
+from kinetics_fs.store.history import STEP
+
+_REASONS_SHOWN = 20
+_HOUR = 3600.0
+_SLOTS = (
+    (16, STEP, "5 minutes"),
+    (8 * 24, 3600, "hour"),
+    (50 * 24, 6 * 3600, "6 hours"),
+    (10**9, 12 * 3600, "12 hours"),
+)
+"""(hours of history up to which it is shown in slots of, seconds, in words)."""
+_FAR = 4
+"""A limit so many times as large as all that is held is not drawn, for it would flatten the rest."""
+
+
+def render(gathered: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+    """The page.
+
+    Args:
+        gathered: what `gather` returned.
+        pictures: what `pictures` yielded.
+    """
+    environment = Environment(
+        loader=PackageLoader("kinetics_fs.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "size": _size, "share": _share}
+    style, script = (
+        resources.files("kinetics_fs.report").joinpath(name).read_text() for name in ("page.css", "page.js")
+    )
+    made = datetime.fromisoformat(gathered["made"])
+    samples = gathered["history"]
+    return environment.get_template("page.html.j2").render(
+        gathered,
+        made_on=f"{made:%Y-%m-%d %H:%M %Z}",
+        # Our own, and the only two that may be in the page as they are; it names them by their hashes.
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        pictures=pictures,
+        charts=_charts(samples, gathered["cache"], made.timestamp()) if samples else [],
+        days=_days(samples),
+        reasons_shown=_REASONS_SHOWN,
+    )
+
+
+def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now: float) -> list[Chart]:
+    first = samples[0]["at"]
+    slot, in_words = next((seconds, words) for hours, seconds, words in _SLOTS if now - first <= hours * _HOUR)
+    begin = first // slot * slot
+    number = int((now - begin) // slot) + 1
+    span = (begin, begin + number * slot)
+    sums = {name: [0] * number for name in ("fetched", "failed", "from_cache", "not_in_cache")}
+    for sample in samples:
+        for name, values in sums.items():
+            values[(sample["at"] - begin) // slot] += sample[name]
+
+    def series(label: str, name: str) -> Series:
+        return Series(label, [(begin + (turn + 0.5) * slot, value) for turn, value in enumerate(sums[name])])
+
+    held = Series("held", [*((min(one["at"] + STEP, now), one["bytes"]) for one in samples), (now, cache["bytes"])])
+    room = [held]
+    limit = cache["limit"]
+    if limit is not None and limit <= _FAR * max(value for _, value in held.values):
+        room.append(Series("limit", [(begin, limit), (now, limit)]))
+    return [
+        chart("bytes", "Bytes of clips in the cache", room, span, _size),
+        chart(
+            "fetches",
+            f"Clips fetched, in each {in_words}",
+            [series("fetched", "fetched"), series("not to be had", "failed")],
+            span,
+            _number,
+            step=1,
+        ),
+        chart(
+            "opens",
+            f"Clips opened in mounts, in each {in_words}",
+            [series("from the cache", "from_cache"), series("not in the cache", "not_in_cache")],
+            span,
+            _number,
+            step=1,
+        ),
+    ]
+
+
+def _days(samples: Sequence[Mapping[str, int]]) -> list[dict[str, Any]]:
+    """The samples day by day, the latest first."""
+    days: dict[str, dict[str, Any]] = {}
+    for sample in samples:
+        name = f"{datetime.fromtimestamp(sample['at']):%Y-%m-%d}"
+        day = days.setdefault(name, {"day": name, "fetched": 0, "failed": 0, "from_cache": 0, "not_in_cache": 0})
+        day |= {"clips": sample["clips"], "bytes": sample["bytes"]}
+        for count in ("fetched", "failed", "from_cache", "not_in_cache"):
+            day[count] += sample[count]
+    return list(reversed(days.values()))
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "–" if value is None else str(value)
+
+
+def _size(value: Any) -> str:
+    return readable_size(value) if isinstance(value, int | float) else _number(value)
+
+
+def _share(part: int, whole: int) -> str:
+    """A part of a whole in percent, rounded to one place; never to all or nothing where it is not that."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{min(max(percent, 0.1), 99.9) if 0 < part < whole else percent:.1f}"
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
