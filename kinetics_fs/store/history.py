@@ -1,7 +1,7 @@
 """What became of a cache over time: how full it was, and what was fetched and opened.
 
 A row for every five minutes in which anybody wrote one, of all processes together; after a day they become one for
-every hour. So there are never many more than 2,400.
+every hour. So there are never more than 2,450.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import pytest
 
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
+from tests.conftest import Dataset, made_once
 from tests.harness import kinetics_fs
 
 ROWS = [
@@ -41,6 +42,21 @@ def cache(tmp_path: Path) -> Path:
 def chosen(annotations: Path, cache: Path) -> tuple[str | Path, ...]:
     """Arguments of every command that takes a selection."""
     return ("--annotations", annotations, "--cache-dir", cache, "--min-free", "0")
+
+
+@pytest.fixture(scope="session")
+def fetched(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the two clips of surfing in validation, and one of another class."""
+
+    def fetch(folder: Path) -> Path:
+        (folder / "clips.csv").write_text(as_csv(ROWS[:3]))
+        with VideoSite(dataset.videos) as site:
+            everywhere = "--cache-dir", folder / "cache", "--min-free", "0", "--video-url", site.url_template
+            done = kinetics_fs("prefetch", "--annotations", folder / "clips.csv", *everywhere, timeout=110)
+        assert done.returncode == 0, done.stderr
+        return folder / "cache"
+
+    return made_once("fetched", tmp_path_factory, fetch)
 
 
 Prefetch = Callable[..., CompletedProcess[str]]

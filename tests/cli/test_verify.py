@@ -21,8 +21,7 @@ import pytest
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
-from tests.cli.conftest import ROWS, as_csv
-from tests.conftest import Dataset, MountFactory, made_once
+from tests.conftest import MountFactory
 from tests.harness import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]
@@ -51,21 +50,6 @@ def digests(cache: Path) -> dict[str, str]:
         for path in (cache / "clips").glob("*/*")
         if path.is_file()
     }
-
-
-@pytest.fixture(scope="session")
-def fetched(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the two clips of surfing in validation, and one of another class."""
-
-    def fetch(folder: Path) -> Path:
-        (folder / "clips.csv").write_text(as_csv(ROWS[:3]))
-        with VideoSite(dataset.videos) as site:
-            everywhere = "--cache-dir", folder / "cache", "--min-free", "0", "--video-url", site.url_template
-            done = kinetics_fs("prefetch", "--annotations", folder / "clips.csv", *everywhere, timeout=110)
-        assert done.returncode == 0, done.stderr
-        return folder / "cache"
-
-    return made_once("fetched", tmp_path_factory, fetch)
 
 
 @pytest.fixture
