@@ -35,7 +35,7 @@ from kinetics_fs.errors import ArchiveError, CatalogError, SettingError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.settings import Settings
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
-from kinetics_fs.store import Store, prepare_folder
+from kinetics_fs.store import Chronicle, Counts, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
@@ -136,18 +136,21 @@ class Library:
         """
         from kinetics_fs.fetch.prefetch import Prefetch
 
+        fetcher = self._fetching()
         prefetch = Prefetch(
-            self._fetching(),
+            fetcher,
             self.store,
             self.clips(),
             self.catalog.clip_count,
             window=2 * self.settings.workers,
             changed=lambda: changed(prefetch.report()),
         )
-        try:
-            prefetch.run()
-        finally:
-            prefetch.cancel()
+        counters = fetcher.counters
+        with Chronicle(self.store.history, lambda: Counts(counters.fetched, counters.failed)):
+            try:
+                prefetch.run()
+            finally:
+                prefetch.cancel()
         return prefetch.report()
 
     def status(self) -> dict[str, Any]:

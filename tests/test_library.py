@@ -75,6 +75,7 @@ def test_prefetched(values: dict[str, Any]) -> None:
         assert cache["clips"] == 2
         assert all(library.held(clip) for clip in library.clips())
         assert library.prefetch()["already_here"] == 2
+        assert sum(sample.fetched for sample in library.store.history.samples()) == 2
 
 
 def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> None:

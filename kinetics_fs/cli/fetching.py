@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.settings import Settings
-from kinetics_fs.store import Store
+from kinetics_fs.store import Chronicle, Counts, Store
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ def fetch_with_progress(
     """The same, but says nothing of how it went."""
     from kinetics_fs.fetch.prefetch import Prefetch
     from kinetics_fs.library import fetcher_of
-    from kinetics_fs.store import Chronicle, Counts
 
     fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:

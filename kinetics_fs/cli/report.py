@@ -44,9 +44,10 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --release 700-2020 --split train -o train.html
     kinetics-fs report --split validation --json
     """
-    from kinetics_fs.cli.rooms import catalog_of, store_of
+    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.cli.status import read_status
     from kinetics_fs.cli.survey import Survey
+    from kinetics_fs.library import store_of
     from kinetics_fs.mount import find_mounts
     from kinetics_fs.report import gather, pictures, render
 

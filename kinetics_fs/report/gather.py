@@ -52,7 +52,8 @@ def gather(
 
 
 def _mount(status: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of a mount; that may be of another version, and leave out what it likes."""
+    """What the page says of a mount. It may be of another version or another user's, and say what it likes."""
+    prefetches = status.get("prefetches")
     return {
         **{name: status.get(name) for name in ("mountpoint", "dead", "release", "clips", "pid", "since")},
         "cache": _inside(status, "cache", "folder"),
@@ -66,10 +67,12 @@ def _mount(status: Mapping[str, Any]) -> dict[str, Any]:
                 name: one.get(name)
                 for name in ("id", "what", "state", "reason", "clips", "fetched", "already_here", "failed")
             }
-            for one in status.get("prefetches") or ()
+            for one in (prefetches if isinstance(prefetches, list) else ())
+            if isinstance(one, dict)
         ],
     }
 
 
 def _inside(status: Mapping[str, Any], group: str, name: str) -> Any:
-    return (status.get(group) or {}).get(name)
+    inside = status.get(group)
+    return inside.get(name) if isinstance(inside, dict) else None

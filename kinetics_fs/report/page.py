@@ -66,7 +66,7 @@ def render(gathered: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
 
 
 def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now: float) -> list[Chart]:
-    first = samples[0]["at"]
+    first, now = samples[0]["at"], max(now, samples[-1]["at"])  # one may have come meanwhile
     slot, in_words = next((seconds, words) for hours, seconds, words in _SLOTS if now - first <= hours * _HOUR)
     begin = first // slot * slot
     number = int((now - begin) // slot) + 1

@@ -103,7 +103,7 @@ class Chronicle:
 
     Args:
         history: where to.
-        counted: all that he did since he began.
+        counted: all that he ever did; what he did before is not noted.
         every: seconds between two notes.
     """
 
@@ -111,7 +111,7 @@ class Chronicle:
         self._history = history
         self._counted = counted
         self._every = every
-        self._before = Counts()
+        self._before = counted()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 

@@ -195,6 +195,9 @@ def test_from_a_folder(world: World, depth: str) -> None:
     assert again.returncode == 0
     assert (result(again)["bytes_read"], result(again)["stored"]) == (0, 0)
     assert sorted(result(again)["archives"]["read_before"]) == sorted(world.clips)
+    with Store(world.cache) as store:
+        history = store.history.samples()
+    assert (history[-1].clips, sum(sample.fetched for sample in history)) == (8, 8)
 
 
 def test_from_a_server_only_what_is_wanted(world: World) -> None:

@@ -38,6 +38,7 @@ EXTRA = [
     ("zumba", "untriedOne_", 0, 10, "train"),
 ]
 COLUMNS = ("clips", "cached", "evicted", "unavailable", "untried")
+ODD_MOUNTS = [{"clips": "many", "cache": 3, "prefetches": ["one"]}, {"dead": "<b>", "opens": [], "prefetches": 7}]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -206,7 +207,7 @@ def test_a_page_of_700_classes_and_any_number_of_reasons_is_small(tmp_path: Path
     with Store(tmp_path / "cache") as store:
         failures = {str(kind): {"clips": 10_000, "reasons": reasons} for kind in FailureKind}
         selection = {"release": "700-2020", "annotations": (), "splits": (), "classes": (), "max_samples": None}
-        gathered = gather(store, selection=selection, classes=classes, failures=failures, mounts=[{"clips": "many"}])
+        gathered = gather(store, selection=selection, classes=classes, failures=failures, mounts=ODD_MOUNTS)
     page = render(gathered, [])
 
     assert len(page.encode()) < 1_000_000
