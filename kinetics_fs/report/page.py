@@ -70,7 +70,8 @@ def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now:
     slot, in_words = next((seconds, words) for hours, seconds, words in _SLOTS if now - first <= hours * _HOUR)
     begin = first // slot * slot
     number = int((now - begin) // slot) + 1
-    span = (begin, begin + number * slot)
+    end = begin + number * slot
+    span = (min(begin, end - _HOUR), end)
     sums = {name: [0] * number for name in ("fetched", "failed", "from_cache", "not_in_cache")}
     for sample in samples:
         for name, values in sums.items():
