@@ -32,6 +32,8 @@ def root(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             *("--cache-dir", folder / "cache"),
             *("--min-free", "0"),
             *("--class-names", "underscore"),
+            # One clip that can be had, and one that cannot.
+            *("--class", "passing American football (in game)"),
         ) as mounted,
     ):
         yield mounted.root
