@@ -190,6 +190,30 @@ class Settings:
     hide_unavailable: bool = _setting(
         False, "view", "Leave out clips that are known to be gone, until they are due for another try.", kind="switch"
     )
+    only: str = _setting(
+        "all",
+        "view",
+        "What to show: all clips, or only those that are in the cache when it is mounted; then nothing is fetched.",
+        metavar="WHAT",
+        kind="choice",
+        choices=("all", "cached"),
+    )
+    max_fetches: int | None = _setting(
+        None,
+        "view",
+        "Most fetches that opens may begin, over the life of the mount; then they fail.",
+        metavar="N",
+        kind="count",
+        shown_default="no limit",
+    )
+    max_fetch_bytes: int | None = _setting(
+        None,
+        "view",
+        "Bytes that opens may fetch, over the life of the mount; then they fail.",
+        metavar="SIZE",
+        kind="size",
+        shown_default="no limit",
+    )
     readahead: int = _setting(
         0,
         "view",

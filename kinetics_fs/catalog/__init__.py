@@ -25,7 +25,7 @@ from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
-from kinetics_fs.catalog.selection import Selection, select
+from kinetics_fs.catalog.selection import Selection, only, select
 from kinetics_fs.errors import CatalogError
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "fetch_annotations",
     "find_release",
     "name_table",
+    "only",
     "open_catalog",
     "parse_clip_name",
     "read_annotations",

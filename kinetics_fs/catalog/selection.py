@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -68,6 +68,18 @@ def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
     return Catalog(path)
 
 
+def only(catalog: Catalog, clips: Iterable[Clip], folder: Path) -> Catalog:
+    """The catalog of those of these clips that are in `catalog`, in a new file, which the caller is to remove.
+
+    Raises:
+        CatalogError: none of them is, or the file cannot be written.
+    """
+    digest = hashlib.sha256(f"only {SCHEMA_VERSION} {catalog.digest} {secrets.token_hex(16)}".encode()).hexdigest()
+    path = catalog_path(folder, digest)
+    _derive(catalog, Selection(), path, {"digest": digest, "selection": "only"}, clips)
+    return Catalog(path)
+
+
 def _resolve(catalog: Catalog, selection: Selection) -> Selection:
     """The same selection in one form only: canonical words in canonical order, the seed drawn, nothing idle."""
     if selection.max_samples is not None and selection.max_samples < 1:
@@ -115,7 +127,9 @@ def _resolve_classes(catalog: Catalog, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def _derive(catalog: Catalog, selection: Selection, path: Path, info: dict[str, str]) -> None:
+def _derive(
+    catalog: Catalog, selection: Selection, path: Path, info: dict[str, str], among: Iterable[Clip] | None = None
+) -> None:
     with new_database(path, info) as connection:
         connection.execute("ATTACH ? AS whole", (catalog.path.absolute().as_uri() + "?mode=ro&immutable=1",))
         connection.execute(
@@ -145,6 +159,15 @@ def _derive(catalog: Catalog, selection: Selection, path: Path, info: dict[str, 
             CROSS JOIN whole.clip AS clip ON clip.row >= full.first_row AND clip.row < full.first_row + full.clips
             WHERE directory.label IS NOT NULL
         """
+        if among is not None:
+            connection.execute(
+                """
+                CREATE TEMP TABLE wanted (youtube_id, start, "end", PRIMARY KEY (youtube_id, start, "end"))
+                WITHOUT ROWID
+                """
+            )
+            connection.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?)", among)
+            matching += ' AND (clip.youtube_id, clip.start, clip."end") IN (SELECT * FROM wanted)'
         if selection.max_samples is not None:
             connection.create_function("shuffled", 4, _shuffled, deterministic=True)
             order = 'shuffled(:seed, youtube_id, start, "end")' if selection.shuffle else "place"
@@ -161,7 +184,8 @@ def _derive(catalog: Catalog, selection: Selection, path: Path, info: dict[str, 
             {"seed": str(selection.seed), "max_samples": selection.max_samples},
         ).rowcount
         if not taken:
-            raise CatalogError(f"the selection matches no clip of Kinetics-{catalog.release}")
+            what = "the selection matches no clip" if among is None else "none of the clips is here that are wanted"
+            raise CatalogError(f"{what} of Kinetics-{catalog.release}")
 
 
 def _shuffled(seed: str, youtube_id: str, start: int, end: int) -> bytes:

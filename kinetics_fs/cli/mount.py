@@ -24,7 +24,7 @@ from kinetics_fs.errors import ArchiveError, MountError
 from kinetics_fs.settings import Settings, default_log_dir
 
 if TYPE_CHECKING:
-    from kinetics_fs.catalog import Selection
+    from kinetics_fs.catalog import Catalog, Selection
     from kinetics_fs.mount.notify import Notifier
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     # Closed again before the fork: a database must not be carried over one.
     with catalog_of(settings) as catalog:
         path, what = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
+        if settings.only == "cached":
+            path, what = _cached(settings, catalog)
         if prefetched:
             select(catalog, Selection(classes=prefetched), path.parent)  # whether there are such classes
     first = Selection(classes=prefetched) if prefetched else None
@@ -104,7 +106,7 @@ def _serve(
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.service import Service
     from kinetics_fs.store import Chronicle, Counts
-    from kinetics_fs.vfs import Readahead, Readers, Tree
+    from kinetics_fs.vfs import Gate, Readahead, Readers, Tree
 
     logging.getLogger().setLevel(logging.INFO)
     # A descriptor for each open clip: shells allow 1,024, and more to who asks.
@@ -113,13 +115,15 @@ def _serve(
     # Who answers the kernel gets the interpreter back soon from a thread that computes.
     sys.setswitchinterval(0.0005)
     with ExitStack() as opened:
+        if settings.only == "cached":
+            opened.callback(catalog_path.unlink, missing_ok=True)  # made for this mount alone
         catalog = opened.enter_context(Catalog(catalog_path))
         store = opened.enter_context(store_of(settings))
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         prefetcher = Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers)
         listeners = [prefetcher.notice]
-        if settings.readahead:
+        if settings.readahead and settings.only == "all":
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).notice)
         readers = opened.enter_context(closing(Readers(listeners)))
         tree = Tree(
@@ -131,6 +135,7 @@ def _serve(
             sizes=_indexed_sizes(settings),
             about={"version": __version__, "mountpoint": str(place)},
             reports={"prefetches": prefetcher.reports},
+            gate=Gate(closed=settings.only == "cached", fetches=settings.max_fetches, size=settings.max_fetch_bytes),
             noticed=readers.notice,
         )
         opened.enter_context(
@@ -160,6 +165,18 @@ def _serve(
             from kinetics_fs.mount import kernel
 
             kernel.serve(tree, place, passthrough=settings.cache_dir if settings.passthrough else None, **same)
+
+
+def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
+    """The catalog of those clips that are in the cache, and what to call it."""
+    from kinetics_fs.catalog import only
+    from kinetics_fs.library import store_of
+
+    with (
+        store_of(settings) as store,
+        only(catalog, (clip for clip, _ in store.held()), catalog.path.parent) as cached,
+    ):
+        return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} clips that are here"
 
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:

@@ -5,6 +5,7 @@
 """
 
 from kinetics_fs.vfs.errnos import errno_of
+from kinetics_fs.vfs.gate import Gate
 from kinetics_fs.vfs.nodes import (
     Attributes,
     ClipHandle,
@@ -26,6 +27,7 @@ __all__ = [
     "Attributes",
     "ClipHandle",
     "DirEntry",
+    "Gate",
     "Handle",
     "Hidden",
     "Lasting",

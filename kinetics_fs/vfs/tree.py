@@ -26,6 +26,7 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
+from kinetics_fs.vfs.gate import Gate
 from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
 from kinetics_fs.vfs.unavailable import Hidden, Name, Unavailable, Watch
 
@@ -73,6 +74,7 @@ class Tree:
         sizes: tells the exact sizes in bytes of clips that were never here but are known, by `Clip.key`.
         about: further facts for `status.json`.
         reports: the same, of what changes.
+        gate: what opens may fetch; None for all.
         noticed: told of each open of a clip, quickly: False when it must be waited for, True when it is done.
 
     Raises:
@@ -92,6 +94,7 @@ class Tree:
         about: Mapping[str, object] | None = None,
         reports: Mapping[str, Callable[[], object]] | None = None,
         noticed: Callable[[Entry, bool], None] = lambda entry, done: None,
+        gate: Gate | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -99,6 +102,7 @@ class Tree:
         self._about = dict(about or {})
         self._reports = dict(reports or {})
         self._notice = noticed
+        self._gate = gate or Gate()
         self._sizes_elsewhere = sizes
         self._frontend: Callable[[], Mapping[str, object]] = dict
         self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
@@ -358,6 +362,10 @@ class Tree:
             # Fetched again and again, and evicted before we could open it: the cache is far too small.
             opened.set_exception(FetchError(FailureKind.LOCAL, "evicted before it could be opened", errno=errno.ENOSPC))
             return
+        begins = not self._fetcher.is_fetching(entry.clip)
+        if begins and (refusal := self._gate.refusal()) is not None:
+            opened.set_exception(refusal)
+            return
 
         def arrived(flight: Future[None]) -> None:
             if opened.cancelled():
@@ -366,6 +374,8 @@ class Tree:
             try:
                 if error is not None:
                     raise error
+                if begins and (record := self._store.record(entry.clip)) is not None:
+                    self._gate.brought(record.size)
                 self._open_clip(entry, opened, tries - 1)
             except BaseException as failure:
                 if opened.set_running_or_notify_cancel():
@@ -375,6 +385,8 @@ class Tree:
 
         self._notice(entry, False)
         fetch = self._fetcher.request(entry.clip)
+        if begins and not fetch.done():  # else a failure that is remembered
+            self._gate.begun()
         fetch.add_done_callback(arrived)
         opened.add_done_callback(lambda opened: opened.cancelled() and fetch.cancel())
 
@@ -445,6 +457,7 @@ class Tree:
                 "failed": self._fetcher.counters.failed,
             },
             **self._store.report(),
+            "gate": self._gate.report(),
             **{name: report() for name, report in self._reports.items()},
         }
 
@@ -521,8 +534,11 @@ class Tree:
             values |= {"state": "failed", "error": f"{failure.kind}: {failure.reason}"}
         else:
             values["state"] = "absent"
+            refusal = self._gate.refusal()
+            if refusal is not None:
+                values["error"] = f"{refusal.kind}: {refusal.reason}"
             blocks = [origin for origin in self._store.origins.states() if origin.blocked_until is not None]
-            if blocks:  # not the clip's own failure, but why it cannot be had now
+            if blocks and refusal is None:  # not the clip's own failure, but why it cannot be had now
                 values["error"] = f"{FailureKind.BLOCKED}: {blocks[0].name}: {blocks[0].reason}"
         return {_ATTRIBUTES + name: value for name, value in values.items()}
 
