@@ -19,7 +19,20 @@ from kinetics_fs import __version__
 from kinetics_fs.errors import KineticsError
 
 _COMMANDS = (
-    *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "verify", "doctor", "classes"),
+    *(
+        "mount",
+        "umount",
+        "prefetch",
+        "fill",
+        "index",
+        "import",
+        "export",
+        "status",
+        "top",
+        "verify",
+        "doctor",
+        "classes",
+    ),
     *("failures", "demo"),
 )
 

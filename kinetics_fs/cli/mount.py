@@ -83,6 +83,7 @@ def _serve(
 ) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.cli.rooms import fetcher_of, store_of
+    from kinetics_fs.cli.survey import class_counts
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetcher import Prefetcher
     from kinetics_fs.mount.handlers import make_handlers
@@ -95,6 +96,11 @@ def _serve(
     # Who answers the kernel gets the interpreter back soon from a thread that computes.
     sys.setswitchinterval(0.0005)
     with ExitStack() as opened:
+        metrics = None
+        if settings.metrics_port is not None:
+            from kinetics_fs.mount.metrics import MetricsServer
+
+            metrics = opened.enter_context(MetricsServer(settings.metrics_port))
         catalog = opened.enter_context(Catalog(catalog_path))
         store = opened.enter_context(store_of(settings))
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
@@ -113,12 +119,19 @@ def _serve(
             class_names=ClassNames(settings.class_names),
             hide_unavailable=settings.hide_unavailable,
             sizes=_indexed_sizes(settings),
-            about={"version": __version__, "mountpoint": str(place)},
+            about={
+                "version": __version__,
+                "mountpoint": str(place),
+                "metrics": None if metrics is None else metrics.address,
+            },
             reports={"prefetches": prefetcher.reports},
             opened=readers.opened,
         )
+        if metrics is not None:
+            metrics.begin(tree.metrics)
+        handlers = make_handlers(place, tree, store, prefetcher, lambda: class_counts(catalog, store))
         try:
-            opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))
+            opened.enter_context(ControlServer(place, handlers))
         except MountError as error:
             _log.error("%s; the mount cannot be spoken to", error)
 

@@ -113,6 +113,8 @@ class Store:
         """Who wants to be left alone, and how much was asked of whom."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
+        self.evicted = 0
+        """Clips that this store has evicted since it was opened; other processes evict, too."""
         self._opens: dict[str, float] = {}
         self._opens_lock = threading.Lock()
         self._opens_timer: threading.Timer | None = None
@@ -350,7 +352,7 @@ class Store:
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
         return Claim(self, clip, token, folder, spare_since)
 
-    def _publish(self, claim: Claim, path: Path, source: str) -> None:
+    def _publish(self, claim: Claim, path: Path, source: str) -> int:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
@@ -360,6 +362,7 @@ class Store:
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
+        return size
 
     def _end_flight(self, token: str) -> None:
         # The files first: on a full disk the ledger can perhaps be written only afterwards.
@@ -436,6 +439,7 @@ class Store:
                 break
             for key, size in victims:
                 if self._drop(db, key):
+                    self.evicted += 1
                     _log.info("%s: evicted, %d bytes", key, size)
                     short -= size
                 if short <= 0:
@@ -568,18 +572,21 @@ class Claim:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._store._end_flight(self.token)
 
-    def publish(self, path: Path, source: str) -> None:
+    def publish(self, path: Path, source: str) -> int:
         """Makes a finished and verified file the clip, at once and for everyone.
 
         Args:
             path: a regular file in `folder`; it is moved.
             source: name of the source that it came from.
 
+        Returns:
+            Its bytes.
+
         Raises:
             FetchError: there is no room after all (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
         """
         try:
-            self._store._publish(self, path, source)
+            return self._store._publish(self, path, source)
         except OSError as error:
             raise FetchError(
                 FailureKind.LOCAL, f"cannot store the clip: {error}", source=source, errno=error.errno
