@@ -132,8 +132,11 @@ def test_rates() -> None:
     now = 1030.0
     recent.add(1200)
     assert recent.rates() == {"clips_per_minute": 3.0, "bytes_per_second": 40}
-    now = 1070.0  # the first two are too long ago
-    assert recent.rates() == {"clips_per_minute": 1.0, "bytes_per_second": 20}
+    now = 1060.0  # the first two are too long ago, and their place in the ring is taken
+    recent.add(600)
+    assert recent.rates() == {"clips_per_minute": 2.0, "bytes_per_second": 30}
+    now = 1091.0
+    assert recent.rates() == {"clips_per_minute": 1.0, "bytes_per_second": 10}
     now = 1060.0 + 60 * 10**6
     assert recent.rates() == {"clips_per_minute": 0.0, "bytes_per_second": 0}
 
