@@ -36,7 +36,7 @@ class About:
         help: one line.
         metavar: what stands for the value in help texts; empty for a switch.
         kind: how text becomes a value: `text`, `count` (from 1), `number of clips` (from 0), `number`, `size`, `rate`,
-            `height`, `path`, `switch`, `choice`, or `order` of choices.
+            `height`, `port`, `path`, `switch`, `choice`, or `order` of choices.
         many: may be given more than once.
         choices: of a `choice`.
         shown_default: what help texts say where the default itself says little.
@@ -235,6 +235,14 @@ class Settings:
     )
     allow_other: bool = _setting(
         os.geteuid() == 0, "view", "Let other users read the mount.", kind="switch", shown_default="on for root"
+    )
+    metrics_port: int | None = _setting(
+        None,
+        "view",
+        "Tell metrics to Prometheus on this port of the loopback address; 0 takes a free one.",
+        metavar="PORT",
+        kind="port",
+        shown_default="none",
     )
     log_file: Path | None = _setting(
         None,

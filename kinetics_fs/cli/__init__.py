@@ -20,8 +20,8 @@ from kinetics_fs import __version__, logs
 from kinetics_fs.errors import KineticsError, SettingError
 
 _COMMANDS = (
-    *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "verify", "doctor", "classes"),
-    *("failures", "report", "demo"),
+    *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "top", "verify", "doctor"),
+    *("classes", "failures", "report", "demo"),
 )
 
 DONE_IN_PART = 3

@@ -100,6 +100,7 @@ def _serve(
     ready: Callable[[], None],
 ) -> None:
     from kinetics_fs.catalog import Catalog, ClassNames
+    from kinetics_fs.cli.survey import class_counts
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetcher import Prefetcher
     from kinetics_fs.library import fetcher_of, store_of
@@ -117,6 +118,11 @@ def _serve(
     with ExitStack() as opened:
         if settings.only == "cached":
             opened.callback(catalog_path.unlink, missing_ok=True)  # made for this mount alone
+        metrics = None
+        if settings.metrics_port is not None:
+            from kinetics_fs.mount.metrics import MetricsServer
+
+            metrics = opened.enter_context(MetricsServer(settings.metrics_port))
         catalog = opened.enter_context(Catalog(catalog_path))
         store = opened.enter_context(store_of(settings))
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
@@ -133,7 +139,11 @@ def _serve(
             class_names=ClassNames(settings.class_names),
             hide_unavailable=settings.hide_unavailable,
             sizes=_indexed_sizes(settings),
-            about={"version": __version__, "mountpoint": str(place)},
+            about={
+                "version": __version__,
+                "mountpoint": str(place),
+                "metrics": None if metrics is None else metrics.address,
+            },
             reports={"prefetches": prefetcher.reports},
             gate=Gate(closed=settings.only == "cached", fetches=settings.max_fetches, size=settings.max_fetch_bytes),
             noticed=readers.notice,
@@ -141,8 +151,11 @@ def _serve(
         opened.enter_context(
             Chronicle(store.history, lambda: Counts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens))
         )
+        if metrics is not None:
+            metrics.begin(tree.metrics)
+        handlers = make_handlers(place, tree, store, prefetcher, lambda: class_counts(catalog, store))
         try:
-            opened.enter_context(ControlServer(place, make_handlers(place, tree, store, prefetcher)))
+            opened.enter_context(ControlServer(place, handlers))
         except MountError as error:
             _log.error("%s; the mount cannot be spoken to", error)
         opened.callback(prefetcher.close)  # before the socket: who waits for one is told

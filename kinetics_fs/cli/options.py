@@ -108,6 +108,8 @@ def _type_of(about: About) -> click.ParamType[Any]:
             return click.FloatRange(min=0, min_open=True)
         case "height":
             return click.IntRange(min=2)
+        case "port":
+            return click.IntRange(min=0, max=65535)
         case "size":
             return Size()
         case "rate":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.options import given_settings, json_option, selection_given, with_settings
+from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, selection_given, with_settings
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.settings import Settings
 
@@ -24,7 +24,7 @@ _OF_A_MOUNT = frozenset({"split", "class", "max-samples", "shuffle", "seed", "lo
 
 
 @click.command("prefetch")
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option(
     "--from-list",
     "listing",
@@ -104,10 +104,10 @@ def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> in
 
 
 def _connect(mountpoint: Path) -> Connection:
+    from kinetics_fs.cli.mounts import place_of
     from kinetics_fs.control import connect
-    from kinetics_fs.mount import real_place
 
-    connection = connect(real_place(mountpoint))
+    connection = connect(place_of(mountpoint))
     if connection is None:
         raise MountError(f"no mount of yours answers on {mountpoint}")
     return click.get_current_context().with_resource(connection)

@@ -44,8 +44,8 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --release 700-2020 --split train -o train.html
     kinetics-fs report --split validation --json
     """
+    from kinetics_fs.cli.mounts import statuses
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.cli.status import read_status
     from kinetics_fs.cli.survey import Survey
     from kinetics_fs.library import store_of
     from kinetics_fs.mount import find_mounts
@@ -66,7 +66,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
             },
             classes=found.by_place(),
             failures=found.as_json()["kinds"],
-            mounts=map(read_status, find_mounts()),
+            mounts=statuses(list(find_mounts())),
         )
         if as_json:
             click.echo(json.dumps(gathered, indent=2))

@@ -64,6 +64,18 @@ def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str
                 yield place, {"clips": len(clips), "cached": len(held), "evicted": evicted}, failures
 
 
+def class_counts(catalog: Catalog, store: Store) -> list[dict[str, Any]]:
+    """Of each class in each split: how many clips there are, are here, and could not be had."""
+    classes: dict[int, dict[str, Any]] = {}
+    for place, counts, failures in survey(catalog, store):
+        zero = {"split": place.split, "label": place.label or "", "clips": 0, "cached": 0, "unavailable": 0}
+        one = classes.setdefault(place.ino, zero)
+        one["clips"] += counts["clips"]
+        one["cached"] += counts["cached"]
+        one["unavailable"] += len(failures)
+    return list(classes.values())
+
+
 class Survey:
     """What of a selection is here, and what cannot be had."""
 

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 from pathlib import Path
 
 import click
 
+from kinetics_fs.cli.options import UntouchedPath
 from kinetics_fs.errors import MountError
 
 _PATIENCE = 30.0
 """Seconds to wait for the mount's process to put its cache in order."""
 
+_PATIENCE_WITH_HUNG = 1.0
+"""The same, of one that does not answer."""
+
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=UntouchedPath())
 @click.option("-l", "--lazy", is_flag=True, help="Also if it is in use: it ends when the last file in it is closed.")
 @click.option("--dead", is_flag=True, help="Only if its process died, and else leave it without a word.")
 def command(mountpoint: Path, lazy: bool, dead: bool) -> None:
     """End the mount on MOUNTPOINT.
 
-    Returns when its process is gone.
+    Returns when its process is gone; one that hangs is named, and left to be killed.
 
     \b
     kinetics-fs umount /mnt/kinetics
     """
-    from kinetics_fs.mount import find_mounts, real_place, unmount
+    from kinetics_fs.cli.mounts import mount_on, place_of, status_of
+    from kinetics_fs.mount import find_mounts, unmount
 
-    place = real_place(mountpoint)
     if dead:
+        place = place_of(mountpoint)
         if place in find_mounts() and not _answers(place):
             unmount(place, lazy=True)
         return
-    if os.uname().sysname == "Linux" and place not in find_mounts():
-        raise MountError(f"{place} is not a mount of kinetics-fs")
-    process = _open_process(_served_by(place))
+    place = mount_on(mountpoint)
+    status = status_of(place)
+    pid, hangs = status.get("pid"), "hangs" in status
+    if hangs and not lazy:  # who unmounts it would hang, too
+        raise MountError(f"{place}: {status['dead']}; {status['to_do']}")
+    process = _open_process(pid)
     unmount(place, lazy=lazy)
+    if process is not None and hangs and not select.select([process], [], [], _PATIENCE_WITH_HUNG)[0]:
+        raise MountError(f"{place} is unmounted, but its process does not answer: kill -KILL {pid}")
     if process is not None and not lazy and not select.select([process], [], [], _PATIENCE)[0]:
         raise MountError(
             f"{place} is unmounted, but its process goes on: a container that was started meanwhile may still hold it"
@@ -51,14 +60,6 @@ def _answers(place: Path) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
     return True
-
-
-def _served_by(place: Path) -> int | None:
-    """The mount's process, or None if the mount no longer answers."""
-    try:
-        return int(json.loads((place / ".kinetics/status.json").read_text())["pid"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _open_process(pid: int | None) -> int | None:

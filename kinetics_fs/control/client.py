@@ -20,7 +20,8 @@ _PATIENCE = 30.0
 class Connection:
     """A connection to a mount, for one request. Use as a context."""
 
-    def __init__(self, place: Path, connected: socket.socket) -> None:
+    def __init__(self, place: Path, connected: socket.socket, patience: float) -> None:
+        self._patience = patience
         self._place = place
         self._socket = connected
         self._file = connected.makefile("rwb")
@@ -61,7 +62,7 @@ class Connection:
         Raises:
             MountError: the mount refuses, for the reason that the text says, or has ended.
         """
-        self._socket.settimeout(None if informed else _PATIENCE)
+        self._socket.settimeout(None if informed else self._patience)
         following = [line.encode() + b"\n" for line in lines]
         try:
             self._file.write(json.dumps({"do": do, "lines": len(following), **words}).encode() + b"\n")
@@ -82,17 +83,18 @@ class Connection:
         return answer["ok"]
 
 
-def connect(place: Path) -> Connection | None:
+def connect(place: Path, patience: float = _PATIENCE) -> Connection | None:
     """Connects to the mount on a place; None if none answers there, or not to us.
 
     Args:
         place: absolute path of the mount point, without symbolic links.
+        patience: seconds that the mount may take for an answer.
     """
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connected.settimeout(_PATIENCE)
+    connected.settimeout(patience)
     try:
         connected.connect(str(socket_path(place)))
     except OSError:
         connected.close()
         return None
-    return Connection(place, connected)
+    return Connection(place, connected, patience)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from kinetics_fs.doctor import cache, fuse, sources, system
 from kinetics_fs.doctor.findings import Check, Finding, State, examine
-from kinetics_fs.doctor.look import look_at
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount.look import look_at
 from kinetics_fs.settings import Settings
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics_fs.doctor.findings import Finding, State
-from kinetics_fs.doctor.look import Look
 from kinetics_fs.errors import StoreError
+from kinetics_fs.mount.look import Look
 from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.settings import Settings
 from kinetics_fs.sizes import readable_size

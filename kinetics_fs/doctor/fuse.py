@@ -16,8 +16,8 @@ from typing import Any
 
 from kinetics_fs import __version__
 from kinetics_fs.doctor.findings import Finding, State
-from kinetics_fs.doctor.look import PATIENCE, Look, look_at
 from kinetics_fs.errors import MountError
+from kinetics_fs.mount.look import PATIENCE, Look, look_at
 from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, is_stacked
 from kinetics_fs.settings import Settings
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kinetics_fs.doctor.findings import Finding, State
-from kinetics_fs.doctor.look import look_at
 from kinetics_fs.errors import ArchiveError, StoreError
+from kinetics_fs.mount.look import look_at
 from kinetics_fs.settings import Settings
 from kinetics_fs.sizes import readable_size
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL

@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,11 +19,12 @@ from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.fetch.counters import Counters
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.workers import Worker
 from kinetics_fs.sources import HandOver, NotHere, UnderWay
 from kinetics_fs.sources.settings import ARCHIVES
-from kinetics_fs.store import Claim, NotYet, Permit, Store
+from kinetics_fs.store import Claim, NotYet, Permit, Store, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -76,16 +78,10 @@ class _Flight:
     """By a worker; or by nobody, when all who waited have left."""
     spare_since: float = math.inf
     """What was used since then must not make room for it."""
+    source: str | None = None
+    """That which is being asked."""
     ended: bool = False
     """Who waited was told; another flight for the same clip may have begun."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a fetcher did since it was made."""
-
-    fetched: int = 0
-    failed: int = 0
 
 
 class _Arrival:
@@ -96,6 +92,7 @@ class _Arrival:
         self._flight = flight
         self._claim = claim
         self._source = source
+        self._asked = time.monotonic()
         self.landed = False
 
     def take(self, clip: Clip, path: Path) -> None:
@@ -107,10 +104,11 @@ class _Arrival:
 
     def publish(self, path: Path, *, last: bool = True) -> None:
         """The clip itself."""
-        self._claim.publish(path, self._source, last=last)
+        size = self._claim.publish(path, self._source, last=last)
         self.landed = True
-        self._fetcher.counters.fetched += 1
-        took = time.monotonic() - self._flight.since
+        now = time.monotonic()
+        self._fetcher.counters.came(self._source, size, now - self._asked)
+        took = now - self._flight.since
         _log.info("%s: fetched from %s in %.1f s", self._flight.clip.key, self._source, took)
 
 
@@ -183,6 +181,31 @@ class Fetcher:
     def waiting(self) -> int:
         """How many clips are on their way, queued ones included."""
         return len(self._flights)
+
+    def report(self) -> dict[str, object]:
+        """How fetching is going, for people and for scripts."""
+        now = time.monotonic()
+        with self._changed:
+            flights = list(self._flights.values())
+        queue = Counter(flight.priority for flight in flights if not flight.taken)
+        return {
+            "under_way": len(flights),
+            "queue": {priority.name.lower(): queue[priority] for priority in Priority},
+            "flights": [
+                {
+                    "clip": flight.clip.key,
+                    "priority": flight.priority.name.lower(),
+                    "seconds": round(now - flight.since, 1),
+                    "source": flight.source,
+                }
+                for flight in flights
+                if flight.taken
+            ],
+            "fetched": self.counters.fetched,
+            "failed": self.counters.failed,
+            "rates": self.counters.rates(),
+            "last_failures": [failure._asdict() for failure in self.counters.last_failures()],
+        }
 
     def close(self) -> None:
         """Ends all fetches; who waits for one gets a `FetchError`. Nothing half done stays behind."""
@@ -303,7 +326,11 @@ class Fetcher:
                 if arrival.landed:
                     _log.warning("%s: what came with it is not complete: %s: %s", clip.key, source, error.reason)
                     return
+                if flight.source and not self._closing:  # else it was not even asked
+                    self.counters.refused(source, error.kind)
                 failures.append(error)
+            finally:
+                flight.source = None
             if arrival.landed:
                 return
         if not failures:
@@ -320,6 +347,7 @@ class Fetcher:
     ) -> Path | None:
         """Asks one source, and lets everyone know how it behaves."""
         permit = self._permit(source, flight)
+        flight.source = source
         outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
         try:
             left = max(0.0, deadline - time.monotonic())
@@ -359,8 +387,9 @@ class Fetcher:
             raise _Later(min(budget.seconds, _LOOK_FOR_BUDGET[urgent])) from None
 
     def _remember(self, clip: Clip, error: FetchError) -> None:
-        self.counters.failed += 1
+        source, reason = error.source or "fetch", one_line(error.reason)
         if error.kind is FailureKind.BLOCKED:
+            self.counters.could_not_be_had(clip, source, error.kind, reason, None)
             # It says nothing about the clip; the origin is remembered instead.
             facts = _facts(clip, error, self._asked_again(error))
             _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason, extra=facts)
@@ -368,9 +397,11 @@ class Fetcher:
         try:
             failure = self._store.remember_failure(clip, error)
         except StoreError as trouble:
+            self.counters.could_not_be_had(clip, source, error.kind, reason, None)
             facts = _facts(clip, error, None)
             _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble, extra=facts)
             return
+        self.counters.could_not_be_had(clip, source, error.kind, reason, failure.retry_at)
         at_once = failure.retry_at <= failure.last_at
         _log.warning(
             "%s: %s: %s: %s; next try %s",
@@ -414,8 +445,7 @@ class Fetcher:
             if self._store.holds(clip):
                 path.unlink()
             else:
-                claim.publish(path, source)
-                self.counters.fetched += 1
+                self.counters.came(source, claim.publish(path, source))
         with self._changed:
             flight = self._flights.get(clip)
             if flight is None or flight.taken:

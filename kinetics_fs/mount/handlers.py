@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from kinetics_fs.vfs import Tree
 _MOST_FAILURES = 10_000
 
 
-def make_handlers(place: Path, tree: Tree, store: Store, prefetcher: Prefetcher) -> Mapping[str, Handler]:
-    """The handlers of a mount's requests, by what they do."""
+def make_handlers(
+    place: Path, tree: Tree, store: Store, prefetcher: Prefetcher, classes: Callable[[], object]
+) -> Mapping[str, Handler]:
+    """The handlers of a mount's requests, by what they do; `classes` says how much of each class is here."""
 
     def prefetch(request: Request) -> object:
         if request.get("lines", int, 0):
@@ -48,6 +50,7 @@ def make_handlers(place: Path, tree: Tree, store: Store, prefetcher: Prefetcher)
 
     return {
         "status": lambda request: tree.status(),
+        "classes": lambda request: classes(),
         "prefetch": prefetch,
         "prefetches": lambda request: prefetcher.reports(),
         "watch": lambda request: prefetcher.watch(_number(request), request.inform),

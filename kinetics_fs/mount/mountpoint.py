@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from kinetics_fs.errors import MountError
+from kinetics_fs.mount.look import run_or_leave
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +19,9 @@ SUBTYPE = "kinetics-fs"
 """Mounts show as type `fuse.kinetics-fs`."""
 
 _STACKED = {"overlay", "ecryptfs"}
+
+_PATIENCE = 20.0
+"""Seconds for the program that unmounts."""
 
 _FUSE_CONF = Path("/etc/fuse.conf")
 
@@ -158,9 +161,11 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     else:
         command = [fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = run_or_leave(command, _PATIENCE)
     except OSError as error:
         raise MountError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done is None:
+        raise MountError(f"cannot unmount {path}: {command[0]} gets no answer; add --lazy, or end the mount's process")
     if done.returncode == 0:
         return
     said = done.stderr.strip().splitlines()

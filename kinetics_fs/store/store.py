@@ -116,6 +116,8 @@ class Store:
         """How full it was over time, and what was fetched and opened."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
+        self.evicted = 0
+        """Clips that this store has evicted since it was opened; other processes evict, too."""
         self._opens: dict[str, float] = {}
         self._opens_lock = threading.Lock()
         self._opens_timer: threading.Timer | None = None
@@ -364,7 +366,7 @@ class Store:
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
         return Claim(self, clip, token, folder, spare_since)
 
-    def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> None:
+    def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> int:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
         with self._ledger.exclusive() as db:
@@ -377,6 +379,7 @@ class Store:
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
+        return size
 
     def _end_flight(self, token: str, *, ended: bool) -> None:
         # The files first: on a full disk the ledger can perhaps be written only afterwards.
@@ -455,6 +458,7 @@ class Store:
                 break
             for key, size in victims:
                 if self._drop(db, key):
+                    self.evicted += 1
                     _log.info("%s: evicted, %d bytes", key, size)
                     short -= size
                 if short <= 0:
@@ -587,7 +591,7 @@ class Claim:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._store._end_flight(self.token, ended=self._ended)
 
-    def publish(self, path: Path, source: str, *, last: bool = True) -> None:
+    def publish(self, path: Path, source: str, *, last: bool = True) -> int:
         """Makes a finished and verified file the clip, at once and for everyone.
 
         Args:
@@ -595,12 +599,16 @@ class Claim:
             source: name of the source that it came from.
             last: nothing more will be written to `folder`.
 
+        Returns:
+            Its bytes.
+
         Raises:
             FetchError: there is no room after all (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
         """
         try:
-            self._store._publish(self, path, source, last=last)
+            size = self._store._publish(self, path, source, last=last)
             self._ended = last
+            return size
         except OSError as error:
             raise FetchError(
                 FailureKind.LOCAL, f"cannot store the clip: {error}", source=source, errno=error.errno

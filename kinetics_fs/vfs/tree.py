@@ -4,7 +4,7 @@
 ├── .kinetics/                      virtual files, made when read
 │   ├── classes.txt                 a label per line; its place is its class index
 │   ├── <split>.csv                 path and class index of every clip shown; val.csv is validation.csv
-│   ├── status.json  failures.csv  refused.csv
+│   ├── status.json  metrics  failures.csv  refused.csv
 ├── train/  validation/  test/
 │   └── <class>/<clip>.mp4
 └── val -> validation
@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -45,8 +46,9 @@ _CONTROL_NAME = ".kinetics"
 _CONTROL_FILES = (
     *("classes.txt", "status.json", "failures.csv", "refused.csv"),
     *("train.csv", "validation.csv", "val.csv", "test.csv"),
+    "metrics",
 )
-"""All that any mount may have, so that each has the same inode number in all of them."""
+"""All that any mount may have, so that each has the same inode number in all of them. New ones go to the end."""
 
 _VAL_NAME = "val"
 _VALIDATION = "validation"
@@ -117,6 +119,7 @@ class Tree:
         files: dict[str, TextFile | SplitList] = {
             "classes.txt": TextFile(lambda: "".join(f"{name}\n" for name in self._labels), live=False),
             "status.json": TextFile(lambda: to_json(self.status()), live=True),
+            "metrics": TextFile(self.metrics, live=True, slow=True),
             "failures.csv": TextFile(self._failures_csv, live=True, slow=True),
             "refused.csv": TextFile(self._refused_csv, live=False),
         }
@@ -135,6 +138,8 @@ class Tree:
         self._versions: dict[int, float] = {}
         self._files_lock = threading.Lock()
         self._hits = self._misses = 0
+        self._ended = Counter[str]()
+        self._ended_lock = threading.Lock()
         self._since = time.time()
 
     # What is left out
@@ -357,7 +362,9 @@ class Tree:
             else:
                 handle.close()
             return
-        self._misses += tries == _OPEN_TRIES
+        if tries == _OPEN_TRIES:
+            self._misses += 1
+            opened.add_done_callback(lambda opened: self._count_end(_how_ended(opened)))
         if tries == 0:
             # Fetched again and again, and evicted before we could open it: the cache is far too small.
             opened.set_exception(FetchError(FailureKind.LOCAL, "evicted before it could be opened", errno=errno.ENOSPC))
@@ -390,13 +397,23 @@ class Tree:
         fetch.add_done_callback(arrived)
         opened.add_done_callback(lambda opened: opened.cancelled() and fetch.cancel())
 
+    def _count_end(self, how: str) -> None:
+        with self._ended_lock:
+            self._ended[how] += 1
+
     def _open_cached(self, entry: Entry, *, arrived: bool) -> Handle | None:
         """A handle on a clip that is here; on the same file as the inode's other handles, if it has any."""
         ino = entry.ino
         with self._files_lock:
             file = self._files.get(ino)
             if file is None:
-                stored = self._store.open_now(entry.clip)
+                try:
+                    stored = self._store.open_now(entry.clip)
+                except FetchError:
+                    if not arrived:  # else it is counted as one that had to wait
+                        self._misses += 1
+                        self._count_end("failed")
+                    raise
                 if stored is None:
                     return None
                 # What was stored before we began is what we showed from the beginning.
@@ -450,16 +467,31 @@ class Tree:
             },
             "refused_rows": refusals.by_reason,
             "duplicate_rows": self._catalog.duplicates,
-            "opens": {"from_cache": self._hits, "not_in_cache": self._misses},
-            "fetch": {
-                "under_way": self._fetcher.waiting(),
-                "fetched": self._fetcher.counters.fetched,
-                "failed": self._fetcher.counters.failed,
-            },
+            "opens": self._opens(),
+            "fetch": self._fetcher.report(),
             **self._store.report(),
             "gate": self._gate.report(),
+            "evicted": self._store.evicted,
             **{name: report() for name, report in self._reports.items()},
         }
+
+    def _opens(self) -> dict[str, object]:
+        hits, misses = self._hits, self._misses
+        with self._ended_lock:
+            ended = {how: self._ended[how] for how in ("fetched", "failed", "interrupted")}
+        return {
+            "from_cache": hits,
+            "not_in_cache": misses,
+            "hit_rate": round(hits / (hits + misses), 4) if hits + misses else None,
+            **ended,
+            "waiting": max(0, misses - sum(ended.values())),
+        }
+
+    def metrics(self) -> str:
+        """The same for Prometheus, in its text format."""
+        from kinetics_fs.vfs.metrics import exposition  # its library is needed by who asks alone
+
+        return exposition(self.status(), self._fetcher.counters)
 
     def _failures_csv(self) -> str:
         rows = []
@@ -547,6 +579,12 @@ def _named(directories: list[Directory], style: ClassNames) -> dict[str, Directo
     """Class directories by their names in the mount."""
     by_label = {directory.label or "": directory for directory in directories}
     return {name: by_label[label] for name, label in name_table(list(by_label), style).items()}
+
+
+def _how_ended(opened: Future[Handle]) -> str:
+    if opened.cancelled():
+        return "interrupted"
+    return "fetched" if opened.exception() is None else "failed"
 
 
 def _render(file: TextFile | SplitList, opened: Future[Handle]) -> None:

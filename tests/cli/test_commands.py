@@ -17,10 +17,10 @@ from tests.harness import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "verify", "doctor", "classes"),
+    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "top", "verify", "doctor"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
-    *("report", "demo"),
+    *("classes", "report", "demo"),
 ]
 
 

@@ -24,10 +24,10 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.doctor import Finding, State, fuse, sources, system
 from kinetics_fs.doctor import cache as cache_checks
 from kinetics_fs.doctor.findings import examine
-from kinetics_fs.doctor.look import Look, look_at
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount.look import Look, look_at
 from kinetics_fs.settings import Settings
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory

@@ -253,7 +253,7 @@ def expected_list(split: str, style: ClassNames) -> bytes:
 def test_control_folder_has_its_files(shown: Shown) -> None:
     names = {path.name for path in (shown.root / ".kinetics").iterdir()}
     assert names == {
-        *("classes.txt", "status.json", "failures.csv", "refused.csv"),
+        *("classes.txt", "status.json", "failures.csv", "refused.csv", "metrics"),
         *("train.csv", "validation.csv", "val.csv", "test.csv"),
     }
     lists = shown.root / ".kinetics"

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.fetch import Fetcher, Priority
+from kinetics_fs.fetch.counters import Counters
 from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND
-from kinetics_fs.fetch.fetcher import Counters
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, ClipHandle, Handle, Lasting, NodeType, Tree, errno_of
 
@@ -60,8 +60,9 @@ class StubFetcher:
     def is_fetching(self, clip: Clip) -> bool:
         return any(clip == other and not flight.done() for other, flight in self.flights)
 
-    def waiting(self) -> int:
-        return sum(not flight.done() for _, flight in self.flights)
+    def report(self) -> dict[str, object]:
+        under_way = sum(not flight.done() for _, flight in self.flights)
+        return {"under_way": under_way}
 
 
 @dataclass
@@ -411,7 +412,22 @@ def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
         assert handle.read(0, 100) == b"content"
         handle.close()
     assert world.tree.xattr(world.clip, "user.kinetics.state") == b"cached"
-    assert world.tree.status()["opens"] == {"from_cache": 0, "not_in_cache": 2}
+    world.tree.open(world.clip).result().close()
+    others = world.tree.entries(world.find(f"validation/{LABELS[3]}"))[:3]
+    failing, given_up, waiting = (world.tree.open(entry.ino) for entry in others)
+    world.fetcher.flights[0][1].set_exception(FetchError(FailureKind.GONE, "gone"))
+    assert failing.done()
+    given_up.cancel()
+    assert not waiting.done()
+    assert world.tree.status()["opens"] == {
+        "from_cache": 1,
+        "not_in_cache": 5,
+        "hit_rate": round(1 / 6, 4),
+        "fetched": 2,
+        "failed": 1,
+        "interrupted": 1,
+        "waiting": 1,
+    }
 
 
 def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:

@@ -15,7 +15,8 @@ from random import Random
 from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.errors import FetchError
 from kinetics_fs.fetch import Fetcher
-from kinetics_fs.fetch.fetcher import Counters, Priority
+from kinetics_fs.fetch.counters import Counters
+from kinetics_fs.fetch.fetcher import Priority
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, Tree
 
@@ -73,8 +74,8 @@ class Errands(Fetcher):
     def is_fetching(self, clip: Clip) -> bool:
         return clip in self._asked
 
-    def waiting(self) -> int:
-        return len(self._asked)
+    def report(self) -> dict[str, object]:
+        return {"under_way": len(self._asked)}
 
     def close(self) -> None:
         pass

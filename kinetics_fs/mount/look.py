@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,18 +47,28 @@ class Look(NamedTuple):
 
 def look_at(path: Path, patience: float = PATIENCE) -> Look | None:
     """What is at a path; None if it does not answer."""
-    process = subprocess.Popen(
+    done = run_or_leave(
         [sys.executable, "-I", "-S", __file__, os.path.abspath(path)],  # noqa: PTH100  # `resolve` may not answer
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        patience,
+    )
+    return None if done is None else Look(**json.loads(done.stdout))
+
+
+def run_or_leave(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str] | None:
+    """Runs a command that may never end, as it touches a place; None if it does not end in so many seconds.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        said, _ = process.communicate(timeout=patience)
+        said, complaints = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         process.kill()  # and it is not waited for: it may sleep on
         return None
-    return Look(**json.loads(said))
+    return subprocess.CompletedProcess(command, process.returncode, said, complaints)
 
 
 def _look(path: str) -> Look:
