@@ -32,8 +32,6 @@ _LOOK_AGAIN = 0.1
 """Seconds between two looks at a clip that another process is fetching."""
 
 
-_LOOKS_AT_OTHERS = 10
-
 _LOOK_FOR_OTHERS = 1.0
 """The same, where an archive is being read that has the clip in it: who reads it here brings the clip at once."""
 
@@ -80,6 +78,9 @@ class _Flight:
     """What was used since then must not make room for it."""
     source: str | None = None
     """That which is being asked."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    claim: Claim | None = None
+    """Of who is looking for it, as long as that lasts. Changed under the lock."""
     ended: bool = False
     """Who waited was told; another flight for the same clip may have begun."""
 
@@ -104,6 +105,9 @@ class _Arrival:
 
     def publish(self, path: Path, *, last: bool = True) -> None:
         """The clip itself."""
+        if self._flight.ended:  # it came with another meanwhile
+            self.landed = True
+            return
         size = self._claim.publish(path, self._source, last=last)
         self.landed = True
         now = time.monotonic()
@@ -234,6 +238,8 @@ class Fetcher:
 
     def _defer(self, flight: _Flight, seconds: float) -> None:
         with self._changed:
+            if flight.ended:  # it came with another while it was looked for
+                return
             if not flight.waiters:  # they left while it was looked at
                 self._flights.pop(flight.clip, None)
                 return
@@ -299,12 +305,17 @@ class Fetcher:
             known = self._known_failure(clip)
             if known is not None:
                 raise known
+            with flight.lock:
+                flight.claim = claim
             try:
                 self._fetch_claimed(worker, flight, claim)
             except FetchError as error:
-                if not self._closing:
+                if not self._closing and not flight.ended:
                     self._remember(clip, error)
                 raise
+            finally:
+                with flight.lock:
+                    flight.claim = None
 
     def _fetch_claimed(self, worker: Worker, flight: _Flight, claim: Claim) -> None:
         """Asks one source after the other."""
@@ -430,14 +441,12 @@ class Fetcher:
 
     def _take_along(self, clip: Clip, path: Path, source: str) -> None:
         """Stores a clip that came with another, if there is room, and tells who waits for it."""
+        flight = self._flights.get(clip)
+        if flight is not None and self._hand_to(flight, path, source):
+            return
         claim = None
         with contextlib.suppress(FetchError):  # no room: nobody asked for it
-            # If it is wanted, too, another worker may be finding out just now that it is under way.
-            for _ in range(_LOOKS_AT_OTHERS if self.is_fetching(clip) else 1):
-                claim = self._store.claim(clip, size=path.stat().st_size, spare_since=0)
-                if claim is not None:
-                    break
-                time.sleep(_LOOK_AGAIN)
+            claim = self._store.claim(clip, size=path.stat().st_size, spare_since=0)
         if claim is None:
             path.unlink()
             return
@@ -452,6 +461,15 @@ class Fetcher:
                 return
             flight.taken = True
         self._finish(flight, None)
+
+    def _hand_to(self, flight: _Flight, path: Path, source: str) -> bool:
+        """Gives a clip to a worker of ours that is looking for it just now, if there is one; whether there was."""
+        with flight.lock:
+            if flight.claim is None:
+                return False
+            self.counters.came(source, flight.claim.publish(path, source, last=False))
+            self._finish(flight, None)
+        return True
 
     def _finish(self, flight: _Flight, error: FetchError | None) -> None:
         with self._changed:

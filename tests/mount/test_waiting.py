@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -376,7 +377,7 @@ def test_dead_mount_is_told_and_cleared_by_the_next(
     assert incoming(cache)
 
     status = kinetics_fs("status", slow.root)
-    assert f"kinetics-fs umount {slow.root}" in status.stdout
+    assert f"kinetics-fs umount {shlex.quote(str(slow.root))}" in status.stdout
 
     site.delay.clear()
     again = Mounted(
