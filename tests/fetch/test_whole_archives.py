@@ -254,6 +254,7 @@ def test_one_that_was_published_anew(
     fetcher().request(CLIPS[0]).result(PATIENCE)
     shelf = Shelf(tmp_path / "archives.sqlite")
     until(lambda: shelf.version(ARCHIVE), "it is indexed")
+    until(lambda: not list((store.folder / "incoming").iterdir()), "all that came with it is stored")
     before = shelf.version(ARCHIVE)
     for clip in CLIPS:
         store.drop(clip)
