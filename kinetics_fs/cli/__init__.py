@@ -21,7 +21,7 @@ from kinetics_fs.errors import KineticsError, SettingError
 
 _COMMANDS = (
     *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "top", "verify", "doctor"),
-    *("classes", "failures", "report", "demo"),
+    *("classes", "failures", "report", "pin", "unpin", "demo"),
 )
 
 DONE_IN_PART = 3

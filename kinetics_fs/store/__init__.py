@@ -7,7 +7,7 @@ A store is one folder, shared by any number of processes of one user::
         clips/cache.db          diskcache's table: clip key → file (the truth about what is here)
         clips/xx/<key>.<token>.mp4
         incoming/<token>/       one private folder per fetch under way
-        ledger.sqlite           sizes for ever, order of use, failures, fetches under way, history
+        ledger.sqlite           sizes for ever, order of use, pins, failures, fetches under way, history
         owners/<name>           a file that each living process holds locked
 
 `Store` is the only door. How the two databases and the files stay in step, whatever dies when, is told in
@@ -19,6 +19,7 @@ from kinetics_fs.store.failures import Failure, FailureLog, Report, TakenOver, o
 from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.history import Chronicle, Counts, History, Sample
 from kinetics_fs.store.origins import NotYet, Origins, OriginState, Permit
+from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
 from kinetics_fs.store.table import Record
 from kinetics_fs.store.verify import Condition, Verdict, drop_bad, verify_clips
@@ -38,6 +39,9 @@ __all__ = [
     "OriginState",
     "Origins",
     "Permit",
+    "PinCounts",
+    "Pinned",
+    "Pins",
     "Record",
     "RefusedLine",
     "Report",

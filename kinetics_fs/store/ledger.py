@@ -26,9 +26,13 @@ CREATE TABLE IF NOT EXISTS clip (
     source    TEXT NOT NULL,         -- which source it came from
     stored_at REAL NOT NULL,         -- seconds since the epoch
     opened_at REAL NOT NULL,         -- the same; the order of eviction
-    held      INTEGER NOT NULL       -- 1 while the bytes are here
+    held      INTEGER NOT NULL,      -- 1 while the bytes are here
+    pinned    INTEGER NOT NULL DEFAULT 0  -- 1 if it has a row in `pin`: never evicted
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS clip_in_order_of_eviction ON clip (opened_at) WHERE held;
+
+CREATE TABLE IF NOT EXISTS pin (     -- clips that are to stay, whether they were ever here or not
+    key       TEXT PRIMARY KEY
+) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS flight (  -- a fetch under way: a claim, a reservation, and the trace of a crash in one
     key       TEXT PRIMARY KEY,      -- one fetch per clip, over all processes
@@ -76,6 +80,12 @@ CREATE TABLE IF NOT EXISTS history ( -- what became of the cache, in steps of fi
 );
 """
 
+_INDEX_FOR_EVICTION = """
+-- With all that eviction asks for, so that it reads no rows.
+CREATE INDEX IF NOT EXISTS clip_by_pin_and_use ON clip (pinned, opened_at, size, held) WHERE held;
+DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- what ledgers had before there were pins
+"""
+
 
 class Ledger:
     """One ledger file."""
@@ -86,6 +96,9 @@ class Ledger:
         # SQLite answers "locked" at once, whatever the timeout, when two make a new file a WAL file together.
         with locked(path.parent), self.connection() as db:
             db.executescript(_SCHEMA)
+            if "pinned" not in {name for _, name, *_ in db.execute("PRAGMA table_info (clip)")}:
+                db.execute("ALTER TABLE clip ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
+            db.executescript(_INDEX_FOR_EVICTION)
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)

@@ -29,6 +29,7 @@ from kinetics_fs.store.history import History
 from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.origins import Origins
 from kinetics_fs.store.owners import Owner
+from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.table import ClipTable, Found, Record
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ _NOTE_OPENS_EVERY = 5.0
 
 _NEVER = 0.0
 """As the time of a clip's last use."""
+
+_IN_ORDER_OF_USE = (
+    "FROM clip INDEXED BY clip_by_pin_and_use WHERE held AND pinned = {} AND opened_at < ? ORDER BY opened_at"
+)
+_EVICTABLE = _IN_ORDER_OF_USE.format(0)
+_PINNED = _IN_ORDER_OF_USE.format(1)
 
 _EVICT_AT_ONCE = 64
 _KEYS_PER_QUERY = 500
@@ -112,6 +119,8 @@ class Store:
         """All that can be asked of, and done to, what is remembered of clips that could not be had."""
         self.origins = Origins(self._ledger)
         """Who wants to be left alone, and how much was asked of whom."""
+        self.pins = Pins(self._ledger)
+        """Which clips are never evicted, here or not."""
         self.history = History(self._ledger, self._table.totals)
         """How full it was over time, and what was fetched and opened."""
         self._flying: set[str] = set()
@@ -299,8 +308,9 @@ class Store:
     def report(self) -> dict[str, object]:
         """How the cache is doing, for people and for scripts: what is held, and how origins are."""
         now = time.time()
+        pinned = {f"pinned_{name}": number for name, number in self.pins.totals()._asdict().items()}
         return {
-            "cache": {"folder": str(self.folder), **asdict(self.usage())},
+            "cache": {"folder": str(self.folder), **asdict(self.usage()), **pinned},
             "origins": {
                 origin.name: {
                     "blocked_for": None if origin.blocked_until is None else max(0, round(origin.blocked_until - now)),
@@ -352,7 +362,12 @@ class Store:
                 known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
                 size = known[0] if known else None
             expected = _TYPICAL_CLIP_BYTES if size is None else size
-            self._make_room(db, expected, certain=False, known=size is not None, spare_since=spare_since)
+            try:
+                self._make_room(db, expected, certain=False, known=size is not None, spare_since=spare_since)
+            except FetchError:
+                # Who waited for another process to fetch it shall find it, even if it took the last of the room.
+                if not self.holds(clip):
+                    raise
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
@@ -430,6 +445,7 @@ class Store:
 
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
         may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
+        Where pins hold room, that cannot get better: a clip that does not fit beside them is not begun, by its guess.
 
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
@@ -441,19 +457,17 @@ class Store:
         too_large = known and self._limit is not None and wanted > self._limit
         # Judged before anything goes: what cannot be had must not cost the clips that are here.
         spares = spare_since < math.inf
-        if short > 0 and (spares or not certain):
-            (evictable,) = db.execute(
-                "SELECT coalesce(sum(size), 0) FROM clip WHERE held AND opened_at < ?", (spare_since,)
-            ).fetchone()
-            too_large = too_large or short - evictable > (0 if spares else wanted + reserved)
+        pins = False
+        if short > 0:
+            lacking = short - self._evictable(db, spare_since, enough=short)
+            pins = lacking > 0 and self._pins_hold(db, spare_since)
+            if spares or pins or not certain:
+                tolerable = 0 if spares else reserved if pins else wanted + reserved
+                too_large = too_large or lacking > tolerable
         if too_large:
-            raise self._no_room(wanted)
+            raise self._no_room(wanted, pins=pins)
         while short > 0:
-            victims = db.execute(
-                "SELECT key, size FROM clip INDEXED BY clip_in_order_of_eviction"
-                " WHERE held AND opened_at < ? ORDER BY opened_at LIMIT ?",
-                (spare_since, _EVICT_AT_ONCE),
-            ).fetchall()
+            victims = db.execute(f"SELECT key, size {_EVICTABLE} LIMIT ?", (spare_since, _EVICT_AT_ONCE)).fetchall()
             if not victims:
                 break
             for key, size in victims:
@@ -464,14 +478,28 @@ class Store:
                 if short <= 0:
                     break
         if certain and self._limit is not None and self._bytes_held() + wanted > self._limit:
-            raise self._no_room(wanted)
+            raise self._no_room(wanted, pins=pins)
 
-    def _no_room(self, wanted: int) -> FetchError:
-        return FetchError(
-            FailureKind.LOCAL,
-            f"no room for {wanted:,} bytes in {self.folder} (see --cache-size and --min-free)",
-            errno=errno.ENOSPC,
-        )
+    def _evictable(self, db: sqlite3.Connection, spare_since: float, *, enough: int) -> int:
+        """The bytes that may go; counted no further than to `enough`, for a cache may hold very many clips."""
+        total = 0
+        with contextlib.closing(db.execute(f"SELECT size {_EVICTABLE}", (spare_since,))) as sizes:
+            for (size,) in sizes:
+                total += size
+                if total >= enough:
+                    break
+        return total
+
+    def _pins_hold(self, db: sqlite3.Connection, spare_since: float) -> bool:
+        """Whether there is anything that could go but for a pin."""
+        return db.execute(f"SELECT 1 {_PINNED} LIMIT 1", (spare_since,)).fetchone() is not None
+
+    def _no_room(self, wanted: int, *, pins: bool) -> FetchError:
+        what = f"no room for {wanted:,} bytes in {self.folder}"
+        ways = "see --cache-size and --min-free"
+        if pins:
+            what, ways = f"{what} beside the clips that are pinned", f"kinetics-fs unpin gives room back; {ways}"
+        return FetchError(FailureKind.LOCAL, f"{what} ({ways})", errno=errno.ENOSPC)
 
     def _shortage(self, wanted: int, on_disk: int) -> int:
         """How many bytes must go before `wanted` more bytes, some of them on the disk already, keep both limits."""
@@ -564,11 +592,12 @@ class Store:
     @staticmethod
     def _write_record(db: sqlite3.Connection, key: str, record: Record) -> None:
         db.execute(
-            "INSERT INTO clip (key, size, sha256, source, stored_at, opened_at, held) VALUES (?, ?, ?, ?, ?, ?, 1)"
+            "INSERT INTO clip (key, size, sha256, source, stored_at, opened_at, held, pinned)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1, EXISTS (SELECT 1 FROM pin WHERE key = ?1))"
             " ON CONFLICT (key) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256,"
             " source = excluded.source, stored_at = excluded.stored_at,"
-            " opened_at = max(opened_at, excluded.opened_at), held = 1",
-            (key, record.size, record.sha256, record.source, record.stored_at, record.stored_at),
+            " opened_at = max(opened_at, excluded.opened_at), held = 1, pinned = excluded.pinned",
+            (key, record.size, record.sha256, record.source, record.stored_at),
         )
         db.execute("DELETE FROM failure WHERE key = ?", (key,))
 

@@ -20,7 +20,7 @@ LEAVES = [
     *("mount", "umount", "prefetch", "fill", "import", "export", "status", "top", "verify", "doctor"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
-    *("classes", "report", "demo"),
+    *("classes", "report", "pin", "unpin", "demo"),
 ]
 
 

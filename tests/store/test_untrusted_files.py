@@ -384,7 +384,7 @@ def test_a_fetch_under_way_that_the_ledger_invents_does_no_harm(
 def test_a_held_clip_that_the_ledger_invents_does_not_stand_in_the_way(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
-        query(folder / "ledger.sqlite", "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1)")
+        query(folder / "ledger.sqlite", "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
         keep(store, clip(1))
         keep(store, clip(2))
         assert held(store, 3) == [1, 2]
