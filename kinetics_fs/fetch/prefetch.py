@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -229,8 +230,11 @@ class Reader:
         self._coming: deque[tuple[Clip, float]] = deque()
         self._times: Counter[Clip] = Counter()
         """How often each is coming."""
+        self._shares: dict[Clip, int] = {}
+        """The bytes that each of them was taken to need."""
         self._size = 0
         """Bytes of them all."""
+        self._capacity, self._asked = 0, -math.inf
         self._moved: Callable[[], None] = lambda: None
 
     def watch(self, moved: Callable[[], None]) -> None:
@@ -239,15 +243,21 @@ class Reader:
 
     def can_expect(self, clip: Clip) -> bool:
         """Whether the cache can hold the clip beside all that has not been reached."""
-        more = 0 if self._times[clip] else self._store.likely_size(clip)
-        return not self._coming or self._size + more <= self._store.capacity()
+        if not self._coming or clip in self._shares:
+            return True
+        # To ask for it goes through all that is pinned.
+        if time.monotonic() - self._asked > _LOOK_FOR_ROOM:
+            self._capacity, self._asked = self._store.capacity(), time.monotonic()
+        return self._size + self._store.likely_share(clip) <= self._capacity
 
     def expect(self, clip: Clip) -> None:
         """The clip is the next in the order, and in the cache from now on, or soon."""
-        size = self._store.likely_size(clip)
+        share = self._store.likely_share(clip)
         with self._lock:
             self._coming.append((clip, time.time()))
-            self._size += 0 if self._times[clip] else size
+            if clip not in self._shares:
+                self._shares[clip] = share
+                self._size += share
             self._times[clip] += 1
 
     def opened(self, clip: Clip) -> None:
@@ -263,9 +273,8 @@ class Reader:
                     self._store.touch(passed)
                 else:
                     del self._times[passed]
-                    self._size -= self._store.likely_size(passed)
+                    self._size -= self._shares.pop(passed)
                     self._store.retire(passed)
-            self._size = self._size if self._coming else 0  # what was likely may have turned out otherwise
         self._moved()
 
     def spared_since(self) -> float:

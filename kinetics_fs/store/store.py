@@ -192,16 +192,18 @@ class Store:
         with self._ledger.connection() as db:
             return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
 
-    def likely_size(self, clip: Clip) -> int:
-        """The bytes of a clip if it was ever here, else those of a typical one."""
-        record = self.record(clip)
-        return _TYPICAL_CLIP_BYTES if record is None else record.size
-
     def capacity(self) -> int:
-        """The bytes of clips that there can be at most, as the limit and the disk are now."""
+        """The bytes of clips that there can be at most, beside those that are pinned, as limit and disk are now."""
         disk = os.statvfs(self._incoming)
         most = self._bytes_held() + disk.f_bavail * disk.f_frsize - self._min_free
-        return most if self._limit is None else min(most, self._limit)
+        return (most if self._limit is None else min(most, self._limit)) - self.pins.totals().bytes
+
+    def likely_share(self, clip: Clip) -> int:
+        """The bytes that a clip takes of that: as it was if it was ever here, else those of a typical one."""
+        with self._ledger.connection() as db:
+            row = db.execute("SELECT size, held AND pinned FROM clip WHERE key = ?", (clip.key,)).fetchone()
+        size, pinned = row or (_TYPICAL_CLIP_BYTES, False)
+        return 0 if pinned else size
 
     def record(self, clip: Clip) -> Record | None:
         """What is known of a clip, also after its eviction."""

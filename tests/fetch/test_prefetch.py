@@ -129,3 +129,16 @@ def test_reader_and_room(small: Store) -> None:
     reader.opened(CLIPS[2])
     reader.opened(CLIPS[1])
     assert reader.can_expect(CLIPS[4])
+
+
+def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], small: Store, site: VideoSite) -> None:
+    with Fetching(small, site) as fetcher:
+        Prefetch(fetcher, small, CLIPS[:1], 1, window=1).run()
+    small.pins.add(CLIPS[:2])
+    assert small.capacity() == sum(sizes[clip] for clip in CLIPS[1:3]), "of those pinned only the first is here"
+    reader = Reader(small)
+    reader.expect(CLIPS[2])
+    assert not reader.can_expect(CLIPS[3])
+    assert reader.can_expect(CLIPS[0]), "has its room already"
+    reader.expect(CLIPS[0])
+    assert reader.can_expect(CLIPS[1]), "pinned, but its room is still to be had"
