@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,20 @@ def mount_on(mountpoint: Path) -> Path:
     return place
 
 
-def statuses(places: Sequence[Path]) -> list[Status]:
-    """What the mounts on these places say, asked at the same time."""
+def statuses(place: Path | None = None) -> list[Status]:
+    """What the mount on a place says, or what all say, asked at the same time.
+
+    Args:
+        place: as `place_of` has it.
+    """
+    if place is not None:
+        return [status_of(place)]
+    places = list(find_mounts())
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(status_of, places))
+        said = list(threads.map(status_of, places))
+    # One that was unmounted meanwhile is not dead, but gone.
+    mounted = find_mounts()
+    return [status for place, status in zip(places, said, strict=True) if "dead" not in status or place in mounted]
 
 
 def status_of(place: Path) -> Status:

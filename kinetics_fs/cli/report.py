@@ -48,7 +48,6 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.cli.survey import Survey
     from kinetics_fs.library import store_of
-    from kinetics_fs.mount import find_mounts
     from kinetics_fs.report import gather, pictures, render
 
     with catalog_of(settings) as catalog, store_of(settings) as store:
@@ -66,7 +65,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
             },
             classes=found.by_place(),
             failures=found.as_json()["kinds"],
-            mounts=statuses(list(find_mounts())),
+            mounts=statuses(),
         )
         if as_json:
             click.echo(json.dumps(gathered, indent=2))

@@ -37,14 +37,10 @@ def command(mountpoint: Path | None, classes: bool, settings: Settings, as_json:
     """
     from kinetics_fs.cli.mounts import mount_on, statuses
     from kinetics_fs.library import store_of
-    from kinetics_fs.mount import find_mounts
 
-    if mountpoint is None:
-        if classes:
-            raise click.UsageError("--classes is about the classes of a mount: name MOUNTPOINT")
-        mounts = statuses(list(find_mounts()))
-    else:
-        mounts = statuses([mount_on(mountpoint)])
+    if classes and mountpoint is None:
+        raise click.UsageError("--classes is about the classes of a mount: name MOUNTPOINT")
+    mounts = statuses(None if mountpoint is None else mount_on(mountpoint))
     report: dict[str, Any] = {"mounts": mounts}
     dead = any("dead" in mount for mount in mounts)
     if classes and not dead:
@@ -115,6 +111,8 @@ def _parts(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "queue", f"of them {queue_in_words(fetch['queue'])}"
     if fetch["rates"]["last_hour"]["clips_per_minute"]:
         yield "rates", "; ".join(rate_in_words(span, rates) for span, rates in fetch["rates"].items())
+    if limits := limits_in_words(status["gate"]):
+        yield "limits", limits
     yield "cache", _cache_line(status["cache"])
     for line in _origin_lines(status["origins"]):
         yield "source", line
@@ -161,6 +159,18 @@ def failure_in_words(failure: dict[str, Any]) -> str:
     return f"{failure['clip']} ({failure['source']}, {failure['kind']}): {failure['reason']}; next try {again}"
 
 
+def limits_in_words(gate: dict[str, Any]) -> str:
+    """What opens may fetch and how much of it they have; nothing if they may fetch anything."""
+    if not gate["allowed"]:
+        return "nothing is fetched (--only cached)"
+    words = []
+    if gate["max_fetches"] is not None:
+        words.append(f"{gate['fetches']:,} of {gate['max_fetches']:,} fetches begun")
+    if gate["max_bytes"] is not None:
+        words.append(f"{readable_size(gate['bytes'])} of {readable_size(gate['max_bytes'])} fetched")
+    return ", ".join(words)
+
+
 def _print_classes(classes: list[dict[str, Any]]) -> None:
     width = max((len(one["label"]) for one in classes), default=0)
     click.echo(f"\n{'split':<10}  {'class':<{width}}  {'clips':>8}  {'here':>8}          could not be had")
@@ -187,7 +197,13 @@ def blocked_in_words(origin: dict[str, Any]) -> str:
 
 def _cache_line(cache: dict[str, Any]) -> str:
     limit = f"of {readable_size(cache['limit'])}" if cache["limit"] else "no limit"
+    pins = ""
+    if cache["pinned_clips"]:
+        pins = (
+            f"; {cache['pinned_clips']:,} clips are pinned, {cache['pinned_here']:,} of them here,"
+            f" {readable_size(cache['pinned_bytes'])}"
+        )
     return (
         f"{cache['folder']}: {cache['clips']:,} clips, {readable_size(cache['bytes'])} ({limit}),"
-        f" {readable_size(cache['disk_free'])} free on the disk"
+        f" {readable_size(cache['disk_free'])} free on the disk{pins}"
     )

@@ -25,6 +25,7 @@ from kinetics_fs.cli.options import UntouchedPath
 from kinetics_fs.cli.status import (
     blocked_in_words,
     failure_in_words,
+    limits_in_words,
     mount_lines,
     prefetch_in_words,
     queue_in_words,
@@ -78,10 +79,8 @@ class _View:
 
     def look(self) -> RenderableType:
         from kinetics_fs.cli.mounts import statuses
-        from kinetics_fs.mount import find_mounts
 
-        places = list(find_mounts()) if self._place is None else [self._place]
-        mounts = [self._mount(status) for status in statuses(places)]
+        mounts = [self._mount(status) for status in statuses(self._place)]
         return Group(*mounts) if mounts else Text("No mounts.")
 
     def _mount(self, status: dict[str, Any]) -> RenderableType:
@@ -114,6 +113,8 @@ class _View:
             held = f"of {readable_size(cache['limit'])}: {held}"
             table.add_row("cache", bar)
         table.add_row("" if cache["limit"] else "cache", Text(held))
+        if limits := limits_in_words(status["gate"]):
+            table.add_row("limits", Text(limits))
         for name, origin in status["origins"].items():
             if origin["blocked_for"] is not None:
                 table.add_row("source", Text(f"{name}: {blocked_in_words(origin)}", style="yellow"))

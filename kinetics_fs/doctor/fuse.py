@@ -18,7 +18,7 @@ from kinetics_fs import __version__
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.look import PATIENCE, Look, look_at
-from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, is_stacked
+from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
 from kinetics_fs.settings import Settings
 
 _OLDEST_KERNEL = (5, 4)
@@ -160,6 +160,8 @@ def mount(place: Path, mounts: Collection[Path], patience: float = PATIENCE) -> 
         yield Finding("mount", State.PROBLEM, f"{place} does not answer", fix)
     elif place in mounts or (looked.exists and (Path(looked.path) in mounts or (looked.status and not _ON_LINUX))):
         if looked.errno or (status := _parse(looked.status)) is None:
+            if place in mounts and place not in find_mounts():
+                return  # it was unmounted meanwhile
             reason = os.strerror(looked.errno) if looked.errno else "its process does not say how it is"
             yield Finding(
                 "mount", State.PROBLEM, f"{place} is dead: {reason}", f"Clear it: kinetics-fs umount {quoted}"

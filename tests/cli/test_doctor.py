@@ -401,10 +401,10 @@ def test_what_servers_say(settings: Settings, ask: Callable[[Settings], Iterator
         assert all(word in time_told.found for word in words), time_told
 
 
-def test_wrong_clock_is_no_problem(cache: Path) -> None:
+def test_wrong_clock_is_no_problem(cache: Path, tmp_path: Path) -> None:
     with server(days=1) as there:
         where = "--cache-dir", cache, "--min-free", "0", "--source", "youtube", "--video-url", f"{there}/{{id}}"
-        found = doctor(*where, status=0)
+        found = doctor(*where, tmp_path / "mnt", status=0)
     assert [one["state"] for one in found["clock"]] == ["warning"]
 
 
@@ -420,7 +420,8 @@ def test_cookies(settings: Settings, tmp_path: Path) -> None:
     one(sources.cookies(asked), State.OK, "2 that are valid, 1 that are not")
     path.chmod(0o644)
     one(sources.cookies(asked), State.WARNING, "0644", "chmod 600")
-    found = doctor("--offline", "--cookies", path, "--cache-dir", tmp_path / "cache", "--min-free", "0", status=0)
+    where = "--cache-dir", tmp_path / "cache", "--min-free", "0", tmp_path / "mnt"
+    found = doctor("--offline", "--cookies", path, *where, status=0)
     assert found["cookies"][0]["state"] == "warning"
     path.chmod(0o600)
     path.write_text("# Netscape HTTP Cookie File\n" + line.format(1000))
@@ -511,3 +512,7 @@ def test_places_for_a_mount(tmp_path: Path) -> None:
         (tmp_path / "full/file", State.PROBLEM, "not a folder"),
     ):
         one(fuse.mount(place, ()), state, word)
+
+
+def test_a_mount_that_ends_meanwhile_is_not_dead(tmp_path: Path) -> None:
+    assert list(fuse.mount(tmp_path, {tmp_path})) == []

@@ -60,6 +60,7 @@ def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None
     assert "more than --cache-size (1.0 kB)" in again.stderr
     listed = said("pin", *filled, "--list")
     assert listed["total"]["clips"] == 6
+    assert "; 6 clips are pinned, 3 of them here, " in kinetics_fs("status", "--cache-dir", cache).stdout
     assert [(row["split"], row["label"], row["clips"], row["here"]) for row in listed["classes"]] == [
         ("train", SURFING, 2, 0),
         ("validation", MASSAGE, 1, 1),

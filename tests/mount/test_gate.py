@@ -85,6 +85,7 @@ def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, si
     assert state(path_of(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
     read(mounted, CLIPS[:2])
     assert mounted.status()["gate"]["fetches"] == 2
+    assert "  limits    2 of 2 fetches begun\n" in kinetics_fs("status", mounted.root).stdout
     assert mounted.log.read_text().count("--max-fetches") == 1
     # A prefetch is a wish, and not a scan.
     done = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4", "--wait")
@@ -97,6 +98,7 @@ def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
     read(mounted, CLIPS[:1])
     assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
+    assert " of 1.0 kB fetched\n" in kinetics_fs("status", mounted.root).stdout
     assert "--max-fetch-bytes" in reason(path_of(mounted, CLIPS[1]))
 
 
