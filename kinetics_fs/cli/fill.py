@@ -160,16 +160,18 @@ class _Here:
 
     Attributes:
         bytes: of the clips that are here.
+        pinned: of those among them that are pinned.
         bytes_not_indexed: of those among them that no index has.
         unknown: clips that are not here, and that no index has.
         evicted_from: archives with clips that were here once.
     """
 
     def __init__(self, catalog: Catalog, store: Store, shelf: Shelf | None) -> None:
-        self.bytes = self.bytes_not_indexed = self.unknown = 0
+        self.bytes = self.pinned = self.bytes_not_indexed = self.unknown = 0
         self.evicted_from: set[str] = set()
         for clips in _pages(catalog):
             keys = [clip.key for clip in clips]
+            self.pinned += store.pins.of(keys).bytes
             sizes = store.sizes(keys)
             indexed = shelf.sizes(keys) if shelf else {}
             for clip in clips:
@@ -207,17 +209,19 @@ def _check_room(
     archives = sum(version.size for name, version in to_read.items() if name not in on_shelf)
     coming += min(max(0, archives - here.bytes_not_indexed), here.unknown * _MOST_PER_CLIP)
     needed = here.bytes + coming
-    if settings.cache_size is not None and needed > settings.cache_size:
+    pinned = store.pins.totals().bytes - here.pinned  # which none of it can take the place of
+    beside = f" beside {readable_size(pinned)} that are pinned (see kinetics-fs unpin)" if pinned else ""
+    if settings.cache_size is not None and needed + pinned > settings.cache_size:
         raise KineticsError(
             f"the selection takes about {readable_size(needed)}, and the cache is limited to"
-            f" {readable_size(settings.cache_size)}: give a larger --cache-size, or select less"
+            f" {readable_size(settings.cache_size)}{beside}: give a larger --cache-size, or select less"
         )
     usage = store.usage()
-    free = usage.disk_free - settings.min_free + usage.bytes - here.bytes
+    free = usage.disk_free - settings.min_free + usage.bytes - here.bytes - pinned
     if coming > free:
         raise KineticsError(
             f"about {readable_size(coming)} are to come, and the disk of {settings.cache_dir} has room for"
-            f" {readable_size(max(0, free))}: give a --cache-dir on another disk, or select less"
+            f" {readable_size(max(0, free))}{beside}: give a --cache-dir on another disk, or select less"
         )
 
 

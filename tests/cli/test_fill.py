@@ -350,6 +350,22 @@ def test_limit_that_is_too_small(world: World, indexed: bool) -> None:
     assert world.fill("--cache-size", f"{size}").returncode == 0
 
 
+def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
+    size = sum(map(len, world.of(TRAIN).values()))
+    assert world.fill("--split", "train").returncode == 0
+    pinned = kinetics_fs("pin", *world.arguments, "--split", "train")
+    assert pinned.returncode == 0, pinned.stderr
+    more = min(sum((world.folder / name).stat().st_size for name in (SURFING, HEADS)), 7 * 2 * 1024 * 1024)
+
+    small = world.fill("--split", "validation", "--cache-size", f"{size + more - 1}")
+    assert small.returncode == 1
+    assert "unpin" in small.stderr
+    assert world.held() == world.of(TRAIN)
+    more = max(more, sum(map(len, world.of(SURFING, HEADS).values())))
+    assert world.fill("--split", "validation", "--cache-size", f"{size + more}").returncode == 0
+    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+
+
 def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World) -> None:
     more = dict(world.clips[SURFING])
     noise, unknown, absent = Clip("noise______", 0, 10), Clip("unknown____", 0, 10), Clip("absent_____", 0, 10)
