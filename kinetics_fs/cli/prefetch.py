@@ -104,10 +104,14 @@ def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> in
 
 
 def _connect(mountpoint: Path) -> Connection:
-    from kinetics_fs.cli.mounts import place_of
+    from kinetics_fs.cli.mounts import mount_on, status_of
     from kinetics_fs.control import connect
 
-    connection = connect(place_of(mountpoint))
+    place = mount_on(mountpoint)
+    status = status_of(place)  # which one that hangs is given less time for
+    if "dead" in status:
+        raise MountError(f"{place}: {status['dead']}; {status['to_do']}")
+    connection = connect(place)
     if connection is None:
         raise MountError(f"no mount of yours answers on {mountpoint}")
     return click.get_current_context().with_resource(connection)

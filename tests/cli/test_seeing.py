@@ -52,11 +52,15 @@ def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> 
     link.symlink_to(root)
     os.kill(pid, signal.SIGSTOP)
     try:
-        asked = {"status": 1, "top": 0, "umount": 1}
-        processes = {command: begun(command, root) for command in asked}
+        processes = [
+            (begun("status", root), 1),
+            (begun("top", root), 0),
+            (begun("umount", root), 1),
+            (begun("prefetch", root, "--list"), 1),
+        ]
         by_link = begun("prefetch", link, "--list")
-        for command, status in asked.items():
-            text = said(processes[command], status)
+        for process, status in processes:
+            text = said(process, status)
             assert f"{root}: its process {pid} does not answer" in text
             assert f"kinetics-fs umount --lazy '{root}', then kill -KILL {pid}" in text
         assert f"{link} does not answer" in said(by_link, 1)
