@@ -12,6 +12,9 @@ from kinetics_fs.demo.media import make_video
 RATE = 25
 """Frames per second of every video."""
 
+_WIDTH, _HEIGHT = 320, 180
+"""Of every video: small, for all of it is encoded twice on whatever machine the demo runs on."""
+
 VIDEOS = {"-demo_video": 24.0, "demo-video2": 20.0, "_demo_vid3_": 16.0, "demo_video4": 30.0, "DEMOvideo-5": 14.5}
 """Seconds of each video; the names are as odd as real ids are."""
 
@@ -51,7 +54,7 @@ def make_dataset(folder: Path, ffmpeg: str, made: Callable[[str], None]) -> Path
         The annotation file.
     """
     for video, seconds in VIDEOS.items():
-        make_video(folder / f"{video}.mp4", seconds=seconds, ffmpeg=ffmpeg, rate=RATE)
+        make_video(folder / f"{video}.mp4", seconds=seconds, ffmpeg=ffmpeg, rate=RATE, width=_WIDTH, height=_HEIGHT)
         made(video)
     annotations = folder / "annotations.csv"
     lines = ["label,youtube_id,time_start,time_end,split"]

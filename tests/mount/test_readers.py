@@ -26,12 +26,12 @@ import numpy as np
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.demo.media import make_video
+from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
-from tests.conftest import Dataset
 from tests.harness import Mounted
 from tests.mount.conftest import FRONTENDS
-from tests.mount.helpers import CLASS, Labelled, cached_file, short_clips, write_annotations
+from tests.mount.helpers import CLASS, Labelled, cached_file, short_clips, write_annotations, write_clips
 
 Way = Callable[[Path, Path], object]
 """Reads the first path; may write into the folder that is the second."""
@@ -527,7 +527,6 @@ class Battery:
 
     mounted: Mounted
     cache: Path
-    site: VideoSite
     _fresh: Iterator[Clip]
 
     def fresh(self) -> tuple[Clip, Path]:
@@ -543,24 +542,21 @@ def frontend(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def battery(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, frontend: tuple[str, ...]) -> Iterator[Battery]:
+def battery(tmp_path_factory: pytest.TempPathFactory, frontend: tuple[str, ...]) -> Iterator[Battery]:
     folder = tmp_path_factory.mktemp("readers")
     # Two seconds have more bytes than one request of a kernel; there are not enough of them for all.
     clips = short_clips(2) + short_clips(3)
     annotations = write_annotations(folder / "clips.csv", [Labelled(CLASS, clip, "validate") for clip in clips])
-    with (
-        VideoSite(dataset.videos) as site,
-        Mounted(
-            folder / "mount",
-            *frontend,
-            *("--annotations", annotations),
-            *("--video-url", site.url_template),
-            *("--cache-dir", folder / "cache"),
-            *("--min-free", "0"),
-            *("--workers", "2"),
-        ) as mounted,
-    ):
-        yield Battery(mounted, folder / "cache", site, iter(clips))
+    with Mounted(
+        folder / "mount",
+        *frontend,
+        *("--annotations", annotations),
+        *("--folder", write_clips(folder / "clips", clips), "--source", "folder"),
+        *("--cache-dir", folder / "cache"),
+        *("--min-free", "0"),
+        *("--workers", "2"),
+    ) as mounted:
+        yield Battery(mounted, folder / "cache", iter(clips))
 
 
 @pytest.mark.parametrize("after", ["cold", "stat"])
@@ -589,10 +585,10 @@ LOOKS: dict[str, Callable[[Path], int]] = {
 @pytest.mark.parametrize("name", LOOKS)
 def test_looking_shows_no_less_than_there_is_and_fetches_nothing(battery: Battery, name: str) -> None:
     clip, path = battery.fresh()
-    asked = len(battery.site.requests)
+    fetches = battery.mounted.status()["fetch"]
     assert LOOKS[name](path) > 0
     shown = LOOKS[name](path)
-    assert len(battery.site.requests) == asked
+    assert battery.mounted.status()["fetch"] == fetches
     path.read_bytes()
     assert shown >= cached_file(battery.cache, clip).stat().st_size
 
@@ -659,34 +655,25 @@ def test_open_reader_keeps_its_bytes_when_the_clip_comes_back_otherwise(battery:
 
 
 @pytest.fixture
-def changing(
-    dataset: Dataset, tmp_path: Path, frontend: tuple[str, ...]
-) -> Iterator[tuple[Mounted, Clip, Callable[[], None]]]:
+def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[tuple[Mounted, Clip, Callable[[], None]]]:
     """A mount of a clip that has other bytes, and more of them, when it is fetched after the call of the last item."""
     clip = Clip("demo_video4", 4, 6)
     annotations = write_annotations(tmp_path / "clips.csv", [Labelled(CLASS, clip, "train")])
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    video = videos / f"{clip.youtube_id}.mp4"
-    small = "ffmpeg", "-nostdin", "-v", "error", "-i", dataset.videos / video.name, "-vf", "scale=320:180"
-    subprocess.run([*small, "-preset", "ultrafast", video], check=True)
+    folder = write_clips(tmp_path / "clips", [clip])
 
     def change() -> None:
-        shutil.copyfile(dataset.videos / video.name, video)
+        make_video(folder / clip.name, seconds=2, ffmpeg=find_ffmpeg(), width=1280, height=720)
         with Store(tmp_path / "cache") as store:
             store.drop(clip)
 
-    with (
-        VideoSite(videos) as site,
-        Mounted(
-            tmp_path / "mount",
-            *frontend,
-            *("--annotations", annotations),
-            *("--video-url", site.url_template),
-            *("--cache-dir", tmp_path / "cache"),
-            *("--min-free", "0"),
-        ) as mounted,
-    ):
+    with Mounted(
+        tmp_path / "mount",
+        *frontend,
+        *("--annotations", annotations),
+        *("--folder", folder, "--source", "folder"),
+        *("--cache-dir", tmp_path / "cache"),
+        *("--min-free", "0"),
+    ) as mounted:
         yield mounted, clip, change
 
 

@@ -87,10 +87,14 @@ def test_name_goes_when_its_clip_is_found_gone_and_comes_back(hiding: Mounted, c
     assert os.statvfs(hiding.root).f_files == files
 
 
-def test_what_a_prefetch_finds_gone_goes(hiding: Mounted, site: VideoSite, cache: Path, annotations: Path) -> None:
+def test_what_a_prefetch_finds_gone_goes(
+    hiding: Mounted, site: VideoSite, cache: Path, annotations: Path, tmp_path: Path
+) -> None:
     arguments: list[str | Path] = ["--annotations", annotations, "--cache-dir", cache, "--min-free", "0"]
     site.delay.clear()
-    done = kinetics_fs("prefetch", *arguments, "--class", CLASS, "--video-url", site.url_template, timeout=300)
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("".join(f"validation/{CLASS}/{clip.name}\n" for clip in [*OF_ITS_VIDEO, READY]))
+    done = kinetics_fs("prefetch", *arguments, "--from-list", wanted, "--video-url", site.url_template, timeout=300)
     assert done.returncode == 3, done.stderr
     wait_until(lambda: names(hiding) == all_but(OF_ITS_VIDEO))
     wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in OF_ITS_VIDEO))
