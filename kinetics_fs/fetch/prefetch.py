@@ -230,6 +230,8 @@ class Reader:
         self._coming: deque[tuple[Clip, float]] = deque()
         self._times: Counter[Clip] = Counter()
         """How often each is coming."""
+        self._overtook: set[Clip] = set()
+        """Opened while none was coming: the reader may be before us, and never come to them again."""
         self._shares: dict[Clip, int] = {}
         """The bytes that each of them was taken to need."""
         self._size = 0
@@ -251,9 +253,12 @@ class Reader:
         return self._size + self._store.likely_share(clip) <= self._capacity
 
     def expect(self, clip: Clip) -> None:
-        """The clip is the next in the order, and in the cache from now on, or soon."""
+        """The clip is the next in the order, and in the cache from now on, or soon; unless it was passed already."""
         share = self._store.likely_share(clip)
         with self._lock:
+            if clip in self._overtook:
+                self._overtook.remove(clip)
+                return
             self._coming.append((clip, time.time()))
             if clip not in self._shares:
                 self._shares[clip] = share
@@ -263,8 +268,11 @@ class Reader:
     def opened(self, clip: Clip) -> None:
         """The reader has opened a clip, and so has passed all before it."""
         with self._lock:
+            if not self._coming:
+                self._overtook.add(clip)
             if not self._times[clip]:
                 return
+            self._overtook.clear()
             passed = None
             while passed != clip:
                 passed, _ = self._coming.popleft()

@@ -131,6 +131,23 @@ def test_reader_and_room(small: Store) -> None:
     assert reader.can_expect(CLIPS[4])
 
 
+def test_a_reader_who_is_quicker(small: Store) -> None:
+    reader = Reader(small)
+    for clip in CLIPS[3:]:
+        reader.opened(clip)
+    for clip in CLIPS[3:]:
+        assert reader.can_expect(clip)
+        reader.expect(clip)
+    for clip in CLIPS[:3]:
+        assert reader.can_expect(clip), "nothing waits for a place that he has left behind"
+        reader.expect(clip)
+    assert not reader.can_expect(CLIPS[3])
+    reader.opened(CLIPS[3])
+    reader.opened(CLIPS[0])
+    reader.expect(CLIPS[0])
+    assert not reader.can_expect(CLIPS[3]), "a look at another clip says nothing of where he is"
+
+
 def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], small: Store, site: VideoSite) -> None:
     with Fetching(small, site) as fetcher:
         Prefetch(fetcher, small, CLIPS[:1], 1, window=1).run()

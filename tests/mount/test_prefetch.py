@@ -180,7 +180,7 @@ def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
         done = kinetics_fs("prefetch", mounted.root, *arguments)
         assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
     done = kinetics_fs("prefetch", tmp_path, "--list")
-    assert (done.returncode, done.stderr) == (1, f"kinetics-fs: no mount of yours answers on {tmp_path}\n")
+    assert (done.returncode, done.stderr) == (1, f"kinetics-fs: {tmp_path} is not a mount of kinetics-fs\n")
     assert kinetics_fs("prefetch", "--wait").returncode == 2
 
 
