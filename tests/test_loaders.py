@@ -1,4 +1,4 @@
-"""The Python blocks of docs/loaders.md work on a mount."""
+"""The Python blocks of docs/loaders.md work on a mount, and other loaders find there what they take."""
 
 from __future__ import annotations
 
@@ -58,3 +58,20 @@ def test_a_recipe_works(root: Path, recipe: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_list_has_what_pyslowfast_and_mmaction2_take_from_it(root: Path) -> None:
+    """They split a line at its spaces, older ones at any white space, and put a prefix before the first part."""
+    classes = (root / ".kinetics/classes.txt").read_text().splitlines()
+    paths = []
+    for line in (root / ".kinetics/val.csv").read_text().splitlines():
+        path, label = line.strip().split(" ")
+        assert line.split() == [path, label]
+        assert Path(path).parent.name == classes[int(label)]
+        paths.append(f"{root}/{path}")
+    # Who takes folders, and does not follow links, finds the same.
+    assert paths == sorted(str(clip) for clip in root.rglob("*.mp4"))
+    gone, here = paths
+    with pytest.raises(OSError):
+        Path(gone).read_bytes()
+    assert Path(here).read_bytes()[4:8] == b"ftyp"
