@@ -56,7 +56,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def youtube_videos(tmp_path_factory: pytest.TempPathFactory) -> Videos:
-    return made_once("youtube", tmp_path_factory, lambda folder: make_videos(folder, seconds=60))
+    return made_once("youtube", tmp_path_factory, lambda folder: make_videos(folder, seconds=60, width=320, height=180))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ KEYFRAMES = 5
 
 @dataclass(frozen=True)
 class Videos:
-    """The shapes of one video, 640x360, about a megabit a second.
+    """The shapes of one video; of 640x360 pixels, about a megabit a second.
 
     Attributes:
         seconds: length of each.
@@ -41,12 +41,14 @@ class Videos:
     playlist: Path
 
 
-def make_videos(folder: Path, *, seconds: float) -> Videos:
+def make_videos(folder: Path, *, seconds: float, width: int = 640, height: int = 360) -> Videos:
     """Makes a video in all its shapes; takes a second for 20 of the video's.
 
     Args:
         folder: an empty one; `hls` in it will be the folder of the playlist.
         seconds: its length, whole frames.
+        width: of its picture.
+        height: of its picture.
 
     Raises:
         RuntimeError: ffmpeg failed.
@@ -62,7 +64,10 @@ def make_videos(folder: Path, *, seconds: float) -> Videos:
         sound=folder / "sound.m4a",
         playlist=hls / "index.m3u8",
     )
-    make_video(videos.progressive, seconds=seconds, ffmpeg=find_ffmpeg(), rate=RATE, gop=RATE * KEYFRAMES)
+    gop = RATE * KEYFRAMES
+    make_video(
+        videos.progressive, seconds=seconds, ffmpeg=find_ffmpeg(), rate=RATE, width=width, height=height, gop=gop
+    )
     # Without `delay_moov` there is no edit list, and the picture would begin two frames late.
     fragmented = ("-movflags", "+dash+global_sidx+delay_moov")
     for arguments in (
