@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import Dataset, MountFactory
 from tests.harness import ENVIRONMENT, Mounted, kinetics_fs, reason
-from tests.mount.helpers import incoming, reading, state
+from tests.mount.helpers import CLASS, incoming, reading, state
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 OTHER = "validation/surfing water/_demo_vid3__000003_000013.mp4"
@@ -333,18 +334,21 @@ GARBAGE: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_is_an_io_error(mount: MountFactory, dataset: Dataset, tmp_path: Path, cache: Path, name: str) -> None:
+def test_garbage_is_an_io_error(
+    mount: MountFactory, dataset: Dataset, annotations: Path, tmp_path: Path, cache: Path, name: str
+) -> None:
     videos = tmp_path / "garbage"
     videos.mkdir()
     GARBAGE[name](dataset.videos / "-demo_video.mp4", videos / "-demo_video.mp4")
     shutil.copyfile(dataset.videos / "_demo_vid3_.mp4", videos / "_demo_vid3_.mp4")
     with VideoSite(videos) as site:
-        mounted = mount("--video-url", site.url_template)
+        mounted = mount("--annotations", annotations, "--video-url", site.url_template)
         fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
         assert not asked_again(mounted, site, SURFING, errno.EIO)
         assert state(mounted.root / SURFING) == "failed"
         assert incoming(cache) == []
-        assert (mounted.root / OTHER).read_bytes()  # the worker lives on
+        # The worker lives on.
+        assert (mounted.root / "validation" / CLASS / Clip("_demo_vid3_", 3, 4).name).read_bytes()
 
 
 def test_worker_that_cannot_start_is_an_io_error(
