@@ -487,7 +487,7 @@ def test_disk_that_was_full_for_a_while(fetcher: FetcherFactory, small_disk: Pat
     with Store(small_disk / "cache") as store:
         one = fetcher(into=store)
         ballast = small_disk / "ballast"
-        ballast.write_bytes(bytes(store.usage().disk_free - 300_000))
+        ballast.write_bytes(bytes(store.usage().disk_free - 100_000))
         assert error_of(one.request(CLIP)).kind is FailureKind.LOCAL
 
         ballast.unlink()
