@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,26 +29,12 @@ from kinetics_fs.store.ledger import Ledger
 from kinetics_fs.store.origins import Origins
 from kinetics_fs.store.owners import Owner
 from kinetics_fs.store.pins import Pins
+from kinetics_fs.store.room import TYPICAL_CLIP_BYTES, Room
 from kinetics_fs.store.table import ClipTable, Found, Record
+from kinetics_fs.store.uses import Uses
 
 _log = logging.getLogger(__name__)
 
-_TYPICAL_CLIP_BYTES = 2 * 1024 * 1024
-"""Room kept for a clip of unknown size while it is fetched: a little over the mean of Kinetics clips (1.5 MB)."""
-
-_NOTE_OPENS_EVERY = 5.0
-"""Seconds between two writes of the order of use: a write per open would cost four times the open itself."""
-
-_NEVER = 0.0
-"""As the time of a clip's last use."""
-
-_IN_ORDER_OF_USE = (
-    "FROM clip INDEXED BY clip_by_pin_and_use WHERE held AND pinned = {} AND opened_at < ? ORDER BY opened_at"
-)
-_EVICTABLE = _IN_ORDER_OF_USE.format(0)
-_PINNED = _IN_ORDER_OF_USE.format(1)
-
-_EVICT_AT_ONCE = 64
 _KEYS_PER_QUERY = 500
 
 
@@ -99,8 +84,6 @@ class Store:
 
     def __init__(self, folder: Path, *, limit: int | None = None, min_free: int = 0) -> None:
         self.folder = folder
-        self._limit = limit
-        self._min_free = min_free
         prepare_folder(folder)
         self._incoming = folder / "incoming"
         self._clips = folder / "clips"
@@ -110,6 +93,8 @@ class Store:
                 child.mkdir(mode=0o700, exist_ok=True)
             self._ledger = opened.enter_context(contextlib.closing(Ledger(folder / "ledger.sqlite")))
             self._table = opened.enter_context(contextlib.closing(ClipTable(self._clips)))
+            self._room = Room(folder, self._incoming, self._table, limit=limit, min_free=min_free)
+            self._uses = Uses(self._ledger)
             with self._ledger.exclusive() as db:
                 self._owner = opened.enter_context(contextlib.closing(Owner(self._owners)))
                 self._sweep(db)
@@ -125,11 +110,6 @@ class Store:
         """How full it was over time, and what was fetched and opened."""
         self._flying: set[str] = set()
         """Tokens of the claims that this store has given out."""
-        self.evicted = 0
-        """Clips that this store has evicted since it was opened; other processes evict, too."""
-        self._opens: dict[str, float] = {}
-        self._opens_lock = threading.Lock()
-        self._opens_timer: threading.Timer | None = None
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -152,7 +132,12 @@ class Store:
     def close(self) -> None:
         """Writes what is only in memory and gives the folder up."""
         with self._opened:
-            self._write_opens()
+            self._uses.write()
+
+    @property
+    def evicted(self) -> int:
+        """Clips that this store has evicted since it was opened; other processes evict, too."""
+        return self._room.evicted
 
     # What is here
 
@@ -169,7 +154,7 @@ class Store:
                 opened = self.open_now(clip)
                 if opened is None:
                     _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
-                    self._drop(db, clip.key)
+                    self._room.drop(db, clip.key)
         return opened
 
     def open_now(self, clip: Clip) -> StoredClip | None:
@@ -184,7 +169,7 @@ class Store:
         if found.size != found.record.size:
             os.close(found.fd)
             return None
-        self._note_open(key)
+        self._uses.note(key)
         return StoredClip(found.fd, found.size, found.record.stored_at)
 
     def holds(self, clip: Clip) -> bool:
@@ -194,15 +179,13 @@ class Store:
 
     def capacity(self) -> int:
         """The bytes of clips that there can be at most, beside those that are pinned, as limit and disk are now."""
-        disk = os.statvfs(self._incoming)
-        most = self._bytes_held() + disk.f_bavail * disk.f_frsize - self._min_free
-        return (most if self._limit is None else min(most, self._limit)) - self.pins.totals().bytes
+        return self._room.capacity() - self.pins.totals().bytes
 
     def likely_share(self, clip: Clip) -> int:
         """The bytes that a clip takes of that: as it was if it was ever here, else those of a typical one."""
         with self._ledger.connection() as db:
             row = db.execute("SELECT size, held AND pinned FROM clip WHERE key = ?", (clip.key,)).fetchone()
-        size, pinned = row or (_TYPICAL_CLIP_BYTES, False)
+        size, pinned = row or (TYPICAL_CLIP_BYTES, False)
         return 0 if pinned else size
 
     def record(self, clip: Clip) -> Record | None:
@@ -270,7 +253,7 @@ class Store:
                 os.close(found.fd)
             if (found.filename if found else None) != filename:
                 return False
-            self._drop(db, clip.key)
+            self._room.drop(db, clip.key)
             return True
 
     def unknown_files(self) -> Iterator[Path]:
@@ -305,7 +288,7 @@ class Store:
     def drop(self, clip: Clip) -> None:
         """Removes a clip; its size stays known. Open readers keep their bytes."""
         with self._ledger.exclusive() as db:
-            self._drop(db, clip.key)
+            self._room.drop(db, clip.key)
 
     def report(self) -> dict[str, object]:
         """How the cache is doing, for people and for scripts: what is held, and how origins are."""
@@ -326,16 +309,15 @@ class Store:
 
     def usage(self) -> Usage:
         """What is held now."""
-        disk = os.statvfs(self._incoming)
         clips, size = self._table.totals()
         with self._ledger.connection() as db:
             (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
         return Usage(
             clips=clips,
             bytes=size,
-            limit=self._limit,
+            limit=self._room.limit,
             reserved=reserved,
-            disk_free=disk.f_bavail * disk.f_frsize,
+            disk_free=self._room.disk_free(),
         )
 
     # Getting a clip
@@ -352,7 +334,7 @@ class Store:
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
         """
-        self._write_opens()
+        self._uses.write()
         token = uuid.uuid4().hex
         with self._ledger.exclusive() as db:
             row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
@@ -363,9 +345,10 @@ class Store:
             if size is None:
                 known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
                 size = known[0] if known else None
-            expected = _TYPICAL_CLIP_BYTES if size is None else size
+            expected = TYPICAL_CLIP_BYTES if size is None else size
+            self._clear_dead_flights(db)
             try:
-                self._make_room(db, expected, certain=False, known=size is not None, spare_since=spare_since)
+                self._room.make(db, expected, certain=False, known=size is not None, spare_since=spare_since)
             except FetchError:
                 # Who waited for another process to fetch it shall find it, even if it took the last of the room.
                 if not self.holds(clip):
@@ -392,7 +375,8 @@ class Store:
             else:
                 # No longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
                 db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
-            self._make_room(db, size, certain=True, known=True, spare_since=claim.spare_since)
+            self._clear_dead_flights(db)
+            self._room.make(db, size, certain=True, known=True, spare_since=claim.spare_since)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
@@ -436,119 +420,15 @@ class Store:
         """Forgets the failures of these clips, or all; returns how many there were."""
         return self.failure_log.forget(clips)
 
-    # Room
-
-    def _make_room(
-        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, spare_since: float
-    ) -> None:
-        """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
-
-        What was used after `spare_since` stays: where it does, they must fit without that.
-
-        A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
-        may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
-        Where pins hold room, that cannot get better: a clip that does not fit beside them is not begun, by its guess.
-
-        Raises:
-            FetchError: there is no room (LOCAL, ENOSPC).
-        """
-        self._clear_dead_flights(db)
-        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
-        # Asked once, for some filesystems count the room of a removed file much later.
-        short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
-        too_large = known and self._limit is not None and wanted > self._limit
-        # Judged before anything goes: what cannot be had must not cost the clips that are here.
-        spares = spare_since < math.inf
-        pins = False
-        if short > 0:
-            lacking = short - self._evictable(db, spare_since, enough=short)
-            pins = lacking > 0 and self._pins_hold(db, spare_since)
-            if spares or pins or not certain:
-                tolerable = 0 if spares else reserved if pins else wanted + reserved
-                too_large = too_large or lacking > tolerable
-        if too_large:
-            raise self._no_room(wanted, pins=pins)
-        while short > 0:
-            victims = db.execute(f"SELECT key, size {_EVICTABLE} LIMIT ?", (spare_since, _EVICT_AT_ONCE)).fetchall()
-            if not victims:
-                break
-            for key, size in victims:
-                if self._drop(db, key):
-                    self.evicted += 1
-                    _log.info("%s: evicted, %d bytes", key, size)
-                    short -= size
-                if short <= 0:
-                    break
-        if certain and self._limit is not None and self._bytes_held() + wanted > self._limit:
-            raise self._no_room(wanted, pins=pins)
-
-    def _evictable(self, db: sqlite3.Connection, spare_since: float, *, enough: int) -> int:
-        """The bytes that may go; counted no further than to `enough`, for a cache may hold very many clips."""
-        total = 0
-        with contextlib.closing(db.execute(f"SELECT size {_EVICTABLE}", (spare_since,))) as sizes:
-            for (size,) in sizes:
-                total += size
-                if total >= enough:
-                    break
-        return total
-
-    def _pins_hold(self, db: sqlite3.Connection, spare_since: float) -> bool:
-        """Whether there is anything that could go but for a pin."""
-        return db.execute(f"SELECT 1 {_PINNED} LIMIT 1", (spare_since,)).fetchone() is not None
-
-    def _no_room(self, wanted: int, *, pins: bool) -> FetchError:
-        what = f"no room for {wanted:,} bytes in {self.folder}"
-        ways = "see --cache-size and --min-free"
-        if pins:
-            what, ways = f"{what} beside the clips that are pinned", f"kinetics-fs unpin gives room back; {ways}"
-        return FetchError(FailureKind.LOCAL, f"{what} ({ways})", errno=errno.ENOSPC)
-
-    def _shortage(self, wanted: int, on_disk: int) -> int:
-        """How many bytes must go before `wanted` more bytes, some of them on the disk already, keep both limits."""
-        disk = os.statvfs(self._incoming)
-        short = wanted - on_disk + self._min_free - disk.f_bavail * disk.f_frsize
-        if self._limit is not None:
-            short = max(short, self._bytes_held() + wanted - self._limit)
-        return short
-
-    def _bytes_held(self) -> int:
-        return self._table.totals()[1]
-
-    def _drop(self, db: sqlite3.Connection, key: str) -> bool:
-        """Removes a clip; whether it was there."""
-        db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
-        return self._table.remove(key)
-
     # The order of use
 
     def touch(self, clip: Clip) -> None:
         """Counts a clip as used just now."""
-        self._note_open(clip.key)
+        self._uses.note(clip.key)
 
     def retire(self, clip: Clip) -> None:
         """Counts a clip as never used: it is among the first to go when room is needed."""
-        self._note_open(clip.key, _NEVER)
-
-    def _note_open(self, key: str, at: float | None = None) -> None:
-        with self._opens_lock:
-            self._opens[key] = time.time() if at is None else at
-            if self._opens_timer is None:
-                self._opens_timer = threading.Timer(_NOTE_OPENS_EVERY, self._write_opens)
-                self._opens_timer.daemon = True
-                self._opens_timer.start()
-
-    def _write_opens(self) -> None:
-        with self._opens_lock:
-            if self._opens_timer is not None:
-                self._opens_timer.cancel()
-                self._opens_timer = None
-            opens, self._opens = self._opens, {}
-        if opens:
-            with self._ledger.exclusive() as db:
-                db.executemany(
-                    "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
-                    [(at, _NEVER, key) for key, at in opens.items()],
-                )
+        self._uses.forget(clip.key)
 
     # Keeping files, table and ledger in step
 

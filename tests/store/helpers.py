@@ -15,12 +15,12 @@ from typing import Any
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Claim, Store
-from kinetics_fs.store.store import _TYPICAL_CLIP_BYTES
+from kinetics_fs.store.room import TYPICAL_CLIP_BYTES
 
 SmallDisk = Callable[[int], Path]
 """Makes a disk of so many bytes."""
 
-UNIT = _TYPICAL_CLIP_BYTES
+UNIT = TYPICAL_CLIP_BYTES
 """The size of our clips: what the store guesses for a clip that it does not know, so that no guess is wrong."""
 
 

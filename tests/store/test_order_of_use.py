@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Store
-from kinetics_fs.store import store as store_module
+from kinetics_fs.store import Store, uses
 from tests.store import children
 from tests.store.helpers import UNIT, clip, held, is_absent, keep, query, read
 from tests.store.processes import end, start
@@ -70,7 +69,7 @@ def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_NOTE_OPENS_EVERY", 60.0)
+    monkeypatch.setattr(uses, "_WRITE_EVERY", 60.0)
     with Store(three) as store:
         before = state_of(three)
         for _ in range(100):
@@ -81,7 +80,7 @@ def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_NOTE_OPENS_EVERY", 0.05)
+    monkeypatch.setattr(uses, "_WRITE_EVERY", 0.05)
 
     def opened_at() -> list[float]:
         return [at for (at,) in query(three / "ledger.sqlite", "SELECT opened_at FROM clip ORDER BY key")]

@@ -12,7 +12,7 @@ import pytest
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import PinCounts, Store
-from kinetics_fs.store.store import _EVICTABLE, _PINNED
+from kinetics_fs.store.room import EVICTABLE, PINNED
 from tests.store.helpers import (
     UNIT,
     SmallDisk,
@@ -282,7 +282,7 @@ def test_to_evict_takes_no_look_at_what_is_pinned(store: Store) -> None:
             return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", (1,)))
 
     by_index = "SEARCH clip USING COVERING INDEX clip_by_pin_and_use (pinned=? AND opened_at<?)"
-    assert plan(f"SELECT key, size {_EVICTABLE} LIMIT 1") == by_index
-    assert plan(f"SELECT size {_EVICTABLE}") == by_index
-    assert plan(f"SELECT 1 {_PINNED} LIMIT 1") == by_index
+    assert plan(f"SELECT key, size {EVICTABLE} LIMIT 1") == by_index
+    assert plan(f"SELECT size {EVICTABLE}") == by_index
+    assert plan(f"SELECT 1 {PINNED} LIMIT 1") == by_index
     assert store.pins.totals() == (100_000, 100_000, 100_000)

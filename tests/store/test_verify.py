@@ -179,7 +179,7 @@ def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
         found: list[Condition] = []
         with other._ledger.exclusive() as db:
             # Its file and its row are gone, but the ledger still says that it is here.
-            other._drop(db, clip(1).key)
+            other._room.drop(db, clip(1).key)
             thread = threading.Thread(
                 target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)
             )
