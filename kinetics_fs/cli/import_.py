@@ -46,10 +46,15 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     from kinetics_fs.fill import Depth
     from kinetics_fs.fill.folder import FolderImport
     from kinetics_fs.library import store_of
+    from kinetics_fs.store import Chronicle, Counts
 
     interrupted = False
     hopeless: FetchError | None = None
-    with catalog_of(settings) as catalog, store_of(settings) as store:
+    with (
+        catalog_of(settings) as catalog,
+        store_of(settings) as store,
+        Chronicle(store.history, Counts),  # nothing is fetched, but how full the cache is shall be known
+    ):
         taking = FolderImport(folder.absolute(), store, catalog, depth=Depth(depth), link=not copy)
         try:
             with _bar("file", None) as report:

@@ -148,6 +148,7 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     assert corrupt["the file is empty"] == 1
     assert world.in_cache() == world.content
     with Store(world.cache) as store:
+        assert [(sample.clips, sample.fetched) for sample in store.history.samples()] == [(4, 0)]
         assert {getattr(store.record(clip), "source", None) for clip in world.content} == {"folder"}
     # Nothing of the names goes to the terminal as it is, and nothing of the user's changes.
     assert len(first.stderr.splitlines()) == 4
