@@ -22,8 +22,8 @@ import requests
 
 
 def find_nginx() -> str | None:
-    """The program; None if it is not installed."""
-    return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    """The program, installed or unpacked for the tests; None if it is not here."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:{sys.prefix}/nginx/usr/sbin")
 
 
 class Keys(NamedTuple):
