@@ -84,7 +84,7 @@ class Worker:
         except TimeoutError:
             self._end()
             raise FetchError(
-                FailureKind.TRANSIENT, f"took longer than {timeout:.0f} s", source=source, errno=errno.ETIMEDOUT
+                FailureKind.TRANSIENT, "took longer than --timeout allows", source=source, errno=errno.ETIMEDOUT
             ) from None
         except (FetchError, NotHere, UnderWay):
             raise

@@ -225,6 +225,13 @@ class _Operations:
     def release(self, _path: str | None, info: Any) -> None:
         self._open.pop(info.fh).handle.close()
 
+    def _refuse(self, *_arguments: Any) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    # The kernel refuses all of this itself unless root has remounted us for writing.
+    create = mknod = mkdir = symlink = link = rename = unlink = rmdir = _refuse
+    chmod = chown = truncate = utimens = setxattr = removexattr = _refuse
+
     def _resolve(self, path: str) -> int:
         ino = ROOT
         for name in os.fsdecode(path.encode(_BYTES_AS_TEXT)).split("/"):

@@ -115,6 +115,20 @@ def test_every_change_is_refused(still: tuple[Mounted, VideoSite], name: str) ->
     assert site.requests == []
 
 
+def test_every_change_is_refused_when_root_remounts_it_for_writing(mount: MountFactory, site: VideoSite) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("remounting needs root")
+    root = mount().root
+    subprocess.run(["mount", "-i", "-o", "remount,rw", root], check=True)
+    assert not os.statvfs(root).f_flag & os.ST_RDONLY
+    # The kernel opens a file, which fetches it, before it truncates; and libfuse 2 does not know of temporary files.
+    for name in MUTATIONS.keys() - {"open and truncate", "create a temporary file"}:
+        with pytest.raises(OSError) as caught:
+            MUTATIONS[name](root)
+        assert (name, errno.errorcode[caught.value.errno or 0]) == (name, "EROFS")
+    assert site.requests == []
+
+
 def test_write_permission_is_denied(still: tuple[Mounted, VideoSite]) -> None:
     root = still[0].root
     for path in (root, root / "validation", root / SURFING, root / ".kinetics/status.json"):

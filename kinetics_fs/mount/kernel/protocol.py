@@ -67,31 +67,55 @@ class Opcode(enum.IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
     READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
+    SETXATTR = 21
     GETXATTR = 22
     LISTXATTR = 23
+    REMOVEXATTR = 24
     FLUSH = 25
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
     ACCESS = 34
+    CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
     IOCTL = 39
     POLL = 40
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
+    RENAME2 = 45
     LSEEK = 46
+    TMPFILE = 51
     STATX = 52
 
 
 NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 """Requests that the kernel does not wait for."""
+
+CHANGES = frozenset(
+    {
+        *(Opcode.SETATTR, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME),
+        *(Opcode.LINK, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.CREATE, Opcode.FALLOCATE),
+        *(Opcode.RENAME2, Opcode.TMPFILE),
+    }
+)
+"""Requests to change something; the kernel refuses that itself unless root has remounted us for writing."""
 
 
 class InitFlag(enum.IntFlag):

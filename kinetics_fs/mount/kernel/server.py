@@ -285,7 +285,7 @@ class Server:
         answer = self._answers.get(header.opcode)
         try:
             if answer is None:
-                payload, number = None, errno.ENOSYS
+                payload, number = None, errno.EROFS if header.opcode in p.CHANGES else errno.ENOSYS
             else:
                 payload, number = answer(header, message[p.IN_HEADER.size :]), 0
         except (OSError, KineticsError) as error:
