@@ -163,7 +163,7 @@ class Fetcher:
         with self._changed:
             flight = self._flights.get(clip)
             if flight is None:
-                known = self._known_failure(clip)
+                known = self.known_failure(clip)
                 if known is not None or self._closing:
                     waiter.set_exception(known or _shutting_down())
                     return waiter
@@ -177,6 +177,16 @@ class Fetcher:
             flight.waiters.append(waiter)
         waiter.add_done_callback(functools.partial(self._leave, flight))
         return waiter
+
+    def known_failure(self, clip: Clip) -> FetchError | None:
+        """Why a clip need not be tried now: what is remembered of it, and not yet due for another try."""
+        failure = self._store.failure(clip)
+        if failure is None or failure.retry_at <= time.time():
+            return None
+        by = failure.source.rpartition(" ")[2]  # "imported archive", too
+        if failure.kind is FailureKind.GONE and by in ARCHIVES and self._asks_beyond_archives:
+            return None  # found out by `fill`, or where nobody else is asked
+        return failure.error()
 
     def is_fetching(self, clip: Clip) -> bool:
         """Whether this fetcher has the clip on its way."""
@@ -302,7 +312,7 @@ class Fetcher:
             if stored is not None:
                 stored.close()
                 return
-            known = self._known_failure(clip)
+            known = self.known_failure(clip)
             if known is not None:
                 raise known
             with flight.lock:
@@ -428,16 +438,6 @@ class Fetcher:
         """When the source that blocked us is asked again, in seconds since the epoch."""
         until = {origin.name: origin.blocked_until for origin in self._store.origins.states()}.get(error.source)
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
-
-    def _known_failure(self, clip: Clip) -> FetchError | None:
-        """Why it need not be tried now."""
-        failure = self._store.failure(clip)
-        if failure is None or failure.retry_at <= time.time():
-            return None
-        by = failure.source.rpartition(" ")[2]  # "imported archive", too
-        if failure.kind is FailureKind.GONE and by in ARCHIVES and self._asks_beyond_archives:
-            return None  # found out by `fill`, or where nobody else is asked
-        return failure.error()
 
     def _take_along(self, clip: Clip, path: Path, source: str) -> None:
         """Stores a clip that came with another, if there is room, and tells who waits for it."""

@@ -371,7 +371,7 @@ class Tree:
             return
         begins = not self._fetcher.is_fetching(entry.clip)
         if begins and (refusal := self._gate.refusal()) is not None:
-            opened.set_exception(refusal)
+            opened.set_exception(self._fetcher.known_failure(entry.clip) or refusal)
             return
 
         def arrived(flight: Future[None]) -> None:
@@ -562,17 +562,20 @@ class Tree:
             values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
         elif self._fetcher.is_fetching(clip):
             values["state"] = "fetching"
-        elif failure is not None:
-            values |= {"state": "failed", "error": f"{failure.kind}: {failure.reason}"}
         else:
-            values["state"] = "absent"
-            refusal = self._gate.refusal()
-            if refusal is not None:
-                values["error"] = f"{refusal.kind}: {refusal.reason}"
-            blocks = [origin for origin in self._store.origins.states() if origin.blocked_until is not None]
-            if blocks and refusal is None:  # not the clip's own failure, but why it cannot be had now
-                values["error"] = f"{FailureKind.BLOCKED}: {blocks[0].name}: {blocks[0].reason}"
+            values["state"] = "absent" if failure is None else "failed"
+            # What its open would say; a block is not the clip's own failure, but why it cannot be had now.
+            error = self._fetcher.known_failure(clip) or self._gate.refusal()
+            error = error or (self._block() if failure is None else failure.error())
+            if error is not None:
+                values["error"] = f"{error.kind}: {error.reason}"
         return {_ATTRIBUTES + name: value for name, value in values.items()}
+
+    def _block(self) -> FetchError | None:
+        for origin in self._store.origins.states():
+            if origin.blocked_until is not None:
+                return FetchError(FailureKind.BLOCKED, f"{origin.name}: {origin.reason}")
+        return None
 
 
 def _named(directories: list[Directory], style: ClassNames) -> dict[str, Directory]:

@@ -12,6 +12,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
 from tests.harness import Mounted, kinetics_fs, reason
@@ -102,9 +103,21 @@ def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
     assert "--max-fetch-bytes" in reason(path_of(mounted, CLIPS[1]))
 
 
-def test_remembered_failures_do_not_count(mount: MountFactory) -> None:
-    mounted = mount("--max-fetches", "2")
+def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> None:
+    mounted = mount("--max-fetches", "1")
     gone = mounted.root / "validation/passing American football (in game)" / f"{GONE}_000005_000015.mp4"
     for _ in range(3):
         assert refused(gone) == errno.EIO
+    assert reason(gone).startswith("gone: ")
     assert mounted.status()["gate"]["fetches"] == 1
+
+
+def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Path, cache: Path) -> None:
+    with Store(cache) as store:
+        store.remember_failure(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
+    mounted = mount("--annotations", annotations, "--max-fetches", "1")
+    assert reason(path_of(mounted, CLIPS[1])) == "local: no room"
+    read(mounted, CLIPS[:1])
+    assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
+    assert "--max-fetches" in reason(path_of(mounted, CLIPS[1]))
+    assert state(path_of(mounted, CLIPS[1])) == "failed"

@@ -57,6 +57,9 @@ class StubFetcher:
         self.flights.append((clip, flight))
         return flight
 
+    def known_failure(self, clip: Clip) -> FetchError | None:
+        return None
+
     def is_fetching(self, clip: Clip) -> bool:
         return any(clip == other and not flight.done() for other, flight in self.flights)
 

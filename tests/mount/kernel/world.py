@@ -71,6 +71,9 @@ class Errands(Fetcher):
             self._asked.setdefault(clip, []).append(future)
         return future
 
+    def known_failure(self, clip: Clip) -> FetchError | None:
+        return None
+
     def is_fetching(self, clip: Clip) -> bool:
         return clip in self._asked
 
