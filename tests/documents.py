@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,3 +37,21 @@ def examples(document: str) -> list[Example]:
             command, _, output = part.partition("\n")
             found.append(Example(command, output.rstrip("\n")))
     return found
+
+
+def run(shown: list[Example], folder: Path, environment: Mapping[str, str], *, timeout: float) -> Iterator[str]:
+    """Runs commands in one shell, as who reads a document would type them; yields what each of them prints."""
+    end = "\nprintf '\\0'\n"
+    done = subprocess.run(
+        ["bash", "-c", end.join(example.command for example in shown) + end],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+        check=False,
+    )
+    printed = done.stdout.decode(errors="replace").split("\0")
+    assert len(printed) == len(shown) + 1, printed[-1]
+    yield from printed[:-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -188,15 +187,6 @@ def test_address_without_a_place_for_the_id(chosen: Arguments) -> None:
     assert "Traceback" not in done.stderr
 
 
-def toml(table: dict[str, Any]) -> str:
-    """A table in one line: JSON, but for the sign between name and value."""
-    pairs = (
-        f"{json.dumps(key)} = {toml(value) if isinstance(value, dict) else json.dumps(value)}"
-        for key, value in table.items()
-    )
-    return "{" + ", ".join(pairs) + "}"
-
-
 def test_youtube_by_way_of_the_configuration_file(
     dataset: Dataset, annotations: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -205,18 +195,13 @@ def test_youtube_by_way_of_the_configuration_file(
         for video, scenario in {"-demo_video": "ok", "_demo_vid3_": "private", "demo-video2": "http-500"}.items():
             yt.add_video(video, dataset.videos / f"{video}.mp4", duration=24.0)
             yt.set_scenario(video, scenario)
-        options = copy.deepcopy(yt.ytdlp_options)
         lines = [
             f"annotations = {json.dumps(str(annotations))}",
             f"cache-dir = {json.dumps(str(cache))}",
             "min_free = 0",
             'split = ["validation"]',
             "workers = 2",
-            "[youtube.ytdlp]",
-            *(
-                f"{key} = {toml(value) if isinstance(value, dict) else json.dumps(value)}"
-                for key, value in options.items()
-            ),
+            yt.config,
         ]
         config.write_text("\n".join(lines) + "\n")
 

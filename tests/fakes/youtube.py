@@ -322,6 +322,11 @@ class FakeYouTube:
             "js_runtimes": {"deno": {"path": os.devnull}},
         }
 
+    @property
+    def config(self) -> str:
+        """The same as a table of a configuration file of ours, which ends it."""
+        return "\n".join(["[youtube.ytdlp]", *(f"{key} = {_toml(value)}" for key, value in self.ytdlp_options.items())])
+
     def add_video(
         self,
         video_id: str,
@@ -482,6 +487,13 @@ class FakeYouTube:
     def _record(self, video_id: str, sent: _Sent) -> None:
         with self._lock:
             self._sent.setdefault(video_id, []).append(sent)
+
+
+def _toml(value: Any) -> str:
+    """A value in one line: JSON, but for the sign between name and value of a table."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
 
 
 def _refusal(scenario: str) -> Json:

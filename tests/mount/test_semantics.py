@@ -2,27 +2,92 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
-from tests.conftest import MountFactory
-from tests.documents import examples
-from tests.harness import ENVIRONMENT
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import VIDEOS
+from kinetics_fs.mount import find_mounts
+from tests.conftest import Dataset
+from tests.documents import examples, run
+from tests.fakes.youtube import FakeYouTube
+from tests.harness import ENVIRONMENT, Mounted
+from tests.mount.helpers import Labelled, write_annotations
+
+NOT_TO_BE_HAD = {
+    Clip("PrivateVid_", 0, 10): "private",
+    Clip("SlowVideo_0", 0, 10): "stall",
+    Clip("SlowVideo_0", 20, 30): "stall",
+    Clip("RobotCheck0", 0, 10): "bot",
+}
+"""The clips that the page has beside the demo's, and what YouTube says of their videos."""
 
 
-def test_the_examples_print_what_the_page_says(mount: MountFactory) -> None:
-    root = mount().root
+@pytest.fixture
+def youtube(dataset: Dataset) -> Iterator[FakeYouTube]:
+    with FakeYouTube() as youtube:
+        for video, seconds in VIDEOS.items():
+            youtube.add_video(video, dataset.videos / f"{video}.mp4", duration=seconds)
+        for clip, scenario in NOT_TO_BE_HAD.items():
+            youtube.set_scenario(clip.youtube_id, scenario)
+        yield youtube
+
+
+@pytest.fixture
+def environment(dataset: Dataset, youtube: FakeYouTube, frontend: tuple[str, ...], tmp_path: Path) -> dict[str, str]:
+    """That of a user who has `kinetics-fs` on the path, and a configuration file for all mounts of the page."""
+    rows = [Labelled("not to be had", clip, "validate") for clip in NOT_TO_BE_HAD]
+    annotations = [dataset.annotations, write_annotations(tmp_path / "more.csv", rows)]
+    settings = {
+        "annotations": [str(path) for path in annotations],
+        "cache-dir": str(tmp_path / "cache"),
+        "frontend": frontend[-1],
+        "log-file": str(tmp_path / "mounts.log"),
+        "min-free": 0,
+        "workers": 2,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    config = tmp_path / "config/kinetics-fs/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("\n".join([*lines, youtube.config]) + "\n")
+    program = tmp_path / "bin/kinetics-fs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kinetics_fs "$@"\n')
+    program.chmod(0o755)
+    return {
+        **ENVIRONMENT,
+        "LC_ALL": "C.UTF-8",
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "XDG_CONFIG_HOME": str(config.parent.parent),
+    }
+
+
+def test_the_examples_print_what_the_page_says(environment: dict[str, str], tmp_path: Path) -> None:
     shown = examples("semantics.md")
-    assert len(shown) > 15
-    for example in shown:
-        done = subprocess.run(
-            ["bash", "-c", example.command],
-            cwd=root,
-            env={**ENVIRONMENT, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=60,
-            check=False,
-        )
-        printed = done.stdout.decode(errors="replace")
-        assert example.matches(printed), f"$ {example.command}\n{printed}"
+    assert len(shown) > 40
+    with ExitStack() as mounts:
+        config = Path(environment["XDG_CONFIG_HOME"]) / "kinetics-fs/config.toml"
+        root = mounts.enter_context(Mounted(tmp_path / "mount", config=config)).root
+        mounts.callback(end_all, tmp_path)
+        printed = run(shown, root, environment, timeout=90)
+        assert [
+            f"$ {example.command}\n{text}"
+            for example, text in zip(shown, printed, strict=True)
+            if not example.matches(text)
+        ] == []
+
+
+def end_all(folder: Path) -> None:
+    """Ends what the examples have mounted."""
+    for place in find_mounts():
+        if place.parent == folder and place.name != "mount":
+            mounted = Mounted(place)
+            mounted.pid = mounted.status()["pid"]
+            mounted.end()
