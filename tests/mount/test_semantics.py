@@ -77,11 +77,12 @@ def test_the_examples_print_what_the_page_says(environment: dict[str, str], tmp_
         root = mounts.enter_context(Mounted(tmp_path / "mount", config=config)).root
         mounts.callback(end_all, tmp_path)
         printed = run(shown, root, environment, timeout=90)
-        assert [
+        wrong = [
             f"$ {example.command}\n{text}"
             for example, text in zip(shown, printed, strict=True)
             if not example.matches(text)
-        ] == []
+        ]
+        assert not wrong, "\n".join(wrong)
 
 
 def end_all(folder: Path) -> None:
