@@ -127,11 +127,14 @@ def _decoded_span(path: Path) -> tuple[Span, float]:
 
 def _demux(container: InputContainer) -> tuple[int, float, float]:
     """How many video packets are really there, and from when until when they are; decodes nothing."""
-    begin = (container.start_time or 0) / av.time_base
-    frames, first, end = 0, math.inf, 0.0
-    for packet in container.demux(container.streams.video[0]):
-        if packet.pts is not None and packet.time_base is not None:
+    stream = container.streams.video[0]
+    frames, first, end = 0, math.inf, -math.inf
+    for packet in container.demux(stream):
+        if packet.pts is not None:
             frames += 1
-            first = min(first, float(packet.pts * packet.time_base) - begin)
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - begin)
-    return frames, first, end
+            first = min(first, packet.pts)
+            end = max(end, packet.pts + (packet.duration or 0))
+    if frames == 0 or stream.time_base is None:
+        return 0, math.inf, 0.0
+    tick, begin = float(stream.time_base), (container.start_time or 0) / av.time_base
+    return frames, first * tick - begin, end * tick - begin
