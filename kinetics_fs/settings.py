@@ -268,11 +268,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         # Absolute, for a mount in the background is in another folder.
-        object.__setattr__(self, "cache_dir", Path(self.cache_dir or default_cache_dir()).absolute())
-        object.__setattr__(self, "annotations", tuple(map(str, self.annotations)))
-        object.__setattr__(self, "folder", tuple(Path(folder).absolute() for folder in self.folder))
+        object.__setattr__(self, "cache_dir", _absolute(self.cache_dir or default_cache_dir()))
+        object.__setattr__(self, "annotations", tuple(map(_at_home, self.annotations)))
+        object.__setattr__(self, "folder", tuple(map(_absolute, self.folder)))
         if "://" not in self.archive_url:
-            object.__setattr__(self, "archive_url", str(Path(self.archive_url).absolute()))
+            object.__setattr__(self, "archive_url", str(_absolute(self.archive_url)))
+        for name in "cookies", "log_file":
+            if path := getattr(self, name):
+                object.__setattr__(self, name, _absolute(path))
 
     def with_values(self, **values: Any) -> Settings:
         """The same but for these: by the names of their flags with `_` for `-`, or `classes` for `--class`.
@@ -286,6 +289,15 @@ class Settings:
             value = given[name]
             given[name] = (value,) if isinstance(value, str | Path) else tuple(value)
         return replace(self, **given)
+
+
+def _at_home(path: str | Path) -> str:
+    """With a home for the `~` that no shell has looked at: in a file, in quotes, after `=`."""
+    return os.path.expanduser(str(path))  # noqa: PTH111  # pathlib's raises where there is no such home
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(_at_home(path)).absolute()
 
 
 def setting_name(field_name: str) -> str:

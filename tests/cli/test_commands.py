@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kinetics_fs.settings import Settings
 from tests.harness import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]
@@ -70,6 +71,18 @@ def test_path(tmp_path: Path, config: Path) -> None:
         assert json.loads(done.stdout)["cache"]["folder"] == str(folder)
     home = kinetics_fs("status", "--json", XDG_CACHE_HOME=str(tmp_path / "home"))
     assert json.loads(home.stdout)["cache"]["folder"] == str(tmp_path / "home/kinetics-fs")
+
+
+def test_home_in_a_path(tmp_path: Path, config: Path) -> None:
+    config.write_text('cache-dir = "~/file"\n')
+    for flag, name in ((), "file"), (("--cache-dir=~/flag",), "flag"):
+        done = kinetics_fs("--config", config, "status", "--json", *flag, HOME=str(tmp_path))
+        assert json.loads(done.stdout)["cache"]["folder"] == str(tmp_path / name)
+    home = Path("~").expanduser()
+    settings = Settings(annotations=("~/a.csv",), folder=(Path("~/b"),), archive_url="~/c", cookies=Path("~/d"))
+    assert settings.annotations == (str(home / "a.csv"),)
+    assert (settings.folder, settings.archive_url, settings.cookies) == ((home / "b",), str(home / "c"), home / "d")
+    assert Settings(cache_dir=Path("/~nobody-is-called-that/~")).cache_dir == Path("/~nobody-is-called-that/~")
 
 
 def test_list(chosen: Arguments, config: Path) -> None:
