@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, selection_given, with_settings
+from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, with_settings
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.settings import Settings
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
     from kinetics_fs.control import Connection
 
-_OF_A_MOUNT = frozenset({"split", "class", "max-samples", "shuffle", "seed", "log-format"})
+_SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
+_OF_A_MOUNT = _SELECTION | {"log-format"}
 """What can be chosen for a prefetch by a mount."""
 
 
@@ -66,9 +67,10 @@ def command(
         if wait or cancel is not None or show:
             raise click.UsageError("--wait, --cancel and --list are about the prefetches of a mount: name MOUNTPOINT")
         return _by_ourselves(listing, settings, as_json)
-    if foreign := given_settings() - _OF_A_MOUNT:
+    given = given_settings()
+    if foreign := given - _OF_A_MOUNT:
         raise click.UsageError(f"--{min(foreign)} is a matter of the mount itself, not of a prefetch by it")
-    if sum((listing is not None or selection_given(), cancel is not None, show)) > 1:
+    if sum((listing is not None or bool(given & _SELECTION), cancel is not None, show)) > 1:
         raise click.UsageError("a selection or list, --cancel and --list go one by one")
     mount = _connect(mountpoint)
     if show:

@@ -179,6 +179,8 @@ def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
     ):
         done = kinetics_fs("prefetch", mounted.root, *arguments)
         assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
+    # What the configuration file selects is no selection for this.
+    assert kinetics_fs("prefetch", mounted.root, "--list", KINETICS_FS_SPLIT="validation").returncode == 0
     done = kinetics_fs("prefetch", tmp_path, "--list")
     assert (done.returncode, done.stderr) == (1, f"kinetics-fs: {tmp_path} is not a mount of kinetics-fs\n")
     assert kinetics_fs("prefetch", "--wait").returncode == 2
