@@ -159,7 +159,9 @@ def mount(place: Path, mounts: Collection[Path], patience: float = PATIENCE) -> 
         fix = f"See its log; to end it: kinetics-fs umount --lazy {quoted}, and end its process."
         yield Finding("mount", State.PROBLEM, f"{place} does not answer", fix)
     elif place in mounts or (looked.exists and (Path(looked.path) in mounts or (looked.status and not _ON_LINUX))):
-        if looked.errno or (status := _parse(looked.status)) is None:
+        if looked.errno in (errno.EACCES, errno.EPERM):
+            yield Finding("mount", State.OK, f"{place} is another user's, who keeps it to himself")
+        elif looked.errno or (status := _parse(looked.status)) is None:
             if place in mounts and place not in find_mounts():
                 return  # it was unmounted meanwhile
             reason = os.strerror(looked.errno) if looked.errno else "its process does not say how it is"

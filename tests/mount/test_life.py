@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.doctor.fuse import mount as look_for_faults
 from kinetics_fs.mount import find_mounts
 from tests.conftest import Dataset, MountFactory
 from tests.harness import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs
@@ -525,6 +526,9 @@ def test_unprivileged_user_mounts_reads_and_unmounts(
     assert user.run("touch", place / SURFING).returncode == 1
     with pytest.raises(PermissionError):  # nobody else may look into it, not even root
         place.stat()
+    [finding] = look_for_faults(place, find_mounts())
+    assert (finding.state, finding.fix) == ("ok", ""), finding
+    assert "another user's" in finding.found
 
     done = user.kinetics_fs("umount", place)
     assert (done.returncode, done.stderr) == (0, "")
