@@ -97,3 +97,13 @@ class FetchError(KineticsError):
         self.source = source
         self.errno = errno
         self.retry_after = retry_after
+
+
+def innermost(error: BaseException) -> str:
+    """What went wrong in the end: libraries wrap it in three layers of their own."""
+    while True:
+        inner = getattr(error.args[0], "reason", None) if error.args else None
+        inner = inner or error.__cause__ or error.__context__
+        if not isinstance(inner, BaseException):
+            return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        error = inner

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from kinetics_fs.errors import CatalogError
+from kinetics_fs.errors import CatalogError, innermost
 
 if TYPE_CHECKING:
     import requests
@@ -123,19 +123,10 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
                 checked=time.time(),
             ).write(path)
     except requests.RequestException as error:
-        raise CatalogError(f"annotations cannot be fetched: {url}: {_innermost(error)}") from error
+        otherwise = "" if copy else "; where there is no network, give a file with --annotations"
+        raise CatalogError(f"annotations cannot be fetched: {url}: {innermost(error)}{otherwise}") from error
     except OSError as error:
         raise CatalogError(f"annotations cannot be kept in {path.parent}: {error.strerror or error}") from error
-
-
-def _innermost(error: BaseException) -> str:
-    """What went wrong in the end; the libraries wrap it in three layers of their own."""
-    while True:
-        inner = getattr(error.args[0], "reason", None) if error.args else None
-        inner = inner or error.__cause__ or error.__context__
-        if not isinstance(inner, BaseException):
-            return getattr(error, "strerror", None) or str(error) or type(error).__name__
-        error = inner
 
 
 def _store(response: requests.Response, url: str, path: Path) -> int:

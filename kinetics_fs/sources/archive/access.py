@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, innermost
 
 if TYPE_CHECKING:
     import requests
@@ -225,7 +225,7 @@ class RemoteArchive:
                     raise
                 failure = error
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {error}"[:300])
+                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {innermost(error)}"[:300])
             else:
                 return
             tries += 1

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -177,6 +178,12 @@ def test_server_that_fails(site: ArchiveSite, shelf: Path, tmp_path: Path) -> No
     site.faults = ["503"] * 99
     error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.TRANSIENT
+
+
+def test_server_that_is_not_there(shelf: Path, tmp_path: Path) -> None:
+    error = refused(ArchiveSource("http://127.0.0.1:1", shelf), next(iter(CLIPS)), tmp_path / "job")
+    assert error.kind is FailureKind.TRANSIENT
+    assert error.reason == f"http://127.0.0.1:1/{quote(VAL)}: Connection refused"
 
 
 def test_broken_off_midway(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
