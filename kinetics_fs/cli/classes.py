@@ -10,7 +10,7 @@ from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.settings import Settings
 
 
-@click.command("classes")
+@click.command("classes", short_help="List the classes of a release, with their clips.")
 @with_settings("selection", "store")
 @json_option
 def command(settings: Settings, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from kinetics_fs.errors import KineticsError
 from kinetics_fs.settings import ENVIRONMENT_PREFIX
 
 
-@click.command("demo")
+@click.command("demo", short_help="Play the whole of it on this machine, with a tiny Kinetics.")
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--once", is_flag=True, help="Check each step, then take everything down again.")
 def command(mountpoint: Path | None, once: bool) -> None:

@@ -20,7 +20,7 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 _WIDTH = 16
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Look for what is wrong, and say how to mend it.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Ask nothing of the network.")
 @with_settings("store", "fetch", "archive", "view")

@@ -15,7 +15,7 @@ from kinetics_fs.errors import KineticsError
 from kinetics_fs.settings import Settings
 
 
-@click.command("export")
+@click.command("export", short_help="Write clips of the cache as plain files.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @with_settings("selection", "store", "names")
 @click.option("--copy", is_flag=True, help="Copy files, so that they are of their own and all may read them.")

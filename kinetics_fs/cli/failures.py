@@ -50,7 +50,7 @@ def command() -> None:
     """Show, retry, forget or share why clips could not be had."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the remembered failures, the latest first.")
 @with_settings("selection", "store")
 @_of_kind
 @json_option
@@ -85,7 +85,7 @@ def list_(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_
         click.echo("No such failures are remembered." if kinds or selection_given() else "No failures are remembered.")
 
 
-@command.command("summary")
+@command.command("summary", short_help="Count the remembered failures by kind and reason.")
 @with_settings("selection", "store")
 @_of_kind
 @json_option
@@ -110,7 +110,7 @@ def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -
         click.echo("\n".join(tally.lines()) if tally.clips else "No such failures are remembered.")
 
 
-@command.command("report")
+@command.command("report", short_help="Say before a training what is here, and what is not and why.")
 @with_settings("selection", "store")
 @json_option
 @_csv_option
@@ -146,7 +146,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
         click.echo("\n".join(found.lines()))
 
 
-@command.command("retry")
+@command.command("retry", short_help="Fetch clips that could not be had again, now.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Try all of them.")
 @with_settings("selection", "store", "fetch", "archive")
@@ -208,7 +208,7 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
         click.echo("Sources that were left alone may be asked again.")
 
 
-@command.command("export")
+@command.command("export", short_help="Write the clips that nobody can have to a file.")
 @click.argument("file", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @with_settings("store")
 @_kind_option("Kind to write: gone, corrupt or credentials; repeatable.  [default: gone]")
@@ -233,7 +233,7 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
     click.echo(f"{len(failures):,} written", err=True)
 
 
-@command.command("import")
+@command.command("import", short_help="Take over which clips cannot be had from such a file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
 @with_settings("store")
 @_kind_option("Kind to read: gone, corrupt or credentials; repeatable.  [default: gone]")

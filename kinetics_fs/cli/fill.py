@@ -30,7 +30,7 @@ _MOST_PER_CLIP = 2 * 1024 * 1024
 """Bytes that a clip of unknown size takes at most, on the average of many: the mean of Kinetics is 1.5 MB."""
 
 
-@click.command("fill")
+@click.command("fill", short_help="Fill the cache out of archives.")
 @with_settings("selection", "store", "archive", "log")
 @archive_options
 @verify_option

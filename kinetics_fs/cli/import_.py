@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _REASONS_SHOWN = 10
 
 
-@click.command("import")
+@click.command("import", short_help="Take the clips in a folder into the cache.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @with_settings("selection", "store")
 @verify_option

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _READ_AT_ONCE = 4
 
 
-@click.group("index")
+@click.group("index", short_help="Make, check or share indexes of archives.")
 def command() -> None:
     """Make, check or share the indexes by which clips are read straight out of archives."""
 
 
-@command.command("build")
+@command.command("build", short_help="Index the archives that hold a selection.")
 @with_settings("selection", "store", "archive")
 @archive_options
 @json_option
@@ -149,7 +149,7 @@ def info(settings: Settings, as_json: bool) -> None:
     click.echo(f"{f'{len(archives):,} archives':<{width}}  {clips:>9,}  {size:>9}")
 
 
-@command.command("verify")
+@command.command("verify", short_help="Check that the indexes are right.")
 @with_settings("store", "archive")
 @archive_option("Only clips of this archive; repeatable.")
 @click.option(
@@ -216,7 +216,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     return DONE_IN_PART if wrong or wrong_clips else 0
 
 
-@command.command("export")
+@command.command("export", short_help="Write the indexes to a file, for others to import.")
 @click.argument("file", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @with_settings("store")
 @archive_option("Only the index of this archive; repeatable.")
@@ -242,7 +242,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     click.echo(f"{number:,} indexes written", err=True)
 
 
-@command.command("import")
+@command.command("import", short_help="Take over the indexes in such a file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
 @with_settings("store")
 @json_option

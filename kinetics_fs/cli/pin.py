@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kinetics_fs.store import PinCounts, Store
 
 
-@click.command("pin")
+@click.command("pin", short_help="Have clips stay in the cache, whatever else must go.")
 @click.option("--list", "show", is_flag=True, help="Say what is pinned, by split and class, and pin nothing.")
 @with_settings("selection", "store")
 @json_option

@@ -13,7 +13,7 @@ from kinetics_fs.settings import Settings
 from kinetics_fs.sizes import readable_size
 
 
-@click.command("report")
+@click.command("report", short_help="Write a page of HTML that shows what is here.")
 @click.option(
     "-o",
     "--output",

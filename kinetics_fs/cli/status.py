@@ -20,7 +20,7 @@ _PATIENCE_FOR_CLASSES = 300.0
 """Seconds for going through all clips of a mount."""
 
 
-@click.command("status")
+@click.command("status", short_help="Say how mounts are doing, and what the cache holds.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--classes", is_flag=True, help="With MOUNTPOINT: how much of each class is here; may take seconds.")
 @with_settings("store")

@@ -41,7 +41,7 @@ _WIDTH = 110
 """Columns, where there is no terminal."""
 
 
-@click.command("top")
+@click.command("top", short_help="Watch what mounts are doing, every second.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 def command(mountpoint: Path | None) -> None:
     """Watch what mounts are doing, every second: that on MOUNTPOINT, or all.

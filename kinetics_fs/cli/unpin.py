@@ -10,7 +10,7 @@ from kinetics_fs.cli.options import given_settings, json_option, selection_given
 from kinetics_fs.settings import Settings, table
 
 
-@click.command("unpin")
+@click.command("unpin", short_help="Let clips go again when room is needed.")
 @click.option("--all", "everything", is_flag=True, help="Unpin all that is pinned.")
 @with_settings("selection", "store")
 @json_option

@@ -11,7 +11,7 @@ from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.settings import Settings
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check the clips in the cache against what was stored.")
 @click.option("--decode", is_flag=True, help="Decode each clip, too: slow.")
 @click.option("--repair", is_flag=True, help="Remove what is damaged, and fetch it again.")
 @with_settings("selection", "store", "fetch", "archive")

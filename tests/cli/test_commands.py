@@ -317,6 +317,8 @@ def test_help_has_an_example(command: str) -> None:
 def test_help_lists_every_command() -> None:
     said = kinetics_fs("--help").stdout
 
+    for text in (said, *(kinetics_fs(group, "--help").stdout for group in ("index", "failures"))):
+        assert "..." not in text.partition("Commands:")[2], "what a command does is cut off"
     assert {leaf.split()[0] for leaf in LEAVES} == set(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE))
 
 
