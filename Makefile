@@ -22,12 +22,12 @@ check: .venv/test
 .venv/run: pyproject.toml constraints.txt .ci/system-packages
 	PYTHON=$(PYTHON) .ci/system-packages
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable .
 	touch $@
 
 .venv/test: .venv/run
 	PYTHON=$(PYTHON) .ci/system-packages test
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 ## install-systemd: set up, and link the programs and install the units for the whole system (as root)
