@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 FORMATS = ("text", "json")
 
@@ -36,7 +37,7 @@ def set_up(level: int | None = None, style: str | None = None) -> None:
     """
     if style is not None:
         os.environ[_FORMAT] = style
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _BesideBars(sys.stderr)
     handler.setFormatter(_Lines(as_json=os.environ.get(_FORMAT) == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -113,6 +114,15 @@ def _is_journal() -> bool:
 def _marked(text: str, level: int) -> str:
     mark = f"<{_PRIORITIES.get(level, 6)}>"
     return "\n".join(mark + line for line in text.splitlines())
+
+
+class _BesideBars(logging.StreamHandler[TextIO]):
+    """Puts its lines above the progress bars, if there are any, and not at their ends."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # who shows one has imported it
+        with bars.external_write_mode(file=self.stream) if bars else nullcontext():
+            super().emit(record)
 
 
 class _Lines(logging.Formatter):

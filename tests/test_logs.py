@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import termios
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,30 @@ DEAD = f"validation/passing American football (in game)/{GONE}_000005_000015.mp4
 
 def objects(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_lines_beside_a_progress_bar() -> None:
+    """On a terminal they stand above it, not at its end."""
+    code = """
+import logging, sys
+from tqdm import tqdm
+from kinetics_fs import logs
+logs.set_up(logging.WARNING)
+with tqdm(total=2, file=sys.stderr) as bar:
+    bar.update()
+    logging.warning("a word")
+"""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    try:
+        subprocess.run([sys.executable, "-c", code], stderr=theirs, env=ENVIRONMENT, check=True, timeout=30)
+        shown = os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "it/s" in shown
+    assert "a word" in shown
+    assert re.search(r"[\r\n][-0-9:, ]+WARNING a word\r\n", shown), shown
 
 
 def test_a_failure_is_one_object_with_all_that_is_known(mount: MountFactory, site: VideoSite) -> None:
