@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -109,6 +110,11 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
         if not _is_automount(path) and any(path.iterdir()):
             raise MountError(f"{path} is not empty: mount on an empty folder")
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            parent = shlex.quote(str(path.parent))
+            raise MountError(
+                f"cannot mount on {path}: there is no folder for it, make one: mkdir -p {parent}"
+            ) from error
         if error.errno != errno.ENOTCONN:
             raise MountError(f"cannot mount on {path}: {error.strerror}") from error
         _log.warning("%s: clearing a mount whose process died", path)

@@ -73,7 +73,9 @@ def test_mount_point_that_is_not_empty(run: Run, place: Path) -> None:
 
 
 def test_mount_point_without_a_parent(run: Run, tmp_path: Path) -> None:
-    assert_one_sentence(run(place=tmp_path / "no/such/place"), f"{tmp_path}/no/such/place", "No such file")
+    assert_one_sentence(
+        run(place=tmp_path / "no/such/place"), f"{tmp_path}/no/such/place", f"mkdir -p {tmp_path}/no/such"
+    )
     assert not (tmp_path / "no").exists()
 
 
