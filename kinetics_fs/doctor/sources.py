@@ -7,7 +7,9 @@ import io
 import logging
 import os
 import re
+import shlex
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,9 @@ from kinetics_fs.settings import Settings
 from kinetics_fs.sizes import readable_size
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store.health import glance
+
+_PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
+"""Into the environment that we run in: `pip` alone is the system's, which Debian allows nobody."""
 
 _OLD = timedelta(days=60)
 """When a yt-dlp is likely to fail: YouTube changes monthly."""
@@ -46,7 +51,7 @@ _IMPORTING = threading.Lock()
 
 def ytdlp(settings: Settings) -> Iterator[Finding]:
     """How old it is."""
-    update = "Update it: pip install --upgrade yt-dlp."
+    update = f"Update it: {_PIP_INSTALL} --upgrade yt-dlp."
     try:
         version: str = _import_ytdlp().version.__version__
     except ImportError as error:
@@ -72,7 +77,7 @@ def javascript(settings: Settings) -> Iterator[Finding]:
     _import_ytdlp()
     from yt_dlp.dependencies import yt_dlp_ejs
 
-    name, install = "JavaScript", "Install one: pip install deno, or the extra kinetics-fs[js]."
+    name, install = "JavaScript", f"Install one: {_PIP_INSTALL} deno."
     with _youtube_dl(settings) as youtube_dl:
         runtimes = {known: one.info for known, one in youtube_dl._js_runtimes.items() if one is not None}
     enabled = ", ".join(runtimes) or "none"
@@ -89,7 +94,7 @@ def javascript(settings: Settings) -> Iterator[Finding]:
         found = f"no runtime (yt-dlp may use: {enabled}): some formats and videos of YouTube cannot be had"
         yield Finding(name, State.WARNING, found, install)
     if yt_dlp_ejs is None:
-        fix = "Install it: pip install yt-dlp-ejs, of the version that this yt-dlp wants."
+        fix = f"Install it: {_PIP_INSTALL} yt-dlp-ejs, of the version that this yt-dlp wants."
         yield Finding("yt-dlp-ejs", State.WARNING, "not installed: a runtime is of no use without it", fix)
     else:
         yield Finding("yt-dlp-ejs", State.OK, yt_dlp_ejs.version)

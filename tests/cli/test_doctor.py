@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -459,6 +460,7 @@ def test_javascript(settings: Settings, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "bin"))
     assert "no runtime" in asked(deno=tmp_path / "none")[0].found
+    assert asked(deno=tmp_path / "none")[0].fix == f"Install one: {sys.executable} -m pip install deno."
     script(tmp_path / "bin/node", "echo v24.1.0")
     assert "js_runtimes = { node = {} }" in asked(deno=tmp_path / "none")[0].fix
     monkeypatch.setattr("yt_dlp.dependencies.yt_dlp_ejs", None)
