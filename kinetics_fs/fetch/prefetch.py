@@ -24,6 +24,9 @@ _LOOK_FOR_ROOM = 1.0
 _LOOK_AGAIN = 60.0
 """Seconds to wait for what may have become better: a reader who comes nearer; all else, if nobody says how long."""
 
+_MOST_FAULTS = 10
+"""Clips in a row whose sources could not be reached, after which the next ones are spared the same."""
+
 
 def _is_hopeless(error: FetchError) -> bool:
     """Whether every further clip would meet it, too: this machine or installation is at fault, or we are blocked."""
@@ -90,6 +93,8 @@ class Prefetch:
         self._pause_until = 0.0
         self._began = time.time()
         self._failures: Counter[str] = Counter()
+        self._faults = 0
+        """Clips in a row whose sources could not be reached."""
         self.total = total
         self.state = State.RUNNING
         self.fetched = self.already_here = 0
@@ -189,14 +194,23 @@ class Prefetch:
                 pass  # ended by us
             elif error is None:
                 self.fetched += 1
+                self._faults = 0
             elif isinstance(error, FetchError) and self._is_put_off(error):
                 heapq.heappush(self._again, (number, clip))
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
-                if isinstance(error, FetchError) and _is_hopeless(error):
+                if isinstance(error, FetchError) and (_is_hopeless(error) or self._is_cut_off(clip, error)):
                     self.state, self.problem = State.STOPPED, error
             self._changed.notify_all()
         self._told()
+
+    def _is_cut_off(self, clip: Clip, error: FetchError) -> bool:
+        """Whether it looks as if there were no network. What is remembered from before says nothing of now."""
+        if error.kind is not FailureKind.TRANSIENT:
+            self._faults = 0
+        elif (failure := self._store.failure(clip)) is not None and failure.last_at >= self._began:
+            self._faults += 1
+        return self._faults >= _MOST_FAULTS and not self._patient
 
     def _is_put_off(self, error: FetchError) -> bool:
         """Whether the clip is to be asked for again later, as all that follow are."""

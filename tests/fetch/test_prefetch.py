@@ -111,6 +111,23 @@ def test_a_source_that_blocks(small: Store, site: VideoSite) -> None:
         assert (patient.state, patient.fetched, patient.failed) == (State.CANCELLED, 0, 0)
 
 
+def test_no_network(tmp_path: Path) -> None:
+    clips = sorted(short_clips(1))[:30]
+    sources = SourceSettings(video_url="http://127.0.0.1:9/{id}", ytdlp={**NO_SLEEP, "extractor_retries": 0})
+    with Store(tmp_path / "cache") as store:
+        fetcher = Fetcher(store, FetchSettings(workers=2, timeout=PATIENCE, sources=sources))
+        cut_off = Prefetch(fetcher, store, clips, len(clips), window=2)
+        cut_off.run()
+        again = Prefetch(fetcher, store, clips[:10], 10, window=2)
+        again.run()
+        fetcher.close()
+
+    assert cut_off.state is State.STOPPED
+    assert cut_off.problem is not None and "refused" in cut_off.problem.reason
+    assert 10 <= cut_off.failed < 15
+    assert (again.state, again.failed) == (State.DONE, 10), "what is remembered says nothing of the network"
+
+
 def test_reader_and_room(small: Store) -> None:
     reader = Reader(small)
     for clip in CLIPS[:3]:
