@@ -1,0 +1,245 @@
+"""Open a cache folder that an earlier version of the program made (commit 644940b).
+
+Names in the code may change; names on the disk may not: users keep their caches. These are the names of files and
+folders, of SQL tables and columns, and the words that are stored in them. `tests/support/make_old_cache.sh` documents
+how the fixture was made. Never make it again with later code: add another fixture beside it.
+
+The last command on the cache was a fill that was killed. So the fixture also holds the remains of a crash: logs of
+SQLite, fetches that were under way, and lock files of dead processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import tarfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinetics_fs import Library
+from tests.harness import Mounted, kinetics_fs
+
+FIXTURE = Path(__file__).parents[1] / "support" / "old_cache.tar.gz"
+FACTS: dict[str, Any] = json.loads(FIXTURE.with_name("old_cache.json").read_text())
+SURFING, ZUMBA = "600/val/surfing water.tar.gz", "600/val/zumba.tar.gz"
+TIMES = {
+    "failure": ("first_at", "last_at", "retry_at"),
+    "origin": ("blocked_at", "blocked_until"),
+    "asked": ("at",),
+    "history": ("at",),
+}
+"""The columns of times after which a row no longer counts, by table of `ledger.sqlite`."""
+HOUR = 3600
+FETCH_BYTES = 2 * 1024 * 1024
+"""The room that a fetch of a clip of unknown size reserves."""
+
+
+class Old:
+    """The old cache, with its times moved as if its last command had ended a minute ago.
+
+    Attributes:
+        cache: The cache folder.
+        archives: The folder of the archives that the fills read.
+        later: Seconds by which times were moved. Times of the history move by whole hours only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.cache = folder / "cache"
+        self.archives = folder / "archives"
+        self.later = int(time.time()) - 60 - FACTS["made_at"]
+        with tarfile.open(FIXTURE) as archive:
+            archive.extractall(folder, filter="data")
+        with closing(sqlite3.connect(self.cache / "ledger.sqlite")) as db, db:
+            for table, columns in TIMES.items():
+                later = self.later // HOUR * HOUR if table == "history" else self.later
+                moved = ", ".join(f"{column} = {column} + {later}" for column in columns)
+                assert db.execute(f"UPDATE {table} SET {moved}").rowcount > 0
+
+    def arguments(self, *, selection: bool = True) -> tuple[str | Path, ...]:
+        """Return the arguments that name the cache. No server has the annotations: the cache holds a copy."""
+        store = ("--cache-dir", self.cache, "--min-free", "0")
+        return ("--annotations", FACTS["annotations"], *store) if selection else store
+
+    def run(self, *command: str | Path, selection: bool = True, code: int = 0) -> Any:
+        """Run a command and return the JSON that it prints."""
+        done = kinetics_fs(*command, "--json", *self.arguments(selection=selection), timeout=110)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    def sums(self) -> dict[str, str]:
+        """Return the SHA-256 of each clip in the cache by its key, read through `Library`."""
+        found = {}
+        with Library(annotations=FACTS["annotations"], cache_dir=self.cache, min_free=0) as library:
+            for path in library.paths():
+                if library.held(path):
+                    with library.open(path) as file:
+                        found[Path(path).stem] = hashlib.sha256(file.read()).hexdigest()
+        return found
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Old:
+    return Old(tmp_path)
+
+
+def test_clips_have_their_bytes(old: Old) -> None:
+    sums = old.sums()
+
+    half_filled = {key: value for key, value in sums.items() if key in FACTS["sha256_of_half_filled"]}
+    assert {key: value for key, value in sums.items() if key not in half_filled} == FACTS["sha256"]
+    assert 0 < len(half_filled) < len(FACTS["sha256_of_half_filled"])
+    assert half_filled.items() <= FACTS["sha256_of_half_filled"].items()
+
+    checked = old.run("verify", selection=False)
+    assert (checked["clips"], checked["good"]) == (len(sums), len(sums))
+    assert checked["unknown_files"] == []
+
+
+def test_remains_of_the_crash_are_cleared(old: Old) -> None:
+    incoming, owners = old.cache / "incoming", old.cache / "owners"
+
+    def under_way() -> int:
+        with closing(sqlite3.connect(old.cache / "ledger.sqlite")) as db:
+            [(number,)] = db.execute("SELECT count(*) FROM flight")
+            return int(number)
+
+    assert under_way() == len(list(incoming.iterdir())) > 0
+    assert list(owners.iterdir())
+
+    assert old.run("status", selection=False)["cache"]["reserved"] == 0
+
+    assert under_way() == len(list(incoming.iterdir())) == len(list(owners.iterdir())) == 0
+
+
+def test_failures(old: Old) -> None:
+    moved = [
+        failure | {name: pytest.approx(failure[name] + old.later, abs=0.01) for name in TIMES["failure"]}
+        for failure in FACTS["failures"]
+    ]
+    assert {failure["kind"] for failure in moved} == {"gone", "transient", "credentials", "corrupt"}
+    assert old.run("failures", "list", selection=False) == moved
+
+    told, before = old.run("failures", "report"), FACTS["survey"]
+    assert {name: told[name] for name in ("clips", "evicted", "unavailable", "kinds")} == {
+        name: before[name] for name in ("clips", "evicted", "unavailable", "kinds")
+    }
+    assert told["due"] == 1, "only the transient failure is due after a minute"
+
+
+def test_block_and_budget_of_a_source(old: Old) -> None:
+    origins = old.run("status", selection=False)["origins"]
+
+    assert {name: origins["youtube"][name] for name in FACTS["origin"]} == FACTS["origin"]
+    assert 0 < origins["youtube"]["blocked_for"] <= 2 * HOUR
+
+
+def test_pins(old: Old, tmp_path: Path) -> None:
+    assert old.run("pin", "--list") == FACTS["pins"]
+
+    # All other clips are evicted for a new one, under a limit that leaves just room enough for it beside the pins.
+    new = max(FACTS["sha256_of_half_filled"])
+    listing = tmp_path / "list"
+    listing.write_text(f"{new}\n")
+    limit = f"{FACTS['pins']['total']['bytes'] + FETCH_BYTES}"
+    source = ("--source", "archive", "--archive-url", old.archives)
+    old.run("index", "build", "--archive", ZUMBA, "--archive-url", old.archives)
+    assert old.run("prefetch", "--from-list", listing, *source, "--cache-size", limit)["fetched"] == 1
+    assert set(old.sums()) == {"archery__01_000000_000010", "archery__02_000000_000010", new}
+
+    done = kinetics_fs("unpin", "--all", *old.arguments(selection=False))
+    assert done.returncode == 0, done.stderr
+    assert old.run("pin", "--list")["total"]["clips"] == 0
+
+
+def test_history(old: Old) -> None:
+    later = old.later // HOUR * HOUR
+    assert old.run("report")["history"] == [sample | {"at": sample["at"] + later} for sample in FACTS["history"]]
+
+
+def test_indexes(old: Old) -> None:
+    assert old.run("index", "info", selection=False) == FACTS["index"]
+
+    read = old.run("index", "verify", "--archive", SURFING, "--all", "--archive-url", old.archives, selection=False)
+    assert read == {"archives": 1, "wrong_archives": {}, "clips_read": 2, "wrong_clips": {}}
+    again = old.run("index", "build", "--archive", SURFING, "--archive-url", old.archives)
+    assert again["archives"] == {"read": [], "read_before": [SURFING], "failed": {}}
+
+
+def test_archive_that_was_filled_from_is_not_read_again(old: Old) -> None:
+    surfing = ("--split", "validation", "--class", "surfing water")
+
+    told = old.run("fill", "--archive-url", old.archives, *surfing, code=3)
+
+    assert told["archives"] == {"read": [], "read_before": [SURFING], "failed": {}}
+    assert (told["bytes_read"], told["stored"], told["in_no_archive"]) == (0, 0, 1)
+
+
+def test_fill_that_was_killed_is_gone_on_with(old: Old) -> None:
+    # A checkpoint is named by a hash of the place of the archives, and they are in another folder now.
+    [checkpoint] = old.cache.glob("fills/*/*.indexed")
+
+    def name(place: str | Path) -> str:
+        return hashlib.sha256(f"{place} {ZUMBA}".encode()).hexdigest()[:32] + ".indexed"
+
+    assert checkpoint.name == name(FACTS["base_of_archives"])
+    checkpoint.rename(checkpoint.with_name(name(old.archives)))
+
+    told = old.run("fill", "--archive-url", old.archives, "--split", "validation", "--class", "zumba")
+
+    assert told["archives"] == {"read": [ZUMBA], "read_before": [], "failed": {}}
+    assert 0 < told["bytes_read"] < (old.archives / ZUMBA).stat().st_size
+    # The new index includes the clips that were read before the kill.
+    assert told["indexed"] == len(FACTS["sha256_of_half_filled"])
+    assert old.sums() == FACTS["sha256"] | FACTS["sha256_of_half_filled"]
+    assert not list(old.cache.glob("fills/*/*.indexed"))
+
+
+def test_catalogs_are_opened_and_not_built_again(old: Old) -> None:
+    def catalogs() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in old.cache.glob("catalog/*.sqlite")}
+
+    before = catalogs()
+    assert len(before) > 1
+
+    assert old.run("failures", "report")["clips"] == FACTS["survey"]["clips"]
+    assert old.run("failures", "report", "--split", "train", "--class", "archery")["clips"] == 3
+    assert old.run("failures", "report", "--split", "validation", "--class", "zumba")["clips"] == 14
+
+    assert catalogs() == before
+
+
+def test_mount(old: Old, tmp_path: Path) -> None:
+    place = tmp_path / "mount"
+    # The prefetches that a mount has not finished are in a folder named by a hash of the mount point.
+    [unfinished] = old.cache.glob("prefetches/*")
+
+    def name(place: str | Path) -> str:
+        return hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+
+    assert unfinished.name == name(FACTS["mountpoint"])
+    unfinished = unfinished.rename(unfinished.with_name(name(place)))
+
+    nowhere = ("--source", "youtube", "--video-url", "http://127.0.0.1:1/{id}")
+    with Mounted(place, *old.arguments(), *nowhere) as mount:
+        [evicted] = FACTS["evicted"]
+        clips = {path.stem: path for path in place.rglob("*.mp4")}
+        assert len(clips) == FACTS["survey"]["clips"]
+        assert clips[evicted].stat().st_size == FACTS["evicted"][evicted]
+        read = {key: hashlib.sha256(clips[key].read_bytes()).hexdigest() for key in FACTS["sha256"]}
+        assert read == FACTS["sha256"]
+
+        deadline = time.monotonic() + 30
+        while any(one["state"] != "done" for one in mount.status()["prefetches"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # Their clips were imported after the mount ended.
+        assert [
+            (one["what"], one["clips"], one["already_here"], one["failed"]) for one in mount.status()["prefetches"]
+        ] == [("train; juggling balls", 2, 2, 0), ("a list of clips", 1, 1, 0)]
+    assert not list(unfinished.iterdir())
