@@ -36,12 +36,12 @@ from typing import NamedTuple
 
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
-from kinetics_fs.ffmpeg import find_ffmpeg
 from kinetics_fs.fill import Depth, Job, fill_archive
-from kinetics_fs.sources.archive.access import LocalArchive, Version, open_archive
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.archive.index import ArchiveIndex, write_index
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.reader import LocalArchive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.shelf import Shelf
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.sources.archive.tar import Begin, End
 from tests.fakes.link import Link

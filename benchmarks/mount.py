@@ -38,7 +38,7 @@ from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store, prepare_folder
 
 
@@ -344,7 +344,7 @@ def _count_requests(small: _Small, folder: Path) -> list[Row]:
 @contextmanager
 def _traced(pid: int, record: Path) -> Iterator[Counter[str]]:
     """Counts by opcode what a process reads from /dev/fuse while the block runs; filled in at its end."""
-    from kinetics_fs.mount.kernel.protocol import Opcode
+    from kinetics_fs.mount.native.protocol import Opcode
 
     found: Counter[str] = Counter()
     command = ["strace", "-f", "-e", "trace=readv", "-xx", "-s", "8", "-o", str(record), "-p", str(pid)]

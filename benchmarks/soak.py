@@ -26,7 +26,7 @@ from benchmarks.mounts import Mounted, Ours, ending_by_signal, resident
 from benchmarks.report import Row, Target
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from tests.harness import has_ended, kinetics_fs
 from tests.mount.helpers import (
     CLASS,

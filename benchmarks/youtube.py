@@ -33,8 +33,8 @@ from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.fetch import Fetcher, FetchSettings
-from kinetics_fs.fetch.cut import cut
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.cut import cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Media, SourceSettings
 from kinetics_fs.store import Store
 from tests.fakes.link import Link

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kinetics_fs.library import Library
+    from kinetics_fs.api import Library
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ __all__ = ["Library", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "Library":  # later, for it is much, and a worker process wants none of it
-        from kinetics_fs.library import Library
+        from kinetics_fs.api import Library
 
         return Library
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

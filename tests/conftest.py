@@ -14,7 +14,7 @@ import pytest
 
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from tests.fakes.videos import Videos, make_videos
 from tests.harness import Mounted
 

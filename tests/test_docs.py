@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kinetics_fs.cli import cli
-from kinetics_fs.settings import ENVIRONMENT_PREFIX, Settings, setting_name, table
+from kinetics_fs.config import ENVIRONMENT_PREFIX, Settings, setting_name, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

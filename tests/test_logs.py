@@ -36,7 +36,7 @@ def test_lines_beside_a_progress_bar() -> None:
     code = """
 import logging, sys
 from tqdm import tqdm
-from kinetics_fs import logs
+from kinetics_fs.util import logs
 logs.set_up(logging.WARNING)
 with tqdm(total=2, file=sys.stderr) as bar:
     bar.update()
@@ -95,7 +95,7 @@ def test_the_log_goes_on_in_a_new_file_after_a_hang_up(mount: MountFactory) -> N
 
 PROGRAM = """
 import logging, sys
-from kinetics_fs import logs
+from kinetics_fs.util import logs
 logs.set_up(logging.INFO)
 logging.info("two\\nlines", extra={"clip": "a clip"})
 try:

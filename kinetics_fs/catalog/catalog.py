@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from kinetics_fs.catalog.annotations import Refusal
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, held
-from kinetics_fs.connections import Connections
 from kinetics_fs.errors import CatalogError
+from kinetics_fs.util.sqlite import Connections
 
 _PAGE = 4096  # clips read at once where all are read
 _MOST_KNOWN = 16384

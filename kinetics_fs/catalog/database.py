@@ -19,8 +19,8 @@ from pathlib import Path
 
 from kinetics_fs.catalog.inodes import clip_number
 from kinetics_fs.catalog.naming import UNLABELED
-from kinetics_fs.durability import sync_folder
 from kinetics_fs.errors import CatalogError
+from kinetics_fs.util.files import sync_folder
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
 """In the header of every catalog: says whose file it is."""

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import click
 
-from kinetics_fs import __version__, logs
+from kinetics_fs import __version__
 from kinetics_fs.errors import KineticsError, SettingError
+from kinetics_fs.util import logs
 
 _COMMANDS = (
     *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "top", "verify", "doctor"),
@@ -67,7 +68,7 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     kinetics-fs prefetch --split validation --class "surfing water" --max-samples 10
     kinetics-fs umount /mnt/kinetics
     """
-    from kinetics_fs.settings import default_config_file, read_config
+    from kinetics_fs.config import default_config_file, read_config
 
     logs.set_up(logging.INFO if verbose else logging.WARNING)
     if config is not None:

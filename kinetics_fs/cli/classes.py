@@ -7,7 +7,7 @@ import json
 import click
 
 from kinetics_fs.cli.options import json_option, with_settings
-from kinetics_fs.settings import Settings
+from kinetics_fs.config import Settings
 
 
 @click.command("classes", short_help="List the classes of a release, with their clips.")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
+from kinetics_fs.config import ENVIRONMENT_PREFIX
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.settings import ENVIRONMENT_PREFIX
 
 
 @click.command("demo", short_help="Play the whole of it on this machine, with a tiny Kinetics.")
@@ -65,7 +65,7 @@ class _Demo:
     def make(self) -> None:
         """The dataset, once it is clear that it can be mounted."""
         from kinetics_fs.demo.dataset import ROWS, VIDEOS, make_dataset
-        from kinetics_fs.ffmpeg import find_ffmpeg
+        from kinetics_fs.media.ffmpeg import find_ffmpeg
         from kinetics_fs.mount import prepare_mountpoint
 
         prepare_mountpoint(self._place, allow_other=False)

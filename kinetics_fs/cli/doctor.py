@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
-from kinetics_fs.settings import Settings
+from kinetics_fs.config import Settings
 
 if TYPE_CHECKING:
     from kinetics_fs.doctor import Finding
@@ -36,8 +36,8 @@ def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json:
     kinetics-fs doctor --offline /mnt/kinetics
     kinetics-fs doctor --cache-dir /data/kinetics --cookies cookies.txt --json
     """
+    from kinetics_fs.api import check_places
     from kinetics_fs.doctor import State, diagnose
-    from kinetics_fs.library import check_places
 
     check_places(settings)
     findings = list(diagnose(settings, mountpoint, offline=offline))

@@ -11,8 +11,8 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.settings import Settings
 
 
 @click.command("export", short_help="Write clips of the cache as plain files.")
@@ -33,9 +33,9 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     """
     from tqdm import tqdm
 
+    from kinetics_fs.api import store_of
     from kinetics_fs.catalog import ClassNames
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.library import store_of
     from kinetics_fs.store.export import Export
 
     interrupted = False

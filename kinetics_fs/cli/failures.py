@@ -19,8 +19,8 @@ from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.settings import Settings
 
 if TYPE_CHECKING:
     from kinetics_fs.store import Failure, Store
@@ -98,7 +98,7 @@ def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -
     kinetics-fs failures summary
     kinetics-fs failures summary --release 400 --split validation --json
     """
-    from kinetics_fs.cli.survey import Tally
+    from kinetics_fs.store.coverage import Tally
 
     tally = Tally()
     with _store(settings) as store:
@@ -125,7 +125,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
     kinetics-fs failures report --release 400 --csv > missing.csv
     """
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.cli.survey import Survey, survey
+    from kinetics_fs.store.coverage import Survey, survey
 
     _check_format(as_json, as_csv)
     with catalog_of(settings) as catalog, _store(settings) as store:
@@ -292,7 +292,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
 
 
 def _store(settings: Settings) -> Store:
-    from kinetics_fs.library import store_of
+    from kinetics_fs.api import store_of
 
     return store_of(settings)
 

@@ -16,8 +16,8 @@ import click
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.settings import Settings
 from kinetics_fs.store import Chronicle, Counts, Store
 
 
@@ -82,8 +82,8 @@ def fetch_with_progress(
     clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, catalog: Path | None
 ) -> Outcome:
     """The same, but says nothing of how it went."""
+    from kinetics_fs.api import fetcher_of
     from kinetics_fs.fetch.prefetch import Prefetch
-    from kinetics_fs.library import fetcher_of
 
     fetcher = fetcher_of(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:

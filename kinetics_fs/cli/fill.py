@@ -14,15 +14,15 @@ import click
 
 from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import archive_options, json_option, verify_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Clip
-    from kinetics_fs.cli.filling import Outcome
-    from kinetics_fs.sources.archive.access import Version
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.fill.runner import Outcome
+    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.reader import Version
     from kinetics_fs.store import Store
 
 _PAGE = 500
@@ -63,11 +63,11 @@ def command(
     kinetics-fs fill --release 700-2020 --split train --class "surfing water" --jobs 4
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     """
-    from kinetics_fs.cli.filling import Outcome, find_versions, pass_over
+    from kinetics_fs.api import shelf_of, shelf_path, store_of
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth, Job
     from kinetics_fs.fill.plan import archives_holding, was_done
-    from kinetics_fs.library import shelf_of, shelf_path, store_of
+    from kinetics_fs.fill.runner import Outcome, find_versions, pass_over
     from kinetics_fs.sources.archive.libz import tells_blocks
     from kinetics_fs.store import Chronicle
 
@@ -268,7 +268,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print(result: Mapping[str, Any], outcome: Outcome, report: Path) -> None:
-    from kinetics_fs.cli.filling import say_failed
+    from kinetics_fs.fill.runner import say_failed
 
     corrupt, refused = result["corrupt"], result["refused"]
     click.echo(

@@ -14,12 +14,12 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import json_option, verify_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import FetchError, KineticsError
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
-    from kinetics_fs.fill.folder import FolderImport, Report
+    from kinetics_fs.fill.importer import FolderImport, Report
     from kinetics_fs.store import Store
 
 _REASONS_SHOWN = 10
@@ -42,10 +42,10 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     kinetics-fs import ~/fiftyone/kinetics-600
     kinetics-fs import --release 400 --split train --verify decode /data/k400
     """
+    from kinetics_fs.api import store_of
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth
-    from kinetics_fs.fill.folder import FolderImport
-    from kinetics_fs.library import store_of
+    from kinetics_fs.fill.importer import FolderImport
     from kinetics_fs.store import Chronicle, Counts
 
     interrupted = False

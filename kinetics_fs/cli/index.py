@@ -16,9 +16,9 @@ import click
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import archive_option, archive_options, json_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, KineticsError
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
@@ -47,13 +47,13 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --release 400 --archive-url /data/kinetics
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     """
-    from kinetics_fs.cli.filling import Outcome, find_versions, pass_over, say_failed
+    from kinetics_fs.api import shelf_path
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Depth, Job
     from kinetics_fs.fill.plan import archives_holding
-    from kinetics_fs.library import shelf_path
+    from kinetics_fs.fill.runner import Outcome, find_versions, pass_over, say_failed
+    from kinetics_fs.sources.archive.index_db import Shelf
     from kinetics_fs.sources.archive.libz import tells_blocks
-    from kinetics_fs.sources.archive.shelf import Shelf
     from kinetics_fs.store import prepare_folder
 
     if not tells_blocks():
@@ -124,7 +124,7 @@ def info(settings: Settings, as_json: bool) -> None:
     kinetics-fs index info
     kinetics-fs index info --json
     """
-    from kinetics_fs.library import shelf_of, shelf_path
+    from kinetics_fs.api import shelf_of, shelf_path
 
     archives = []
     if shelf_path(settings).exists():
@@ -172,8 +172,8 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     kinetics-fs index verify --archive 600/val/abseiling.tar.gz --all
     kinetics-fs index verify --archive-url https://mirror.example.org/kinetics --sample 20
     """
-    from kinetics_fs.cli.filling import Outcome, find_versions
-    from kinetics_fs.library import shelf_of
+    from kinetics_fs.api import shelf_of
+    from kinetics_fs.fill.runner import Outcome, find_versions
 
     outcome = Outcome()
     wrong_clips: dict[str, str] = {}
@@ -229,7 +229,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     kinetics-fs index export kinetics-600.index
     kinetics-fs index export --archive 600/val/abseiling.tar.gz - > abseiling.index
     """
-    from kinetics_fs.library import shelf_of
+    from kinetics_fs.api import shelf_of
     from kinetics_fs.sources.archive.index import write_index
 
     number = 0
@@ -256,9 +256,9 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     kinetics-fs index import kinetics-600.index
     curl https://example.org/kinetics-600.index | kinetics-fs index import -
     """
-    from kinetics_fs.library import shelf_path
+    from kinetics_fs.api import shelf_path
     from kinetics_fs.sources.archive.index import read_indexes
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.sources.archive.index_db import Shelf
     from kinetics_fs.store import prepare_folder
 
     prepare_folder(settings.cache_dir)
@@ -301,7 +301,7 @@ def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> N
     kinetics-fs index remove --archive 600/val/abseiling.tar.gz
     kinetics-fs index remove --all
     """
-    from kinetics_fs.library import shelf_of
+    from kinetics_fs.api import shelf_of
 
     if bool(archives) == everything:
         raise click.UsageError("give --archive, or else --all")
@@ -324,9 +324,9 @@ def _known(archives: Sequence[str], known: Collection[str]) -> list[str] | None:
 
 def _mistake(base: str, index: ArchiveIndex, clip: Clip, record: Record) -> str | None:
     """Why a clip cannot be read by an index; None if it can."""
-    from kinetics_fs.sources.archive.access import Version, open_archive
     from kinetics_fs.sources.archive.extract import extract
-    from kinetics_fs.sources.archive.places import archive_address
+    from kinetics_fs.sources.archive.layout import archive_address
+    from kinetics_fs.sources.archive.reader import Version, open_archive
 
     archive = open_archive(archive_address(base, index.archive))
     try:

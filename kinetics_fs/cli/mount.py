@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs import __version__, logs
+from kinetics_fs import __version__
 from kinetics_fs.cli.options import with_settings
+from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.errors import ArchiveError, MountError
-from kinetics_fs.settings import Settings, default_log_dir
+from kinetics_fs.util import logs
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Selection
@@ -53,9 +54,9 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
     kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
+    from kinetics_fs.api import check_places
     from kinetics_fs.catalog import Selection, select
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.library import check_places
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
     from kinetics_fs.mount.notify import Notifier
@@ -99,14 +100,14 @@ def _serve(
     notifier: Notifier,
     ready: Callable[[], None],
 ) -> None:
+    from kinetics_fs.api import fetcher_of, store_of
     from kinetics_fs.catalog import Catalog, ClassNames
-    from kinetics_fs.cli.survey import class_counts
     from kinetics_fs.control import ControlServer
-    from kinetics_fs.fetch.prefetcher import Prefetcher
-    from kinetics_fs.library import fetcher_of, store_of
+    from kinetics_fs.fetch.prefetch_manager import Prefetcher
     from kinetics_fs.mount.handlers import make_handlers
-    from kinetics_fs.mount.service import Service
+    from kinetics_fs.mount.systemd import Service
     from kinetics_fs.store import Chronicle, Counts
+    from kinetics_fs.store.coverage import class_counts
     from kinetics_fs.vfs import Gate, Readahead, Readers, Tree
 
     logging.getLogger().setLevel(logging.INFO)
@@ -175,15 +176,15 @@ def _serve(
 
             fusepy.serve(tree, place, **same)
         else:
-            from kinetics_fs.mount import kernel
+            from kinetics_fs.mount import native as kernel
 
             kernel.serve(tree, place, passthrough=settings.cache_dir if settings.passthrough else None, **same)
 
 
 def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
     """The catalog of those clips that are in the cache, and what to call it."""
+    from kinetics_fs.api import store_of
     from kinetics_fs.catalog import only
-    from kinetics_fs.library import store_of
 
     with (
         store_of(settings) as store,
@@ -194,8 +195,8 @@ def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.library import shelf_path
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.api import shelf_path
+    from kinetics_fs.sources.archive.index_db import Shelf
 
     if settings.source[0] != "archive":
         return None

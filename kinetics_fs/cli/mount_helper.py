@@ -14,8 +14,8 @@ import click
 
 from kinetics_fs.catalog import find_release
 from kinetics_fs.cli import run
+from kinetics_fs.config import LIST_SEPARATOR, About, table
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.settings import LIST_SEPARATOR, About, table
 
 _ANY_RELEASE = {"kinetics-fs", "kinetics", "none"}
 """A source that says nothing of the release: the configuration file does, or the default holds."""

@@ -12,8 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from kinetics_fs import logs
-from kinetics_fs.settings import (
+from kinetics_fs.config import (
     ENVIRONMENT_PREFIX,
     LIST_SEPARATOR,
     About,
@@ -21,6 +20,7 @@ from kinetics_fs.settings import (
     setting_name,
     table,
 )
+from kinetics_fs.util import logs
 
 P = ParamSpec("P")
 R = TypeVar("R")

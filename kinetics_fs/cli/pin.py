@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.config import Settings
+from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Directory
@@ -32,8 +32,8 @@ def command(show: bool, settings: Settings, as_json: bool) -> None:
     kinetics-fs pin --class "surfing water" --class "springboard diving"
     kinetics-fs pin --list
     """
+    from kinetics_fs.api import store_of
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.library import store_of
 
     if not show and not selection_given():
         raise click.UsageError("give a selection, as --split validation or --class LABEL, or --list")

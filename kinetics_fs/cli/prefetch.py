@@ -12,8 +12,8 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError, MountError
-from kinetics_fs.settings import Settings
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
@@ -91,9 +91,9 @@ def command(
 
 
 def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> int:
+    from kinetics_fs.api import store_of
     from kinetics_fs.cli.fetching import fetch_clips
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.library import store_of
 
     clips: Iterable[Clip]
     with catalog_of(settings) as catalog, store_of(settings) as store:
@@ -106,8 +106,8 @@ def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> in
 
 
 def _connect(mountpoint: Path) -> Connection:
-    from kinetics_fs.cli.mounts import mount_on, status_of
     from kinetics_fs.control import connect
+    from kinetics_fs.mount.query import mount_on, status_of
 
     place = mount_on(mountpoint)
     status = status_of(place)  # which one that hangs is given less time for
@@ -167,7 +167,7 @@ def _lines(listing: Path | None) -> list[str]:
 
 
 def _clips_in(lines: Iterable[str]) -> list[Clip]:
-    from kinetics_fs.fetch.prefetcher import clip_in_line
+    from kinetics_fs.fetch.prefetch_manager import clip_in_line
 
     found = [clip_in_line(line) for line in lines]
     clips = [clip for clip in found if clip is not None]

@@ -9,8 +9,8 @@ import click
 
 from kinetics_fs.cli.files import replacing
 from kinetics_fs.cli.options import json_option, with_settings
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.config import Settings
+from kinetics_fs.util.text import readable_size
 
 
 @click.command("report", short_help="Write a page of HTML that shows what is here.")
@@ -44,11 +44,11 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --release 700-2020 --split train -o train.html
     kinetics-fs report --split validation --json
     """
-    from kinetics_fs.cli.mounts import statuses
+    from kinetics_fs.api import store_of
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.cli.survey import Survey
-    from kinetics_fs.library import store_of
+    from kinetics_fs.mount.query import statuses
     from kinetics_fs.report import gather, pictures, render
+    from kinetics_fs.store.coverage import Survey
 
     with catalog_of(settings) as catalog, store_of(settings) as store:
         found = Survey(catalog, store)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from kinetics_fs.api import selected_catalog
 from kinetics_fs.catalog import Catalog
-from kinetics_fs.library import selected_catalog
-from kinetics_fs.settings import Settings
+from kinetics_fs.config import Settings
 
 
 def catalog_of(settings: Settings) -> Catalog:

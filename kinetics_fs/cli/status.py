@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import MountError
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 _PATIENCE_FOR_CLASSES = 300.0
 """Seconds for going through all clips of a mount."""
@@ -35,8 +35,8 @@ def command(mountpoint: Path | None, classes: bool, settings: Settings, as_json:
     kinetics-fs status --json /mnt/kinetics
     kinetics-fs status --classes /mnt/kinetics
     """
-    from kinetics_fs.cli.mounts import mount_on, statuses
-    from kinetics_fs.library import store_of
+    from kinetics_fs.api import store_of
+    from kinetics_fs.mount.query import mount_on, statuses
 
     if classes and mountpoint is None:
         raise click.UsageError("--classes is about the classes of a mount: name MOUNTPOINT")

@@ -31,7 +31,7 @@ from kinetics_fs.cli.status import (
     queue_in_words,
     rate_in_words,
 )
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 _EVERY = 1.0
 """Seconds between two looks."""
@@ -72,13 +72,13 @@ class _View:
     """
 
     def __init__(self, mountpoint: Path | None) -> None:
-        from kinetics_fs.cli.mounts import mount_on
+        from kinetics_fs.mount.query import mount_on
 
         self._place = None if mountpoint is None else mount_on(mountpoint)
         self._before: dict[str, tuple[float, int]] = {}
 
     def look(self) -> RenderableType:
-        from kinetics_fs.cli.mounts import statuses
+        from kinetics_fs.mount.query import statuses
 
         mounts = [self._mount(status) for status in statuses(self._place)]
         return Group(*mounts) if mounts else Text("No mounts.")

@@ -31,8 +31,8 @@ def command(mountpoint: Path, lazy: bool, dead: bool) -> None:
     \b
     kinetics-fs umount /mnt/kinetics
     """
-    from kinetics_fs.cli.mounts import mount_on, place_of, status_of
     from kinetics_fs.mount import find_mounts, unmount
+    from kinetics_fs.mount.query import mount_on, place_of, status_of
 
     if dead:
         place = place_of(mountpoint)

@@ -7,7 +7,7 @@ import json
 import click
 
 from kinetics_fs.cli.options import given_settings, json_option, selection_given, with_settings
-from kinetics_fs.settings import Settings, table
+from kinetics_fs.config import Settings, table
 
 
 @click.command("unpin", short_help="Let clips go again when room is needed.")
@@ -21,9 +21,9 @@ def command(everything: bool, settings: Settings, as_json: bool) -> None:
     kinetics-fs unpin --split validation --class "surfing water"
     kinetics-fs unpin --all
     """
+    from kinetics_fs.api import store_of
     from kinetics_fs.cli.pin import counts_line
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.library import store_of
 
     # With --all only flags are in its way: a selection in the environment or the file is not meant for this command.
     chosen = (

@@ -8,7 +8,7 @@ import json
 import click
 
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
-from kinetics_fs.settings import Settings
+from kinetics_fs.config import Settings
 
 
 @click.command("verify", short_help="Check the clips in the cache against what was stored.")
@@ -27,10 +27,10 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     kinetics-fs verify --split validation --decode
     kinetics-fs verify --repair
     """
+    from kinetics_fs.api import fetcher_of, store_of
     from kinetics_fs.cli.fetching import fetch_with_progress
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.cli.verifying import Report, check
-    from kinetics_fs.library import fetcher_of, store_of
 
     with contextlib.ExitStack() as opened:
         catalog = opened.enter_context(catalog_of(settings)) if selection_given() else None

@@ -18,8 +18,8 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.fetching import Outcome, say_fetched
 from kinetics_fs.errors import FetchError
-from kinetics_fs.sizes import readable_size
 from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, verify_clips
+from kinetics_fs.util.text import readable_size
 
 _PAGE = 500
 _OF_THIS_MACHINE = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -154,7 +154,7 @@ def _held_of(catalog: Catalog, store: Store) -> Iterator[tuple[Clip, int]]:
 
 def _decode(path: Path) -> None:
     """Raises FetchError if a file does not decode, OSError if that cannot be told now."""
-    from kinetics_fs.fetch.verify import verify_clip
+    from kinetics_fs.media.verify import verify_clip
 
     try:
         verify_clip(path, None)

@@ -18,7 +18,7 @@ speak to it is who mounted, or root.
 """
 
 from kinetics_fs.control.client import Connection, connect
-from kinetics_fs.control.places import socket_path
+from kinetics_fs.control.paths import socket_path
 from kinetics_fs.control.server import ControlServer, Request
 
 __all__ = ["Connection", "ControlServer", "Request", "connect", "socket_path"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kinetics_fs.control.places import socket_path
+from kinetics_fs.control.paths import socket_path
 from kinetics_fs.errors import MountError
 
 _LONGEST_ANSWER = 64 * 1024 * 1024

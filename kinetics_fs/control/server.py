@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
-from kinetics_fs.control.places import prepare_folder, socket_path
+from kinetics_fs.control.paths import prepare_folder, socket_path
 from kinetics_fs.errors import KineticsError, MountError
 
 _log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from kinetics_fs.config import Settings
 from kinetics_fs.doctor import cache, fuse, sources, system
 from kinetics_fs.doctor.findings import Check, Finding, State, examine
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.look import look_at
-from kinetics_fs.settings import Settings
+from kinetics_fs.mount.probe import look_at
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES
 
 __all__ = ["Finding", "State", "diagnose"]

@@ -9,15 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import StoreError
-from kinetics_fs.mount.look import Look
 from kinetics_fs.mount.mountpoint import filesystem_type
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.mount.probe import Look
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES
-from kinetics_fs.store.folder import may_become_ours
 from kinetics_fs.store.health import fault_of, glance
+from kinetics_fs.store.layout import may_become_ours
+from kinetics_fs.util.text import readable_size
 
 _ANOTHER = "Give another folder with --cache-dir."
 _PATIENCE = 10.0

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_fs import __version__
+from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.look import PATIENCE, Look, look_at
 from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
-from kinetics_fs.settings import Settings
+from kinetics_fs.mount.probe import PATIENCE, Look, look_at
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
@@ -98,7 +98,7 @@ def passthrough(settings: Settings, looked: Look) -> Iterator[Finding]:
 
 def request_timeout(settings: Settings) -> Iterator[Finding]:
     """The time after which the kernel ends a mount that leaves it without an answer."""
-    from kinetics_fs.mount.kernel.device import request_timeout
+    from kinetics_fs.mount.native.device import request_timeout
 
     limit = request_timeout()
     if limit and limit <= settings.timeout:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
-from kinetics_fs.mount.look import look_at
-from kinetics_fs.settings import Settings
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.mount.probe import look_at
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store.health import glance
+from kinetics_fs.util.text import readable_size
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 """Into the environment that we run in: `pip` alone is the system's, which Debian allows nobody."""
@@ -170,7 +170,7 @@ def blocks(settings: Settings) -> Iterator[Finding]:
 
 def indexes(settings: Settings) -> Iterator[Finding]:
     """The archives that clips can be read out of."""
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.sources.archive.index_db import Shelf
 
     name, path = "archive indexes", settings.cache_dir / ARCHIVE_INDEXES
     if not path.exists():
@@ -244,7 +244,7 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
         return
     import requests
 
-    from kinetics_fs.sources.archive.access import open_archive
+    from kinetics_fs.sources.archive.reader import open_archive
 
     address = open_archive(f"{settings.archive_url.rstrip('/')}/").address
     host = urlsplit(address).hostname

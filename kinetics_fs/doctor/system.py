@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kinetics_fs import __version__
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import FetchError
-from kinetics_fs.ffmpeg import find_ffmpeg, missing_encoders
+from kinetics_fs.media.ffmpeg import find_ffmpeg, missing_encoders
 
 _OLDEST_PYTHON = (3, 11)
 _FEW_FILES = 4096

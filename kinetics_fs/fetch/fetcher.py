@@ -19,9 +19,9 @@ from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.fetch.counters import Counters
+from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.settings import FetchSettings
-from kinetics_fs.fetch.workers import Worker
+from kinetics_fs.fetch.stats import Counters
 from kinetics_fs.sources import HandOver, NotHere, UnderWay
 from kinetics_fs.sources.settings import ARCHIVES
 from kinetics_fs.store import Claim, NotYet, Permit, Store, one_line
@@ -488,7 +488,7 @@ class Fetcher:
 
 
 def _facts(clip: Clip, error: FetchError, next_try: float | None) -> dict[str, str]:
-    """What a line about a failure carries besides its text: see `kinetics_fs.logs`."""
+    """What a line about a failure carries besides its text: see `kinetics_fs.util.logs`."""
     return {
         "clip": clip.key,
         "source": error.source,

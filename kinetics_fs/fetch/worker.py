@@ -26,14 +26,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from kinetics_fs import logs
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import check_container, expected_span, verify_clip
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.cut import cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.verify import check_container, expected_span, verify_clip
 from kinetics_fs.sources import NotHere, Source, SourceSettings, UnderWay, make_source
 from kinetics_fs.sources.base import LARGEST_FILE
+from kinetics_fs.util import logs
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ in the store already is passed over, and what was broken off goes on where it st
 folder, which only this machine may see.
 """
 
+from kinetics_fs.fill.archive_job import Job, fill_archive
 from kinetics_fs.fill.depth import Depth
-from kinetics_fs.fill.job import Job, fill_archive
 from kinetics_fs.fill.summary import Summary
 
 __all__ = ["Depth", "Job", "Summary", "fill_archive"]

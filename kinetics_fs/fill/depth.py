@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from kinetics_fs.fetch.verify import check_container, verify_clip
+from kinetics_fs.media.verify import check_container, verify_clip
 
 
 class Depth(StrEnum):

@@ -9,7 +9,7 @@ from pathlib import Path
 from kinetics_fs.catalog import Selection
 from kinetics_fs.control.server import Handler, Request
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.fetch.prefetcher import Prefetcher, clip_in_line
+from kinetics_fs.fetch.prefetch_manager import Prefetcher, clip_in_line
 from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import Tree

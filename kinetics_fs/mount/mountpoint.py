@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.look import run_or_leave
+from kinetics_fs.mount.probe import run_or_leave
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from kinetics_fs.report.chart import Chart, Series, chart
 from kinetics_fs.report.pictures import Picture
-from kinetics_fs.sizes import readable_size
 from kinetics_fs.store.history import STEP
+from kinetics_fs.util.text import readable_size
 
 _REASONS_SHOWN = 20
 _HOUR = 3600.0

@@ -18,7 +18,7 @@ def make_source(name: str, settings: SourceSettings, hand_over: HandOver) -> Sou
     catalog = Path(settings.catalog) if settings.catalog else None
     if name in ("archive", "whole-archive"):
         from kinetics_fs.sources.archive.source import ArchiveSource, WholeArchiveSource
-        from kinetics_fs.sources.archive.whole import WholeArchives
+        from kinetics_fs.sources.archive.stream import WholeArchives
 
         shelf = Path(settings.archive_index)
         most = None if name == "whole-archive" else settings.archive_stream_limit
@@ -28,6 +28,6 @@ def make_source(name: str, settings: SourceSettings, hand_over: HandOver) -> Sou
         from kinetics_fs.sources.folder import FolderSource
 
         return FolderSource([Path(folder) for folder in settings.folders], catalog)
-    from kinetics_fs.sources.youtube import YouTubeSource
+    from kinetics_fs.sources.youtube.source import YouTubeSource
 
     return YouTubeSource(settings)

@@ -14,15 +14,15 @@ A store is one folder, shared by any number of processes of one user::
 `docs/crash-safety.md`.
 """
 
+from kinetics_fs.store.check import Condition, Verdict, drop_bad, verify_clips
+from kinetics_fs.store.clip_files import Record
 from kinetics_fs.store.exchange import TRAVELS, TRAVELS_UNASKED, RefusedLine, read_reports, report_line
 from kinetics_fs.store.failures import Failure, FailureLog, Report, TakenOver, one_line
-from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.history import Chronicle, Counts, History, Sample
-from kinetics_fs.store.origins import NotYet, Origins, OriginState, Permit
+from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
-from kinetics_fs.store.table import Record
-from kinetics_fs.store.verify import Condition, Verdict, drop_bad, verify_clips
+from kinetics_fs.store.throttle import NotYet, Origins, OriginState, Permit
 
 __all__ = [
     "TRAVELS",

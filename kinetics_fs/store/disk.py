@@ -21,7 +21,7 @@ import diskcache
 from diskcache.core import MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
-from kinetics_fs.durability import sync_folder
+from kinetics_fs.util.files import sync_folder
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 

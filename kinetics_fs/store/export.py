@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
 from kinetics_fs.errors import StoreError
-from kinetics_fs.linking import link_or_copy
 from kinetics_fs.store.store import Store, StoredClip
+from kinetics_fs.util.files import link_or_copy
 
 _PAGE = 500
 

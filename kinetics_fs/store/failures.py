@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.database import Ledger
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 

@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from kinetics_fs.store.ledger import Ledger
-from kinetics_fs.store.origins import Origins, OriginState
+from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.throttle import Origins, OriginState
 
 
 class Glance(NamedTuple):

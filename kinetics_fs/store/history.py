@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from kinetics_fs.errors import StoreError
-from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.database import Ledger
 
 _log = logging.getLogger(__name__)
 

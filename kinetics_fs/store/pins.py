@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.database import Ledger
 
 
 class PinCounts(NamedTuple):

@@ -21,16 +21,16 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.store.clip_files import ClipTable, Found, Record
+from kinetics_fs.store.database import Ledger
 from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
+from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, Room
 from kinetics_fs.store.failures import Failure, FailureLog
-from kinetics_fs.store.folder import prepare_folder
 from kinetics_fs.store.history import History
-from kinetics_fs.store.ledger import Ledger
-from kinetics_fs.store.origins import Origins
-from kinetics_fs.store.owners import Owner
+from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import Pins
-from kinetics_fs.store.room import TYPICAL_CLIP_BYTES, Room
-from kinetics_fs.store.table import ClipTable, Found, Record
+from kinetics_fs.store.process_lock import Owner
+from kinetics_fs.store.throttle import Origins
 from kinetics_fs.store.uses import Uses
 
 _log = logging.getLogger(__name__)

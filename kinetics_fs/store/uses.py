@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.database import Ledger
 
 _WRITE_EVERY = 5.0
 """Seconds between two writes: a write per open would cost four times the open itself."""

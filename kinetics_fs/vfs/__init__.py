@@ -4,8 +4,10 @@
 `Tree.open` returns a future. All calls are safe from any thread.
 """
 
+from kinetics_fs.vfs.budget import Gate
 from kinetics_fs.vfs.errnos import errno_of
-from kinetics_fs.vfs.gate import Gate
+from kinetics_fs.vfs.filesystem import LONGEST_NAME, ROOT, Tree
+from kinetics_fs.vfs.hidden import Hidden, Name, Watch
 from kinetics_fs.vfs.nodes import (
     Attributes,
     ClipHandle,
@@ -17,9 +19,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
-from kinetics_fs.vfs.readers import Readahead, Readers
-from kinetics_fs.vfs.tree import LONGEST_NAME, ROOT, Tree
-from kinetics_fs.vfs.unavailable import Hidden, Name, Watch
+from kinetics_fs.vfs.readahead import Readahead, Readers
 
 __all__ = [
     "LONGEST_NAME",

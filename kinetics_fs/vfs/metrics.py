@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch.counters import BOUNDS, Counters
+from kinetics_fs.fetch.stats import BOUNDS, Counters
 
 _ENDS_OF_OPENS = {"cached": "from_cache", "fetched": "fetched", "failed": "failed", "interrupted": "interrupted"}
 

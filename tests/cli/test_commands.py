@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kinetics_fs.settings import Settings
+from kinetics_fs.config import Settings
 from tests.harness import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]

@@ -21,15 +21,15 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.catalog import Clip
+from kinetics_fs.config import Settings
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.doctor import Finding, State, fuse, sources, system
 from kinetics_fs.doctor import cache as cache_checks
 from kinetics_fs.doctor.findings import examine
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.look import Look, look_at
-from kinetics_fs.settings import Settings
+from kinetics_fs.mount.probe import Look, look_at
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
 from tests.harness import has_ended, kinetics_fs
@@ -260,7 +260,7 @@ def test_passthrough_and_time_limit(settings: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr("platform.release", lambda: "4.19.0")
     one(fuse.kernel(settings), State.PROBLEM, "4.19.0", "5.4")
 
-    monkeypatch.setattr("kinetics_fs.mount.kernel.device.request_timeout", lambda: 120)
+    monkeypatch.setattr("kinetics_fs.mount.native.device.request_timeout", lambda: 120)
     one(fuse.request_timeout(settings), State.WARNING, "120", "--timeout")
     one(fuse.request_timeout(Settings(timeout=60)), State.OK, "120")
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.sources.archive.index_db import Shelf
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.fakes.archives import ArchiveSite

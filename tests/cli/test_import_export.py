@@ -20,7 +20,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
 from tests.harness import ENVIRONMENT, kinetics_fs, reason

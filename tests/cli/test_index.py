@@ -15,9 +15,9 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.sources.archive.access import Version
 from kinetics_fs.sources.archive.index import read_indexes
-from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.reader import Version
 from tests.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
 from tests.conftest import Dataset, MountFactory
 from tests.harness import ENVIRONMENT, kinetics_fs

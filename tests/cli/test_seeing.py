@@ -17,7 +17,7 @@ import pytest
 
 from kinetics_fs.control import socket_path
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.fetch.counters import BOUNDS, Durations, Recent
+from kinetics_fs.fetch.stats import BOUNDS, Durations, Recent
 from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
 from tests.harness import ENVIRONMENT, has_ended, kinetics_fs

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs.control import ControlServer, Request, connect, socket_path
-from kinetics_fs.control import places as control_places
+from kinetics_fs.control import paths as control_places
 from kinetics_fs.errors import KineticsError, MountError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinetics_fs.demo.media import make_video
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 
 RATE = 25
 """Frames a second."""

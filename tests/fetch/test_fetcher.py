@@ -23,7 +23,7 @@ from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.harness import ENVIRONMENT

@@ -13,9 +13,9 @@ import pytest
 
 from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND, cut
-from kinetics_fs.fetch.verify import Span, check_container, expected_span, verify_clip
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.cut import MOST_BITS_PER_SECOND, cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.verify import Span, check_container, expected_span, verify_clip
 from kinetics_fs.sources import Media
 from tests.conftest import Dataset
 

@@ -19,7 +19,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.sources.archive.index_db import Shelf
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.fakes.archives import ArchiveSite

@@ -15,7 +15,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.workers import Worker
+from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import SourceSettings
 from tests.harness import ENVIRONMENT
 

@@ -18,9 +18,9 @@ from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill import Depth, Job, fill_archive
-from kinetics_fs.fill import job as job_module
-from kinetics_fs.sources.archive import access
-from kinetics_fs.sources.archive.shelf import Shelf
+from kinetics_fs.fill import archive_job as job_module
+from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive.index_db import Shelf
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
@@ -139,8 +139,8 @@ CHILD = textwrap.dedent(
     import os, signal, sys
     from pathlib import Path
     from kinetics_fs.fill import Depth, Job, fill_archive
-    from kinetics_fs.fill import job
-    from kinetics_fs.sources.archive import access
+    from kinetics_fs.fill import archive_job as job
+    from kinetics_fs.sources.archive import reader as access
     job._CHECKPOINT_EVERY = 0.0
     access._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import make_video
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 
 CLASS = "short clips"
 """The class of `short_clips`."""

@@ -27,7 +27,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import make_video
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
 from tests.harness import Mounted
 from tests.mount.conftest import FRONTENDS

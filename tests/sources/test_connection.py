@@ -18,11 +18,11 @@ from kinetics_fs.demo.dataset import RATE
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.cut import cut
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.cut import cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.remote import Pace
-from kinetics_fs.sources.youtube import YouTubeSource
+from kinetics_fs.sources.http_range import Pace
+from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.conftest import Dataset, MountFactory
 from tests.harness import kinetics_fs
 

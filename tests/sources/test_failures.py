@@ -15,8 +15,8 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.youtube import YouTubeSource
-from kinetics_fs.sources.youtube_errors import classify
+from kinetics_fs.sources.youtube.errors import classify
+from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.fakes.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube
 
 pytestmark = pytest.mark.usefixtures("as_in_a_worker")

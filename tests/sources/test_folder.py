@@ -14,10 +14,10 @@ import pytest
 
 from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.linking import link_or_copy
 from kinetics_fs.sources import NotHere
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
 from kinetics_fs.sources.folder import FolderSource, clip_of, file_names
+from kinetics_fs.util.files import link_or_copy
 from tests.store.conftest import public_folder as public_folder
 from tests.store.conftest import small_disk as small_disk
 from tests.store.conftest import without_privileges as without_privileges

@@ -16,11 +16,11 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.cut import cut
-from kinetics_fs.fetch.verify import expected_span
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.cut import cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.verify import expected_span
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.youtube import YouTubeSource
+from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.fakes.videos import KEYFRAMES, RATE, Videos
 from tests.fakes.youtube import FakeYouTube
 

@@ -13,8 +13,8 @@ import pytest
 from yt_dlp import YoutubeDL
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.remote import Pace
-from kinetics_fs.sources.segments import NoSegments, Segment, Segments
+from kinetics_fs.sources.http_range import Pace
+from kinetics_fs.sources.youtube.segments import NoSegments, Segment, Segments
 
 HEADER = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n"
 END = "#EXT-X-ENDLIST\n"

@@ -15,7 +15,7 @@ from typing import Any
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Claim, Store
-from kinetics_fs.store.room import TYPICAL_CLIP_BYTES
+from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
 
 SmallDisk = Callable[[int], Path]
 """Makes a disk of so many bytes."""

@@ -12,7 +12,7 @@ import pytest
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import PinCounts, Store
-from kinetics_fs.store.room import EVICTABLE, PINNED
+from kinetics_fs.store.eviction import EVICTABLE, PINNED
 from tests.store.helpers import (
     UNIT,
     SmallDisk,

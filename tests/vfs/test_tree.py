@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.fetch import Fetcher, Priority
-from kinetics_fs.fetch.counters import Counters
-from kinetics_fs.fetch.cut import MOST_BITS_PER_SECOND
+from kinetics_fs.fetch.stats import Counters
+from kinetics_fs.media.cut import MOST_BITS_PER_SECOND
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, ClipHandle, Handle, Lasting, NodeType, Tree, errno_of
 
@@ -525,7 +525,7 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
             if place == "store":
                 broken.setattr(world.store, "open_now", fail)
             else:
-                broken.setattr("kinetics_fs.vfs.tree.ClipHandle", fail)
+                broken.setattr("kinetics_fs.vfs.filesystem.ClipHandle", fail)
             world.deliver(b"content")
         assert opened.exception(timeout=0) is error
         world.store.drop(CLIP)

@@ -19,7 +19,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Report, Store
 from kinetics_fs.vfs import ROOT, Name, Tree
-from kinetics_fs.vfs.unavailable import Hidden
+from kinetics_fs.vfs.hidden import Hidden
 from tests.mount.helpers import wait_until
 from tests.mount.kernel.world import CLIPS, FULL, TWICE, World, a_world, content, put
 from tests.store.helpers import quick_place

@@ -17,7 +17,7 @@ import requests
 from requests.auth import AuthBase
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.archive.access import TIMEOUT, TRIES, RemoteArchive
+from kinetics_fs.sources.archive.reader import TIMEOUT, TRIES, RemoteArchive
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.sources.archive.access import Archive, ArchiveChanged, Version, open_archive
 from kinetics_fs.sources.archive.extract import extract
-from kinetics_fs.sources.archive.places import archive_address
-from kinetics_fs.sources.archive.shelf import Place, Shelf
-from kinetics_fs.sources.archive.whole import WholeArchives
+from kinetics_fs.sources.archive.index_db import Place, Shelf
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.reader import Archive, ArchiveChanged, Version, open_archive
+from kinetics_fs.sources.archive.stream import WholeArchives
 from kinetics_fs.sources.base import Media, NotHere
 
 _log = logging.getLogger(__name__)

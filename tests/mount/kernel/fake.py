@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from itertools import count
 from typing import NamedTuple
 
-from kinetics_fs.mount.kernel import protocol as p
-from kinetics_fs.mount.kernel.server import Server
+from kinetics_fs.mount.native import protocol as p
+from kinetics_fs.mount.native.server import Server
 from kinetics_fs.vfs import ROOT, Tree
 
 FLAGS_5_4 = sum(

@@ -23,7 +23,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.kernel.device import request_timeout
+from kinetics_fs.mount.native.device import request_timeout
 from kinetics_fs.store import Store
 from tests.harness import ENVIRONMENT, Mounted, fuse_device_open_to_all, has_ended, kinetics_fs
 from tests.mount.helpers import reading, state, wait_until

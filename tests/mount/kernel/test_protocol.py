@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_fs.mount.kernel import protocol as p
+from kinetics_fs.mount.native import protocol as p
 
 HEADER = Path("/usr/include/linux/fuse.h")
 

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.mount.kernel import device
-from kinetics_fs.mount.kernel import protocol as p
+from kinetics_fs.mount.native import device
+from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.vfs import ROOT, ClipHandle, Handle, NodeType, Tree
 from tests.mount.helpers import wait_until
 from tests.mount.kernel.fake import (

@@ -15,8 +15,8 @@ from random import Random
 from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.errors import FetchError
 from kinetics_fs.fetch import Fetcher
-from kinetics_fs.fetch.counters import Counters
 from kinetics_fs.fetch.fetcher import Priority
+from kinetics_fs.fetch.stats import Counters
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, Tree
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.archive import access, s3
-from kinetics_fs.sources.archive.access import ArchiveChanged, Version, open_archive, read_small
+from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive import s3
+from kinetics_fs.sources.archive.reader import ArchiveChanged, Version, open_archive, read_small
 from tests.fakes.archives import FAULTS, ArchiveSite
 
 NAME = "600/val/pull ups (more).tar.gz"

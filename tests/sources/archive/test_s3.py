@@ -14,7 +14,7 @@ import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive import s3
-from kinetics_fs.sources.archive.access import open_archive, read_small
+from kinetics_fs.sources.archive.reader import open_archive, read_small
 from tests.fakes.archives import ArchiveSite
 from tests.harness import ENVIRONMENT
 
@@ -174,7 +174,7 @@ def test_nothing_secret_is_logged(
 def test_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
     program = (
         "import sys; from kinetics_fs.sources.archive.source import ArchiveSource;"
-        "from kinetics_fs.sources.archive.access import open_archive; open_archive('https://example.org/a');"
+        "from kinetics_fs.sources.archive.reader import open_archive; open_archive('https://example.org/a');"
         "print([name for name in sys.modules if name.startswith('botocore') or name.endswith('.s3')])"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)

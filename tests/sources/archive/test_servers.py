@@ -14,9 +14,10 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fill import Depth, Job, fill_archive
-from kinetics_fs.sources.archive import access, s3
-from kinetics_fs.sources.archive.access import ArchiveChanged, open_archive
-from kinetics_fs.sources.archive.places import archive_address
+from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive import s3
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.reader import ArchiveChanged, open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import Store
 from tests.fakes.servers import Keys, Moto, hadro, moto, nginx

@@ -12,14 +12,14 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fetch.workers import Worker
+from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import NotHere, SourceSettings
-from kinetics_fs.sources.archive import access
-from kinetics_fs.sources.archive.access import open_archive
+from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
-from kinetics_fs.sources.archive.places import archive_address, archive_of_class, archives_of
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, archives_of
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.shelf import Shelf
 from kinetics_fs.sources.archive.source import ArchiveSource
 from tests.conftest import Dataset
 from tests.fakes.archives import ArchiveSite

@@ -3,6 +3,6 @@
 `protocol` has the messages, `device` gets and releases the descriptor they travel on, `server` answers them.
 """
 
-from kinetics_fs.mount.kernel.server import serve
+from kinetics_fs.mount.native.server import serve
 
 __all__ = ["serve"]

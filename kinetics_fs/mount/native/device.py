@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.kernel.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 from kinetics_fs.mount.mountpoint import SUBTYPE, find_fusermount
+from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 
 LARGEST_READ = 1024 * 1024
 """Bytes: what a kernel asks for at most, with its default limit of 256 pages."""

@@ -7,7 +7,7 @@ import logging
 import threading
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sizes import readable_size
+from kinetics_fs.util.text import readable_size
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
 
-from kinetics_fs import logs
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.job import Job, fill_archive
+from kinetics_fs.fill.archive_job import Job, fill_archive
 from kinetics_fs.fill.summary import Summary
+from kinetics_fs.util import logs
 
 _SPAWN = multiprocessing.get_context("spawn")
 _REPORT_EVERY = 0.2

@@ -29,9 +29,9 @@ from types import FrameType
 from typing import NamedTuple
 
 from kinetics_fs.errors import KineticsError, MountError
-from kinetics_fs.mount.kernel import device
-from kinetics_fs.mount.kernel import protocol as p
 from kinetics_fs.mount.mountpoint import find_mounts, is_stacked, unmount
+from kinetics_fs.mount.native import device
+from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.vfs import (
     LONGEST_NAME,
     Attributes,

@@ -14,13 +14,13 @@ from typing import Any
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill import Job, Summary
-from kinetics_fs.fill.executor import LocalProcesses
+from kinetics_fs.fill.executors import LocalProcesses
 from kinetics_fs.fill.plan import is_replacement, remember_done
-from kinetics_fs.settings import Settings
-from kinetics_fs.sources.archive.access import Version, open_archive
-from kinetics_fs.sources.archive.places import archive_address
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.reader import Version, open_archive
 from kinetics_fs.store import Counts
 
 _ASKED_AT_ONCE = 8

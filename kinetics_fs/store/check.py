@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
+from kinetics_fs.store.clip_files import Found
 from kinetics_fs.store.store import Store
-from kinetics_fs.store.table import Found
 
 _QUEUED_PER_THREAD = 4
 

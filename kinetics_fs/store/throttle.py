@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.ledger import Ledger
+from kinetics_fs.store.database import Ledger
 
 _log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
-from kinetics_fs.connections import Connections
 from kinetics_fs.errors import ArchiveError
-from kinetics_fs.sources.archive.access import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
+from kinetics_fs.sources.archive.reader import Version
+from kinetics_fs.util.sqlite import Connections
 
 _VERSION = 1
 _KEYS_PER_QUERY = 500

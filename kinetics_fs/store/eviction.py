@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.table import ClipTable
+from kinetics_fs.store.clip_files import ClipTable
 
 _log = logging.getLogger(__name__)
 

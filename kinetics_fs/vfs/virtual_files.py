@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from kinetics_fs.catalog import Catalog, Directory
-from kinetics_fs.vfs.unavailable import Hidden
+from kinetics_fs.vfs.hidden import Hidden
 
 _NAME_BYTES = len("0123456789a_000000_000010.mp4")
 

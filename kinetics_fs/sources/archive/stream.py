@@ -13,12 +13,12 @@ from typing import IO
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.sources.archive.access import Archive, Version, open_archive
 from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip
 from kinetics_fs.sources.archive.libz import tells_blocks
-from kinetics_fs.sources.archive.places import archive_address, archives_of_clip
+from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.shelf import Shelf
 from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.sources.base import HandOver, UnderWay
 

@@ -18,13 +18,13 @@ from yt_dlp import YoutubeDL
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.ffmpeg import find_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import LARGEST_FILE, Media
-from kinetics_fs.sources.remote import Pace, RangesIgnored, RemoteFile, StaleAddress
-from kinetics_fs.sources.section import NoSection, fetch_section
-from kinetics_fs.sources.segments import NoSegments, Segments
+from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
-from kinetics_fs.sources.youtube_errors import classify
+from kinetics_fs.sources.youtube.errors import classify
+from kinetics_fs.sources.youtube.section import NoSection, fetch_section
+from kinetics_fs.sources.youtube.segments import NoSegments, Segments
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kinetics_fs.connections import Connections
 from kinetics_fs.errors import StoreError
-from kinetics_fs.store.folder import locked
+from kinetics_fs.store.layout import locked
+from kinetics_fs.util.sqlite import Connections
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;

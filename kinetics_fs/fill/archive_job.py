@@ -19,12 +19,12 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill.depth import Depth
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.fill.summary import Summary
-from kinetics_fs.sources.archive.access import Archive, Version, open_archive
 from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import tells_blocks
-from kinetics_fs.sources.archive.places import archive_address
+from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.shelf import Shelf
 from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.store import Claim, Store
 

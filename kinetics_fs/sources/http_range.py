@@ -23,7 +23,7 @@ from yt_dlp.networking import Request, Response
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.youtube_errors import retry_after, without_secrets
+from kinetics_fs.sources.youtube.errors import retry_after, without_secrets
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from typing import Any
 from kinetics_fs.control import connect
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.look import look_at
+from kinetics_fs.mount.probe import look_at
 
 PATIENCE = 5.0
 """Seconds that a mount may take for an answer."""

@@ -13,7 +13,7 @@ import m3u8
 from av.container import InputContainer
 from yt_dlp import YoutubeDL
 
-from kinetics_fs.sources.remote import Pace, download
+from kinetics_fs.sources.http_range import Pace, download
 
 _LARGEST_PLAYLIST = 16 * 1024**2
 """Bytes. That of a ten-hour video has about one million."""

@@ -26,10 +26,10 @@ from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Directory, Entr
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
-from kinetics_fs.vfs.control import SplitList, TextFile, to_csv, to_json
-from kinetics_fs.vfs.gate import Gate
+from kinetics_fs.vfs.budget import Gate
+from kinetics_fs.vfs.hidden import Hidden, Name, Unavailable, Watch
 from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
-from kinetics_fs.vfs.unavailable import Hidden, Name, Unavailable, Watch
+from kinetics_fs.vfs.virtual_files import SplitList, TextFile, to_csv, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ _VALIDATION = "validation"
 
 _LIKELY_MOST_BYTES_PER_SECOND = 1024 * 1024
 """Size shown for a clip that was never here, per second of it. Too large does no harm, for the size is exact once a
-file is open; too small would truncate. Cut clips stay below by construction (`kinetics_fs.fetch.cut`)."""
+file is open; too small would truncate. Cut clips stay below by construction (`kinetics_fs.media.cut`)."""
 
 _ATTRIBUTES = "user.kinetics."
 

@@ -31,15 +31,15 @@ from kinetics_fs.catalog import (
     open_catalog,
     parse_clip_name,
 )
+from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, CatalogError, SettingError
 from kinetics_fs.fetch.settings import FetchSettings
-from kinetics_fs.settings import Settings
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
 from kinetics_fs.store import Chronicle, Counts, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.sources.archive.index_db import Shelf
 
 _PROXIES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
 
@@ -268,7 +268,7 @@ def shelf_of(settings: Settings) -> Shelf:
     Raises:
         ArchiveError: there are none, or they cannot be used.
     """
-    from kinetics_fs.sources.archive.shelf import Shelf
+    from kinetics_fs.sources.archive.index_db import Shelf
 
     path = shelf_path(settings)
     if not path.exists():

@@ -17,10 +17,10 @@ from typing import Any
 
 import platformdirs
 
-from kinetics_fs import logs
 from kinetics_fs.catalog.naming import ClassNames
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
+from kinetics_fs.util import logs
 
 ENVIRONMENT_PREFIX = "KINETICS_FS_"
 LIST_SEPARATOR = ";"

@@ -26,8 +26,8 @@ from urllib.parse import quote, unquote
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.sources.archive.access import open_archive, read_small
 from kinetics_fs.sources.archive.index import check_name
+from kinetics_fs.sources.archive.reader import open_archive, read_small
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _CLASSES_OF_700 = 700

@@ -19,8 +19,8 @@ from av.stream import Stream
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.base import Media
-from kinetics_fs.sources.remote import RemoteFile
-from kinetics_fs.sources.segments import Segments
+from kinetics_fs.sources.http_range import RemoteFile
+from kinetics_fs.sources.youtube.segments import Segments
 
 LONGEST_SECTION = 120
 """Seconds up to which a section is worth it: it is held in memory before it is written."""

@@ -1,0 +1,1 @@
+"""Video files: probing, cutting, verification levels, and the ffmpeg program."""

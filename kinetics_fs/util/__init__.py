@@ -1,0 +1,1 @@
+"""Helpers that know nothing of Kinetics: databases, files, HTTP, processes, text, logs."""
