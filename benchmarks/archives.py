@@ -44,8 +44,8 @@ from kinetics_fs.sources.archive.reader import LocalArchive, Version, open_archi
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.sources.archive.tar import Begin, End
-from tests.fakes.link import Link
-from tests.fakes.servers import find_nginx, nginx
+from tests.support.link import Link
+from tests.support.servers import find_nginx, nginx
 
 _ID = string.ascii_letters + string.digits + "-_"
 

@@ -33,10 +33,10 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.clip import parse_clip_name
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.store import Store
-from tests.fakes.videos import RATE, Videos, make_videos
-from tests.fakes.youtube import MEDIA_FAULTS, FakeYouTube
-from tests.harness import ENVIRONMENT
-from tests.mount.helpers import CLASS, Labelled, command_line, descendants, state, write_annotations
+from tests.support.command_line import ENVIRONMENT
+from tests.support.mounts import CLASS, Labelled, command_line, descendants, state, write_annotations
+from tests.support.videos import RATE, Videos, make_videos
+from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
 
 _FULL, _QUICK = 180.0, 30.0  # seconds
 _READERS = 6

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from tests.harness import ENVIRONMENT, has_ended
+from tests.support.command_line import ENVIRONMENT, has_ended
 
 NOBODY = 65534
 _AS_NOBODY = (

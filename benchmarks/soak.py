@@ -27,8 +27,8 @@ from benchmarks.report import Row, Target
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from tests.harness import has_ended, kinetics_fs
-from tests.mount.helpers import (
+from tests.support.command_line import has_ended, kinetics_fs
+from tests.support.mounts import (
     CLASS,
     Labelled,
     command_line,

@@ -22,8 +22,8 @@ from statistics import median
 from benchmarks.archives import NAME, QUICK, ROUND_TRIP, Scale, make_archive
 from benchmarks.report import Row
 from kinetics_fs.catalog import Clip
-from tests.fakes.link import Link
-from tests.fakes.servers import find_nginx, nginx
+from tests.support.link import Link
+from tests.support.servers import find_nginx, nginx
 
 _FULL = Scale(24, 120, 3, 1, 1, 60)
 _STEP = 0.25

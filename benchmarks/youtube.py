@@ -37,10 +37,10 @@ from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import Media, SourceSettings
 from kinetics_fs.store import Store
-from tests.fakes.link import Link
-from tests.fakes.videos import RATE, Videos, make_videos
-from tests.fakes.youtube import FakeYouTube
-from tests.harness import ENVIRONMENT
+from tests.support.command_line import ENVIRONMENT
+from tests.support.link import Link
+from tests.support.videos import RATE, Videos, make_videos
+from tests.support.youtube import FakeYouTube
 
 ROUND_TRIP = 0.05  # seconds
 BANDWIDTH = 4e6  # bytes a second

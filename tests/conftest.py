@@ -15,8 +15,8 @@ import pytest
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from tests.fakes.videos import Videos, make_videos
-from tests.harness import Mounted
+from tests.support.command_line import Mounted
+from tests.support.videos import Videos, make_videos
 
 
 class Dataset(NamedTuple):

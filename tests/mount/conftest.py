@@ -9,7 +9,7 @@ import pytest
 
 from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
-from tests.mount.helpers import CLASS, Labelled, short_clips, write_annotations
+from tests.support.mounts import CLASS, Labelled, short_clips, write_annotations
 
 FRONTENDS: dict[str, tuple[str, ...]] = {
     "kernel": ("--frontend", "kernel"),

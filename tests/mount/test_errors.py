@@ -18,8 +18,8 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import Dataset, MountFactory
-from tests.harness import ENVIRONMENT, Mounted, kinetics_fs, reason
-from tests.mount.helpers import CLASS, incoming, reading, state
+from tests.support.command_line import ENVIRONMENT, Mounted, kinetics_fs, reason
+from tests.support.mounts import CLASS, incoming, reading, state
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 OTHER = "validation/surfing water/_demo_vid3__000003_000013.mp4"

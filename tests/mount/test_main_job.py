@@ -12,7 +12,7 @@ from kinetics_fs.demo.dataset import GONE, ROWS, VIDEOS, expected_frames
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
-from tests.harness import reason
+from tests.support.command_line import reason
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 

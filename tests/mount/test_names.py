@@ -17,8 +17,8 @@ from kinetics_fs.catalog import ClassNames, Clip, class_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
-from tests.harness import Mounted, kinetics_fs
-from tests.mount.helpers import Labelled, cached_file, reading, state, wait_until, write_annotations
+from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.mounts import Labelled, cached_file, reading, state, wait_until, write_annotations
 
 LABELS = [
     "massaging person's head",

@@ -17,8 +17,8 @@ from kinetics_fs.control import connect
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
-from tests.harness import Mounted, has_ended, kinetics_fs
-from tests.mount.helpers import CLASS, short_clips, state
+from tests.support.command_line import Mounted, has_ended, kinetics_fs
+from tests.support.mounts import CLASS, short_clips, state
 
 CLIPS = sorted(short_clips(1))
 

@@ -29,9 +29,9 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
-from tests.harness import Mounted
 from tests.mount.conftest import FRONTENDS
-from tests.mount.helpers import CLASS, Labelled, cached_file, short_clips, write_annotations, write_clips
+from tests.support.command_line import Mounted
+from tests.support.mounts import CLASS, Labelled, cached_file, short_clips, write_annotations, write_clips
 
 Way = Callable[[Path, Path], object]
 """Reads the first path; may write into the folder that is the second."""

@@ -16,10 +16,10 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.mount import find_mounts
 from tests.conftest import Dataset
-from tests.documents import examples, run
-from tests.fakes.youtube import FakeYouTube
-from tests.harness import ENVIRONMENT, Mounted
-from tests.mount.helpers import Labelled, write_annotations
+from tests.support.command_line import ENVIRONMENT, Mounted
+from tests.support.documents import examples, run
+from tests.support.mounts import Labelled, write_annotations
+from tests.support.youtube import FakeYouTube
 
 NOT_TO_BE_HAD = {
     Clip("PrivateVid_", 0, 10): "private",

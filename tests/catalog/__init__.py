@@ -1,1 +1,0 @@
-"""Tests of the catalog. Every file they read is made by them."""

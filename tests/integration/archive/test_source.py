@@ -1,0 +1,344 @@
+"""Clips out of indexed archives, through the worker's own door: one request, byte for byte, or a telling failure."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.fetch.pool import Worker
+from kinetics_fs.sources import NotHere, SourceSettings
+from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive.index import ArchiveIndex, Record
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, archives_of
+from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.sources.archive.scan import Scan
+from kinetics_fs.sources.archive.source import ArchiveSource
+from tests.conftest import Dataset
+from tests.support.archive_site import ArchiveSite
+from tests.support.tarballs import by_zlib, in_class, make_clips, make_tar
+
+VAL = "600/val/pull ups (really).tar.gz"
+PART = "400/train/part_120.tar.gz"
+CLIPS = make_clips(8)
+MORE = make_clips(3, seed=9)
+MORE = {Clip("more" + clip.youtube_id[4:], clip.start, clip.end): content for clip, content in MORE.items()}
+FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def site() -> Iterator[ArchiveSite]:
+    with ArchiveSite(dict(FILES)) as site:
+        yield site
+
+
+def index_of(base: str, name: str) -> ArchiveIndex:
+    archive = open_archive(archive_address(base, name))
+    version = archive.version()
+    scan = Scan()
+    for data in archive.stream(0, version):
+        for _ in scan.feed(data):
+            pass
+    scan.finish()
+    return ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records)
+
+
+def indexed(base: str, path: Path) -> Path:
+    with Shelf(path) as shelf:
+        for name in FILES:
+            shelf.add(index_of(base, name))
+    return path
+
+
+@pytest.fixture
+def shelf(site: ArchiveSite, tmp_path: Path) -> Path:
+    path = indexed(site.url, tmp_path / "archives.sqlite")
+    site.requests.clear()
+    site.connections.clear()
+    return path
+
+
+def fetched(source: ArchiveSource, clip: Clip, folder: Path) -> bytes:
+    folder.mkdir()
+    media = source.fetch(clip, folder)
+    assert media is not None and media.whole
+    return media.path.read_bytes()
+
+
+def refused(source: ArchiveSource, clip: Clip, folder: Path) -> FetchError:
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(FetchError) as caught:
+        source.fetch(clip, folder)
+    assert not list(folder.iterdir()), "nothing is left behind"
+    assert caught.value.source == "archive"
+    return caught.value
+
+
+def test_one_request_for_each_clip(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(site.url, shelf)
+    for clip, content in (CLIPS | MORE).items():
+        assert fetched(source, clip, tmp_path / clip.key) == content
+
+    assert len(site.requests) == len(CLIPS | MORE)
+    assert all(sent.status == 206 for sent in site.requests)
+    assert len(site.connections) == 1
+    # Of plain tars no byte more than the clip and its header.
+    assert [sent.bytes for sent in site.requests][-3:] == [len(content) + 512 for content in MORE.values()]
+
+
+def test_from_a_folder(site: ArchiveSite, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        path = tmp_path / "held" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    shelf = indexed(str(tmp_path / "held"), tmp_path / "archives.sqlite")
+    source = ArchiveSource(str(tmp_path / "held"), shelf)
+
+    for clip, content in (CLIPS | MORE).items():
+        assert fetched(source, clip, tmp_path / clip.key) == content
+
+
+def test_an_index_made_from_the_bucket_is_good_for_a_copy_on_a_disk(shelf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "held" / VAL
+    path.parent.mkdir(parents=True)
+    path.write_bytes(FILES[VAL])
+    clip = next(iter(CLIPS))
+
+    assert fetched(ArchiveSource(str(tmp_path / "held"), shelf), clip, tmp_path / "job") == CLIPS[clip]
+
+
+def test_clips_in_no_archive(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotHere):
+        ArchiveSource(site.url, shelf).fetch(Clip("x" * 11, 0, 10), tmp_path)
+    assert not site.requests
+
+
+def test_archive_that_changed(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(site.url, shelf)
+    site.files[VAL] = by_zlib(make_tar(CLIPS, in_class), 9)
+
+    assert refused(source, next(iter(CLIPS)), tmp_path / "job").kind is FailureKind.CONFIG
+
+
+def test_archive_that_changed_on_a_server_that_does_not_tell(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    """The same length, and no entity tag: the checksum is the last to notice."""
+    with Shelf(shelf) as opened:
+        for index in list(opened.indexes()):
+            opened.add(ArchiveIndex(index.archive, index.size, None, index.gzipped, index.records))
+    site.files = {name: content[:5_000] + b"x" * (len(content) - 5_000) for name, content in FILES.items()}
+    source = ArchiveSource(site.url, shelf)
+
+    for clip in [*CLIPS, *MORE][1:]:
+        assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
+
+
+def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    site.tag = b"mirror"
+    source = ArchiveSource(site.url, shelf)
+    first, second, *_ = CLIPS
+    assert fetched(source, first, tmp_path / "first") == CLIPS[first]
+
+    site.requests.clear()
+    assert fetched(source, second, tmp_path / "second") == CLIPS[second]
+    assert [sent.status for sent in site.requests] == [206], "the index goes by the new tag now"
+
+
+def test_another_archive_of_the_same_size(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    content = site.files[VAL]
+    site.files[VAL] = content[:3_000] + bytes(byte ^ 1 for byte in content[3_000:])
+    with Shelf(shelf) as opened:
+        before = opened.version(VAL)
+
+        error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+        assert "another version" in error.reason
+        assert opened.version(VAL) == before
+
+
+def test_archive_that_is_gone(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    site.files = {}
+    error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+    assert error.kind is FailureKind.CONFIG
+    assert "404" in error.reason
+
+
+def test_server_that_fails(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    site.faults = ["503"] * 99
+    error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+    assert error.kind is FailureKind.TRANSIENT
+
+
+def test_server_that_is_not_there(shelf: Path, tmp_path: Path) -> None:
+    error = refused(ArchiveSource("http://127.0.0.1:1", shelf), next(iter(CLIPS)), tmp_path / "job")
+    assert error.kind is FailureKind.TRANSIENT
+    assert error.reason == f"http://127.0.0.1:1/{quote(VAL)}: Connection refused"
+
+
+def test_broken_off_midway(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    site.faults = ["reset", "short"]
+    clip = next(iter(CLIPS))
+    assert fetched(ArchiveSource(site.url, shelf), clip, tmp_path / "job") == CLIPS[clip]
+
+
+def test_index_that_lies(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    """It says of each clip what is true of the next one."""
+    with Shelf(shelf) as opened:
+        [index] = opened.indexes([VAL])
+        clips = list(index.records)
+        shifted = dict(zip(clips, [index.records[clip] for clip in clips[1:] + clips[:1]], strict=True))
+        opened.add(ArchiveIndex(VAL, index.size, index.etag, True, shifted))
+    source = ArchiveSource(site.url, shelf)
+
+    for clip in CLIPS:
+        assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
+
+
+def test_replacements_go_first(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+    clip = next(iter(MORE))
+    name = "400/replacement_for_corrupted_k400.tgz"
+    site.files[name] = by_zlib(make_tar({clip: b"the right one"}, lambda clip: f"replacement/{clip.name}"))
+    with Shelf(shelf) as opened:
+        opened.add(index_of(site.url, name))
+        assert opened.sizes([clip.key]) == {clip.key: len(b"the right one")}
+    source = ArchiveSource(site.url, shelf)
+
+    assert fetched(source, clip, tmp_path / "first") == b"the right one"
+    del site.files[name]
+    assert fetched(source, clip, tmp_path / "second") == MORE[clip]
+
+
+def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
+    """A real video, with a real worker process: kept byte for byte, and verified."""
+    clip, broken = Clip("DEMOvideo-5", 2, 9), Clip("DEMOvideo-6", 2, 9)
+    video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
+    name = "600/train/juggling.tar.gz"
+    path = tmp_path / "held" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(by_zlib(make_tar({clip: video, broken: random.randbytes(5_000)})))
+    with Shelf(tmp_path / "archives.sqlite") as shelf:
+        shelf.add(index_of(str(tmp_path / "held"), name))
+    worker = Worker(
+        SourceSettings(
+            archive_url=str(tmp_path / "held"),
+            archive_index=str(tmp_path / "archives.sqlite"),
+        )
+    )
+    try:
+        job = tmp_path / "job"
+        job.mkdir()
+        found = worker.fetch(clip, "archive", job, timeout=60)
+        assert found is not None and found.read_bytes() == video
+        shutil.rmtree(job)
+        job.mkdir()
+        with pytest.raises(FetchError):
+            worker.fetch(broken, "archive", job, timeout=60)
+        with pytest.raises(NotHere):
+            worker.fetch(Clip("DEMOvideo-7", 2, 9), "archive", job, timeout=60)
+    finally:
+        worker.stop()
+
+
+# The shelf
+
+
+def test_shelf_gives_back_what_it_was_given(site: ArchiveSite, shelf: Path) -> None:
+    with Shelf(shelf) as opened:
+        assert [(one.archive, one.clips) for one in opened.archives()] == [(PART, len(MORE)), (VAL, len(CLIPS))]
+        assert {index.archive: index for index in opened.indexes()} == {
+            name: index_of(site.url, name) for name in FILES
+        }
+        assert opened.sizes([clip.key for clip in CLIPS] + ["x"]) == {
+            clip.key: len(content) for clip, content in CLIPS.items()
+        }
+        assert opened.remove(VAL)
+        assert not opened.remove(VAL)
+        assert not opened.find(next(iter(CLIPS)))
+        assert [one.archive for one in opened.archives()] == [PART]
+
+
+def test_shelf_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "archives.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(ArchiveError):
+        Shelf(path)
+    with pytest.raises(ArchiveError):
+        Shelf(tmp_path / "nowhere" / "archives.sqlite")
+    assert refused(ArchiveSource("/data", path), Clip("x" * 11, 0, 10), tmp_path / "job").kind is FailureKind.CONFIG
+
+
+def test_shelf_with_records_that_make_no_sense(shelf: Path, site: ArchiveSite, tmp_path: Path) -> None:
+    clip = Clip("x" * 11, 0, 10)
+    with Shelf(shelf) as opened:
+        opened.add(ArchiveIndex("a.tar", 100, None, True, {clip: Record(0, 0, 1 << 40, 90, 1, b"")}))
+    assert refused(ArchiveSource(site.url, shelf), clip, tmp_path / "job").kind is FailureKind.CONFIG
+
+
+# Places
+
+
+def test_archives_by_their_list(site: ArchiveSite) -> None:
+    site.files["600/val/k600_val_path.txt"] = (
+        b"https://s3.amazonaws.com/kinetics/600/val/abseiling.tar.gz\r\n"
+        b"https://s3.amazonaws.com/kinetics/600/val/mountain climber (exercise).tar.gz\n\n"
+        b"https://s3.amazonaws.com/kinetics/600/val/pull%20ups.tar.gz"
+    )
+    assert archives_of(site.url, "600", "validation") == [
+        "600/val/abseiling.tar.gz",
+        "600/val/mountain climber (exercise).tar.gz",
+        "600/val/pull ups.tar.gz",
+    ]
+    site.files["400/train/k400_train_path.txt"] = b"https://s3.amazonaws.com/kinetics/400/train/part_0.tar.gz"
+    assert archives_of(site.url, "400", "train") == [
+        "400/replacement_for_corrupted_k400.tgz",
+        "400/train/part_0.tar.gz",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>", b"\xff\xfe", b"https://x/..", b"https://x/a%0A.tar.gz", b"x/a%2f..%2f.tar"]
+)
+def test_list_that_is_none(site: ArchiveSite, content: bytes) -> None:
+    site.files["700_2020/test/k700_2020_test_path.txt"] = content
+    with pytest.raises(ArchiveError):
+        archives_of(site.url, "700-2020", "test")
+
+
+def test_archives_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "400" / "train"
+    folder.mkdir(parents=True)
+    for name in ("part_1.tar.gz", "part_0.tar", "k400_train_path.txt", ".part_2.tar.gz"):
+        (folder / name).touch()
+    assert archives_of(str(tmp_path), "400", "train") == ["400/train/part_0.tar", "400/train/part_1.tar.gz"]
+    with pytest.raises(FetchError):
+        archives_of(str(tmp_path), "400", "test")
+
+
+def test_archives_of_classes() -> None:
+    labels = ["zumba", "abseiling", "driving car"]
+    assert archive_of_class("600", "validation", "driving car", labels) == "600/val/driving car.tar.gz"
+    # Those of 700 are numbered, and annotations with fewer labels do not tell the numbers.
+    assert archive_of_class("700-2020", "train", "driving car", labels) is None
+    all_labels = [*labels, *(f"label {number:03d}" for number in range(697))]
+    assert archive_of_class("700-2020", "train", "driving car", all_labels) == "700_2020/train/k700_train_002.tar.gz"
+    assert archive_of_class("400", "train", "zumba", labels) is None
+    assert archive_of_class("600", "test", "zumba", labels) is None
+
+
+def test_addresses() -> None:
+    assert archive_address("https://a.b/k/", VAL) == "https://a.b/k/600/val/pull%20ups%20%28really%29.tar.gz"
+    assert archive_address("s3://k", PART) == f"s3://k/{PART}"
+    assert archive_address("/data", VAL) == f"/data/{VAL}"
+    with pytest.raises(ArchiveError):
+        archive_address("/data", "../../etc/passwd")

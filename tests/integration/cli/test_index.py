@@ -1,0 +1,232 @@
+"""`kinetics-fs index`: made, looked at, checked, handed on, and used by a mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.sources.archive.index import read_indexes
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.reader import Version
+from tests.conftest import Dataset, MountFactory
+from tests.integration.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
+from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.tarballs import by_zlib, make_tar
+
+
+@pytest.fixture
+def world(dataset: Dataset, tmp_path: Path) -> World:
+    return World(dataset, tmp_path)
+
+
+def index(world: World, name: str, *arguments: str | Path, cache: Path | None = None) -> CompletedProcess[str]:
+    """Runs `kinetics-fs index …`."""
+    options: list[str | Path] = ["--cache-dir", cache or world.cache, "--min-free", "0"]
+    if name in ("build", "verify"):
+        options += ["--archive-url", world.folder]
+    if name == "build":
+        options += ["--annotations", world.annotations]
+    return kinetics_fs("index", name, *options, *arguments, timeout=110)
+
+
+def info(world: World, cache: Path | None = None) -> list[dict[str, Any]]:
+    rows = json.loads(index(world, "info", "--json", cache=cache).stdout)
+    assert isinstance(rows, list)
+    return rows
+
+
+@pytest.fixture
+def built(world: World) -> World:
+    done = index(world, "build")
+    assert (done.returncode, done.stderr) == (0, "")
+    return world
+
+
+def test_build(world: World) -> None:
+    assert index(world, "info").stdout == "No index of an archive is here.\n"
+    assert info(world) == []
+
+    done = index(world, "build", "--split", "validation", "--json")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {
+        "indexed": 7,
+        "refused": json.loads(done.stdout)["refused"],
+        "archives": {"read": [HEADS, SURFING], "read_before": [], "failed": {}},
+        "interrupted": False,
+    }
+    assert world.held() == {}, "no clip is kept"
+    size = (world.folder / HEADS).stat().st_size
+    assert info(world)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
+    lines = [line.split() for line in index(world, "info").stdout.splitlines()]
+    assert lines[0] == ["archive", "clips", "size"]
+    assert lines[-1][:3] == ["2", "archives", "7"]
+
+    again = json.loads(index(world, "build", "--json").stdout)["archives"]
+    assert (again["read"], again["read_before"]) == ([TRAIN], [HEADS, SURFING])
+    world.write(HEADS, by_zlib(make_tar(world.clips[HEADS]), 1))
+    assert json.loads(index(world, "build", "--json").stdout)["archives"]["read"] == [HEADS]
+
+    # An index is not the clips.
+    assert world.fill().returncode == 0
+    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+
+
+def test_build_in_part(world: World) -> None:
+    damaged(world.folder / SURFING)
+    part = index(world, "build", "--archive", SURFING, "--archive", HEADS)
+
+    assert part.returncode == 3
+    assert f"failed: {SURFING}: " in part.stdout
+    assert [row["archive"] for row in info(world)] == [HEADS]
+
+
+def test_mount_opens_clips_out_of_archives(
+    world: World, dataset: Dataset, mount: MountFactory, site: VideoSite
+) -> None:
+    """Straight out of a tarball, byte for byte, and nobody else is asked."""
+    videos = [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+    clips = {Clip("-demo_video", 10, 20): videos[3], Clip("_demo_vid3_", 3, 13): videos[1]}
+    world.write(SURFING, by_zlib(make_tar(clips)))
+    assert index(world, "build", "--archive", SURFING).returncode == 0
+
+    shown = mount("--source", "archive", "--archive-url", os.path.relpath(world.folder), cache=world.cache)
+
+    folder = shown.root / "validation" / "surfing water"
+    for clip, content in clips.items():
+        assert (folder / clip.name).read_bytes() == content
+    with pytest.raises(OSError):
+        (folder / Clip("DEMOvideo-5", 8, 18).name).read_bytes()
+    assert site.requests == []
+
+
+def test_verify(built: World) -> None:
+    every = index(built, "verify", "--all", "--json")
+    assert every.returncode == 0
+    assert json.loads(every.stdout) == {"archives": 3, "wrong_archives": {}, "clips_read": 8, "wrong_clips": {}}
+    some = index(built, "verify", "--sample", "5")
+    assert some.stdout == "3 archives looked at, 0 wrong; 5 clips, 0 wrong\n"
+    one = index(built, "verify", "--archive", HEADS)
+    assert one.stdout == "1 archives looked at, 0 wrong; 3 clips, 0 wrong\n"
+
+    damaged(built.folder / HEADS)  # its length stays
+    built.write(TRAIN, b"something else")
+    wrong = index(built, "verify", "--all", "--json")
+    assert wrong.returncode == 3
+    told = json.loads(wrong.stdout)
+    assert list(told["wrong_archives"]) == [TRAIN]
+    last = max(built.clips[HEADS])
+    assert f"{HEADS}: {last.key}" in told["wrong_clips"]
+    assert all(name.startswith(HEADS) for name in told["wrong_clips"])
+    assert told["clips_read"] == 7
+    assert index(built, "verify").returncode == 3
+
+    unknown = index(built, "verify", "--archive", "600/val/nothing.tar.gz")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert len(unknown.stderr.splitlines()) == 1
+
+
+def test_handed_on(built: World, tmp_path: Path) -> None:
+    file, other = tmp_path / "kinetics.index", tmp_path / "other"
+    assert index(built, "export", file).stderr == "3 indexes written\n"
+    taken = index(built, "import", file, cache=other)
+    assert (taken.returncode, taken.stdout) == (
+        0,
+        "3 indexes of 8 clips imported, 0 of them in place of earlier ones\n",
+    )
+    assert info(built, other) == info(built)
+    again = json.loads(index(built, "import", "--json", file, cache=other).stdout)
+    assert again == {"imported": 3, "replaced": 3, "clips": 8, "refused": None}
+    assert index(built, "verify", "--all", cache=other).returncode == 0
+
+    # Through pipes, one of them alone.
+    command = '"$0" -m kinetics_fs --config /dev/null index export --archive "$1" --cache-dir "$2" - | '
+    command += '"$0" -m kinetics_fs --config /dev/null index import --cache-dir "$3" -'
+    piped = subprocess.run(
+        ["bash", "-c", command, sys.executable, HEADS, built.cache, tmp_path / "third"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert piped.returncode == 0, piped.stderr
+    assert [row["archive"] for row in info(built, tmp_path / "third")] == [HEADS]
+
+
+def test_untrusted_file(built: World, tmp_path: Path) -> None:
+    file, other = tmp_path / "kinetics.index", tmp_path / "other"
+    index(built, "export", file)
+    content = bytearray(file.read_bytes())
+    with file.open("rb") as stream:
+        indexes = read_indexes(stream)
+        first = next(indexes).archive
+        second = stream.tell()
+    line_end = content.index(b"\n", second)
+    content[line_end + 20] ^= 0xFF
+    file.write_bytes(content)
+
+    part = index(built, "import", "--json", file, cache=other)
+
+    assert part.returncode == 3
+    assert len(part.stderr.splitlines()) == 1
+    assert f"index 2 in {file}: " in part.stderr
+    assert json.loads(part.stdout)["imported"] == 1
+    assert [row["archive"] for row in info(built, other)] == [first]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0" * 100_000,
+        random.Random(1).randbytes(50_000),
+        b'kinetics-fs archive index 1 {"archive": "../../etc/passwd", "size": 9, "etag": null, "gzipped": true,'
+        b' "clips": 0, "bytes": 0}\n',
+        b"kinetics-fs archive index 1 " + b"[" * 8000 + b"\n",
+        b'kinetics-fs archive index 1 {"archive": "a.tar", "size": 9, "etag": null, "gzipped": true, "clips": 1,'
+        b' "bytes": 999999999999}\n',
+    ],
+)
+def test_file_that_is_none(world: World, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "none"
+    file.write_bytes(content)
+
+    done = index(world, "import", file)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"index 1 in {file}: " in done.stderr
+    assert info(world) == []
+
+
+def test_remove(built: World) -> None:
+    with Shelf(built.cache / "archives.sqlite") as shelf:
+        assert shelf.archives()[0].version == Version((built.folder / TRAIN).stat().st_size)
+    for misused in ((), ("--all", "--archive", HEADS)):
+        assert index(built, "remove", *misused).returncode == 2
+    assert index(built, "remove", "--archive", "600/val/nothing.tar.gz").returncode == 1
+    assert len(info(built)) == 3
+    assert index(built, "remove", "--archive", HEADS).stdout == "1 removed\n"
+    assert [row["archive"] for row in info(built)] == [TRAIN, SURFING]
+    assert index(built, "remove", "--all").stdout == "2 removed\n"
+    assert info(built) == []
+
+
+@pytest.mark.parametrize("name", ["verify", "export", "remove"])
+def test_without_any(world: World, tmp_path: Path, name: str) -> None:
+    arguments: dict[str, list[str | Path]] = {"verify": [], "export": [tmp_path / "file"], "remove": ["--all"]}
+
+    done = index(world, name, *arguments[name])
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "file").exists()

@@ -1,0 +1,127 @@
+"""A source that blocks us is left alone by everyone at once; and the budget is kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind
+from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.store import Store
+from kinetics_fs.vfs import errno_of
+from tests.integration.fetch.test_fetcher import (
+    CLIP,
+    FOURTH,
+    NO_SLEEP,
+    OTHER,
+    PATIENCE,
+    THIRD,
+    FetcherFactory,
+    error_of,
+    until,
+)
+from tests.integration.fetch.test_fetcher import environment as environment
+from tests.integration.fetch.test_fetcher import fetcher as fetcher
+from tests.integration.fetch.test_fetcher import store as store
+from tests.support.command_line import kinetics_fs
+from tests.support.youtube import RETRY_AFTER, FakeYouTube
+
+
+def test_block_answers_all_that_wait_and_asks_no_more(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    for clip in (CLIP, OTHER, THIRD, FOURTH):
+        site.fail[clip.youtube_id] = 429
+    one = fetcher(workers=1)
+
+    errors = [error_of(future) for future in [one.request(clip) for clip in (CLIP, OTHER, THIRD)]]
+
+    assert {error.kind for error in errors} == {FailureKind.BLOCKED}
+    assert [errno_of(error) for error in errors] == [errno.EAGAIN] * 3
+    assert [site.video_fetches(clip.youtube_id) for clip in (CLIP, OTHER, THIRD)] == [1, 0, 0]
+    assert list(store.failures()) == [], "it says nothing of the clips"
+    with Store(store.folder) as elsewhere:
+        assert error_of(fetcher(into=elsewhere).request(FOURTH)).kind is FailureKind.BLOCKED
+    assert site.video_fetches(FOURTH.youtube_id) == 0
+
+
+def test_one_probe_opens_the_way_again(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    site.fail[CLIP.youtube_id] = 429
+    one = fetcher(workers=2)
+    assert error_of(one.request(CLIP)).kind is FailureKind.BLOCKED
+    del site.fail[CLIP.youtube_id]
+    assert error_of(one.request(CLIP)).kind is FailureKind.BLOCKED
+
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        db.execute("UPDATE origin SET blocked_until = ?", (time.time() - 1,))
+
+    assert one.request(CLIP).result(PATIENCE) is None
+    assert [one.request(clip).result(PATIENCE) for clip in (OTHER, THIRD)] == [None, None]
+
+
+def test_retry_after_of_the_player_api_is_honoured(store: Store, tmp_path: Path, fetcher: FetcherFactory) -> None:
+    with FakeYouTube() as yt:
+        yt.set_scenario(CLIP.youtube_id, "bot")
+        yt.set_scenario(OTHER.youtube_id, "http-429")
+        sources = SourceSettings(ytdlp={**yt.ytdlp_options, "extractor_retries": 0})
+        one = Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources))
+        try:
+            error_of(one.request(OTHER))
+            [state] = store.origins.states()
+            assert (state.blocked_until or 0) - time.time() < 70  # of a warning only the sentence is known, no header
+            store.origins.forgive()
+            told = error_of(one.request(CLIP)).reason
+        finally:
+            one.close()
+    assert "--cookies" in told
+    [state] = store.origins.states()
+    assert (state.blocked_until or 0) - time.time() > 2 * 3600
+    assert RETRY_AFTER < 70
+
+
+def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    site.fail[CLIP.youtube_id] = 429
+    error_of(fetcher().request(CLIP))
+
+    said = kinetics_fs("status", "--cache-dir", store.folder).stdout
+    assert "youtube: left alone for another" in said
+    report = json.loads(kinetics_fs("status", "--json", "--cache-dir", store.folder).stdout)
+    assert 0 < report["origins"]["youtube"]["blocked_for"] <= 60
+
+    kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", store.folder)
+    assert store.origins.states()[0].blocked_until is None
+
+
+@pytest.fixture
+def frugal(store: Store, site: VideoSite) -> FetchSettings:
+    sources = SourceSettings(video_url=site.url_template, ytdlp=NO_SLEEP)
+    return FetchSettings(workers=2, timeout=5, rate=2, sources=sources)
+
+
+def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
+    one = Fetcher(store, frugal)
+    try:
+        first = one.request(CLIP, Priority.BACKGROUND)
+        assert first.result(PATIENCE) is None
+        waiting = one.request(OTHER, Priority.BACKGROUND)
+        urgent = one.request(THIRD)
+        assert urgent.result(PATIENCE) is None, "the reserve is for who waits"
+        too_much = error_of(one.request(FOURTH))
+        assert too_much.kind is FailureKind.BLOCKED
+        assert "2 clips an hour" in too_much.reason
+        assert not waiting.done()
+        assert site.video_fetches(OTHER.youtube_id) == 0
+
+        with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+            db.execute("DELETE FROM asked")
+        until(waiting.done, "there is room again")
+        assert waiting.result() is None
+        assert store.origins.states()[0].blocked_until is None, "a budget is no block"
+    finally:
+        one.close()

@@ -1,0 +1,199 @@
+"""Whatever a media server does: the exact clip or the right failure, and never a clip that is short or wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.media import frame_numbers
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.store import Store
+from tests.support.command_line import ENVIRONMENT
+from tests.support.videos import RATE, Videos
+from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
+
+VIDEO = "-a_Video-01"
+CLIP = Clip(VIDEO, 22, 32)  # two seconds after a keyframe
+
+QUICK = {"socket_timeout": 1, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}
+"""For yt-dlp, as settings of a user are."""
+
+CLIP_CAME = "clip"
+TRANSIENT, CORRUPT, BLOCKED = FailureKind.TRANSIENT, FailureKind.CORRUPT, FailureKind.BLOCKED
+
+Outcome = FailureKind | str
+
+ALWAYS: dict[str, set[Outcome]] = {
+    "403": {TRANSIENT},
+    "404": {TRANSIENT},  # the player has just said that the video is there
+    "429": {BLOCKED},
+    "429-bare": {BLOCKED},
+    "500": {TRANSIENT},
+    "503": {TRANSIENT},
+    "expired": {CLIP_CAME, TRANSIENT},
+    "truncate": {CLIP_CAME, TRANSIENT},  # half of what is left, again and again, is an end as well
+    "reset": {CLIP_CAME, TRANSIENT},
+    "stall": {CLIP_CAME, TRANSIENT},
+    "html": {TRANSIENT, CORRUPT},
+    "html-as-mp4": {TRANSIENT, CORRUPT},
+    "html-206": {TRANSIENT, CORRUPT},
+    "html-206-as-mp4": {TRANSIENT, CORRUPT},
+    "no-ranges": {CLIP_CAME},
+    "wrong-window": {CLIP_CAME, TRANSIENT, CORRUPT},  # who asks for all of it cannot be given another part
+    "changed": {CLIP_CAME, TRANSIENT, CORRUPT},
+    "long-length": {CLIP_CAME, TRANSIENT},  # all bytes that were asked for did come
+    "short-length": {CLIP_CAME, TRANSIENT, CORRUPT},
+    "slow": {TRANSIENT},
+    "throttle": {CLIP_CAME},
+    "redirect": {CLIP_CAME},
+    "redirect-closed": {TRANSIENT},
+    "redirect-file": {TRANSIENT, CORRUPT},
+    "redirect-loop": {TRANSIENT},
+}
+"""Per fault of every answer: what may come of it."""
+
+PASSING = ("500", "503", "truncate", "reset", "stall", "long-length", "redirect")
+"""Faults of a single answer that a second try gets over."""
+
+DECEPTIVE = ("403", "html-206-as-mp4", "no-ranges", "wrong-window", "changed", "short-length")
+"""Faults of a single answer after which a second try would do, but giving up is right as well."""
+
+PARTIAL = ("expired", "truncate", "throttle")
+"""Faults that leave something to go on with."""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY", "YTDLP_NO_PLUGINS"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+
+
+@pytest.fixture
+def yt() -> Iterator[FakeYouTube]:
+    with FakeYouTube() as fake:
+        yield fake
+
+
+Fetch = Callable[..., Outcome]
+
+
+@pytest.fixture
+def fetch(yt: FakeYouTube, tmp_path: Path) -> Iterator[Fetch]:
+    """Fetches `CLIP` by a worker process; the kind of the failure, or `CLIP_CAME` if every frame is right."""
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(tmp_path / "cache"))
+
+        def run(timeout: float = 60) -> Outcome:
+            sources = SourceSettings(ytdlp={**yt.ytdlp_options, **QUICK})
+            fetcher = Fetcher(store, FetchSettings(workers=1, timeout=timeout, sources=sources))
+            stack.callback(fetcher.close)
+            try:
+                fetcher.request(CLIP).result(100)
+            except FetchError as error:
+                assert store.open(CLIP) is None
+                assert list((store.folder / "incoming").iterdir()) == []
+                return error.kind
+            assert frames(store, tmp_path) == list(range(CLIP.start * RATE, CLIP.end * RATE))
+            return CLIP_CAME
+
+        yield run
+
+
+def frames(store: Store, folder: Path) -> list[int]:
+    stored = store.open(CLIP)
+    assert stored is not None
+    copy = folder / "copy.mp4"
+    with os.fdopen(stored.fd, "rb") as file:
+        copy.write_bytes(file.read())
+    return frame_numbers(copy)
+
+
+def publish(yt: FakeYouTube, videos: Videos, shape: str) -> None:
+    if shape == "adaptive":
+        yt.add_video(VIDEO, duration=videos.seconds, adaptive=(videos.picture, videos.sound))
+    elif shape == "hls":
+        yt.add_video(VIDEO, duration=videos.seconds, hls=videos.playlist)
+    else:
+        yt.add_video(VIDEO, getattr(videos, shape), duration=videos.seconds)
+
+
+def test_every_fault_has_an_outcome() -> None:
+    assert ALWAYS.keys() == MEDIA_FAULTS.keys()
+
+
+@pytest.mark.parametrize("shape", ["progressive", "index_last", "adaptive", "hls"])
+def test_no_fault(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str) -> None:
+    publish(yt, youtube_videos, shape)
+
+    assert fetch() == CLIP_CAME
+
+
+@pytest.mark.parametrize(
+    ("fault", "shape"),
+    [*((fault, "progressive") for fault in ALWAYS), *((fault, "adaptive") for fault in (*DECEPTIVE, *PARTIAL))],
+)
+def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+    publish(yt, youtube_videos, shape)
+    yt.media_fault[VIDEO] = fault
+
+    assert fetch(timeout=6 if fault == "slow" else 60) in ALWAYS[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "shape"),
+    [*((fault, "progressive") for fault in PASSING), ("503", "adaptive"), ("503", "hls"), ("truncate", "hls")],
+)
+def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+    publish(yt, youtube_videos, shape)
+    yt.media_fault[VIDEO] = ["ok", fault]
+
+    assert fetch() == CLIP_CAME
+
+
+@pytest.mark.parametrize(
+    ("fault", "shape"),
+    [*((fault, "progressive") for fault in DECEPTIVE), ("short-length", "hls"), ("html-206-as-mp4", "hls")],
+)
+def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+    publish(yt, youtube_videos, shape)
+    yt.media_fault[VIDEO] = ["ok", fault]
+
+    assert fetch() in {CLIP_CAME, *ALWAYS[fault]}
+
+
+@pytest.mark.parametrize("claimed", [1_000, 100_000_000])
+@pytest.mark.parametrize("shape", ["progressive", "adaptive"])
+def test_claimed_size_is_no_truth(
+    yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str, claimed: int
+) -> None:
+    path, pair = youtube_videos.progressive, (youtube_videos.picture, youtube_videos.sound)
+    if shape == "progressive":
+        yt.add_video(VIDEO, path, duration=youtube_videos.seconds, claimed_size=claimed)
+    else:
+        yt.add_video(VIDEO, duration=youtube_videos.seconds, adaptive=pair, claimed_size=claimed)
+
+    assert fetch() == CLIP_CAME
+
+
+def test_bytes_of_a_section(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
+    publish(yt, youtube_videos, "adaptive")
+
+    assert fetch() == CLIP_CAME
+    sent = sum(sent for _, _, sent in yt.media_requests(VIDEO))
+    assert sent < youtube_videos.picture.stat().st_size / 2
+    assert all(asked is not None and not asked.endswith("-") for asked, _, _ in yt.media_requests(VIDEO))
+
+
+def test_expired_url_is_asked_for_anew(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
+    publish(yt, youtube_videos, "progressive")
+    yt.media_fault[VIDEO] = ["403"]
+
+    assert fetch() == CLIP_CAME
+    assert yt.player_requests(VIDEO) == 2

@@ -1,0 +1,520 @@
+"""The fetcher with real worker processes, against a site on this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import GONE, expected_frames
+from kinetics_fs.demo.media import frame_numbers
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.store import Store
+from tests.support.command_line import ENVIRONMENT
+
+CLIP = Clip("DEMOvideo-5", 0, 2)
+OTHER = Clip("_demo_vid3_", 3, 5)
+THIRD = Clip("demo-video2", 0, 2)
+FOURTH = Clip("demo_video4", 1, 3)
+DEAD = Clip(GONE, 5, 15)
+
+PATIENCE = 60.0
+"""Seconds until a test gives something up that takes one or two."""
+
+NO_SLEEP = {"extractor_retries": 0, "retries": 0}
+
+FetcherFactory = Callable[..., Fetcher]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY", "YTDLP_NO_PLUGINS"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "cache") as store:
+        yield store
+
+
+@pytest.fixture
+def fetcher(store: Store, site: VideoSite) -> Iterator[FetcherFactory]:
+    """Makes fetchers into the store, from the site."""
+    with ExitStack() as stack:
+
+        def make(workers: int = 1, timeout: float = PATIENCE, url: str = "", into: Store = store) -> Fetcher:
+            sources = SourceSettings(video_url=url or site.url_template, ytdlp=NO_SLEEP)
+            made = Fetcher(into, FetchSettings(workers=workers, timeout=timeout, sources=sources))
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def error_of(future: Future[None]) -> FetchError:
+    error = future.exception(PATIENCE)
+    assert isinstance(error, FetchError)
+    return error
+
+
+def parent_and_group(pid: int) -> tuple[int, int] | None:
+    """Of a living process; a zombie is dead."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, parent, group = stat.rpartition(")")[2].split()[:3]
+    return None if state == "Z" else (int(parent), int(group))
+
+
+def processes() -> dict[int, tuple[int, int]]:
+    found = {int(path.name): parent_and_group(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    return {pid: known for pid, known in found.items() if known is not None}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a process: they lead their own group."""
+    return [child for child, (parent, group) in processes().items() if parent == pid and group == child]
+
+
+def group(leader: int) -> list[int]:
+    return [pid for pid, (_, group) in processes().items() if group == leader]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def leftovers(store: Store) -> list[Path]:
+    """What a fetch that is over must not leave behind."""
+    return list((store.folder / "incoming").iterdir())
+
+
+@pytest.fixture
+def hanging_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `ffmpeg`, first in PATH, that never ends; a file that is there once it runs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    mark = tmp_path / "ffmpeg runs"
+    program = programs / "ffmpeg"
+    # yt-dlp asks for the version, and for that alone it answers.
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *-nostdin*) ;; *) exec {find_ffmpeg()} "$@";; esac\n'
+        f"touch '{mark}'\nsleep 300 &\nwait\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return mark
+
+
+def test_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp_path: Path) -> None:
+    one = fetcher()
+    future = one.request(CLIP)
+    assert one.is_fetching(CLIP)
+    assert one.waiting() == 1
+
+    assert future.result(PATIENCE) is None
+
+    assert (one.is_fetching(CLIP), one.waiting()) == (False, 0)
+    assert (one.counters.fetched, one.counters.failed) == (1, 0)
+    stored = store.open(CLIP)
+    assert stored is not None
+    copy = tmp_path / "copy.mp4"
+    with os.fdopen(stored.fd, "rb") as file:
+        copy.write_bytes(file.read())
+    assert frame_numbers(copy) == expected_frames(CLIP)
+    record = store.record(CLIP)
+    assert record is not None
+    assert record.source == "youtube"
+    assert leftovers(store) == []
+
+
+def test_one_flight_for_many_threads(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    one = fetcher(workers=3)
+    site.delay[CLIP.youtube_id] = 0.5
+    futures: list[Future[None]] = []
+    threads = [threading.Thread(target=lambda: futures.append(one.request(CLIP))) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(wait(futures, PATIENCE).done) == 30
+    assert site.video_fetches(CLIP.youtube_id) == 1
+    # And who comes later, even to another fetcher, finds it there.
+    fetcher().request(CLIP).result(PATIENCE)
+    assert site.video_fetches(CLIP.youtube_id) == 1
+
+
+_REQUEST_ONE = """
+import sys
+from pathlib import Path
+from kinetics_fs.catalog import Clip
+from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.store import Store
+
+cache, url, *clip = sys.argv[1:]
+with Store(Path(cache)) as store:
+    fetcher = Fetcher(store, FetchSettings(workers=1, timeout=60, sources=SourceSettings(video_url=url)))
+    future = fetcher.request(Clip(clip[0], int(clip[1]), int(clip[2])))
+    print("asked", flush=True)
+    future.result()
+    stored = store.open(Clip(clip[0], int(clip[1]), int(clip[2])))
+    print("have", stored.size, flush=True)
+    print("loaded", *sorted({"yt_dlp", "av", "numpy", "fuse"} & set(sys.modules)), flush=True)
+    fetcher.close()
+"""
+
+
+def start_request(store: Store, site: VideoSite, clip: Clip) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-c", _REQUEST_ONE, store.folder, site.url_template),
+            *map(str, clip),
+        ],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_one_fetch_for_many_processes(store: Store, site: VideoSite) -> None:
+    site.delay[CLIP.youtube_id] = 1
+    running = [start_request(store, site, CLIP) for _ in range(20)]
+    said = [process.communicate(timeout=110)[0].splitlines() for process in running]
+
+    assert [process.returncode for process in running] == [0] * 20
+    assert len({tuple(lines) for lines in said}) == 1
+    assert site.video_fetches(CLIP.youtube_id) == 1
+    assert leftovers(store) == []
+    # Nor has anyone but the workers loaded what is large.
+    assert said[0][-1] == "loaded"
+
+
+def test_urgent_clips_go_first(fetcher: FetcherFactory, site: VideoSite) -> None:
+    one = fetcher()
+    site.delay[CLIP.youtube_id] = 1.5
+    ended: list[Clip] = []
+
+    def ask(clip: Clip, priority: Priority) -> Future[None]:
+        future = one.request(clip, priority)
+        future.add_done_callback(lambda _: ended.append(clip))
+        return future
+
+    background = [Clip("demo_video4", start, start + 1) for start in range(3)]
+    joined = background[-1]
+    futures = [ask(CLIP, Priority.BACKGROUND)]
+    until(lambda: site.video_fetches(CLIP.youtube_id), "the first is under way")
+    futures += [ask(clip, Priority.BACKGROUND) for clip in background]
+    futures += [ask(OTHER, Priority.FOREGROUND)]
+    # Somebody opens a clip that is waiting in the background: it goes before the others there.
+    futures.append(one.request(joined, Priority.FOREGROUND))
+    # And asking in the background again takes nothing back.
+    futures.append(one.request(joined, Priority.BACKGROUND))
+    wait(futures, PATIENCE)
+
+    assert ended == [CLIP, OTHER, joined, *background[:-1]]
+    assert all(future.exception() is None for future in futures)
+
+
+def test_slow_clip_does_not_hold_up_another(fetcher: FetcherFactory, site: VideoSite) -> None:
+    one = fetcher(workers=2)
+    site.media_delay[CLIP.youtube_id] = 30
+    slow = one.request(CLIP)
+
+    one.request(OTHER).result(PATIENCE)
+
+    assert not slow.done()
+
+
+def test_clip_that_another_process_fetches_does_not_hold_up_the_queue(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
+    one = fetcher()
+    with Store(store.folder) as elsewhere:
+        claim = elsewhere.claim(CLIP)
+        assert claim is not None
+        with claim:
+            waiting = one.request(CLIP)
+            one.request(OTHER).result(PATIENCE)
+            assert not waiting.done()
+            assert site.video_fetches(CLIP.youtube_id) == 0
+        waiting.result(PATIENCE)
+    assert site.video_fetches(CLIP.youtube_id) == 1
+
+
+def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
+    one = fetcher()
+    with Store(store.folder) as elsewhere:
+        claim = elsewhere.claim(CLIP)
+        assert claim is not None
+        with claim:
+            with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+                db.execute("BEGIN IMMEDIATE")
+                waiter = one.request(CLIP)
+                until(lambda: one._flights[CLIP].taken, "looked at, behind the one who has the ledger")
+                waiter.cancel()
+            until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
+    one.request(OTHER).result(PATIENCE)
+    assert site.video_fetches(CLIP.youtube_id) == 0
+
+
+def test_one_who_gives_up_does_no_harm(fetcher: FetcherFactory, site: VideoSite) -> None:
+    one = fetcher()
+    site.delay[CLIP.youtube_id] = 0.5
+    one.request(CLIP).cancel()  # whatever that may do to this clip
+
+    one.request(OTHER).result(15)
+    one.request(CLIP).result(15)
+
+
+# Time, and death
+
+
+def test_deadline_ends_the_worker_and_its_ffmpeg(
+    fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = fetcher(timeout=6)
+    future = one.request(CLIP)
+    until(hanging_ffmpeg.exists, "ffmpeg runs")
+    [worker] = workers_of(os.getpid())
+    members = group(worker)
+    assert len(members) >= 3  # the worker, ffmpeg, and what that started
+
+    error = error_of(future)
+
+    assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
+    until(lambda: not group(worker), "all of its group are dead")
+    assert leftovers(store) == []
+    # The next job gets another worker.
+    monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
+    one.request(OTHER).result(PATIENCE)
+    assert workers_of(os.getpid()) != [worker]
+
+
+def test_killed_worker(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    one = fetcher()
+    site.media_delay[CLIP.youtube_id] = 30
+    future = one.request(CLIP)
+    until(lambda: site.video_fetches(CLIP.youtube_id), "it is under way")
+    [worker] = workers_of(os.getpid())
+    os.kill(worker, signal.SIGKILL)
+
+    assert error_of(future).kind is FailureKind.TRANSIENT
+
+    assert leftovers(store) == []
+    one.request(OTHER).result(PATIENCE)
+    [second] = workers_of(os.getpid())
+    # One that dies between two jobs is not even noticed.
+    os.kill(second, signal.SIGKILL)
+    until(lambda: parent_and_group(second) is None, "it is dead")
+    one.request(THIRD).result(PATIENCE)
+    assert one.counters.fetched == 2
+
+
+def test_close_ends_everything_under_way(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:
+    one = fetcher(workers=2)
+    futures = [one.request(clip) for clip in (CLIP, OTHER, THIRD, FOURTH)]
+    until(hanging_ffmpeg.exists, "ffmpeg runs")
+    workers = workers_of(os.getpid())
+    assert len(workers) == 2
+
+    one.close()
+
+    for future in futures:
+        assert future.done()
+        assert error_of(future).kind is FailureKind.TRANSIENT
+    until(lambda: not any(group(worker) for worker in workers), "no process is left")
+    assert leftovers(store) == []
+    # It was nobody's fault: nothing of it is remembered.
+    assert list(store.failures()) == []
+    assert error_of(one.request(CLIP)).reason == "shutting down"
+    one.close()
+
+
+def test_killed_parent_takes_its_workers_along(store: Store, site: VideoSite, hanging_ffmpeg: Path) -> None:
+    parent = start_request(store, site, CLIP)
+    try:
+        until(hanging_ffmpeg.exists, "ffmpeg runs")
+        [worker] = workers_of(parent.pid)
+        until(lambda: any("sleep" in command(pid) for pid in group(worker)), "and what it starts")
+    finally:
+        parent.kill()
+        parent.communicate()
+
+    until(lambda: not group(worker), "all of the worker's group end by themselves")
+    # What it left is cleared by the next to come.
+    with Store(store.folder) as later:
+        assert leftovers(later) == []
+
+
+# Failures
+
+
+def rows(store: Store) -> list[tuple[str, float]]:
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db:
+        return db.execute("SELECT key, retry_at FROM failure").fetchall()
+
+
+def test_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    one = fetcher()
+    first = error_of(one.request(DEAD))
+    assert first.kind is FailureKind.GONE
+    assert site.video_fetches(GONE) == 1
+
+    again = one.request(DEAD)
+    assert again.done()
+    assert error_of(again).reason == first.reason
+    assert error_of(again).source == "youtube"
+    # A fetcher elsewhere knows as much.
+    with Store(store.folder) as elsewhere:
+        assert error_of(fetcher(into=elsewhere).request(DEAD)).kind is FailureKind.GONE
+    assert site.video_fetches(GONE) == 1
+
+    [(key, retry_at)] = rows(store)
+    assert key == DEAD.key
+    assert retry_at > time.time() + 86400
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        db.execute("UPDATE failure SET retry_at = ?", (time.time() - 1,))
+    assert error_of(one.request(DEAD)).kind is FailureKind.GONE
+    assert site.video_fetches(GONE) == 2
+    assert next(store.failures()).attempts == 2
+
+
+def test_failure_is_forgotten_when_the_clip_comes(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+    one = fetcher()
+    site.fail[CLIP.youtube_id] = 503
+    assert error_of(one.request(CLIP)).kind is FailureKind.TRANSIENT
+    assert store.failure(CLIP) is not None
+    del site.fail[CLIP.youtube_id]
+    store.forget_failures([CLIP])
+
+    one.request(CLIP).result(PATIENCE)
+
+    assert store.failure(CLIP) is None
+
+
+def test_nobody_listens(fetcher: FetcherFactory, store: Store) -> None:
+    error = error_of(fetcher(url="http://127.0.0.1:9/{id}").request(CLIP))
+
+    assert (error.kind, error.source) == (FailureKind.TRANSIENT, "youtube")
+    failure = store.failure(CLIP)
+    assert failure is not None
+    assert failure.retry_at - failure.last_at <= 3600
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><title>Sorry</title>", b""])
+def test_page_in_place_of_media(store: Store, fetcher: FetcherFactory, tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / f"{CLIP.youtube_id}.mp4").write_bytes(content)
+    with VideoSite(folder) as site:
+        error = error_of(fetcher(url=site.url_template).request(CLIP))
+
+    assert error.kind in (FailureKind.CORRUPT, FailureKind.TRANSIENT)
+    assert not store.holds(CLIP)
+    assert leftovers(store) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk]).returncode:
+        pytest.skip("mounts a small disk: only for root, where mounts are allowed")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_room_that_must_stay_free(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
+    with Store(tmp_path / "cache", min_free=10**16) as store:
+        one = fetcher(into=store)
+
+        error = error_of(one.request(CLIP))
+
+        assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
+        assert site.requests == []
+        assert leftovers(store) == []
+        one.close()
+
+
+def test_clip_larger_than_the_cache(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
+    with Store(tmp_path / "cache", limit=10_000) as store:
+        one = fetcher(into=store)
+        # A fault of this machine's is never in the way of another try.
+        for tries in (1, 2):
+            error = error_of(one.request(CLIP))
+            assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
+            assert site.video_fetches(CLIP.youtube_id) == tries
+        assert list((store.folder / "clips").glob("*/*.mp4")) == []
+        assert leftovers(store) == []
+        one.close()
+
+
+def test_disk_that_was_full_for_a_while(fetcher: FetcherFactory, small_disk: Path) -> None:
+    with Store(small_disk / "cache") as store:
+        one = fetcher(into=store)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(store.usage().disk_free - 100_000))
+        assert error_of(one.request(CLIP)).kind is FailureKind.LOCAL
+
+        ballast.unlink()
+
+        one.request(CLIP).result(20)
+        assert store.usage().clips == 1
+        one.close()
+
+
+def test_disk_that_fills_up_on_the_way(
+    fetcher: FetcherFactory, site: VideoSite, small_disk: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / f"{CLIP.youtube_id}.mp4").write_bytes(os.urandom(4_000_000))
+    with Store(small_disk / "cache") as store, VideoSite(folder) as large:
+        assert store.usage().disk_free < 4_000_000
+        one = fetcher(into=store, url=large.url_template)
+
+        error = error_of(one.request(CLIP))
+
+        assert error.kind is FailureKind.LOCAL
+        assert not store.holds(CLIP)
+        assert list((store.folder / "clips").glob("*/*")) == []
+        assert leftovers(store) == []
+        assert store.usage().reserved == 0
+        assert error.errno == errno.ENOSPC
+        # And whoever asks again gets an answer.
+        assert error_of(one.request(CLIP)).kind is FailureKind.LOCAL
+        one.close()

@@ -1,0 +1,120 @@
+"""More than one source: they are asked in their order, and what none has is told by the most hopeful failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind
+from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.store import Store
+from tests.conftest import Dataset
+from tests.integration.archive.test_source import index_of
+from tests.integration.fetch.test_fetcher import CLIP, NO_SLEEP, OTHER, PATIENCE, error_of
+from tests.integration.fetch.test_fetcher import environment as environment
+from tests.integration.fetch.test_fetcher import store as store
+from tests.support.tarballs import by_zlib, make_tar
+
+ARCHIVE = "600/val/juggling.tar.gz"
+DEAD = Clip(GONE, 5, 15)
+BROKEN = Clip("demo-video2", 0, 2)
+
+
+@pytest.fixture
+def held(dataset: Dataset, tmp_path: Path) -> Path:
+    """A folder with an indexed archive of three clips; the first is good, the third is no video."""
+    video = (dataset.videos / f"{CLIP.youtube_id}.mp4").read_bytes()
+    path = tmp_path / "held" / ARCHIVE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(by_zlib(make_tar({CLIP: video, DEAD: video, BROKEN: os.urandom(5_000)})))
+    with Shelf(tmp_path / "archives.sqlite") as shelf:
+        shelf.add(index_of(str(tmp_path / "held"), ARCHIVE))
+    return tmp_path / "held"
+
+
+Make = Callable[..., Fetcher]
+
+
+@pytest.fixture
+def fetcher(store: Store, site: VideoSite, held: Path, tmp_path: Path) -> Iterator[Make]:
+    made: list[Fetcher] = []
+
+    def make(*order: str) -> Fetcher:
+        sources = SourceSettings(
+            order=order,
+            video_url=site.url_template,
+            ytdlp=NO_SLEEP,
+            archive_url=str(held),
+            archive_index=str(tmp_path / "archives.sqlite"),
+        )
+        made.append(Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources)))
+        return made[-1]
+
+    yield make
+    for fetcher in made:
+        fetcher.close()
+
+
+def source_of(store: Store, clip: Clip) -> str:
+    record = store.record(clip)
+    assert record is not None
+    assert record.held
+    return record.source
+
+
+def test_first_that_has_it(fetcher: Make, store: Store, site: VideoSite) -> None:
+    both = fetcher("archive", "youtube")
+    for clip in (CLIP, OTHER, BROKEN):
+        assert both.request(clip).result(PATIENCE) is None
+
+    # One is in the archive, one is not, and of one the archive has something else.
+    assert [source_of(store, clip) for clip in (CLIP, OTHER, BROKEN)] == ["archive", "youtube", "youtube"]
+    assert site.video_fetches(CLIP.youtube_id) == 0
+    assert list((store.folder / "incoming").iterdir()) == []
+
+
+def test_order_is_as_told(fetcher: Make, store: Store) -> None:
+    assert fetcher("youtube", "archive").request(CLIP).result(PATIENCE) is None
+
+    assert source_of(store, CLIP) == "youtube"
+
+
+def test_what_is_gone_there_may_be_here(fetcher: Make, store: Store) -> None:
+    assert fetcher("youtube", "archive").request(DEAD).result(PATIENCE) is None
+
+    assert source_of(store, DEAD) == "archive"
+    assert store.failure(DEAD) is None
+
+
+def test_gone_means_gone_everywhere(fetcher: Make, held: Path, site: VideoSite) -> None:
+    (held / ARCHIVE).unlink()
+
+    error = error_of(fetcher("archive", "youtube").request(DEAD))
+
+    assert error.kind is not FailureKind.GONE
+    assert error.source == "archive"
+
+
+def test_no_source_has_it(fetcher: Make) -> None:
+    error = error_of(fetcher("archive").request(OTHER))
+
+    assert error.kind is FailureKind.CONFIG
+    assert "no source has this clip" in error.reason
+
+
+def test_block_of_one_leaves_the_other(fetcher: Make, store: Store, site: VideoSite) -> None:
+    site.fail[OTHER.youtube_id] = 429
+    both = fetcher("youtube", "archive")
+    assert error_of(both.request(OTHER)).kind is FailureKind.BLOCKED
+
+    assert both.request(CLIP).result(PATIENCE) is None
+    assert source_of(store, CLIP) == "archive"
+    assert site.video_fetches(CLIP.youtube_id) == 0

@@ -1,0 +1,189 @@
+"""The conversation between a fetcher and its worker processes, when one of them talks nonsense."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch.pool import Worker
+from kinetics_fs.sources import SourceSettings
+from tests.support.command_line import ENVIRONMENT
+
+CLIP = Clip("DEMOvideo-5", 0, 2)
+
+
+def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker:
+    """A worker whose process answers every job with these shell commands."""
+    program = folder / "worker"
+    program.write_text(
+        "#!/bin/sh\nread settings\nwhile read job; do\necho '{\"begun\": true}'\n" + "\n".join(lines) + "\ndone\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    return Worker(SourceSettings())
+
+
+def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
+    try:
+        with pytest.raises(FetchError) as caught:
+            worker.fetch(CLIP, "youtube", folder, timeout=timeout)
+        return caught.value
+    finally:
+        worker.stop()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "echo garbage",
+        "echo",
+        "echo '{'",
+        "printf '\\377\\376\\n'",
+        "echo null",
+        "echo 5",
+        "echo '[]'",
+        "echo '\"error\"'",
+        "echo '{}'",
+        "echo '{\"file\": 5}'",
+        "echo '{\"error\": null}'",
+        'echo \'{"error": {"kind": "x", "reason": "", "source": "", "errno": 1, "retry_after": 1}}\'',
+        'echo \'{"error": {"kind": "gone"}}\'',
+        "echo one; echo two",
+        "head -c 200000 /dev/zero; echo",
+        "exit 0",
+        "kill -9 $$",
+    ],
+)
+def test_nonsense_is_a_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    worker = talker(tmp_path, monkeypatch, line)
+
+    assert said(worker, tmp_path).kind is FailureKind.TRANSIENT
+
+
+def test_answer_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = said(talker(tmp_path, monkeypatch, "printf '{'; exec sleep 60"), tmp_path, timeout=0.5)
+
+    assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
+
+
+def test_file_outside_of_the_folder_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd"}\'')
+    try:
+        path = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
+    finally:
+        worker.stop()
+
+    assert path == tmp_path / "passwd"
+
+
+def test_failure_crosses_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"kind": "blocked", "reason": "HTTP Error 429 “ü”", "source": "youtube", "errno": 110, "retry_after": 7.5}
+    worker = talker(tmp_path, monkeypatch, f"echo '{json.dumps({'error': answer})}'")
+
+    error = said(worker, tmp_path)
+
+    assert {name: getattr(error, name) for name in answer} == answer
+
+
+def test_stopped_worker_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = talker(tmp_path, monkeypatch, f"touch {tmp_path}/started")
+    worker.stop()
+
+    with pytest.raises(FetchError):
+        worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
+
+    assert not (tmp_path / "started").exists()
+
+
+# The process itself
+
+
+def process() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kinetics_fs.fetch.worker"],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def job(folder: Path, clip: Clip = CLIP) -> bytes:
+    fields = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+    fields |= {"source": "youtube", "folder": str(folder)}
+    return json.dumps(fields).encode() + b"\n"
+
+
+def test_answers_alone_are_on_standard_output(tmp_path: Path) -> None:
+    # `verbose` makes yt-dlp print a page of its own on the way.
+    settings = SourceSettings(
+        video_url="http://127.0.0.1:9/{id}", ytdlp={"verbose": True, "logger": None, "quiet": False, "retries": 0}
+    )
+    worker = process()
+    try:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(json.dumps(asdict(settings)).encode() + b"\n" + job(tmp_path) + job(tmp_path / "nowhere"))
+        worker.stdin.flush()
+        begun, first, begun_again, second = (json.loads(worker.stdout.readline()) for _ in range(4))
+    finally:
+        worker.kill()
+        worker.communicate()
+
+    assert begun == begun_again == {"begun": True}
+    assert first["error"]["kind"] == "transient"
+    assert (second["error"]["kind"], second["error"]["errno"]) == ("local", errno.ENOENT)
+
+
+@pytest.mark.parametrize("last_words", [b"", b"garbage\n", b'{"half": ', b"\xff\xfe\n", b"5\n"])
+def test_ends_with_its_input(last_words: bytes) -> None:
+    worker = process()
+    assert worker.stdin is not None
+    worker.stdin.write(b"{}\n" + last_words)
+    worker.stdin.close()
+    worker.stdin = None
+    try:
+        worker.wait(10)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the worker has outlived its parent")
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_interrupt_is_for_the_parent_alone() -> None:
+    worker = process()
+    try:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        # Only an answer shows that it has begun to listen, so that the interrupt comes in good time.
+        worker.stdin.write(json.dumps({"video_url": "http://127.0.0.1:9/{id}"}).encode() + b"\n" + job(Path("/")))
+        worker.stdin.flush()
+        worker.stdout.readline()
+        os.kill(worker.pid, 2)
+        time.sleep(0.2)
+        worker.stdin.write(job(Path("/")))
+        worker.stdin.flush()
+        assert worker.stdout.readline()
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_process_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+
+    error = said(Worker(SourceSettings()), tmp_path)
+
+    assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOENT)

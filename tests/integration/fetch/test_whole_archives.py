@@ -1,0 +1,283 @@
+"""Archives of classes that nobody has indexed: read once, for all clips that are in them and all who wait for one."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip, Selection, find_release, open_catalog
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.store import Store
+from tests.conftest import Dataset
+from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
+from tests.integration.fetch.test_fetcher import environment as environment
+from tests.integration.fetch.test_fetcher import store as store
+from tests.support.archive_site import ArchiveSite
+from tests.support.tarballs import by_zlib
+
+LABEL = "massaging person's head (not really)"
+ARCHIVE = f"600/val/{LABEL}.tar.gz"
+CLIPS = [Clip(f"-vid_{number:06d}", number, number + 10) for number in range(12)]
+BROKEN = Clip("broken_clip", 0, 10)
+ABSENT = Clip(GONE, 5, 15)
+"""Annotated, and in no archive; the site has no video of it either."""
+ELSEWHERE = Clip("demo-video2", 0, 2)
+"""The same; the site has it."""
+
+SEGMENT = 8 * 1024 * 1024
+"""Bytes of one request for an archive that is read whole."""
+
+
+def make_archive(videos: list[bytes], padding: int = 0) -> bytes:
+    """All clips of the class but two, one of them broken; after the first, so much that is no clip."""
+    file = io.BytesIO()
+    members = [(clip.name, videos[number % len(videos)]) for number, clip in enumerate(CLIPS)]
+    members[1:1] = [("noise.bin", random.Random(1).randbytes(padding)), (BROKEN.name, b"no video" * 900)]
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return by_zlib(file.getvalue(), 1)
+
+
+@pytest.fixture
+def videos(dataset: Dataset) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+
+
+@pytest.fixture
+def archives(videos: list[bytes]) -> Iterator[ArchiveSite]:
+    with ArchiveSite({ARCHIVE: make_archive(videos)}) as site:
+        yield site
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    lines += [f"{LABEL},{clip.youtube_id},{clip.start},{clip.end},val" for clip in [*CLIPS, BROKEN, ABSENT, ELSEWHERE]]
+    annotations = tmp_path / "annotations.csv"
+    annotations.write_text("\n".join(lines) + "\n")
+    with open_catalog(find_release("600"), [str(annotations)], Selection(), tmp_path / "catalog") as catalog:
+        return catalog.path
+
+
+Make = Callable[..., Fetcher]
+
+
+@pytest.fixture
+def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path, tmp_path: Path) -> Iterator[Make]:
+    with ExitStack() as opened:
+
+        def make(*order: str, limit: int = 10**9, into: Store = store, workers: int = 3) -> Fetcher:
+            sources = SourceSettings(
+                order=order or ("archive",),
+                video_url=site.url_template,
+                ytdlp=NO_SLEEP,
+                archive_url=archives.url,
+                archive_index=str(tmp_path / "archives.sqlite"),
+                archive_stream_limit=limit,
+                catalog=str(catalog),
+            )
+            made = Fetcher(into, FetchSettings(workers=workers, timeout=PATIENCE, sources=sources))
+            opened.callback(made.close)
+            return made
+
+        yield make
+
+
+def content(store: Store, clip: Clip) -> bytes | None:
+    found = store.open(clip)
+    if found is None:
+        return None
+    with os.fdopen(found.fd, "rb") as file:
+        return file.read()
+
+
+def read_whole(archives: ArchiveSite) -> float:
+    """How often the archive was sent."""
+    return sum(sent.bytes for sent in archives.requests if sent.status == 206) / len(archives.files[ARCHIVE])
+
+
+def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]) -> None:
+    made = fetcher()
+    waiting = [made.request(clip) for clip in CLIPS]
+    for future in waiting:
+        future.result(PATIENCE)
+
+    for number, clip in enumerate(CLIPS):
+        assert content(store, clip) == videos[number % len(videos)], clip
+    assert read_whole(archives) < 1.01
+    assert error_of(made.request(BROKEN)).kind is FailureKind.CORRUPT
+
+
+def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    made = fetcher()
+    made.request(CLIPS[5]).result(PATIENCE)
+    until(lambda: all(store.holds(clip) for clip in CLIPS), "all clips are here")
+    until(lambda: not list((store.folder / "incoming").iterdir()), "nothing is left behind")
+    assert not store.failure(BROKEN), "nobody asked for it"
+    assert made.counters.fetched == len(CLIPS)
+
+    store.drop(CLIPS[3])
+    archives.requests.clear()
+    made.request(CLIPS[3]).result(PATIENCE)
+    assert read_whole(archives) < 0.2
+
+
+def test_each_is_answered_when_it_passes_by(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    archives.files[ARCHIVE] = make_archive(videos, padding=2 * SEGMENT)
+    archives.hold = SEGMENT, threading.Event()
+    made = fetcher(workers=2)
+    try:
+        last, first = made.request(CLIPS[-1]), made.request(CLIPS[0])
+        first.result(PATIENCE)
+        assert not last.done()
+        assert store.holds(CLIPS[0])
+        # What is under way is not swept away by who comes to use the cache meanwhile.
+        Store(store.folder).close()
+    finally:
+        archives.hold[1].set()
+    last.result(PATIENCE)
+    assert read_whole(archives) < 1.01
+
+
+def test_two_processes_read_it_once(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    with Store(store.folder) as other:
+        one, two = fetcher(), fetcher(into=other)
+        waiting = [(one, two)[number % 2].request(clip) for number, clip in enumerate(CLIPS)]
+        for future in waiting:
+            future.result(PATIENCE)
+    assert read_whole(archives) < 1.2, "once, and the few whose turn had come in the other process by index"
+
+
+def test_a_large_one_comes_after_the_others(
+    fetcher: Make, store: Store, archives: ArchiveSite, site: VideoSite
+) -> None:
+    size = len(archives.files[ARCHIVE])
+    made = fetcher("archive", "youtube", "whole-archive", limit=size - 1)
+    made.request(ELSEWHERE).result(PATIENCE)
+    assert [sent.bytes for sent in archives.requests] == [1], "it was only asked how large it is"
+
+    made.request(CLIPS[7]).result(PATIENCE)
+    assert store.record(CLIPS[7]).source == "whole-archive"  # type: ignore[union-attr]
+    assert read_whole(archives) < 1.01
+
+
+def test_what_is_not_in_it(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    made = fetcher()
+    error = error_of(made.request(ABSENT))
+    assert (error.kind, error.source) == (FailureKind.GONE, "archive")
+    assert "not in the archives" in error.reason
+    archives.requests.clear()
+
+    other = fetcher("archive", "youtube")
+    other.request(ELSEWHERE).result(PATIENCE)
+    assert read_whole(archives) < 0.01, "the index knows that it is not there"
+    # Who asks others, too, does not take the archives' word for it; the last word is theirs.
+    assert error_of(other.request(ABSENT)).source == "youtube"
+    assert error_of(fetcher().request(ABSENT)).source == "youtube", "and is remembered"
+
+
+def test_no_archive_at_all(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    archives.files.clear()
+    made = fetcher("archive", "youtube", workers=1)
+    made.request(ELSEWHERE).result(PATIENCE)
+    assert error_of(made.request(ABSENT)).source == "youtube"
+    assert len(archives.requests) == 1, "asked for once"
+
+
+def test_a_server_that_does_not_answer(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    """It is asked once by each worker, and then not again for a while: others are at hand."""
+    archives.faults = ["500"] * 4
+    made = fetcher("archive", "youtube", workers=1)
+    made.request(ELSEWHERE).result(PATIENCE)
+    assert len(archives.requests) == 2
+    error = error_of(made.request(ABSENT))
+    assert (error.kind, error.source) == (FailureKind.TRANSIENT, "archive"), "it may be there: nobody knows"
+    assert len(archives.requests) == 2
+
+
+def test_others_evict_nothing(
+    fetcher: Make, site: VideoSite, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+) -> None:
+    limit = len(videos[0]) + 2 * 1024**2  # as much as a clip of unknown size is taken to need
+    assert sum(map(len, videos)) > limit
+    with Store(tmp_path / "small", limit=limit) as small:
+        kept = Clip("kept_always", 0, 10)
+        with small.claim(kept) or pytest.fail() as claim:
+            path = claim.folder / "clip"
+            path.write_bytes(videos[0])
+            claim.publish(path, "test")
+        made = fetcher(into=small)
+        made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
+        until(lambda: Shelf(tmp_path / "archives.sqlite").version(ARCHIVE), "it is read to its end")
+        assert content(small, kept) == videos[0]
+        assert content(small, CLIPS[1]) == videos[1]
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
+def test_trouble_on_the_way(fetcher: Make, archives: ArchiveSite, videos: list[bytes], fault: str) -> None:
+    archives.files[ARCHIVE] = make_archive(videos, padding=SEGMENT)
+    archives.faults = ["", fault, fault]  # the first is asked which version it is; others would do so, too
+    made = fetcher(workers=1)
+    for future in [made.request(clip) for clip in CLIPS]:
+        future.result(PATIENCE)
+
+
+def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: ArchiveSite, tmp_path: Path) -> None:
+    """The clip that is wanted was had before: it is kept, and of the archive there is no index."""
+    archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
+    made = fetcher()
+    made.request(CLIPS[0]).result(PATIENCE)
+    until(lambda: not made.waiting() and not list((store.folder / "incoming").iterdir()), "it is given up")
+    assert Shelf(tmp_path / "archives.sqlite").version(ARCHIVE) is None
+    assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
+
+
+def test_one_that_was_published_anew(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+) -> None:
+    fetcher().request(CLIPS[0]).result(PATIENCE)
+    shelf = Shelf(tmp_path / "archives.sqlite")
+    until(lambda: shelf.version(ARCHIVE), "it is indexed")
+    until(lambda: not list((store.folder / "incoming").iterdir()), "all that came with it is stored")
+    before = shelf.version(ARCHIVE)
+    for clip in CLIPS:
+        store.drop(clip)
+    archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]])
+    archives.requests.clear()
+
+    made = fetcher()
+    made.request(CLIPS[4]).result(PATIENCE)
+    assert content(store, CLIPS[4]) == videos[0]
+    until(lambda: shelf.version(ARCHIVE) != before, "it is indexed anew")
+    assert read_whole(archives) < 1.2
+
+
+def test_a_failure_of_ours_ends_the_reading(fetcher: Make, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the clip itself: what the worker goes on to say is not for the next clip's ears."""
+
+    def publish(self: object, path: Path, source: str) -> None:
+        raise FetchError(FailureKind.LOCAL, "no room")
+
+    made = fetcher(workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("kinetics_fs.store.store.Claim.publish", publish)
+        assert error_of(made.request(CLIPS[2])).kind is FailureKind.LOCAL
+    made.request(CLIPS[3]).result(PATIENCE)

@@ -1,0 +1,302 @@
+"""Archives into a store: all clips, byte for byte, whoever was killed when."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.catalog.compile import compile_catalog
+from kinetics_fs.catalog.releases import find_release
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.fill import Depth, Job, fill_archive
+from kinetics_fs.fill import archive_job as job_module
+from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.source import ArchiveSource
+from kinetics_fs.store import Store
+from tests.conftest import Dataset
+from tests.support.archive_site import ArchiveSite
+from tests.support.command_line import ENVIRONMENT
+from tests.support.tarballs import by_zlib, in_members, make_clips, make_tar
+
+NAME = "600/val/pull ups.tar.gz"
+CLIPS = make_clips(12)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(job_module, "_CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def site() -> Iterator[ArchiveSite]:
+    with ArchiveSite({NAME: by_zlib(make_tar(CLIPS))}) as site:
+        yield site
+
+
+@pytest.fixture
+def job(site: ArchiveSite, tmp_path: Path) -> Job:
+    return Job(
+        base=site.url,
+        archive=NAME,
+        cache=tmp_path / "cache",
+        limit=None,
+        min_free=0,
+        catalog=None,
+        shelf=tmp_path / "archives.sqlite",
+        states=tmp_path / "fills",
+        depth=Depth.NONE,
+    )
+
+
+def held(job: Job) -> dict[Clip, bytes]:
+    found = {}
+    with Store(job.cache) as store:
+        for clip in CLIPS:
+            if opened := store.open(clip):
+                with open(opened.fd, "rb") as file:  # noqa: PTH123  # a descriptor
+                    found[clip] = file.read()
+        assert not list((job.cache / "incoming").iterdir())
+    return found
+
+
+def check_index(job: Job, folder: Path) -> None:
+    """Every clip can be had by the index that the fill has made."""
+    assert job.shelf
+    source = ArchiveSource(job.base, job.shelf)
+    for clip, content in CLIPS.items():
+        (folder / clip.key).mkdir(parents=True)
+        media = source.fetch(clip, folder / clip.key)
+        assert media is not None and media.path.read_bytes() == content
+
+
+def test_all_clips_and_the_index(job: Job, tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
+
+    summary = fill_archive(job, lambda done, total: reports.append((done, total)))
+
+    assert (summary.stored, summary.indexed, summary.resumed_at) == (len(CLIPS), len(CLIPS), 0)
+    assert held(job) == CLIPS
+    assert reports[-1] == (summary.bytes, summary.bytes)
+    assert not list(job.states.iterdir())
+    check_index(job, tmp_path / "jobs")
+
+
+def test_what_is_here_is_passed_over(job: Job) -> None:
+    fill_archive(job)
+    again = fill_archive(job)
+    assert (again.stored, again.present) == (0, len(CLIPS))
+
+
+def test_clips_that_others_are_fetching_are_left_to_them(job: Job) -> None:
+    with Store(job.cache) as store:
+        claim = store.claim(next(iter(CLIPS)))
+        assert claim is not None
+        with claim:
+            summary = fill_archive(job)
+    assert (summary.busy, summary.stored) == (1, len(CLIPS) - 1)
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_broken_off_anywhere_it_goes_on(
+    job: Job, site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: bool
+) -> None:
+    if members:
+        site.files[NAME] = in_members(make_tar(CLIPS), 40_000)
+    monkeypatch.setattr(access, "_SEGMENT", 30_000)
+    job = replace(job, connections=1)
+    chance = random.Random(4)
+    begins = []
+    for _ in range(100):
+        site.faults = [""] * chance.randint(3, 12) + ["404"] * 50
+        try:
+            summary = fill_archive(job)
+        except FetchError as error:
+            assert error.kind is FailureKind.CONFIG
+        else:
+            begins.append(summary.resumed_at)
+            break
+    assert begins and begins[0] > 0
+    assert held(job) == CLIPS
+    assert summary.indexed == len(CLIPS)
+    site.faults = []
+    check_index(job, tmp_path / "jobs")
+
+
+CHILD = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from kinetics_fs.fill import Depth, Job, fill_archive
+    from kinetics_fs.fill import archive_job as job
+    from kinetics_fs.sources.archive import reader as access
+    job._CHECKPOINT_EVERY = 0.0
+    access._SEGMENT = 50_000
+    base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    depth, catalog = Depth(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
+    def report(done, total):
+        if done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    fill_archive(
+        Job(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
+            folder / "fills", depth, 2),
+        report,
+    )
+    """
+)
+
+
+def kill(job: Job, folder: Path, at: int) -> None:
+    """Does a job in another process, that is killed when it has come so far."""
+    command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.depth]
+    command += [str(job.catalog)] if job.catalog else []
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
+
+
+def test_killed_again_and_again(job: Job, site: ArchiveSite, tmp_path: Path) -> None:
+    size = len(site.files[NAME])
+    for part in (0.3, 0.7):
+        kill(job, tmp_path, int(size * part))
+    site.requests.clear()
+
+    summary = fill_archive(job)
+
+    assert summary.resumed_at > 0.5 * size
+    assert sum(sent.bytes for sent in site.requests) < 0.5 * size
+    assert summary.stored == len(CLIPS)
+    assert held(job) == CLIPS
+    assert summary.indexed == len(CLIPS)
+    check_index(job, tmp_path / "jobs")
+
+
+def test_the_summary_is_of_all_of_it_whoever_was_killed(
+    job: Job, site: ArchiveSite, dataset: Dataset, tmp_path: Path
+) -> None:
+    video = min((path.read_bytes() for path in dataset.videos.glob("*.mp4")), key=len)
+    # Of each sort some before and some after the kill.
+    here, unwanted, unfit, empty = (set(list(CLIPS)[sort::6]) for sort in range(4))
+    contents = {clip: b"" if clip in empty else video[:9_000] if clip in unfit else video for clip in CLIPS}
+    wanted = [clip for clip in CLIPS if clip not in unwanted]
+    rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in wanted)
+    annotations = tmp_path / "a.csv"
+    annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    catalog = compile_catalog([annotations], find_release("600"), tmp_path)
+    site.files[NAME] = by_zlib(make_tar(contents))
+    job = replace(job, depth=Depth.CONTAINER, catalog=catalog)
+    whole = replace(job, cache=tmp_path / "other", shelf=tmp_path / "other.sqlite", states=tmp_path / "other fills")
+    for one in (job, whole):
+        with Store(one.cache) as store:
+            for clip in here:
+                claim = store.claim(clip)
+                assert claim is not None
+                with claim:
+                    (claim.folder / clip.name).write_bytes(video)
+                    claim.publish(claim.folder / clip.name, "test")
+    kill(job, tmp_path, len(site.files[NAME]) // 2)
+
+    summary, expected = fill_archive(job), fill_archive(whole)
+
+    assert summary.resumed_at > 0 == expected.resumed_at
+    assert (expected.stored, expected.present, expected.not_wanted) == (4, 2, 2)
+    assert (expected.failed.total(), expected.refused) == (2, {"empty": 2})
+    assert replace(summary, bytes=0, resumed_at=0) == replace(expected, bytes=0, resumed_at=0)
+
+
+def break_off(job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leaves a job half done; its state."""
+    monkeypatch.setattr(access, "_SEGMENT", 30_000)
+    site.faults = [""] * 12 + ["404"]
+    with pytest.raises(FetchError):
+        fill_archive(replace(job, connections=1))
+    site.faults = []
+    [state] = job.states.iterdir()
+    return state
+
+
+def test_archive_that_changes_between_two_tries_is_begun_anew(
+    job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(job, site, monkeypatch)
+    site.files[NAME] = by_zlib(make_tar(CLIPS), 9)
+
+    summary = fill_archive(job)
+
+    assert summary.resumed_at == 0
+    assert held(job) == CLIPS
+
+
+@pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 2\n", b"kinetics-fs fill 2\n\xff\xff\xff\x7f", b"x" * 500])
+def test_damaged_states_are_begun_anew(
+    job: Job, site: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(job, site, monkeypatch).write_bytes(damage)
+
+    assert fill_archive(job).resumed_at == 0
+    assert held(job) == CLIPS
+
+
+def test_damaged_archive_is_begun_anew(job: Job, site: ArchiveSite) -> None:
+    """What was damaged may be on the way already when a checkpoint is written."""
+    whole = by_zlib(make_tar(CLIPS), 0)  # stored: only the checksum can tell
+    site.files[NAME] = whole[:-1] + bytes([whole[-1] ^ 1])
+    with pytest.raises(ArchiveError):
+        fill_archive(job)
+    assert not list(job.states.iterdir())
+    site.files[NAME] = whole
+
+    assert fill_archive(job).indexed == len(CLIPS)
+
+
+def test_no_room(job: Job) -> None:
+    with pytest.raises(FetchError) as caught:
+        fill_archive(replace(job, min_free=1 << 60))
+    assert caught.value.kind is FailureKind.LOCAL
+
+
+@pytest.mark.parametrize("depth", Depth)
+def test_clips_that_are_none_are_not_published(job: Job, site: ArchiveSite, dataset: Dataset, depth: Depth) -> None:
+    video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
+    scrambled = bytearray(video)
+    scrambled[-len(video) // 2 :] = random.Random(1).randbytes(len(video) // 2)
+    good, noise, cut, spoilt = list(CLIPS)[:4]
+    contents = {good: video, noise: CLIPS[noise], cut: video[: len(video) // 2], spoilt: bytes(scrambled)}
+    site.files[NAME] = by_zlib(make_tar(contents))
+
+    summary = fill_archive(replace(job, depth=depth))
+
+    stored = {Depth.NONE: {good, noise, cut, spoilt}, Depth.CONTAINER: {good, spoilt}, Depth.DECODE: {good}}[depth]
+    assert set(held(job)) == stored
+    assert held(job)[good] == video
+    assert summary.failed.total() == 4 - len(stored)
+    assert summary.indexed == 4
+
+
+def test_members_that_are_no_clips_are_counted(job: Job, site: ArchiveSite) -> None:
+    site.files[NAME] = make_tar({**CLIPS, Clip("empty______", 0, 10): b""})
+
+    summary = fill_archive(job)
+
+    assert summary.refused == {"empty": 1}
+    assert summary.stored == len(CLIPS)
+
+
+def test_only_what_is_wanted(job: Job, site: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
+    rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in list(CLIPS)[:5])
+    annotations = tmp_path / "a.csv"
+    annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    catalog = compile_catalog([annotations], find_release("600"), tmp_path)
+    with Shelf(tmp_path / "archives.sqlite") as shelf:
+        summary = fill_archive(replace(job, catalog=catalog))
+        assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
+        assert [one.clips for one in shelf.archives()] == [len(CLIPS)], "the index is of all"

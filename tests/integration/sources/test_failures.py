@@ -1,0 +1,298 @@
+"""What yt-dlp says, in its own words, and the class of failure that it becomes."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.youtube.errors import classify
+from kinetics_fs.sources.youtube.source import YouTubeSource
+from tests.support.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube
+
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
+
+VIDEO = "-a_Video-01"
+CLIP = Clip(VIDEO, 1, 2)
+
+KINDS: dict[FailureKind, set[str]] = {
+    FailureKind.GONE: {"nonexistent", "removed", "terminated", "terms", "harassment", "copyright", "unavailable"},
+    FailureKind.CREDENTIALS: {
+        *("private", "age", "members", "members-level", "payment", "drm", "geo", "geo-plain", "geo-copyright")
+    },
+    FailureKind.BLOCKED: {"bot", "bot-ascii", "captcha", "rate-limit", "wrong-video", "http-429"},
+    FailureKind.TRANSIENT: {
+        *("http-400", "http-403", "http-404", "http-500", "http-503", "html", "stall", "reset"),
+        *("sabr", "reload", "app", "no-formats", "n-challenge", "upcoming", "premiere", "processing"),
+    },
+}
+
+MEDIA_KINDS = {
+    "403": FailureKind.TRANSIENT,
+    "404": FailureKind.TRANSIENT,  # the player has just said that the video is there
+    "429": FailureKind.BLOCKED,
+    "429-bare": FailureKind.BLOCKED,
+    "500": FailureKind.TRANSIENT,
+    "503": FailureKind.TRANSIENT,
+    "truncate": FailureKind.TRANSIENT,
+    "reset": FailureKind.TRANSIENT,
+    "stall": FailureKind.TRANSIENT,
+}
+
+TROUBLES = {
+    "http-403": FailureKind.TRANSIENT,
+    "http-429": FailureKind.BLOCKED,
+    "http-500": FailureKind.TRANSIENT,
+    "http-503": FailureKind.TRANSIENT,
+    "stall": FailureKind.TRANSIENT,
+    "reset": FailureKind.TRANSIENT,
+}
+"""What says something about us or the network, and must win over what the same call says about the video."""
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("media") / "media.mp4"
+    path.write_bytes(bytes(range(256)) * 400)
+    return path
+
+
+@pytest.fixture
+def yt(media: Path) -> Iterator[FakeYouTube]:
+    with FakeYouTube() as fake:
+        fake.add_video(VIDEO, media, duration=10.0, adaptive=(media, media))
+        yield fake
+
+
+def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **params: Any) -> YouTubeSource:
+    """The source as a worker makes it, but quick to give up; `youtube` are more arguments of the extractor."""
+    options = copy.deepcopy(yt.ytdlp_options)
+    options["extractor_args"]["youtube"].update(youtube or {})
+    quick = {"socket_timeout": 0.4, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}
+    settings = SourceSettings(ytdlp={**options, **quick, **params})
+    # By way of JSON, as the settings reach a worker.
+    return YouTubeSource(SourceSettings(**json.loads(json.dumps({"ytdlp": settings.ytdlp}))))
+
+
+def failure(source: YouTubeSource, folder: Path, clip: Clip = CLIP) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        source.fetch(clip, folder)
+    assert_clean(caught.value.reason)
+    assert caught.value.source == "youtube"
+    return caught.value
+
+
+def assert_clean(reason: str) -> None:
+    """A sentence for a log and for an attribute: one line, without the clutter of a command line."""
+    assert reason.isprintable()
+    assert reason.strip() == reason
+    assert 5 < len(reason) <= 300
+    for clutter in ("ERROR", "Use --cookies", "please report", "[youtube]", "[generic]", "[download]", "-t sleep"):
+        assert clutter not in reason
+    assert not reason.startswith(VIDEO)
+
+
+def test_every_scenario_has_a_kind() -> None:
+    assert set().union(*KINDS.values()) == SCENARIOS - {"ok", "preroll"}
+    assert MEDIA_KINDS.keys() <= MEDIA_FAULTS.keys()  # the others are for who reads media himself
+
+
+@pytest.mark.parametrize(("kind", "scenario"), [(kind, name) for kind in KINDS for name in sorted(KINDS[kind])])
+def test_scenario(yt: FakeYouTube, tmp_path: Path, kind: FailureKind, scenario: str) -> None:
+    yt.set_scenario(VIDEO, scenario)
+
+    error = failure(source(yt), tmp_path)
+
+    assert error.kind == kind
+    assert error.errno == (errno.ETIMEDOUT if scenario == "stall" else None)
+    assert yt.media_requests(VIDEO) == []
+
+
+@pytest.mark.parametrize("fault", sorted(MEDIA_KINDS))
+def test_media_fault(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
+    yt.media_fault[VIDEO] = fault
+
+    error = failure(source(yt), tmp_path)
+
+    assert error.kind == MEDIA_KINDS[fault]
+    assert error.retry_after == (RETRY_AFTER if fault == "429" else None)
+    assert error.errno == (errno.ETIMEDOUT if fault == "stall" else None)
+
+
+def test_page_in_place_of_media_is_no_verdict_on_the_video(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.media_fault[VIDEO] = "html"
+
+    assert failure(source(yt), tmp_path).kind is FailureKind.TRANSIENT
+
+
+@pytest.mark.parametrize("verdict", ["nonexistent", "removed", "private"])
+@pytest.mark.parametrize("trouble", sorted(TROUBLES))
+def test_verdict_beside_trouble_does_not_count(yt: FakeYouTube, tmp_path: Path, trouble: str, verdict: str) -> None:
+    # Two clients are asked, one after the other: the first is told of trouble, the second that the video is dead.
+    yt.set_scenario(VIDEO, trouble, trouble, verdict)
+
+    error = failure(source(yt, {"player_client": ["visionos", "tv_samsung"]}, extractor_retries=1), tmp_path)
+
+    assert len(set(yt.player_clients(VIDEO))) == 2
+    assert error.kind == TROUBLES[trouble]
+
+
+def test_warnings_of_one_clip_say_nothing_of_the_next(yt: FakeYouTube, tmp_path: Path) -> None:
+    reused = source(yt)
+    yt.set_scenario(VIDEO, "http-429")
+    assert failure(reused, tmp_path).kind is FailureKind.BLOCKED
+
+    yt.set_scenario(VIDEO, "removed")
+
+    assert failure(reused, tmp_path).kind is FailureKind.GONE
+
+
+def test_untrusted_certificate(yt: FakeYouTube, tmp_path: Path) -> None:
+    error = failure(source(yt, nocheckcertificate=False), tmp_path)
+
+    assert error.kind is FailureKind.CONFIG
+    assert yt.player_requests(VIDEO) == 0
+
+
+def test_nobody_listens(media: Path, tmp_path: Path) -> None:
+    with FakeYouTube() as yt:
+        pass
+
+    assert failure(source(yt), tmp_path).kind is FailureKind.TRANSIENT
+
+
+def test_challenge_that_javascript_could_not_solve(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.set_scenario(VIDEO, "n-challenge")
+    client = {
+        "player_client": ["tv_samsung"],
+        "player_js_version": ["20000@deadbeef"],
+        "player_skip": ["webpage", "configs", "initial_data"],
+    }
+
+    assert failure(source(yt, client), tmp_path).kind is FailureKind.CONFIG
+
+
+def test_merge_without_ffmpeg(yt: FakeYouTube, tmp_path: Path) -> None:
+    error = failure(source(yt, format="134+140", ffmpeg_location=os.devnull + "/none"), tmp_path)
+
+    assert error.kind is FailureKind.CONFIG
+    assert "ffmpeg" in error.reason
+
+
+def test_no_ffmpeg_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "")
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", _no_ffmpeg)
+
+    with pytest.raises(FetchError) as caught:
+        YouTubeSource(SourceSettings())
+
+    assert caught.value.kind is FailureKind.CONFIG
+
+
+def _no_ffmpeg() -> str:
+    raise RuntimeError("No ffmpeg exe could be found.")
+
+
+def test_other_site_is_refused(yt: FakeYouTube, tmp_path: Path) -> None:
+    elsewhere = source(yt, allowed_extractors=["^vimeo$"])
+
+    assert failure(elsewhere, tmp_path).kind is FailureKind.CONFIG
+
+
+def test_filter_of_the_user_is_no_crash(yt: FakeYouTube, tmp_path: Path) -> None:
+    assert failure(source(yt, max_filesize=10), tmp_path).kind is FailureKind.CORRUPT
+
+
+def test_full_disk_under_ytdlp(yt: FakeYouTube, tmp_path: Path) -> None:
+    # The one file that is always full.
+    (tmp_path / "source.mp4.part").symlink_to("/dev/full")
+
+    error = failure(source(yt), tmp_path)
+
+    assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        # What the fake cannot say.
+        (FailureKind.CONFIG, "Cookies file must be Netscape formatted, not JSON. See https://example.org"),
+        (FailureKind.CONFIG, "could not find firefox cookies database in '/root/.mozilla/firefox'"),
+        (FailureKind.CONFIG, "m3u8 download detected but ffmpeg could not be found. Please install"),
+        (FailureKind.CONFIG, "Postprocessing: ffmpeg not found. Please install or provide the path"),
+        (FailureKind.TRANSIENT, "Unable to download API page: [Errno -2] Name or service not known"),
+        (FailureKind.TRANSIENT, "Unable to download API page: [Errno -3] Temporary failure in name resolution"),
+        (FailureKind.TRANSIENT, "Unable to download API page: [Errno 101] Network is unreachable"),
+        (FailureKind.TRANSIENT, "Downloaded 912217 bytes, expected 1824434 bytes. Giving up after 3 retries"),
+        (FailureKind.TRANSIENT, "Did not get any data blocks"),
+        (FailureKind.TRANSIENT, "The downloaded file is empty"),
+        (FailureKind.TRANSIENT, "Requested format is not available. Use --list-formats for a list"),
+        (FailureKind.TRANSIENT, "something that nobody has seen before"),
+        (FailureKind.GONE, "Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404>)"),
+        (FailureKind.GONE, "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)"),
+        (FailureKind.GONE, "This video has been removed for violating YouTube's Community Guidelines"),
+        (FailureKind.GONE, "Unsupported URL: http://127.0.0.1/watch/x"),
+        (FailureKind.GONE, "This video is no longer available due to a copyright claim by Example Ltd."),
+        # Met in a log of 2019, over 1,000 times: the age gate of the time.
+        (FailureKind.CREDENTIALS, "Content Warning"),
+        (
+            FailureKind.GONE,
+            "This video has been removed for violating YouTube's policy on hate speech. "
+            "Learn more about combating hate speech in your country.",
+        ),
+        (FailureKind.GONE, "This video is no longer available because the uploader has closed their YouTube account."),
+        (FailureKind.GONE, "This video is no longer available due to a privacy claim by a third party."),
+        (FailureKind.CREDENTIALS, "This video contains content from Example. It is not available in your country."),
+        (FailureKind.TRANSIENT, "An error occurred. Please try again later."),
+        (FailureKind.TRANSIENT, "giving up after 10 fragment retries"),
+        # Names of claimants stand in these sentences: they are data, and no words of YouTube's.
+        (FailureKind.GONE, "This video contains content from Sabrina Music, who has blocked it on copyright grounds"),
+        (FailureKind.GONE, "This video contains content from Blog Inc, who has blocked it on copyright grounds"),
+    ],
+)
+def test_sentence(kind: FailureKind, text: str) -> None:
+    error = classify(Exception(f"ERROR: [youtube] {VIDEO}: {text}"), [], "youtube")
+
+    assert error.kind == kind
+    assert_clean(error.reason)
+
+
+def test_warning_is_no_verdict_on_a_video() -> None:
+    warnings = ["[youtube] Some formats are not available", "Falling back: the iOS player is unavailable, log in"]
+
+    assert classify(Exception("KeyError('streams')"), warnings, "youtube").kind is FailureKind.TRANSIENT
+
+
+def test_reason_has_no_colours_and_one_line() -> None:
+    said = f"\x1b[0;31mERROR:\x1b[0m [youtube] {VIDEO}: Private video\x1b[0m\nand more\x07"
+
+    error = classify(Exception(said), [], "youtube")
+
+    assert error.reason == "Private video"
+    assert error.kind is FailureKind.CREDENTIALS
+
+
+def test_exception_without_text_has_a_reason() -> None:
+    assert classify(Exception(), [], "youtube").reason == "Exception"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_fault_of_the_disk_is_found_behind_other_exceptions(number: int) -> None:
+    outer = RuntimeError("ERROR: unable to write data; HTTP Error 404")
+    outer.__context__ = ValueError("between")
+    outer.__context__.__cause__ = OSError(number, os.strerror(number))
+
+    error = classify(outer, ["HTTP Error 429"], "youtube")
+
+    assert (error.kind, error.errno) == (FailureKind.LOCAL, number)
+    assert_clean(error.reason)

@@ -1,0 +1,276 @@
+"""Folders of clips as real tools leave them, and as nobody should."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip, compile_catalog, find_release
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.sources import NotHere
+from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
+from kinetics_fs.sources.folder import FolderSource, clip_of, file_names
+from kinetics_fs.util.files import link_or_copy
+from tests.support.store import quick_place
+from tests.support.store_fixtures import public_folder as public_folder
+from tests.support.store_fixtures import small_disk as small_disk
+from tests.support.store_fixtures import without_privileges as without_privileges
+
+CLIP = Clip("-a_b-c_d-e_", 10, 20)
+FOOTBALL = "passing American football (in game)"
+HEAD = "massaging person's head"
+ROWS = [
+    (FOOTBALL, CLIP, "validate"),
+    (HEAD, Clip("train_only_", 0, 10), "train"),
+    ("(..)", Clip("sly_label__", 0, 10), "test"),  # torchvision would call it `..`
+]
+CONTENT = b"not a video: that is for the worker to find out" * 50
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    file = tmp_path / "annotations.csv"
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    lines += [f"{label},{clip.youtube_id},{clip.start},{clip.end},{split}" for label, clip, split in ROWS]
+    file.write_text("\n".join(lines) + "\n")
+    return compile_catalog([file], find_release("600"), tmp_path / "catalogs")
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """The user's folder."""
+    folder = tmp_path / "held"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """What a worker gets to write to."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    return folder
+
+
+def put(path: Path, content: bytes = CONTENT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+LAYOUTS = {
+    "archives as they unpack": f"{CLIP.name}",
+    "archives, arranged": f"val/{FOOTBALL}/{CLIP.name}",
+    "crawler of ActivityNet": f"{FOOTBALL}/{CLIP.name}",
+    "FiftyOne": f"validation/{FOOTBALL}/{CLIP.name}",
+    "FiftyOne, the folder above": f"kinetics-600/validation/{FOOTBALL}/{CLIP.name}",
+    "torchvision": f"val/passing_American_football_in_game/{CLIP.name}",
+    "mmaction2": f"validate/passing_American_football_(in_game)/{CLIP.name}",
+    "by split alone": f"valid/{CLIP.name}",
+    "times as they are": f"val/{FOOTBALL}/-a_b-c_d-e__10_20.mp4",
+    "times as they are, flat": "-a_b-c_d-e__10_20.mp4",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_tools_leave(layout: str, catalog: Path, held: Path, private: Path) -> None:
+    file = put(held / LAYOUTS[layout])
+    file.chmod(0o644)
+
+    media = FolderSource([held.parent / "none", held], catalog).fetch(CLIP, private)
+
+    assert (media.path, media.start, media.length, media.whole) == (private / CLIP.name, 0.0, None, True)
+    assert media.path.read_bytes() == CONTENT
+    assert media.path.samefile(file), "it takes no room"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        f"train/{FOOTBALL}/{CLIP.name}",  # another split
+        f"val/{HEAD}/{CLIP.name}",  # another class
+        f"deep/er/{CLIP.name}",
+        f"kinetics-400/val/{FOOTBALL}/{CLIP.name}",
+        f"{CLIP.youtube_id}.mp4",
+        "-a_b-c_d-e__010_020.mp4",
+        "-a_b-c_d-e__000010_000021.mp4",
+    ],
+)
+def test_what_is_elsewhere_is_not_here(wrong: str, catalog: Path, held: Path, private: Path) -> None:
+    put(held / wrong)
+    with pytest.raises(NotHere):
+        FolderSource([held], catalog).fetch(CLIP, private)
+    assert list(private.iterdir()) == []
+
+
+def test_without_a_catalog_loose_files_alone(held: Path, private: Path) -> None:
+    file = put(held / f"val/{FOOTBALL}/{CLIP.name}")
+    source = FolderSource([held], None)
+    with pytest.raises(NotHere):
+        source.fetch(CLIP, private)
+    file.rename(held / CLIP.name)
+    assert source.fetch(CLIP, private).path.read_bytes() == CONTENT
+
+
+def test_no_label_leads_out_of_the_folder(catalog: Path, held: Path, private: Path) -> None:
+    clip = ROWS[2][1]
+    put(held.parent / clip.name)
+    put(held / "test" / "x")
+    with pytest.raises(NotHere):
+        FolderSource([held / "test", held], catalog).fetch(clip, private)
+    put(held / "test" / "(..)" / clip.name)
+    assert FolderSource([held], catalog).fetch(clip, private)
+
+
+def test_odd_things_under_the_name_of_a_clip(catalog: Path, held: Path, private: Path) -> None:
+    places = [held / str(number) for number in range(6)]
+    put(places[0] / CLIP.name, b"")
+    places[1].mkdir()
+    os.mkfifo(places[1] / CLIP.name)
+    (places[2] / CLIP.name).mkdir(parents=True)
+    places[3].mkdir()
+    (places[3] / CLIP.name).symlink_to(CLIP.name)  # a loop
+    places[4].mkdir()
+    (places[4] / CLIP.name).symlink_to("gone")
+    places[5].mkdir()
+    (places[5] / CLIP.name).symlink_to("/dev/zero")
+    source = FolderSource(places, catalog)
+    with pytest.raises(NotHere):
+        source.fetch(CLIP, private)
+    assert list(private.iterdir()) == []
+
+    # As the archives are arranged: by symbolic links to files.
+    (places[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(held / "elsewhere.mp4"))
+    media = source.fetch(CLIP, private)
+    assert not media.path.is_symlink()
+    assert media.path.samefile(held / "elsewhere.mp4")
+
+
+def test_too_large(catalog: Path, held: Path, private: Path) -> None:
+    os.truncate(put(held / CLIP.name), MOST_CLIP_BYTES + 1)
+    with pytest.raises(FetchError, match="larger than") as caught:
+        FolderSource([held], catalog).fetch(CLIP, private)
+    assert (caught.value.kind, caught.value.source) == (FailureKind.CORRUPT, "folder")
+    assert list(private.iterdir()) == []
+
+
+def test_unreadable_file_is_told_and_another_taken(
+    catalog: Path, public_folder: Path, private: Path, without_privileges: Callable[[], AbstractContextManager[None]]
+) -> None:
+    file = put(public_folder / "one" / CLIP.name)
+    file.chmod(0)
+    private = public_folder / "private"
+    private.mkdir()
+    private.chmod(0o777)
+    source = FolderSource([public_folder / "one", public_folder / "two"], None)
+    with without_privileges(), pytest.raises(FetchError) as caught:
+        source.fetch(CLIP, private)
+    # Neither LOCAL nor CONFIG, which would end a prefetch.
+    assert (caught.value.kind, caught.value.errno) == (FailureKind.TRANSIENT, errno.EACCES)
+    assert str(file) in caught.value.reason
+
+    put(public_folder / "two" / CLIP.name)
+    with without_privileges():
+        media = source.fetch(CLIP, private)
+    assert media.path.read_bytes() == CONTENT
+
+
+def test_file_of_another_user_is_copied(catalog: Path, held: Path, private: Path) -> None:
+    file = put(held / CLIP.name)
+    try:
+        os.chown(file, 65534, 65534)
+    except PermissionError:
+        pytest.skip("only root can give files away")
+    path = FolderSource([held], catalog).fetch(CLIP, private).path
+    assert not path.samefile(file)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder on another filesystem."""
+    with quick_place() as place:
+        yield place
+
+
+def test_other_filesystem_is_copied(catalog: Path, held: Path, private: Path, memory: Path) -> None:
+    if memory.stat().st_dev == held.stat().st_dev:
+        pytest.skip("there is only one filesystem")
+    put(memory / CLIP.name).chmod(0o604)
+    path = FolderSource([memory], catalog).fetch(CLIP, private).path
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_nlink == 1
+
+
+@pytest.fixture
+def cloning_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk whose files can share their blocks."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 120_000_000)
+    program = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "false"
+    for command in ([program, "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no Btrfs here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:
+    size = 15_000_000  # four of them would not fit
+    content = os.urandom(1_000_000) * (size // 1_000_000)
+    with put(cloning_disk / "file", content).open("r+b") as file:
+        os.fsync(file.fileno())
+        for number in range(3):
+            assert not link_or_copy(file.fileno(), cloning_disk / f"{number}", most=size)
+        file.write(b"changed")
+    assert all((cloning_disk / f"{number}").read_bytes() == content for number in range(3))
+
+
+def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Path], held: Path) -> None:
+    disk = small_disk(1_000_000)
+    with put(held / "file", os.urandom(2_000_000)).open("rb") as file:
+        with pytest.raises(OSError, match="No space"):
+            link_or_copy(file.fileno(), disk / "file", most=3_000_000)
+        with pytest.raises(OSError, match="larger than"):
+            link_or_copy(file.fileno(), held / "other", most=1_999_999)
+        assert list(disk.iterdir()) == []
+        assert not (held / "other").exists()
+        assert not link_or_copy(file.fileno(), held / "other", most=2_000_000, link=False)
+        assert (held / "other").read_bytes() == file.read()
+        # What is there stays.
+        with pytest.raises(FileExistsError):
+            link_or_copy(file.fileno(), held / "other", most=2_000_000)
+    assert (held / "other").stat().st_size == 2_000_000
+
+
+@pytest.mark.parametrize("name", [*file_names(CLIP), "a" * 11 + "_0_999999.mp4"])
+def test_names_of_clips(name: str) -> None:
+    clip = clip_of(name)
+    assert clip is not None
+    assert name in file_names(clip)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-a_b-c_d-e__010_20.mp4",
+        "-a_b-c_d-e__20_10.mp4",
+        "-a_b-c_d-e__000010_20.mp4",
+        "-a_b-c_d-e__10_20.mp4\n",
+        "-a_b-c_d-e__10_1000000.mp4",
+        "-a_b-c_d-e__10_20.MP4",
+        "._a_b-c_d-e__10_20.mp4x",
+        "-a_b-c_d-\n__10_20.mp4",
+    ],
+)
+def test_names_of_none(name: str) -> None:
+    assert clip_of(name) is None

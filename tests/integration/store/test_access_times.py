@@ -1,0 +1,96 @@
+"""The least recently opened clip goes first, over all processes; and to note an open costs no write."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.store import Store, uses
+from tests.support import store_subprocess as children
+from tests.support.store import UNIT, clip, held, is_absent, keep, query, read
+from tests.support.subprocesses import end, start
+
+
+@pytest.fixture
+def three(folder: Path) -> Path:
+    """The folder of a closed store with the clips 0, 1 and 2, put there in that order."""
+    with Store(folder) as store:
+        for number in range(3):
+            keep(store, clip(number))
+    return folder
+
+
+def test_the_least_recently_opened_goes_first(three: Path) -> None:
+    with Store(three, limit=3 * UNIT) as store:
+        assert read(store, clip(1))
+        assert read(store, clip(0))
+        keep(store, clip(3))
+        assert held(store, 4) == [0, 1, 3]
+        keep(store, clip(4))
+        assert held(store, 5) == [0, 3, 4]
+
+
+def test_the_order_of_use_outlives_the_process(three: Path) -> None:
+    with Store(three) as store:
+        assert read(store, clip(0))
+    with Store(three, limit=3 * UNIT) as store:
+        keep(store, clip(3))
+        assert held(store, 4) == [0, 2, 3]
+
+
+def test_the_order_of_use_is_that_of_all_processes(three: Path) -> None:
+    with Store(three, limit=3 * UNIT) as store:
+        assert read(store, clip(1))
+        assert end(start(children.open_clip, three, 0)) == 0
+        keep(store, clip(3))
+        assert held(store, 4) == [0, 1, 3]
+
+
+def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
+    with Store(three) as slow:
+        assert read(slow, clip(0))
+        assert read(slow, clip(1))
+        with Store(three) as quick:
+            assert read(quick, clip(0))
+    with Store(three, limit=3 * UNIT) as store:
+        keep(store, clip(3), 2 * UNIT)
+        assert held(store, 4) == [0, 3]
+
+
+def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What shows a write to any file of the folder, but for SQLite's shared memory."""
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if not path.name.endswith("-shm")
+    }
+
+
+def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "_WRITE_EVERY", 60.0)
+    with Store(three) as store:
+        before = state_of(three)
+        for _ in range(100):
+            for number in range(3):
+                assert not is_absent(store, clip(number))
+            assert is_absent(store, clip(9))
+        assert state_of(three) == before
+
+
+def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "_WRITE_EVERY", 0.05)
+
+    def opened_at() -> list[float]:
+        return [at for (at,) in query(three / "ledger.sqlite", "SELECT opened_at FROM clip ORDER BY key")]
+
+    with Store(three) as store:
+        before = time.time()
+        for number in range(3):
+            assert not is_absent(store, clip(number))
+        assert max(opened_at()) < before, "not at once"
+        deadline = time.monotonic() + 10
+        while min(opened_at()) < before:
+            assert time.monotonic() < deadline, "never noted"
+            time.sleep(0.01)

@@ -1,0 +1,189 @@
+"""A disk that fills up, by us and by others: room is left on it, and no error of it costs a clip."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.store import Store
+from tests.support import store_subprocess as children
+from tests.support.store import (
+    UNIT,
+    SmallDisk,
+    assert_in_step,
+    assert_no_room,
+    clip,
+    clip_files,
+    held,
+    is_absent,
+    is_whole,
+    keep,
+    read,
+)
+from tests.support.subprocesses import end, start
+
+
+def free(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+@pytest.mark.parametrize("limit", [None, 100 * UNIT], ids=["no limit", "a limit that is far"])
+def test_the_disk_keeps_free_what_it_is_told_to(small_disk: SmallDisk, limit: int | None) -> None:
+    folder = small_disk(16 * UNIT) / "cache"
+    with Store(folder, limit=limit, min_free=8 * UNIT) as store:
+        for number in range(12):
+            keep_dense(store, number)
+            assert free(folder) >= 8 * UNIT
+        assert held(store, 12)[-1] == 11
+        assert_in_step(folder)
+
+
+def test_nothing_goes_while_the_disk_has_room(small_disk: SmallDisk) -> None:
+    folder = small_disk(16 * UNIT) / "cache"
+    with Store(folder, min_free=8 * UNIT) as store:
+        for number in range(6):
+            keep_dense(store, number)
+        assert free(folder) >= 9 * UNIT
+        claim = store.claim(clip(6))
+        assert claim is not None
+        with claim:
+            path = claim.folder / "finished.mp4"
+            path.write_bytes(b"x" * UNIT)
+            assert free(folder) >= 8 * UNIT, "it fits as it is"
+            claim.publish(path, "test")
+        assert held(store, 7) == list(range(7))
+
+
+def test_a_disk_that_others_fill_gives_no_room(small_disk: SmallDisk) -> None:
+    disk = small_disk(8 * UNIT)
+    with Store(disk / "cache", min_free=4 * UNIT) as store:
+        (disk / "other").write_bytes(b"x" * 5 * UNIT)
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(0))
+        assert_no_room(caught.value)
+        (disk / "other").unlink()
+        keep(store, clip(0))
+        assert is_whole(store, clip(0))
+
+
+def test_a_claim_without_room_evicts_nothing(small_disk: SmallDisk) -> None:
+    disk = small_disk(10 * UNIT)
+    with Store(disk / "cache", min_free=4 * UNIT) as store:
+        keep_dense(store, 0)
+        (disk / "other").write_bytes(b"x" * 7 * UNIT)
+        with pytest.raises(FetchError):
+            store.claim(clip(1))
+        assert not is_absent(store, clip(0)), "its bytes would not have been enough"
+        assert_in_step(store.folder)
+
+
+def keep_dense(store: Store, number: int) -> None:
+    """Puts a clip into the store that takes its room on the disk."""
+    claim = store.claim(clip(number))
+    assert claim is not None
+    with claim:
+        path = claim.folder / "finished.mp4"
+        path.write_bytes(b"x" * UNIT)
+        claim.publish(path, "test")
+
+
+def fill(disk: Path) -> Path:
+    """Takes every last byte of the disk."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (UNIT, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    return path
+
+
+@pytest.mark.parametrize("moment", ["before the claim", "before publishing"])
+def test_a_full_disk_is_an_error_that_says_so_and_no_clip(small_disk: SmallDisk, moment: str) -> None:
+    disk = small_disk(8 * UNIT)
+    with Store(disk / "cache") as store:
+        for number in range(2):
+            keep_dense(store, number)
+        filler = None
+        with pytest.raises((FetchError, StoreError)):
+            if moment == "before the claim":
+                filler = fill(disk)
+            claim = store.claim(clip(2))
+            assert claim is not None
+            with claim:
+                path = claim.folder / "finished.mp4"
+                path.touch()  # an empty file: nothing but the store itself needs room
+                filler = filler or fill(disk)
+                claim.publish(path, "test")
+                raise StoreError("it was published, against all odds")
+        assert filler is not None
+        filler.unlink()
+        for number in range(3):
+            if not is_absent(store, clip(number)):
+                assert read(store, clip(number)) == (b"x" * UNIT if number < 2 else b"")
+        keep_dense(store, 3)
+        assert not is_absent(store, clip(3)), "the store works again when there is room again"
+    with Store(disk / "cache"):
+        assert_in_step(disk / "cache")
+
+
+Act = Callable[[Store], object]
+
+ACTS: dict[str, Act] = {
+    "drop": lambda store: store.drop(clip(0)),
+    "remember a failure": lambda store: store.remember_failure(clip(7), FetchError(FailureKind.GONE, "x" * 10_000)),
+    "forget failures": lambda store: store.forget_failures(),
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_on_a_full_disk_everything_fails_with_a_sentence_if_at_all(small_disk: SmallDisk, name: str) -> None:
+    disk = small_disk(4 * UNIT)
+    with Store(disk / "cache") as store:
+        keep_dense(store, 0)
+        filler = fill(disk)
+        try:
+            ACTS[name](store)
+        except (FetchError, StoreError) as error:
+            assert "\n" not in str(error)
+        assert is_absent(store, clip(0)) or read(store, clip(0)) == b"x" * UNIT
+        filler.unlink()
+        keep_dense(store, 1)
+
+
+def test_cached_clips_are_read_from_a_full_disk(small_disk: SmallDisk) -> None:
+    disk = small_disk(4 * UNIT)
+    with Store(disk / "cache") as store:
+        keep_dense(store, 0)
+        filler = fill(disk)
+        assert read(store, clip(0)) == b"x" * UNIT
+        filler.unlink()
+
+
+def test_a_store_cannot_be_opened_on_a_full_disk_and_says_so(small_disk: SmallDisk) -> None:
+    disk = small_disk(4 * UNIT)
+    filler = fill(disk)
+    with pytest.raises(StoreError) as caught:
+        Store(disk / "cache")
+    assert "\n" not in str(caught.value)
+    filler.unlink()
+    Store(disk / "cache").close()
+
+
+def test_a_process_out_of_file_descriptors_loses_no_clip(folder: Path) -> None:
+    with Store(folder) as store:
+        for number in range(3):
+            keep(store, clip(number))
+    assert end(start(children.open_without_descriptors, folder, 0)) == 0
+    with Store(folder) as store:
+        assert held(store, 3) == [0, 1, 2]
+        assert is_whole(store, clip(0))
+    assert len(clip_files(folder)) == 3

@@ -1,0 +1,191 @@
+"""One folder, many processes and threads: one fetch per clip, one limit for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.store import Store
+from tests.support import store_subprocess as children
+from tests.support.store import (
+    UNIT,
+    assert_in_step,
+    clip,
+    clip_files,
+    contents,
+    held,
+    is_absent,
+    is_whole,
+    keep,
+    write,
+)
+from tests.support.subprocesses import CONTEXT, KILLED, end, start
+
+
+@contextmanager
+def claimed_elsewhere(folder: Path, number: int) -> Iterator[BaseProcess]:
+    """While another process has a claim."""
+    ours, theirs = CONTEXT.Pipe()
+    with ours:
+        process = start(children.hold_claim, folder, number, theirs)
+        theirs.close()
+        assert ours.recv() == "claimed"
+        yield process
+    end(process)
+
+
+def bytes_at_one_moment(folder: Path) -> int:
+    """Sizes of all clip files that were there at one and the same moment.
+
+    A file seen while looking, and still there after all had been looked at, was there at the moment between; for
+    no name is ever used twice.
+    """
+    seen = clip_files(folder)
+    total = 0
+    for path in seen:
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def test_a_claim_is_exclusive_over_processes(store: Store) -> None:
+    with claimed_elsewhere(store.folder, 0):
+        assert store.claim(clip(0)) is None
+        keep(store, clip(1))
+    keep(store, clip(0))
+    assert_in_step(store.folder)
+
+
+def test_a_claim_is_exclusive_over_two_stores_of_one_process(store: Store) -> None:
+    with Store(store.folder) as other:
+        claim = store.claim(clip(0))
+        assert claim is not None
+        with claim:
+            assert other.claim(clip(0)) is None
+            assert store.claim(clip(0)) is None
+            claim.publish(write(claim), "test")
+        assert is_whole(other, clip(0))
+        keep(other, clip(1))
+        assert is_whole(store, clip(1))
+        store.drop(clip(1))
+        assert is_absent(other, clip(1))
+        assert_in_step(store.folder, owners=2)
+
+
+def test_of_all_threads_of_all_processes_one_gets_the_claim(folder: Path, tmp_path: Path) -> None:
+    processes, threads = 3, 4
+    Store(folder).close()
+    barrier = CONTEXT.Barrier(processes * threads)
+    begun = [start(children.claim_at_once, folder, 0, threads, barrier, tmp_path) for _ in range(processes)]
+    assert [end(process) for process in begun] == [0] * processes
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(store: Store) -> None:
+    with claimed_elsewhere(store.folder, 0) as process:
+        assert store.claim(clip(0)) is None
+        process.kill()
+        process.join()
+        keep(store, clip(0))
+        assert is_whole(store, clip(0))
+        assert_in_step(store.folder)
+
+
+def test_what_a_dead_process_left_goes_when_a_store_is_opened(store: Store) -> None:
+    assert end(start(children.claim_and_die, store.folder, 0)) == KILLED
+    assert len(contents(store.folder).incoming) == 1
+    with Store(store.folder):
+        assert_in_step(store.folder, owners=2)
+
+
+def test_opening_a_store_takes_nothing_from_the_living(store: Store) -> None:
+    with claimed_elsewhere(store.folder, 0):
+        claim = store.claim(clip(1))
+        assert claim is not None
+        with claim, Store(store.folder) as other:
+            assert other.claim(clip(0)) is None
+            assert other.claim(clip(1)) is None
+            assert len(contents(store.folder).incoming) == 2
+            claim.publish(write(claim), "test")
+        assert is_whole(store, clip(1))
+
+
+def test_a_closed_store_gives_its_claims_up(folder: Path) -> None:
+    first = Store(folder)
+    assert first.claim(clip(0)) is not None
+    first.close()
+    with Store(folder) as store:
+        keep(store, clip(0))
+        assert_in_step(folder)
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["a new folder", "a folder in use"])
+def test_processes_that_publish_at_once_keep_the_limit_at_every_moment(folder: Path, fresh: bool) -> None:
+    processes, clips, limit = 4, 8, 5 * UNIT
+    if not fresh:
+        Store(folder).close()
+    barrier = CONTEXT.Barrier(processes)
+    ranges = [range(number * clips, (number + 1) * clips) for number in range(processes)]
+    begun = [start(children.keep_many, folder, limit, numbers, barrier) for numbers in ranges]
+    most, looks = 0, 0
+    while any(process.is_alive() for process in begun):
+        most = max(most, bytes_at_one_moment(folder))
+        looks += 1
+        time.sleep(0.001)
+    assert [end(process) for process in begun] == [0] * processes
+    assert looks > 10
+    assert 0 < most <= limit
+    with Store(folder, limit=limit) as store:
+        assert_in_step(folder)
+        here = held(store, processes * clips)
+        assert here
+        assert all(is_whole(store, clip(number)) for number in here)
+        assert len(store.sizes([clip(number).key for number in range(processes * clips)])) == processes * clips
+
+
+def test_a_new_folder_can_be_opened_by_many_processes_at_once(place: Path) -> None:
+    barrier = CONTEXT.Barrier(3)
+    begun = [start(children.open_together, place, 120, barrier) for _ in range(3)]
+    assert [end(process) for process in begun] == [0] * 3
+
+
+def test_threads_of_one_store_read_publish_and_drop_at_once(folder: Path) -> None:
+    with Store(folder, limit=6 * UNIT) as store:
+
+        def work(thread: int) -> None:
+            for turn in range(6):
+                own = clip(thread * 100 + turn)
+                keep(store, own)
+                is_whole(store, own)
+                is_whole(store, clip((thread + 1) % 4 * 100 + turn))
+                if turn % 3 == 0:
+                    store.drop(own)
+                assert store.usage().bytes <= 6 * UNIT
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+        assert_in_step(folder)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+def test_a_thread_of_its_own_for_every_call_does_not_use_up_the_file_descriptors(store: Store) -> None:
+    """As under libfuse, where each call may come in another thread."""
+    keep(store, clip(0))
+    before = open_descriptors()
+    most = 0
+    for _ in range(300):
+        with ThreadPoolExecutor(1) as thread:
+            assert not thread.submit(is_absent, store, clip(0)).result()
+        most = max(most, open_descriptors())
+    assert most < before + 150

@@ -1,0 +1,99 @@
+"""Kinetics from Python: the same as by commands, without a mount."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kinetics_fs
+from kinetics_fs import Library
+from kinetics_fs.demo.dataset import GONE, ROWS, expected_frames
+from kinetics_fs.demo.media import frame_numbers
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import CatalogError, FetchError, SettingError
+from tests.conftest import Dataset
+from tests.integration.fetch.test_fetcher import environment as environment
+
+HEADS = "massaging person's head"
+
+
+@pytest.fixture
+def values(dataset: Dataset, site: VideoSite, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "annotations": dataset.annotations,
+        "cache_dir": tmp_path / "cache",
+        "min_free": 0,
+        "source": "youtube",
+        "video_url": site.url_template,
+    }
+
+
+@pytest.fixture
+def library(values: dict[str, Any]) -> Iterator[Library]:
+    with Library(**values, split="validation", class_names="torchvision") as library:
+        yield library
+
+
+def test_selected_and_opened(library: Library, site: VideoSite, tmp_path: Path) -> None:
+    paths = list(library.paths())
+    assert len(paths) == len(list(library.clips())) == sum(row.split == "validate" for row in ROWS)
+    assert site.requests == [], "looking is free"
+    [path] = [path for path in paths if path.startswith("validation/massaging_persons_head/demo-video2")]
+    assert not library.held(path)
+    with library.open(path) as file:
+        (tmp_path / "clip.mp4").write_bytes(file.read())
+    [clip] = [row.clip for row in ROWS if row.clip.name == Path(path).name]
+    assert frame_numbers(tmp_path / "clip.mp4") == expected_frames(clip)
+    asked = len(site.requests)
+    with library.open(clip) as file:
+        assert file.read() == (tmp_path / "clip.mp4").read_bytes()
+    assert library.held(clip) and len(site.requests) == asked
+
+
+def test_what_cannot_be_had(library: Library) -> None:
+    [path] = [path for path in library.paths() if GONE in path]
+    with pytest.raises(FetchError, match="404"):
+        library.open(path)
+    with pytest.raises(CatalogError, match="not in the selection"):
+        library.open("-aaaaaaaaaa_000000_000010.mp4")
+    with pytest.raises(CatalogError, match="not the name of a clip"):
+        library.held("../../etc/passwd")
+
+
+def test_prefetched(values: dict[str, Any]) -> None:
+    reports: list[Any] = []
+    with Library(**values, classes=HEADS) as library:
+        report = library.prefetch(reports.append)
+        assert (report["state"], report["clips"], report["fetched"], report["failed"]) == ("done", 2, 2, 0)
+        assert reports[-1] == report
+        cache = library.status()["cache"]
+        assert cache["clips"] == 2
+        assert all(library.held(clip) for clip in library.clips())
+        assert library.prefetch()["already_here"] == 2
+        assert sum(sample.fetched for sample in library.store.history.samples()) == 2
+
+
+def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        Library(**values, splits="validation")
+    with pytest.raises(CatalogError, match="no class"):
+        Library(**values, classes=["surfing watr"])
+    with (
+        Library(**{**values, "video_url": "http://127.0.0.1/"}) as library,
+        pytest.raises(SettingError, match="has no "),
+    ):
+        library.prefetch()
+
+
+def test_nothing_is_imported_for_it_before_it_is_wanted() -> None:
+    code = "import sys, kinetics_fs; assert 'sqlite3' not in sys.modules; print(kinetics_fs.Library.__name__)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "Library\n"
+    )
+    with pytest.raises(AttributeError):
+        kinetics_fs.Librarian  # noqa: B018

@@ -1,0 +1,123 @@
+"""Mounts that fetch nothing, or not more than they may."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store import Store
+from tests.conftest import MountFactory
+from tests.support.command_line import Mounted, kinetics_fs, reason
+from tests.support.mounts import CLASS, cached_file, short_clips, state
+
+CLIPS = sorted(short_clips(1))
+
+
+def path_of(mounted: Mounted, clip: Clip) -> Path:
+    return mounted.root / "validation" / CLASS / clip.name
+
+
+def refused(path: Path) -> int | None:
+    with pytest.raises(OSError) as caught:
+        path.read_bytes()
+    return caught.value.errno
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def read(mounted: Mounted, clips: Iterable[Clip]) -> None:
+    for clip in clips:
+        path_of(mounted, clip).read_bytes()
+
+
+def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
+    here = [CLIPS[3], CLIPS[8], CLIPS[5]]
+    with_all = mount("--annotations", annotations)
+    read(with_all, here)
+    number = path_of(with_all, CLIPS[8]).stat().st_ino
+    with_all.end()
+    asked = len(site.requests)
+
+    shown = mount("--annotations", annotations, "--only", "cached", "--readahead", "2")
+    names = sorted(clip.name for clip in here)
+    assert listing(shown.root) == {".kinetics", "val", "validation"}
+    assert listing(shown.root / "validation") == {CLASS}
+    assert listing(shown.root / "validation" / CLASS) == set(names)
+    listed = (shown.root / ".kinetics/validation.csv").read_text().splitlines()
+    assert [line.split("/")[-1].split()[0] for line in listed] == names
+    labels = (shown.root / ".kinetics/classes.txt").read_text().splitlines()
+    assert int(listed[0].rsplit(" ", 1)[1]) == labels.index(CLASS), "class indexes are those of the whole"
+    assert path_of(shown, CLIPS[8]).stat().st_ino == number
+    assert os.statvfs(shown.root).f_files == shown.status()["clips"] == 3
+    for clip in here:
+        assert path_of(shown, clip).read_bytes() == cached_file(cache, clip).read_bytes()
+
+    with Store(cache) as store:
+        store.drop(CLIPS[5])
+    assert refused(path_of(shown, CLIPS[5])) == errno.EIO
+    assert "--only cached" in reason(path_of(shown, CLIPS[5]))
+    assert len(site.requests) == asked
+    assert kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout.strip() == "[]"
+    made = set((cache / "catalog").glob("*.sqlite"))
+    shown.end()
+    assert len(made - set((cache / "catalog").glob("*.sqlite"))) == 1, "its catalog goes with it"
+
+
+def test_nothing_is_cached(mount: MountFactory, annotations: Path) -> None:
+    with pytest.raises(RuntimeError, match="none of the clips is here"):
+        mount("--annotations", annotations, "--only", "cached")
+
+
+def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
+    mounted = mount("--annotations", annotations, "--max-fetches", "2")
+    read(mounted, CLIPS[:2])
+    assert refused(path_of(mounted, CLIPS[2])) == refused(path_of(mounted, CLIPS[3])) == errno.EDQUOT
+    assert "--max-fetches" in reason(path_of(mounted, CLIPS[2]))
+    assert state(path_of(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
+    read(mounted, CLIPS[:2])
+    assert mounted.status()["gate"]["fetches"] == 2
+    assert "  limits    2 of 2 fetches begun\n" in kinetics_fs("status", mounted.root).stdout
+    assert mounted.log.read_text().count("--max-fetches") == 1
+    # A prefetch is a wish, and not a scan.
+    done = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4", "--wait")
+    assert done.returncode == 0, done.stderr
+    read(mounted, CLIPS[:4])
+    read(mount("--annotations", annotations), CLIPS[4:5])
+
+
+def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
+    mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
+    read(mounted, CLIPS[:1])
+    assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
+    assert " of 1.0 kB fetched\n" in kinetics_fs("status", mounted.root).stdout
+    assert "--max-fetch-bytes" in reason(path_of(mounted, CLIPS[1]))
+
+
+def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> None:
+    mounted = mount("--max-fetches", "1")
+    gone = mounted.root / "validation/passing American football (in game)" / f"{GONE}_000005_000015.mp4"
+    for _ in range(3):
+        assert refused(gone) == errno.EIO
+    assert reason(gone).startswith("gone: ")
+    assert mounted.status()["gate"]["fetches"] == 1
+
+
+def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Path, cache: Path) -> None:
+    with Store(cache) as store:
+        store.remember_failure(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
+    mounted = mount("--annotations", annotations, "--max-fetches", "1")
+    assert reason(path_of(mounted, CLIPS[1])) == "local: no room"
+    read(mounted, CLIPS[:1])
+    assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
+    assert "--max-fetches" in reason(path_of(mounted, CLIPS[1]))
+    assert state(path_of(mounted, CLIPS[1])) == "failed"

@@ -1,0 +1,146 @@
+"""`--hide-unavailable`: names go when their clips are found gone, and come back when that is forgotten."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.site import VideoSite
+from tests.conftest import MountFactory
+from tests.support.command_line import ENVIRONMENT, Mounted, kinetics_fs
+from tests.support.mounts import CLASS, short_clips, wait_until
+
+GONE = Clip("-demo_video", 3, 4)
+READY = Clip("demo-video2", 5, 6)
+OF_ITS_VIDEO = {clip for clip in short_clips(1) if clip.youtube_id == GONE.youtube_id}
+
+
+@pytest.fixture
+def hiding(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
+    """A mount that leaves out what is gone, as one video is; the kernel knows every name in it."""
+    mounted = mount("--annotations", annotations, "--hide-unavailable")
+    site.fail[GONE.youtube_id] = 404
+    assert names(mounted) == sorted(clip.name for clip in short_clips(1))
+    assert all(path_of(mounted, clip).exists() for clip in short_clips(1))
+    return mounted
+
+
+def path_of(mounted: Mounted, clip: Clip) -> Path:
+    return mounted.root / "validation" / CLASS / clip.name
+
+
+def names(mounted: Mounted) -> list[str]:
+    """As the directory lists them, with `ls -l`, so that each is looked at; none if one of them goes meanwhile."""
+    done = subprocess.run(
+        ["ls", "-lU", mounted.root / "validation" / CLASS], capture_output=True, text=True, check=False
+    )
+    if "No such file" in done.stderr:
+        return []
+    assert done.stderr == ""
+    return [line.split()[-1] for line in done.stdout.splitlines()[1:]]
+
+
+def all_but(clips: set[Clip]) -> list[str]:
+    return sorted(clip.name for clip in set(short_clips(1)) - clips)
+
+
+def csv_names(mounted: Mounted) -> set[str]:
+    lines = (mounted.root / ".kinetics/validation.csv").read_text().splitlines()
+    return {line.rpartition(" ")[0].rpartition("/")[2] for line in lines}
+
+
+def fails_with(path: Path) -> int | None:
+    """The errno of an open."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_name_goes_when_its_clip_is_found_gone_and_comes_back(hiding: Mounted, cache: Path) -> None:
+    path, inode = path_of(hiding, GONE), path_of(hiding, GONE).stat().st_ino
+    everything = csv_names(hiding)
+    files = os.statvfs(hiding.root).f_files
+    assert fails_with(path) == errno.EIO
+    wait_until(lambda: not path.exists())
+    wait_until(lambda: names(hiding) == all_but({GONE}))
+    wait_until(lambda: fails_with(path) == errno.ENOENT)
+    assert csv_names(hiding) == everything - {GONE.name}
+    assert os.statvfs(hiding.root).f_files == files - 1
+    status = kinetics_fs("status", hiding.root)
+    assert "1 of them, known to be gone" in status.stdout
+    assert GONE.name in (hiding.root / ".kinetics/failures.csv").read_text()
+    assert path_of(hiding, READY).read_bytes()
+
+    assert kinetics_fs("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
+    wait_until(lambda: path.exists())
+    wait_until(lambda: names(hiding) == all_but(set()))
+    assert path.stat().st_ino == inode
+    assert csv_names(hiding) == everything
+    assert os.statvfs(hiding.root).f_files == files
+
+
+def test_what_a_prefetch_finds_gone_goes(
+    hiding: Mounted, site: VideoSite, cache: Path, annotations: Path, tmp_path: Path
+) -> None:
+    arguments: list[str | Path] = ["--annotations", annotations, "--cache-dir", cache, "--min-free", "0"]
+    site.delay.clear()
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("".join(f"validation/{CLASS}/{clip.name}\n" for clip in [*OF_ITS_VIDEO, READY]))
+    done = kinetics_fs("prefetch", *arguments, "--from-list", wanted, "--video-url", site.url_template, timeout=300)
+    assert done.returncode == 3, done.stderr
+    wait_until(lambda: names(hiding) == all_but(OF_ITS_VIDEO))
+    wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in OF_ITS_VIDEO))
+
+
+def test_clip_that_is_fetched_after_all_stays(hiding: Mounted, site: VideoSite, cache: Path) -> None:
+    assert fails_with(path_of(hiding, GONE)) == errno.EIO
+    wait_until(lambda: not path_of(hiding, GONE).exists())
+    site.fail.clear()
+    done = kinetics_fs("failures", "retry", "--all", "--cache-dir", cache, "--video-url", site.url_template)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: path_of(hiding, GONE).exists())
+    assert path_of(hiding, GONE).read_bytes()
+
+
+def test_other_failures_hide_nothing(hiding: Mounted, site: VideoSite) -> None:
+    site.fail[GONE.youtube_id] = 500
+    assert fails_with(path_of(hiding, GONE)) == errno.EIO
+    site.fail[READY.youtube_id] = 404
+    assert fails_with(path_of(hiding, READY)) == errno.EIO
+    wait_until(lambda: not path_of(hiding, READY).exists())
+    assert names(hiding) == all_but({READY})
+
+
+def test_without_the_option_the_name_stays(mount: MountFactory, site: VideoSite, annotations: Path) -> None:
+    mounted = mount("--annotations", annotations)
+    site.fail[GONE.youtube_id] = 404
+    for _ in range(2):
+        assert fails_with(path_of(mounted, GONE)) == errno.EIO
+    assert names(mounted) == all_but(set())
+
+
+def test_who_has_a_clip_open_keeps_it(hiding: Mounted, site: VideoSite, cache: Path) -> None:
+    """Open here, it was evicted, and found gone since."""
+    code = (
+        "import sys; from kinetics_fs.catalog import Clip; from kinetics_fs.store import Store\n"
+        "from kinetics_fs.errors import FailureKind, FetchError; from pathlib import Path\n"
+        "clip = Clip(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))\n"
+        "with Store(Path(sys.argv[1])) as store:\n"
+        "    store.drop(clip); store.remember_failure(clip, FetchError(FailureKind.GONE, 'removed'))\n"
+    )
+    path = path_of(hiding, READY)
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        subprocess.run([sys.executable, "-c", code, cache, *map(str, READY)], env=ENVIRONMENT, check=True)
+        wait_until(lambda: names(hiding) == all_but({READY}))
+        assert os.fstat(file.fileno()).st_size == len(content)
+        assert file.read() == content
+    wait_until(lambda: not path.exists())

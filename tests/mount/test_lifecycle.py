@@ -1,0 +1,582 @@
+"""The life of a mount: what keeps it from beginning, how it begins, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.doctor.fuse import mount as look_for_faults
+from kinetics_fs.mount import find_mounts
+from tests.conftest import Dataset, MountFactory
+from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs
+from tests.support.mounts import wait_until
+
+SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(frontend: tuple[str, ...], dataset: Dataset, cache: Path, place: Path) -> Run:
+    """Runs `kinetics-fs mount` on `place`, with further arguments; whatever it mounts is taken away in the end."""
+
+    def run(*arguments: str | Path, place: Path = place) -> subprocess.CompletedProcess[str]:
+        everywhere = "--annotations", dataset.annotations, "--cache-dir", cache, "--min-free", "0"
+        log = "--log-file", place.with_name("mount.log")
+        return kinetics_fs("mount", *frontend, *everywhere, *log, *arguments, place)
+
+    return run
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    """It failed, and said why in one line that holds these words."""
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    if status == 1:
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("kinetics-fs: ")
+    for word in words:
+        assert word in lines[-1]
+
+
+# What keeps it from beginning -------------------------------------------------------------------------------------
+
+
+def test_mount_point_that_is_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(run(place=tmp_path / "file"), f"{tmp_path}/file", "is not a folder")
+
+
+def test_mount_point_below_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(run(place=tmp_path / "file/place"), f"{tmp_path}/file/place")
+
+
+def test_mount_point_that_is_not_empty(run: Run, place: Path) -> None:
+    (place / ".mine").write_text("")
+    assert_one_sentence(run(), str(place), "is not empty")
+    assert [path.name for path in place.iterdir()] == [".mine"]
+
+
+def test_mount_point_without_a_parent(run: Run, tmp_path: Path) -> None:
+    assert_one_sentence(
+        run(place=tmp_path / "no/such/place"), f"{tmp_path}/no/such/place", f"mkdir -p {tmp_path}/no/such"
+    )
+    assert not (tmp_path / "no").exists()
+
+
+def test_mount_point_that_is_a_dangling_symlink(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert_one_sentence(run(place=tmp_path / "link"), f"{tmp_path}/link")
+
+
+def test_mount_point_that_is_mounted_already(run: Run, place: Path) -> None:
+    assert run().returncode == 0
+    assert_one_sentence(run(), str(place), "is mounted already", "kinetics-fs umount")
+    assert (place / ".kinetics/status.json").read_text()
+    assert list(find_mounts()).count(place) == 1
+
+
+def test_cache_folder_that_is_a_file(run: Run, tmp_path: Path, place: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(run("--cache-dir", tmp_path / "file"), f"{tmp_path}/file", "cache folder")
+    assert place not in find_mounts()
+
+
+def test_cache_folder_that_holds_other_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o755)
+    (tmp_path / "mine/thesis.txt").write_text("")
+    assert_one_sentence(run("--cache-dir", tmp_path / "mine"), f"{tmp_path}/mine", "other files")
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o755
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_cache_folder_that_cannot_be_made(run: Run) -> None:
+    assert_one_sentence(run("--cache-dir", "/proc/kinetics-fs"), "/proc/kinetics-fs")
+
+
+def test_cache_folder_that_is_damaged(run: Run, cache: Path, place: Path) -> None:
+    assert run().returncode == 0
+    assert kinetics_fs("umount", place).returncode == 0
+    for path in (cache / "ledger.sqlite", cache / "clips/cache.db"):
+        for sidecar in path.parent.glob(f"{path.name}-*"):
+            sidecar.unlink()
+        path.write_bytes(b"not a database, " * 1000)
+    done = run()
+    if done.returncode:  # it may also make them anew
+        assert_one_sentence(done, str(cache))
+
+
+def test_class_that_does_not_exist(run: Run) -> None:
+    assert_one_sentence(run("--class", "surfing wate"), '"surfing wate"', 'did you mean "surfing water"')
+    assert_one_sentence(run("--class", "massaging_persons_heads"), "massaging person's head")
+    assert_one_sentence(run("--class", "zzz"), '"zzz"')
+
+
+def test_split_that_does_not_exist(run: Run) -> None:
+    assert_one_sentence(run("--split", "trian"), '"trian"', "train, validation, test")
+
+
+def test_selection_of_nothing(run: Run) -> None:
+    assert_one_sentence(run("--split", "test"), "no clip")
+
+
+def test_release_that_does_not_exist(run: Run) -> None:
+    assert_one_sentence(run("--release", "800"), '"800"', "700-2020")
+
+
+@pytest.mark.parametrize("template", ["http://127.0.0.1/watch", "", "http://127.0.0.1/{ID}"])
+def test_address_without_an_id_is_wrong_usage(run: Run, template: str) -> None:
+    assert_one_sentence(run("--video-url", template), "--video-url", "{id}", status=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--workers", "0"),
+        ("--workers", "many"),
+        ("--timeout", "0"),
+        ("--cache-size", "some"),
+        ("--class-names", "x"),
+        ("--frontend", "x"),
+        ("--no-such-option",),
+    ],
+)
+def test_bad_values_are_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
+    assert_one_sentence(run(*arguments), arguments[0], status=2)
+
+
+CONFIGS: dict[str, tuple[str | bytes, str]] = {
+    "not TOML": ("workers = = 3", "not valid TOML"),
+    "not text": (b"\xff\xfe\x00", "config.toml"),
+    "unknown key": ("wokers = 3", "did you mean 'workers'"),
+    "unknown table": ("[youtube]\nkey = 1", "[youtube.ytdlp]"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bad_configuration_file(dataset: Dataset, cache: Path, place: Path, tmp_path: Path, name: str) -> None:
+    text, word = CONFIGS[name]
+    config = tmp_path / "config.toml"
+    config.write_bytes(text if isinstance(text, bytes) else text.encode())
+    done = kinetics_fs("--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, place)
+    assert_one_sentence(done, str(config), word)
+
+
+def test_bad_value_in_the_configuration_file(dataset: Dataset, cache: Path, place: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('workers = "many"')
+    done = kinetics_fs("--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, place)
+    assert_one_sentence(done, "many", status=2)
+
+
+def test_configuration_file_that_is_not_there(cache: Path, place: Path, tmp_path: Path) -> None:
+    done = kinetics_fs("--config", tmp_path / "none.toml", "mount", "--cache-dir", cache, place)
+    assert_one_sentence(done, f"{tmp_path}/none.toml", "No such file")
+
+
+ANNOTATIONS = {
+    "empty": b"",
+    "header alone": b"label,youtube_id,time_start,time_end,split\n",
+    "other columns": b"a,b,c\n1,2,3\n",
+    "no good row": b"label,youtube_id,time_start,time_end,split\nx,short,1,2,train\n",
+    "binary": os.urandom(3000),
+    "broken JSON": b'{"---QUuC4vJs": {',
+    "cut gzip": b"\x1f\x8b\x08\x00\x00",
+}
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS)
+def test_bad_annotations(frontend: tuple[str, ...], cache: Path, place: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "annotations.csv"
+    path.write_bytes(ANNOTATIONS[name])
+    done = kinetics_fs("mount", *frontend, "--annotations", path, "--cache-dir", cache, place)
+    assert_one_sentence(done, "annotations.csv")
+
+
+def test_annotations_that_are_not_there(cache: Path, place: Path, tmp_path: Path) -> None:
+    done = kinetics_fs("mount", "--annotations", tmp_path / "none.csv", "--cache-dir", cache, place)
+    assert_one_sentence(done, "none.csv", "No such file")
+    done = kinetics_fs("mount", "--annotations", tmp_path, "--cache-dir", cache, place)
+    assert_one_sentence(done, str(tmp_path))
+
+
+def test_log_file_that_cannot_be_written(run: Run, tmp_path: Path, place: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(run("--log-file", tmp_path / "file/log"), f"{tmp_path}/file")
+    assert_one_sentence(run("--log-file", tmp_path), str(tmp_path))
+    assert place not in find_mounts()
+
+
+# How it begins ----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_folder_itself_is_made(run: Run, tmp_path: Path, place: Path) -> None:
+    place.rmdir()
+    assert run().returncode == 0
+    assert (place / "validation").is_dir()
+
+
+def test_mount_says_what_where_and_which_process(run: Run, place: Path) -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Kinetics-600, 8 clips" in done.stdout
+    assert str(place) in done.stdout
+    [pid] = [word.removeprefix("process").strip(" ,)") for word in done.stdout.split("(")[-1].split(",")][:1]
+    assert Path(f"/proc/{pid}").exists()
+    assert str(place.with_name("mount.log")) in done.stdout
+
+
+def test_several_mounts_at_a_time(mount: MountFactory) -> None:
+    mounts = [mount(), mount(), mount("--class", "surfing water")]
+    assert len({mounted.pid for mounted in mounts}) == 3
+    assert all((mounted.root / SURFING).stat() for mounted in mounts)
+    assert {path.name for path in (mounts[2].root / "validation").iterdir()} == {"surfing water"}
+
+
+def test_paths_may_be_relative(run: Run, site: VideoSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the mount's process does not stay in the folder that they are relative to."""
+    monkeypatch.chdir(tmp_path)
+    arguments = "--cache-dir", "relative cache", "--log-file", "relative.log", "--video-url", site.url_template
+    done = run(*arguments, place=Path("place"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "place" / SURFING).read_bytes()
+    assert list((tmp_path / "relative cache/clips").glob("*/*.mp4"))
+    assert "fetched" in (tmp_path / "relative.log").read_text()
+
+
+def test_mount_point_may_have_any_name(run: Run, tmp_path: Path) -> None:
+    names = ["-o exec", "a,b=c", "tab\tand space", "日本 é", "back\\slash", "line\nbreak", '"$(touch x)"', "%s"]
+    for name in names:
+        folder = tmp_path / name
+        log = tmp_path / "log"
+        try:
+            done = run("--log-file", log, "--", place=folder)
+            assert done.returncode == 0, (name, done.stderr)
+            assert folder in find_mounts(), name
+            assert (folder / SURFING).stat()
+            done = kinetics_fs("umount", "--", folder)
+            assert done.returncode == 0, (name, done.stderr)
+            assert folder not in find_mounts(), name
+        finally:
+            subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
+
+
+def test_log_file_is_written_and_private(run: Run, place: Path, site: VideoSite) -> None:
+    done = run("--video-url", site.url_template)
+    assert done.returncode == 0, done.stderr
+    log = place.with_name("mount.log")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    (place / SURFING).read_bytes()
+    assert "-demo_video_000010_000020: fetched from youtube" in log.read_text()
+
+
+def test_default_log_file_and_cache_are_the_users(
+    frontend: tuple[str, ...], dataset: Dataset, place: Path, tmp_path: Path
+) -> None:
+    home = {name: str(tmp_path / name) for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "HOME")}
+    done = kinetics_fs("mount", *frontend, "--annotations", dataset.annotations, place, timeout=60, **home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "XDG_CACHE_HOME/kinetics-fs/ledger.sqlite").exists()
+    assert [path for path in tmp_path.rglob("*.log") if "kinetics-fs" in path.parts]
+
+
+def test_findmnt_shows_what_it_is(run: Run, place: Path) -> None:
+    assert run().returncode == 0
+    shown = subprocess.run(
+        ["findmnt", "-n", "-r", "-o", "FSTYPE,OPTIONS", "-T", place], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert shown[0] == "fuse.kinetics-fs"
+    assert {"ro", "nosuid", "nodev"} <= set(shown[1].split(","))
+    assert subprocess.run(["findmnt", "-t", "fuse.kinetics-fs", place], capture_output=True, check=False).stdout
+    assert subprocess.run(["mountpoint", "-q", place], check=False).returncode == 0
+
+
+def test_daemon_holds_on_to_nothing_of_its_starter(run: Run, place: Path, tmp_path: Path) -> None:
+    done = run()  # returns although the daemon lives on: so it has no pipe of ours
+    assert done.returncode == 0
+    pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    assert os.getsid(pid) == pid
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
+    assert Path(f"/proc/{pid}/fd/1").readlink() == place.with_name("mount.log")
+
+
+# How it ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreground(
+    frontend: tuple[str, ...], dataset: Dataset, site: VideoSite, cache: Path, place: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """`kinetics-fs mount --foreground` on `place`, live."""
+    arguments = "--annotations", dataset.annotations, "--cache-dir", cache, "--video-url", site.url_template
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"),
+            *frontend,
+            *arguments,
+            *("--min-free", "0", place),
+        ],
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or place in find_mounts())
+            yield process
+        finally:
+            subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_foreground_ends_on_a_signal(foreground: subprocess.Popen[str], place: Path, number: signal.Signals) -> None:
+    assert (place / SURFING).read_bytes()
+    foreground.send_signal(number)
+    said, logged = foreground.communicate(timeout=60)
+    assert foreground.returncode == 0, logged
+    assert said == ""
+    assert str(place) in logged
+    assert "-demo_video_000010_000020: fetched from youtube" in logged
+    assert "Traceback" not in logged
+    assert place not in find_mounts()
+
+
+def test_foreground_ends_when_unmounted(foreground: subprocess.Popen[str], place: Path) -> None:
+    assert (place / SURFING).stat()
+    done = kinetics_fs("umount", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    foreground.communicate(timeout=60)
+    assert foreground.returncode == 0
+
+
+def test_signal_while_a_file_is_open_gives_the_place_back(foreground: subprocess.Popen[str], place: Path) -> None:
+    fd = os.open(place / SURFING, os.O_RDONLY)
+    try:
+        foreground.send_signal(signal.SIGTERM)
+        wait_until(lambda: place not in find_mounts())
+    finally:
+        with suppress(OSError):  # the other end may be gone already
+            os.close(fd)
+    foreground.communicate(timeout=60)
+    assert foreground.returncode == 0
+
+
+def test_umount_waits_for_the_process(run: Run, place: Path) -> None:
+    pid = int(run().stdout.rpartition("process ")[2].split(",")[0])
+    done = kinetics_fs("umount", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert has_ended(pid, within=0)
+    assert place not in find_mounts()
+    assert list(place.iterdir()) == []
+
+
+def test_umount_by_the_system_ends_the_process(run: Run, place: Path) -> None:
+    pid = int(run().stdout.rpartition("process ")[2].split(",")[0])
+    subprocess.run(["umount", place], check=True)
+    assert has_ended(pid, within=30)
+
+
+def test_umount_with_somebody_in_it_says_in_use(run: Run, place: Path) -> None:
+    assert run().returncode == 0
+    with subprocess.Popen(["sleep", "600"], cwd=place / "validation") as inside:
+        try:
+            done = kinetics_fs("umount", place)
+            assert_one_sentence(done, str(place), "is in use", "--lazy")
+            assert place in find_mounts()
+            assert (place / ".kinetics/classes.txt").read_text()
+        finally:
+            inside.kill()
+    assert kinetics_fs("umount", place).returncode == 0
+
+
+def test_umount_with_an_open_file_says_in_use_and_lazy_lets_it_be(run: Run, place: Path, site: VideoSite) -> None:
+    pid = int(run("--video-url", site.url_template).stdout.rpartition("process ")[2].split(",")[0])
+    with (place / SURFING).open("rb") as file:
+        assert_one_sentence(kinetics_fs("umount", place), "is in use")
+        assert kinetics_fs("umount", "--lazy", place).returncode == 0
+        assert place not in find_mounts()
+        assert not has_ended(pid, within=0)
+        assert len(file.read()) == os.fstat(file.fileno()).st_size
+    assert has_ended(pid, within=30)
+
+
+def test_umount_of_something_else_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", Path("/")):
+        assert_one_sentence(kinetics_fs("umount", path), str(path), "is not a mount of kinetics-fs")
+
+
+def test_umount_of_another_filesystem_is_refused(place: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting another filesystem needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        assert_one_sentence(kinetics_fs("umount", place), "is not a mount of kinetics-fs")
+        assert_one_sentence(kinetics_fs("umount", "--lazy", place), "is not a mount of kinetics-fs")
+        assert place.is_mount()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_umount_of_a_folder_inside_the_mount_is_refused(run: Run, place: Path) -> None:
+    assert run().returncode == 0
+    assert_one_sentence(kinetics_fs("umount", place / "validation"), "is not a mount of kinetics-fs")
+    assert place in find_mounts()
+
+
+def test_mount_after_umount(run: Run, place: Path) -> None:
+    for _ in range(3):
+        assert run().returncode == 0
+        assert (place / SURFING).stat()
+        assert kinetics_fs("umount", f"{place}/").returncode == 0
+
+
+# Without privileges -----------------------------------------------------------------------------------------------
+
+
+class User:
+    """Somebody who is not root, with a home; runs commands."""
+
+    def __init__(self, home: Path) -> None:
+        account = pwd.getpwnam("nobody")
+        self.home = home
+        self._become = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+        os.chown(home, account.pw_uid, account.pw_gid)
+        inherited = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("XDG_")}
+        self._environment = {**inherited, "HOME": str(home), "USER": "nobody", "LOGNAME": "nobody"}
+        if not self._can_run_us():
+            # This installation is somewhere that only root may look into: so this user may look everywhere, but
+            # still not write, open devices for writing, or mount.
+            self._become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+            if not self._can_run_us():
+                pytest.skip("another user cannot run this installation")
+
+    def _can_run_us(self) -> bool:
+        # Twice: the first exec may still look where this user may not.
+        code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import kinetics_fs'], check=True)"
+        return self.run(sys.executable, "-c", code).returncode == 0
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self._become, *command],
+            env=self._environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def kinetics_fs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, *arguments)
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    # Not below pytest's folder, into which nobody else may look.
+    home = Path(tempfile.mkdtemp(prefix="kinetics-fs-"))
+    try:
+        user = User(home)
+        with fuse_device_open_to_all():
+            yield user
+    finally:
+        for place in find_mounts():
+            if place.is_relative_to(home):
+                subprocess.run(["umount", "-l", place], check=False)
+        shutil.rmtree(home)
+
+
+def test_unprivileged_user_mounts_reads_and_unmounts(
+    user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite
+) -> None:
+    annotations = user.home / "annotations.csv"
+    shutil.copyfile(dataset.annotations, annotations)
+    place = user.home / "kinetics"
+    arguments = [*frontend, "--annotations", str(annotations), "--video-url", site.url_template, "--min-free", "0"]
+    done = user.kinetics_fs("mount", *arguments, place)
+    assert (done.returncode, done.stderr) == (0, "")
+    pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
+
+    read = user.run("md5sum", place / SURFING)
+    [log] = user.home.glob(".local/state/kinetics-fs/log/*.log")
+    assert (read.returncode, read.stderr) == (0, ""), log.read_text()
+    [cached] = (user.home / ".cache/kinetics-fs/clips").glob("*/-demo_video_000010_000020.*.mp4")
+    assert read.stdout.split()[0] == user.run("md5sum", cached).stdout.split()[0]
+    owner = user.run("stat", "-c", "%U %a", place / SURFING)
+    assert owner.stdout.split() == ["nobody", "444"]
+    assert user.run("touch", place / SURFING).returncode == 1
+    with pytest.raises(PermissionError):  # nobody else may look into it, not even root
+        place.stat()
+    [finding] = look_for_faults(place, find_mounts())
+    assert (finding.state, finding.fix) == ("ok", ""), finding
+    assert "another user's" in finding.found
+
+    done = user.kinetics_fs("umount", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert has_ended(pid, within=30)
+    assert place not in find_mounts()
+
+
+def test_unprivileged_user_ends_the_mount_by_a_signal(
+    user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite
+) -> None:
+    annotations = user.home / "annotations.csv"
+    shutil.copyfile(dataset.annotations, annotations)
+    place = user.home / "kinetics"
+    arguments = [*frontend, "--annotations", str(annotations), "--video-url", site.url_template, "--min-free", "0"]
+    done = user.kinetics_fs("mount", *arguments, place)
+    assert (done.returncode, done.stderr) == (0, "")
+    pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
+    os.kill(pid, signal.SIGTERM)
+    assert has_ended(pid, within=30)
+    assert place not in find_mounts()
+
+
+def test_unprivileged_user_is_told_what_to_do(user: User, frontend: tuple[str, ...], dataset: Dataset) -> None:
+    annotations = user.home / "annotations.csv"
+    shutil.copyfile(dataset.annotations, annotations)
+    everything = ["mount", *frontend, "--annotations", str(annotations)]
+    Path("/dev/fuse").chmod(0o600)
+    assert_one_sentence(user.kinetics_fs(*everything, user.home / "a"), "/dev/fuse", "chmod 666")
+    Path("/dev/fuse").chmod(0o666)
+    allowed = Path("/etc/fuse.conf").read_text().splitlines() if Path("/etc/fuse.conf").exists() else []
+    if "user_allow_other" not in allowed:
+        assert_one_sentence(user.kinetics_fs(*everything, "--allow-other", user.home / "b"), "user_allow_other")
+    assert_one_sentence(user.kinetics_fs(*everything, "/proc/1"), "/proc/1")
+    assert_one_sentence(user.kinetics_fs(*everything, "/mnt/none/b"), "/mnt/none/b")
+    assert_one_sentence(user.kinetics_fs(*everything, "--cache-dir", "/root/cache", user.home / "c"), "/root/cache")
+
+
+def test_mount_of_root_can_be_read_by_others(user: User, mount: MountFactory) -> None:
+    # Bind-mounted, for the folder of the test is root's alone.
+    mounted = mount()
+    shown = user.home / "shown"
+    shown.mkdir()
+    subprocess.run(["mount", "--bind", mounted.root, shown], check=True)
+    try:
+        read = user.run("md5sum", shown / SURFING)
+        assert (read.returncode, read.stderr) == (0, "")
+        assert user.run("touch", shown / SURFING).returncode == 1
+    finally:
+        subprocess.run(["umount", "-l", shown], check=True)

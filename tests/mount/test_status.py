@@ -1,0 +1,141 @@
+"""What a mount tells of itself: in its status, and to Prometheus."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.dataset import GONE, VIDEOS
+from kinetics_fs.demo.site import VideoSite
+from tests.conftest import MountFactory
+from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.mounts import CLASS, Labelled, reading, short_clips, wait_until, write_annotations
+
+READY, WANTED, LOST = Clip("demo-video2", 5, 6), Clip("-demo_video", 3, 4), Clip(GONE, 5, 6)
+SLOW = [clip for clip in short_clips(1) if clip.youtube_id == "demo_video4"][:6]
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def mounted(mount: MountFactory, site: VideoSite, tmp_path: Path) -> Mounted:
+    """One that has much to tell: clips that came, one that is gone, some that wait."""
+    rows = [Labelled(CLASS, clip, "validate") for clip in [READY, WANTED, LOST, *SLOW]]
+    annotations = write_annotations(tmp_path / "some.csv", rows)
+    # No room for more than one clip beside what is kept for one under way.
+    mounted = mount("--annotations", annotations, "--workers", "1", "--metrics-port", "0", "--cache-size", "2.2MB")
+    for clip in (READY, WANTED, WANTED, WANTED):
+        path_of(mounted, clip).read_bytes()
+    with pytest.raises(OSError):
+        path_of(mounted, LOST).read_bytes()
+    site.delay.update(dict.fromkeys(VIDEOS, 600.0))
+    return mounted
+
+
+def path_of(mounted: Mounted, clip: Clip) -> Path:
+    return mounted.root / "validation" / CLASS / clip.name
+
+
+def parsed(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_seeing(mounted: Mounted, site: VideoSite) -> None:
+    with reading([path_of(mounted, clip) for clip in SLOW[:5]]):
+        wait_until(lambda: mounted.status()["fetch"]["queue"]["foreground"] == 4)
+        wait_until(lambda: mounted.status()["fetch"]["flights"][0]["source"])
+        status = mounted.status()
+        text = (mounted.root / ".kinetics/metrics").read_text()
+        asked = urllib.request.urlopen(status["metrics"])
+        with asked:
+            by_http = parsed(asked.read().decode())
+        said = kinetics_fs("status", mounted.root)
+        classes = kinetics_fs("status", "--classes", mounted.root)
+
+    # The status
+    opens, fetch = status["opens"], status["fetch"]
+    assert (opens["from_cache"], opens["not_in_cache"], opens["hit_rate"]) == (2, 8, 0.2)
+    assert (opens["fetched"], opens["failed"], opens["waiting"]) == (2, 1, 5)
+    assert fetch["queue"] == {"foreground": 4, "soon": 0, "background": 0}
+    [flight] = fetch["flights"]
+    assert (flight["priority"], flight["source"], fetch["under_way"]) == ("foreground", "youtube", 5)
+    assert flight["clip"] in {clip.key for clip in SLOW}
+    assert fetch["rates"]["last_minute"]["clips_per_minute"] == 2
+    assert fetch["rates"]["last_hour"]["clips_per_minute"] > 0
+    assert fetch["rates"]["last_minute"]["bytes_per_second"] > 0
+    [failure] = fetch["last_failures"]
+    assert (failure["clip"], failure["source"], failure["kind"]) == (LOST.key, "youtube", "gone")
+    assert failure["retry_at"] > failure["at"]
+    assert (status["evicted"], status["cache"]["clips"]) == (1, 1)
+    for words in ("(20.0% had at once); 5 waiting", "4 foreground", "2.0 clips/min", LOST.key, status["metrics"]):
+        assert words in said.stdout
+    [row] = [line.split() for line in classes.stdout.splitlines() if CLASS in line]
+    assert row == ["validation", *CLASS.split(), "9", "1", "11.1%", "1"]
+
+    # The metrics, the same on both ways
+    metrics = parsed(text)
+    assert by_http.keys() == metrics.keys()
+
+    def value(name: str, **labels: str) -> float:
+        return metrics[f"kinetics_fs_{name}", tuple(sorted(labels.items()))]
+
+    assert {result: value("opens_total", result=result) for result in ("cached", "fetched", "failed")} == {
+        "cached": 2,
+        "fetched": 2,
+        "failed": 1,
+    }
+    assert value("waiting_opens") == 5
+    assert value("queue", priority="foreground") == 4
+    assert value("fetching") == 1
+    assert value("fetches_total", source="youtube", outcome="fetched") == 2
+    assert value("fetches_total", source="youtube", outcome="gone") == 1
+    assert value("fetch_seconds_count", source="youtube") == value("fetch_seconds_bucket", source="youtube", le="+Inf")
+    assert value("fetch_seconds_count", source="youtube") == 2
+    assert 0 < value("fetch_seconds_sum", source="youtube") < 60
+    assert value("cache_bytes") == path_of(mounted, WANTED).stat().st_size
+    assert value("fetched_bytes_total", source="youtube") > value("cache_bytes")
+    assert value("cache_limit_bytes") == 2_200_000
+    assert (value("cache_clips"), value("evictions_total")) == (1, 1)
+    assert (value("failures", kind="gone"), value("failures", kind="transient")) == (1, 0)
+    assert value("source_blocked", source="youtube") == 0
+    assert value("build_info", version=status["version"], release="600") == 1
+    assert metrics["process_start_time_seconds", ()] > 0
+
+
+def test_endpoint_takes_nothing_but_questions(mounted: Mounted, mount: MountFactory) -> None:
+    address = mounted.status()["metrics"]
+    where = urlsplit(address)
+    assert where.hostname == "127.0.0.1"
+
+    def status(method: str, path: str) -> int:
+        request = urllib.request.Request(f"http://{where.netloc}{path}", method=method)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    # Who says nothing keeps the others for a moment only; a taken port is told before anything is mounted.
+    with socket.create_connection((where.hostname, where.port or 0)):
+        assert [status("GET", "/metrics"), status("HEAD", "/metrics"), status("GET", "/")] == [200, 200, 404]
+    with socket.create_connection((where.hostname, where.port or 0)) as asking, asking.makefile("rwb") as file:
+        file.write(b"HEAD /metrics HTTP/1.0\r\n\r\n")
+        file.flush()
+        assert file.read().endswith(b"\r\n\r\n")
+    assert [status(method, "/metrics") for method in ("POST", "PUT", "DELETE")] == [501] * 3
+
+    with pytest.raises(RuntimeError, match="give another --metrics-port"):
+        mount("--metrics-port", str(where.port))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.store import Store
+from tests.support.store import SmallDisk, quick_place
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty folder, quicker than `tmp_path`."""
+    with quick_place() as place:
+        yield place
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    """Where the cache folder will be."""
+    return place / "cache"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Store]:
+    """An empty store without limits."""
+    with Store(folder) as store:
+        yield store
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Makes a disk of so many bytes."""
+    with ExitStack() as mounted:
+
+        def make(size: int) -> Path:
+            place = tmp_path / "disk"
+            place.mkdir()
+            done = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
+            )
+            if done.returncode:
+                pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+            mounted.callback(lambda: subprocess.run(["umount", "-l", place], check=True))
+            return place
+
+        yield make
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that other users can reach, unlike those of `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="kinetics-fs-test-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@pytest.fixture
+def without_privileges() -> Callable[[], AbstractContextManager[None]]:
+    """For a while, this process obeys permissions: as root it becomes nobody."""
+
+    @contextlib.contextmanager
+    def drop() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return drop

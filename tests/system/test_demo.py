@@ -1,0 +1,29 @@
+"""The README's first command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kinetics_fs.demo.dataset import GONE, ROWS
+from kinetics_fs.mount import find_mounts
+from tests.support.command_line import kinetics_fs
+
+
+def test_demo_checks_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    done = kinetics_fs("demo", "--once", timeout=110, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ROWS:
+        assert row.clip.name in done.stdout
+    assert f"/watch/{GONE}" in done.stdout
+    assert [place for place in find_mounts() if place.is_relative_to(tmp_path)] == []
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_demo_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in use").write_text("")
+    done = kinetics_fs("demo", "--once", tmp_path, timeout=110, TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "is not empty" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["in use"]  # noqa: PTH208

@@ -1,0 +1,77 @@
+"""The Python blocks of docs/loaders.md work on a mount, and other loaders find there what they take."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.demo.site import VideoSite
+from tests.conftest import Dataset
+from tests.support.command_line import ENVIRONMENT, Mounted
+from tests.support.documents import blocks
+
+RECIPES = blocks("loaders.md", "python")
+
+
+@pytest.fixture(scope="module")
+def root(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("loaders")
+    with (
+        VideoSite(dataset.videos) as site,
+        Mounted(
+            folder / "mount",
+            *("--annotations", dataset.annotations),
+            *("--video-url", site.url_template),
+            *("--cache-dir", folder / "cache"),
+            *("--min-free", "0"),
+            *("--class-names", "underscore"),
+            # One clip that can be had, and one that cannot.
+            *("--class", "passing American football (in game)"),
+        ) as mounted,
+    ):
+        yield mounted.root
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) == 4
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "+".join(re.findall(r"^import (\w+)", recipe, re.M)))
+def test_a_recipe_works(root: Path, recipe: str) -> None:
+    for package in re.findall(r"^import (\w+)", recipe, re.MULTILINE):
+        if find_spec(package) is None:
+            pytest.skip(f"NOT TESTED: the recipe of docs/loaders.md with {package}, which is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", recipe.replace("/mnt/kinetics", str(root))],
+        env={**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_list_has_what_pyslowfast_and_mmaction2_take_from_it(root: Path) -> None:
+    """They split a line at its spaces, older ones at any white space, and put a prefix before the first part."""
+    classes = (root / ".kinetics/classes.txt").read_text().splitlines()
+    paths = []
+    for line in (root / ".kinetics/val.csv").read_text().splitlines():
+        path, label = line.strip().split(" ")
+        assert line.split() == [path, label]
+        assert Path(path).parent.name == classes[int(label)]
+        paths.append(f"{root}/{path}")
+    # Who takes folders, and does not follow links, finds the same.
+    assert paths == sorted(str(clip) for clip in root.rglob("*.mp4"))
+    gone, here = paths
+    with pytest.raises(OSError):
+        Path(gone).read_bytes()
+    assert Path(here).read_bytes()[4:8] == b"ftyp"

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog import Annotation, Refusal, containers, read_annotations
+from kinetics_fs.errors import CatalogError
+from tests.unit.catalog.conftest import csv_text, youtube_id
+
+CSV = csv_text(f"abseiling,{youtube_id(number)},{number},{number + 10},train" for number in range(3)).encode()
+JSON = json.dumps(
+    {youtube_id(7): {"annotations": {"label": "from json", "segment": [1.0, 11.0]}, "subset": "train"}}
+).encode()
+
+
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, target
+    return info
+
+
+def tar(*contents: tuple[str, bytes] | tarfile.TarInfo, mode: str = "w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for content in contents:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                archive.addfile(member(content[0], len(content[1])), io.BytesIO(content[1]))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return tmp_path / "kinetics.bin"
+
+
+def read(path: Path, content: bytes) -> list[Annotation | Refusal]:
+    path.write_bytes(content)
+    return list(read_annotations(path))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path, mode: str) -> None:
+    content = tar(
+        member("kinetics600", kind=tarfile.DIRTYPE),
+        ("kinetics600/train.csv", CSV),
+        ("kinetics600/._train.csv", b"\x00\x05\x16\x07"),
+        ("../../x.csv", CSV),
+        ("/absolute.json", JSON),
+        ("kinetics600/video.mp4", b"not a list"),
+        member("link.csv", kind=tarfile.SYMTYPE, target="/etc/passwd"),
+        member("hard.csv", kind=tarfile.LNKTYPE, target="kinetics600/train.csv"),
+        member("pipe.csv", kind=tarfile.FIFOTYPE),
+        mode=mode,
+    )
+    assert len(read(archive, content)) == 3 + 3 + 1
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_a_row_that_looks_like_the_magic_of_tar_is_a_row(archive: Path) -> None:
+    content = CSV + b"x" * (257 - len(CSV)) + b"ustar\0" + b"00\n" + CSV.partition(b"\n")[2]
+    assert [type(row) for row in read(archive, content)] == [Annotation] * 3 + [Refusal] + [Annotation] * 3
+
+
+def test_csv_is_preferred_to_json_of_the_same_name(archive: Path) -> None:
+    content = tar(("k/train.json", JSON), ("k/train.csv", CSV), ("k/test.json", JSON))
+    labels = [row.label for row in read(archive, content) if isinstance(row, Annotation)]
+    assert labels == ["abseiling"] * 3 + ["from json"]
+
+
+def test_refusals_in_an_archive_name_the_member(archive: Path) -> None:
+    rows = read(archive, tar(("some/where/train.csv", CSV + b"bad\n")))
+    assert [(row.file, row.line) for row in rows if isinstance(row, Refusal)] == [("kinetics.bin:train.csv", 5)]
+
+
+def test_a_read_me_in_an_archive_is_passed_over(archive: Path) -> None:
+    assert len(read(archive, tar(("readme.txt", b"Kinetics is a dataset.\n"), ("train.csv", CSV)))) == 3
+    assert len(read(archive, tar(("train.txt", CSV)))) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar(("video.mp4", b"x")), "without annotations"),
+        (tar(("readme.txt", b"Kinetics is a dataset.\n")), "without annotations"),
+        (tar(("train.csv", b"Kinetics is a dataset.\n")), "kinetics.bin:train.csv is not a list"),
+        (tar(("train.csv", CSV))[:-20], "damaged or cut short"),
+        (tar(("train.csv", CSV * 100), mode="w")[:2000], "damaged"),
+        (tar(member("link.csv", kind=tarfile.SYMTYPE, target="/etc/passwd")), "without annotations"),
+    ],
+)
+def test_a_useless_archive_is_an_error(archive: Path, content: bytes, message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        read(archive, content)
+
+
+def test_a_damaged_header_in_the_middle_is_no_end(archive: Path) -> None:
+    content = bytearray(tar(("train.csv", CSV), ("test.csv", CSV), mode="w"))
+    at = content.index(b"test.csv")
+    content[at] ^= 1
+    with pytest.raises(CatalogError, match="what follows its last member"):
+        read(archive, bytes(content))
+
+
+def test_a_bomb_is_cut_off(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "MAX_BYTES", 1 << 20)
+    row = b"abseiling,0wR5jVB-WPk,1,11,train\n"
+    bomb = CSV + row * (2 * containers.MAX_BYTES // len(row))
+    for content in (gzip.compress(bomb), tar(("train.csv", bomb)), tar(("x.mp4", bomb), ("train.csv", CSV)), bomb):
+        with pytest.raises(CatalogError, match="holds more than 1,048,576 bytes"):
+            read(archive, content)
+    assert read(archive, gzip.compress(CSV * 1))
+
+
+def test_what_lies_beyond_the_limit_is_not_even_decompressed() -> None:
+    source = gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(CSV)))
+    content = containers._Bounded(source, "x")
+    with pytest.raises(CatalogError, match="holds more than"):
+        content.seek(containers.MAX_BYTES + 1)
+    assert source.tell() == 0
+
+
+def test_a_sparse_member_is_not_inflated(archive: Path) -> None:
+    sparse = member("huge.csv")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 50)}
+    sparse.size = 512
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        made.addfile(sparse, io.BytesIO(b"0\n" + bytes(510)))
+    with pytest.raises(CatalogError, match="without annotations"):
+        read(archive, buffer.getvalue())
+
+
+def test_a_header_cannot_ask_for_all_memory(archive: Path) -> None:
+    long_name = member("././@LongLink", kind=tarfile.GNUTYPE_LONGNAME)
+    long_name.size = 1 << 40
+    content = long_name.tobuf(tarfile.GNU_FORMAT) + bytes(10_240)
+    with pytest.raises(CatalogError, match="header of 1,099,511,62"):
+        read(archive, content)
+
+
+def test_an_archive_of_too_many_members_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "MAX_MEMBERS", 3)
+    assert read(archive, tar(*[(f"{number}.csv", CSV) for number in range(3)]))
+    with pytest.raises(CatalogError, match="more than 3 members"):
+        read(archive, tar(*[(f"{number}.csv", CSV) for number in range(4)]))

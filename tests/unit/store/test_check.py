@@ -1,0 +1,262 @@
+"""Checks of what is here: they find what was broken, blame nothing else, and change nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store import Condition, Store, Verdict, drop_bad, verify_clips
+from tests.support.store import (
+    UNIT,
+    assert_in_step,
+    clip,
+    clip_file,
+    contents,
+    head,
+    held,
+    is_whole,
+    keep,
+    query,
+    read,
+)
+
+Spoil = Callable[[Path], None]
+
+
+@pytest.fixture
+def three(folder: Path) -> Path:
+    """The folder of a closed store with the clips 0, 1 and 2."""
+    with Store(folder) as store:
+        for number in range(3):
+            keep(store, clip(number))
+    return folder
+
+
+def verify(store: Store) -> dict[int, Verdict]:
+    """The verdicts on all that is here, by number of the clip."""
+    return {verdict.clip.start: verdict for verdict in verify_clips(store, store.held())}
+
+
+def conditions(store: Store) -> dict[int, Condition]:
+    return {number: verdict.condition for number, verdict in verify(store).items()}
+
+
+def flip(path: Path) -> None:
+    """Another bit somewhere in the middle, and nothing else: neither the length nor the times."""
+    before = path.stat()
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(UNIT // 2)
+        file.write(b"\x01")
+    path.chmod(0o400)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, UNIT - 1)
+
+
+def lengthen(path: Path) -> None:
+    os.truncate(path, UNIT + 1)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def link(path: Path) -> None:
+    """The right bytes, but by way of a link."""
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def test_all_is_good(three: Path) -> None:
+    before = contents(three).rows, query(three / "ledger.sqlite", "SELECT * FROM clip ORDER BY key")
+    with Store(three) as store:
+        assert list(verify_clips(store, store.held(), threads=2)) == [
+            Verdict(clip(number), UNIT, Condition.GOOD, "", contents(three).rows[clip(number).key][0])
+            for number in sorted(range(3), key=lambda number: clip(number).key)
+        ]
+    # Not even the order of use.
+    assert (contents(three).rows, query(three / "ledger.sqlite", "SELECT * FROM clip ORDER BY key")) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "condition"),
+    [
+        (flip, Condition.DAMAGED),
+        (shorten, Condition.DAMAGED),
+        (lengthen, Condition.DAMAGED),
+        (remove, Condition.LOST),
+        (link, Condition.LOST),
+        (make_folder, Condition.LOST),
+    ],
+)
+def test_what_was_broken(three: Path, spoil: Spoil, condition: Condition) -> None:
+    spoil(clip_file(three, clip(1)))
+    elsewhere = [path.read_bytes() for path in three.glob("clips/*/elsewhere")]
+    before = contents(three)
+    with Store(three) as store:
+        assert conditions(store) == {0: Condition.GOOD, 1: condition, 2: Condition.GOOD}
+        assert (contents(three).rows, contents(three).held) == (before.rows, before.held)
+        if spoil in (shorten, lengthen):  # it need not be read for that
+            assert f"instead of {UNIT:,}" in verify(store)[1].reason
+
+        assert drop_bad(store, verify(store)[1])
+
+        assert conditions(store) == {0: Condition.GOOD, 2: Condition.GOOD}
+        assert held(store, 3) == [0, 2]
+        keep(store, clip(1))
+        assert all(is_whole(store, clip(number)) for number in range(3))
+        # What a link led to is no business of ours.
+        assert [path.read_bytes() for path in three.glob("clips/*/elsewhere")] == elsewhere
+        for path in three.glob("clips/*/elsewhere"):
+            path.unlink()
+        assert_in_step(three)
+
+
+def test_an_open_reader_keeps_what_it_has(three: Path) -> None:
+    flip(clip_file(three, clip(1)))
+    with Store(three) as store:
+        opened = store.open(clip(1))
+        assert opened is not None
+        assert drop_bad(store, verify(store)[1])
+        with os.fdopen(opened.fd, "rb") as file:
+            assert file.read().startswith(head(clip(1)))
+
+
+def test_replaced_after_the_verdict(three: Path) -> None:
+    flip(clip_file(three, clip(1)))
+    with Store(three) as store:
+        verdict = verify(store)[1]
+        keep(store, clip(1))
+
+        assert not drop_bad(store, verdict)
+        assert is_whole(store, clip(1))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["evicted", "replaced"])
+def test_gone_while_it_is_read(three: Path, again: bool) -> None:
+    with Store(three) as store:
+
+        def decode(path: Path) -> None:
+            store.drop(clip(1))
+            if again:
+                keep(store, clip(1), UNIT // 2)
+            assert path.read_bytes() == head(clip(1)).ljust(UNIT, b"\0")
+
+        [verdict] = verify_clips(store, [(clip(1), UNIT)], decode=decode)
+
+        assert verdict.condition is Condition.GOOD
+        assert (read(store, clip(1)) is not None) == again
+
+
+def test_gone_before_it_is_read(three: Path) -> None:
+    with Store(three) as store:
+        chosen = list(store.held())
+        store.drop(clip(1))
+
+        verdicts = {verdict.clip.start: verdict.condition for verdict in verify_clips(store, chosen)}
+
+    assert verdicts == {0: Condition.GOOD, 1: Condition.EVICTED, 2: Condition.GOOD}
+
+
+def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
+    with Store(three) as store, Store(three) as other:
+        found: list[Condition] = []
+        with other._ledger.exclusive() as db:
+            # Its file and its row are gone, but the ledger still says that it is here.
+            other._room.drop(db, clip(1).key)
+            thread = threading.Thread(
+                target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)
+            )
+            thread.start()
+            time.sleep(0.2)
+        thread.join(60)
+
+    assert found == [Condition.EVICTED]
+
+
+@pytest.mark.parametrize(
+    ("number", "condition"), [(errno.EIO, Condition.DAMAGED), (errno.ENOMEM, Condition.UNREADABLE)]
+)
+def test_a_disk_that_fails(three: Path, monkeypatch: pytest.MonkeyPatch, number: int, condition: Condition) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with Store(three) as store:
+        assert conditions(store) == dict.fromkeys(range(3), condition)
+
+
+def test_what_does_not_decode(three: Path) -> None:
+    def decode(path: Path) -> None:
+        begin = path.read_bytes()[:100]
+        if begin.startswith(head(clip(1))):
+            raise FetchError(FailureKind.CORRUPT, "no media")
+        if begin.startswith(head(clip(2))):
+            raise OSError(errno.ENOMEM, "no memory")
+
+    with Store(three) as store:
+        verdicts = {v.clip.start: v for v in verify_clips(store, store.held(), decode=decode)}
+
+    assert {number: verdict.condition for number, verdict in verdicts.items()} == {
+        0: Condition.GOOD,
+        1: Condition.DAMAGED,
+        2: Condition.UNREADABLE,
+    }
+    assert verdicts[1].reason == "no media"
+
+
+# Files of no clip
+
+
+def test_files_of_no_clip(three: Path) -> None:
+    known = clip_file(three, clip(1))
+    ours, foreign, top = (
+        known.with_name(f"{clip(1).key}.{'0' * 32}.mp4"),
+        known.with_name("notes"),
+        three / "clips/notes",
+    )
+    for path in (ours, foreign, top):
+        path.write_text("x")
+    with Store(three) as store:
+        found = list(store.unknown_files())
+
+        assert sorted(found) == sorted([ours, foreign, top])
+        # What has no name of ours may be somebody's.
+        assert [path for path in found if store.remove_unknown_file(path)] == [ours]
+        assert sorted(store.unknown_files()) == sorted([foreign, top])
+        assert not store.remove_unknown_file(known)
+        assert is_whole(store, clip(1))
+        assert foreign.exists()
+        assert top.exists()
+
+
+def test_a_file_that_is_being_published_is_known(three: Path) -> None:
+    with Store(three) as store, Store(three) as other:
+        found: list[list[Path]] = []
+        with other._ledger.exclusive():
+            # It has its name, but no row yet.
+            row = query(three / "clips/cache.db", "SELECT filename FROM Cache WHERE key = ?", clip(1).key)[0][0]
+            query(three / "clips/cache.db", "UPDATE Cache SET filename = 'later' WHERE key = ?", clip(1).key)
+            thread = threading.Thread(target=lambda: found.append(list(store.unknown_files())))
+            thread.start()
+            time.sleep(0.2)
+            query(three / "clips/cache.db", "UPDATE Cache SET filename = ? WHERE key = ?", row, clip(1).key)
+        thread.join(60)
+
+    assert found == [[]]

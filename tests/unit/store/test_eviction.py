@@ -1,0 +1,242 @@
+"""The limit holds, the least recently opened clip goes first, and nothing goes that need not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kinetics_fs.errors import FetchError
+from kinetics_fs.store import Store
+from tests.support.store import (
+    UNIT,
+    assert_in_step,
+    assert_no_room,
+    clip,
+    held,
+    is_absent,
+    is_whole,
+    keep,
+    quick_place,
+    write,
+)
+
+# The limit
+
+
+class Step(NamedTuple):
+    """Something that is done to the store, with a clip."""
+
+    verb: str
+    number: int
+    units: int
+
+
+class Model:
+    """What the store must hold, told in the simplest way: a list, the least recently opened clip first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.here: list[int] = []
+        self.sizes: dict[int, int] = {}
+
+    def make_room(self, units: int) -> None:
+        while sum(self.sizes[number] for number in self.here) + units > self.limit:
+            self.here.pop(0)
+
+    def keep(self, number: int, units: int) -> None:
+        self.make_room(self.sizes.get(number, 1))  # what is guessed, for the claim
+        self.make_room(units)  # what it is
+        if number in self.here:
+            self.here.remove(number)
+        self.here.append(number)
+        self.sizes[number] = units
+
+    def open(self, number: int) -> bool:
+        if number not in self.here:
+            return False
+        self.here.remove(number)
+        self.here.append(number)
+        return True
+
+    def drop(self, number: int) -> None:
+        if number in self.here:
+            self.here.remove(number)
+
+
+STEPS = st.lists(
+    st.builds(
+        Step, st.sampled_from(["keep", "keep", "open", "open", "drop", "reopen"]), st.integers(0, 4), st.integers(1, 3)
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(3, 6))
+def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> None:
+    model = Model(limit)
+    with quick_place() as place:
+        store = Store(place, limit=limit * UNIT)
+        for verb, number, units in steps:
+            match verb:
+                case "keep":
+                    keep(store, clip(number), units * UNIT)
+                    model.keep(number, units)
+                case "open":
+                    assert is_whole(store, clip(number), model.sizes.get(number, 1) * UNIT) == model.open(number)
+                case "drop":
+                    store.drop(clip(number))
+                    model.drop(number)
+                case "reopen":
+                    store.close()
+                    store = Store(place, limit=limit * UNIT)
+            assert held(store, 5) == sorted(model.here)
+            assert store.usage().bytes == sum(model.sizes[number] for number in model.here) * UNIT <= limit * UNIT
+            known = {clip(number).key: (units * UNIT, number in model.here) for number, units in model.sizes.items()}
+            assert store.sizes([clip(number).key for number in range(5)]) == known
+        assert_in_step(place)
+        store.close()
+
+
+def test_usage_says_what_is_held_and_reserved(folder: Path) -> None:
+    with Store(folder, limit=10 * UNIT) as store:
+        keep(store, clip(0), 3 * UNIT)
+        claim = store.claim(clip(1))
+        assert claim is not None
+        with claim:
+            usage = store.usage()
+            assert (usage.clips, usage.bytes, usage.reserved, usage.limit) == (1, 3 * UNIT, UNIT, 10 * UNIT)
+            disk = os.statvfs(folder)
+            assert usage.disk_free == pytest.approx(disk.f_bavail * disk.f_frsize, rel=0.05)
+        assert store.usage().reserved == 0
+
+
+def test_a_smaller_limit_is_kept_from_the_next_clip_on(folder: Path) -> None:
+    with Store(folder) as store:
+        for number in range(6):
+            keep(store, clip(number))
+    with Store(folder, limit=2 * UNIT) as store:
+        keep(store, clip(6))
+        assert held(store, 7) == [5, 6]
+
+
+def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        for number in range(3):
+            keep(store, clip(number))
+        first, second = store.claim(clip(3)), store.claim(clip(4))
+        assert first is not None
+        assert second is not None
+        with first, second:
+            assert held(store, 3) == [2]
+            first.publish(write(first), "test")
+            second.publish(write(second), "test")
+        assert held(store, 5) == [2, 3, 4]
+
+
+def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
+    with Store(folder, limit=4 * UNIT) as store:
+        keep(store, clip(0), 3 * UNIT)
+        store.drop(clip(0))
+        keep(store, clip(1))
+        keep(store, clip(2))
+        claim = store.claim(clip(0))
+        assert claim is not None
+        with claim:
+            assert store.usage().reserved == 3 * UNIT
+            assert held(store, 3) == [2]
+
+
+def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
+    with Store(folder, limit=200 * 1000) as store:
+        for number in range(150):
+            keep(store, clip(number), 1)
+    with Store(folder, limit=UNIT) as store:
+        keep(store, clip(200), UNIT)
+        assert held(store, 201) == [200]
+        assert_in_step(folder)
+
+
+# What cannot fit
+
+
+def test_a_clip_larger_than_the_limit_is_refused(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        with pytest.raises(FetchError) as caught:
+            keep(store, clip(9), 3 * UNIT + 1)
+        assert_no_room(caught.value)
+        assert is_absent(store, clip(9))
+
+
+def test_a_clip_that_is_refused_leaves_the_store_in_step(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        for number in range(3):
+            keep(store, clip(number))
+        with pytest.raises(FetchError):
+            keep(store, clip(9), 3 * UNIT + 1)
+        assert_in_step(folder)
+
+
+def test_a_clip_that_is_refused_evicts_no_more_than_its_claim_did(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        for number in range(3):
+            keep(store, clip(number))
+        with pytest.raises(FetchError):
+            keep(store, clip(9), 3 * UNIT + 1)
+        assert [number for number in range(3) if is_whole(store, clip(number))] == [1, 2]
+
+
+def test_a_clip_known_to_be_larger_than_the_limit_is_not_even_fetched(folder: Path) -> None:
+    with Store(folder) as store:
+        for number in range(2):
+            keep(store, clip(number))
+        keep(store, clip(9), 4 * UNIT)
+        store.drop(clip(9))
+    with Store(folder, limit=3 * UNIT) as store:
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(9))
+        assert_no_room(caught.value)
+        assert [number for number in range(2) if is_whole(store, clip(number))] == [0, 1]
+        assert_in_step(folder)
+
+
+def test_a_limit_below_the_guess_still_holds_small_clips(folder: Path) -> None:
+    with Store(folder, limit=UNIT // 2) as store:
+        keep(store, clip(0), UNIT // 4)
+        assert is_whole(store, clip(0), UNIT // 4)
+
+
+# What nothing may go for
+
+
+def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store:
+        keep(store, clip(0))
+        keep(store, clip(1), UNIT // 2)
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(2), size=UNIT // 2 + 1, spare_since=0)
+        assert_no_room(caught.value)
+
+        claim = store.claim(clip(2), size=UNIT // 2, spare_since=0)
+        assert claim is not None
+        with claim:
+            claim.publish(write(claim, UNIT // 2), "test")
+        assert held(store, 3) == [0, 1, 2]
+        assert_in_step(folder)
+
+
+def test_a_clip_that_grew_evicts_nothing_where_nothing_may_go(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store:
+        keep(store, clip(0))
+        claim = store.claim(clip(1), size=UNIT, spare_since=0)
+        assert claim is not None
+        with claim, pytest.raises(FetchError) as caught:
+            claim.publish(write(claim, UNIT + 1), "test")
+        assert_no_room(caught.value)
+        assert held(store, 2) == [0]
+        assert_in_step(folder)

@@ -1,0 +1,286 @@
+"""What others found out: which of it is read, which believed, and what it never overrides."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
+from kinetics_fs.store import RefusedLine, Report, Store, TakenOver, read_reports, report_line
+from tests.support.store import clip, is_whole, keep, query
+
+DAY = 86_400.0
+NOW = time.time()
+
+
+def report(number: int = 0, kind: FailureKind = FailureKind.GONE, **others: Any) -> Report:
+    values: dict[str, Any] = {
+        "reason": "removed",
+        "source": "youtube",
+        "first_at": NOW - 9 * DAY,
+        "last_at": NOW - DAY,
+        "attempts": 2,
+    }
+    return Report(clip(number), kind, **(values | others))
+
+
+def line(**others: Any) -> bytes:
+    values: dict[str, Any] = {"key": clip(0).key, "kind": "gone", "last_at": 1_700_000_000} | others
+    return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
+
+
+def read(*lines: bytes) -> list[Report | RefusedLine]:
+    return list(read_reports(io.BytesIO(b"\n".join(lines))))
+
+
+# The file
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    said = 'he said: "gone", \\ 読み込み 🦊'
+    failure = store.remember_failure(clip(1), FetchError(FailureKind.GONE, said, source="youtube"))
+
+    [found] = read(report_line(failure).encode())
+
+    assert isinstance(found, Report)
+    assert (found.clip, found.kind, found.reason, found.source) == (clip(1), FailureKind.GONE, said, "youtube")
+    assert failure.last_at - 1 < found.last_at <= failure.last_at
+    assert found.attempts == 1
+
+
+@pytest.mark.parametrize("sign", ["\\", '"', "🦊", "\x1b"])
+def test_the_longest_reason_and_source_fit_into_a_line(store: Store, sign: str) -> None:
+    error = FetchError(FailureKind.GONE, sign * 9999, source=sign * 9999)
+    store.remember_failure(clip(0), error)
+    failure = store.failure(clip(0))
+    assert failure is not None
+
+    [found] = read(report_line(failure).encode())
+
+    assert isinstance(found, Report)
+    assert found.reason == failure.reason
+
+
+def test_only_the_clip_the_kind_and_the_time_must_be_there() -> None:
+    [found] = read(line(more={"x": [1]}))
+
+    assert found == Report(clip(0), FailureKind.GONE, "", "", 1_700_000_000, 1_700_000_000, 1)
+
+
+BAD = [
+    b"nonsense",
+    b"\xff\xfe",
+    b"5",
+    b"[" * 5000,
+    b"{" * 5000,
+    b'{"key": "' + b"x" * 9000 + b'"}',
+    line(key=None),
+    line(key="../../etc/passwd"),
+    line(key="-abcdefghij_000020_000010"),
+    line(key=["x"]),
+    line(kind=None),
+    line(kind="nothing"),
+    line(kind={"gone": 1}),
+    line(kind="blocked"),
+    line(kind="transient"),
+    line(kind="config"),
+    line(kind="local"),
+    line(last_at=None),
+    line(last_at="2026-01-01"),
+    line(last_at=True),
+    line(last_at=-1),
+    line(last_at=float("nan")),
+    line(last_at=float("inf")),
+    line(last_at=10**400),
+    line(last_at=1_700_000_000_000),
+    line(first_at=1_700_000_001),
+    line(attempts=0),
+    line(attempts=1.5),
+    line(attempts=10**9),
+    line(reason=5),
+    line(source=["youtube"]),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) -> None:
+    first, refused, last = read(line(), b"", bad, line(key=clip(1).key))
+
+    assert isinstance(first, Report)
+    assert isinstance(refused, RefusedLine)
+    assert refused.number == 3
+    assert refused.reason.isprintable()
+    assert isinstance(last, Report) and last.clip == clip(1)
+
+
+@given(st.binary(max_size=300))
+def test_nothing_that_is_read_ends_the_reading(data: bytes) -> None:
+    found = read(data, line())
+    assert isinstance(found[-1], Report)
+
+
+def test_a_text_gives_no_orders_to_a_terminal() -> None:
+    [found] = read(line(reason="a\x1b[2Jb\nc\x9b", source="you\x07tube" + "x" * 5000))
+
+    assert isinstance(found, Report)
+    assert found.reason.isprintable() and found.source.isprintable()
+    assert len(found.source) <= 500
+
+
+class Endless(io.RawIOBase):
+    """A file without an end, and perhaps without the end of a line."""
+
+    def __init__(self, piece: bytes) -> None:
+        self._piece = piece
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = (self._piece * (len(buffer) // len(self._piece) + 1))[: len(buffer)]
+        buffer[:] = data
+        return len(data)
+
+
+@pytest.mark.parametrize("piece", [b"x", b"x" * 5000 + b"\n"])
+def test_a_file_without_an_end_is_left(piece: bytes) -> None:
+    with pytest.raises(KineticsError, match="longer than"):
+        for _ in read_reports(io.BufferedReader(Endless(piece))):
+            pass
+
+
+# What is believed
+
+
+def take(store: Store, *reports: Report) -> TakenOver:
+    return store.failure_log.take_over(reports)
+
+
+def test_a_report_becomes_a_failure_that_says_where_it_is_from(store: Store) -> None:
+    assert take(store, report(), report(1, attempts=1)) == TakenOver(new=2, known=0, here=0)
+
+    failure = store.failure(clip(0))
+    assert failure is not None
+    assert (failure.kind, failure.reason, failure.source) == (FailureKind.GONE, "removed", "imported youtube")
+    assert (failure.first_at, failure.last_at, failure.attempts) == (NOW - 9 * DAY, NOW - DAY, 2)
+    # The wait is counted from when it failed there.
+    assert failure.retry_at == pytest.approx(NOW - DAY + 14 * DAY)
+
+
+def test_to_import_twice_changes_nothing(store: Store) -> None:
+    reports = [report(), report(1, kind=FailureKind.CORRUPT), report(2, last_at=NOW + 99 * DAY)]
+    take(store, *reports)
+    before = list(store.failures())
+
+    assert take(store, *reports) == TakenOver(new=0, known=3, here=0)
+
+    assert list(store.failures()) == before
+
+
+def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
+    take(store, report())
+    failure = store.failure(clip(0))
+    assert failure is not None
+    [again] = read(report_line(failure).encode())
+    assert isinstance(again, Report)
+
+    with Store(store.folder.with_name("other")) as other:
+        take(other, again)
+        found = other.failure(clip(0))
+
+    assert found is not None
+    assert found.source == "imported youtube"
+    assert take(store, again) == TakenOver(new=0, known=1, here=0)
+
+
+def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
+    own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
+
+    assert take(store, report(last_at=own.last_at - 5)) == TakenOver(new=0, known=1, here=0)
+
+    assert store.failure(clip(0)) == own
+
+
+def test_newer_reports_replace_what_was_known(store: Store) -> None:
+    store.remember_failure(clip(0), FetchError(FailureKind.BLOCKED, "not a bot?", source="youtube"))
+    query(store.folder / "ledger.sqlite", "UPDATE failure SET first_at = 5, last_at = 5")
+    take(store, report(1))
+
+    assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == TakenOver(new=2, known=0, here=0)
+
+    assert {failure.kind for failure in store.failures()} == {FailureKind.GONE}
+    assert {failure.reason for failure in store.failures()} == {"removed", "news"}
+
+
+def test_of_two_reports_of_a_clip_the_later_counts(store: Store) -> None:
+    for order in (1, -1):
+        take(store, *[report(0, reason="later"), report(0, last_at=NOW - 2 * DAY)][::order])
+        failure = store.failure(clip(0))
+        assert failure is not None and failure.reason == "later"
+        store.forget_failures()
+
+
+def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
+    for number in range(2):
+        keep(store, clip(number))
+    store.drop(clip(1))
+
+    reports = [report(number, last_at=last_at) for number in range(2) for last_at in (NOW - DAY, NOW + DAY)]
+    for one in reports:
+        assert take(store, one) == TakenOver(new=0, known=0, here=1)
+
+    assert is_whole(store, clip(0))
+    assert list(store.failures()) == []
+    query(store.folder / "ledger.sqlite", "UPDATE clip SET stored_at = 5")
+    assert take(store, report(0), report(1)) == TakenOver(new=1, known=0, here=1)
+
+
+def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
+    take(store, report(first_at=NOW + DAY, last_at=1e11, attempts=1))
+    failure = store.failure(clip(0))
+    assert failure is not None
+    assert failure.first_at <= failure.last_at <= time.time()
+    assert failure.retry_at - failure.last_at == pytest.approx(7 * DAY)
+
+
+def test_a_report_of_the_future_overrides_nothing(store: Store) -> None:
+    own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out"))
+    take(store, report(1))
+    before = store.failure(clip(1))
+
+    assert take(store, report(0, last_at=NOW + DAY), report(1, last_at=NOW + DAY)).new == 0
+
+    assert store.failure(clip(0)) == own
+    assert store.failure(clip(1)) == before
+
+
+def test_all_of_it_or_nothing(store: Store) -> None:
+    def reports() -> Iterator[Report]:
+        yield report(0)
+        raise KineticsError("the list breaks off")
+
+    for _ in range(2):  # nor is anything left over that stands in the way of the next
+        with pytest.raises(KineticsError):
+            store.failure_log.take_over(reports())
+    assert list(store.failures()) == []
+    assert take(store, report(0)).new == 1
+
+
+def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> None:
+    def reports() -> Iterator[Report]:
+        with Store(folder) as other:
+            other.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "meanwhile"))
+            keep(other, clip(1))
+        yield report(0)
+        yield report(1)
+        yield report(2)
+
+    assert store.failure_log.take_over(reports()) == TakenOver(new=1, known=1, here=1)

@@ -1,0 +1,106 @@
+"""What the cache remembers of itself over time: sums over all processes, and never more rows than it should."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.store import Chronicle, Counts, Store
+from kinetics_fs.store import history as history_module
+from tests.support.store import UNIT, clip, keep, query
+
+_HOUR, _DAY = 3600, 86400
+NOW = 1_800_000_000 // _HOUR * _HOUR + 1234
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the history takes for the time; to be changed."""
+    clock = [float(NOW)]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    return clock
+
+
+def test_what_all_do_in_a_step_is_one_row(folder: Path, clock: list[float]) -> None:
+    with Store(folder) as one, Store(folder) as other:
+        one.history.add(Counts(fetched=2, failed=1))
+        keep(one, clip(0))
+        clock[0] += 1
+        other.history.add(Counts(fetched=3, from_cache=5, not_in_cache=7))
+        at = NOW // history_module.STEP * history_module.STEP
+        assert one.history.samples() == [(at, 1, UNIT, 5, 1, 5, 7)]
+        clock[0] += history_module.STEP
+        one.history.add(Counts())
+        assert other.history.samples()[1:] == [(at + history_module.STEP, 1, UNIT, 0, 0, 0, 0)]
+
+
+def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clock: list[float]) -> None:
+    # Every five minutes for 100 days, by somebody who never came to sum them up.
+    first = (NOW - 100 * _DAY) // _HOUR * _HOUR
+    times = range(first, NOW, history_module.STEP)
+    rows = ", ".join(f"({at}, {turn}, {turn * 10}, 1, 2, 3, 4)" for turn, at in enumerate(times))
+    query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}")
+
+    store.history.add(Counts(fetched=1000))
+
+    samples = store.history.samples()
+    assert len(samples) == query(folder / "ledger.sqlite", "SELECT count(*) FROM history")[0][0] <= 2450
+    assert samples[0].at >= NOW - 90 * _DAY > samples[0].at - _HOUR
+    assert samples[0][1:] == (*last_of_hour(times, samples[0].at), 12, 24, 36, 48)
+    old = [sample for sample in samples if sample.at < NOW - _DAY - _HOUR]
+    assert len(old) >= 88 * 24
+    assert {(sample.at % _HOUR, sample.fetched) for sample in old} == {(0, 12)}
+    # Nothing that is summed up is lost, and what is summed up already stays so.
+    kept = sum(at >= samples[0].at for at in times)
+    assert sum(sample.fetched for sample in samples) == kept + 1000
+    store.history.add(Counts())
+    assert [sample[:1] + sample[3:] for sample in store.history.samples()] == [one[:1] + one[3:] for one in samples]
+
+
+def last_of_hour(times: range, at: int) -> tuple[int, int]:
+    """Clips and bytes when an hour ended."""
+    turn = max(turn for turn, one in enumerate(times) if at <= one < at + _HOUR)
+    return turn, turn * 10
+
+
+def test_rows_that_are_not_ours_are_passed_over(folder: Path, store: Store) -> None:
+    now = int(time.time())
+    odd = ["1e300", "'much'", "x'00'", "-1", str(2**63 - 1)]
+    rows = ", ".join(f"({now - place}, {value}, 0, 0, 0, 0, 0)" for place, value in enumerate(odd, 1))
+    query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}, ({2**62}, 0, 0, 0, 0, 0, 0)")
+
+    assert store.history.samples() == []
+    store.history.add(Counts(fetched=1))
+    assert [sample.fetched for sample in store.history.samples()] == [1]
+
+
+def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> None:
+    done, noted = [Counts(fetched=90)], threading.Event()
+
+    class Noted:
+        def add(self, counts: Counts) -> None:
+            store.history.add(counts)
+            if counts.fetched:
+                noted.set()
+
+    with Chronicle(Noted(), lambda: done[0], every=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
+        done[0] = Counts(fetched=92)
+        assert noted.wait(30)
+        assert sum(sample.fetched for sample in store.history.samples()) == 2
+        done[0] = Counts(fetched=97, from_cache=1)
+    assert sum(sample.fetched for sample in store.history.samples()) == 7
+    assert sum(sample.from_cache for sample in store.history.samples()) == 1
+
+
+def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
+    query(folder / "ledger.sqlite", "ALTER TABLE history RENAME TO away")
+    done = Counts()
+    chronicle = Chronicle(store.history, lambda: done)
+    with chronicle:
+        done = Counts(fetched=3)
+        chronicle._note()
+        query(folder / "ledger.sqlite", "ALTER TABLE away RENAME TO history")
+    assert [sample.fetched for sample in store.history.samples()] == [3]

@@ -1,0 +1,197 @@
+"""The cache folder: ours, private, marked, and never somebody else's."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.errors import FetchError, StoreError
+from kinetics_fs.store import Store, prepare_folder
+from tests.support.store import SmallDisk, clip, is_whole, keep
+
+Unprivileged = Callable[[], AbstractContextManager[None]]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def assert_refused(folder: Path) -> str:
+    """That no store can be opened there, for a reason told in one sentence."""
+    with pytest.raises(StoreError) as caught:
+        Store(folder).close()
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert str(folder) in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+def test_a_new_folder_is_private_whatever_the_umask(folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        prepare_folder(folder)
+    finally:
+        os.umask(before)
+    assert mode(folder) == 0o700
+
+
+def test_everything_in_it_is_private(store: Store) -> None:
+    keep(store, clip(0))
+    assert [path for path in store.folder.iterdir() if path.is_dir() and mode(path) != 0o700] == []
+
+
+def test_a_folder_that_others_could_reach_is_closed_to_them(folder: Path) -> None:
+    Store(folder).close()
+    folder.chmod(0o755)
+    Store(folder).close()
+    assert mode(folder) == 0o700
+
+
+def test_an_empty_folder_is_taken(folder: Path) -> None:
+    folder.mkdir(mode=0o777)
+    Store(folder).close()
+    assert mode(folder) == 0o700
+
+
+def test_missing_parents_are_made(folder: Path) -> None:
+    deep = folder / "a" / "b"
+    Store(deep).close()
+    assert mode(deep) == 0o700
+
+
+def test_backup_programs_are_told_that_it_is_a_cache(folder: Path) -> None:
+    Store(folder).close()
+    tag = (folder / "CACHEDIR.TAG").read_bytes()
+    assert tag.startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
+
+
+def test_a_folder_with_other_files_is_refused_and_left_as_it_was(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    (folder / "thesis.tex").write_text("x")
+    before = mode(folder)
+    assert "other files" in assert_refused(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    assert mode(folder) == before
+
+
+def test_the_cache_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    (folder / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Created by another program.\n")
+    (folder / "clips").write_text("not ours")
+    before = mode(folder)
+    assert_refused(folder)
+    assert (folder / "clips").read_text() == "not ours"
+    assert mode(folder) == before
+
+
+def test_a_file_is_refused(folder: Path) -> None:
+    folder.write_text("x")
+    assert_refused(folder)
+
+
+def test_a_path_through_a_file_is_refused(folder: Path) -> None:
+    folder.write_text("x")
+    assert_refused(folder / "cache")
+
+
+def test_the_folder_of_another_user_is_refused_and_left_as_it_was(folder: Path) -> None:
+    if os.geteuid() == 0:
+        folder.mkdir(mode=0o755)
+        os.chown(folder, 65534, 65534)
+        theirs = folder
+    else:
+        theirs = Path("/usr")
+    before = mode(theirs)
+    assert "another user" in assert_refused(theirs)
+    assert mode(theirs) == before
+
+
+def test_a_store_of_another_user_is_refused(public_folder: Path, without_privileges: Unprivileged) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a folder that belongs to another user")
+    folder = public_folder / "cache"
+    with Store(folder) as store:
+        keep(store, clip(0))
+    with without_privileges():
+        assert_refused(folder)
+
+
+def test_a_place_where_nothing_can_be_made_is_refused(public_folder: Path, without_privileges: Unprivileged) -> None:
+    closed = public_folder / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    with without_privileges():
+        assert_refused(closed / "cache")
+
+
+@pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
+def test_a_folder_within_that_cannot_be_written_is_told(
+    public_folder: Path, without_privileges: Unprivileged, name: str
+) -> None:
+    with without_privileges():
+        folder = public_folder / "cache"
+        with Store(folder) as store:
+            keep(store, clip(0))
+        (folder / name).chmod(0o555)
+        try:
+            try:
+                Store(folder).close()
+            except StoreError as error:
+                assert "\n" not in str(error)
+        finally:
+            (folder / name).chmod(0o700)
+        with Store(folder) as store:
+            assert is_whole(store, clip(0))
+
+
+@pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
+def test_a_file_in_the_place_of_a_folder_within_is_told(folder: Path, name: str) -> None:
+    prepare_folder(folder)
+    (folder / name).write_text("x")
+    assert_refused(folder)
+
+
+@pytest.mark.parametrize("name", ["clips/cache.db", "ledger.sqlite"])
+def test_a_database_that_cannot_be_written_is_told(
+    public_folder: Path, without_privileges: Unprivileged, name: str
+) -> None:
+    with without_privileges():
+        folder = public_folder / "cache"
+        with Store(folder) as store:
+            keep(store, clip(0))
+        (folder / name).chmod(0o400)
+        with pytest.raises((StoreError, FetchError)) as caught, Store(folder) as store:
+            keep(store, clip(1))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_read_only_is_told(small_disk: SmallDisk) -> None:
+    disk = small_disk(2**24)
+    with Store(disk / "cache") as store:
+        keep(store, clip(0))
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    sentence = assert_refused(disk / "cache")
+    assert "damaged" not in sentence, "which it is not"
+
+
+@pytest.mark.parametrize("what", ["a folder", "a symlink", "a file of another name"])
+def test_strange_things_among_the_owners_do_no_harm(folder: Path, what: str) -> None:
+    Store(folder).close()
+    strange = folder / "owners" / ("0" * 32)
+    match what:
+        case "a folder":
+            strange.mkdir()
+        case "a symlink":
+            strange.symlink_to("/dev/zero")
+        case _:
+            (folder / "owners/README").write_text("x")
+    with Store(folder) as store:
+        keep(store, clip(0))
+        assert is_whole(store, clip(0))

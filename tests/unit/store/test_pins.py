@@ -1,0 +1,288 @@
+"""What is pinned is never evicted, and everything else goes as it always did."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FetchError
+from kinetics_fs.store import PinCounts, Store
+from kinetics_fs.store.eviction import EVICTABLE, PINNED
+from tests.support.store import (
+    UNIT,
+    SmallDisk,
+    assert_in_step,
+    assert_no_room,
+    clip,
+    held,
+    is_whole,
+    keep,
+    lose,
+    query,
+    write,
+)
+
+
+def test_what_is_pinned_stays_and_counts_toward_the_limit(folder: Path) -> None:
+    with Store(folder, limit=4 * UNIT) as store:
+        for number in range(4):
+            keep(store, clip(number))
+        assert store.pins.add([clip(0), clip(1), clip(1)]) == (PinCounts(2, 2, 2 * UNIT), 2)
+        for number in range(4, 9):
+            keep(store, clip(number))
+        assert held(store, 9) == [0, 1, 7, 8]
+        assert store.usage().bytes == 4 * UNIT
+    with Store(folder, limit=3 * UNIT) as store:
+        keep(store, clip(9))
+        assert held(store, 10) == [0, 1, 9]
+        store.retire(clip(0))
+        keep(store, clip(10))
+        assert held(store, 11) == [0, 1, 10]
+        assert_in_step(folder)
+
+
+def test_what_comes_later_and_comes_again_is_pinned_as_well(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store:
+        assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 1)
+        assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 0)
+        for number in range(3):
+            keep(store, clip(number))
+        assert held(store, 3) == [0, 2]
+
+        store.drop(clip(0))
+        assert store.pins.totals() == (1, 0, 0)
+        for number in (0, 1, 2):
+            keep(store, clip(number))
+        assert held(store, 3) == [0, 2]
+
+
+def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        store.pins.add(map(clip, range(3)))
+        for number in range(3):
+            keep(store, clip(number))
+        assert store.pins.remove([clip(0), clip(8)]) == (1, 1, UNIT)
+        assert held(store, 3) == [0, 1, 2], "nothing goes before room is needed"
+        keep(store, clip(3))
+        assert held(store, 4) == [1, 2, 3]
+        store.pins.add([clip(9)])
+        assert store.pins.remove_all() == (3, 2, 2 * UNIT)
+        assert store.pins.totals() == (0, 0, 0)
+        for number in range(4, 6):
+            keep(store, clip(number))
+        assert held(store, 6) == [3, 4, 5]
+        store.drop(clip(3))
+        for number in (0, 1, 4):
+            keep(store, clip(number))
+        assert held(store, 6) == [0, 1, 4], "no clip that was pinned once is still"
+
+
+def test_pins_are_obeyed_by_processes_that_run_already(folder: Path) -> None:
+    with Store(folder, limit=2 * UNIT) as store, Store(folder, limit=2 * UNIT) as other:
+        keep(store, clip(0))
+        keep(store, clip(1))
+        other.pins.add([clip(0)])
+        keep(store, clip(2))
+        assert held(store, 3) == [0, 2]
+        other.pins.remove_all()
+        keep(store, clip(3))
+        assert held(store, 4) == [2, 3]
+
+
+def test_a_failed_pin_pins_nothing(store: Store) -> None:
+    def clips() -> Iterator[Clip]:
+        yield clip(0)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.pins.add(clips())
+    assert store.pins.totals() == (0, 0, 0)
+    assert store.pins.add([clip(1)]).new == 1
+
+
+def test_the_report_counts_pins(store: Store) -> None:
+    keep(store, clip(0))
+    store.pins.add([clip(0), clip(1)])
+    cache = store.report()["cache"]
+    assert isinstance(cache, dict)
+    assert (cache["pinned_clips"], cache["pinned_here"], cache["pinned_bytes"]) == (2, 1, UNIT)
+    assert store.pins.of([clip(1).key, clip(2).key]) == (1, 0, 0)
+
+
+# Where there is nothing else to evict
+
+
+def test_what_does_not_fit_beside_pins_is_not_begun(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        store.pins.add(map(clip, range(3)))
+        for number in range(2):
+            keep(store, clip(number))
+        keep(store, clip(9))
+        keep(store, clip(2))  # there is room, but for what is not pinned
+        assert held(store, 10) == [0, 1, 2]
+        for wanted, size in ((clip(3), None), (clip(3), 1), (clip(9), None)):
+            with pytest.raises(FetchError) as caught:
+                store.claim(wanted, size=size)
+            assert_no_room(caught.value)
+            assert "kinetics-fs unpin" in caught.value.reason
+        assert_in_step(folder)
+        store.pins.remove([clip(1)])
+        keep(store, clip(3))
+        assert held(store, 4) == [0, 2, 3]
+
+
+def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path) -> None:
+    with Store(folder, limit=4 * UNIT) as store:
+        store.pins.add(map(clip, range(2)))
+        for number in range(3):
+            keep(store, clip(number))
+        claim = store.claim(clip(3))
+        assert claim is not None
+        with claim, pytest.raises(FetchError) as caught:
+            claim.publish(write(claim, 2 * UNIT + 1), "test")
+        assert "kinetics-fs unpin" in caught.value.reason
+        assert held(store, 4) == [0, 1, 2]
+        assert_in_step(folder)
+
+
+def test_others_under_way_are_no_reason_not_to_begin(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        store.pins.add(map(clip, range(2)))
+        for number in range(2):
+            keep(store, clip(number))
+        first, second = store.claim(clip(2)), store.claim(clip(3))
+        assert first is not None
+        assert second is not None
+        with first, second:
+            first.publish(write(first), "test")
+            second.publish(write(second), "test")
+        assert held(store, 4) == [0, 1, 3]
+
+
+def test_who_waited_for_the_clip_that_took_the_last_room_finds_it(folder: Path) -> None:
+    with Store(folder, limit=UNIT) as store, Store(folder, limit=UNIT) as waiting:
+        store.pins.add([clip(0)])
+        keep(store, clip(0))
+        claim = waiting.claim(clip(0))
+        assert claim is not None
+        with claim:
+            assert is_whole(waiting, clip(0))
+        assert_in_step(folder, owners=2)
+
+
+def test_pins_are_not_blamed_where_nothing_may_go_anyway(folder: Path) -> None:
+    with Store(folder, limit=UNIT) as store:
+        store.pins.add([clip(0)])
+        keep(store, clip(0))
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(1), size=1, spare_since=0)
+        assert "unpin" not in caught.value.reason
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(1), size=1, spare_since=time.time() + 1)
+        assert "unpin" in caught.value.reason
+
+
+def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) -> None:
+    folder = small_disk(40 * UNIT) / "cache"
+    with Store(folder) as store:
+        for number in range(4):
+            claim = store.claim(clip(number))
+            assert claim is not None
+            with claim:
+                path = claim.folder / "finished.mp4"
+                path.write_bytes(os.urandom(4 * UNIT))
+                claim.publish(path, "test")
+        free = store.usage().disk_free
+    with Store(folder, min_free=free - UNIT // 2) as store:
+        store.pins.add(map(clip, range(4)))
+        with pytest.raises(FetchError) as caught:
+            store.claim(clip(4))
+        assert_no_room(caught.value)
+        assert "kinetics-fs unpin" in caught.value.reason
+        store.pins.remove([clip(0)])
+        claim = store.claim(clip(4))
+        assert claim is not None
+        with claim:
+            assert held(store, 4) == [1, 2, 3]
+
+
+# What becomes of the ledger
+
+_BEFORE_PINS = """
+CREATE TABLE clip_before AS SELECT * FROM clip;
+DROP TABLE clip;
+CREATE TABLE clip (
+    key TEXT PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, stored_at REAL NOT NULL,
+    opened_at REAL NOT NULL, held INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX clip_in_order_of_eviction ON clip (opened_at) WHERE held;
+INSERT INTO clip SELECT key, size, sha256, source, stored_at, opened_at, held FROM clip_before;
+DROP TABLE clip_before;
+DROP TABLE pin;
+"""
+
+
+def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
+    with Store(folder) as store:
+        for number in range(3):
+            keep(store, clip(number))
+        store.drop(clip(0))
+    for statement in _BEFORE_PINS.split(";"):
+        query(folder / "ledger.sqlite", statement)
+
+    with Store(folder, limit=2 * UNIT) as store:
+        assert held(store, 3) == [1, 2]
+        assert store.sizes([clip(0).key])[clip(0).key] == (UNIT, False), "what is known of an evicted clip is kept"
+        store.pins.add([clip(1)])
+        keep(store, clip(3))
+        assert held(store, 4) == [1, 3]
+    with Store(folder) as store:
+        assert store.pins.totals() == (1, 1, UNIT)
+    indexes = query(
+        folder / "ledger.sqlite", "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'clip'"
+    )
+    assert ("clip_in_order_of_eviction",) not in indexes
+
+
+def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
+    with Store(folder) as store:
+        store.pins.add([clip(0)])
+        keep(store, clip(0))
+    lose(folder / "clips/cache.db")
+    with Store(folder, limit=2 * UNIT) as store:
+        assert store.pins.totals() == (1, 0, 0)
+        for number in range(3):
+            keep(store, clip(number))
+        assert held(store, 3) == [0, 2]
+
+
+def test_a_clip_whose_process_died_before_the_ledger_knew_it_is_pinned(folder: Path) -> None:
+    with Store(folder) as store:
+        store.pins.add([clip(0)])
+        keep(store, clip(0))
+    query(folder / "ledger.sqlite", "DELETE FROM clip")
+    with Store(folder) as store:
+        assert store.pins.totals() == (1, 1, UNIT)
+
+
+def test_to_evict_takes_no_look_at_what_is_pinned(store: Store) -> None:
+    store.pins.add(map(clip, range(100_000)))
+    with store._ledger.exclusive() as db:
+        db.executemany(
+            "INSERT INTO clip VALUES (?, 1, '', '', 0, 0, 1, 1)", ((clip(number).key,) for number in range(100_000))
+        )
+
+    def plan(statement: str) -> str:
+        with store._ledger.connection() as db:
+            return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", (1,)))
+
+    by_index = "SEARCH clip USING COVERING INDEX clip_by_pin_and_use (pinned=? AND opened_at<?)"
+    assert plan(f"SELECT key, size {EVICTABLE} LIMIT 1") == by_index
+    assert plan(f"SELECT size {EVICTABLE}") == by_index
+    assert plan(f"SELECT 1 {PINNED} LIMIT 1") == by_index
+    assert store.pins.totals() == (100_000, 100_000, 100_000)

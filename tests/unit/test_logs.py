@@ -1,0 +1,141 @@
+"""Lines of logs: as JSON, for the journal, and in files that are moved away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import termios
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.site import VideoSite
+from tests.conftest import MountFactory
+from tests.support.command_line import ENVIRONMENT
+from tests.support.mounts import command_line, descendants, wait_until
+
+SURFING = "validation/surfing water"
+FIRST, SECOND = "-demo_video_000010_000020", "_demo_vid3__000003_000013"
+DEAD = f"validation/passing American football (in game)/{GONE}_000005_000015.mp4"
+
+
+def objects(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_lines_beside_a_progress_bar() -> None:
+    """On a terminal they stand above it, not at its end."""
+    code = """
+import logging, sys
+from tqdm import tqdm
+from kinetics_fs.util import logs
+logs.set_up(logging.WARNING)
+with tqdm(total=2, file=sys.stderr) as bar:
+    bar.update()
+    logging.warning("a word")
+"""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    try:
+        subprocess.run([sys.executable, "-c", code], stderr=theirs, env=ENVIRONMENT, check=True, timeout=30)
+        shown = os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "it/s" in shown
+    assert "a word" in shown
+    assert re.search(r"[\r\n][-0-9:, ]+WARNING a word\r\n", shown), shown
+
+
+def test_a_failure_is_one_object_with_all_that_is_known(mount: MountFactory, site: VideoSite) -> None:
+    mounted = mount("--log-format", "json")
+    with pytest.raises(OSError):
+        (mounted.root / DEAD).read_bytes()
+    [failure] = [line for line in objects(mounted.log) if "clip" in line]
+    assert (failure["clip"], failure["source"]) == (f"{GONE}_000005_000015", "youtube")
+    assert (failure["kind"], failure["level"]) == ("gone", "warning")
+    assert "404" in failure["reason"]
+    assert f"{failure['clip']}: youtube: gone: {failure['reason']}; next try after" in failure["message"]
+    assert datetime.fromisoformat(failure["next_try"]) > datetime.fromisoformat(failure["time"])
+
+    site.fail["-demo_video"] = 429
+    with pytest.raises(OSError):
+        (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
+    [*_, blocked] = [line for line in objects(mounted.log) if "clip" in line]
+    assert (blocked["clip"], blocked["kind"]) == (FIRST, "blocked")
+    assert datetime.fromisoformat(blocked["next_try"]) > datetime.fromisoformat(blocked["time"])
+
+
+def test_the_log_goes_on_in_a_new_file_after_a_hang_up(mount: MountFactory) -> None:
+    mounted = mount("--workers", "1")
+    (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
+    [worker] = [pid for pid in descendants(mounted.pid) if "fetch.worker" in command_line(pid)]
+    old = mounted.log.with_name("rotated")
+    mounted.log.rename(old)
+    for pid in (mounted.pid, worker):  # as fuser(1) does, to all that have the file open
+        os.kill(pid, signal.SIGHUP)
+    wait_until(mounted.log.exists)
+    (mounted.root / SURFING / f"{SECOND}.mp4").read_bytes()
+    assert f"{SECOND}: fetched" in mounted.log.read_text()
+    assert FIRST in old.read_text()
+    assert SECOND not in old.read_text()
+    assert stat.S_IMODE(mounted.log.stat().st_mode) == 0o600
+    assert Path(f"/proc/{worker}/fd/2").readlink() == mounted.log
+    for pid in (mounted.pid, worker):
+        assert old not in [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+PROGRAM = """
+import logging, sys
+from kinetics_fs.util import logs
+logs.set_up(logging.INFO)
+logging.info("two\\nlines", extra={"clip": "a clip"})
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.exception("oh")
+"""
+
+
+def logged(log: Path, *, journal: bool, **environment: str) -> list[str]:
+    """What the program logs, into a file that is the journal's or is not."""
+    with log.open("wb") as file:
+        status = os.fstat(file.fileno())
+        stream = f"{status.st_dev}:{status.st_ino if journal else status.st_ino + 1}"
+        run = [sys.executable, "-c", PROGRAM]
+        subprocess.run(run, env={**ENVIRONMENT, "JOURNAL_STREAM": stream, **environment}, stderr=file, check=True)
+    return log.read_text().splitlines()
+
+
+def test_the_journal_gets_levels_and_no_times(tmp_path: Path) -> None:
+    lines = logged(tmp_path / "log", journal=True)
+    assert lines[:3] == ["<6>two", "<6>lines", "<3>oh"]
+    assert lines[-1] == "<3>ZeroDivisionError: division by zero"
+    assert all(line.startswith("<3>") for line in lines[2:])
+    [first, second] = logged(tmp_path / "log", journal=True, KINETICS_FS_LOG_FORMAT="json")
+    assert json.loads(first.removeprefix("<6>"))["clip"] == "a clip"
+    assert "ZeroDivisionError" in json.loads(second.removeprefix("<3>"))["traceback"]
+
+
+def test_what_is_not_the_journal_gets_times_and_no_levels(tmp_path: Path) -> None:
+    lines = logged(tmp_path / "log", journal=False)
+    assert lines[0].endswith(" INFO two")
+    assert datetime.fromisoformat(" ".join(lines[0].split()[:2]))
+    assert not [line for line in lines if line.startswith("<")]
+
+
+def test_an_error_of_a_command_has_its_level_in_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        status = os.fstat(file.fileno())
+        run = [sys.executable, "-m", "kinetics_fs", "umount", str(tmp_path)]
+        environment = {**ENVIRONMENT, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert subprocess.run(run, env=environment, stderr=file, check=False).returncode == 1
+    assert (tmp_path / "log").read_text().startswith(f"<3>kinetics-fs: {tmp_path} is not a mount")

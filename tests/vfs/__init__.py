@@ -1,1 +1,0 @@
-"""Tests of `kinetics_fs.vfs`."""
