@@ -36,10 +36,10 @@ from typing import NamedTuple
 
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
-from kinetics_fs.fill import Depth, Job, fill_archive
+from kinetics_fs.fill import Job, VerifyLevel, fill_archive
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.archive.index import ArchiveIndex, write_index
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.reader import LocalArchive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
@@ -113,7 +113,7 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
     def fill(out: Path) -> None:
         base = str(folder / "held")
         summary = fill_archive(
-            Job(base, NAME, out / "cache", None, 0, None, out / "shelf", out / "fills", Depth.CONTAINER)
+            Job(base, NAME, out / "cache", None, 0, None, out / "shelf", out / "fills", VerifyLevel.CONTAINER)
         )
         assert summary.stored == len(clips), summary
 
@@ -212,8 +212,8 @@ def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
     path = folder / "index"
     with path.open("wb") as file:
         write_index(index, file)
-    with Shelf(folder / "shelf") as shelf:
-        shelf.add(index)
+    with ArchiveIndexDB(folder / "shelf") as index_db:
+        index_db.add(index)
     asked = [(record.end - record.begin) / record.size for record in scan.records.values()]
     rows = [
         Row("index: bytes a clip", path.stat().st_size / len(clips), target=Target("ours", "<=", 100)),

@@ -341,13 +341,13 @@ class _Chaos:
             ledger = {key: (size, digest) for key, size, digest in db.execute(
                 "SELECT key, size, sha256 FROM clip WHERE held"
             )}  # fmt: skip
-            [(flights,)] = db.execute("SELECT count(*) FROM flight")
+            [(fetches,)] = db.execute("SELECT count(*) FROM flight")
         files = {str(path.relative_to(self._cache / "clips")) for path in (self._cache / "clips").glob("*/*")}
         different = [
             *(ledger.keys() ^ table.keys()),
             *(files ^ {filename for filename, _ in table.values()}),
             *(["counts"] if counted != {"count": len(table), "size": sum(size for size, _ in ledger.values())} else []),
-            *(["flights"] if flights else []),
+            *(["flights"] if fetches else []),
         ]
         for key, (filename, record) in table.items():
             content = (self._cache / "clips" / filename).read_bytes()

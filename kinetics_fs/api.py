@@ -35,11 +35,11 @@ from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, CatalogError, SettingError
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
-from kinetics_fs.store import Chronicle, Counts, Store, prepare_folder
+from kinetics_fs.store import Counts, HistoryRecorder, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
 _PROXIES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
 
@@ -146,7 +146,7 @@ class Library:
             changed=lambda: changed(prefetch.report()),
         )
         counters = fetcher.counters
-        with Chronicle(self.store.history, lambda: Counts(counters.fetched, counters.failed)):
+        with HistoryRecorder(self.store.history, lambda: Counts(counters.fetched, counters.failed)):
             try:
                 prefetch.run()
             finally:
@@ -215,9 +215,9 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
     rate = settings.rate
     if rate is None and settings.video_url == YOUTUBE_URL:
         rate = _GUESTS_RATE
-    shelf = shelf_path(settings)
+    index_db = index_db_path(settings)
     there = {
-        "archive": shelf.exists() or (catalog is not None and settings.archive_stream_limit > 0),
+        "archive": index_db.exists() or (catalog is not None and settings.archive_stream_limit > 0),
         "folder": bool(settings.folder),
         "youtube": True,
         "whole-archive": catalog is not None,
@@ -248,7 +248,7 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
                 ytdlp=dict(settings.ytdlp),
                 ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
                 archive_url=settings.archive_url,
-                archive_index=str(shelf),
+                archive_index=str(index_db),
                 archive_stream_limit=settings.archive_stream_limit,
                 folders=tuple(map(str, settings.folder)),
                 catalog=str(catalog or ""),
@@ -257,23 +257,23 @@ def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetche
     )
 
 
-def shelf_path(settings: Settings) -> Path:
+def index_db_path(settings: Settings) -> Path:
     """The file of the indexes of archives that are here; it need not be there."""
     return settings.cache_dir / ARCHIVE_INDEXES
 
 
-def shelf_of(settings: Settings) -> Shelf:
+def open_index_db(settings: Settings) -> ArchiveIndexDB:
     """The indexes of archives that are here.
 
     Raises:
         ArchiveError: there are none, or they cannot be used.
     """
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
-    path = shelf_path(settings)
+    path = index_db_path(settings)
     if not path.exists():
         raise ArchiveError(f"{settings.cache_dir} has no index of an archive: see kinetics-fs index --help")
-    return Shelf(path)
+    return ArchiveIndexDB(path)
 
 
 def check_places(settings: Settings) -> None:

@@ -99,7 +99,7 @@ class FetchError(KineticsError):
         self.retry_after = retry_after
 
 
-def innermost(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What went wrong in the end: libraries wrap it in three layers of their own."""
     while True:
         inner = getattr(error.args[0], "reason", None) if error.args else None

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from kinetics_fs.errors import CatalogError, innermost
+from kinetics_fs.errors import CatalogError, root_cause
 
 if TYPE_CHECKING:
     import requests
@@ -124,7 +124,7 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
             ).write(path)
     except requests.RequestException as error:
         otherwise = "" if copy else "; where there is no network, give a file with --annotations"
-        raise CatalogError(f"annotations cannot be fetched: {url}: {innermost(error)}{otherwise}") from error
+        raise CatalogError(f"annotations cannot be fetched: {url}: {root_cause(error)}{otherwise}") from error
     except OSError as error:
         raise CatalogError(f"annotations cannot be kept in {path.parent}: {error.strerror or error}") from error
 

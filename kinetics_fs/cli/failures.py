@@ -17,7 +17,7 @@ import click
 
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.files import replacing
+from kinetics_fs.cli.files import atomic_write
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind
@@ -98,9 +98,9 @@ def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -
     kinetics-fs failures summary
     kinetics-fs failures summary --release 400 --split validation --json
     """
-    from kinetics_fs.store.coverage import Tally
+    from kinetics_fs.store.coverage import FailureCounts
 
-    tally = Tally()
+    tally = FailureCounts()
     with _store(settings) as store:
         for failure in _chosen(store, settings, kinds):
             tally.add(failure)
@@ -125,7 +125,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
     kinetics-fs failures report --release 400 --csv > missing.csv
     """
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.store.coverage import Survey, survey
+    from kinetics_fs.store.coverage import Coverage, survey
 
     _check_format(as_json, as_csv)
     with catalog_of(settings) as catalog, _store(settings) as store:
@@ -139,7 +139,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
                 ),
             )
             return
-        found = Survey(catalog, store)
+        found = Coverage(catalog, store)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -228,7 +228,7 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
     wanted = _travelling(kinds)
     with _store(settings) as store:
         failures = sorted(store.failure_log.all(wanted), key=lambda failure: failure.key)
-    with replacing(file) as stream:
+    with atomic_write(file) as stream:
         stream.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
     click.echo(f"{len(failures):,} written", err=True)
 
@@ -266,7 +266,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
                 counts["other_kind"] += 1
 
     with _store(settings) as store:
-        taken = store.failure_log.take_over(reports())
+        taken = store.failure_log.import_reports(reports())
     if counts["refused"]:
         click.echo(f"kinetics-fs: {counts['refused']:,} lines were refused:", err=True)
         for line in refused:
@@ -325,12 +325,12 @@ def _chosen(
 
 def _travelling(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
     """The kinds to write or read: those named, or else what goes along unasked."""
-    from kinetics_fs.store import TRAVELS, TRAVELS_UNASKED
+    from kinetics_fs.store import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS
 
     for kind in kinds:
-        if kind not in TRAVELS:
+        if kind not in SHAREABLE_KINDS:
             raise click.UsageError(f"--kind {kind} says nothing of a clip, only of a machine or its network")
-    return kinds or TRAVELS_UNASKED
+    return kinds or KINDS_SHARED_BY_DEFAULT
 
 
 def _check_format(as_json: bool, as_csv: bool) -> None:

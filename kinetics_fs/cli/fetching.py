@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Chronicle, Counts, Store
+from kinetics_fs.store import Counts, HistoryRecorder, Store
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def fetch_with_progress(
     interrupted = False
     counters = fetcher.counters
     with (
-        Chronicle(store.history, lambda: Counts(counters.fetched, counters.failed)),
+        HistoryRecorder(store.history, lambda: Counts(counters.fetched, counters.failed)),
         progress_bar(wanted) as show,
     ):
         prefetch = Prefetch(

@@ -14,7 +14,7 @@ from kinetics_fs.errors import KineticsError
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[BinaryIO]:
+def atomic_write(file: Path) -> Iterator[BinaryIO]:
     """Writes a file: it is there when it is complete, in place of the one before. `-` is standard output.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs.cli.files import replacing
+from kinetics_fs.cli.files import atomic_write
 from kinetics_fs.cli.options import archive_options, json_option, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
@@ -21,7 +21,7 @@ from kinetics_fs.util.text import readable_size
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Clip
     from kinetics_fs.fill.runner import Outcome
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.sources.archive.reader import Version
     from kinetics_fs.store import Store
 
@@ -63,35 +63,37 @@ def command(
     kinetics-fs fill --release 700-2020 --split train --class "surfing water" --jobs 4
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     """
-    from kinetics_fs.api import shelf_of, shelf_path, store_of
+    from kinetics_fs.api import index_db_path, open_index_db, store_of
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import Depth, Job
+    from kinetics_fs.fill import Job, VerifyLevel
     from kinetics_fs.fill.plan import archives_holding, was_done
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over
-    from kinetics_fs.sources.archive.libz import tells_blocks
-    from kinetics_fs.store import Chronicle
+    from kinetics_fs.sources.archive.libz import finds_block_boundaries
+    from kinetics_fs.store import HistoryRecorder
 
-    indexed = not no_index and tells_blocks()
+    indexed = not no_index and finds_block_boundaries()
     outcome = Outcome()
     with ExitStack() as opened:
         catalog = opened.enter_context(catalog_of(settings))
         store = opened.enter_context(store_of(settings))
-        shelf = opened.enter_context(shelf_of(settings)) if shelf_path(settings).exists() else None
+        index_db = opened.enter_context(open_index_db(settings)) if index_db_path(settings).exists() else None
         # What an archive has for one selection says nothing of another one: each has its own folder.
         states = settings.cache_dir / "fills" / catalog.digest[:32]
         whole = not settings.klass and not settings.annotations
         names = list(archives) or archives_holding(settings.archive_url, catalog, whole=whole)
         versions = find_versions(settings, names, outcome)
-        here = _Here(catalog, store, shelf)
-        on_shelf = _on_shelf(shelf, versions)
+        here = _Here(catalog, store, index_db)
+        indexed_now = _indexed_now(index_db, versions)
         outcome.earlier = [
             name
             for name, version in versions.items()
-            if was_done(states, name, version) and name not in here.evicted_from and (name in on_shelf or not indexed)
+            if was_done(states, name, version)
+            and name not in here.evicted_from
+            and (name in indexed_now or not indexed)
         ]
         to_read = {name: version for name, version in versions.items() if name not in outcome.earlier}
-        _check_room(settings, catalog, store, shelf, here, to_read, on_shelf)
-        opened.enter_context(Chronicle(store.history, outcome.counts))
+        _check_room(settings, catalog, store, index_db, here, to_read, indexed_now)
+        opened.enter_context(HistoryRecorder(store.history, outcome.counts))
         pass_over(
             (
                 Job(
@@ -101,9 +103,9 @@ def command(
                     limit=settings.cache_size,
                     min_free=settings.min_free,
                     catalog=catalog.path,
-                    shelf=shelf_path(settings) if indexed else None,
+                    index_db=index_db_path(settings) if indexed else None,
                     states=states,
-                    depth=Depth(depth),
+                    depth=VerifyLevel(depth),
                 )
                 for name in to_read
             ),
@@ -112,9 +114,9 @@ def command(
             at_once=jobs,
             clips_here=lambda: store.usage().clips,
         )
-        shelf = opened.enter_context(shelf_of(settings)) if shelf_path(settings).exists() else None
+        index_db = opened.enter_context(open_index_db(settings)) if index_db_path(settings).exists() else None
         # Of a few archives, or half of them, nothing follows for the clips of the others.
-        lacking = _Lacking() if archives or outcome.interrupted else _Lacking.of(catalog, store, shelf)
+        lacking = _Lacking() if archives or outcome.interrupted else _Lacking.of(catalog, store, index_db)
         if indexed and not outcome.failed and not outcome.hopeless:
             gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
             store.failure_log.remember_all(lacking.in_no_archive, gone)
@@ -128,7 +130,7 @@ def command(
         "clips_not_taken": [clip.key for clip in lacking.not_taken],
         "clips_in_no_archive": [clip.key for clip in lacking.in_no_archive],
     }
-    with replacing(place) as file:
+    with atomic_write(place) as file:
         file.write(json.dumps(result | lists, indent=1).encode() + b"\n")
     if as_json:
         click.echo(json.dumps(result))
@@ -140,12 +142,12 @@ def command(
     return outcome.exit_code(complete=not (unfit or lacking.not_taken or lacking.in_no_archive))
 
 
-def _on_shelf(shelf: Shelf | None, versions: Mapping[str, Version]) -> set[str]:
+def _indexed_now(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version]) -> set[str]:
     """The archives of which this very version is indexed."""
     return {
         one.archive
-        for one in (shelf.archives() if shelf else ())
-        if one.archive in versions and one.version.may_be(versions[one.archive])
+        for one in (index_db.archives() if index_db else ())
+        if one.archive in versions and one.version.matches(versions[one.archive])
     }
 
 
@@ -166,14 +168,14 @@ class _Here:
         evicted_from: archives with clips that were here once.
     """
 
-    def __init__(self, catalog: Catalog, store: Store, shelf: Shelf | None) -> None:
+    def __init__(self, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> None:
         self.bytes = self.pinned = self.bytes_not_indexed = self.unknown = 0
         self.evicted_from: set[str] = set()
         for clips in _pages(catalog):
             keys = [clip.key for clip in clips]
             self.pinned += store.pins.of(keys).bytes
             sizes = store.sizes(keys)
-            indexed = shelf.sizes(keys) if shelf else {}
+            indexed = index_db.sizes(keys) if index_db else {}
             for clip in clips:
                 known = sizes.get(clip.key)
                 if known is not None and known.held:
@@ -181,18 +183,18 @@ class _Here:
                     self.bytes_not_indexed += 0 if clip.key in indexed else known.size
                     continue
                 self.unknown += clip.key not in indexed
-                if known is not None and shelf:
-                    self.evicted_from.update(place.archive for place in shelf.find(clip))
+                if known is not None and index_db:
+                    self.evicted_from.update(place.archive for place in index_db.find(clip))
 
 
 def _check_room(
     settings: Settings,
     catalog: Catalog,
     store: Store,
-    shelf: Shelf | None,
+    index_db: ArchiveIndexDB | None,
     here: _Here,
     to_read: Mapping[str, Version],
-    on_shelf: Collection[str],
+    indexed_now: Collection[str],
 ) -> None:
     """Refuses what will not fit: exactly where archives are indexed, else by their sizes.
 
@@ -200,13 +202,13 @@ def _check_room(
         KineticsError: the limit or the disk is too small.
     """
     coming = 0
-    if shelf:
-        for index in shelf.indexes([name for name in to_read if name in on_shelf]):
+    if index_db:
+        for index in index_db.indexes([name for name in to_read if name in indexed_now]):
             coming += sum(
                 record.size for clip, record in index.records.items() if catalog.locate(clip) and not store.holds(clip)
             )
     # Videos hardly deflate: an archive is about as large as its clips.
-    archives = sum(version.size for name, version in to_read.items() if name not in on_shelf)
+    archives = sum(version.size for name, version in to_read.items() if name not in indexed_now)
     coming += min(max(0, archives - here.bytes_not_indexed), here.unknown * _MOST_PER_CLIP)
     needed = here.bytes + coming
     pinned = store.pins.totals().bytes - here.pinned  # which none of it can take the place of
@@ -238,12 +240,12 @@ class _Lacking:
         self.in_no_archive: list[Clip] = []
 
     @classmethod
-    def of(cls, catalog: Catalog, store: Store, shelf: Shelf | None) -> _Lacking:
+    def of(cls, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> _Lacking:
         lacking = cls()
         for clips in _pages(catalog):
             sizes = store.sizes([clip.key for clip in clips])
             absent = [clip for clip in dict.fromkeys(clips) if not (clip.key in sizes and sizes[clip.key].held)]
-            indexed = shelf.sizes([clip.key for clip in absent]) if shelf else {}
+            indexed = index_db.sizes([clip.key for clip in absent]) if index_db else {}
             for clip in absent:
                 (lacking.not_taken if clip.key in indexed else lacking.in_no_archive).append(clip)
         return lacking

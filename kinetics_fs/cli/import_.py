@@ -19,7 +19,7 @@ from kinetics_fs.errors import FetchError, KineticsError
 from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
-    from kinetics_fs.fill.importer import FolderImport, Report
+    from kinetics_fs.fill.importer import FolderImporter, Report
     from kinetics_fs.store import Store
 
 _REASONS_SHOWN = 10
@@ -44,18 +44,18 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     """
     from kinetics_fs.api import store_of
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import Depth
-    from kinetics_fs.fill.importer import FolderImport
-    from kinetics_fs.store import Chronicle, Counts
+    from kinetics_fs.fill import VerifyLevel
+    from kinetics_fs.fill.importer import FolderImporter
+    from kinetics_fs.store import Counts, HistoryRecorder
 
     interrupted = False
     hopeless: FetchError | None = None
     with (
         catalog_of(settings) as catalog,
         store_of(settings) as store,
-        Chronicle(store.history, Counts),  # nothing is fetched, but how full the cache is shall be known
+        HistoryRecorder(store.history, Counts),  # nothing is fetched, but how full the cache is shall be known
     ):
-        taking = FolderImport(folder.absolute(), store, catalog, depth=Depth(depth), link=not copy)
+        taking = FolderImporter(folder.absolute(), store, catalog, depth=VerifyLevel(depth), link=not copy)
         try:
             with _bar("file", None) as report:
                 taking.look(report)
@@ -87,7 +87,7 @@ def _bar(unit: str, total: int | None) -> Iterator[Report]:
         yield bar.update
 
 
-def _check_room(settings: Settings, store: Store, taking: FolderImport) -> None:
+def _check_room(settings: Settings, store: Store, taking: FolderImporter) -> None:
     """Refuses what will not fit beside all that is here.
 
     Raises:
@@ -107,7 +107,7 @@ def _check_room(settings: Settings, store: Store, taking: FolderImport) -> None:
         )
 
 
-def _result(taking: FolderImport) -> dict[str, Any]:
+def _result(taking: FolderImporter) -> dict[str, Any]:
     intake = taking.intake
     return {
         "taken": intake.taken,
@@ -121,7 +121,7 @@ def _result(taking: FolderImport) -> dict[str, Any]:
     }
 
 
-def _print(taking: FolderImport) -> None:
+def _print(taking: FolderImporter) -> None:
     intake = taking.intake
     click.echo(
         f"{intake.taken:,} clips taken ({intake.linked:,} as hard links), {intake.present:,} already here,"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.files import replacing
+from kinetics_fs.cli.files import atomic_write
 from kinetics_fs.cli.options import archive_option, archive_options, json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, KineticsError
@@ -47,16 +47,16 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --release 400 --archive-url /data/kinetics
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     """
-    from kinetics_fs.api import shelf_path
+    from kinetics_fs.api import index_db_path
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import Depth, Job
+    from kinetics_fs.fill import Job, VerifyLevel
     from kinetics_fs.fill.plan import archives_holding
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over, say_failed
-    from kinetics_fs.sources.archive.index_db import Shelf
-    from kinetics_fs.sources.archive.libz import tells_blocks
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+    from kinetics_fs.sources.archive.libz import finds_block_boundaries
     from kinetics_fs.store import prepare_folder
 
-    if not tells_blocks():
+    if not finds_block_boundaries():
         raise ArchiveError("this Python hides its zlib, by which archives are indexed: use one that does not")
     prepare_folder(settings.cache_dir)
     outcome = Outcome()
@@ -67,9 +67,9 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
             whole = not settings.klass and not settings.annotations
             names = archives_holding(settings.archive_url, catalog, whole=whole)
     versions = find_versions(settings, names, outcome)
-    with Shelf(shelf_path(settings)) as shelf:
-        here = {one.archive: one.version for one in shelf.archives()}
-    outcome.earlier = [name for name, version in versions.items() if name in here and here[name].may_be(version)]
+    with ArchiveIndexDB(index_db_path(settings)) as index_db:
+        here = {one.archive: one.version for one in index_db.archives()}
+    outcome.earlier = [name for name, version in versions.items() if name in here and here[name].matches(version)]
     pass_over(
         (
             Job(
@@ -79,9 +79,9 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
                 limit=settings.cache_size,
                 min_free=settings.min_free,
                 catalog=None,
-                shelf=shelf_path(settings),
+                index_db=index_db_path(settings),
                 states=settings.cache_dir / "fills" / "index",
-                depth=Depth.NONE,
+                depth=VerifyLevel.NONE,
                 keep=False,
             )
             for name in versions
@@ -124,12 +124,12 @@ def info(settings: Settings, as_json: bool) -> None:
     kinetics-fs index info
     kinetics-fs index info --json
     """
-    from kinetics_fs.api import shelf_of, shelf_path
+    from kinetics_fs.api import index_db_path, open_index_db
 
     archives = []
-    if shelf_path(settings).exists():
-        with shelf_of(settings) as shelf:
-            archives = shelf.archives()
+    if index_db_path(settings).exists():
+        with open_index_db(settings) as index_db:
+            archives = index_db.archives()
     if as_json:
         rows = [
             {"archive": one.archive, "clips": one.clips, "size": one.version.size, "etag": one.version.etag}
@@ -172,14 +172,14 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     kinetics-fs index verify --archive 600/val/abseiling.tar.gz --all
     kinetics-fs index verify --archive-url https://mirror.example.org/kinetics --sample 20
     """
-    from kinetics_fs.api import shelf_of
+    from kinetics_fs.api import open_index_db
     from kinetics_fs.fill.runner import Outcome, find_versions
 
     outcome = Outcome()
     wrong_clips: dict[str, str] = {}
     read = 0
-    with shelf_of(settings) as shelf:
-        known = {one.archive: one for one in shelf.archives()}
+    with open_index_db(settings) as index_db:
+        known = {one.archive: one for one in index_db.archives()}
         names = _known(archives, known) or list(known)
         versions = find_versions(settings, names, outcome)
         for name, version in versions.items():
@@ -193,7 +193,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
             for name in sound:
                 here = [place - first for place in chosen if first <= place < first + known[name].clips]
                 first += known[name].clips
-                for indexed in shelf.indexes([name]) if here else ():
+                for indexed in index_db.indexes([name]) if here else ():
                     # A copy may go by another tag: its clips tell whether it is one.
                     index = dataclasses.replace(indexed, etag=versions[name].etag)
                     records = sorted(index.records.items())
@@ -229,14 +229,14 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     kinetics-fs index export kinetics-600.index
     kinetics-fs index export --archive 600/val/abseiling.tar.gz - > abseiling.index
     """
-    from kinetics_fs.api import shelf_of
+    from kinetics_fs.api import open_index_db
     from kinetics_fs.sources.archive.index import write_index
 
     number = 0
-    with shelf_of(settings) as shelf:
-        names = _known(archives, {one.archive for one in shelf.archives()})
-        with replacing(file) as stream:
-            for index in shelf.indexes(names):
+    with open_index_db(settings) as index_db:
+        names = _known(archives, {one.archive for one in index_db.archives()})
+        with atomic_write(file) as stream:
+            for index in index_db.indexes(names):
                 write_index(index, stream)
                 number += 1
     click.echo(f"{number:,} indexes written", err=True)
@@ -256,16 +256,16 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     kinetics-fs index import kinetics-600.index
     curl https://example.org/kinetics-600.index | kinetics-fs index import -
     """
-    from kinetics_fs.api import shelf_path
+    from kinetics_fs.api import index_db_path
     from kinetics_fs.sources.archive.index import read_indexes
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.store import prepare_folder
 
     prepare_folder(settings.cache_dir)
     archives = clips = replaced = 0
     refused: str | None = None
-    with Shelf(shelf_path(settings)) as shelf:
-        here = {one.archive for one in shelf.archives()}
+    with ArchiveIndexDB(index_db_path(settings)) as index_db:
+        here = {one.archive for one in index_db.archives()}
         indexes = read_indexes(file)
         while True:
             try:
@@ -275,7 +275,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
                 break
             if index is None:
                 break
-            shelf.add(index)
+            index_db.add(index)
             archives += 1
             clips += len(index.records)
             replaced += index.archive in here
@@ -301,13 +301,13 @@ def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> N
     kinetics-fs index remove --archive 600/val/abseiling.tar.gz
     kinetics-fs index remove --all
     """
-    from kinetics_fs.api import shelf_of
+    from kinetics_fs.api import open_index_db
 
     if bool(archives) == everything:
         raise click.UsageError("give --archive, or else --all")
-    with shelf_of(settings) as shelf:
-        known = [one.archive for one in shelf.archives()]
-        removed = sum(shelf.remove(name) for name in _known(archives, known) or known)
+    with open_index_db(settings) as index_db:
+        known = [one.archive for one in index_db.archives()]
+        removed = sum(index_db.remove(name) for name in _known(archives, known) or known)
     click.echo(f"{removed:,} removed")
 
 

@@ -103,12 +103,12 @@ def _serve(
     from kinetics_fs.api import fetcher_of, store_of
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.control import ControlServer
-    from kinetics_fs.fetch.prefetch_manager import Prefetcher
+    from kinetics_fs.fetch.prefetch_manager import PrefetchManager
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.systemd import Service
-    from kinetics_fs.store import Chronicle, Counts
+    from kinetics_fs.store import Counts, HistoryRecorder
     from kinetics_fs.store.coverage import class_counts
-    from kinetics_fs.vfs import Gate, Readahead, Readers, Tree
+    from kinetics_fs.vfs import FetchBudget, Filesystem, OpenObserver, Readahead
 
     logging.getLogger().setLevel(logging.INFO)
     # A descriptor for each open clip: shells allow 1,024, and more to who asks.
@@ -128,12 +128,12 @@ def _serve(
         store = opened.enter_context(store_of(settings))
         fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
-        prefetcher = Prefetcher(fetcher, store, catalog, unfinished, window=2 * settings.workers)
+        prefetcher = PrefetchManager(fetcher, store, catalog, unfinished, window=2 * settings.workers)
         listeners = [prefetcher.notice]
         if settings.readahead and settings.only == "all":
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).notice)
-        readers = opened.enter_context(closing(Readers(listeners)))
-        tree = Tree(
+        readers = opened.enter_context(closing(OpenObserver(listeners)))
+        tree = Filesystem(
             catalog,
             store,
             fetcher,
@@ -146,11 +146,15 @@ def _serve(
                 "metrics": None if metrics is None else metrics.address,
             },
             reports={"prefetches": prefetcher.reports},
-            gate=Gate(closed=settings.only == "cached", fetches=settings.max_fetches, size=settings.max_fetch_bytes),
+            gate=FetchBudget(
+                closed=settings.only == "cached", fetches=settings.max_fetches, size=settings.max_fetch_bytes
+            ),
             noticed=readers.notice,
         )
         opened.enter_context(
-            Chronicle(store.history, lambda: Counts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens))
+            HistoryRecorder(
+                store.history, lambda: Counts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens)
+            )
         )
         if metrics is not None:
             metrics.begin(tree.metrics)
@@ -195,13 +199,15 @@ def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.api import shelf_path
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.api import index_db_path
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
     if settings.source[0] != "archive":
         return None
     try:
-        return Shelf(shelf_path(settings)).sizes  # made if need be: archives may become indexed while it is mounted
+        return ArchiveIndexDB(
+            index_db_path(settings)
+        ).sizes  # made if need be: archives may become indexed while it is mounted
     except ArchiveError as error:
         _log.error("sizes are estimates: %s", error)
         return None

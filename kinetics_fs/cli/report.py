@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kinetics_fs.cli.files import replacing
+from kinetics_fs.cli.files import atomic_write
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import readable_size
@@ -48,10 +48,10 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.mount.query import statuses
     from kinetics_fs.report import gather, pictures, render
-    from kinetics_fs.store.coverage import Survey
+    from kinetics_fs.store.coverage import Coverage
 
     with catalog_of(settings) as catalog, store_of(settings) as store:
-        found = Survey(catalog, store)
+        found = Coverage(catalog, store)
         gathered = gather(
             store,
             selection={
@@ -73,6 +73,6 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
         held = {(row["split"], row["label"]): row["cached"] for row in gathered["classes"]}
         page = render(gathered, list(pictures(catalog, store, held, thumbnails)))
     written = page.encode(errors="replace")  # the name of a folder may be no text
-    with replacing(output) as file:
+    with atomic_write(output) as file:
         file.write(written)
     click.echo(f"{output}: {readable_size(len(written))}", err=True)

@@ -91,7 +91,7 @@ class _View:
                     align="left",
                 ),
                 self._numbers(status),
-                *_flights(status["fetch"]["flights"]),
+                *_fetches(status["fetch"]["flights"]),
                 *_prefetches(status["prefetches"]),
                 *_lines("failed", [failure_in_words(one) for one in status["fetch"]["last_failures"]]),
             )
@@ -129,12 +129,12 @@ class _View:
         return (opens - had) / (now - before) if now > before else 0.0
 
 
-def _flights(flights: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _fetches(fetches: list[dict[str, Any]]) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
-    for flight in flights:
-        source = flight["source"] or "begins"
-        table.add_row("fetch", flight["clip"], flight["priority"], source, f"{flight['seconds']:.0f} s")
-    if flights:
+    for fetch in fetches:
+        source = fetch["source"] or "begins"
+        table.add_row("fetch", fetch["clip"], fetch["priority"], source, f"{fetch['seconds']:.0f} s")
+    if fetches:
         yield table
 
 

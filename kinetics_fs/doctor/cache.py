@@ -13,9 +13,9 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import StoreError
 from kinetics_fs.mount.mountpoint import filesystem_type
-from kinetics_fs.mount.probe import Look
+from kinetics_fs.mount.probe import PathProbe
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES
-from kinetics_fs.store.health import fault_of, glance
+from kinetics_fs.store.health import quick_check, summarize_cache
 from kinetics_fs.store.layout import may_become_ours
 from kinetics_fs.util.text import readable_size
 
@@ -34,7 +34,7 @@ _NETWORK = {
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
 
-def folder(settings: Settings, looked: Look | None) -> Iterator[Finding]:
+def folder(settings: Settings, looked: PathProbe | None) -> Iterator[Finding]:
     """Whether it can be made and written, and whose it is."""
     path, name = settings.cache_dir, "cache folder"
     if looked is None:
@@ -71,7 +71,7 @@ def _existing(name: str, path: Path) -> Finding:
     return Finding(name, State.OK, f"{path}, yours alone")
 
 
-def disk(looked: Look) -> Iterator[Finding]:
+def disk(looked: PathProbe) -> Iterator[Finding]:
     """The type of its filesystem."""
     kind = filesystem_type(Path(looked.path))
     if kind in _NETWORK:
@@ -84,10 +84,10 @@ def disk(looked: Look) -> Iterator[Finding]:
         yield Finding("cache disk", State.OK, kind or "of unknown type")
 
 
-def space(settings: Settings, looked: Look) -> Iterator[Finding]:
+def space(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
     """Whether there is room, for now and for what the cache may grow to."""
     try:
-        held = (glance(settings.cache_dir) or (0, 0))[1]
+        held = (summarize_cache(settings.cache_dir) or (0, 0))[1]
     except StoreError:  # told by the check of the databases
         held = 0
     name, limit = "cache space", settings.cache_size
@@ -124,7 +124,7 @@ def databases(settings: Settings) -> Iterator[Finding]:
     }.items():
         path = settings.cache_dir / name
         try:
-            fault = fault_of(path, _PATIENCE)
+            fault = quick_check(path, _PATIENCE)
         except FileNotFoundError:
             continue
         there.append(name)

@@ -19,7 +19,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
-from kinetics_fs.mount.probe import PATIENCE, Look, look_at
+from kinetics_fs.mount.probe import PATIENCE, PathProbe, look_at
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
@@ -85,7 +85,7 @@ def kernel(settings: Settings) -> Iterator[Finding]:
         yield Finding("kernel", State.OK, f"Linux {release}")
 
 
-def passthrough(settings: Settings, looked: Look) -> Iterator[Finding]:
+def passthrough(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
     """Whether the kernel can read cached clips itself."""
     if not _ON_LINUX or settings.frontend == "fusepy":
         return
@@ -195,7 +195,7 @@ def _living(place: Path, status: dict[str, Any]) -> Finding:
     return Finding("mount", State.OK, found)
 
 
-def _place(place: Path, looked: Look) -> Finding:
+def _place(place: Path, looked: PathProbe) -> Finding:
     if looked.errno:
         return Finding(
             "mount", State.PROBLEM, f"cannot mount on {place}: {os.strerror(looked.errno)}", "Take another place."

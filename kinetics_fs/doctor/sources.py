@@ -24,7 +24,7 @@ from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import look_at
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
-from kinetics_fs.store.health import glance
+from kinetics_fs.store.health import summarize_cache
 from kinetics_fs.util.text import readable_size
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
@@ -155,7 +155,7 @@ CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
 def blocks(settings: Settings) -> Iterator[Finding]:
     """Sources that want to be left alone."""
     try:
-        seen = glance(settings.cache_dir)
+        seen = summarize_cache(settings.cache_dir)
     except StoreError:  # told by the check of the databases
         return
     for origin in seen.origins if seen else ():
@@ -170,7 +170,7 @@ def blocks(settings: Settings) -> Iterator[Finding]:
 
 def indexes(settings: Settings) -> Iterator[Finding]:
     """The archives that clips can be read out of."""
-    from kinetics_fs.sources.archive.index_db import Shelf
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
     name, path = "archive indexes", settings.cache_dir / ARCHIVE_INDEXES
     if not path.exists():
@@ -183,8 +183,8 @@ def indexes(settings: Settings) -> Iterator[Finding]:
             yield Finding(name, State.OK, f"none: {instead}")
         return
     try:
-        with Shelf(path) as shelf:
-            there = shelf.archives()
+        with ArchiveIndexDB(path) as index_db:
+            there = index_db.archives()
     except ArchiveError as error:
         fix = f"Remove {path}*, and make the indexes again or import them (kinetics-fs index)."
         yield Finding(name, State.PROBLEM, str(error), fix)

@@ -21,10 +21,10 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.settings import FetchSettings
-from kinetics_fs.fetch.stats import Counters
-from kinetics_fs.sources import HandOver, NotHere, UnderWay
+from kinetics_fs.fetch.stats import FetchStats
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip
 from kinetics_fs.sources.settings import ARCHIVES
-from kinetics_fs.store import Claim, NotYet, Permit, Store, one_line
+from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ _LOOK_FOR_OTHERS = 1.0
 _LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
 """The same, where the budget is used up, for who waits in `open` and for who does not."""
 
-_HOPES = (
+KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
     *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
 )
 """Of the failures of several sources the first of these is told: a clip is gone only if it is gone everywhere."""
 
 
-class _Later(Exception):
+class RetryLater(Exception):
     """To be looked at again after some seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -65,7 +65,7 @@ class Priority(enum.IntEnum):
 
 
 @dataclass(slots=True)
-class _Flight:
+class Fetch:
     """A clip on its way, and who waits for it."""
 
     clip: Clip
@@ -74,7 +74,7 @@ class _Flight:
     since: float = field(default_factory=time.monotonic)
     taken: bool = False
     """By a worker; or by nobody, when all who waited have left."""
-    spare_since: float = math.inf
+    protect_used_since: float = math.inf
     """What was used since then must not make room for it."""
     source: str | None = None
     """That which is being asked."""
@@ -85,31 +85,31 @@ class _Flight:
     """Who waited was told; another flight for the same clip may have begun."""
 
 
-class _Arrival:
+class Delivery:
     """Takes what a source hands over for a flight: the clip itself, and others that come with it."""
 
-    def __init__(self, fetcher: Fetcher, flight: _Flight, claim: Claim, source: str) -> None:
+    def __init__(self, fetcher: Fetcher, fetch: Fetch, claim: Claim, source: str) -> None:
         self._fetcher = fetcher
-        self._flight = flight
+        self._flight = fetch
         self._claim = claim
         self._source = source
         self._asked = time.monotonic()
-        self.landed = False
+        self.delivered = False
 
     def take(self, clip: Clip, path: Path) -> None:
         if clip != self._flight.clip:
-            self._fetcher._take_along(clip, path, self._source)
-        elif not self.landed:
+            self._fetcher._store_sibling(clip, path, self._source)
+        elif not self.delivered:
             self.publish(path, last=False)
             self._fetcher._finish(self._flight, None)  # others may come for long after it
 
     def publish(self, path: Path, *, last: bool = True) -> None:
         """The clip itself."""
         if self._flight.ended:  # it came with another meanwhile
-            self.landed = True
+            self.delivered = True
             return
         size = self._claim.publish(path, self._source, last=last)
-        self.landed = True
+        self.delivered = True
         now = time.monotonic()
         self._fetcher.counters.came(self._source, size, now - self._asked)
         took = now - self._flight.since
@@ -128,12 +128,12 @@ class Fetcher:
         self._store = store
         self._settings = settings
         self._changed = threading.Condition()
-        self._flights: dict[Clip, _Flight] = {}
-        self._ready: list[tuple[Priority, int, _Flight]] = []
-        self._deferred: list[tuple[float, int, _Flight]] = []
+        self._fetches: dict[Clip, Fetch] = {}
+        self._ready: list[tuple[Priority, int, Fetch]] = []
+        self._deferred: list[tuple[float, int, Fetch]] = []
         self._order = itertools.count()
         self._closing = False
-        self.counters = Counters()
+        self.counters = FetchStats()
         self.rate = settings.rate
         self._asks_beyond_archives = not ARCHIVES.issuperset(settings.sources.order)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
@@ -145,14 +145,14 @@ class Fetcher:
             thread.start()
 
     def request(
-        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, spare_since: float = math.inf
+        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, protect_used_since: float = math.inf
     ) -> Future[None]:
         """Asks for a clip; never blocks on the network.
 
         Args:
             clip: which.
             priority: before or after which others.
-            spare_since: see `Store.claim`. If there is no room without that, the failure is not remembered.
+            protect_used_since: see `Store.claim`. If there is no room without that, the failure is not remembered.
 
         Returns:
             A future that is done when the clip is in the store, or raises the `FetchError` for which it is not.
@@ -161,21 +161,21 @@ class Fetcher:
         """
         waiter: Future[None] = Future()
         with self._changed:
-            flight = self._flights.get(clip)
-            if flight is None:
+            fetch = self._fetches.get(clip)
+            if fetch is None:
                 known = self.known_failure(clip)
                 if known is not None or self._closing:
                     waiter.set_exception(known or _shutting_down())
                     return waiter
-                flight = self._flights[clip] = _Flight(clip, priority, spare_since=spare_since)
-                self._enqueue(flight)
-            elif priority < flight.priority:
-                flight.priority = priority
-                if not flight.taken:
-                    self._enqueue(flight)
-            flight.spare_since = max(flight.spare_since, spare_since)
-            flight.waiters.append(waiter)
-        waiter.add_done_callback(functools.partial(self._leave, flight))
+                fetch = self._fetches[clip] = Fetch(clip, priority, protect_used_since=protect_used_since)
+                self._enqueue(fetch)
+            elif priority < fetch.priority:
+                fetch.priority = priority
+                if not fetch.taken:
+                    self._enqueue(fetch)
+            fetch.protect_used_since = max(fetch.protect_used_since, protect_used_since)
+            fetch.waiters.append(waiter)
+        waiter.add_done_callback(functools.partial(self._leave, fetch))
         return waiter
 
     def known_failure(self, clip: Clip) -> FetchError | None:
@@ -190,30 +190,30 @@ class Fetcher:
 
     def is_fetching(self, clip: Clip) -> bool:
         """Whether this fetcher has the clip on its way."""
-        return clip in self._flights
+        return clip in self._fetches
 
     def waiting(self) -> int:
         """How many clips are on their way, queued ones included."""
-        return len(self._flights)
+        return len(self._fetches)
 
     def report(self) -> dict[str, object]:
         """How fetching is going, for people and for scripts."""
         now = time.monotonic()
         with self._changed:
-            flights = list(self._flights.values())
-        queue = Counter(flight.priority for flight in flights if not flight.taken)
+            fetches = list(self._fetches.values())
+        queue = Counter(fetch.priority for fetch in fetches if not fetch.taken)
         return {
-            "under_way": len(flights),
+            "under_way": len(fetches),
             "queue": {priority.name.lower(): queue[priority] for priority in Priority},
             "flights": [
                 {
-                    "clip": flight.clip.key,
-                    "priority": flight.priority.name.lower(),
-                    "seconds": round(now - flight.since, 1),
-                    "source": flight.source,
+                    "clip": fetch.clip.key,
+                    "priority": fetch.priority.name.lower(),
+                    "seconds": round(now - fetch.since, 1),
+                    "source": fetch.source,
                 }
-                for flight in flights
-                if flight.taken
+                for fetch in fetches
+                if fetch.taken
             ],
             "fetched": self.counters.fetched,
             "failed": self.counters.failed,
@@ -230,34 +230,34 @@ class Fetcher:
             worker.stop()
         for thread in self._threads:
             thread.join()
-        for flight in list(self._flights.values()):
-            self._finish(flight, _shutting_down())
+        for fetch in list(self._fetches.values()):
+            self._finish(fetch, _shutting_down())
 
-    def _leave(self, flight: _Flight, waiter: Future[None]) -> None:
+    def _leave(self, fetch: Fetch, waiter: Future[None]) -> None:
         if not waiter.cancelled():
             return
         with self._changed:
-            flight.waiters.remove(waiter)
-            if not flight.waiters and not flight.taken:
-                flight.taken = True
-                self._flights.pop(flight.clip, None)
+            fetch.waiters.remove(waiter)
+            if not fetch.waiters and not fetch.taken:
+                fetch.taken = True
+                self._fetches.pop(fetch.clip, None)
 
-    def _enqueue(self, flight: _Flight) -> None:
-        heapq.heappush(self._ready, (flight.priority, next(self._order), flight))
+    def _enqueue(self, fetch: Fetch) -> None:
+        heapq.heappush(self._ready, (fetch.priority, next(self._order), fetch))
         self._changed.notify()
 
-    def _defer(self, flight: _Flight, seconds: float) -> None:
+    def _defer(self, fetch: Fetch, seconds: float) -> None:
         with self._changed:
-            if flight.ended:  # it came with another while it was looked for
+            if fetch.ended:  # it came with another while it was looked for
                 return
-            if not flight.waiters:  # they left while it was looked at
-                self._flights.pop(flight.clip, None)
+            if not fetch.waiters:  # they left while it was looked at
+                self._fetches.pop(fetch.clip, None)
                 return
-            flight.taken = False
-            heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), flight))
+            fetch.taken = False
+            heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), fetch))
             self._changed.notify()
 
-    def _next(self) -> _Flight | None:
+    def _next(self) -> Fetch | None:
         """Waits for a flight to take; None when closing."""
         with self._changed:
             while not self._closing:
@@ -265,47 +265,47 @@ class Fetcher:
                 while self._deferred and self._deferred[0][0] <= now:
                     self._enqueue(heapq.heappop(self._deferred)[2])
                 while self._ready:
-                    flight = heapq.heappop(self._ready)[2]
-                    if not flight.taken:  # else queued twice: its priority was raised
-                        flight.taken = True
-                        return flight
+                    fetch = heapq.heappop(self._ready)[2]
+                    if not fetch.taken:  # else queued twice: its priority was raised
+                        fetch.taken = True
+                        return fetch
                 self._changed.wait(self._deferred[0][0] - now if self._deferred else None)
         return None
 
     def _serve(self, worker: Worker) -> None:
-        while (flight := self._next()) is not None:
+        while (fetch := self._next()) is not None:
             try:
-                self._fetch(worker, flight)
-                self._finish(flight, None)
-            except _Later as later:
-                self._defer(flight, later.seconds)
+                self._fetch(worker, fetch)
+                self._finish(fetch, None)
+            except RetryLater as later:
+                self._defer(fetch, later.seconds)
             except FetchError as error:
-                self._finish(flight, _shutting_down() if self._closing else error)
+                self._finish(fetch, _shutting_down() if self._closing else error)
             except StoreError as error:
-                _log.error("%s: %s", flight.clip.key, error)
-                self._finish(flight, FetchError(FailureKind.LOCAL, str(error), errno=error.errno))
+                _log.error("%s: %s", fetch.clip.key, error)
+                self._finish(fetch, FetchError(FailureKind.LOCAL, str(error), errno=error.errno))
             except Exception as error:
-                _log.exception("%s: unexpected error", flight.clip.key)
-                self._finish(flight, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
+                _log.exception("%s: unexpected error", fetch.clip.key)
+                self._finish(fetch, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
 
-    def _fetch(self, worker: Worker, flight: _Flight) -> None:
+    def _fetch(self, worker: Worker, fetch: Fetch) -> None:
         """Gets a clip into the store.
 
         Raises:
-            _Later: another process is at it, or there is no budget for it now.
+            RetryLater: another process is at it, or there is no budget for it now.
             FetchError: it cannot be had.
         """
-        clip = flight.clip
+        clip = fetch.clip
         try:
-            claim = self._store.claim(clip, spare_since=flight.spare_since)
+            claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
         except FetchError as error:
-            if flight.spare_since == math.inf:
+            if fetch.protect_used_since == math.inf:
                 self._remember(clip, error)
             raise
         if claim is None:
             if self._store.holds(clip):  # had by somebody who is still getting others with it
                 return
-            raise _Later(_LOOK_AGAIN)
+            raise RetryLater(_LOOK_AGAIN)
         with claim:
             # Looked up under the claim, for another process may have just been through with it.
             stored = self._store.open(clip)
@@ -315,44 +315,44 @@ class Fetcher:
             known = self.known_failure(clip)
             if known is not None:
                 raise known
-            with flight.lock:
-                flight.claim = claim
+            with fetch.lock:
+                fetch.claim = claim
             try:
-                self._fetch_claimed(worker, flight, claim)
+                self._fetch_claimed(worker, fetch, claim)
             except FetchError as error:
-                if not self._closing and not flight.ended:
+                if not self._closing and not fetch.ended:
                     self._remember(clip, error)
                 raise
             finally:
-                with flight.lock:
-                    flight.claim = None
+                with fetch.lock:
+                    fetch.claim = None
 
-    def _fetch_claimed(self, worker: Worker, flight: _Flight, claim: Claim) -> None:
+    def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
         """Asks one source after the other."""
-        clip, failures = flight.clip, []
+        clip, failures = fetch.clip, []
         started = time.monotonic()
         for source in self._settings.sources.order:
             folder = claim.folder / source
             folder.mkdir()
-            arrival = _Arrival(self, flight, claim, source)
+            arrival = Delivery(self, fetch, claim, source)
             try:
-                path = self._ask(worker, source, flight, folder, started + self._settings.timeout, arrival.take)
+                path = self._ask(worker, source, fetch, folder, started + self._settings.timeout, arrival.take)
                 if path is not None:
                     arrival.publish(path)
-            except NotHere:
+            except NotInSource:
                 continue
-            except UnderWay:
-                raise _Later(_LOOK_FOR_OTHERS) from None
+            except InProgressElsewhere:
+                raise RetryLater(_LOOK_FOR_OTHERS) from None
             except FetchError as error:
-                if arrival.landed:
+                if arrival.delivered:
                     _log.warning("%s: what came with it is not complete: %s: %s", clip.key, source, error.reason)
                     return
-                if flight.source and not self._closing:  # else it was not even asked
+                if fetch.source and not self._closing:  # else it was not even asked
                     self.counters.refused(source, error.kind)
                 failures.append(error)
             finally:
-                flight.source = None
-            if arrival.landed:
+                fetch.source = None
+            if arrival.delivered:
                 return
         if not failures:
             # No verdict: it may be in an archive whose index is not here.
@@ -361,20 +361,20 @@ class Fetcher:
                 "no source has this clip; archives are asked where an index is here, folders where one is given",
             )
         # Of two that say the same, the later one: the archives' "gone" does not know why.
-        raise min(reversed(failures), key=lambda error: _HOPES.index(error.kind))
+        raise min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
 
     def _ask(
-        self, worker: Worker, source: str, flight: _Flight, folder: Path, deadline: float, take: HandOver
+        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, take: OnClip
     ) -> Path | None:
         """Asks one source, and lets everyone know how it behaves."""
-        permit = self._permit(source, flight)
-        flight.source = source
+        permit = self._permit(source, fetch)
+        fetch.source = source
         outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
         try:
             left = max(0.0, deadline - time.monotonic())
-            path = worker.fetch(flight.clip, source, folder, timeout=left, take=take)
+            path = worker.fetch(fetch.clip, source, folder, timeout=left, take=take)
             outcome = None
-        except (NotHere, UnderWay):
+        except (NotInSource, InProgressElsewhere):
             outcome = None
             self._store.origins.withdraw(permit)
             raise
@@ -385,19 +385,19 @@ class Fetcher:
             self._store.origins.answered(permit, outcome)
         return path
 
-    def _permit(self, source: str, flight: _Flight) -> Permit:
+    def _permit(self, source: str, fetch: Fetch) -> Permit:
         """The right to ask a source for a clip.
 
         Raises:
             FetchError: it is left alone, or the budget is used up for longer than an open waits (BLOCKED).
-            _Later: the budget is used up for now.
+            RetryLater: the budget is used up for now.
         """
-        urgent = flight.priority is Priority.FOREGROUND
+        urgent = fetch.priority is Priority.FOREGROUND
         hourly = self._settings.rate if source == "youtube" else None
         try:
             return self._store.origins.ask(source, hourly=hourly, urgent=urgent)
-        except NotYet as budget:
-            waited = time.monotonic() - flight.since
+        except RateLimited as budget:
+            waited = time.monotonic() - fetch.since
             if urgent and waited + budget.seconds > self._settings.timeout:
                 raise FetchError(
                     FailureKind.BLOCKED,
@@ -405,7 +405,7 @@ class Fetcher:
                     source=source,
                     retry_after=budget.seconds,
                 ) from None
-            raise _Later(min(budget.seconds, _LOOK_FOR_BUDGET[urgent])) from None
+            raise RetryLater(min(budget.seconds, _LOOK_FOR_BUDGET[urgent])) from None
 
     def _remember(self, clip: Clip, error: FetchError) -> None:
         source, reason = error.source or "fetch", one_line(error.reason)
@@ -439,14 +439,14 @@ class Fetcher:
         until = {origin.name: origin.blocked_until for origin in self._store.origins.states()}.get(error.source)
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
-    def _take_along(self, clip: Clip, path: Path, source: str) -> None:
+    def _store_sibling(self, clip: Clip, path: Path, source: str) -> None:
         """Stores a clip that came with another, if there is room, and tells who waits for it."""
-        flight = self._flights.get(clip)
-        if flight is not None and self._hand_to(flight, path, source):
+        fetch = self._fetches.get(clip)
+        if fetch is not None and self._hand_to(fetch, path, source):
             return
         claim = None
         with contextlib.suppress(FetchError):  # no room: nobody asked for it
-            claim = self._store.claim(clip, size=path.stat().st_size, spare_since=0)
+            claim = self._store.claim(clip, size=path.stat().st_size, protect_used_since=0)
         if claim is None:
             path.unlink()
             return
@@ -456,28 +456,28 @@ class Fetcher:
             else:
                 self.counters.came(source, claim.publish(path, source))
         with self._changed:
-            flight = self._flights.get(clip)
-            if flight is None or flight.taken:
+            fetch = self._fetches.get(clip)
+            if fetch is None or fetch.taken:
                 return
-            flight.taken = True
-        self._finish(flight, None)
+            fetch.taken = True
+        self._finish(fetch, None)
 
-    def _hand_to(self, flight: _Flight, path: Path, source: str) -> bool:
+    def _hand_to(self, fetch: Fetch, path: Path, source: str) -> bool:
         """Gives a clip to a worker of ours that is looking for it just now, if there is one; whether there was."""
-        with flight.lock:
-            if flight.claim is None:
+        with fetch.lock:
+            if fetch.claim is None:
                 return False
-            self.counters.came(source, flight.claim.publish(path, source, last=False))
-            self._finish(flight, None)
+            self.counters.came(source, fetch.claim.publish(path, source, last=False))
+            self._finish(fetch, None)
         return True
 
-    def _finish(self, flight: _Flight, error: FetchError | None) -> None:
+    def _finish(self, fetch: Fetch, error: FetchError | None) -> None:
         with self._changed:
-            if flight.ended:
+            if fetch.ended:
                 return
-            flight.ended = True
-            self._flights.pop(flight.clip, None)
-            waiters = list(flight.waiters)
+            fetch.ended = True
+            self._fetches.pop(fetch.clip, None)
+            waiters = list(fetch.waiters)
         for waiter in waiters:
             if not waiter.set_running_or_notify_cancel():
                 continue

@@ -18,7 +18,7 @@ from typing import Any
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import HandOver, NotHere, SourceSettings, UnderWay
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
 
 _MOST_ANSWER_BYTES = 65536
 
@@ -41,7 +41,7 @@ class Worker:
         self._stopped = False
 
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, take: HandOver | None = None
+        self, clip: Clip, source: str, folder: Path, *, timeout: float, take: OnClip | None = None
     ) -> Path | None:
         """Has a clip fetched from a source into `folder`.
 
@@ -56,8 +56,8 @@ class Worker:
             The verified file; None if `take` was given it.
 
         Raises:
-            NotHere: the source never had it.
-            UnderWay: somebody else is getting it.
+            NotInSource: the source never had it.
+            InProgressElsewhere: somebody else is getting it.
             FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
             Exception: whatever `take` raises.
         """
@@ -86,7 +86,7 @@ class Worker:
             raise FetchError(
                 FailureKind.TRANSIENT, "took longer than --timeout allows", source=source, errno=errno.ETIMEDOUT
             ) from None
-        except (FetchError, NotHere, UnderWay):
+        except (FetchError, NotInSource, InProgressElsewhere):
             raise
         except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
             status = self._end()
@@ -104,7 +104,7 @@ class Worker:
         if json.loads(self._receive(process, deadline)) != {"begun": True}:
             raise ValueError("it has not begun")
 
-    def _take(self, name: Any, folder: Path, take: HandOver | None) -> None:
+    def _take(self, name: Any, folder: Path, take: OnClip | None) -> None:
         clip = parse_clip_name(str(name))
         if clip is None or take is None:
             raise ValueError(f"not a clip: {name!r}")
@@ -200,7 +200,7 @@ def _parse_answer(answer: Any, folder: Path) -> Path | None:
             retry_after=None if retry_after is None else float(retry_after),
         )
     if "not_here" in answer:
-        raise NotHere
+        raise NotInSource
     if "under_way" in answer:
-        raise UnderWay
+        raise InProgressElsewhere
     return None if answer["file"] is None else folder / Path(answer["file"]).name

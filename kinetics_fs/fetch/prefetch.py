@@ -75,7 +75,7 @@ class Prefetch:
         window: int,
         priority: Priority = Priority.BACKGROUND,
         patient: bool = False,
-        ahead_of: Reader | None = None,
+        ahead_of: AccessCursor | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._fetcher = fetcher
@@ -176,7 +176,7 @@ class Prefetch:
 
     def _request(self, number: int, clip: Clip) -> None:
         spared = self._began if self._reader is None else self._reader.spared_since()
-        future = self._fetcher.request(clip, self._priority, spare_since=spared)
+        future = self._fetcher.request(clip, self._priority, protect_used_since=spared)
         with self._changed:
             self._under_way[clip] = future
         future.add_done_callback(partial(self._ended, number, clip))
@@ -227,7 +227,7 @@ class Prefetch:
         return True
 
 
-class Reader:
+class AccessCursor:
     """How far somebody has come who opens clips in a known order. Safe for threads.
 
     Evictions go by the time of the last use. So what was fetched for a place that the reader has not reached is spared
@@ -264,11 +264,11 @@ class Reader:
         # To ask for it goes through all that is pinned.
         if time.monotonic() - self._asked > _LOOK_FOR_ROOM:
             self._capacity, self._asked = self._store.capacity(), time.monotonic()
-        return self._size + self._store.likely_share(clip) <= self._capacity
+        return self._size + self._store.expected_size(clip) <= self._capacity
 
     def expect(self, clip: Clip) -> None:
         """The clip is the next in the order, and in the cache from now on, or soon; unless it was passed already."""
-        share = self._store.likely_share(clip)
+        share = self._store.expected_size(clip)
         with self._lock:
             if clip in self._overtook:
                 self._overtook.remove(clip)
@@ -296,7 +296,7 @@ class Reader:
                 else:
                     del self._times[passed]
                     self._size -= self._shares.pop(passed)
-                    self._store.retire(passed)
+                    self._store.mark_unused(passed)
         self._moved()
 
     def spared_since(self) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, parse_clip_name, select
 from kinetics_fs.errors import CatalogError, KineticsError
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
-from kinetics_fs.fetch.prefetch import Prefetch, Reader, State
+from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
 from kinetics_fs.store import Store
 
 _log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ def clip_in_line(line: str) -> Clip | None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class PrefetchJob:
     number: int
     selection: Selection | None
     """None if it is a list."""
     prefetch: Prefetch
-    reader: Reader | None
+    reader: AccessCursor | None
     thread: threading.Thread
     since: float
 
@@ -56,7 +56,7 @@ class _Job:
         return {"id": self.number, "what": what, "since": int(self.since), **self.prefetch.report()}
 
 
-class Prefetcher:
+class PrefetchManager:
     """Does the prefetches of a mount. What it says of one is a `Prefetch.report` with `id`, `what` and `since`.
 
     Args:
@@ -75,7 +75,7 @@ class Prefetcher:
         self._window = window
         self._lock = threading.Lock()
         self._news = threading.Condition()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, PrefetchJob] = {}
         self._closing = False
 
     def resume(self, begin: Selection | None = None) -> None:
@@ -168,7 +168,7 @@ class Prefetcher:
         opened = ExitStack()
         source: Iterable[Clip]
         if clips is not None:
-            source, total, reader = clips, len(clips), Reader(self._store)
+            source, total, reader = clips, len(clips), AccessCursor(self._store)
         else:
             chosen = select(self._catalog, selection or Selection(), self._catalog.path.parent)
             if chosen is not self._catalog:
@@ -200,14 +200,14 @@ class Prefetcher:
         thread = threading.Thread(target=run, name="prefetch", daemon=True)
         with self._lock:
             number = max(self._jobs, default=0) + 1
-            job = self._jobs[number] = _Job(number, selection, prefetch, reader, thread, time.time())
+            job = self._jobs[number] = PrefetchJob(number, selection, prefetch, reader, thread, time.time())
             over = [other.number for other in self._jobs.values() if other.is_over]
             for old in over[:-_MOST_ENDED]:
                 del self._jobs[old]
         thread.start()
         return job.report()
 
-    def _job(self, number: int) -> _Job:
+    def _job(self, number: int) -> PrefetchJob:
         job = self._jobs.get(number)
         if job is None:
             raise KineticsError(f"there is no prefetch {number}")

@@ -80,7 +80,7 @@ class Recent:
         return int(self._clock() * _SLOTS / self._seconds)
 
 
-class Counters:
+class FetchStats:
     """What a fetcher did since it was made. Safe for threads."""
 
     def __init__(self) -> None:

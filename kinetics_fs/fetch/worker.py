@@ -31,7 +31,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.verify import check_container, expected_span, verify_clip
-from kinetics_fs.sources import NotHere, Source, SourceSettings, UnderWay, make_source
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.base import LARGEST_FILE
 from kinetics_fs.util import logs
 
@@ -86,9 +86,9 @@ class _Worker:
         try:
             path = self._fetch(clip, job["source"], Path(job["folder"]))
             return {"file": None if path is None else path.name}
-        except NotHere:
+        except NotInSource:
             return {"not_here": True}
-        except UnderWay:
+        except InProgressElsewhere:
             return {"under_way": True}
         except FetchError as error:
             failure = error
@@ -108,7 +108,7 @@ class _Worker:
             }
         }
 
-    def _hand_over(self, clip: Clip, path: Path) -> None:
+    def _emit_clip(self, clip: Clip, path: Path) -> None:
         if clip == self._wanted:
             verify_clip(path, None)
         else:
@@ -117,7 +117,7 @@ class _Worker:
 
     def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
         if name not in self._sources:
-            self._sources[name] = make_source(name, self._settings, self._hand_over)
+            self._sources[name] = make_source(name, self._settings, self._emit_clip)
         media = self._sources[name].fetch(clip, folder)
         if media is None:
             return None

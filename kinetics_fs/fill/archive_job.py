@@ -16,13 +16,13 @@ from typing import IO
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill.depth import Depth
+from kinetics_fs.fill.depth import VerifyLevel
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.fill.summary import Summary
 from kinetics_fs.sources.archive.index import ArchiveIndex
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
-from kinetics_fs.sources.archive.libz import tells_blocks
+from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
@@ -62,9 +62,9 @@ class Job:
     limit: int | None
     min_free: int
     catalog: Path | None
-    shelf: Path | None
+    index_db: Path | None
     states: Path
-    depth: Depth = Depth.CONTAINER
+    depth: VerifyLevel = VerifyLevel.CONTAINER
     connections: int = 8
     keep: bool = True
 
@@ -86,19 +86,27 @@ def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary
     with ExitStack() as opened:
         store = opened.enter_context(Store(job.cache, limit=job.limit, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog)) if job.catalog else None
-        shelf = opened.enter_context(Shelf(job.shelf)) if job.shelf and tells_blocks() else None
+        index_db = (
+            opened.enter_context(ArchiveIndexDB(job.index_db)) if job.index_db and finds_block_boundaries() else None
+        )
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
-        return _Fill(job, store, catalog, shelf, archive, report).run()
+        return _Fill(job, store, catalog, index_db, archive, report).run()
 
 
 class _Fill:
     def __init__(
-        self, job: Job, store: Store, catalog: Catalog | None, shelf: Shelf | None, archive: Archive, report: Report
+        self,
+        job: Job,
+        store: Store,
+        catalog: Catalog | None,
+        index_db: ArchiveIndexDB | None,
+        archive: Archive,
+        report: Report,
     ) -> None:
         self._job = job
         self._store = store
         self._catalog = catalog
-        self._shelf = shelf
+        self._index_db = index_db
         self._archive = archive
         self._report = report
         self._summary = Summary()
@@ -111,7 +119,7 @@ class _Fill:
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._publishing: deque[Future[None]] = deque()
         # An index that lacks the clips of an earlier part is none: so there is a state with one, and one without.
-        kind = "indexed" if shelf else "plain"
+        kind = "indexed" if index_db else "plain"
         name = hashlib.sha256(f"{job.base} {job.archive}".encode()).hexdigest()[:32]
         self._state = job.states / f"{name}.{kind}"
 
@@ -142,8 +150,8 @@ class _Fill:
                 self._report(done, version.size)
             self._wait_for_published()
         scan.finish()
-        if self._shelf is not None:
-            self._shelf.add(self._index(scan, version))
+        if self._index_db is not None:
+            self._index_db.add(self._index(scan, version))
         self._state.unlink(missing_ok=True)
         self._summary.bytes = done - begin
         self._summary.resumed_at = begin
@@ -155,7 +163,7 @@ class _Fill:
 
     def _scan(self, version: Version) -> tuple[Scan, int]:
         """The pass, from its beginning or from where the last one stopped, and the byte of the archive that is."""
-        index = self._shelf is not None
+        index = self._index_db is not None
         state = read_state(self._state)
         if state is None or (state.learnt.size, state.learnt.etag) != (version.size, version.etag):
             return Scan(index=index), 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from kinetics_fs.media.verify import check_container, verify_clip
 
 
-class Depth(StrEnum):
+class VerifyLevel(StrEnum):
     """How closely a clip is looked at before it is published."""
 
     NONE = "none"
@@ -24,7 +24,7 @@ class Depth(StrEnum):
         Raises:
             FetchError: it is none, or not all of one (CORRUPT).
         """
-        if self is Depth.CONTAINER:
+        if self is VerifyLevel.CONTAINER:
             check_container(path)
-        elif self is Depth.DECODE:
+        elif self is VerifyLevel.DECODE:
             verify_clip(path, None)

@@ -41,7 +41,7 @@ class _Failure(NamedTuple):
     text: str
 
 
-class LocalProcesses:
+class ProcessExecutor:
     """Does each job in a process of its own, so that whatever ends one does not end the others.
 
     Args:

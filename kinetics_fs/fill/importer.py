@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill.depth import Depth
-from kinetics_fs.sources import NotHere
+from kinetics_fs.fill.depth import VerifyLevel
+from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
 from kinetics_fs.sources.folder import SOURCE, clip_of, look_at, take_file
 from kinetics_fs.store import Store, one_line
@@ -32,7 +32,7 @@ Report = Callable[[int], object]
 
 
 @dataclass
-class Intake:
+class ImportResult:
     """What a walk through a folder came to, in files unless said otherwise.
 
     Attributes:
@@ -64,7 +64,7 @@ class _File(NamedTuple):
     clip: Clip
 
 
-class FolderImport:
+class FolderImporter:
     """Takes the clips of a folder into a store: `look`, then `take`.
 
     Args:
@@ -75,7 +75,7 @@ class FolderImport:
         link: whether hard links will do.
     """
 
-    def __init__(self, folder: Path, store: Store, catalog: Catalog, *, depth: Depth, link: bool = True) -> None:
+    def __init__(self, folder: Path, store: Store, catalog: Catalog, *, depth: VerifyLevel, link: bool = True) -> None:
         self._folder = folder
         self._store = store
         self._catalog = catalog
@@ -87,7 +87,7 @@ class FolderImport:
         """By folder, the names of the files to take: that of each folder is held once."""
         self._again: list[Path] = []
         """Further files of the same clips, to be taken where the first is not fit."""
-        self.intake = Intake()
+        self.intake = ImportResult()
         self.files = 0
         """To take, as far as the folder was looked at."""
         self.bytes = 0
@@ -186,7 +186,7 @@ class FolderImport:
         assert clip is not None
         try:
             self._publish(path, clip)
-        except NotHere:
+        except NotInSource:
             self._count_unreadable(str(path), "gone meanwhile")
         except FetchError as error:
             if error.kind is FailureKind.CORRUPT:
@@ -203,8 +203,8 @@ class FolderImport:
         try:
             size = path.stat().st_size
         except OSError:
-            raise NotHere from None
-        claim = self._store.claim(clip, size=size, spare_since=0)
+            raise NotInSource from None
+        claim = self._store.claim(clip, size=size, protect_used_since=0)
         if claim is None:
             self._count(busy=1)
             return

@@ -54,7 +54,7 @@ def was_done(states: Path, name: str, version: Version) -> bool:
         size, etag = json.loads(_mark(states, name).read_text())
     except (OSError, ValueError, TypeError):  # none, or one that a power cut has damaged
         return False
-    return Version(size, etag).may_be(version)
+    return Version(size, etag).matches(version)
 
 
 def _mark(states: Path, name: str) -> Path:

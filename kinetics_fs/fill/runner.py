@@ -17,7 +17,7 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill import Job, Summary
-from kinetics_fs.fill.executors import LocalProcesses
+from kinetics_fs.fill.executors import ProcessExecutor
 from kinetics_fs.fill.plan import is_replacement, remember_done
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import Version, open_archive
@@ -110,7 +110,7 @@ def pass_over(
     """
     jobs = list(jobs)
     progress = _Progress(sum(versions[job.archive].size for job in jobs), clips_here)
-    executor = LocalProcesses(at_once, progress.show)
+    executor = ProcessExecutor(at_once, progress.show)
     under_way: dict[Future[Summary], Job] = {}
     try:
         # The store keeps the first of each clip, so replacements must all be in it before what they replace.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE
-from kinetics_fs.vfs import LONGEST_NAME, ROOT, Handle, Tree, errno_of
+from kinetics_fs.vfs import LONGEST_NAME, ROOT, Filesystem, Handle, errno_of
 
 try:
     import fuse
@@ -46,7 +46,7 @@ _OPEN_THREADS = 4
 _BLOCK = 4096
 
 
-def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, source: str, ready: Callable[[], None]) -> None:
+def serve(tree: Filesystem, mountpoint: Path, *, allow_other: bool, source: str, ready: Callable[[], None]) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     Args:
@@ -70,7 +70,7 @@ def serve(tree: Tree, mountpoint: Path, *, allow_other: bool, source: str, ready
 
         def live() -> None:
             os.dup2(real_stderr, 2)
-            tree.served_by(lambda: {"name": "fusepy", "mode": "page cache"})
+            tree.set_frontend_status(lambda: {"name": "fusepy", "mode": "page cache"})
             ready()
 
         watch = tree.watch_names(lambda _name: None)
@@ -129,7 +129,12 @@ class _Operations:
     use_ns = True
 
     def __init__(
-        self, tree: Tree, place: Path, threads: ThreadPoolExecutor, askers: ThreadPoolExecutor, live: Callable[[], None]
+        self,
+        tree: Filesystem,
+        place: Path,
+        threads: ThreadPoolExecutor,
+        askers: ThreadPoolExecutor,
+        live: Callable[[], None],
     ) -> None:
         self._tree = tree
         self._place = os.fsencode(place)
@@ -200,7 +205,7 @@ class _Operations:
         ino = self._resolve(path)
         handle = _wait(self._threads.submit(self._tree.open, ino).result())
         info.fh = next(self._numbers)
-        news = handle.take_news()
+        news = handle.consume_invalidation()
         info.keep_cache = not (handle.live or news)
         info.direct_io = handle.live
         self._open[info.fh] = _Open(path, ino, handle)

@@ -9,16 +9,16 @@ from pathlib import Path
 from kinetics_fs.catalog import Selection
 from kinetics_fs.control.server import Handler, Request
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.fetch.prefetch_manager import Prefetcher, clip_in_line
+from kinetics_fs.fetch.prefetch_manager import PrefetchManager, clip_in_line
 from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import Tree
+from kinetics_fs.vfs import Filesystem
 
 _MOST_FAILURES = 10_000
 
 
 def make_handlers(
-    place: Path, tree: Tree, store: Store, prefetcher: Prefetcher, classes: Callable[[], object]
+    place: Path, tree: Filesystem, store: Store, prefetcher: PrefetchManager, classes: Callable[[], object]
 ) -> Mapping[str, Handler]:
     """The handlers of a mount's requests, by what they do; `classes` says how much of each class is here."""
 

@@ -23,7 +23,7 @@ PATIENCE = 3.0
 _LONGEST_STATUS = 100_000
 
 
-class Look(NamedTuple):
+class PathProbe(NamedTuple):
     """What is at a path.
 
     Attributes:
@@ -45,13 +45,13 @@ class Look(NamedTuple):
     status: str | None = None
 
 
-def look_at(path: Path, patience: float = PATIENCE) -> Look | None:
+def look_at(path: Path, patience: float = PATIENCE) -> PathProbe | None:
     """What is at a path; None if it does not answer."""
     done = run_or_leave(
         [sys.executable, "-I", "-S", __file__, os.path.abspath(path)],  # noqa: PTH100  # `resolve` may not answer
         patience,
     )
-    return None if done is None else Look(**json.loads(done.stdout))
+    return None if done is None else PathProbe(**json.loads(done.stdout))
 
 
 def run_or_leave(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str] | None:
@@ -71,7 +71,7 @@ def run_or_leave(command: Sequence[str], patience: float) -> subprocess.Complete
     return subprocess.CompletedProcess(command, process.returncode, said, complaints)
 
 
-def _look(path: str) -> Look:
+def _look(path: str) -> PathProbe:
     exists = True
     try:
         while not _is_there(path):
@@ -79,7 +79,7 @@ def _look(path: str) -> Look:
         path = os.path.realpath(path)
         disk = os.statvfs(path)
     except OSError as error:
-        return Look(path, exists, error.errno or errno.EIO)
+        return PathProbe(path, exists, error.errno or errno.EIO)
     empty = status = None
     try:
         empty = next(Path(path).iterdir(), None) is None
@@ -87,7 +87,9 @@ def _look(path: str) -> Look:
             status = file.read(_LONGEST_STATUS)
     except (OSError, ValueError):
         pass
-    return Look(path, exists, 0, disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None, empty, status)
+    return PathProbe(
+        path, exists, 0, disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None, empty, status
+    )
 
 
 def _is_there(path: str) -> bool:

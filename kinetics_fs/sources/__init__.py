@@ -6,24 +6,24 @@ A source takes a clip and a private folder, and leaves a media file there that c
 
 from pathlib import Path
 
-from kinetics_fs.sources.base import HandOver, Media, NotHere, Source, UnderWay
+from kinetics_fs.sources.base import InProgressElsewhere, Media, NotInSource, OnClip, Source
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["HandOver", "Media", "NotHere", "Source", "SourceSettings", "UnderWay", "make_source"]
+__all__ = ["InProgressElsewhere", "Media", "NotInSource", "OnClip", "Source", "SourceSettings", "make_source"]
 
 
-def make_source(name: str, settings: SourceSettings, hand_over: HandOver) -> Source:
+def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
     """The source of that name, one of `SourceSettings.order`."""
     # Imported here, for yt-dlp and others come with them: only worker processes may pay for that.
     catalog = Path(settings.catalog) if settings.catalog else None
     if name in ("archive", "whole-archive"):
         from kinetics_fs.sources.archive.source import ArchiveSource, WholeArchiveSource
-        from kinetics_fs.sources.archive.stream import WholeArchives
+        from kinetics_fs.sources.archive.stream import ArchiveStreamer
 
-        shelf = Path(settings.archive_index)
+        index_db = Path(settings.archive_index)
         most = None if name == "whole-archive" else settings.archive_stream_limit
-        whole = WholeArchives(settings.archive_url, shelf, catalog, most, hand_over)
-        return ArchiveSource(settings.archive_url, shelf, whole) if name == "archive" else WholeArchiveSource(whole)
+        whole = ArchiveStreamer(settings.archive_url, index_db, catalog, most, on_clip)
+        return ArchiveSource(settings.archive_url, index_db, whole) if name == "archive" else WholeArchiveSource(whole)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

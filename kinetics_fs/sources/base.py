@@ -34,15 +34,15 @@ class Media:
     part: bool = False
 
 
-class NotHere(Exception):
+class NotInSource(Exception):
     """A source does not have the clip. That says nothing about the clip, unless no source has it."""
 
 
-class UnderWay(Exception):
+class InProgressElsewhere(Exception):
     """Somebody else is getting just now what has the clip in it: it will be in the store, or can be asked for again."""
 
 
-HandOver = Callable[[Clip, Path], None]
+OnClip = Callable[[Clip, Path], None]
 """Takes a whole clip, as a file called `Clip.name`, at once and not only when the source is done: that which is wanted,
 or another that was had with it.
 
@@ -65,8 +65,8 @@ class Source(Protocol):
             folder: empty and private to this call; everything written goes there.
 
         Raises:
-            NotHere: this source never had it.
-            UnderWay: see there.
+            NotInSource: this source never had it.
+            InProgressElsewhere: see there.
             FetchError: the clip could not be had here.
         """
         ...

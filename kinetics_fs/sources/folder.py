@@ -28,7 +28,7 @@ from kinetics_fs.catalog.clip import LAST_SECOND, Clip
 from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
-from kinetics_fs.sources.base import Media, NotHere
+from kinetics_fs.sources.base import Media, NotInSource
 from kinetics_fs.util.files import link_or_copy
 
 SOURCE = "folder"
@@ -69,7 +69,7 @@ class FolderSource:
                 for path in (place / name for name in file_names(clip)):
                     try:
                         take_file(path, target)
-                    except NotHere:
+                    except NotInSource:
                         continue
                     except FetchError as error:  # there may be another
                         failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
@@ -78,7 +78,7 @@ class FolderSource:
         except CatalogError as error:
             failure = FetchError(FailureKind.CONFIG, str(error))
         if failure is None:
-            raise NotHere
+            raise NotInSource
         failure.source = self.name
         raise failure
 
@@ -134,21 +134,21 @@ def take_file(path: Path, target: Path, *, link: bool = True) -> bool:
         Whether it is a hard link.
 
     Raises:
-        NotHere: there is no file with anything in it.
+        NotInSource: there is no file with anything in it.
         FetchError: it cannot be read (TRANSIENT), is too large for a clip (CORRUPT), or there is no room (LOCAL).
     """
     try:
         status = look_at(path)
         if status is None or not status.st_size:
-            raise NotHere
+            raise NotInSource
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in _NOT_THERE:
-            raise NotHere from None
+            raise NotInSource from None
         raise _cannot_read(error) from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise NotHere  # changed since
+            raise NotInSource  # changed since
         return link_or_copy(file, target, most=MOST_CLIP_BYTES, link=link)
     except OSError as error:
         if error.errno in _FULL:

@@ -16,39 +16,39 @@ A store is one folder, shared by any number of processes of one user::
 
 from kinetics_fs.store.check import Condition, Verdict, drop_bad, verify_clips
 from kinetics_fs.store.clip_files import Record
-from kinetics_fs.store.exchange import TRAVELS, TRAVELS_UNASKED, RefusedLine, read_reports, report_line
-from kinetics_fs.store.failures import Failure, FailureLog, Report, TakenOver, one_line
-from kinetics_fs.store.history import Chronicle, Counts, History, Sample
+from kinetics_fs.store.exchange import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS, RefusedLine, read_reports, report_line
+from kinetics_fs.store.failures import Failure, FailureLog, ImportedFailures, Report, one_line
+from kinetics_fs.store.history import Counts, History, HistoryRecorder, Sample
 from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
-from kinetics_fs.store.throttle import NotYet, Origins, OriginState, Permit
+from kinetics_fs.store.throttle import Origins, OriginState, Permit, RateLimited
 
 __all__ = [
-    "TRAVELS",
-    "TRAVELS_UNASKED",
-    "Chronicle",
+    "KINDS_SHARED_BY_DEFAULT",
+    "SHAREABLE_KINDS",
     "Claim",
     "Condition",
     "Counts",
     "Failure",
     "FailureLog",
     "History",
+    "HistoryRecorder",
+    "ImportedFailures",
     "KnownSize",
-    "NotYet",
     "OriginState",
     "Origins",
     "Permit",
     "PinCounts",
     "Pinned",
     "Pins",
+    "RateLimited",
     "Record",
     "RefusedLine",
     "Report",
     "Sample",
     "Store",
     "StoredClip",
-    "TakenOver",
     "Usage",
     "Verdict",
     "drop_bad",

@@ -54,7 +54,7 @@ class Found(NamedTuple):
     record: Record
 
 
-class ClipTable:
+class ClipFiles:
     """The files of one folder.
 
     Reading is safe from any thread and process; writing is for who holds the ledger's lock.

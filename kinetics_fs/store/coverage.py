@@ -16,7 +16,7 @@ _REASONS_SHOWN = 5
 _CLASSES_SHOWN = 10
 
 
-class Tally:
+class FailureCounts:
     """Failures, counted by kind and reason."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def class_counts(catalog: Catalog, store: Store) -> list[dict[str, Any]]:
     return list(classes.values())
 
 
-class Survey:
+class Coverage:
     """What of a selection is here, and what cannot be had."""
 
     def __init__(self, catalog: Catalog, store: Store) -> None:
@@ -84,7 +84,7 @@ class Survey:
         self._counts = Counter[str]()
         self._classes: dict[str, Counter[str]] = {}
         self._places: dict[tuple[str, str], Counter[str]] = {}
-        self._tally = Tally()
+        self._tally = FailureCounts()
         now = time.time()
         for place, counts, failures in survey(catalog, store):
             self._counts["due"] += sum(failure.retry_at <= now for failure in failures.values())

@@ -87,7 +87,7 @@ DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- what ledgers had before ther
 """
 
 
-class Ledger:
+class StateDatabase:
     """One ledger file."""
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.clip_files import ClipTable
+from kinetics_fs.store.clip_files import ClipFiles
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Room:
         min_free: bytes of the disk to leave free, whatever the limit says.
     """
 
-    def __init__(self, folder: Path, incoming: Path, table: ClipTable, *, limit: int | None, min_free: int) -> None:
+    def __init__(self, folder: Path, incoming: Path, table: ClipFiles, *, limit: int | None, min_free: int) -> None:
         self._folder = folder
         self._incoming = incoming
         self._table = table
@@ -58,10 +58,12 @@ class Room:
         disk = os.statvfs(self._incoming)
         return disk.f_bavail * disk.f_frsize
 
-    def make(self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, spare_since: float) -> None:
+    def make(
+        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, protect_used_since: float
+    ) -> None:
         """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
 
-        What was used after `spare_since` stays: where it does, they must fit without that.
+        What was used after `protect_used_since` stays: where it does, they must fit without that.
 
         A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
         may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
@@ -75,17 +77,17 @@ class Room:
         short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
         too_large = known and self.limit is not None and wanted > self.limit
         # Judged before anything goes: what cannot be had must not cost the clips that are here.
-        spares = spare_since < math.inf
+        protects = protect_used_since < math.inf
         pins = False
         if short > 0:
-            lacking = short - _evictable(db, spare_since, enough=short)
-            pins = lacking > 0 and _pins_hold(db, spare_since)
-            if spares or pins or not certain:
-                tolerable = 0 if spares else reserved if pins else wanted + reserved
+            lacking = short - _evictable(db, protect_used_since, enough=short)
+            pins = lacking > 0 and _pins_hold(db, protect_used_since)
+            if protects or pins or not certain:
+                tolerable = 0 if protects else reserved if pins else wanted + reserved
                 too_large = too_large or lacking > tolerable
         if too_large:
             raise self._none(wanted, pins=pins)
-        self._evict(db, short, spare_since)
+        self._evict(db, short, protect_used_since)
         if certain and self.limit is not None and self._held() + wanted > self.limit:
             raise self._none(wanted, pins=pins)
 
@@ -94,10 +96,12 @@ class Room:
         db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
         return self._table.remove(key)
 
-    def _evict(self, db: sqlite3.Connection, short: int, spare_since: float) -> None:
+    def _evict(self, db: sqlite3.Connection, short: int, protect_used_since: float) -> None:
         """Evicts so many bytes, or all that may go."""
         while short > 0:
-            victims = db.execute(f"SELECT key, size {EVICTABLE} LIMIT ?", (spare_since, _EVICT_AT_ONCE)).fetchall()
+            victims = db.execute(
+                f"SELECT key, size {EVICTABLE} LIMIT ?", (protect_used_since, _EVICT_AT_ONCE)
+            ).fetchall()
             if not victims:
                 return
             for key, size in victims:
@@ -126,10 +130,10 @@ class Room:
         return FetchError(FailureKind.LOCAL, f"{what} ({ways})", errno=errno.ENOSPC)
 
 
-def _evictable(db: sqlite3.Connection, spare_since: float, *, enough: int) -> int:
+def _evictable(db: sqlite3.Connection, protect_used_since: float, *, enough: int) -> int:
     """The bytes that may go; counted no further than to `enough`, for a cache may hold very many clips."""
     total = 0
-    with contextlib.closing(db.execute(f"SELECT size {EVICTABLE}", (spare_since,))) as sizes:
+    with contextlib.closing(db.execute(f"SELECT size {EVICTABLE}", (protect_used_since,))) as sizes:
         for (size,) in sizes:
             total += size
             if total >= enough:
@@ -137,6 +141,6 @@ def _evictable(db: sqlite3.Connection, spare_since: float, *, enough: int) -> in
     return total
 
 
-def _pins_hold(db: sqlite3.Connection, spare_since: float) -> bool:
+def _pins_hold(db: sqlite3.Connection, protect_used_since: float) -> bool:
     """Whether there is anything that could go but for a pin."""
-    return db.execute(f"SELECT 1 {PINNED} LIMIT 1", (spare_since,)).fetchone() is not None
+    return db.execute(f"SELECT 1 {PINNED} LIMIT 1", (protect_used_since,)).fetchone() is not None

@@ -20,10 +20,10 @@ from kinetics_fs.catalog.clip import parse_clip_name
 from kinetics_fs.errors import FailureKind, KineticsError
 from kinetics_fs.store.failures import LAST_TIME, Failure, Report, one_line
 
-TRAVELS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
+SHAREABLE_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
 """The kinds that may say something about the clip itself. The others are about a machine, its network or an hour."""
 
-TRAVELS_UNASKED = (FailureKind.GONE,)
+KINDS_SHARED_BY_DEFAULT = (FailureKind.GONE,)
 """The kind that is true everywhere: what is corrupt may be so for a bad connection or an old ffmpeg, and for what one
 lacks credentials depends on the country and the account."""
 
@@ -95,8 +95,8 @@ def _parse(line: bytes) -> Report:
     if clip is None:
         raise ValueError("its key is not that of a clip")
     kind = fields.get("kind")
-    if kind not in TRAVELS:
-        raise ValueError(f"its kind is not one of {', '.join(TRAVELS)}")
+    if kind not in SHAREABLE_KINDS:
+        raise ValueError(f"its kind is not one of {', '.join(SHAREABLE_KINDS)}")
     last_at = _time(fields, "last_at", None)
     first_at = _time(fields, "first_at", last_at)
     if first_at > last_at:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
@@ -85,7 +85,7 @@ class Report(NamedTuple):
     attempts: int
 
 
-class TakenOver(NamedTuple):
+class ImportedFailures(NamedTuple):
     """What became of reports: how many were news, how many not, and of how many the clip itself is or was here."""
 
     new: int
@@ -151,8 +151,8 @@ def _from_row(
 class FailureLog:
     """The failures that a ledger remembers, one per clip. Safe for threads and processes."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
 
     def get(self, clip: Clip) -> Failure | None:
         """Why the clip could not be had when last tried; None when it is here or was never tried."""
@@ -169,7 +169,7 @@ class FailureLog:
 
     def counts(self) -> dict[FailureKind, int]:
         """How many there are of each kind."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             rows = db.execute(
                 f"SELECT kind, count(*) FROM failure WHERE {_OF_KINDS} GROUP BY kind ORDER BY kind",
                 (_list(FailureKind),),
@@ -183,7 +183,7 @@ class FailureLog:
             `Clip.key` → when it may be tried again, in seconds since the epoch.
         """
         keys = "" if among is None else "key IN (SELECT value FROM json_each(:keys)) AND"
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             # Many at once and not looked at one by one, as `_from_row` would: of a row that is not ours only these
             # three columns are believed, and a key that is no clip's is found nowhere.
             rows = db.execute(
@@ -197,7 +197,7 @@ class FailureLog:
     def watched(self) -> Iterator[Callable[[], bool]]:
         """A question that costs next to nothing: whether anything was written, by whatever process, since it was asked
         last. The first time it was. To be asked by one thread at a time."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             seen = None
 
             def has_changed() -> bool:
@@ -208,14 +208,14 @@ class FailureLog:
             yield has_changed
 
     def _select(self, rest: str, value: str) -> Iterator[Failure]:
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             rows = db.execute(f"SELECT {_COLUMNS} FROM failure {rest}", (value,)).fetchall()
         return (failure for row in rows if (failure := _from_row(*row)) is not None)
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
         """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
         now = time.time()
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             row = db.execute(f"SELECT {_COLUMNS} FROM failure WHERE key = ?", (clip.key,)).fetchone()
             before = _from_row(*row) if row else None
             if before is None or before.kind is not error.kind:
@@ -246,7 +246,7 @@ class FailureLog:
             )
             for clip in clips
         )
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             db.executemany(
                 f"INSERT OR REPLACE INTO failure ({_COLUMNS}) SELECT {_MARKS}"
                 " WHERE NOT EXISTS (SELECT 1 FROM failure WHERE key = ? AND kind = ?)",
@@ -255,7 +255,7 @@ class FailureLog:
 
     def forget(self, clips: Iterable[Clip] | None = None, kinds: Collection[FailureKind] = ()) -> int:
         """Forgets the failures of these clips, or all; of these kinds, or any. Returns how many there were."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             if clips is None:
                 # With those of unknown kinds, unless kinds are named.
                 return db.execute(f"DELETE FROM failure WHERE ? OR {_OF_KINDS}", (not kinds, _list(kinds))).rowcount
@@ -264,17 +264,17 @@ class FailureLog:
 
     def make_due(self, clip: Clip) -> None:
         """Ends the wait of a clip, so that who asks for it next has it tried; what is known of it stays."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             db.execute("UPDATE failure SET retry_at = last_at WHERE key = ?", (clip.key,))
 
-    def take_over(self, reports: Iterable[Report]) -> TakenOver:
+    def import_reports(self, reports: Iterable[Report]) -> ImportedFailures:
         """Believes what others found out, where nothing as new is known here; all of it, or, after an error, nothing.
 
         A report counts as old as it says. One of the future counts as of now, and only if nothing at all is known of
         the clip: whose clock is wrong cannot tell what is news.
         """
         now = time.time()
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             # Beside the ledger at first: who brings the reports may be slow, and nobody shall wait for that.
             db.execute(f"CREATE TEMP TABLE report ({_COLUMNS}, early, PRIMARY KEY (key)) WITHOUT ROWID")
             try:
@@ -301,7 +301,7 @@ class FailureLog:
                 if db.in_transaction:
                     db.rollback()
                 db.execute("DROP TABLE report")
-        return TakenOver(new, known, here)
+        return ImportedFailures(new, known, here)
 
 
 def _believed(report: Report, now: float) -> Failure:

@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.throttle import Origins, OriginState
 
 
-class Glance(NamedTuple):
+class CacheSummary(NamedTuple):
     """What the ledger says: how many clips are here, how many bytes they have, and how origins are."""
 
     clips: int
@@ -20,7 +20,7 @@ class Glance(NamedTuple):
     origins: list[OriginState]
 
 
-def glance(folder: Path) -> Glance | None:
+def summarize_cache(folder: Path) -> CacheSummary | None:
     """What the ledger of a cache folder says; None if there is none.
 
     Raises:
@@ -29,13 +29,13 @@ def glance(folder: Path) -> Glance | None:
     path = folder / "ledger.sqlite"
     if not path.exists():
         return None
-    with closing(Ledger(path)) as ledger:
-        with ledger.connection() as db:
+    with closing(StateDatabase(path)) as database:
+        with database.connection() as db:
             clips, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held").fetchone()
-        return Glance(clips, size, Origins(ledger).states())
+        return CacheSummary(clips, size, Origins(database).states())
 
 
-def fault_of(database: Path, patience: float) -> str:
+def quick_check(database: Path, patience: float) -> str:
     """What is wrong with a database, as far as SQLite's quick check can tell in so many seconds; empty if nothing is.
 
     Raises:

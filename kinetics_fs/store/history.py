@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from kinetics_fs.errors import StoreError
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 
 _log = logging.getLogger(__name__)
 
@@ -58,15 +58,15 @@ class History:
         totals: how many clips are held now, and how many bytes.
     """
 
-    def __init__(self, ledger: Ledger, totals: Callable[[], tuple[int, int]]) -> None:
-        self._ledger = ledger
+    def __init__(self, database: StateDatabase, totals: Callable[[], tuple[int, int]]) -> None:
+        self._database = database
         self._totals = totals
 
     def add(self, done: Counts) -> None:
         """Notes what is held now, and what somebody did since he last noted it."""
         now = int(time.time())
         fine_since = (now - _FINE_FOR) // _LATER_STEP * _LATER_STEP
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             db.execute(
                 f"INSERT INTO history ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (at) DO UPDATE SET"
                 " clips = excluded.clips, bytes = excluded.bytes, fetched = fetched + excluded.fetched,"
@@ -89,7 +89,7 @@ class History:
 
     def samples(self) -> list[Sample]:
         """All of them, the oldest first."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             rows = db.execute(
                 f"SELECT {_COLUMNS} FROM history WHERE at BETWEEN ?1 - ?2 AND ?1 ORDER BY at",
                 (int(time.time()), _KEPT_FOR),
@@ -98,7 +98,7 @@ class History:
         return [Sample(*row) for row in rows if all(isinstance(value, int) and 0 <= value < _MOST for value in row)]
 
 
-class Chronicle:
+class HistoryRecorder:
     """Notes every few minutes, and at its end, what somebody did. Use as a context.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 
 
 class PinCounts(NamedTuple):
@@ -34,8 +34,8 @@ class Pins:
     eviction to be quick.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
 
     def add(self, clips: Iterable[Clip]) -> Pinned:
         """Pins clips; all of them, or, after an error, none."""
@@ -55,7 +55,7 @@ class Pins:
 
     def remove_all(self) -> PinCounts:
         """Unpins all that is pinned. Returns what was."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             counts = _count(db, "pin")
             db.execute("DELETE FROM pin")
             db.execute("UPDATE clip SET pinned = 0 WHERE pinned != 0")
@@ -63,7 +63,7 @@ class Pins:
 
     def totals(self) -> PinCounts:
         """All that is pinned."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             return PinCounts(
                 *db.execute(
                     "SELECT (SELECT count(*) FROM pin), count(*), coalesce(sum(size), 0)"
@@ -73,7 +73,7 @@ class Pins:
 
     def of(self, keys: Sequence[str]) -> PinCounts:
         """What is pinned of the clips with these keys."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             return _count(db, "(SELECT pin.key FROM json_each(?) JOIN pin ON pin.key = value)", json.dumps(keys))
 
     @contextmanager
@@ -82,7 +82,7 @@ class Pins:
 
         They are written beside the ledger first: to name very many clips takes a while, and nobody shall wait for that.
         """
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             db.execute("CREATE TEMP TABLE chosen (key TEXT PRIMARY KEY) WITHOUT ROWID")
             try:
                 db.execute("BEGIN")

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 
-class Owner:
+class ProcessLock:
     """This process as an owner of fetches under way.
 
     A lock rather than a process id, so that it holds across containers that share the folder.

@@ -21,15 +21,15 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.store.clip_files import ClipTable, Found, Record
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.clip_files import ClipFiles, Found, Record
+from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, Room
 from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import Pins
-from kinetics_fs.store.process_lock import Owner
+from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.throttle import Origins
 from kinetics_fs.store.uses import Uses
 
@@ -91,24 +91,24 @@ class Store:
         with contextlib.ExitStack() as opened, self._explained():
             for child in (self._incoming, self._clips, self._owners):
                 child.mkdir(mode=0o700, exist_ok=True)
-            self._ledger = opened.enter_context(contextlib.closing(Ledger(folder / "ledger.sqlite")))
-            self._table = opened.enter_context(contextlib.closing(ClipTable(self._clips)))
+            self._database = opened.enter_context(contextlib.closing(StateDatabase(folder / "ledger.sqlite")))
+            self._table = opened.enter_context(contextlib.closing(ClipFiles(self._clips)))
             self._room = Room(folder, self._incoming, self._table, limit=limit, min_free=min_free)
-            self._uses = Uses(self._ledger)
-            with self._ledger.exclusive() as db:
-                self._owner = opened.enter_context(contextlib.closing(Owner(self._owners)))
+            self._uses = Uses(self._database)
+            with self._database.exclusive() as db:
+                self._owner = opened.enter_context(contextlib.closing(ProcessLock(self._owners)))
                 self._sweep(db)
                 self._reconcile(db)
             self._opened = opened.pop_all()
-        self.failure_log = FailureLog(self._ledger)
+        self.failure_log = FailureLog(self._database)
         """All that can be asked of, and done to, what is remembered of clips that could not be had."""
-        self.origins = Origins(self._ledger)
+        self.origins = Origins(self._database)
         """Who wants to be left alone, and how much was asked of whom."""
-        self.pins = Pins(self._ledger)
+        self.pins = Pins(self._database)
         """Which clips are never evicted, here or not."""
-        self.history = History(self._ledger, self._table.totals)
+        self.history = History(self._database, self._table.totals)
         """How full it was over time, and what was fetched and opened."""
-        self._flying: set[str] = set()
+        self._in_flight: set[str] = set()
         """Tokens of the claims that this store has given out."""
 
     @contextlib.contextmanager
@@ -149,7 +149,7 @@ class Store:
         """
         opened = self.open_now(clip)
         if opened is None and self.holds(clip):
-            with self._ledger.exclusive() as db:
+            with self._database.exclusive() as db:
                 # Once more, now that nobody can be publishing it.
                 opened = self.open_now(clip)
                 if opened is None:
@@ -174,23 +174,23 @@ class Store:
 
     def holds(self, clip: Clip) -> bool:
         """Whether the clip is here, as far as the ledger knows."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
 
     def capacity(self) -> int:
         """The bytes of clips that there can be at most, beside those that are pinned, as limit and disk are now."""
         return self._room.capacity() - self.pins.totals().bytes
 
-    def likely_share(self, clip: Clip) -> int:
+    def expected_size(self, clip: Clip) -> int:
         """The bytes that a clip takes of that: as it was if it was ever here, else those of a typical one."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             row = db.execute("SELECT size, held AND pinned FROM clip WHERE key = ?", (clip.key,)).fetchone()
         size, pinned = row or (TYPICAL_CLIP_BYTES, False)
         return 0 if pinned else size
 
     def record(self, clip: Clip) -> Record | None:
         """What is known of a clip, also after its eviction."""
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             row = db.execute(
                 "SELECT size, sha256, source, stored_at, held FROM clip WHERE key = ?", (clip.key,)
             ).fetchone()
@@ -199,7 +199,7 @@ class Store:
     def sizes(self, keys: Sequence[str]) -> dict[str, KnownSize]:
         """The exact sizes of those clips that were ever here, both by `Clip.key`."""
         found: dict[str, KnownSize] = {}
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             if db.execute("SELECT 1 FROM clip LIMIT 1").fetchone() is None:
                 return found
             for start in range(0, len(keys), _KEYS_PER_QUERY):
@@ -213,7 +213,7 @@ class Store:
         """Every clip that is here, as far as the ledger knows, with its size in bytes; by key, a page at a time."""
         last = ""
         while True:
-            with self._ledger.connection() as db:
+            with self._database.connection() as db:
                 rows = db.execute(
                     "SELECT key, size FROM clip WHERE held AND key > ? ORDER BY key LIMIT ?", (last, _KEYS_PER_QUERY)
                 ).fetchall()
@@ -237,7 +237,7 @@ class Store:
             if found is not None or not self.holds(clip):
                 return found
             # Once more, while nobody can be evicting or publishing it.
-            with self._ledger.exclusive():
+            with self._database.exclusive():
                 found = self._table.find(clip.key)
                 if found is None and self.holds(clip):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), clip.key)
@@ -247,7 +247,7 @@ class Store:
 
     def drop_file(self, clip: Clip, filename: str | None) -> bool:
         """Removes a clip if its file is this one still, or, if None, if it has none; whether it was so."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             found = self._table.find(clip.key)
             if found is not None:
                 os.close(found.fd)
@@ -268,7 +268,7 @@ class Store:
             unknown = self._unknown(names)
             if unknown:
                 # Once more, while nobody can be publishing: a file has its name before it has its row.
-                with self._ledger.exclusive():
+                with self._database.exclusive():
                     unknown = self._unknown(unknown)
             yield from (self._clips / name for name in unknown)
 
@@ -279,7 +279,7 @@ class Store:
     def remove_unknown_file(self, path: Path) -> bool:
         """Removes one of the `unknown_files`, if it has a name that we give; whether it is gone."""
         name = str(path.relative_to(self._clips))
-        with self._ledger.exclusive():
+        with self._database.exclusive():
             if key_in(name) is None or not self._unknown([name]):
                 return False
             self._table.remove_unknown(name)
@@ -287,7 +287,7 @@ class Store:
 
     def drop(self, clip: Clip) -> None:
         """Removes a clip; its size stays known. Open readers keep their bytes."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             self._room.drop(db, clip.key)
 
     def report(self) -> dict[str, object]:
@@ -310,7 +310,7 @@ class Store:
     def usage(self) -> Usage:
         """What is held now."""
         clips, size = self._table.totals()
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
         return Usage(
             clips=clips,
@@ -322,24 +322,24 @@ class Store:
 
     # Getting a clip
 
-    def claim(self, clip: Clip, *, size: int | None = None, spare_since: float = math.inf) -> Claim | None:
+    def claim(self, clip: Clip, *, size: int | None = None, protect_used_since: float = math.inf) -> Claim | None:
         """Takes it on to fetch a clip, with room reserved for it, or returns None while another process is at it.
 
         Args:
             clip: which.
             size: its bytes, where they are known.
-            spare_since: room is made only by evicting what was not used since then, in seconds since the epoch; with 0
-                by evicting nothing.
+            protect_used_since: room is made only by evicting what was not used since then, in seconds since the epoch;
+                with 0 by evicting nothing.
 
         Raises:
             FetchError: there is no room (LOCAL, ENOSPC).
         """
         self._uses.write()
         token = uuid.uuid4().hex
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
             if row is not None:
-                if row[0] in self._flying or (row[1] != self._owner.name and self._owner.is_alive(row[1])):
+                if row[0] in self._in_flight or (row[1] != self._owner.name and self._owner.is_alive(row[1])):
                     return None
                 self._clear_flight(db, clip.key, row[0])
             if size is None:
@@ -348,7 +348,9 @@ class Store:
             expected = TYPICAL_CLIP_BYTES if size is None else size
             self._clear_dead_flights(db)
             try:
-                self._room.make(db, expected, certain=False, known=size is not None, spare_since=spare_since)
+                self._room.make(
+                    db, expected, certain=False, known=size is not None, protect_used_since=protect_used_since
+                )
             except FetchError:
                 # Who waited for another process to fetch it shall find it, even if it took the last of the room.
                 if not self.holds(clip):
@@ -357,26 +359,26 @@ class Store:
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._owner.name, expected),
             )
-            self._flying.add(token)
+            self._in_flight.add(token)
         folder = self._incoming / token
         try:
             folder.mkdir(mode=0o700)
         except OSError as error:
             self._end_flight(token, ended=False)
             raise FetchError(FailureKind.LOCAL, f"cannot begin: {error}", errno=error.errno) from error
-        return Claim(self, clip, token, folder, spare_since)
+        return Claim(self, clip, token, folder, protect_used_since)
 
     def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> int:
         size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             if last:
                 self._delete_flight(db, claim.token)
             else:
                 # No longer reserved; but its folder is in use until the claim is given up, and must not be swept away.
                 db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._clear_dead_flights(db)
-            self._room.make(db, size, certain=True, known=True, spare_since=claim.spare_since)
+            self._room.make(db, size, certain=True, known=True, protect_used_since=claim.protect_used_since)
             record = Record(size, digest, source, now, held=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
@@ -385,11 +387,11 @@ class Store:
     def _end_flight(self, token: str, *, ended: bool) -> None:
         # The files first: on a full disk the ledger can perhaps be written only afterwards.
         shutil.rmtree(self._incoming / token, ignore_errors=True)
-        self._flying.discard(token)
+        self._in_flight.discard(token)
         if ended:
             return
         try:
-            with self._ledger.exclusive() as db:
+            with self._database.exclusive() as db:
                 self._delete_flight(db, token)
         except StoreError as error:
             _log.error("%s", error)  # the next claim clears it
@@ -426,7 +428,7 @@ class Store:
         """Counts a clip as used just now."""
         self._uses.note(clip.key)
 
-    def retire(self, clip: Clip) -> None:
+    def mark_unused(self, clip: Clip) -> None:
         """Counts a clip as never used: it is among the first to go when room is needed."""
         self._uses.forget(clip.key)
 
@@ -487,9 +489,9 @@ class Store:
 class Claim:
     """The right and the duty to fetch one clip. Use as a context: leaving it gives up what was not published."""
 
-    def __init__(self, store: Store, clip: Clip, token: str, folder: Path, spare_since: float) -> None:
+    def __init__(self, store: Store, clip: Clip, token: str, folder: Path, protect_used_since: float) -> None:
         self._store = store
-        self.spare_since = spare_since
+        self.protect_used_since = protect_used_since
         self._ended = False
         self.clip = clip
         self.token = token

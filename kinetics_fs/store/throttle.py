@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Permit(NamedTuple):
     """Whether it is the one that finds out if the origin blocks us still."""
 
 
-class NotYet(Exception):
+class RateLimited(Exception):
     """The budget is used up.
 
     Args:
@@ -71,8 +71,8 @@ class OriginState(NamedTuple):
 class Origins:
     """The origins that a ledger knows. Safe for threads and processes."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
 
     def ask(self, origin: str, *, hourly: int | None, urgent: bool) -> Permit:
         """Asks for the right to ask an origin for one more clip. Its outcome is to be told to `answered`.
@@ -84,10 +84,10 @@ class Origins:
 
         Raises:
             FetchError: it is left alone for now (BLOCKED).
-            NotYet: see there.
+            RateLimited: see there.
         """
         now = time.time()
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             blocked = _Blocked.read(db, origin, now)
             if blocked is not None and blocked.recovered_at is None:
                 if max(blocked.until, blocked.probe_until) > now:
@@ -98,7 +98,7 @@ class Origins:
                 db.execute("DELETE FROM asked WHERE origin = ? AND NOT at BETWEEN ? AND ?", (origin, now - _HOUR, now))
                 times = db.execute("SELECT at FROM asked WHERE origin = ? ORDER BY at DESC", (origin,)).fetchall()
                 if len(times) >= most:
-                    raise NotYet(times[most - 1][0] + _HOUR - now)
+                    raise RateLimited(times[most - 1][0] + _HOUR - now)
             db.execute("INSERT INTO asked (origin, at) VALUES (?, ?)", (origin, now))
         return Permit(origin, now, is_probe=blocked is not None and blocked.recovered_at is None)
 
@@ -108,7 +108,7 @@ class Origins:
             self._block(permit, error)
         elif permit.is_probe:
             now = time.time()
-            with self._ledger.exclusive() as db:
+            with self._database.exclusive() as db:
                 if (error.kind if error else None) in _ANSWERS:
                     db.execute("UPDATE origin SET recovered_at = ? WHERE name = ?", (now, permit.origin))
                     _log.warning("%s: answers again", permit.origin)
@@ -117,14 +117,14 @@ class Origins:
 
     def withdraw(self, permit: Permit) -> None:
         """Gives a permit back: the origin was not asked after all."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             db.execute("DELETE FROM asked WHERE origin = ? AND at = ?", (permit.origin, permit.at))
             if permit.is_probe:
                 db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (permit.origin,))
 
     def _block(self, permit: Permit, error: FetchError) -> None:
         now = time.time()
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             before = _Blocked.read(db, permit.origin, now)
             if before is not None and before.at > permit.at:
                 return  # one of those that were under way when it began
@@ -142,7 +142,7 @@ class Origins:
     def states(self) -> list[OriginState]:
         """All origins that were asked in the last hour, or are left alone."""
         now = time.time()
-        with self._ledger.connection() as db:
+        with self._database.connection() as db:
             asked = dict(
                 db.execute(
                     "SELECT origin, count(*) FROM asked WHERE at BETWEEN ? AND ? GROUP BY origin", (now - _HOUR, now)
@@ -167,7 +167,7 @@ class Origins:
 
     def forgive(self) -> int:
         """Ends all blocks, as after a change of address or cookies; returns how many there were."""
-        with self._ledger.exclusive() as db:
+        with self._database.exclusive() as db:
             return db.execute("DELETE FROM origin WHERE recovered_at IS NULL").rowcount
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from kinetics_fs.store.database import Ledger
+from kinetics_fs.store.database import StateDatabase
 
 _WRITE_EVERY = 5.0
 """Seconds between two writes: a write per open would cost four times the open itself."""
@@ -17,8 +17,8 @@ _NEVER = 0.0
 class Uses:
     """Uses of clips, noted in memory and written to a ledger now and then. Safe for threads."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
         self._lock = threading.Lock()
         self._times: dict[str, float] = {}
         self._timer: threading.Timer | None = None
@@ -47,7 +47,7 @@ class Uses:
                 self._timer = None
             times, self._times = self._times, {}
         if times:
-            with self._ledger.exclusive() as db:
+            with self._database.exclusive() as db:
                 db.executemany(
                     "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
                     [(at, _NEVER, key) for key, at in times.items()],

@@ -12,7 +12,7 @@ from kinetics_fs.util.text import readable_size
 _log = logging.getLogger(__name__)
 
 
-class Gate:
+class FetchBudget:
     """Lets so many fetches through, over the life of a mount. Safe for threads.
 
     Args:

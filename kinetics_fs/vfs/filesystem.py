@@ -26,9 +26,9 @@ from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Directory, Entr
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.store import KnownSize, Store
-from kinetics_fs.vfs.budget import Gate
-from kinetics_fs.vfs.hidden import Hidden, Name, Unavailable, Watch
-from kinetics_fs.vfs.nodes import Attributes, ClipHandle, DirEntry, Handle, Lasting, NodeType, SharedFile, Statistics
+from kinetics_fs.vfs.budget import FetchBudget
+from kinetics_fs.vfs.hidden import HiddenClips, HiddenIndex, HiddenWatcher, Name
+from kinetics_fs.vfs.nodes import AttrCache, Attributes, ClipHandle, DirEntry, Handle, NodeType, SharedFile, Statistics
 from kinetics_fs.vfs.virtual_files import SplitList, TextFile, to_csv, to_json
 
 _log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ _ATTRIBUTES = "user.kinetics."
 
 _OPEN_TRIES = 3
 
-_NOTHING_HIDDEN = Hidden()
+_NOTHING_HIDDEN = HiddenClips()
 
 
-class Tree:
+class Filesystem:
     """What one mount shows.
 
     Args:
@@ -96,7 +96,7 @@ class Tree:
         about: Mapping[str, object] | None = None,
         reports: Mapping[str, Callable[[], object]] | None = None,
         noticed: Callable[[Entry, bool], None] = lambda entry, done: None,
-        gate: Gate | None = None,
+        gate: FetchBudget | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -104,11 +104,11 @@ class Tree:
         self._about = dict(about or {})
         self._reports = dict(reports or {})
         self._notice = noticed
-        self._gate = gate or Gate()
+        self._gate = gate or FetchBudget()
         self._sizes_elsewhere = sizes
         self._frontend: Callable[[], Mapping[str, object]] = dict
-        self._unavailable = Unavailable(catalog, store.failure_log) if hide_unavailable else None
-        self._watch: Watch | None = None
+        self._unavailable = HiddenIndex(catalog, store.failure_log) if hide_unavailable else None
+        self._watch: HiddenWatcher | None = None
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._splits = {split.split: split for split in catalog.splits()}
         self._classes = {split.ino: _named(catalog.classes(split), class_names) for split in self._splits.values()}
@@ -145,11 +145,11 @@ class Tree:
     # What is left out
 
     @property
-    def hidden(self) -> Hidden:
+    def hidden(self) -> HiddenClips:
         """What is left out now: another object whenever that has changed."""
         return _NOTHING_HIDDEN if self._unavailable is None else self._unavailable.hidden
 
-    def watch_names(self, tell: Callable[[Name], None]) -> Watch | None:
+    def watch_names(self, tell: Callable[[Name], None]) -> HiddenWatcher | None:
         """Begins to look for names that come or go; None if they never do.
 
         Args:
@@ -160,7 +160,7 @@ class Tree:
         """
         if self._unavailable is None:
             return None
-        self._watch = Watch(self._unavailable, self._store.failure_log, tell)
+        self._watch = HiddenWatcher(self._unavailable, self._store.failure_log, tell)
         self._watch.start()
         return self._watch
 
@@ -275,12 +275,12 @@ class Tree:
         if ino == _CONTROL:
             return self._directory_attributes(ino, subdirectories=0)
         if ino == _VAL:
-            return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, Lasting.ALWAYS)
+            return Attributes(ino, NodeType.SYMLINK, len(_VALIDATION), 1, self._mtime, AttrCache.FOREVER)
         control = self._control_files.get(ino)
         if control is not None:
             mtime = int(time.time()) if control.live else self._mtime
-            lasting = Lasting.NOT_AT_ALL if control.live else Lasting.ALWAYS
-            return Attributes(ino, NodeType.FILE, control.size(), 1, mtime, lasting)
+            attr_cache = AttrCache.NONE if control.live else AttrCache.FOREVER
+            return Attributes(ino, NodeType.FILE, control.size(), 1, mtime, attr_cache)
         if (directory := self._catalog.directory(ino)) is not None:
             return self._directory_attributes(ino, len(self._classes[ino]) if directory.label is None else 0)
         clip = self._entry(ino).clip
@@ -374,10 +374,10 @@ class Tree:
             opened.set_exception(self._fetcher.known_failure(entry.clip) or refusal)
             return
 
-        def arrived(flight: Future[None]) -> None:
+        def arrived(fetch: Future[None]) -> None:
             if opened.cancelled():
                 return
-            error = flight.exception()
+            error = fetch.exception()
             try:
                 if error is not None:
                     raise error
@@ -422,7 +422,7 @@ class Tree:
             file.users += 1
         self._notice(entry, True)
 
-        def take_news(file: SharedFile) -> bool:
+        def consume_invalidation(file: SharedFile) -> bool:
             with self._files_lock:
                 news, file.news = file.news, False
                 if news:
@@ -437,11 +437,11 @@ class Tree:
                 del self._files[ino]
             os.close(file.fd)
 
-        return ClipHandle(file, take_news=take_news, release=release)
+        return ClipHandle(file, consume_invalidation=consume_invalidation, release=release)
 
     # Seeing
 
-    def served_by(self, state: Callable[[], Mapping[str, object]]) -> None:
+    def set_frontend_status(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Tells who shows the tree: `state` says how it goes whenever it is asked, with at least `name` and `mode`."""
         self._frontend = state
 
@@ -537,16 +537,16 @@ class Tree:
     def _clip_attributes(self, ino: int, seconds: int, known: KnownSize | None) -> Attributes:
         if (file := self._files.get(ino)) is not None:
             # What its readers have, whatever came after.
-            return Attributes(ino, NodeType.FILE, file.size, 1, self._mtime, Lasting.ALWAYS)
+            return Attributes(ino, NodeType.FILE, file.size, 1, self._mtime, AttrCache.FOREVER)
         if known is None:
             size = seconds * _LIKELY_MOST_BYTES_PER_SECOND
-            return Attributes(ino, NodeType.FILE, size, 1, self._mtime, Lasting.UNTIL_OPENED)
+            return Attributes(ino, NodeType.FILE, size, 1, self._mtime, AttrCache.UNTIL_OPEN)
         # Fetched anew after an eviction, it may come out a little different.
-        lasting = Lasting.ALWAYS if known.held else Lasting.UNTIL_OPENED
-        return Attributes(ino, NodeType.FILE, known.size, 1, self._mtime, lasting)
+        attr_cache = AttrCache.FOREVER if known.held else AttrCache.UNTIL_OPEN
+        return Attributes(ino, NodeType.FILE, known.size, 1, self._mtime, attr_cache)
 
     def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
-        return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, Lasting.ALWAYS)
+        return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, AttrCache.FOREVER)
 
     def _path(self, entry: Entry) -> str:
         directory = self._directory(entry.directory)

@@ -32,7 +32,7 @@ class Name(NamedTuple):
     name: str
 
 
-class Hidden(NamedTuple):
+class HiddenClips(NamedTuple):
     """What is left out at one moment; never changed.
 
     Args:
@@ -61,7 +61,7 @@ class Hidden(NamedTuple):
         return number + bisect_right(range(len(places)), number, key=lambda i: places[i] - i)
 
 
-class Unavailable:
+class HiddenIndex:
     """Keeps `hidden` up to date: the clips that are known to be gone, are not here, and not due for another try.
 
     Args:
@@ -77,7 +77,7 @@ class Unavailable:
         self._catalog = catalog
         self._failures = failures
         self._due = math.inf
-        self.hidden = Hidden()
+        self.hidden = HiddenClips()
         self.look()
 
     def look(self, clips: Collection[Clip] | None = None) -> list[Name]:
@@ -104,7 +104,7 @@ class Unavailable:
         positions = dict(before.positions)
         for directory, some in by_directory.items():
             positions[directory] = array("I", sorted(some.symmetric_difference(before.of(directory))))
-        self.hidden = Hidden(before.keys ^ changed, positions, sum(map(len, positions.values())))
+        self.hidden = HiddenClips(before.keys ^ changed, positions, sum(map(len, positions.values())))
         return [Name(place.directory, f"{place.key}.mp4") for place in places]
 
     @property
@@ -113,7 +113,7 @@ class Unavailable:
         return time.time() >= self._due
 
 
-class Watch(threading.Thread):
+class HiddenWatcher(threading.Thread):
     """Looks every two seconds whether clips came or went, and at once at those that it is told of.
 
     Args:
@@ -122,7 +122,7 @@ class Watch(threading.Thread):
         tell: told each name that came or went, in this thread; it may take its time.
     """
 
-    def __init__(self, unavailable: Unavailable, failures: FailureLog, tell: Callable[[Name], None]) -> None:
+    def __init__(self, unavailable: HiddenIndex, failures: FailureLog, tell: Callable[[Name], None]) -> None:
         super().__init__(name="unavailable", daemon=True)
         self._unavailable = unavailable
         self._failures = failures

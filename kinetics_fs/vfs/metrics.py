@@ -13,16 +13,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch.stats import BOUNDS, Counters
+from kinetics_fs.fetch.stats import BOUNDS, FetchStats
 
 _ENDS_OF_OPENS = {"cached": "from_cache", "fetched": "fetched", "failed": "failed", "interrupted": "interrupted"}
 
 
-def exposition(status: dict[str, Any], counters: Counters) -> str:
+def exposition(status: dict[str, Any], counters: FetchStats) -> str:
     """The metrics in Prometheus' text format.
 
     Args:
-        status: what `Tree.status` says.
+        status: what `Filesystem.status` says.
         counters: of the fetcher.
     """
     registry = CollectorRegistry()
@@ -32,7 +32,7 @@ def exposition(status: dict[str, Any], counters: Counters) -> str:
 
 
 class _Mount(Collector):
-    def __init__(self, status: dict[str, Any], counters: Counters) -> None:
+    def __init__(self, status: dict[str, Any], counters: FetchStats) -> None:
         self._status = status
         self._counters = counters
 

@@ -22,14 +22,14 @@ def mode_of(kind: NodeType) -> int:
     return kind | (0o555 if kind is NodeType.DIRECTORY else 0o444)
 
 
-class Lasting(enum.IntEnum):
+class AttrCache(enum.IntEnum):
     """For how long attributes hold."""
 
-    NOT_AT_ALL = 0
+    NONE = 0
     """A virtual file that changes while it is mounted."""
-    UNTIL_OPENED = 1
+    UNTIL_OPEN = 1
     """A clip that is not here: its size is remembered or estimated, and exact once it is open."""
-    ALWAYS = 2
+    FOREVER = 2
 
 
 class Attributes(NamedTuple):
@@ -40,7 +40,7 @@ class Attributes(NamedTuple):
     size: int
     links: int
     mtime: int
-    lasting: Lasting
+    attr_cache: AttrCache
 
     @property
     def mode(self) -> int:
@@ -81,7 +81,7 @@ class Handle(Protocol):
         """Whether the next open may show other content, so that a kernel should keep none of it."""
         ...
 
-    def take_news(self) -> bool:
+    def consume_invalidation(self) -> bool:
         """Whether its size or content may be other than what was shown of this inode before: true once per content,
         for the front end that asks when it answers, and tells its kernel."""
         ...
@@ -112,18 +112,22 @@ class ClipHandle:
     live = False
 
     def __init__(
-        self, file: SharedFile, *, take_news: Callable[[SharedFile], bool], release: Callable[[SharedFile], None]
+        self,
+        file: SharedFile,
+        *,
+        consume_invalidation: Callable[[SharedFile], bool],
+        release: Callable[[SharedFile], None],
     ) -> None:
         self.file = file
-        self._take_news = take_news
+        self._consume_invalidation = consume_invalidation
         self._release = release
 
     @property
     def size(self) -> int:
         return self.file.size
 
-    def take_news(self) -> bool:
-        return self._take_news(self.file)
+    def consume_invalidation(self) -> bool:
+        return self._consume_invalidation(self.file)
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.file.fd, size, offset)

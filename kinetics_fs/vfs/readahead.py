@@ -17,7 +17,7 @@ _STRIDE = 4
 """Places in the listing from one open to the next, for both to be steps of a walk: several readers may share one."""
 
 
-class Readers:
+class OpenObserver:
     """Takes note of opens, in a thread of its own: an open costs no more than putting it there.
 
     Args:

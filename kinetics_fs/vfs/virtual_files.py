@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from kinetics_fs.catalog import Catalog, Directory
-from kinetics_fs.vfs.hidden import Hidden
+from kinetics_fs.vfs.hidden import HiddenClips
 
 _NAME_BYTES = len("0123456789a_000000_000010.mp4")
 
@@ -23,7 +23,7 @@ class TextHandle:
         self.size = len(content)
         self.live = live
 
-    def take_news(self) -> bool:
+    def consume_invalidation(self) -> bool:
         return False
 
     def read(self, offset: int, size: int) -> bytes:
@@ -78,7 +78,7 @@ class SplitList:
         catalog: Catalog,
         classes: list[tuple[str, Directory]],
         indexes: dict[str, int],
-        hidden: Callable[[], Hidden] | None,
+        hidden: Callable[[], HiddenClips] | None,
     ) -> None:
         self._catalog = catalog
         self._classes = [
@@ -87,7 +87,7 @@ class SplitList:
         ]
         self._hidden = hidden
         self.live = hidden is not None
-        self._latest = SplitListHandle(catalog, self._classes, Hidden(), live=hidden is not None)
+        self._latest = SplitListHandle(catalog, self._classes, HiddenClips(), live=hidden is not None)
 
     def size(self) -> int:
         """Bytes."""
@@ -103,7 +103,7 @@ class SplitListHandle:
     """A split's list without what was left out when it was opened, and so it stays."""
 
     def __init__(
-        self, catalog: Catalog, classes: list[tuple[str, str, Directory]], hidden: Hidden, *, live: bool
+        self, catalog: Catalog, classes: list[tuple[str, str, Directory]], hidden: HiddenClips, *, live: bool
     ) -> None:
         self._catalog = catalog
         self._classes = classes
@@ -116,7 +116,7 @@ class SplitListHandle:
         self._ends = list(accumulate(sizes))
         self.size = self._ends[-1] if self._ends else 0
 
-    def take_news(self) -> bool:
+    def consume_invalidation(self) -> bool:
         return False
 
     def read(self, offset: int, size: int) -> bytes:

@@ -68,9 +68,9 @@ def test_seeing(mounted: Mounted, site: VideoSite) -> None:
     assert (opens["from_cache"], opens["not_in_cache"], opens["hit_rate"]) == (2, 8, 0.2)
     assert (opens["fetched"], opens["failed"], opens["waiting"]) == (2, 1, 5)
     assert fetch["queue"] == {"foreground": 4, "soon": 0, "background": 0}
-    [flight] = fetch["flights"]
-    assert (flight["priority"], flight["source"], fetch["under_way"]) == ("foreground", "youtube", 5)
-    assert flight["clip"] in {clip.key for clip in SLOW}
+    [fetch] = fetch["flights"]
+    assert (fetch["priority"], fetch["source"], fetch["under_way"]) == ("foreground", "youtube", 5)
+    assert fetch["clip"] in {clip.key for clip in SLOW}
     assert fetch["rates"]["last_minute"]["clips_per_minute"] == 2
     assert fetch["rates"]["last_hour"]["clips_per_minute"] > 0
     assert fetch["rates"]["last_minute"]["bytes_per_second"] > 0

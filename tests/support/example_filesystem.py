@@ -16,9 +16,9 @@ from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.errors import FetchError
 from kinetics_fs.fetch import Fetcher
 from kinetics_fs.fetch.fetcher import Priority
-from kinetics_fs.fetch.stats import Counters
+from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import ROOT, Tree
+from kinetics_fs.vfs import ROOT, Filesystem
 
 FULL = "abseiling"
 """A class with many clips, in training and in validation."""
@@ -54,17 +54,17 @@ def put(store: Store, clip: Clip, data: bytes) -> None:
         claim.publish(path, "test")
 
 
-class Errands(Fetcher):
+class FakeFetcher(Fetcher):
     """A fetcher that does nothing until it is told: `bring` a clip, or `fail` it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asked: dict[Clip, list[Future[None]]] = {}
         self._asked_lock = threading.Lock()
-        self.counters = Counters()
+        self.counters = FetchStats()
 
     def request(
-        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, spare_since: float = math.inf
+        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, protect_used_since: float = math.inf
     ) -> Future[None]:
         future: Future[None] = Future()
         with self._asked_lock:
@@ -103,9 +103,9 @@ class Errands(Fetcher):
 class World:
     """What a server is given, and where things are in it."""
 
-    tree: Tree
+    tree: Filesystem
     store: Store
-    errands: Errands
+    errands: FakeFetcher
 
     def directory(self, split: str = "train", name: str = FULL) -> int:
         return self.tree.lookup(self.tree.lookup(ROOT, split), name)
@@ -122,13 +122,13 @@ class World:
 
 
 @contextmanager
-def a_world(folder: Path, kind: Callable[..., Tree] = Tree) -> Iterator[World]:
+def a_world(folder: Path, kind: Callable[..., Filesystem] = Filesystem) -> Iterator[World]:
     """Makes one in an empty folder."""
     with (
         Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
         Store(folder / "cache") as store,
     ):
-        errands = Errands(store)
+        errands = FakeFetcher(store)
         yield World(kind(catalog, store, errands), store, errands)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.mount.native.server import Server
-from kinetics_fs.vfs import ROOT, Tree
+from kinetics_fs.vfs import ROOT, Filesystem
 
 FLAGS_5_4 = sum(
     1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25)
@@ -170,7 +170,7 @@ class Conversation(NamedTuple):
 
 @contextmanager
 def a_conversation(
-    tree: Tree, *, passthrough: bool = False, begun: Callable[[], None] = lambda: None
+    tree: Filesystem, *, passthrough: bool = False, begun: Callable[[], None] = lambda: None
 ) -> Iterator[Conversation]:
     """A server in a thread, and a kernel that has not yet said INIT. In the end the server must still be well."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

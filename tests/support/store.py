@@ -128,12 +128,12 @@ class Contents:
     rows: dict[str, tuple[str, int]]
     """Table of files: key → (file name, size)."""
     held: dict[str, int]
-    """Ledger: key of each clip that is held → size."""
+    """StateDatabase: key of each clip that is held → size."""
     counted: tuple[int, int]
     """What the table of files says of itself: number of clips, and bytes."""
     files: set[str]
     incoming: set[str]
-    flights: set[str]
+    fetches: set[str]
     owners: set[str]
 
 
@@ -147,7 +147,7 @@ def contents(folder: Path) -> Contents:
         counted=(counted["count"], counted["size"]),
         files={str(path.relative_to(folder / "clips")) for path in clip_files(folder)},
         incoming={path.name for path in (folder / "incoming").iterdir()},
-        flights={token for (token,) in query(ledger, "SELECT token FROM flight")},
+        fetches={token for (token,) in query(ledger, "SELECT token FROM flight")},
         owners={path.name for path in (folder / "owners").iterdir()},
     )
 
@@ -156,7 +156,7 @@ def assert_nothing_unknown(folder: Path) -> None:
     """No file takes room that the store does not know of."""
     found = contents(folder)
     assert found.files <= {name for name, _ in found.rows.values()}, "a file of a clip that no row names"
-    assert found.incoming == found.flights, "leftovers of a fetch"
+    assert found.incoming == found.fetches, "leftovers of a fetch"
 
 
 def assert_in_step(folder: Path, owners: int = 1) -> None:
@@ -167,7 +167,7 @@ def assert_in_step(folder: Path, owners: int = 1) -> None:
     assert {name for name, _ in found.rows.values()} <= found.files, "a row without a file"
     assert found.held == sizes, "the ledger disagrees with the table of files"
     assert found.counted == (len(sizes), sum(sizes.values())), "the table of files has miscounted"
-    assert not found.flights, "a fetch that is not under way"
+    assert not found.fetches, "a fetch that is not under way"
     assert len(found.owners) == owners, "lock files of processes that are gone"
 
 

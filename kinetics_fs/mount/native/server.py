@@ -4,7 +4,7 @@ A request is read, answered, and forgotten. The exception is the open of a clip 
 parked, a future brings the file, and the loop goes on; a thousand of them cost a thousand small objects. Futures end
 in threads of the fetcher, which only put them in a queue and wake the loop: all state here is the loop's own.
 
-Where names come and go (`Tree.watch_names`) there is a second thread, which writes to the descriptor, too: the
+Where names come and go (`Filesystem.watch_names`) there is a second thread, which writes to the descriptor, too: the
 notifications that may wait for an answer of the loop. The loop goes on until that thread is through.
 """
 
@@ -34,17 +34,17 @@ from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.vfs import (
     LONGEST_NAME,
+    AttrCache,
     Attributes,
     ClipHandle,
     DirEntry,
+    Filesystem,
     Handle,
-    Hidden,
-    Lasting,
+    HiddenClips,
+    HiddenWatcher,
     Name,
     NodeType,
     SharedFile,
-    Tree,
-    Watch,
     errno_of,
     mode_of,
 )
@@ -57,7 +57,7 @@ _A_DAY = 86400
 _LOOK_FOR_END = 0.02
 """Seconds between two looks, when all is to end, whether the watch is through."""
 
-_VALID = {Lasting.NOT_AT_ALL: 0, Lasting.UNTIL_OPENED: 60, Lasting.ALWAYS: _A_DAY}
+_VALID = {AttrCache.NONE: 0, AttrCache.UNTIL_OPEN: 60, AttrCache.FOREVER: _A_DAY}
 """Seconds for which it need not ask for attributes again. A minute for a clip that is not here is enough for a sweep
 over all of them, and no risk to readers: the open that brings the clip takes back what the kernel knows of it."""
 
@@ -81,7 +81,13 @@ _WANTED = (
 
 
 def serve(
-    tree: Tree, place: Path, *, allow_other: bool, source: str, passthrough: Path | None, ready: Callable[[], None]
+    tree: Filesystem,
+    place: Path,
+    *,
+    allow_other: bool,
+    source: str,
+    passthrough: Path | None,
+    ready: Callable[[], None],
 ) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
@@ -102,7 +108,7 @@ def serve(
     fd = device.mount(place, allow_other=allow_other, source=source)
     try:
         server = Server(tree, fd, passthrough=depth)
-        tree.served_by(server.state)
+        tree.set_frontend_status(server.state)
         with _ending_by_signal(server, place):
             server.run(lambda: _begin(server, place, ready))
     finally:
@@ -117,7 +123,7 @@ def _begin(server: Server, place: Path, ready: Callable[[], None]) -> None:
             limit,
         )
     number = find_mounts().get(place)
-    if number is not None and not server.passes_through:
+    if number is not None and not server.passthrough_enabled:
         device.raise_read_ahead(number)
     ready()
 
@@ -162,18 +168,18 @@ class Server:
             they are on such a stack already; 0 keeps it from that.
     """
 
-    def __init__(self, tree: Tree, fd: int, *, passthrough: int) -> None:
+    def __init__(self, tree: Filesystem, fd: int, *, passthrough: int) -> None:
         self._tree = tree
         self._fd = fd
         self._depth = passthrough
-        self.passes_through = False
+        self.passthrough_enabled = False
         self.mode = "not begun"
         self._uid, self._gid = os.getuid(), os.getgid()
         self._running = True
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
-        self._backings: dict[SharedFile, _Backing] = {}
-        self._chunks: dict[int, _Chunk] = {}
+        self._backings: dict[SharedFile, PassthroughFile] = {}
+        self._chunks: dict[int, DirPage] = {}
         self._parked: dict[int, Future[Handle]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._ending = False
@@ -345,7 +351,7 @@ class Server:
             raise OSError(errno.EPROTO, "kernel too old")
         wanted = _WANTED & offered
         self._decide_mode(offered)
-        if self.passes_through:
+        if self.passthrough_enabled:
             wanted |= p.InitFlag.PASSTHROUGH
         payload = p.INIT_OUT.pack(
             p.VERSION,
@@ -359,7 +365,7 @@ class Server:
             device.LARGEST_READ // 4096,
             0,  # map_alignment
             wanted >> 32,
-            self._depth if self.passes_through else 0,  # max_stack_depth: no more, for others may stack on us
+            self._depth if self.passthrough_enabled else 0,  # max_stack_depth: no more, for others may stack on us
         )
         if self._write(p.reply_header(header.unique, len(payload)), payload):
             self._begun()
@@ -373,7 +379,7 @@ class Server:
         elif os.geteuid() != 0:
             self.mode = "page cache (passthrough needs root)"
         else:
-            self.passes_through = True
+            self.passthrough_enabled = True
             self.mode = "passthrough"
 
     def _destroy(self, _header: p.InHeader, _body: memoryview) -> bytes:
@@ -392,19 +398,21 @@ class Server:
             # Inode 0: there is no such name, and, unless the kernel is told, there will not be one.
             return p.ENTRY_OUT.pack(0, 0, _A_DAY, 0, 0, 0) + bytes(p.ATTR.size)
         attributes = self._tree.attributes(ino)
-        return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _VALID[attributes.lasting], 0, 0) + p.ATTR.pack(*self._attr(attributes))
+        return p.ENTRY_OUT.pack(ino, 0, _A_DAY, _VALID[attributes.attr_cache], 0, 0) + p.ATTR.pack(
+            *self._attr(attributes)
+        )
 
     def _getattr(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.GETATTR_IN.unpack(body)
         attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
-        return p.ATTR_OUT.pack(_VALID[attributes.lasting], 0) + p.ATTR.pack(*self._attr(attributes))
+        return p.ATTR_OUT.pack(_VALID[attributes.attr_cache], 0) + p.ATTR.pack(*self._attr(attributes))
 
     def _statx(self, header: p.InHeader, body: memoryview) -> bytes:
         asked = p.STATX_IN.unpack(body)
         attributes = self._attributes(header.nodeid, asked.fh if asked.getattr_flags & p.GETATTR_FH else None)
         time = attributes.mtime
         return p.STATX_OUT.pack(
-            _VALID[attributes.lasting],
+            _VALID[attributes.attr_cache],
             0,
             p.STATX_BASIC | p.STATX_BTIME,
             _BLOCK,
@@ -530,7 +538,7 @@ class Server:
         if len(self._chunks) >= _CHUNKS:
             del self._chunks[next(iter(self._chunks))]
         self._chunks.pop(ino, None)
-        self._chunks[ino] = _Chunk(place, records, time.monotonic() + _CHUNK_SECONDS, hidden)
+        self._chunks[ino] = DirPage(place, records, time.monotonic() + _CHUNK_SECONDS, hidden)
         return records
 
     def _records(self, ino: int, place: int) -> list[bytes]:
@@ -541,11 +549,11 @@ class Server:
             if entry is None:
                 records.append(b"")
                 continue
-            text, (node, kind, size, links, seconds, lasting) = entry
+            text, (node, kind, size, links, seconds, attr_cache) = entry
             name = text.encode(errors="surrogateescape")
             # EntryOut, Attr and Dirent, written out, for this is the hot path of every listing.
             record = _direntplus(len(name)).pack(
-                node, 0, _A_DAY, _VALID[lasting], 0, 0,
+                node, 0, _A_DAY, _VALID[attr_cache], 0, 0,
                 node, size, -(-size // 512), seconds, seconds, seconds, 0, 0, 0,
                 mode_of(kind), links, uid, gid, 0, _BLOCK, 0,
                 node, after, len(name), kind >> 12, name,
@@ -615,7 +623,7 @@ class Server:
         """The flags of an open, and a backing id: for one file always the same way."""
         if handle.live:
             return p.OpenFlag.DIRECT_IO, 0
-        news = handle.take_news()
+        news = handle.consume_invalidation()
         if news:
             # The kernel may know another size, from before this content was here; so may a listing that goes on.
             self._chunks.clear()
@@ -630,16 +638,16 @@ class Server:
                 self._write(p.store_pages(ino, last, handle.read(last, _BLOCK)))
         return 0 if news else p.OpenFlag.KEEP_CACHE, 0
 
-    def _back(self, file: SharedFile) -> _Backing | None:
+    def _back(self, file: SharedFile) -> PassthroughFile | None:
         """The registration of a file for passthrough; none if that is off, or its filesystem will not do."""
         backing = self._backings.get(file)
         if backing is None:
-            if not self.passes_through:
+            if not self.passthrough_enabled:
                 return None
             try:
-                backing = self._backings[file] = _Backing(device.open_backing(self._fd, file.fd))
+                backing = self._backings[file] = PassthroughFile(device.open_backing(self._fd, file.fd))
             except OSError as error:
-                self.passes_through = False
+                self.passthrough_enabled = False
                 self.mode = f"page cache (passthrough failed: {error.strerror})"
                 _log.warning("no passthrough: %s", error.strerror)
                 return None
@@ -693,26 +701,26 @@ class Server:
             self._write(p.error_reply(unique, errno.EINTR))
 
 
-class _Chunk(NamedTuple):
+class DirPage(NamedTuple):
     """Records of a directory, made ahead."""
 
     begin: int
     records: list[bytes]
     until: float
     """When they are too old, by the monotonic clock: sizes may have become known meanwhile."""
-    hidden: Hidden
+    hidden: HiddenClips
     """What was left out when they were made."""
 
 
 @dataclass(slots=True)
-class _Backing:
+class PassthroughFile:
     """A file's registration for passthrough, and how many handles use it."""
 
     number: int
     users: int = 0
 
 
-def _is_at_it(watch: Watch | None) -> bool:
+def _is_at_it(watch: HiddenWatcher | None) -> bool:
     """Whether a watch, which is asked to end, has not yet."""
     if watch is None:
         return False

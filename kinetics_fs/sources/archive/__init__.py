@@ -10,6 +10,6 @@ deflate, and so such a file can be entered nearly anywhere, once it is known whe
 * `extract`: one clip by its record in an index
 * `access`: where the bytes come from
 * `places`: which archives there are, and which holds what
-* `shelf`: the indexes that are here
+* `index_db`: the indexes that are here
 * `source`: all this as a source of clips
 """

@@ -49,7 +49,7 @@ COMMIT;
 """
 
 
-class Place(NamedTuple):
+class ClipLocation(NamedTuple):
     """Where a clip is."""
 
     archive: str
@@ -66,7 +66,7 @@ class Indexed(NamedTuple):
     clips: int
 
 
-class Shelf:
+class ArchiveIndexDB:
     """The indexes in one file. Safe for threads and processes, but not across a fork.
 
     Its methods raise:
@@ -99,7 +99,7 @@ class Shelf:
         """Closes the file. The object is of no use afterwards."""
         self._connections.close()
 
-    def find(self, clip: Clip) -> list[Place]:
+    def find(self, clip: Clip) -> list[ClipLocation]:
         """Everywhere the clip is: archives that were published to replace broken clips first."""
         with self._connection() as db:
             rows = db.execute(
@@ -112,7 +112,7 @@ class Shelf:
             ).fetchall()
         places = []
         for name, size, etag, gzipped, *record in rows:
-            place = Place(name, Version(size, etag), bool(gzipped), Record(*record))
+            place = ClipLocation(name, Version(size, etag), bool(gzipped), Record(*record))
             check_record(place.record, size, gzipped=place.gzipped)
             places.append(place)
         return places
@@ -167,7 +167,7 @@ class Shelf:
             )
             db.execute("COMMIT")
 
-    def rebind(self, archive: str, etag: str | None) -> None:
+    def update_etag(self, archive: str, etag: str | None) -> None:
         """Notes that an index is good for what is called `etag` where it is asked for now."""
         with self._connection() as db:
             db.execute("UPDATE archive SET etag = ? WHERE name = ?", (etag, archive))

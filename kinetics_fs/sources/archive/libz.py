@@ -57,7 +57,7 @@ def make_inflater(window: bytes = b"", lead: bytes = b"") -> Inflater:
         window: the output before the place to begin; at most 32 KiB.
         lead: to be inflated before any other data, as `lead_in` makes it.
     """
-    return BlockInflater(window, lead) if tells_blocks() else PlainInflater(window, lead)
+    return BlockInflater(window, lead) if finds_block_boundaries() else PlainInflater(window, lead)
 
 
 def lead_in(bits: int, first: int) -> bytes:
@@ -191,7 +191,7 @@ class BlockInflater:
 
 
 @functools.cache
-def tells_blocks() -> bool:
+def finds_block_boundaries() -> bool:
     """Whether `BlockInflater` works here: found out by trying it on data whose blocks are known."""
     packer = zlib.compressobj(6, zlib.DEFLATED, -15)
     first = packer.compress(b"kinetics") + packer.flush(zlib.Z_FULL_FLUSH)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from kinetics_fs.errors import FailureKind, FetchError, innermost
+from kinetics_fs.errors import FailureKind, FetchError, root_cause
 
 if TYPE_CHECKING:
     import requests
@@ -51,7 +51,7 @@ class Version:
     size: int
     etag: str | None = None
 
-    def may_be(self, other: Version) -> bool:
+    def matches(self, other: Version) -> bool:
         """Whether both are one version, as far as is known of them: of a file on a disk, only the size is."""
         return self.size == other.size and (self.etag == other.etag or None in (self.etag, other.etag))
 
@@ -225,7 +225,7 @@ class RemoteArchive:
                     raise
                 failure = error
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {innermost(error)}"[:300])
+                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {root_cause(error)}"[:300])
             else:
                 return
             tries += 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.sources.archive.extract import extract
-from kinetics_fs.sources.archive.index_db import Place, Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, ClipLocation
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import Archive, ArchiveChanged, Version, open_archive
-from kinetics_fs.sources.archive.stream import WholeArchives
-from kinetics_fs.sources.base import Media, NotHere
+from kinetics_fs.sources.archive.stream import ArchiveStreamer
+from kinetics_fs.sources.base import Media, NotInSource
 
 _log = logging.getLogger(__name__)
 
@@ -29,17 +29,17 @@ class ArchiveSource:
 
     name = "archive"
 
-    def __init__(self, base: str, shelf: Path, whole: WholeArchives | None = None) -> None:
+    def __init__(self, base: str, index_db: Path, whole: ArchiveStreamer | None = None) -> None:
         self._base = base
-        self._path = shelf
+        self._path = index_db
         self._whole = whole
-        self._shelf: Shelf | None = None
+        self._index_db: ArchiveIndexDB | None = None
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
         try:
             # Only now: a damaged one must not keep other sources from being asked.
-            self._shelf = self._shelf or Shelf(self._path)
-            places = self._shelf.find(clip)
+            self._index_db = self._index_db or ArchiveIndexDB(self._path)
+            places = self._index_db.find(clip)
             failures: list[FetchError] = []
             media = self._by_index(clip, places, folder, failures)
             if media is not None:
@@ -49,11 +49,13 @@ class ArchiveSource:
         except ArchiveError as error:
             raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
         if not failures:
-            raise NotHere
+            raise NotInSource
         # One that may yet bring it says more than one that never will.
         raise min(failures, key=lambda failure: failure.kind is FailureKind.CORRUPT)
 
-    def _by_index(self, clip: Clip, places: list[Place], folder: Path, failures: list[FetchError]) -> Media | None:
+    def _by_index(
+        self, clip: Clip, places: list[ClipLocation], folder: Path, failures: list[FetchError]
+    ) -> Media | None:
         for place in places:
             path = folder / clip.name
             try:
@@ -62,7 +64,7 @@ class ArchiveSource:
                 failures.append(FetchError(FailureKind.CORRUPT, f"{place.archive}: {error}", source=self.name))
             except FetchError as error:
                 if isinstance(error, ArchiveChanged) and self._whole is not None:
-                    self._whole.doubt(place.archive)
+                    self._whole.invalidate(place.archive)
                 error.source = self.name
                 failures.append(error)
             else:
@@ -71,7 +73,7 @@ class ArchiveSource:
             path.unlink(missing_ok=True)
         return None
 
-    def _read(self, clip: Clip, place: Place, path: Path) -> None:
+    def _read(self, clip: Clip, place: ClipLocation, path: Path) -> None:
         archive = open_archive(archive_address(self._base, place.archive))
         try:
             _extract(clip, place, archive, place.version, path)
@@ -86,8 +88,8 @@ class ArchiveSource:
                 _extract(clip, place, archive, version, path)
             except ArchiveError as error:
                 raise ArchiveChanged(archive.address) from error
-            assert self._shelf is not None
-            self._shelf.rebind(place.archive, version.etag)
+            assert self._index_db is not None
+            self._index_db.update_etag(place.archive, version.etag)
 
 
 class WholeArchiveSource:
@@ -99,7 +101,7 @@ class WholeArchiveSource:
 
     name = "whole-archive"
 
-    def __init__(self, whole: WholeArchives) -> None:
+    def __init__(self, whole: ArchiveStreamer) -> None:
         self._whole = whole
 
     def fetch(self, clip: Clip, folder: Path) -> None:
@@ -108,10 +110,10 @@ class WholeArchiveSource:
                 return
         except ArchiveError as error:
             raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
-        raise NotHere
+        raise NotInSource
 
 
-def _extract(clip: Clip, place: Place, archive: Archive, version: Version, path: Path) -> None:
+def _extract(clip: Clip, place: ClipLocation, archive: Archive, version: Version, path: Path) -> None:
     record = place.record
     with path.open("xb") as file:
         pieces = archive.read(record.begin, record.end, version)

@@ -14,13 +14,13 @@ from typing import IO
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.sources.archive.index import ArchiveIndex
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip
-from kinetics_fs.sources.archive.libz import tells_blocks
+from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
-from kinetics_fs.sources.base import HandOver, UnderWay
+from kinetics_fs.sources.base import InProgressElsewhere, OnClip
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _TRIES = 2
 """To find out whether there is an archive at all: other sources are at hand."""
 
 
-class WholeArchives:
+class ArchiveStreamer:
     """Reads the archives of classes. It becomes indexed on the way: then it need not be read whole again.
 
     Args:
@@ -42,16 +42,16 @@ class WholeArchives:
         shelf: file of the indexes; beside it is the lock by which no two processes read one archive.
         catalog: file of the catalog, which tells the class of a clip; None if there is none.
         most: bytes up to which an archive is read; None for any.
-        hand_over: takes the clips.
+        on_clip: takes the clips.
     """
 
-    def __init__(self, base: str, shelf: Path, catalog: Path | None, most: int | None, hand_over: HandOver) -> None:
+    def __init__(self, base: str, index_db: Path, catalog: Path | None, most: int | None, on_clip: OnClip) -> None:
         self._base = base
-        self._shelf_path = shelf
+        self._index_db_path = index_db
         self._catalog_path = catalog
         self._most = most
-        self._hand_over = hand_over
-        self._shelf: Shelf | None = None
+        self._emit_clip = on_clip
+        self._index_db: ArchiveIndexDB | None = None
         self._catalog: Catalog | None = None
         self._lock: int | None = None
         self._asked: dict[str, tuple[float, Version | None]] = {}
@@ -62,13 +62,13 @@ class WholeArchives:
         """Reads the archive of the clip's class, unless it is indexed, too large, or not there; whether it did.
 
         Raises:
-            UnderWay: somebody is reading it.
+            InProgressElsewhere: somebody is reading it.
             FetchError: it cannot be read, or does not have the clip (GONE).
         """
         if self._catalog_path is None or self._most == 0:
             return False
         self._catalog = self._catalog or Catalog(self._catalog_path)
-        self._shelf = self._shelf or Shelf(self._shelf_path)
+        self._index_db = self._index_db or ArchiveIndexDB(self._index_db_path)
         without = []
         for name in archives_of_clip(self._base, self._catalog, clip):
             archive = open_archive(archive_address(self._base, name))
@@ -80,11 +80,11 @@ class WholeArchives:
             elif self._most is None or version.size <= self._most:
                 self._read(name, archive, version, clip, folder)
                 return True
-        if without and not self._shelf.find(clip):
+        if without and not self._index_db.find(clip):
             raise _not_in(without[0])
         return False
 
-    def doubt(self, name: str) -> None:
+    def invalidate(self, name: str) -> None:
         """Forgets what is believed of an archive: it turned out to be another version."""
         self._asked.pop(name, None)
 
@@ -107,30 +107,30 @@ class WholeArchives:
         return version
 
     def _is_indexed(self, name: str, version: Version) -> bool:
-        assert self._shelf is not None
-        indexed = self._shelf.version(name)
-        return indexed is not None and indexed.may_be(version)
+        assert self._index_db is not None
+        indexed = self._index_db.version(name)
+        return indexed is not None and indexed.matches(version)
 
     def _read(self, name: str, archive: Archive, version: Version, clip: Clip, folder: Path) -> None:
         place = int.from_bytes(hashlib.sha256(f"{self._base} {name}".encode()).digest()[:7], "little")
         if self._lock is None:
-            self._lock = os.open(f"{self._shelf_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock = os.open(f"{self._index_db_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             # One byte of the file for each archive. The kernel lets go of it when this process dies.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except OSError as error:
-            raise UnderWay from error
+            raise InProgressElsewhere from error
         try:
             if self._is_indexed(name, version):  # by who was at it a moment ago
-                raise UnderWay
+                raise InProgressElsewhere
             self._stream(name, archive, version, clip, folder)
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
 
     def _stream(self, name: str, archive: Archive, version: Version, wanted: Clip, folder: Path) -> None:
         _log.info("%s: reading all of %s, %d bytes", wanted.key, name, version.size)
-        assert self._catalog is not None and self._shelf is not None
-        scan = Scan(index=tells_blocks())
+        assert self._catalog is not None and self._index_db is not None
+        scan = Scan(index=finds_block_boundaries())
         failure: FetchError | None = _not_in(name)
         file: IO[bytes] | None = None
         try:
@@ -152,15 +152,15 @@ class WholeArchives:
         finally:
             if file is not None:
                 file.close()
-        if tells_blocks():
-            self._shelf.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
+        if finds_block_boundaries():
+            self._index_db.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
         if failure is not None:
             raise failure
 
     def _give(self, clip: Clip, path: Path, name: str) -> FetchError | None:
         """Hands a clip over; why it could not be, if so."""
         try:
-            self._hand_over(clip, path)
+            self._emit_clip(clip, path)
         except FetchError as error:
             _log.warning("%s: not taken from %s: %s", clip.key, name, error.reason)
             path.unlink(missing_ok=True)

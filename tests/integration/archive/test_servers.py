@@ -13,7 +13,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill import Depth, Job, fill_archive
+from kinetics_fs.fill import Job, VerifyLevel, fill_archive
 from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive import s3
 from kinetics_fs.sources.archive.layout import archive_address
@@ -115,11 +115,11 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
 
 def fill_and_read_single_clips(base: str, folder: Path) -> None:
     """The same with all archives in this process; then each clip by the index of them."""
-    shelf = folder / "archives.sqlite"
+    index_db = folder / "archives.sqlite"
     for name in ARCHIVES:
-        fill_archive(Job(base, name, folder / "cache", None, 0, None, shelf, folder / "states", Depth.NONE))
+        fill_archive(Job(base, name, folder / "cache", None, 0, None, index_db, folder / "states", VerifyLevel.NONE))
     assert held(folder / "cache") == CLIPS
-    source = ArchiveSource(base, shelf)
+    source = ArchiveSource(base, index_db)
     (folder / "single").mkdir()
     for clip, content in CLIPS.items():
         media = source.fetch(clip, folder / "single")

@@ -13,10 +13,10 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fetch.pool import Worker
-from kinetics_fs.sources import NotHere, SourceSettings
+from kinetics_fs.sources import NotInSource, SourceSettings
 from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, archives_of
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
@@ -57,14 +57,14 @@ def index_of(base: str, name: str) -> ArchiveIndex:
 
 
 def indexed(base: str, path: Path) -> Path:
-    with Shelf(path) as shelf:
+    with ArchiveIndexDB(path) as index_db:
         for name in FILES:
-            shelf.add(index_of(base, name))
+            index_db.add(index_of(base, name))
     return path
 
 
 @pytest.fixture
-def shelf(site: ArchiveSite, tmp_path: Path) -> Path:
+def index_db(site: ArchiveSite, tmp_path: Path) -> Path:
     path = indexed(site.url, tmp_path / "archives.sqlite")
     site.requests.clear()
     site.connections.clear()
@@ -87,8 +87,8 @@ def refused(source: ArchiveSource, clip: Clip, folder: Path) -> FetchError:
     return caught.value
 
 
-def test_one_request_for_each_clip(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
-    source = ArchiveSource(site.url, shelf)
+def test_one_request_for_each_clip(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(site.url, index_db)
     for clip, content in (CLIPS | MORE).items():
         assert fetched(source, clip, tmp_path / clip.key) == content
 
@@ -104,50 +104,50 @@ def test_from_a_folder(site: ArchiveSite, tmp_path: Path) -> None:
         path = tmp_path / "held" / name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    shelf = indexed(str(tmp_path / "held"), tmp_path / "archives.sqlite")
-    source = ArchiveSource(str(tmp_path / "held"), shelf)
+    index_db = indexed(str(tmp_path / "held"), tmp_path / "archives.sqlite")
+    source = ArchiveSource(str(tmp_path / "held"), index_db)
 
     for clip, content in (CLIPS | MORE).items():
         assert fetched(source, clip, tmp_path / clip.key) == content
 
 
-def test_an_index_made_from_the_bucket_is_good_for_a_copy_on_a_disk(shelf: Path, tmp_path: Path) -> None:
+def test_an_index_made_from_the_bucket_is_good_for_a_copy_on_a_disk(index_db: Path, tmp_path: Path) -> None:
     path = tmp_path / "held" / VAL
     path.parent.mkdir(parents=True)
     path.write_bytes(FILES[VAL])
     clip = next(iter(CLIPS))
 
-    assert fetched(ArchiveSource(str(tmp_path / "held"), shelf), clip, tmp_path / "job") == CLIPS[clip]
+    assert fetched(ArchiveSource(str(tmp_path / "held"), index_db), clip, tmp_path / "job") == CLIPS[clip]
 
 
-def test_clips_in_no_archive(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotHere):
-        ArchiveSource(site.url, shelf).fetch(Clip("x" * 11, 0, 10), tmp_path)
+def test_clips_in_no_archive(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotInSource):
+        ArchiveSource(site.url, index_db).fetch(Clip("x" * 11, 0, 10), tmp_path)
     assert not site.requests
 
 
-def test_archive_that_changed(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
-    source = ArchiveSource(site.url, shelf)
+def test_archive_that_changed(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(site.url, index_db)
     site.files[VAL] = by_zlib(make_tar(CLIPS, in_class), 9)
 
     assert refused(source, next(iter(CLIPS)), tmp_path / "job").kind is FailureKind.CONFIG
 
 
-def test_archive_that_changed_on_a_server_that_does_not_tell(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_archive_that_changed_on_a_server_that_does_not_tell(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     """The same length, and no entity tag: the checksum is the last to notice."""
-    with Shelf(shelf) as opened:
+    with ArchiveIndexDB(index_db) as opened:
         for index in list(opened.indexes()):
             opened.add(ArchiveIndex(index.archive, index.size, None, index.gzipped, index.records))
     site.files = {name: content[:5_000] + b"x" * (len(content) - 5_000) for name, content in FILES.items()}
-    source = ArchiveSource(site.url, shelf)
+    source = ArchiveSource(site.url, index_db)
 
     for clip in [*CLIPS, *MORE][1:]:
         assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
 
 
-def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     site.tag = b"mirror"
-    source = ArchiveSource(site.url, shelf)
+    source = ArchiveSource(site.url, index_db)
     first, second, *_ = CLIPS
     assert fetched(source, first, tmp_path / "first") == CLIPS[first]
 
@@ -156,63 +156,63 @@ def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, shelf: Path, tmp_
     assert [sent.status for sent in site.requests] == [206], "the index goes by the new tag now"
 
 
-def test_another_archive_of_the_same_size(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_another_archive_of_the_same_size(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     content = site.files[VAL]
     site.files[VAL] = content[:3_000] + bytes(byte ^ 1 for byte in content[3_000:])
-    with Shelf(shelf) as opened:
+    with ArchiveIndexDB(index_db) as opened:
         before = opened.version(VAL)
 
-        error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+        error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
         assert "another version" in error.reason
         assert opened.version(VAL) == before
 
 
-def test_archive_that_is_gone(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_archive_that_is_gone(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     site.files = {}
-    error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+    error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.CONFIG
     assert "404" in error.reason
 
 
-def test_server_that_fails(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_server_that_fails(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     site.faults = ["503"] * 99
-    error = refused(ArchiveSource(site.url, shelf), next(iter(CLIPS)), tmp_path / "job")
+    error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.TRANSIENT
 
 
-def test_server_that_is_not_there(shelf: Path, tmp_path: Path) -> None:
-    error = refused(ArchiveSource("http://127.0.0.1:1", shelf), next(iter(CLIPS)), tmp_path / "job")
+def test_server_that_is_not_there(index_db: Path, tmp_path: Path) -> None:
+    error = refused(ArchiveSource("http://127.0.0.1:1", index_db), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.TRANSIENT
     assert error.reason == f"http://127.0.0.1:1/{quote(VAL)}: Connection refused"
 
 
-def test_broken_off_midway(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_broken_off_midway(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     site.faults = ["reset", "short"]
     clip = next(iter(CLIPS))
-    assert fetched(ArchiveSource(site.url, shelf), clip, tmp_path / "job") == CLIPS[clip]
+    assert fetched(ArchiveSource(site.url, index_db), clip, tmp_path / "job") == CLIPS[clip]
 
 
-def test_index_that_lies(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_index_that_lies(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     """It says of each clip what is true of the next one."""
-    with Shelf(shelf) as opened:
+    with ArchiveIndexDB(index_db) as opened:
         [index] = opened.indexes([VAL])
         clips = list(index.records)
         shifted = dict(zip(clips, [index.records[clip] for clip in clips[1:] + clips[:1]], strict=True))
         opened.add(ArchiveIndex(VAL, index.size, index.etag, True, shifted))
-    source = ArchiveSource(site.url, shelf)
+    source = ArchiveSource(site.url, index_db)
 
     for clip in CLIPS:
         assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
 
 
-def test_replacements_go_first(site: ArchiveSite, shelf: Path, tmp_path: Path) -> None:
+def test_replacements_go_first(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     clip = next(iter(MORE))
     name = "400/replacement_for_corrupted_k400.tgz"
     site.files[name] = by_zlib(make_tar({clip: b"the right one"}, lambda clip: f"replacement/{clip.name}"))
-    with Shelf(shelf) as opened:
+    with ArchiveIndexDB(index_db) as opened:
         opened.add(index_of(site.url, name))
         assert opened.sizes([clip.key]) == {clip.key: len(b"the right one")}
-    source = ArchiveSource(site.url, shelf)
+    source = ArchiveSource(site.url, index_db)
 
     assert fetched(source, clip, tmp_path / "first") == b"the right one"
     del site.files[name]
@@ -227,8 +227,8 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "held" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(by_zlib(make_tar({clip: video, broken: random.randbytes(5_000)})))
-    with Shelf(tmp_path / "archives.sqlite") as shelf:
-        shelf.add(index_of(str(tmp_path / "held"), name))
+    with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
+        index_db.add(index_of(str(tmp_path / "held"), name))
     worker = Worker(
         SourceSettings(
             archive_url=str(tmp_path / "held"),
@@ -244,7 +244,7 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
         job.mkdir()
         with pytest.raises(FetchError):
             worker.fetch(broken, "archive", job, timeout=60)
-        with pytest.raises(NotHere):
+        with pytest.raises(NotInSource):
             worker.fetch(Clip("DEMOvideo-7", 2, 9), "archive", job, timeout=60)
     finally:
         worker.stop()
@@ -253,8 +253,8 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
 # The shelf
 
 
-def test_shelf_gives_back_what_it_was_given(site: ArchiveSite, shelf: Path) -> None:
-    with Shelf(shelf) as opened:
+def test_shelf_gives_back_what_it_was_given(site: ArchiveSite, index_db: Path) -> None:
+    with ArchiveIndexDB(index_db) as opened:
         assert [(one.archive, one.clips) for one in opened.archives()] == [(PART, len(MORE)), (VAL, len(CLIPS))]
         assert {index.archive: index for index in opened.indexes()} == {
             name: index_of(site.url, name) for name in FILES
@@ -272,17 +272,17 @@ def test_shelf_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "archives.sqlite"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(ArchiveError):
-        Shelf(path)
+        ArchiveIndexDB(path)
     with pytest.raises(ArchiveError):
-        Shelf(tmp_path / "nowhere" / "archives.sqlite")
+        ArchiveIndexDB(tmp_path / "nowhere" / "archives.sqlite")
     assert refused(ArchiveSource("/data", path), Clip("x" * 11, 0, 10), tmp_path / "job").kind is FailureKind.CONFIG
 
 
-def test_shelf_with_records_that_make_no_sense(shelf: Path, site: ArchiveSite, tmp_path: Path) -> None:
+def test_shelf_with_records_that_make_no_sense(index_db: Path, site: ArchiveSite, tmp_path: Path) -> None:
     clip = Clip("x" * 11, 0, 10)
-    with Shelf(shelf) as opened:
+    with ArchiveIndexDB(index_db) as opened:
         opened.add(ArchiveIndex("a.tar", 100, None, True, {clip: Record(0, 0, 1 << 40, 90, 1, b"")}))
-    assert refused(ArchiveSource(site.url, shelf), clip, tmp_path / "job").kind is FailureKind.CONFIG
+    assert refused(ArchiveSource(site.url, index_db), clip, tmp_path / "job").kind is FailureKind.CONFIG
 
 
 # Places

@@ -29,13 +29,13 @@ from kinetics_fs.doctor.findings import examine
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.probe import Look, look_at
+from kinetics_fs.mount.probe import PathProbe, look_at
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, kinetics_fs
 
 SECRET = "hunter2"
-HERE = Look("/", exists=True, errno=0)
+HERE = PathProbe("/", exists=True, errno=0)
 
 Said = dict[str, list[dict[str, str]]]
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
@@ -407,8 +407,8 @@ def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: P
     assert not (world.cache / "fill-report.json").exists()
     assert read("--no-index") == []
     assert read() == [HEADS, SURFING], "for their indexes"
-    with Shelf(world.cache / "archives.sqlite") as shelf:
-        assert [one.archive for one in shelf.archives()] == [HEADS, SURFING]
+    with ArchiveIndexDB(world.cache / "archives.sqlite") as index_db:
+        assert [one.archive for one in index_db.archives()] == [HEADS, SURFING]
     with Store(world.cache) as store:
         store.drop(next(iter(world.clips[SURFING])))
     assert read() == [SURFING], "a clip of it is no longer here"

@@ -16,7 +16,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.sources.archive.index import read_indexes
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.reader import Version
 from tests.conftest import Dataset, MountFactory
 from tests.integration.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
@@ -209,8 +209,8 @@ def test_file_that_is_none(world: World, tmp_path: Path, content: bytes) -> None
 
 
 def test_remove(built: World) -> None:
-    with Shelf(built.cache / "archives.sqlite") as shelf:
-        assert shelf.archives()[0].version == Version((built.folder / TRAIN).stat().st_size)
+    with ArchiveIndexDB(built.cache / "archives.sqlite") as index_db:
+        assert index_db.archives()[0].version == Version((built.folder / TRAIN).stat().st_size)
     for misused in ((), ("--all", "--archive", HEADS)):
         assert index(built, "remove", *misused).returncode == 2
     assert index(built, "remove", "--archive", "600/val/nothing.tar.gz").returncode == 1

@@ -30,7 +30,7 @@ TRANSIENT, CORRUPT, BLOCKED = FailureKind.TRANSIENT, FailureKind.CORRUPT, Failur
 
 Outcome = FailureKind | str
 
-ALWAYS: dict[str, set[Outcome]] = {
+FOREVER: dict[str, set[Outcome]] = {
     "403": {TRANSIENT},
     "404": {TRANSIENT},  # the player has just said that the video is there
     "429": {BLOCKED},
@@ -125,7 +125,7 @@ def publish(yt: FakeYouTube, videos: Videos, shape: str) -> None:
 
 
 def test_every_fault_has_an_outcome() -> None:
-    assert ALWAYS.keys() == MEDIA_FAULTS.keys()
+    assert FOREVER.keys() == MEDIA_FAULTS.keys()
 
 
 @pytest.mark.parametrize("shape", ["progressive", "index_last", "adaptive", "hls"])
@@ -137,13 +137,13 @@ def test_no_fault(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: 
 
 @pytest.mark.parametrize(
     ("fault", "shape"),
-    [*((fault, "progressive") for fault in ALWAYS), *((fault, "adaptive") for fault in (*DECEPTIVE, *PARTIAL))],
+    [*((fault, "progressive") for fault in FOREVER), *((fault, "adaptive") for fault in (*DECEPTIVE, *PARTIAL))],
 )
 def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = fault
 
-    assert fetch(timeout=6 if fault == "slow" else 60) in ALWAYS[fault]
+    assert fetch(timeout=6 if fault == "slow" else 60) in FOREVER[fault]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = ["ok", fault]
 
-    assert fetch() in {CLIP_CAME, *ALWAYS[fault]}
+    assert fetch() in {CLIP_CAME, *FOREVER[fault]}
 
 
 @pytest.mark.parametrize("claimed", [1_000, 100_000_000])

@@ -282,7 +282,7 @@ def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
             with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 waiter = one.request(CLIP)
-                until(lambda: one._flights[CLIP].taken, "looked at, behind the one who has the ledger")
+                until(lambda: one._fetches[CLIP].taken, "looked at, behind the one who has the ledger")
                 waiter.cancel()
             until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
     one.request(OTHER).result(PATIENCE)

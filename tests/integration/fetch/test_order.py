@@ -14,7 +14,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.integration.archive.test_source import index_of
@@ -35,8 +35,8 @@ def held(dataset: Dataset, tmp_path: Path) -> Path:
     path = tmp_path / "held" / ARCHIVE
     path.parent.mkdir(parents=True)
     path.write_bytes(by_zlib(make_tar({CLIP: video, DEAD: video, BROKEN: os.urandom(5_000)})))
-    with Shelf(tmp_path / "archives.sqlite") as shelf:
-        shelf.add(index_of(str(tmp_path / "held"), ARCHIVE))
+    with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
+        index_db.add(index_of(str(tmp_path / "held"), ARCHIVE))
     return tmp_path / "held"
 
 

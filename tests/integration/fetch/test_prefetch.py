@@ -12,7 +12,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.prefetch import Prefetch, Reader, State
+from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, until
@@ -76,7 +76,7 @@ def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> N
 
 
 def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
-    reader = Reader(small)
+    reader = AccessCursor(small)
     with Fetching(small, site) as fetcher:
         order = [*CLIPS, CLIPS[0]]
         ahead = Prefetch(
@@ -129,7 +129,7 @@ def test_no_network(tmp_path: Path) -> None:
 
 
 def test_reader_and_room(small: Store) -> None:
-    reader = Reader(small)
+    reader = AccessCursor(small)
     for clip in CLIPS[:3]:
         assert reader.can_expect(clip)
         reader.expect(clip)
@@ -149,7 +149,7 @@ def test_reader_and_room(small: Store) -> None:
 
 
 def test_a_reader_who_is_quicker(small: Store) -> None:
-    reader = Reader(small)
+    reader = AccessCursor(small)
     for clip in CLIPS[3:]:
         reader.opened(clip)
     for clip in CLIPS[3:]:
@@ -170,7 +170,7 @@ def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], sma
         Prefetch(fetcher, small, CLIPS[:1], 1, window=1).run()
     small.pins.add(CLIPS[:2])
     assert small.capacity() == sum(sizes[clip] for clip in CLIPS[1:3]), "of those pinned only the first is here"
-    reader = Reader(small)
+    reader = AccessCursor(small)
     reader.expect(CLIPS[2])
     assert not reader.can_expect(CLIPS[3])
     assert reader.can_expect(CLIPS[0]), "has its room already"

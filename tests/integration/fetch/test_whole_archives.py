@@ -19,7 +19,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
@@ -226,7 +226,7 @@ def test_others_evict_nothing(
             claim.publish(path, "test")
         made = fetcher(into=small)
         made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
-        until(lambda: Shelf(tmp_path / "archives.sqlite").version(ARCHIVE), "it is read to its end")
+        until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "it is read to its end")
         assert content(small, kept) == videos[0]
         assert content(small, CLIPS[1]) == videos[1]
 
@@ -246,7 +246,7 @@ def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: Archi
     made = fetcher()
     made.request(CLIPS[0]).result(PATIENCE)
     until(lambda: not made.waiting() and not list((store.folder / "incoming").iterdir()), "it is given up")
-    assert Shelf(tmp_path / "archives.sqlite").version(ARCHIVE) is None
+    assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
 
 
@@ -254,10 +254,10 @@ def test_one_that_was_published_anew(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
 ) -> None:
     fetcher().request(CLIPS[0]).result(PATIENCE)
-    shelf = Shelf(tmp_path / "archives.sqlite")
-    until(lambda: shelf.version(ARCHIVE), "it is indexed")
+    index_db = ArchiveIndexDB(tmp_path / "archives.sqlite")
+    until(lambda: index_db.version(ARCHIVE), "it is indexed")
     until(lambda: not list((store.folder / "incoming").iterdir()), "all that came with it is stored")
-    before = shelf.version(ARCHIVE)
+    before = index_db.version(ARCHIVE)
     for clip in CLIPS:
         store.drop(clip)
     archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]])
@@ -266,7 +266,7 @@ def test_one_that_was_published_anew(
     made = fetcher()
     made.request(CLIPS[4]).result(PATIENCE)
     assert content(store, CLIPS[4]) == videos[0]
-    until(lambda: shelf.version(ARCHIVE) != before, "it is indexed anew")
+    until(lambda: index_db.version(ARCHIVE) != before, "it is indexed anew")
     assert read_whole(archives) < 1.2
 
 

@@ -17,10 +17,10 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill import Depth, Job, fill_archive
+from kinetics_fs.fill import Job, VerifyLevel, fill_archive
 from kinetics_fs.fill import archive_job as job_module
 from kinetics_fs.sources.archive import reader as access
-from kinetics_fs.sources.archive.index_db import Shelf
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
@@ -54,9 +54,9 @@ def job(site: ArchiveSite, tmp_path: Path) -> Job:
         limit=None,
         min_free=0,
         catalog=None,
-        shelf=tmp_path / "archives.sqlite",
+        index_db=tmp_path / "archives.sqlite",
         states=tmp_path / "fills",
-        depth=Depth.NONE,
+        depth=VerifyLevel.NONE,
     )
 
 
@@ -73,8 +73,8 @@ def held(job: Job) -> dict[Clip, bytes]:
 
 def check_index(job: Job, folder: Path) -> None:
     """Every clip can be had by the index that the fill has made."""
-    assert job.shelf
-    source = ArchiveSource(job.base, job.shelf)
+    assert job.index_db
+    source = ArchiveSource(job.base, job.index_db)
     for clip, content in CLIPS.items():
         (folder / clip.key).mkdir(parents=True)
         media = source.fetch(clip, folder / clip.key)
@@ -193,8 +193,8 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     site.files[NAME] = by_zlib(make_tar(contents))
-    job = replace(job, depth=Depth.CONTAINER, catalog=catalog)
-    whole = replace(job, cache=tmp_path / "other", shelf=tmp_path / "other.sqlite", states=tmp_path / "other fills")
+    job = replace(job, depth=VerifyLevel.CONTAINER, catalog=catalog)
+    whole = replace(job, cache=tmp_path / "other", index_db=tmp_path / "other.sqlite", states=tmp_path / "other fills")
     for one in (job, whole):
         with Store(one.cache) as store:
             for clip in here:
@@ -264,8 +264,10 @@ def test_no_room(job: Job) -> None:
     assert caught.value.kind is FailureKind.LOCAL
 
 
-@pytest.mark.parametrize("depth", Depth)
-def test_clips_that_are_none_are_not_published(job: Job, site: ArchiveSite, dataset: Dataset, depth: Depth) -> None:
+@pytest.mark.parametrize("depth", VerifyLevel)
+def test_clips_that_are_none_are_not_published(
+    job: Job, site: ArchiveSite, dataset: Dataset, depth: VerifyLevel
+) -> None:
     video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
     scrambled = bytearray(video)
     scrambled[-len(video) // 2 :] = random.Random(1).randbytes(len(video) // 2)
@@ -275,7 +277,11 @@ def test_clips_that_are_none_are_not_published(job: Job, site: ArchiveSite, data
 
     summary = fill_archive(replace(job, depth=depth))
 
-    stored = {Depth.NONE: {good, noise, cut, spoilt}, Depth.CONTAINER: {good, spoilt}, Depth.DECODE: {good}}[depth]
+    stored = {
+        VerifyLevel.NONE: {good, noise, cut, spoilt},
+        VerifyLevel.CONTAINER: {good, spoilt},
+        VerifyLevel.DECODE: {good},
+    }[depth]
     assert set(held(job)) == stored
     assert held(job)[good] == video
     assert summary.failed.total() == 4 - len(stored)
@@ -296,7 +302,7 @@ def test_only_what_is_wanted(job: Job, site: ArchiveSite, dataset: Dataset, tmp_
     annotations = tmp_path / "a.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
-    with Shelf(tmp_path / "archives.sqlite") as shelf:
+    with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
         summary = fill_archive(replace(job, catalog=catalog))
         assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
-        assert [one.clips for one in shelf.archives()] == [len(CLIPS)], "the index is of all"
+        assert [one.clips for one in index_db.archives()] == [len(CLIPS)], "the index is of all"

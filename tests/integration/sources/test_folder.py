@@ -14,7 +14,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import NotHere
+from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
 from kinetics_fs.sources.folder import FolderSource, clip_of, file_names
 from kinetics_fs.util.files import link_or_copy
@@ -105,7 +105,7 @@ def test_layouts_that_tools_leave(layout: str, catalog: Path, held: Path, privat
 )
 def test_what_is_elsewhere_is_not_here(wrong: str, catalog: Path, held: Path, private: Path) -> None:
     put(held / wrong)
-    with pytest.raises(NotHere):
+    with pytest.raises(NotInSource):
         FolderSource([held], catalog).fetch(CLIP, private)
     assert list(private.iterdir()) == []
 
@@ -113,7 +113,7 @@ def test_what_is_elsewhere_is_not_here(wrong: str, catalog: Path, held: Path, pr
 def test_without_a_catalog_loose_files_alone(held: Path, private: Path) -> None:
     file = put(held / f"val/{FOOTBALL}/{CLIP.name}")
     source = FolderSource([held], None)
-    with pytest.raises(NotHere):
+    with pytest.raises(NotInSource):
         source.fetch(CLIP, private)
     file.rename(held / CLIP.name)
     assert source.fetch(CLIP, private).path.read_bytes() == CONTENT
@@ -123,7 +123,7 @@ def test_no_label_leads_out_of_the_folder(catalog: Path, held: Path, private: Pa
     clip = ROWS[2][1]
     put(held.parent / clip.name)
     put(held / "test" / "x")
-    with pytest.raises(NotHere):
+    with pytest.raises(NotInSource):
         FolderSource([held / "test", held], catalog).fetch(clip, private)
     put(held / "test" / "(..)" / clip.name)
     assert FolderSource([held], catalog).fetch(clip, private)
@@ -142,7 +142,7 @@ def test_odd_things_under_the_name_of_a_clip(catalog: Path, held: Path, private:
     places[5].mkdir()
     (places[5] / CLIP.name).symlink_to("/dev/zero")
     source = FolderSource(places, catalog)
-    with pytest.raises(NotHere):
+    with pytest.raises(NotInSource):
         source.fetch(CLIP, private)
     assert list(private.iterdir()) == []
 

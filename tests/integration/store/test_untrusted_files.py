@@ -287,13 +287,13 @@ TAGS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS.keys())
-@pytest.mark.parametrize("ledger", ["as it was", "lost"])
-def test_a_row_with_a_garbage_tag_is_a_miss(folder: Path, tag: object, ledger: str) -> None:
+@pytest.mark.parametrize("database", ["as it was", "lost"])
+def test_a_row_with_a_garbage_tag_is_a_miss(folder: Path, tag: object, database: str) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
         keep(store, clip(1))
     change_row(folder, clip(0), tag=tag)
-    if ledger == "lost":
+    if database == "lost":
         lose(folder / "ledger.sqlite")
     assert_heals(folder)
 

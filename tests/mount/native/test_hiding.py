@@ -50,11 +50,13 @@ while True:
 """
 
 
-def bury(cache: Path, clips: Collection[Clip]) -> None:
+def mark_gone(cache: Path, clips: Collection[Clip]) -> None:
     """Says that these clips are gone, as another process does."""
     now = time.time()
     with Store(cache) as store:
-        store.failure_log.take_over(Report(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips)
+        store.failure_log.import_reports(
+            Report(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips
+        )
 
 
 def revive(cache: Path) -> None:
@@ -82,7 +84,7 @@ def hiding(mount: Mount) -> Mounted:
 def test_names_go_and_come_back_by_any_way_to_look(hiding: Mounted, place: Path) -> None:
     gone = IN_ORDER[5:50]
     before = {name: (hiding.root / "train" / FULL / name).stat().st_ino for name in NAMES}
-    bury(place / "cache", gone)
+    mark_gone(place / "cache", gone)
     wait_until(lambda: not path_of(hiding, gone[-1]).exists())
     wait_until(lambda: listed(hiding) == names_without(gone))
     wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in gone))
@@ -119,7 +121,7 @@ def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, place:
         seen = [name for _ in range(4) for name in some_names(directory)]
         gone = [clip for clip in IN_ORDER if seen[-10] <= clip.name <= seen[-1]]
         assert seen[-1] in {clip.name for clip in gone}
-        bury(place / "cache", gone)
+        mark_gone(place / "cache", gone)
         wait_until(lambda: hiding.status()["hidden"] == len(gone))
         wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in gone))
         for _ in range(others):
@@ -136,7 +138,7 @@ def test_a_name_that_is_absent_for_a_day_comes_back(mount: Mount, place: Path) -
     clip = IN_ORDER[0]
     with Store(place / "cache"):
         pass
-    bury(place / "cache", [clip])
+    mark_gone(place / "cache", [clip])
     mounted = mount("--hide-unavailable")
     assert [path_of(mounted, clip).exists() for _ in range(2)] == [False, False]
     revive(place / "cache")
@@ -150,7 +152,7 @@ def test_readers_keep_what_they_have_open(hiding: Mounted, place: Path) -> None:
     with path.open("rb") as file:
         with Store(place / "cache") as store:
             store.drop(clip)
-        bury(place / "cache", [clip])
+        mark_gone(place / "cache", [clip])
         wait_until(lambda: not path.exists())
         assert clip.name not in listed(hiding)
         assert os.fstat(file.fileno()).st_size == len(content)
@@ -184,7 +186,7 @@ def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounte
     clips = IN_ORDER[::2]
     with hammering(hiding, [clip.name for clip in clips[:50]], 4) as hammers:
         for _ in range(4):
-            bury(place / "cache", clips)
+            mark_gone(place / "cache", clips)
             wait_until(lambda: listed(hiding) == names_without(clips), within=30)
             wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in clips), within=30)
             revive(place / "cache")
@@ -200,7 +202,7 @@ def test_mount_ends_while_it_is_telling(hiding: Mounted, place: Path, end: str) 
 
     def come_and_go() -> None:
         while not ending.is_set():
-            bury(place / "cache", IN_ORDER)
+            mark_gone(place / "cache", IN_ORDER)
             revive(place / "cache")
 
     changes = threading.Thread(target=come_and_go)

@@ -26,7 +26,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
-from kinetics_fs.vfs import ROOT, ClipHandle, Handle, NodeType, Tree
+from kinetics_fs.vfs import ROOT, ClipHandle, Filesystem, Handle, NodeType
 from tests.support.example_filesystem import CLIPS, FULL, ODD, TWICE, World, a_world, content, descriptors, put
 from tests.support.fake_kernel import (
     FLAGS_5_4,
@@ -701,7 +701,7 @@ def test_descriptor_without_passthrough_falls_back(world: World) -> None:
 # At the same moment -----------------------------------------------------------------------------------------------
 
 
-class PausingTree(Tree):
+class PausingTree(Filesystem):
     """A tree in which threads of fetches stop when they have opened a clip, and before anybody hears of it."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -1113,7 +1113,7 @@ def test_every_request_gets_one_reply(
 
 @pytest.fixture
 def hiding() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder, partial(Tree, hide_unavailable=True)) as world:
+    with quick_place() as folder, a_world(folder, partial(Filesystem, hide_unavailable=True)) as world:
         yield world
 
 
@@ -1130,7 +1130,7 @@ def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096
     return found
 
 
-def bury(world: World, clips: list[Clip]) -> None:
+def mark_gone(world: World, clips: list[Clip]) -> None:
     for clip in clips:
         world.store.remember_failure(clip, FetchError(FailureKind.GONE, "removed"))
 
@@ -1148,7 +1148,9 @@ def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: World, opcode
         directory = hiding.directory()
         seen = records(kernel, opcode, directory, 0)
         last = seen[-1][1].off
-        bury(hiding, [*ordered[last - 5 : last + 200], *ordered[-3:]])  # the name just shown, and more than an answer
+        mark_gone(
+            hiding, [*ordered[last - 5 : last + 200], *ordered[-3:]]
+        )  # the name just shown, and more than an answer
         wait_until(lambda: len(hiding.tree.hidden.of(directory)) == 208)
         while page := records(kernel, opcode, directory, seen[-1][1].off):
             seen += page
@@ -1162,7 +1164,7 @@ def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: World) -> N
     with a_conversation(hiding.tree) as (kernel, _, _):
         kernel.init()
         directory = hiding.directory()
-        bury(hiding, CLIPS[10:12])
+        mark_gone(hiding, CLIPS[10:12])
         wait_for_notifications(kernel, 4)
         assert kernel.lookup(directory, CLIPS[10].name)[0] == (0, 0, DAY, 0, 0, 0)
         hiding.store.forget_failures()
@@ -1182,7 +1184,7 @@ def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: World) -> None
     with a_conversation(hiding.tree) as (kernel, _, _):
         kernel.init()
         ino = hiding.ino(CLIP)
-        bury(hiding, [CLIP])
+        mark_gone(hiding, [CLIP])
         wait_until(lambda: hiding.tree.hidden.total)
         assert kernel.getattr(ino)[1].ino == ino
         unique = kernel.send_open(ino)

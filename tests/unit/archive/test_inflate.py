@@ -49,7 +49,7 @@ def test_entering_at_any_bit(make: type[PlainInflater | BlockInflater], bits: in
 def test_all_comes_out_at_once(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last byte of the input stands for more than fits into a piece of the output."""
     if plain:
-        monkeypatch.setattr("kinetics_fs.sources.archive.libz.tells_blocks", lambda: False)
+        monkeypatch.setattr("kinetics_fs.sources.archive.libz.finds_block_boundaries", lambda: False)
     for more in range(0, 2_400, 50):
         size = libz.MOST_OUTPUT + more
         pieces = [len(piece) for piece in Gzip().feed(by_zlib(bytes(size))[:-8]) if not isinstance(piece, Block)]

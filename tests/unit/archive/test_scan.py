@@ -88,7 +88,7 @@ def test_every_clip_by_its_record(packer: str) -> None:
 def test_reading_takes_no_more_than_the_standard_library(packer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = PACKERS[packer](TAR)
     scan, _ = run(archive)
-    monkeypatch.setattr("kinetics_fs.sources.archive.libz.tells_blocks", lambda: False)
+    monkeypatch.setattr("kinetics_fs.sources.archive.libz.finds_block_boundaries", lambda: False)
 
     assert read_by_index(scan, archive, step=5_000) == CLIPS
 
@@ -126,7 +126,7 @@ def test_index_asks_for_little_more_than_the_clip() -> None:
 
 
 def test_where_libz_cannot_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinetics_fs.sources.archive.libz.tells_blocks", lambda: False)
+    monkeypatch.setattr("kinetics_fs.sources.archive.libz.finds_block_boundaries", lambda: False)
     archive = by_zlib(TAR)
 
     scan, found = run(archive)
@@ -137,7 +137,7 @@ def test_where_libz_cannot_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_are_told_here() -> None:
-    assert libz.tells_blocks()
+    assert libz.finds_block_boundaries()
 
 
 def test_clips_that_are_too_far_from_any_block_are_not_indexed() -> None:

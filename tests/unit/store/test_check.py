@@ -177,7 +177,7 @@ def test_gone_before_it_is_read(three: Path) -> None:
 def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
     with Store(three) as store, Store(three) as other:
         found: list[Condition] = []
-        with other._ledger.exclusive() as db:
+        with other._database.exclusive() as db:
             # Its file and its row are gone, but the ledger still says that it is here.
             other._room.drop(db, clip(1).key)
             thread = threading.Thread(
@@ -249,7 +249,7 @@ def test_files_of_no_clip(three: Path) -> None:
 def test_a_file_that_is_being_published_is_known(three: Path) -> None:
     with Store(three) as store, Store(three) as other:
         found: list[list[Path]] = []
-        with other._ledger.exclusive():
+        with other._database.exclusive():
             # It has its name, but no row yet.
             row = query(three / "clips/cache.db", "SELECT filename FROM Cache WHERE key = ?", clip(1).key)[0][0]
             query(three / "clips/cache.db", "UPDATE Cache SET filename = 'later' WHERE key = ?", clip(1).key)

@@ -219,10 +219,10 @@ def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) 
         keep(store, clip(0))
         keep(store, clip(1), UNIT // 2)
         with pytest.raises(FetchError) as caught:
-            store.claim(clip(2), size=UNIT // 2 + 1, spare_since=0)
+            store.claim(clip(2), size=UNIT // 2 + 1, protect_used_since=0)
         assert_no_room(caught.value)
 
-        claim = store.claim(clip(2), size=UNIT // 2, spare_since=0)
+        claim = store.claim(clip(2), size=UNIT // 2, protect_used_since=0)
         assert claim is not None
         with claim:
             claim.publish(write(claim, UNIT // 2), "test")
@@ -233,7 +233,7 @@ def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) 
 def test_a_clip_that_grew_evicts_nothing_where_nothing_may_go(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
-        claim = store.claim(clip(1), size=UNIT, spare_since=0)
+        claim = store.claim(clip(1), size=UNIT, protect_used_since=0)
         assert claim is not None
         with claim, pytest.raises(FetchError) as caught:
             claim.publish(write(claim, UNIT + 1), "test")

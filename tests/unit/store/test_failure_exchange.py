@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.store import RefusedLine, Report, Store, TakenOver, read_reports, report_line
+from kinetics_fs.store import ImportedFailures, RefusedLine, Report, Store, read_reports, report_line
 from tests.support.store import clip, is_whole, keep, query
 
 DAY = 86_400.0
@@ -160,12 +160,12 @@ def test_a_file_without_an_end_is_left(piece: bytes) -> None:
 # What is believed
 
 
-def take(store: Store, *reports: Report) -> TakenOver:
-    return store.failure_log.take_over(reports)
+def take(store: Store, *reports: Report) -> ImportedFailures:
+    return store.failure_log.import_reports(reports)
 
 
 def test_a_report_becomes_a_failure_that_says_where_it_is_from(store: Store) -> None:
-    assert take(store, report(), report(1, attempts=1)) == TakenOver(new=2, known=0, here=0)
+    assert take(store, report(), report(1, attempts=1)) == ImportedFailures(new=2, known=0, here=0)
 
     failure = store.failure(clip(0))
     assert failure is not None
@@ -180,7 +180,7 @@ def test_to_import_twice_changes_nothing(store: Store) -> None:
     take(store, *reports)
     before = list(store.failures())
 
-    assert take(store, *reports) == TakenOver(new=0, known=3, here=0)
+    assert take(store, *reports) == ImportedFailures(new=0, known=3, here=0)
 
     assert list(store.failures()) == before
 
@@ -198,13 +198,13 @@ def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
 
     assert found is not None
     assert found.source == "imported youtube"
-    assert take(store, again) == TakenOver(new=0, known=1, here=0)
+    assert take(store, again) == ImportedFailures(new=0, known=1, here=0)
 
 
 def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
     own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
 
-    assert take(store, report(last_at=own.last_at - 5)) == TakenOver(new=0, known=1, here=0)
+    assert take(store, report(last_at=own.last_at - 5)) == ImportedFailures(new=0, known=1, here=0)
 
     assert store.failure(clip(0)) == own
 
@@ -214,7 +214,7 @@ def test_newer_reports_replace_what_was_known(store: Store) -> None:
     query(store.folder / "ledger.sqlite", "UPDATE failure SET first_at = 5, last_at = 5")
     take(store, report(1))
 
-    assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == TakenOver(new=2, known=0, here=0)
+    assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == ImportedFailures(new=2, known=0, here=0)
 
     assert {failure.kind for failure in store.failures()} == {FailureKind.GONE}
     assert {failure.reason for failure in store.failures()} == {"removed", "news"}
@@ -235,12 +235,12 @@ def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
 
     reports = [report(number, last_at=last_at) for number in range(2) for last_at in (NOW - DAY, NOW + DAY)]
     for one in reports:
-        assert take(store, one) == TakenOver(new=0, known=0, here=1)
+        assert take(store, one) == ImportedFailures(new=0, known=0, here=1)
 
     assert is_whole(store, clip(0))
     assert list(store.failures()) == []
     query(store.folder / "ledger.sqlite", "UPDATE clip SET stored_at = 5")
-    assert take(store, report(0), report(1)) == TakenOver(new=1, known=0, here=1)
+    assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, here=1)
 
 
 def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
@@ -269,7 +269,7 @@ def test_all_of_it_or_nothing(store: Store) -> None:
 
     for _ in range(2):  # nor is anything left over that stands in the way of the next
         with pytest.raises(KineticsError):
-            store.failure_log.take_over(reports())
+            store.failure_log.import_reports(reports())
     assert list(store.failures()) == []
     assert take(store, report(0)).new == 1
 
@@ -283,4 +283,4 @@ def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> 
         yield report(1)
         yield report(2)
 
-    assert store.failure_log.take_over(reports()) == TakenOver(new=1, known=1, here=1)
+    assert store.failure_log.import_reports(reports()) == ImportedFailures(new=1, known=1, here=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Chronicle, Counts, Store
+from kinetics_fs.store import Counts, HistoryRecorder, Store
 from kinetics_fs.store import history as history_module
 from tests.support.store import UNIT, clip, keep, query
 
@@ -86,7 +86,7 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
             if counts.fetched:
                 noted.set()
 
-    with Chronicle(Noted(), lambda: done[0], every=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
+    with HistoryRecorder(Noted(), lambda: done[0], every=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
         done[0] = Counts(fetched=92)
         assert noted.wait(30)
         assert sum(sample.fetched for sample in store.history.samples()) == 2
@@ -98,7 +98,7 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
 def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
     query(folder / "ledger.sqlite", "ALTER TABLE history RENAME TO away")
     done = Counts()
-    chronicle = Chronicle(store.history, lambda: done)
+    chronicle = HistoryRecorder(store.history, lambda: done)
     with chronicle:
         done = Counts(fetched=3)
         chronicle._note()

@@ -40,7 +40,7 @@ def test_what_is_pinned_stays_and_counts_toward_the_limit(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         keep(store, clip(9))
         assert held(store, 10) == [0, 1, 9]
-        store.retire(clip(0))
+        store.mark_unused(clip(0))
         keep(store, clip(10))
         assert held(store, 11) == [0, 1, 10]
         assert_in_step(folder)
@@ -180,10 +180,10 @@ def test_pins_are_not_blamed_where_nothing_may_go_anyway(folder: Path) -> None:
         store.pins.add([clip(0)])
         keep(store, clip(0))
         with pytest.raises(FetchError) as caught:
-            store.claim(clip(1), size=1, spare_since=0)
+            store.claim(clip(1), size=1, protect_used_since=0)
         assert "unpin" not in caught.value.reason
         with pytest.raises(FetchError) as caught:
-            store.claim(clip(1), size=1, spare_since=time.time() + 1)
+            store.claim(clip(1), size=1, protect_used_since=time.time() + 1)
         assert "unpin" in caught.value.reason
 
 
@@ -272,13 +272,13 @@ def test_a_clip_whose_process_died_before_the_ledger_knew_it_is_pinned(folder: P
 
 def test_to_evict_takes_no_look_at_what_is_pinned(store: Store) -> None:
     store.pins.add(map(clip, range(100_000)))
-    with store._ledger.exclusive() as db:
+    with store._database.exclusive() as db:
         db.executemany(
             "INSERT INTO clip VALUES (?, 1, '', '', 0, 0, 1, 1)", ((clip(number).key,) for number in range(100_000))
         )
 
     def plan(statement: str) -> str:
-        with store._ledger.connection() as db:
+        with store._database.connection() as db:
             return "; ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", (1,)))
 
     by_index = "SEARCH clip USING COVERING INDEX clip_by_pin_and_use (pinned=? AND opened_at<?)"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import NotYet, Permit, Store
+from kinetics_fs.store import Permit, RateLimited, Store
 
 HOUR = 3600.0
 
@@ -174,12 +174,12 @@ def test_clock_that_was_put_back(store: Store) -> None:
 def test_budget_of_an_hour(store: Store) -> None:
     for _ in range(10):
         ask(store, hourly=10)
-    with Store(store.folder) as another, pytest.raises(NotYet) as caught:
+    with Store(store.folder) as another, pytest.raises(RateLimited) as caught:
         ask(another, hourly=10)
     assert 3590 < caught.value.seconds <= 3600
 
     pass_time(store, 3590)
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(RateLimited) as caught:
         ask(store, hourly=10)
     assert 0 < caught.value.seconds <= 10
     pass_time(store, 11)
@@ -190,18 +190,18 @@ def test_budget_of_an_hour(store: Store) -> None:
 def test_reserve_is_for_the_urgent(store: Store) -> None:
     for _ in range(8):
         ask(store, hourly=10, urgent=False)
-    with pytest.raises(NotYet):
+    with pytest.raises(RateLimited):
         ask(store, hourly=10, urgent=False)
 
     ask(store, hourly=10, urgent=True)
     ask(store, hourly=10, urgent=True)
-    with pytest.raises(NotYet):
+    with pytest.raises(RateLimited):
         ask(store, hourly=10, urgent=True)
 
 
 def test_smallest_budget_lets_everyone_through(store: Store) -> None:
     ask(store, hourly=1, urgent=False)
-    with pytest.raises(NotYet):
+    with pytest.raises(RateLimited):
         ask(store, hourly=1, urgent=True)
 
 
@@ -209,7 +209,7 @@ def test_budget_that_is_used_up_uses_no_probe(store: Store) -> None:
     store.origins.answered(ask(store, hourly=1), blocked())
     pass_time(store, 61)
 
-    with pytest.raises(NotYet):
+    with pytest.raises(RateLimited):
         ask(store, hourly=1)
 
     assert ask(store, hourly=2).is_probe

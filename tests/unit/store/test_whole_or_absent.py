@@ -274,6 +274,6 @@ def test_the_bytes_and_then_the_name_are_forced_to_the_disk_before_the_row(
 
 def test_both_databases_wait_for_the_disk(store: Store) -> None:
     full = (2,)
-    with store._ledger.connection() as ledger:
-        assert ledger.execute("PRAGMA synchronous").fetchone() == full
+    with store._database.connection() as database:
+        assert database.execute("PRAGMA synchronous").fetchone() == full
     assert store._table._cache._sql("PRAGMA synchronous").fetchone() == full

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.fetch import Fetcher, Priority
-from kinetics_fs.fetch.stats import Counters
+from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.media.cut import MOST_BITS_PER_SECOND
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import ROOT, ClipHandle, Handle, Lasting, NodeType, Tree, errno_of
+from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, Handle, NodeType, errno_of
 
 LABELS = ["abseiling", "massaging person's head", "日本の踊り", "passing American football (in game)"]
 CLIP = Clip("-demo_video", 10, 20)
@@ -49,22 +49,22 @@ class StubFetcher:
     """Notes what it is asked for; a test delivers it, or does not."""
 
     def __init__(self) -> None:
-        self.counters = Counters()
-        self.flights: list[tuple[Clip, Future[None]]] = []
+        self.counters = FetchStats()
+        self.fetches: list[tuple[Clip, Future[None]]] = []
 
     def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
-        flight: Future[None] = Future()
-        self.flights.append((clip, flight))
-        return flight
+        fetch: Future[None] = Future()
+        self.fetches.append((clip, fetch))
+        return fetch
 
     def known_failure(self, clip: Clip) -> FetchError | None:
         return None
 
     def is_fetching(self, clip: Clip) -> bool:
-        return any(clip == other and not flight.done() for other, flight in self.flights)
+        return any(clip == other and not fetch.done() for other, fetch in self.fetches)
 
     def report(self) -> dict[str, object]:
-        under_way = sum(not flight.done() for _, flight in self.flights)
+        under_way = sum(not fetch.done() for _, fetch in self.fetches)
         return {"under_way": under_way}
 
 
@@ -72,7 +72,7 @@ class StubFetcher:
 class World:
     """A tree and what is behind it."""
 
-    tree: Tree
+    tree: Filesystem
     catalog: Catalog
     store: Store
     fetcher: StubFetcher
@@ -100,14 +100,16 @@ class World:
     def deliver(self, content: bytes, clip: Clip = CLIP) -> None:
         """Puts a clip into the store, and tells all who wait for it."""
         self.keep(content, clip)
-        for other, flight in list(self.fetcher.flights):
-            if other == clip and flight.set_running_or_notify_cancel():
-                flight.set_result(None)
-        self.fetcher.flights = [(other, flight) for other, flight in self.fetcher.flights if not flight.done()]
+        for other, fetch in list(self.fetcher.fetches):
+            if other == clip and fetch.set_running_or_notify_cancel():
+                fetch.set_result(None)
+        self.fetcher.fetches = [(other, fetch) for other, fetch in self.fetcher.fetches if not fetch.done()]
 
 
-def make_tree(catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW) -> Tree:
-    return Tree(catalog, store, cast(Fetcher, fetcher), class_names=class_names)
+def make_tree(
+    catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW
+) -> Filesystem:
+    return Filesystem(catalog, store, cast(Fetcher, fetcher), class_names=class_names)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +267,7 @@ def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(still: World) -> No
         if clip.duration >= 4:
             assert attributes.size >= picture + sound
         assert attributes.size >= clip.duration * 1_000_000
-        assert attributes.lasting is Lasting.UNTIL_OPENED
+        assert attributes.attr_cache is AttrCache.UNTIL_OPEN
         assert attributes.blocks * 512 >= attributes.size
 
 
@@ -278,7 +280,7 @@ def test_size_is_exact_after_the_fetch_and_after_the_eviction(world: World) -> N
     evicted = world.tree.attributes(world.clip)
     assert (evicted.size, evicted.blocks) == (1001, 2)
     # It may come back with another size.
-    assert evicted.lasting is Lasting.UNTIL_OPENED
+    assert evicted.attr_cache is AttrCache.UNTIL_OPEN
     assert before[:2] == here[:2] == evicted[:2]
     assert before.mtime == here.mtime == evicted.mtime
     assert before.mode == here.mode == evicted.mode
@@ -295,7 +297,7 @@ def test_looking_asks_for_nothing(still: World) -> None:
     look(ROOT)
     still.tree.statistics()
     still.tree.status()
-    assert still.fetcher.flights == []
+    assert still.fetcher.fetches == []
 
 
 def test_times_are_the_day_of_the_release(still: World) -> None:
@@ -400,13 +402,13 @@ def test_clip_that_is_here_is_open_at_once(world: World) -> None:
     assert handle.read(8, 100) == b"89"
     assert handle.read(10, 1) == b""
     handle.close()
-    assert world.fetcher.flights == []
+    assert world.fetcher.fetches == []
 
 
 def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
     first, second = world.tree.open(world.clip), world.tree.open(world.clip)
     assert not first.done()
-    assert [clip for clip, _ in world.fetcher.flights] == [CLIP, CLIP]
+    assert [clip for clip, _ in world.fetcher.fetches] == [CLIP, CLIP]
     assert world.tree.xattr(world.clip, "user.kinetics.state") == b"fetching"
     world.deliver(b"content")
     for opened in (first, second):
@@ -418,7 +420,7 @@ def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
     world.tree.open(world.clip).result().close()
     others = world.tree.entries(world.find(f"validation/{LABELS[3]}"))[:3]
     failing, given_up, waiting = (world.tree.open(entry.ino) for entry in others)
-    world.fetcher.flights[0][1].set_exception(FetchError(FailureKind.GONE, "gone"))
+    world.fetcher.fetches[0][1].set_exception(FetchError(FailureKind.GONE, "gone"))
     assert failing.done()
     given_up.cancel()
     assert not waiting.done()
@@ -497,18 +499,18 @@ def test_open_that_can_no_longer_be_cancelled(world: World) -> None:
 @pytest.mark.parametrize("kind", FailureKind)
 def test_open_raises_what_the_fetch_raised(world: World, kind: FailureKind) -> None:
     opened = world.tree.open(world.clip)
-    [(_, flight)] = world.fetcher.flights
+    [(_, fetch)] = world.fetcher.fetches
     error = FetchError(kind, "the reason")
-    flight.set_exception(error)
+    fetch.set_exception(error)
     assert opened.exception(timeout=0) is error
 
 
 def test_failure_of_a_cancelled_open_is_nobodys(world: World) -> None:
     opened = world.tree.open(world.clip)
     assert opened.cancel()
-    for _, flight in world.fetcher.flights:
-        if flight.set_running_or_notify_cancel():
-            flight.set_exception(FetchError(FailureKind.GONE, "the reason"))
+    for _, fetch in world.fetcher.fetches:
+        if fetch.set_running_or_notify_cancel():
+            fetch.set_exception(FetchError(FailureKind.GONE, "the reason"))
     assert opened.cancelled()
 
 
@@ -534,15 +536,15 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
 def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(world: World) -> None:
     opened = world.tree.open(world.clip)
     for _ in range(20):
-        pending = [flight for _, flight in world.fetcher.flights if not flight.done()]
+        pending = [fetch for _, fetch in world.fetcher.fetches if not fetch.done()]
         if not pending:
             break
-        for flight in pending:
-            flight.set_result(None)
+        for fetch in pending:
+            fetch.set_result(None)
     error = opened.exception(timeout=0)
     assert isinstance(error, FetchError)
     assert errno_of(error) == errno.ENOSPC
-    assert 1 < len(world.fetcher.flights) < 10
+    assert 1 < len(world.fetcher.fetches) < 10
 
 
 def test_damaged_file_is_fetched_again(world: World) -> None:
@@ -578,7 +580,7 @@ def test_all_open_handles_show_one_content(world: World) -> None:
     assert content(second) == b"old content"
     second.close()
     third = world.tree.open(world.clip).result()
-    assert third.take_news()
+    assert third.consume_invalidation()
     assert content(third) == b"new"
     third.close()
 
@@ -600,7 +602,7 @@ def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalo
 
         def is_fresh() -> bool:
             handle = world.tree.open(world.clip).result()
-            fresh = handle.take_news()
+            fresh = handle.consume_invalidation()
             handle.close()
             return fresh
 
@@ -742,11 +744,11 @@ def test_sizes_that_are_known_elsewhere(world: World) -> None:
         asked.extend(keys)
         return {CLIP.key: 12_345} if len(asked) < 100 else {}
 
-    tree = Tree(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    tree = Filesystem(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
     assert tree.attributes(world.clip).size == 12_345
     listed = dict(filter(None, tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)))
     assert listed[CLIP.name] == tree.attributes(world.clip)
-    assert listed[CLIP.name].lasting is Lasting.UNTIL_OPENED, "it may come from somewhere else"
+    assert listed[CLIP.name].attr_cache is AttrCache.UNTIL_OPEN, "it may come from somewhere else"
 
     world.keep(b"content")
     assert tree.attributes(world.clip).size == len(b"content")
@@ -756,7 +758,7 @@ def test_sizes_that_cannot_be_told_any_more(world: World) -> None:
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         raise KineticsError("the indexes are damaged")
 
-    tree = Tree(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    tree = Filesystem(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
     before = world.tree.attributes(world.clip)
     assert tree.attributes(world.clip) == before
     assert len(tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)) > 0

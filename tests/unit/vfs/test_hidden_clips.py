@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Report, Store
-from kinetics_fs.vfs import ROOT, Name, Tree
-from kinetics_fs.vfs.hidden import Hidden
+from kinetics_fs.vfs import ROOT, Filesystem, Name
+from kinetics_fs.vfs.hidden import HiddenClips
 from tests.support.example_filesystem import CLIPS, FULL, TWICE, World, a_world, content, put
 from tests.support.mounts import wait_until
 from tests.support.store import quick_place
@@ -31,7 +31,7 @@ A_WEEK = 7 * 86400.0
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder, partial(Tree, hide_unavailable=True)) as world:
+    with quick_place() as folder, a_world(folder, partial(Filesystem, hide_unavailable=True)) as world:
         yield world
 
 
@@ -57,9 +57,9 @@ def look(world: World) -> set[Name]:
     return set(names)
 
 
-def bury(store: Store, clips: Collection[Clip], at: float | None = None) -> None:
+def mark_gone(store: Store, clips: Collection[Clip], at: float | None = None) -> None:
     at = time.time() if at is None else at
-    store.failure_log.take_over(Report(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips)
+    store.failure_log.import_reports(Report(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips)
 
 
 def listed(world: World, split: str = "train") -> list[str]:
@@ -90,7 +90,7 @@ def test_clip_that_is_gone_is_left_out_everywhere_it_stands(world: World) -> Non
     clip = CLIPS[0]
     before = world.tree.statistics().files
     numbers = [world.ino(other) for other in CLIPS[1:]]
-    bury(world.store, [clip])
+    mark_gone(world.store, [clip])
     assert is_found(world, clip)
     assert {(name.directory, name.name) for name in look(world)} == {
         (directory, clip.name) for directory in (world.directory(), world.directory("validation"), odd_directory(world))
@@ -119,13 +119,13 @@ def test_what_is_not_gone_or_is_here_or_is_due_stays(world: World) -> None:
     world.store.remember_failure(CLIPS[20], GONE)
     world.store.remember_failure(CLIPS[21], GONE)
     world.store.failure_log.make_due(CLIPS[21])
-    bury(world.store, [CLIPS[22]], time.time() - A_WEEK - 1)
+    mark_gone(world.store, [CLIPS[22]], time.time() - A_WEEK - 1)
     look(world)
     assert listed(world) == names(set(CLIPS) - set(gone))
 
 
 def test_clip_comes_back(world: World) -> None:
-    bury(world.store, CLIPS[:10])
+    mark_gone(world.store, CLIPS[:10])
     assert len(look(world)) == 10 + TWICE + 3
     world.store.forget_failures(CLIPS[:1])
     world.store.failure_log.make_due(CLIPS[1])
@@ -141,7 +141,7 @@ def test_clip_comes_back(world: World) -> None:
 
 
 def test_class_of_which_everything_is_gone_stays_empty(world: World) -> None:
-    bury(world.store, CLIPS[:TWICE])
+    mark_gone(world.store, CLIPS[:TWICE])
     look(world)
     assert listed(world, "validation") == []
     assert world.tree.attributes(world.directory("validation")).links == 2
@@ -150,7 +150,7 @@ def test_class_of_which_everything_is_gone_stays_empty(world: World) -> None:
 
 def test_without_the_option_nothing_is_left_out() -> None:
     with quick_place() as folder, a_world(folder) as world:
-        bury(world.store, CLIPS)
+        mark_gone(world.store, CLIPS)
         assert world.tree.watch_names(lambda _name: None) is None
         assert listed(world) == names(CLIPS)
         assert is_found(world, CLIPS[0])
@@ -190,7 +190,7 @@ def test_listing_that_goes_on_neither_skips_nor_repeats(world: World, data: st.D
             first = data.draw(st.integers(0, len(SORTED) - 1))
             some = SORTED[first : first + data.draw(st.integers(1, 80))]
             if data.draw(st.booleans()):
-                bury(world.store, some)
+                mark_gone(world.store, some)
                 ever_gone |= set(some)
             else:
                 world.store.forget_failures(some)
@@ -207,7 +207,7 @@ def test_listing_that_goes_on_neither_skips_nor_repeats(world: World, data: st.D
 @given(gone=st.sets(st.integers(0, 40)), count=st.integers(1, 41))
 def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> None:
     left = [place for place in range(60) if place not in gone]
-    hidden = Hidden(positions={7: sorted(gone)})
+    hidden = HiddenClips(positions={7: sorted(gone)})
     assert [hidden.place(7, number) for number in range(len(left))] == left
     assert list(hidden.between(7, 5, count)) == [place for place in sorted(gone) if 5 <= place < count]
 
@@ -216,7 +216,7 @@ def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> N
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_part_of_the_split_list_is_that_part(world: World, gone: set[Clip], offset: int, size: int) -> None:
     world.store.forget_failures()
-    bury(world.store, gone)
+    mark_gone(world.store, gone)
     look(world)
     expected = "".join(f"train/{FULL}/{name} 0\n" for name in names(set(CLIPS) - gone)).encode()
     handle = world.tree.open(world.control("train.csv")).result()
@@ -228,12 +228,12 @@ def test_any_part_of_the_split_list_is_that_part(world: World, gone: set[Clip], 
 
 
 def test_split_list_stays_as_it_was_opened(world: World) -> None:
-    bury(world.store, CLIPS[:7])
+    mark_gone(world.store, CLIPS[:7])
     look(world)
     handle = world.tree.open(world.control("train.csv")).result()
     before = handle.read(0, handle.size)
     assert handle.live
-    bury(world.store, CLIPS[5:300])
+    mark_gone(world.store, CLIPS[5:300])
     look(world)
     assert handle.read(0, handle.size + 1) == before
     assert len(split_list(world)) < before.count(b"\n")
@@ -253,7 +253,7 @@ def told_of(told: SimpleQueue[Name], clips: Collection[Clip], directory: int) ->
 
 def test_what_others_find_out_is_noticed(world: World) -> None:
     with watched(world) as told, Store(world.store.folder) as other:
-        bury(other, CLIPS[:50])
+        mark_gone(other, CLIPS[:50])
         told_of(told, CLIPS[:50], world.directory())
         assert listed(world) == names(CLIPS[50:])
         other.forget_failures(CLIPS[:20])
@@ -262,13 +262,13 @@ def test_what_others_find_out_is_noticed(world: World) -> None:
 
 
 def test_what_was_found_out_before_the_watch_began_is_noticed(world: World) -> None:
-    bury(world.store, CLIPS[:5])
+    mark_gone(world.store, CLIPS[:5])
     with watched(world) as told:
         told_of(told, CLIPS[:5], world.directory())
 
 
 def test_wait_that_is_over_is_noticed(world: World) -> None:
-    bury(world.store, CLIPS[:1], time.time() - A_WEEK + 3)
+    mark_gone(world.store, CLIPS[:1], time.time() - A_WEEK + 3)
     look(world)
     assert not is_found(world, CLIPS[0])
     with watched(world) as told:
@@ -294,7 +294,7 @@ def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.Mo
     failed: list[bool] = []
 
     def gone(*arguments: Collection[str]) -> dict[str, float]:
-        with world.store._ledger.connection() as db:
+        with world.store._database.connection() as db:
             if not failed:
                 failed.append(True)
                 db.execute("SELECT * FROM no_such_table")
@@ -303,7 +303,7 @@ def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(world.store.failure_log, "gone", gone)
     with watched(world) as told:
         wait_until(lambda: failed)
-        bury(world.store, CLIPS[:3])
+        mark_gone(world.store, CLIPS[:3])
         told_of(told, CLIPS[:3], world.directory())
 
 
