@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs import Library
-from tests.harness import Mounted, kinetics_fs
+from tests.support.command_line import Mounted, kinetics_fs
 
 FIXTURE = Path(__file__).parents[1] / "support" / "old_cache.tar.gz"
 FACTS: dict[str, Any] = json.loads(FIXTURE.with_name("old_cache.json").read_text())
