@@ -16,35 +16,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
-from urllib.parse import urlsplit
 
+from kinetics_fs.app import make_fetcher, open_selected_catalog, open_store
 from kinetics_fs.catalog import (
-    Catalog,
     ClassNames,
     Clip,
-    Selection,
     class_name,
-    find_release,
-    open_catalog,
     parse_clip_name,
 )
 from kinetics_fs.config import Settings
-from kinetics_fs.errors import ArchiveError, CatalogError, SettingError
-from kinetics_fs.fetch.settings import FetchSettings
-from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
-from kinetics_fs.store import Counts, HistoryRecorder, Store, prepare_folder
+from kinetics_fs.errors import CatalogError
+from kinetics_fs.store import Counts, HistoryRecorder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
-    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-
-_PROXIES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
-
-_GUESTS_RATE = 300
-"""Videos an hour that YouTube lets somebody without an account have, by yt-dlp's wiki."""
 
 
 class Library:
@@ -75,8 +62,8 @@ class Library:
         self.settings = (settings or Settings()).with_values(**values)
         self._fetcher: Fetcher | None = None
         with ExitStack() as opened:
-            self.catalog = opened.enter_context(selected_catalog(self.settings))
-            self.store = opened.enter_context(store_of(self.settings))
+            self.catalog = opened.enter_context(open_selected_catalog(self.settings))
+            self.store = opened.enter_context(open_store(self.settings))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -159,7 +146,7 @@ class Library:
 
     def _fetching(self) -> Fetcher:
         if self._fetcher is None:
-            self._fetcher = fetcher_of(self.settings, self.store, self.catalog.path)
+            self._fetcher = make_fetcher(self.settings, self.store, self.catalog.path)
         return self._fetcher
 
 
@@ -170,128 +157,3 @@ def _clip(clip: Clip | str) -> Clip:
     if parsed is None:
         raise CatalogError(f"{clip!r} is not the name of a clip")
     return parsed
-
-
-def selected_catalog(settings: Settings) -> Catalog:
-    """The catalog of the selection; compiled, or downloaded first, where that was not done before.
-
-    Raises:
-        CatalogError: annotations cannot be had or read, or the selection names what is not there.
-    """
-    prepare_folder(settings.cache_dir)
-    selection = Selection(
-        splits=settings.split,
-        classes=settings.klass,
-        max_samples=settings.max_samples,
-        shuffle=settings.shuffle,
-        seed=settings.seed,
-    )
-    return open_catalog(find_release(settings.release), settings.annotations, selection, settings.cache_dir / "catalog")
-
-
-def store_of(settings: Settings) -> Store:
-    """The store in the cache folder.
-
-    Raises:
-        StoreError: it cannot be used.
-    """
-    return Store(settings.cache_dir, limit=settings.cache_size, min_free=settings.min_free)
-
-
-def fetcher_of(settings: Settings, store: Store, catalog: Path | None) -> Fetcher:
-    """A fetcher into the store; close it before the store.
-
-    Args:
-        settings: of the fetcher and the sources.
-        store: where clips go.
-        catalog: file of the catalog in which the clips are; None if it is not known.
-
-    Raises:
-        SettingError: an address or a folder is none, or no source is left to be asked.
-    """
-    from kinetics_fs.fetch import Fetcher
-
-    check_places(settings)
-    rate = settings.rate
-    if rate is None and settings.video_url == YOUTUBE_URL:
-        rate = _GUESTS_RATE
-    index_db = index_db_path(settings)
-    there = {
-        "archive": index_db.exists() or (catalog is not None and settings.archive_stream_limit > 0),
-        "folder": bool(settings.folder),
-        "youtube": True,
-        "whole-archive": catalog is not None,
-    }
-    order = tuple(source for source in settings.source if there[source])
-    if not order:
-        wants = {
-            "archive": "no index of an archive is here; see kinetics-fs index --help",
-            "folder": "no folder is given; name one with --folder",
-            "whole-archive": "which class a clip is of is known only where a selection is given",
-        }
-        raise SettingError("; ".join(f"--source {source}: {wants[source]}" for source in settings.source))
-    return Fetcher(
-        store,
-        FetchSettings(
-            workers=settings.workers,
-            timeout=settings.timeout,
-            rate=rate or None,
-            sources=SourceSettings(
-                order=order,
-                video_url=settings.video_url,
-                max_height=settings.max_height,
-                limit_rate=settings.limit_rate / settings.workers if settings.limit_rate else None,
-                cookies=str(settings.cookies.absolute()) if settings.cookies else "",
-                proxy=settings.proxy or "",
-                source_address=settings.source_address or "",
-                exact=settings.trim == "exact",
-                ytdlp=dict(settings.ytdlp),
-                ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
-                archive_url=settings.archive_url,
-                archive_index=str(index_db),
-                archive_stream_limit=settings.archive_stream_limit,
-                folders=tuple(map(str, settings.folder)),
-                catalog=str(catalog or ""),
-            ),
-        ),
-    )
-
-
-def index_db_path(settings: Settings) -> Path:
-    """The file of the indexes of archives that are here; it need not be there."""
-    return settings.cache_dir / ARCHIVE_INDEXES
-
-
-def open_index_db(settings: Settings) -> ArchiveIndexDB:
-    """The indexes of archives that are here.
-
-    Raises:
-        ArchiveError: there are none, or they cannot be used.
-    """
-    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-
-    path = index_db_path(settings)
-    if not path.exists():
-        raise ArchiveError(f"{settings.cache_dir} has no index of an archive: see kinetics-fs index --help")
-    return ArchiveIndexDB(path)
-
-
-def check_places(settings: Settings) -> None:
-    """Refuses an address template without a place for the id, a proxy that is none (without showing it), and a folder
-    that is not there.
-
-    Raises:
-        SettingError: in these cases.
-    """
-    proxy = urlsplit(settings.proxy or "http://127.0.0.1:1")
-    try:
-        usable = proxy.port != 0 and bool(proxy.hostname) and proxy.scheme in _PROXIES
-    except ValueError:
-        usable = False
-    if not usable:
-        raise SettingError("--proxy is not an address like socks5://127.0.0.1:1080; escape what is odd in a password")
-    if "{id}" not in settings.video_url:
-        raise SettingError(f"--video-url {settings.video_url!r} has no {{id}} in it")
-    for folder in settings.folder:
-        if not folder.is_dir():
-            raise SettingError(f"--folder {str(folder)!r} is not a folder")

@@ -36,10 +36,10 @@ def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json:
     kinetics-fs doctor --offline /mnt/kinetics
     kinetics-fs doctor --cache-dir /data/kinetics --cookies cookies.txt --json
     """
-    from kinetics_fs.api import check_places
+    from kinetics_fs.app import check_source_settings
     from kinetics_fs.doctor import State, diagnose
 
-    check_places(settings)
+    check_source_settings(settings)
     findings = list(diagnose(settings, mountpoint, offline=offline))
     problems, warnings = (sum(one.state is state for one in findings) for state in (State.PROBLEM, State.WARNING))
     if as_json:

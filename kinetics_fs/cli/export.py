@@ -33,7 +33,7 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     """
     from tqdm import tqdm
 
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.catalog import ClassNames
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.store.export import Export
@@ -41,7 +41,7 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     interrupted = False
     failure: KineticsError | None = None
     style = ClassNames(settings.class_names)
-    with catalog_of(settings) as catalog, store_of(settings) as store:
+    with catalog_of(settings) as catalog, open_store(settings) as store:
         export = Export(store, catalog, folder, class_names=style, link=not copy)
         with tqdm(total=catalog.clip_count, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
             try:

@@ -292,9 +292,9 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
 
 
 def _store(settings: Settings) -> Store:
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
 
-    return store_of(settings)
+    return open_store(settings)
 
 
 def _clips(keys: Sequence[str]) -> list[Clip]:

@@ -82,10 +82,10 @@ def fetch_with_progress(
     clips: Iterable[Clip], wanted: int, store: Store, settings: Settings, *, catalog: Path | None
 ) -> Outcome:
     """The same, but says nothing of how it went."""
-    from kinetics_fs.api import fetcher_of
+    from kinetics_fs.app import make_fetcher
     from kinetics_fs.fetch.prefetch import Prefetch
 
-    fetcher = fetcher_of(settings, store, catalog)
+    fetcher = make_fetcher(settings, store, catalog)
     if fetcher.rate and wanted > fetcher.rate:
         click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
     interrupted = False

@@ -63,7 +63,7 @@ def command(
     kinetics-fs fill --release 700-2020 --split train --class "surfing water" --jobs 4
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     """
-    from kinetics_fs.api import index_db_path, open_index_db, store_of
+    from kinetics_fs.app import index_db_path, open_index_db, open_store
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Job, VerifyLevel
     from kinetics_fs.fill.plan import archives_holding, was_done
@@ -75,7 +75,7 @@ def command(
     outcome = Outcome()
     with ExitStack() as opened:
         catalog = opened.enter_context(catalog_of(settings))
-        store = opened.enter_context(store_of(settings))
+        store = opened.enter_context(open_store(settings))
         index_db = opened.enter_context(open_index_db(settings)) if index_db_path(settings).exists() else None
         # What an archive has for one selection says nothing of another one: each has its own folder.
         states = settings.cache_dir / "fills" / catalog.digest[:32]

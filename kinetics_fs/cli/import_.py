@@ -42,7 +42,7 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     kinetics-fs import ~/fiftyone/kinetics-600
     kinetics-fs import --release 400 --split train --verify decode /data/k400
     """
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import VerifyLevel
     from kinetics_fs.fill.importer import FolderImporter
@@ -52,7 +52,7 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     hopeless: FetchError | None = None
     with (
         catalog_of(settings) as catalog,
-        store_of(settings) as store,
+        open_store(settings) as store,
         HistoryRecorder(store.history, Counts),  # nothing is fetched, but how full the cache is shall be known
     ):
         taking = FolderImporter(folder.absolute(), store, catalog, depth=VerifyLevel(depth), link=not copy)

@@ -47,7 +47,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --release 400 --archive-url /data/kinetics
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     """
-    from kinetics_fs.api import index_db_path
+    from kinetics_fs.app import index_db_path
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill import Job, VerifyLevel
     from kinetics_fs.fill.plan import archives_holding
@@ -124,7 +124,7 @@ def info(settings: Settings, as_json: bool) -> None:
     kinetics-fs index info
     kinetics-fs index info --json
     """
-    from kinetics_fs.api import index_db_path, open_index_db
+    from kinetics_fs.app import index_db_path, open_index_db
 
     archives = []
     if index_db_path(settings).exists():
@@ -172,7 +172,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     kinetics-fs index verify --archive 600/val/abseiling.tar.gz --all
     kinetics-fs index verify --archive-url https://mirror.example.org/kinetics --sample 20
     """
-    from kinetics_fs.api import open_index_db
+    from kinetics_fs.app import open_index_db
     from kinetics_fs.fill.runner import Outcome, find_versions
 
     outcome = Outcome()
@@ -229,7 +229,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     kinetics-fs index export kinetics-600.index
     kinetics-fs index export --archive 600/val/abseiling.tar.gz - > abseiling.index
     """
-    from kinetics_fs.api import open_index_db
+    from kinetics_fs.app import open_index_db
     from kinetics_fs.sources.archive.index import write_index
 
     number = 0
@@ -256,7 +256,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     kinetics-fs index import kinetics-600.index
     curl https://example.org/kinetics-600.index | kinetics-fs index import -
     """
-    from kinetics_fs.api import index_db_path
+    from kinetics_fs.app import index_db_path
     from kinetics_fs.sources.archive.index import read_indexes
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.store import prepare_folder
@@ -301,7 +301,7 @@ def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> N
     kinetics-fs index remove --archive 600/val/abseiling.tar.gz
     kinetics-fs index remove --all
     """
-    from kinetics_fs.api import open_index_db
+    from kinetics_fs.app import open_index_db
 
     if bool(archives) == everything:
         raise click.UsageError("give --archive, or else --all")

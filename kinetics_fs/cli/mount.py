@@ -54,7 +54,7 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
     kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
-    from kinetics_fs.api import check_places
+    from kinetics_fs.app import check_source_settings
     from kinetics_fs.catalog import Selection, select
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.mount import daemon
@@ -63,7 +63,7 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
 
     notifier = Notifier.from_environment() if foreground else Notifier()
     notifier.send(STATUS="reading the annotations")
-    check_places(settings)
+    check_source_settings(settings)
     if not re.fullmatch(r"[A-Za-z0-9._:-]+", settings.fsname):
         raise click.UsageError(f"--fsname {settings.fsname!r}: take letters, digits and . _ : -")
     if settings.frontend == "fusepy":
@@ -100,7 +100,7 @@ def _serve(
     notifier: Notifier,
     ready: Callable[[], None],
 ) -> None:
-    from kinetics_fs.api import fetcher_of, store_of
+    from kinetics_fs.app import make_fetcher, open_store
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetch_manager import PrefetchManager
@@ -125,8 +125,8 @@ def _serve(
 
             metrics = opened.enter_context(MetricsServer(settings.metrics_port))
         catalog = opened.enter_context(Catalog(catalog_path))
-        store = opened.enter_context(store_of(settings))
-        fetcher = opened.enter_context(closing(fetcher_of(settings, store, catalog_path)))
+        store = opened.enter_context(open_store(settings))
+        fetcher = opened.enter_context(closing(make_fetcher(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         prefetcher = PrefetchManager(fetcher, store, catalog, unfinished, window=2 * settings.workers)
         listeners = [prefetcher.notice]
@@ -187,11 +187,11 @@ def _serve(
 
 def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
     """The catalog of those clips that are in the cache, and what to call it."""
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.catalog import only
 
     with (
-        store_of(settings) as store,
+        open_store(settings) as store,
         only(catalog, (clip for clip, _ in store.held()), catalog.path.parent) as cached,
     ):
         return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} clips that are here"
@@ -199,7 +199,7 @@ def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
     """The sizes of clips that come out of an archive, if that is where they come from."""
-    from kinetics_fs.api import index_db_path
+    from kinetics_fs.app import index_db_path
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
     if settings.source[0] != "archive":

@@ -32,12 +32,12 @@ def command(show: bool, settings: Settings, as_json: bool) -> None:
     kinetics-fs pin --class "surfing water" --class "springboard diving"
     kinetics-fs pin --list
     """
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.cli.rooms import catalog_of
 
     if not show and not selection_given():
         raise click.UsageError("give a selection, as --split validation or --class LABEL, or --list")
-    with catalog_of(settings) as catalog, store_of(settings) as store:
+    with catalog_of(settings) as catalog, open_store(settings) as store:
         if show:
             _print_list(catalog, store, as_json)
             return

@@ -91,12 +91,12 @@ def command(
 
 
 def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> int:
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.cli.fetching import fetch_clips
     from kinetics_fs.cli.rooms import catalog_of
 
     clips: Iterable[Clip]
-    with catalog_of(settings) as catalog, store_of(settings) as store:
+    with catalog_of(settings) as catalog, open_store(settings) as store:
         if listing is None:
             clips, count = (entry.clip for entry in catalog.clips()), catalog.clip_count
         else:

@@ -44,13 +44,13 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --release 700-2020 --split train -o train.html
     kinetics-fs report --split validation --json
     """
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.mount.query import statuses
     from kinetics_fs.report import gather, pictures, render
     from kinetics_fs.store.coverage import Coverage
 
-    with catalog_of(settings) as catalog, store_of(settings) as store:
+    with catalog_of(settings) as catalog, open_store(settings) as store:
         found = Coverage(catalog, store)
         gathered = gather(
             store,

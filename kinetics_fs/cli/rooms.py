@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kinetics_fs.api import selected_catalog
+from kinetics_fs.app import open_selected_catalog
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.config import Settings
 
@@ -15,7 +15,7 @@ def catalog_of(settings: Settings) -> Catalog:
     Raises:
         CatalogError: annotations cannot be had or read, or the selection names what is not there.
     """
-    catalog = selected_catalog(settings)
+    catalog = open_selected_catalog(settings)
     refusals = catalog.refusals()
     if refusals.total:
         click.echo(f"kinetics-fs: {refusals.total} rows of the annotations were refused:", err=True)

@@ -35,7 +35,7 @@ def command(mountpoint: Path | None, classes: bool, settings: Settings, as_json:
     kinetics-fs status --json /mnt/kinetics
     kinetics-fs status --classes /mnt/kinetics
     """
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.mount.query import mount_on, statuses
 
     if classes and mountpoint is None:
@@ -46,7 +46,7 @@ def command(mountpoint: Path | None, classes: bool, settings: Settings, as_json:
     if classes and not dead:
         mounts[0]["by_class"] = _classes_of(Path(mounts[0]["mountpoint"]))
     if mountpoint is None:
-        with store_of(settings) as store:
+        with open_store(settings) as store:
             report |= store.report()
     if as_json:
         click.echo(json.dumps(report, indent=2))

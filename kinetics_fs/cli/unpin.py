@@ -21,7 +21,7 @@ def command(everything: bool, settings: Settings, as_json: bool) -> None:
     kinetics-fs unpin --split validation --class "surfing water"
     kinetics-fs unpin --all
     """
-    from kinetics_fs.api import store_of
+    from kinetics_fs.app import open_store
     from kinetics_fs.cli.pin import counts_line
     from kinetics_fs.cli.rooms import catalog_of
 
@@ -31,7 +31,7 @@ def command(everything: bool, settings: Settings, as_json: bool) -> None:
     )
     if everything == chosen:
         raise click.UsageError("give a selection, as --split validation or --class LABEL, or else --all")
-    with store_of(settings) as store:
+    with open_store(settings) as store:
         if everything:
             counts = store.pins.remove_all()
         else:

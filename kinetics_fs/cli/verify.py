@@ -27,16 +27,16 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     kinetics-fs verify --split validation --decode
     kinetics-fs verify --repair
     """
-    from kinetics_fs.api import fetcher_of, store_of
+    from kinetics_fs.app import make_fetcher, open_store
     from kinetics_fs.cli.fetching import fetch_with_progress
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.cli.verifying import Report, check
 
     with contextlib.ExitStack() as opened:
         catalog = opened.enter_context(catalog_of(settings)) if selection_given() else None
-        store = opened.enter_context(store_of(settings))
+        store = opened.enter_context(open_store(settings))
         if repair:  # before anything is removed: whether it could be fetched again
-            fetcher_of(settings, store, catalog.path if catalog else None).close()
+            make_fetcher(settings, store, catalog.path if catalog else None).close()
         report = Report(repairing=repair)
         try:
             check(store, catalog, report, decode=decode)

@@ -1,0 +1,161 @@
+"""The composition root: settings in, the parts of kinetics-fs out.
+
+`Library`, the commands and a mount open the same catalog, store, fetcher and archive indexes from the same `Settings`.
+This module is the only one that maps settings to the arguments of those parts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
+from kinetics_fs.config import Settings
+from kinetics_fs.errors import ArchiveError, SettingError
+from kinetics_fs.fetch.settings import FetchSettings
+from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
+from kinetics_fs.store import Store, prepare_folder
+
+if TYPE_CHECKING:
+    from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+
+_PROXY_SCHEMES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
+
+_YOUTUBE_GUEST_RATE = 300
+"""Videos per hour that YouTube serves to a client without an account, according to the wiki of yt-dlp."""
+
+
+def open_selected_catalog(settings: Settings) -> Catalog:
+    """Open the catalog of the selection; download and compile the annotations first if that was not done before.
+
+    Raises:
+        CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
+    """
+    prepare_folder(settings.cache_dir)
+    selection = Selection(
+        splits=settings.split,
+        classes=settings.klass,
+        max_samples=settings.max_samples,
+        shuffle=settings.shuffle,
+        seed=settings.seed,
+    )
+    return open_catalog(find_release(settings.release), settings.annotations, selection, settings.cache_dir / "catalog")
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the store in the cache directory.
+
+    Raises:
+        StoreError: the cache directory cannot be used.
+    """
+    return Store(settings.cache_dir, limit=settings.cache_size, min_free=settings.min_free)
+
+
+def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetcher:
+    """Start a fetcher that fetches into a store. Close the fetcher before the store.
+
+    Args:
+        settings: settings of the fetcher and of the sources.
+        store: the store to fetch into.
+        catalog: file of the catalog that has the clips; None if it is unknown.
+
+    Raises:
+        SettingError: an address or a folder is invalid, or none of the sources in `--source` can be used.
+    """
+    from kinetics_fs.fetch import Fetcher
+
+    check_source_settings(settings)
+    rate = settings.rate
+    if rate is None and settings.video_url == YOUTUBE_URL:
+        rate = _YOUTUBE_GUEST_RATE
+    return Fetcher(
+        store,
+        FetchSettings(
+            workers=settings.workers,
+            timeout=settings.timeout,
+            rate=rate or None,
+            sources=SourceSettings(
+                order=_usable_sources(settings, catalog),
+                video_url=settings.video_url,
+                max_height=settings.max_height,
+                limit_rate=settings.limit_rate / settings.workers if settings.limit_rate else None,
+                cookies=str(settings.cookies.absolute()) if settings.cookies else "",
+                proxy=settings.proxy or "",
+                source_address=settings.source_address or "",
+                exact=settings.trim == "exact",
+                ytdlp=dict(settings.ytdlp),
+                ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
+                archive_url=settings.archive_url,
+                archive_index=str(index_db_path(settings)),
+                archive_stream_limit=settings.archive_stream_limit,
+                folders=tuple(map(str, settings.folder)),
+                catalog=str(catalog or ""),
+            ),
+        ),
+    )
+
+
+def _usable_sources(settings: Settings, catalog: Path | None) -> tuple[str, ...]:
+    """Return the sources of `--source` that can have clips, in that order.
+
+    Raises:
+        SettingError: there are none.
+    """
+    usable = {
+        "archive": index_db_path(settings).exists() or (catalog is not None and settings.archive_stream_limit > 0),
+        "folder": bool(settings.folder),
+        "youtube": True,
+        "whole-archive": catalog is not None,
+    }
+    order = tuple(source for source in settings.source if usable[source])
+    if not order:
+        missing = {
+            "archive": "the cache has no index of an archive; see kinetics-fs index --help",
+            "folder": "no folder is given; name one with --folder",
+            "whole-archive": "the class of a clip is known only if a selection is given",
+        }
+        raise SettingError("; ".join(f"--source {source}: {missing[source]}" for source in settings.source))
+    return order
+
+
+def index_db_path(settings: Settings) -> Path:
+    """Return the path of the archive index database of the cache; the file need not exist."""
+    return settings.cache_dir / ARCHIVE_INDEXES
+
+
+def open_index_db(settings: Settings) -> ArchiveIndexDB:
+    """Open the archive index database of the cache.
+
+    Raises:
+        ArchiveError: the cache has none, or it cannot be used.
+    """
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+
+    path = index_db_path(settings)
+    if not path.exists():
+        raise ArchiveError(f"{settings.cache_dir} has no index of an archive; see kinetics-fs index --help")
+    return ArchiveIndexDB(path)
+
+
+def check_source_settings(settings: Settings) -> None:
+    """Check the address template, the proxy and the folders. The message about a proxy does not show its password.
+
+    Raises:
+        SettingError: the template has no `{id}`, the proxy is not an address, or a folder does not exist.
+    """
+    proxy = urlsplit(settings.proxy or "http://127.0.0.1:1")
+    try:
+        usable = proxy.port != 0 and bool(proxy.hostname) and proxy.scheme in _PROXY_SCHEMES
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingError(
+            "--proxy is not an address such as socks5://127.0.0.1:1080; percent-encode special characters in a password"
+        )
+    if "{id}" not in settings.video_url:
+        raise SettingError(f"--video-url {settings.video_url!r} does not contain {{id}}")
+    for folder in settings.folder:
+        if not folder.is_dir():
+            raise SettingError(f"--folder {str(folder)!r} is not a folder")
