@@ -13,11 +13,12 @@ test: .venv/test check
 	    { echo "Failed with four tests at a time; once more, one by one:"; \
 	      timeout --kill-after=30 900 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --numprocesses 0; }
 
-## check: format, lint and types
+## check: format, lint, types and the layers of imports
 check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .venv/run: pyproject.toml constraints.txt .ci/system-packages
 	PYTHON=$(PYTHON) .ci/system-packages

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kinetics_fs._version import __version__
+
 if TYPE_CHECKING:
     from kinetics_fs.api import Library
-
-__version__ = "0.1.0"
 
 __all__ = ["Library", "__version__"]
 

@@ -71,6 +71,7 @@ def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Pat
     Args:
         url: http or https.
         folder: where copies are kept, each in a folder of its own, with a small JSON note beside it.
+        max_age: seconds for which the server is not asked again.
 
     Raises:
         CatalogError: there is no copy, and none can be had.

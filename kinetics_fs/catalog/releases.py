@@ -57,7 +57,7 @@ _WORD = re.compile(r"(?:kinetics|k)?[-_ ]?(400|600|700(?:[-_ ]2020)?)")
 
 
 def find_release(word: str) -> Release:
-    """The release that a person means: `600`, `k600`, `kinetics-600`, `Kinetics600`, `700_2020`, …
+    """The release that a person means: `600`, `k600`, `kinetics-600`, `Kinetics600`, `700_2020`.
 
     Raises:
         CatalogError: there is no such release; the message names those there are.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.errors import KineticsError, SettingError
 from kinetics_fs.util import logs
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.cli.options import with_settings
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.errors import ArchiveError, MountError

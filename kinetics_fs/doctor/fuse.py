@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError

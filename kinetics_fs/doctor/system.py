@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg, missing_encoders

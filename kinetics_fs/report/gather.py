@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.store import Store
 
 _COUNTS = ("clips", "cached", "evicted", "unavailable", "untried")

@@ -174,7 +174,7 @@ class ClipFiles:
 
 
 def _remove_unknown_settings(database: Path) -> None:
-    """diskcache makes an attribute of itself of every setting that it finds."""
+    """Remove rows that diskcache would make attributes of itself."""
     names = sorted({*diskcache.DEFAULT_SETTINGS, *METADATA})
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as db, db:
         if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():

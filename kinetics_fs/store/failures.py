@@ -196,7 +196,8 @@ class FailureLog:
     @contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
         """A question that costs next to nothing: whether anything was written, by whatever process, since it was asked
-        last. The first time it was. To be asked by one thread at a time."""
+        last. The first time it was. To be asked by one thread at a time.
+        """
         with self._database.connection() as db:
             seen = None
 

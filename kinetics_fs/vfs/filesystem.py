@@ -1,4 +1,6 @@
-"""The tree of one mount::
+"""The tree of one mount.
+
+::
 
 /                                   1
 ├── .kinetics/                      virtual files, made when read

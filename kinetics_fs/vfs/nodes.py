@@ -83,7 +83,8 @@ class Handle(Protocol):
 
     def consume_invalidation(self) -> bool:
         """Whether its size or content may be other than what was shown of this inode before: true once per content,
-        for the front end that asks when it answers, and tells its kernel."""
+        for the front end that asks when it answers, and tells its kernel.
+        """
         ...
 
     def read(self, offset: int, size: int) -> bytes: ...

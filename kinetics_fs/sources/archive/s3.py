@@ -167,7 +167,7 @@ def _identity() -> _Identity:
 
 @functools.cache
 def _botocore_session() -> Any:
-    """botocore's session; None where it is not installed."""
+    """The session of botocore; None where it is not installed."""
     try:
         from botocore.session import Session
     except ImportError:

@@ -1,5 +1,6 @@
 """Clips out of archives: of one whose index is here by one request for little more than the clip's own bytes; of the
-archive of a class also with all others that are in it."""
+archive of a class also with all others that are in it.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,3 @@
+"""The version of kinetics-fs."""
+
+__version__ = "0.1.0"
