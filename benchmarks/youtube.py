@@ -33,9 +33,10 @@ from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.media import Media
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import Media, SourceSettings
+from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.support.command_line import ENVIRONMENT
 from tests.support.link import Link

@@ -65,9 +65,10 @@ def command(
     """
     from kinetics_fs.app import index_db_path, open_index_db, open_store
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import Job, VerifyLevel
+    from kinetics_fs.fill import Job
     from kinetics_fs.fill.plan import archives_holding, was_done
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over
+    from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive.libz import finds_block_boundaries
     from kinetics_fs.store import HistoryRecorder
 

@@ -44,8 +44,8 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     """
     from kinetics_fs.app import open_store
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import VerifyLevel
     from kinetics_fs.fill.importer import FolderImporter
+    from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.store import Counts, HistoryRecorder
 
     interrupted = False

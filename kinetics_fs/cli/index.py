@@ -49,9 +49,10 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     """
     from kinetics_fs.app import index_db_path
     from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.fill import Job, VerifyLevel
+    from kinetics_fs.fill import Job
     from kinetics_fs.fill.plan import archives_holding
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over, say_failed
+    from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.sources.archive.libz import finds_block_boundaries
     from kinetics_fs.store import prepare_folder

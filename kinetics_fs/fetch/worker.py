@@ -30,7 +30,8 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.verify import check_container, expected_span, verify_clip
+from kinetics_fs.media.probe import expected_span
+from kinetics_fs.media.verify import check_container, verify_clip
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.base import LARGEST_FILE
 from kinetics_fs.util import logs

@@ -6,7 +6,6 @@ a folder, which only this machine may see.
 """
 
 from kinetics_fs.fill.archive_job import Job, fill_archive
-from kinetics_fs.fill.depth import VerifyLevel
 from kinetics_fs.fill.summary import Summary
 
-__all__ = ["Job", "Summary", "VerifyLevel", "fill_archive"]
+__all__ = ["Job", "Summary", "fill_archive"]

@@ -16,9 +16,9 @@ from typing import IO
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill.depth import VerifyLevel
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.fill.summary import Summary
+from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address

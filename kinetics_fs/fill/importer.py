@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill.depth import VerifyLevel
+from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
 from kinetics_fs.sources.folder import SOURCE, clip_of, look_at, take_file

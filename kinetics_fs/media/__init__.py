@@ -1,1 +1,31 @@
-"""Video files: probing, cutting, verification levels, and the ffmpeg program."""
+"""Video files: probing, cutting, verification levels, and the ffmpeg program.
+
+`Media` describes a file that a source has fetched. The submodules import PyAV, which is slow to load, so that only the
+processes that handle video import them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A video file that contains a clip.
+
+    Args:
+        path: the file.
+        start: offset of the clip from the beginning of the file, in seconds.
+        length: duration of the complete file in seconds, as stated by its origin; None if the origin does not state it.
+        whole: the file is the clip itself, as the publisher of the dataset cut it. It is kept byte for byte, and may be
+            shorter than its annotation, as some clips of the dataset are.
+        part: the file contains only the bytes that the clip needs, and its header does not give the duration of the
+            complete video.
+    """
+
+    path: Path
+    start: float
+    length: float | None
+    whole: bool = False
+    part: bool = False

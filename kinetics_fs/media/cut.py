@@ -1,4 +1,4 @@
-"""Cutting a clip out of a longer file: frame-exact, by re-encoding; or quickly, by copying."""
+"""Cutting of a clip out of a longer file: frame-exact by re-encoding, or fast by copying."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import subprocess
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import Media
+from kinetics_fs.media import Media
 
-MOST_BITS_PER_SECOND = 6_000_000
-"""Cap of the video's rate. With it a clip is always smaller than `vfs` says of one that it does not know yet."""
-
+MAX_BITS_PER_SECOND = 6_000_000
+"""Cap of the video bit rate. It keeps every cut clip smaller than the size that `vfs` reports for an unknown clip."""
 
 _LEAD = 1.0
-"""Seconds to seek before the clip. ffmpeg seeks by the time of decoding: a keyframe may be decoded before the clip's
-first frames, and be shown after them."""
+"""Seconds to seek before the clip. ffmpeg seeks by decoding time, and a keyframe that is decoded before the clip's
+first frame may be shown after it."""
 
 
 def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height: int, exact: bool = True) -> None:
-    """Cuts `duration` seconds out of `media` into an mp4 (h264, aac) whose index stands in front.
+    """Cut a clip into an mp4 file (h264, aac) with its index in front.
 
-    Unless it is to be `exact`, the streams are copied as they are. That is quicker, but begins at a keyframe: up to
-    several seconds early, hidden by an edit list that half of the readers ignore.
+    Args:
+        media: file from which to cut, and where in it the clip begins.
+        duration: duration of the clip in seconds.
+        target: file to create; an existing one is overwritten.
+        ffmpeg: path of the ffmpeg program.
+        max_height: maximum height of the picture in lines; taller ones are scaled down.
+        exact: re-encode, so that the clip begins at the exact frame. Otherwise the streams are copied. That is faster,
+            but the copy begins at a keyframe up to several seconds early, and half of all readers ignore the edit list
+            that hides these seconds.
 
     Raises:
-        FetchError: ffmpeg cannot be run (CONFIG), cannot read the media (CORRUPT) or not write (LOCAL).
+        FetchError: ffmpeg cannot be run (CONFIG), cannot read the media (CORRUPT) or cannot write (LOCAL).
     """
     if exact:
         done = _run(_exact_command(media, duration, target, ffmpeg, max_height, "-fps_mode"))
@@ -36,10 +42,10 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     if done.returncode == 0:
         return
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    said = lines[-1][:200] if lines else f"status {done.returncode}"
+    message = lines[-1][:200] if lines else f"status {done.returncode}"
     if any("No space left on device" in line for line in lines):
-        raise FetchError(FailureKind.LOCAL, f"ffmpeg: {said}", errno=errno.ENOSPC)
-    raise FetchError(FailureKind.CORRUPT, f"ffmpeg could not cut the clip: {said}")
+        raise FetchError(FailureKind.LOCAL, f"ffmpeg cannot write the clip: {message}", errno=errno.ENOSPC)
+    raise FetchError(FailureKind.CORRUPT, f"ffmpeg cannot cut the clip: {message}")
 
 
 def _command(path: Path, seek: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
@@ -60,10 +66,10 @@ def _exact_command(
     output = [
         "-vf", f"{span},setpts=PTS-{lead:.6f}/TB,scale=-2:'trunc(min({max_height},ih)/2)*2'",
         "-af", f"a{span},asetpts=PTS-{lead:.6f}/TB",
-        # Frames keep their times, on a clock that every usual rate divides: else some are doubled or dropped.
+        # Frames keep their times, on a clock that every usual rate divides; otherwise some are doubled or dropped.
         rate_option, "vfr", "-enc_time_base", "1:90000",
         "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p",
-        "-maxrate", str(MOST_BITS_PER_SECOND), "-bufsize", str(MOST_BITS_PER_SECOND),
+        "-maxrate", str(MAX_BITS_PER_SECOND), "-bufsize", str(MAX_BITS_PER_SECOND),
         "-c:a", "aac", "-b:a", "128k", "-ac", "2",
     ]  # fmt: skip
     return _command(media.path, media.start - lead, target, ffmpeg, output)

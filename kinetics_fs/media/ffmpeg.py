@@ -1,4 +1,4 @@
-"""Where the ffmpeg program is, and whether it will do."""
+"""The ffmpeg program: its path, and a test of its encoders."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import subprocess
 
 from kinetics_fs.errors import FailureKind, FetchError
 
-_PATIENCE = 15.0
-"""Seconds for the least that ffmpeg can be asked to do."""
+_TIMEOUT = 15.0
+"""Seconds that encoding a few frames may take."""
 
 
 def find_ffmpeg() -> str:
-    """Absolute path of ffmpeg: the system's where there is one, else the one in the imageio-ffmpeg package.
+    """Return the absolute path of ffmpeg: the one on PATH, otherwise the one in the package imageio-ffmpeg.
 
     Raises:
-        FetchError: neither is there (CONFIG).
+        FetchError: neither exists (CONFIG).
     """
     system = shutil.which("ffmpeg")
     if system is not None:
@@ -26,19 +26,19 @@ def find_ffmpeg() -> str:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
         raise FetchError(
-            FailureKind.CONFIG, "no ffmpeg program: install the system's ffmpeg, or the package imageio-ffmpeg"
+            FailureKind.CONFIG, "cannot find ffmpeg: install the system's package or the Python package imageio-ffmpeg"
         ) from error
 
 
 def missing_encoders(ffmpeg: str) -> list[str]:
-    """Which of the encoders that cutting takes this ffmpeg lacks, by encoding a little with each.
+    """Return the encoders that cutting needs and this ffmpeg lacks. Each is tested by encoding a few frames.
 
     Args:
-        ffmpeg: its path.
+        ffmpeg: path of the program.
 
     Raises:
-        OSError: it cannot be run.
-        subprocess.TimeoutExpired: it does not end.
+        OSError: the program cannot be run.
+        subprocess.TimeoutExpired: the program does not end within 15 seconds.
     """
     picture, sound = bytes(64 * 64 * 3 // 2), bytes(44100 // 4 * 2)
     return [
@@ -51,7 +51,7 @@ def missing_encoders(ffmpeg: str) -> list[str]:
             [ffmpeg, "-hide_banner", "-loglevel", "error", *form, encoder, "-f", "null", "-"],
             input=raw,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         ).returncode
     ]

@@ -6,10 +6,10 @@ A source takes a clip and a private folder, and leaves a media file there that c
 
 from pathlib import Path
 
-from kinetics_fs.sources.base import InProgressElsewhere, Media, NotInSource, OnClip, Source
+from kinetics_fs.sources.base import InProgressElsewhere, NotInSource, OnClip, Source
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["InProgressElsewhere", "Media", "NotInSource", "OnClip", "Source", "SourceSettings", "make_source"]
+__all__ = ["InProgressElsewhere", "NotInSource", "OnClip", "Source", "SourceSettings", "make_source"]
 
 
 def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:

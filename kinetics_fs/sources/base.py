@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.media import Media
 
 LARGEST_FILE = 4 * 1024**3
 """Bytes that any file may have that is fetched or made on the way: the longest Kinetics source, 6.6 hours, stays well
 below at 360 lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """A file that contains a clip.
-
-    Args:
-        path: the file, in the folder that the source was given.
-        start: where in the file the clip begins, in seconds.
-        length: how long the file should be, in seconds, by what the origin said; None if it did not say.
-        whole: the file is the clip itself, cut long ago by whoever made the dataset. It is kept as it is, byte for
-            byte, and may be shorter than the clip should be, as some of the dataset are.
-        part: the file has what the clip needs of the media and no more; how long they are is not in its header.
-    """
-
-    path: Path
-    start: float
-    length: float | None
-    whole: bool = False
-    part: bool = False
 
 
 class NotInSource(Exception):

@@ -27,8 +27,9 @@ from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import LAST_SECOND, Clip
 from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
+from kinetics_fs.media import Media
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
-from kinetics_fs.sources.base import Media, NotInSource
+from kinetics_fs.sources.base import NotInSource
 from kinetics_fs.util.files import link_or_copy
 
 SOURCE = "folder"

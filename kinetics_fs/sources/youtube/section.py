@@ -18,7 +18,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.base import Media
+from kinetics_fs.media import Media
 from kinetics_fs.sources.http_range import RemoteFile
 from kinetics_fs.sources.youtube.segments import Segments
 

@@ -18,8 +18,9 @@ from yt_dlp import YoutubeDL
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media import Media
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources.base import LARGEST_FILE, Media
+from kinetics_fs.sources.base import LARGEST_FILE
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.sources.youtube.errors import classify

@@ -13,7 +13,8 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill import Job, VerifyLevel, fill_archive
+from kinetics_fs.fill import Job, fill_archive
+from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive import s3
 from kinetics_fs.sources.archive.layout import archive_address

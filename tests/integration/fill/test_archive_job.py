@@ -17,8 +17,9 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill import Job, VerifyLevel, fill_archive
+from kinetics_fs.fill import Job, fill_archive
 from kinetics_fs.fill import archive_job as job_module
+from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource

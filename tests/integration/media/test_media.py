@@ -13,10 +13,11 @@ import pytest
 
 from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.cut import MOST_BITS_PER_SECOND, cut
+from kinetics_fs.media import Media
+from kinetics_fs.media.cut import MAX_BITS_PER_SECOND, cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.verify import Span, check_container, expected_span, verify_clip
-from kinetics_fs.sources import Media
+from kinetics_fs.media.probe import Span, expected_span
+from kinetics_fs.media.verify import check_container, verify_clip
 from tests.conftest import Dataset
 
 SECONDS = 24
@@ -451,7 +452,7 @@ def test_rate_has_a_cap(tmp_path: Path) -> None:
     path = tmp_path / "noise.mp4"
     ffmpeg("-f", "lavfi", "-i", "nullsrc=s=320x180:d=4:r=30,geq=random(1)*255:128:128", "-preset", "ultrafast", path)
 
-    assert clip_of(path, 0, 4).stat().st_size * 8 < MOST_BITS_PER_SECOND * 4 * 1.35
+    assert clip_of(path, 0, 4).stat().st_size * 8 < MAX_BITS_PER_SECOND * 4 * 1.35
 
 
 # The program

@@ -18,7 +18,7 @@ from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.verify import expected_span
+from kinetics_fs.media.probe import expected_span
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.support.videos import KEYFRAMES, RATE, Videos

@@ -13,10 +13,11 @@ from kinetics_fs.demo.dataset import RATE
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media import Media
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.verify import expected_span
-from kinetics_fs.sources import Media, SourceSettings
+from kinetics_fs.media.probe import expected_span
+from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.conftest import Dataset
 from tests.support.youtube import AD_SECONDS, FakeYouTube

@@ -23,7 +23,7 @@ from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_ca
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.fetch import Fetcher, Priority
 from kinetics_fs.fetch.stats import FetchStats
-from kinetics_fs.media.cut import MOST_BITS_PER_SECOND
+from kinetics_fs.media.cut import MAX_BITS_PER_SECOND
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, Handle, NodeType, errno_of
 
@@ -262,7 +262,7 @@ def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(still: World) -> No
         attributes = still.tree.attributes(still.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
         # Picture, sound, and what the container adds; the rate of the picture is a mean over its buffer, which may be
         # full once more.
-        picture = MOST_BITS_PER_SECOND * (clip.duration + 1) / 8
+        picture = MAX_BITS_PER_SECOND * (clip.duration + 1) / 8
         sound = 2 * 128_000 / 8 * clip.duration
         if clip.duration >= 4:
             assert attributes.size >= picture + sound
