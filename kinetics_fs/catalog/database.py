@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from kinetics_fs.catalog.inodes import clip_number
 from kinetics_fs.catalog.naming import UNLABELED
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.util.files import sync_folder
+from kinetics_fs.util.files import atomic_path, fsync
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
 """In the header of every catalog: says whose file it is."""
@@ -99,10 +98,12 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
     Raises:
         CatalogError: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(temporary.absolute().as_uri(), uri=True, isolation_level=None)) as connection:
+        with (
+            atomic_path(path) as temporary,
+            closing(sqlite3.connect(temporary.absolute().as_uri(), uri=True, isolation_level=None)) as connection,
+        ):
             # Nobody else sees this file, and after a crash it is thrown away: no waiting for the disk. The journal is
             # for statements that fail, as `_make_numbers_unique` expects; what it holds is small, as the file is new.
             connection.executescript(
@@ -119,17 +120,11 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
             yield connection
             _finish(connection)
             connection.execute("COMMIT")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        fsync(path.parent)
     except sqlite3.Error as error:
         raise CatalogError(f"a catalog cannot be built in {path.parent}: {error}") from error
     except OSError as error:
         raise CatalogError(f"a catalog cannot be built in {path.parent}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     prune(path.parent)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from kinetics_fs.errors import CatalogError, root_cause
+from kinetics_fs.util.files import atomic_write
 
 if TYPE_CHECKING:
     import requests
@@ -50,9 +49,8 @@ class _Copy:
             return None
 
     def write(self, path: Path) -> None:
-        temporary = _temporary(path)
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(_note(path))
+        with atomic_write(_note(path), durable=False) as file:
+            file.write(json.dumps(asdict(self)).encode())
 
     def is_fresh(self, max_age: float) -> bool:
         return 0 <= time.time() - self.checked < max_age
@@ -99,10 +97,6 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.note.json")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-
-
 def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
     import requests  # a tenth of a second that only a download should cost
 
@@ -113,7 +107,8 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
             if response.status_code == requests.codes.not_modified and copy:
                 size = copy.size
             elif response.status_code == requests.codes.ok:
-                size = _store(response, url, path)
+                with atomic_write(path) as file:
+                    size = _copy_body(response, url, file)
             else:
                 raise CatalogError(f"annotations cannot be fetched: {url} answers {response.status_code}")
             _Copy(
@@ -128,20 +123,6 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
         raise CatalogError(f"annotations cannot be fetched: {url}: {root_cause(error)}{otherwise}") from error
     except OSError as error:
         raise CatalogError(f"annotations cannot be kept in {path.parent}: {error.strerror or error}") from error
-
-
-def _store(response: requests.Response, url: str, path: Path) -> int:
-    """Writes the body to `path`, whole or not at all, and returns its size in bytes."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            size = _copy_body(response, url, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        return size
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:

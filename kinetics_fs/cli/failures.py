@@ -17,8 +17,7 @@ import click
 
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.files import atomic_write
-from kinetics_fs.cli.options import json_option, selection_given, with_settings
+from kinetics_fs.cli.options import json_option, open_output, selection_given, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind
 
@@ -228,7 +227,7 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
     wanted = _travelling(kinds)
     with _store(settings) as store:
         failures = sorted(store.failure_log.all(wanted), key=lambda failure: failure.key)
-    with atomic_write(file) as stream:
+    with open_output(file) as stream:
         stream.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
     click.echo(f"{len(failures):,} written", err=True)
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs.cli.files import atomic_write
-from kinetics_fs.cli.options import archive_options, json_option, verify_option, with_settings
+from kinetics_fs.cli.options import archive_options, json_option, open_output, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.util.text import readable_size
@@ -131,7 +130,7 @@ def command(
         "clips_not_taken": [clip.key for clip in lacking.not_taken],
         "clips_in_no_archive": [clip.key for clip in lacking.in_no_archive],
     }
-    with atomic_write(place) as file:
+    with open_output(place) as file:
         file.write(json.dumps(result | lists, indent=1).encode() + b"\n")
     if as_json:
         click.echo(json.dumps(result))

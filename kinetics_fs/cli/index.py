@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.files import atomic_write
-from kinetics_fs.cli.options import archive_option, archive_options, json_option, with_settings
+from kinetics_fs.cli.options import archive_option, archive_options, json_option, open_output, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, KineticsError
 from kinetics_fs.util.text import readable_size
@@ -236,7 +235,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     number = 0
     with open_index_db(settings) as index_db:
         names = _known(archives, {one.archive for one in index_db.archives()})
-        with atomic_write(file) as stream:
+        with open_output(file) as stream:
             for index in index_db.indexes(names):
                 write_index(index, stream)
                 number += 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -20,7 +22,9 @@ from kinetics_fs.config import (
     setting_name,
     table,
 )
+from kinetics_fs.errors import KineticsError
 from kinetics_fs.util import logs
+from kinetics_fs.util.files import atomic_write
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -237,3 +241,24 @@ def archive_options(function: Callable[..., R]) -> Callable[..., R]:
 def archive_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """`--archive`."""
     return click.option("--archive", "archives", metavar="NAME", multiple=True, help=help)
+
+
+@contextlib.contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Open the file that a command writes for its user; `-` is standard output.
+
+    A regular file appears when it is complete and replaces an earlier one. A pipe or a device is written to directly.
+
+    Raises:
+        KineticsError: the file cannot be written.
+    """
+    if str(path) == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        target = path.resolve()
+        with target.open("wb") if target.exists() and not target.is_file() else atomic_write(target) as file:
+            yield file
+    except OSError as error:
+        raise KineticsError(f"cannot write {path}: {error.strerror}") from error

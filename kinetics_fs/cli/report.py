@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from kinetics_fs.cli.files import atomic_write
-from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.cli.options import json_option, open_output, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import readable_size
 
@@ -73,6 +72,6 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
         held = {(row["split"], row["label"]): row["cached"] for row in gathered["classes"]}
         page = render(gathered, list(pictures(catalog, store, held, thumbnails)))
     written = page.encode(errors="replace")  # the name of a folder may be no text
-    with atomic_write(output) as file:
+    with open_output(output) as file:
         file.write(written)
     click.echo(f"{output}: {readable_size(len(written))}", err=True)

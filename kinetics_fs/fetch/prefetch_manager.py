@@ -18,6 +18,7 @@ from kinetics_fs.errors import CatalogError, KineticsError
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
 from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
 from kinetics_fs.store import Store
+from kinetics_fs.util.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
@@ -224,9 +225,11 @@ class PrefetchManager:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if clips is not None:
-                (self._folder / f"{token}.list").write_text("".join(f"{clip.key}\n" for clip in clips))
+                with atomic_write(self._folder / f"{token}.list", durable=False) as file:
+                    file.writelines(f"{clip.key}\n".encode() for clip in clips)
             wish = None if selection is None else asdict(selection)
-            (self._folder / f"{token}.json").write_text(json.dumps(wish))
+            with atomic_write(self._folder / f"{token}.json", durable=False) as file:
+                file.write(json.dumps(wish).encode())
         except OSError as error:
             raise KineticsError(f"cannot note the prefetch in {self._folder}: {error.strerror}") from error
         return token

@@ -9,6 +9,7 @@ from pathlib import Path
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.sources.archive.layout import archive_of_class, archives_of, stem
 from kinetics_fs.sources.archive.reader import Version
+from kinetics_fs.util.files import atomic_write
 
 
 def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
@@ -45,7 +46,8 @@ def is_replacement(name: str) -> bool:
 def remember_done(states: Path, name: str, version: Version) -> None:
     """Writes down that an archive was passed over to its end."""
     states.mkdir(parents=True, exist_ok=True)
-    _mark(states, name).write_text(json.dumps([version.size, version.etag]))
+    with atomic_write(_mark(states, name), durable=False) as file:
+        file.write(json.dumps([version.size, version.etag]).encode())
 
 
 def was_done(states: Path, name: str, version: Version) -> bool:

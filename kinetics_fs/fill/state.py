@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from kinetics_fs.errors import ArchiveError
 from kinetics_fs.fill.summary import Summary
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.scan import Checkpoint
+from kinetics_fs.util.files import atomic_write
 
 _MAGIC = b"kinetics-fs fill 2\n"
 _LENGTH = 4
@@ -33,15 +33,10 @@ def write_state(path: Path, state: State) -> None:
     It is not forced to the disk: a state that a power cut has damaged is noticed, and the archive begun anew.
     """
     checkpoint = state.checkpoint.pack()
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(_MAGIC + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
-            file.write(state.summary.pack().encode() + b"\n")
-            write_index(state.learnt, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, durable=False) as file:
+        file.write(_MAGIC + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
+        file.write(state.summary.pack().encode() + b"\n")
+        write_index(state.learnt, file)
 
 
 def read_state(path: Path) -> State | None:

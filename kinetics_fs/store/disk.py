@@ -21,7 +21,7 @@ import diskcache
 from diskcache.core import MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
-from kinetics_fs.util.files import sync_folder
+from kinetics_fs.util.files import fsync
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 
@@ -108,7 +108,7 @@ class ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annota
         target = Path(self._directory, filename)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         value.path.rename(target)
-        sync_folder(target.parent)
+        fsync(target.parent)
         return value.size, MODE_BINARY, filename, None
 
     def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:

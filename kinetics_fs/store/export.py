@@ -14,7 +14,7 @@ from pathlib import Path
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
 from kinetics_fs.errors import StoreError
 from kinetics_fs.store.store import Store, StoredClip
-from kinetics_fs.util.files import link_or_copy
+from kinetics_fs.util.files import fsync, link_or_copy
 
 _PAGE = 500
 
@@ -153,21 +153,13 @@ class Export:
         linked = link_or_copy(stored.fd, unfinished, most=stored.size, link=self._link)
         try:
             if not linked:
-                _sync(unfinished)
+                fsync(unfinished)
             if not _give_name(unfinished, target):
                 return False
         finally:
             unfinished.unlink(missing_ok=True)
         self.exported.linked += linked
         return True
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _give_name(file: Path, name: Path) -> bool:

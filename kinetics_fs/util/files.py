@@ -1,32 +1,69 @@
-"""Files: names that survive a power cut, and content under a second name (clone, hard link or copy)."""
+"""Files: atomic writes, names that survive a power cut, and second names for content (clone, hard link, copy)."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 _FICLONE = 0x40049409
-"""`ioctl` of Linux: makes a file share the blocks of another one until either is written (Btrfs, XFS)."""
+"""The `ioctl` of linux/fs.h that makes a file share the blocks of another one until either is written (Btrfs, XFS)."""
 
-_PIECE = 1024 * 1024
+_COPY_CHUNK = 1024 * 1024
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder, as after a rename into it, survive a power cut.
+def fsync(path: Path) -> None:
+    """Force a file to the disk, or, for a folder, the names in it. A symbolic link to a file is not followed.
 
     Raises:
-        OSError: the disk failed.
+        OSError: the path cannot be opened, or the disk failed.
     """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | (os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW))
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file that the block creates there replaces `path` when the block ends.
+
+    If the block raises, `path` stays as it was and the temporary file is removed. A process that dies in the block
+    leaves a file whose name begins with a dot and ends in `.tmp`.
+
+    Args:
+        path: the final path. Its folder must exist.
+        durable: force the content to the disk first, so that a power cut cannot leave `path` with partial content.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        if durable:
+            fsync(temporary)
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):  # never hide the error of the block
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing; it appears at `path`, complete, when the block ends. See `atomic_path`.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    with atomic_path(path, durable=durable) as temporary, temporary.open("xb") as file:
+        yield file
 
 
 def link_or_copy(source: int, target: Path, *, most: int, link: bool = True) -> bool:
@@ -95,7 +132,7 @@ def _link(source: int, target: Path) -> bool:
 
 def _copy(source: int, file: BinaryIO, most: int) -> None:
     copied = 0
-    while piece := os.pread(source, _PIECE, copied):
+    while piece := os.pread(source, _COPY_CHUNK, copied):
         copied += len(piece)
         if copied > most:
             raise _too_large(most)
