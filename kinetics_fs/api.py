@@ -28,7 +28,7 @@ from kinetics_fs.catalog import (
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.store import Counts, HistoryRecorder
+from kinetics_fs.store import ActivityCounts, HistoryRecorder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
@@ -92,7 +92,7 @@ class Library:
 
     def held(self, clip: Clip | str) -> bool:
         """Whether a clip is here: one of `clips`, or of `paths`, or any path that ends with its name."""
-        return self.store.holds(_clip(clip))
+        return self.store.is_cached(_clip(clip))
 
     def open(self, clip: Clip | str) -> BinaryIO:
         """Opens a clip, and fetches it first if it is not here. What is open stays readable, evicted or not.
@@ -118,7 +118,7 @@ class Library:
             changed: told how it is going, often, and from any thread.
 
         Returns:
-            How it went: `state`, `reason`, and the numbers of `clips`, those `fetched`, `already_here` and `failed`,
+            How it went: `state`, `reason`, and the numbers of `clips`, those `fetched`, `already_cached` and `failed`,
             and `failures` by kind.
         """
         from kinetics_fs.fetch.prefetch import Prefetch
@@ -133,7 +133,7 @@ class Library:
             changed=lambda: changed(prefetch.report()),
         )
         counters = fetcher.counters
-        with HistoryRecorder(self.store.history, lambda: Counts(counters.fetched, counters.failed)):
+        with HistoryRecorder(self.store.history, lambda: ActivityCounts(counters.fetched, counters.failed)):
             try:
                 prefetch.run()
             finally:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kinetics_fs.catalog.annotations import Annotation, Refusal, read_annotations
-from kinetics_fs.catalog.catalog import Catalog, Directory, Entry, Place, Refusals
+from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Refusals
 from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
@@ -37,9 +37,9 @@ __all__ = [
     "Catalog",
     "ClassNames",
     "Clip",
+    "ClipPosition",
     "Directory",
     "Entry",
-    "Place",
     "Refusal",
     "Refusals",
     "Release",

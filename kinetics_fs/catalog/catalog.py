@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     directory: int
 
 
-class Place(NamedTuple):
+class ClipPosition(NamedTuple):
     """Where a clip stands: its key, the inode number of its class directory, and its place in that one's listing."""
 
     key: str
@@ -221,7 +221,7 @@ class Catalog:
             *clip,
         )
 
-    def places(self, keys: Iterable[str]) -> list[Place]:
+    def positions(self, keys: Iterable[str]) -> list[ClipPosition]:
         """Everywhere these clips (`Clip.key`) stand, in the order of the catalog; in one query, for there may be many.
 
         What is no key of a clip here is found nowhere.
@@ -235,7 +235,7 @@ class Catalog:
             json.dumps(sorted(keys)),  # in the order of the index, which is quicker
         )
         first_rows = {directory._id: directory._first_row for directory in self._by_number.values()}
-        return [Place(key, self._number_of[number], row - first_rows[number]) for key, number, row in rows]
+        return [ClipPosition(key, self._number_of[number], row - first_rows[number]) for key, number, row in rows]
 
     # How it was made ----------------------------------------------------------------------------------------------
 

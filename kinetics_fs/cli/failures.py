@@ -247,13 +247,13 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
     kinetics-fs failures import dead-clips.jsonl
     gunzip -c dead-clips.jsonl.gz | kinetics-fs failures import -
     """
-    from kinetics_fs.store import RefusedLine, Report, read_reports
+    from kinetics_fs.store import FailureReport, RefusedLine, read_reports
 
     wanted = _travelling(kinds)
     counts = Counter[str]()
     refused: list[RefusedLine] = []
 
-    def reports() -> Iterator[Report]:
+    def reports() -> Iterator[FailureReport]:
         for line in read_reports(file):
             if isinstance(line, RefusedLine):
                 counts["refused"] += 1
@@ -273,7 +273,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
     result = {
         "imported": taken.new,
         "known": taken.known,
-        "clip_here": taken.here,
+        "clip_cached": taken.cached,
         "other_kind": counts["other_kind"],
         "refused": counts["refused"],
     }
@@ -281,7 +281,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
         click.echo(json.dumps(result))
     else:
         click.echo(
-            f"{taken.new:,} imported, {taken.known:,} known as well here, {taken.here:,} of clips that were had here,"
+            f"{taken.new:,} imported, {taken.known:,} known as well here, {taken.cached:,} of clips that were had here,"
             f" {counts['other_kind']:,} of other kinds, {counts['refused']:,} refused"
         )
     return DONE_IN_PART if counts["refused"] else 0

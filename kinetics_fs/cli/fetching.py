@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Counts, HistoryRecorder, Store
+from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def fetch_with_progress(
     interrupted = False
     counters = fetcher.counters
     with (
-        HistoryRecorder(store.history, lambda: Counts(counters.fetched, counters.failed)),
+        HistoryRecorder(store.history, lambda: ActivityCounts(counters.fetched, counters.failed)),
         progress_bar(wanted) as show,
     ):
         prefetch = Prefetch(
@@ -119,7 +119,7 @@ def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             with lock:
                 if report["failed"]:
                     bar.set_postfix(failed=report["failed"], refresh=False)
-                bar.update(report["fetched"] + report["already_here"] + report["failed"] - bar.n)
+                bar.update(report["fetched"] + report["already_cached"] + report["failed"] - bar.n)
 
         yield show
 
@@ -127,7 +127,7 @@ def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 def say_report(report: Mapping[str, Any]) -> None:
     """Prints how a `Prefetch` went, or is going."""
     click.echo(
-        f"{report['fetched']:,} fetched, {report['already_here']:,} already here, {report['failed']:,} not to be had"
+        f"{report['fetched']:,} fetched, {report['already_cached']:,} already here, {report['failed']:,} not to be had"
     )
     for kind, number in report["failures"].items():
         click.echo(f"  {number:,} {kind}")

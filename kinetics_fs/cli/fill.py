@@ -178,7 +178,7 @@ class _Here:
             indexed = index_db.sizes(keys) if index_db else {}
             for clip in clips:
                 known = sizes.get(clip.key)
-                if known is not None and known.held:
+                if known is not None and known.cached:
                     self.bytes += known.size
                     self.bytes_not_indexed += 0 if clip.key in indexed else known.size
                     continue
@@ -205,7 +205,9 @@ def _check_room(
     if index_db:
         for index in index_db.indexes([name for name in to_read if name in indexed_now]):
             coming += sum(
-                record.size for clip, record in index.records.items() if catalog.locate(clip) and not store.holds(clip)
+                record.size
+                for clip, record in index.records.items()
+                if catalog.locate(clip) and not store.is_cached(clip)
             )
     # Videos hardly deflate: an archive is about as large as its clips.
     archives = sum(version.size for name, version in to_read.items() if name not in indexed_now)
@@ -244,7 +246,7 @@ class _Lacking:
         lacking = cls()
         for clips in _pages(catalog):
             sizes = store.sizes([clip.key for clip in clips])
-            absent = [clip for clip in dict.fromkeys(clips) if not (clip.key in sizes and sizes[clip.key].held)]
+            absent = [clip for clip in dict.fromkeys(clips) if not (clip.key in sizes and sizes[clip.key].cached)]
             indexed = index_db.sizes([clip.key for clip in absent]) if index_db else {}
             for clip in absent:
                 (lacking.not_taken if clip.key in indexed else lacking.in_no_archive).append(clip)
@@ -259,7 +261,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
         key: sum(getattr(summary, field) for summary in outcome.read.values())
         for key, field in {
             "stored": "stored",
-            "already_here": "present",
+            "already_cached": "present",
             "not_in_annotations": "not_wanted",
             "busy": "busy",
             "indexed": "indexed",
@@ -274,7 +276,7 @@ def _print(result: Mapping[str, Any], outcome: Outcome, report: Path) -> None:
 
     corrupt, refused = result["corrupt"], result["refused"]
     click.echo(
-        f"{result['stored']:,} clips stored, {result['already_here']:,} already here,"
+        f"{result['stored']:,} clips stored, {result['already_cached']:,} already here,"
         f" {result['not_in_annotations']:,} not in the annotations, {sum(corrupt.values()):,} corrupt"
     )
     for reason, number in corrupt.items():

@@ -46,14 +46,14 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.fill.importer import FolderImporter
     from kinetics_fs.media.verify import VerifyLevel
-    from kinetics_fs.store import Counts, HistoryRecorder
+    from kinetics_fs.store import ActivityCounts, HistoryRecorder
 
     interrupted = False
     hopeless: FetchError | None = None
     with (
         catalog_of(settings) as catalog,
         open_store(settings) as store,
-        HistoryRecorder(store.history, Counts),  # nothing is fetched, but how full the cache is shall be known
+        HistoryRecorder(store.history, ActivityCounts),  # nothing is fetched, but how full the cache is shall be known
     ):
         taking = FolderImporter(folder.absolute(), store, catalog, depth=VerifyLevel(depth), link=not copy)
         try:
@@ -112,7 +112,7 @@ def _result(taking: FolderImporter) -> dict[str, Any]:
     return {
         "taken": intake.taken,
         "linked": intake.linked,
-        "already_here": intake.present,
+        "already_cached": intake.present,
         "not_in_annotations": intake.not_wanted,
         "busy": intake.busy,
         "corrupt": dict(intake.corrupt),

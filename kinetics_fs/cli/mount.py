@@ -106,7 +106,7 @@ def _serve(
     from kinetics_fs.fetch.prefetch_manager import PrefetchManager
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.systemd import Service
-    from kinetics_fs.store import Counts, HistoryRecorder
+    from kinetics_fs.store import ActivityCounts, HistoryRecorder
     from kinetics_fs.store.coverage import class_counts
     from kinetics_fs.vfs import FetchBudget, Filesystem, OpenObserver, Readahead
 
@@ -153,7 +153,7 @@ def _serve(
         )
         opened.enter_context(
             HistoryRecorder(
-                store.history, lambda: Counts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens)
+                store.history, lambda: ActivityCounts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens)
             )
         )
         if metrics is not None:
@@ -192,7 +192,7 @@ def _cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
 
     with (
         open_store(settings) as store,
-        only(catalog, (clip for clip, _ in store.held()), catalog.path.parent) as cached,
+        only(catalog, (clip for clip, _ in store.cached_clips()), catalog.path.parent) as cached,
     ):
         return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} clips that are here"
 

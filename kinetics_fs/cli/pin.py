@@ -57,7 +57,7 @@ def command(show: bool, settings: Settings, as_json: bool) -> None:
 
 def counts_line(counts: PinCounts, done: str = "pinned") -> str:
     """Counts for people."""
-    return f"{counts.clips:,} clips {done}, {counts.here:,} of them here ({readable_size(counts.bytes)})"
+    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them here ({readable_size(counts.bytes)})"
 
 
 def _print_list(catalog: Catalog, store: Store, as_json: bool) -> None:
@@ -72,7 +72,7 @@ def _print_list(catalog: Catalog, store: Store, as_json: bool) -> None:
         click.echo(f"{'split':<10}  {'class':<{width}}  {'pinned':>8}  {'here':>8}  {'size':>8}")
         for place, counts in places:
             click.echo(
-                f"{place.split:<10}  {place.label or '':<{width}}  {counts.clips:>8,}  {counts.here:>8,}"
+                f"{place.split:<10}  {place.label or '':<{width}}  {counts.clips:>8,}  {counts.cached:>8,}"
                 f"  {readable_size(counts.bytes):>8}"
             )
     click.echo(f"All in all: {counts_line(total)}" if total.clips else "No clips are pinned.")

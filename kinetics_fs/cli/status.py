@@ -139,7 +139,7 @@ def rate_in_words(span: str, rates: dict[str, float]) -> str:
 
 def prefetch_in_words(prefetch: dict[str, Any]) -> str:
     """How a prefetch is going."""
-    done = prefetch["fetched"] + prefetch["already_here"]
+    done = prefetch["fetched"] + prefetch["already_cached"]
     failed = f", {prefetch['failed']:,} not to be had" if prefetch["failed"] else ""
     reason = f": {prefetch['reason']}" if prefetch["reason"] else ""
     return (
@@ -184,7 +184,7 @@ def _print_classes(classes: list[dict[str, Any]]) -> None:
 
 def _origin_lines(origins: dict[str, Any]) -> Iterator[str]:
     for name, origin in origins.items():
-        asked = f"asked for {origin['asked_in_an_hour']:,} clips in the last hour"
+        asked = f"asked for {origin['fetches_last_hour']:,} clips in the last hour"
         yield f"{name}: {asked if origin['blocked_for'] is None else blocked_in_words(origin)}"
 
 
@@ -200,7 +200,7 @@ def _cache_line(cache: dict[str, Any]) -> str:
     pins = ""
     if cache["pinned_clips"]:
         pins = (
-            f"; {cache['pinned_clips']:,} clips are pinned, {cache['pinned_here']:,} of them here,"
+            f"; {cache['pinned_clips']:,} clips are pinned, {cache['pinned_cached']:,} of them here,"
             f" {readable_size(cache['pinned_bytes'])}"
         )
     return (

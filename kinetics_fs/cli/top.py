@@ -142,7 +142,7 @@ def _prefetches(prefetches: list[dict[str, Any]]) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
     running = [one for one in prefetches if one["state"] in ("running", "waiting")]
     for one in running:
-        done = one["fetched"] + one["already_here"] + one["failed"]
+        done = one["fetched"] + one["already_cached"] + one["failed"]
         bar = ProgressBar(total=max(1, one["clips"]), completed=done, width=_BAR)
         table.add_row("prefetch", bar, Text(prefetch_in_words(one)))
     if running:

@@ -121,7 +121,7 @@ def check(store: Store, catalog: Catalog | None, report: Report, *, decode: bool
     """
 
     def chosen() -> Iterator[tuple[Clip, int]]:
-        return store.held() if catalog is None else _held_of(catalog, store)
+        return store.cached_clips() if catalog is None else _held_of(catalog, store)
 
     with tqdm(
         total=sum(size for _, size in chosen()),
@@ -148,7 +148,7 @@ def _held_of(catalog: Catalog, store: Store) -> Iterator[tuple[Clip, int]]:
         known = store.sizes([entry.clip.key for entry in page])
         for entry in page:
             size = known.get(entry.clip.key)
-            if size is not None and size.held and catalog.locate(entry.clip)[0].ino == entry.ino:
+            if size is not None and size.cached and catalog.locate(entry.clip)[0].ino == entry.ino:
                 yield entry.clip, size.size
 
 

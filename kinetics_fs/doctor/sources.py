@@ -165,7 +165,7 @@ def blocks(settings: Settings) -> Iterator[Finding]:
             fix = "Wait; or, after a change of address or cookies: kinetics-fs failures clear --kind blocked"
             yield Finding(origin.name, State.WARNING, f"left alone {until}: {origin.reason}", fix)
         else:
-            yield Finding(origin.name, State.OK, f"asked for {origin.asked:,} clips in the last hour")
+            yield Finding(origin.name, State.OK, f"asked for {origin.fetches_last_hour:,} clips in the last hour")
 
 
 def indexes(settings: Settings) -> Iterator[Finding]:

@@ -303,7 +303,7 @@ class Fetcher:
                 self._remember(clip, error)
             raise
         if claim is None:
-            if self._store.holds(clip):  # had by somebody who is still getting others with it
+            if self._store.is_cached(clip):  # had by somebody who is still getting others with it
                 return
             raise RetryLater(_LOOK_AGAIN)
         with claim:
@@ -451,7 +451,7 @@ class Fetcher:
             path.unlink()
             return
         with claim:
-            if self._store.holds(clip):
+            if self._store.is_cached(clip):
                 path.unlink()
             else:
                 self.counters.came(source, claim.publish(path, source))

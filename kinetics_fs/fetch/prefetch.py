@@ -97,7 +97,7 @@ class Prefetch:
         """Clips in a row whose sources could not be reached."""
         self.total = total
         self.state = State.RUNNING
-        self.fetched = self.already_here = 0
+        self.fetched = self.already_cached = 0
         self.problem: FetchError | None = None
         """What it waits for, or why it stopped."""
 
@@ -113,7 +113,7 @@ class Prefetch:
             "reason": None if self.problem is None else str(self.problem),
             "clips": self.total,
             "fetched": self.fetched,
-            "already_here": self.already_here,
+            "already_cached": self.already_cached,
             "failed": self.failed,
             "failures": dict(self._failures),
         }
@@ -127,7 +127,7 @@ class Prefetch:
                 break
             if self._reader is not None:
                 self._reader.expect(clip)
-            if self._store.holds(clip):
+            if self._store.is_cached(clip):
                 self._note_held(clip)
             else:
                 self._request(number, clip)
@@ -183,7 +183,7 @@ class Prefetch:
 
     def _note_held(self, clip: Clip) -> None:
         self._store.touch(clip)  # it must not go for those that follow
-        self.already_here += 1
+        self.already_cached += 1
         self._told()
 
     def _ended(self, number: int, clip: Clip, future: Future[None]) -> None:

@@ -190,7 +190,7 @@ class _Fill:
             return
         if self._catalog is not None and not self._catalog.locate(clip):
             self._summary.not_wanted += 1
-        elif self._store.holds(clip):
+        elif self._store.is_cached(clip):
             self._summary.present += 1
         elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1

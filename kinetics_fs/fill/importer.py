@@ -100,13 +100,13 @@ class FolderImporter:
         seen: set[Clip] = set()
         files = self._walk(report)
         while page := list(islice(files, _PAGE)):
-            wanted = {place.key for place in self._catalog.places({file.clip.key for file in page})}
+            wanted = {place.key for place in self._catalog.positions({file.clip.key for file in page})}
             sizes = self._store.sizes(list(wanted))
             for file in page:
                 key = file.clip.key
                 if key not in wanted:
                     self.intake.not_wanted += 1
-                elif key in sizes and sizes[key].held:
+                elif key in sizes and sizes[key].cached:
                     self.intake.present += 1
                 elif self._find(file, again=file.clip in seen):
                     seen.add(file.clip)
@@ -197,7 +197,7 @@ class FolderImporter:
                 raise
 
     def _publish(self, path: Path, clip: Clip) -> None:
-        if self._store.holds(clip):  # it is in the folder twice
+        if self._store.is_cached(clip):  # it is in the folder twice
             self._count(present=1)
             return
         try:

@@ -21,7 +21,7 @@ from kinetics_fs.fill.executors import ProcessExecutor
 from kinetics_fs.fill.plan import is_replacement, remember_done
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import Version, open_archive
-from kinetics_fs.store import Counts
+from kinetics_fs.store import ActivityCounts
 
 _ASKED_AT_ONCE = 8
 _LOOK_EVERY = 1.0
@@ -49,10 +49,10 @@ class Outcome:
         """How many members of the archives are no clips, by reason."""
         return sum((summary.refused for summary in self.read.values()), Counter[str]())
 
-    def counts(self) -> Counts:
+    def counts(self) -> ActivityCounts:
         """What came of the archives that are through, for the history of the cache."""
         summaries = list(self.read.values())  # at once, for others are added meanwhile
-        return Counts(
+        return ActivityCounts(
             fetched=sum(summary.stored for summary in summaries),
             failed=sum(summary.failed.total() for summary in summaries),
         )

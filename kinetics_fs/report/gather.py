@@ -65,7 +65,7 @@ def _mount(status: Mapping[str, Any]) -> dict[str, Any]:
         "prefetches": [
             {
                 name: one.get(name)
-                for name in ("id", "what", "state", "reason", "clips", "fetched", "already_here", "failed")
+                for name in ("id", "what", "state", "reason", "clips", "fetched", "already_cached", "failed")
             }
             for one in (prefetches if isinstance(prefetches, list) else ())
             if isinstance(one, dict)

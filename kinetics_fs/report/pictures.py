@@ -78,14 +78,14 @@ def _held_in(catalog: Catalog, store: Store, place: Directory) -> Iterator[Clip]
     for offset in range(0, place.clips, _PAGE):
         clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
         known = store.sizes([clip.key for clip in clips])
-        yield from (clip for clip in clips if clip.key in known and known[clip.key].held)
+        yield from (clip for clip in clips if clip.key in known and known[clip.key].cached)
 
 
 def _look(store: Store, place: Directory, clip: Clip) -> Picture | None:
     jpeg, fault = b"", ""
     size, source = 0, ""
     try:
-        found = store.look_at(clip)
+        found = store.peek(clip)
         if found is None:  # evicted meanwhile
             return None
         size, source = found.size, found.record.source

@@ -15,10 +15,10 @@ A store is one folder, shared by any number of processes of one user::
 """
 
 from kinetics_fs.store.check import Condition, Verdict, drop_bad, verify_clips
-from kinetics_fs.store.clip_files import Record
+from kinetics_fs.store.clip_files import ClipRecord
 from kinetics_fs.store.exchange import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS, RefusedLine, read_reports, report_line
-from kinetics_fs.store.failures import Failure, FailureLog, ImportedFailures, Report, one_line
-from kinetics_fs.store.history import Counts, History, HistoryRecorder, Sample
+from kinetics_fs.store.failures import Failure, FailureLog, FailureReport, ImportedFailures, one_line
+from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
 from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
@@ -27,11 +27,13 @@ from kinetics_fs.store.throttle import Origins, OriginState, Permit, RateLimited
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
     "SHAREABLE_KINDS",
+    "ActivityCounts",
     "Claim",
+    "ClipRecord",
     "Condition",
-    "Counts",
     "Failure",
     "FailureLog",
+    "FailureReport",
     "History",
     "HistoryRecorder",
     "ImportedFailures",
@@ -43,9 +45,7 @@ __all__ = [
     "Pinned",
     "Pins",
     "RateLimited",
-    "Record",
     "RefusedLine",
-    "Report",
     "Sample",
     "Store",
     "StoredClip",

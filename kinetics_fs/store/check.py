@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
-from kinetics_fs.store.clip_files import Found
+from kinetics_fs.store.clip_files import OpenClipFile
 from kinetics_fs.store.store import Store
 
 _QUEUED_PER_THREAD = 4
@@ -92,7 +92,7 @@ def drop_bad(store: Store, verdict: Verdict) -> bool:
 
 def _verify(store: Store, clip: Clip, size: int, decode: Decode | None) -> Verdict:
     try:
-        found = store.look_at(clip)
+        found = store.peek(clip)
     except FileNotFoundError:
         return Verdict(clip, size, Condition.LOST, "it has no file")
     except FetchError as error:
@@ -107,7 +107,7 @@ def _verify(store: Store, clip: Clip, size: int, decode: Decode | None) -> Verdi
     return Verdict(clip, size, Condition.DAMAGED if fault else Condition.GOOD, fault, found.filename)
 
 
-def _fault(file: FileIO, found: Found, decode: Decode | None) -> str:
+def _fault(file: FileIO, found: OpenClipFile, decode: Decode | None) -> str:
     """What is wrong with a clip's file; empty if nothing is.
 
     Raises:

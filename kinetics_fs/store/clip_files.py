@@ -35,23 +35,23 @@ _MOST_PLACES = 16384
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ClipRecord:
     """What is known of a clip that was ever here. `size` in bytes, `sha256` hexadecimal."""
 
     size: int
     sha256: str
     source: str
     stored_at: float
-    held: bool
+    cached: bool
 
 
-class Found(NamedTuple):
+class OpenClipFile(NamedTuple):
     """A clip's open file and its size in bytes, and what the table says of it. Whoever gets it closes `fd`."""
 
     fd: int
     size: int
     filename: str
-    record: Record
+    record: ClipRecord
 
 
 class ClipFiles:
@@ -66,14 +66,14 @@ class ClipFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = str(folder)
-        self._places: dict[str, tuple[str, Record]] = {}
+        self._places: dict[str, tuple[str, ClipRecord]] = {}
         _remove_unknown_settings(folder / "cache.db")
         self._cache = diskcache.Cache(str(folder), disk=ClipDisk, **_SETTINGS)
 
     def close(self) -> None:
         self._cache.close()
 
-    def find(self, key: str) -> Found | None:
+    def find(self, key: str) -> OpenClipFile | None:
         """Opens a clip's file; None if there is none, or a row that is not of our making.
 
         Raises:
@@ -83,7 +83,7 @@ class ClipFiles:
         # it is there.
         if (known := self._places.get(key)) is not None:
             if (opened := open_clip_file(self._path, known[0])) is not None:
-                return Found(*opened, *known)
+                return OpenClipFile(*opened, *known)
             self._places.pop(key, None)
         # Not by `Cache.get`, which takes twice the time of all the rest.
         rows = self._sql("SELECT mode, filename, tag FROM Cache WHERE key = ? AND raw = 1", key)
@@ -96,10 +96,10 @@ class ClipFiles:
                 if len(self._places) >= _MOST_PLACES:
                     self._places.clear()
                 self._places[key] = filename, record
-                return Found(*opened, filename, record)
+                return OpenClipFile(*opened, filename, record)
         return None
 
-    def put(self, key: str, file: Staged, record: Record) -> None:
+    def put(self, key: str, file: Staged, record: ClipRecord) -> None:
         """Moves a finished file in, and commits its row; what was there before goes."""
         self.remove(key)
         fields = {"size": record.size, "sha256": record.sha256, "source": record.source, "stored_at": record.stored_at}
@@ -145,7 +145,7 @@ class ClipFiles:
         [(rows, size)] = self._sql("SELECT count(*), coalesce(sum(size), 0) FROM Cache")
         return rows, size
 
-    def mend(self) -> Iterator[tuple[str, Record]]:
+    def mend(self) -> Iterator[tuple[str, ClipRecord]]:
         """Removes rows without a file and files without a row, and sets the totals right; yields what is left."""
         known, bad = set(), []
         for rowid, key, raw in self._sql("SELECT rowid, key, raw FROM Cache"):
@@ -181,12 +181,12 @@ def _remove_unknown_settings(database: Path) -> None:
             db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
 
 
-def _parse_tag(tag: object) -> Record | None:
+def _parse_tag(tag: object) -> ClipRecord | None:
     """The record in a row of the table, or None if it is not one that we wrote."""
     with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         fields = json.loads(tag)  # type: ignore[arg-type]  # whatever it is, a TypeError says so
         size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
         (sha256 + source).encode()  # half a surrogate is no text
         if isinstance(size, int) and 0 <= size < 2**63 and math.isfinite(stored_at):
-            return Record(size, sha256, source, float(stored_at), held=True)
+            return ClipRecord(size, sha256, source, float(stored_at), cached=True)
     return None

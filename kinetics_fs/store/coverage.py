@@ -58,7 +58,7 @@ def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str
             for offset in range(0, place.clips, _PAGE):
                 clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
                 known = store.sizes([clip.key for clip in clips])
-                held = {clip for clip in clips if clip.key in known and known[clip.key].held}
+                held = {clip for clip in clips if clip.key in known and known[clip.key].cached}
                 failures = {clip: one for clip, one in store.failure_log.of(clips).items() if clip not in held}
                 evicted = len(known) - len(held) - sum(clip.key in known for clip in failures)
                 yield place, {"clips": len(clips), "cached": len(held), "evicted": evicted}, failures

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_fs.catalog.clip import parse_clip_name
 from kinetics_fs.errors import FailureKind, KineticsError
-from kinetics_fs.store.failures import LAST_TIME, Failure, Report, one_line
+from kinetics_fs.store.failures import LAST_TIME, Failure, FailureReport, one_line
 
 SHAREABLE_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
 """The kinds that may say something about the clip itself. The others are about a machine, its network or an hour."""
@@ -56,7 +56,7 @@ def report_line(failure: Failure) -> str:
     )
 
 
-def read_reports(file: BinaryIO) -> Iterator[Report | RefusedLine]:
+def read_reports(file: BinaryIO) -> Iterator[FailureReport | RefusedLine]:
     """Every line of a file from anywhere, but empty ones: a report, or why it is none.
 
     Raises:
@@ -83,7 +83,7 @@ def read_reports(file: BinaryIO) -> Iterator[Report | RefusedLine]:
             yield RefusedLine(number, str(error))
 
 
-def _parse(line: bytes) -> Report:
+def _parse(line: bytes) -> FailureReport:
     """Raises ValueError with the reason."""
     try:
         fields: Any = json.loads(line.decode())
@@ -107,7 +107,7 @@ def _parse(line: bytes) -> Report:
     reason, source = fields.get("reason", ""), fields.get("source", "")
     if not isinstance(reason, str) or not isinstance(source, str):
         raise ValueError("its reason or its source is not text")
-    return Report(clip, FailureKind(kind), one_line(reason), one_line(source), first_at, last_at, attempts)
+    return FailureReport(clip, FailureKind(kind), one_line(reason), one_line(source), first_at, last_at, attempts)
 
 
 def _time(fields: dict[str, Any], name: str, default: float | None) -> float:

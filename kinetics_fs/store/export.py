@@ -105,7 +105,7 @@ class Export:
                     clips = [entry.clip for entry in self._catalog.entries(directory, offset, _PAGE)]
                     sizes = self._store.sizes([clip.key for clip in clips])
                     for clip in clips:
-                        if clip.key in sizes and sizes[clip.key].held:
+                        if clip.key in sizes and sizes[clip.key].cached:
                             self._export(clip, place)
                         else:
                             self.exported.not_here += 1

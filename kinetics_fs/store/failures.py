@@ -73,7 +73,7 @@ class Failure:
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
 
 
-class Report(NamedTuple):
+class FailureReport(NamedTuple):
     """What somebody else found out about a clip. Times are seconds since the epoch."""
 
     clip: Clip
@@ -90,7 +90,7 @@ class ImportedFailures(NamedTuple):
 
     new: int
     known: int
-    here: int
+    cached: int
 
 
 def one_line(text: str) -> str:
@@ -268,7 +268,7 @@ class FailureLog:
         with self._database.exclusive() as db:
             db.execute("UPDATE failure SET retry_at = last_at WHERE key = ?", (clip.key,))
 
-    def import_reports(self, reports: Iterable[Report]) -> ImportedFailures:
+    def import_reports(self, reports: Iterable[FailureReport]) -> ImportedFailures:
         """Believes what others found out, where nothing as new is known here; all of it, or, after an error, nothing.
 
         A report counts as old as it says. One of the future counts as of now, and only if nothing at all is known of
@@ -288,7 +288,7 @@ class FailureLog:
                 )
                 db.execute("COMMIT")
                 db.execute("BEGIN IMMEDIATE")
-                here = db.execute(
+                cached = db.execute(
                     "DELETE FROM report WHERE EXISTS (SELECT 1 FROM clip"
                     " WHERE clip.key = report.key AND (held OR early OR stored_at >= last_at))"
                 ).rowcount
@@ -302,10 +302,10 @@ class FailureLog:
                 if db.in_transaction:
                     db.rollback()
                 db.execute("DROP TABLE report")
-        return ImportedFailures(new, known, here)
+        return ImportedFailures(new, known, cached)
 
 
-def _believed(report: Report, now: float) -> Failure:
+def _believed(report: FailureReport, now: float) -> Failure:
     last_at = min(report.last_at, now)
     return Failure(
         key=report.clip.key,

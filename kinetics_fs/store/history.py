@@ -29,7 +29,7 @@ _MOST = 2**62
 _COLUMNS = "at, clips, bytes, fetched, failed, from_cache, not_in_cache"
 
 
-class Counts(NamedTuple):
+class ActivityCounts(NamedTuple):
     """What somebody did: clips fetched, clips that could not be had, opens that found their clip here, and others."""
 
     fetched: int = 0
@@ -62,7 +62,7 @@ class History:
         self._database = database
         self._totals = totals
 
-    def add(self, done: Counts) -> None:
+    def add(self, done: ActivityCounts) -> None:
         """Notes what is held now, and what somebody did since he last noted it."""
         now = int(time.time())
         fine_since = (now - _FINE_FOR) // _LATER_STEP * _LATER_STEP
@@ -107,7 +107,7 @@ class HistoryRecorder:
         every: seconds between two notes.
     """
 
-    def __init__(self, history: History, counted: Callable[[], Counts], *, every: float = STEP) -> None:
+    def __init__(self, history: History, counted: Callable[[], ActivityCounts], *, every: float = STEP) -> None:
         self._history = history
         self._counted = counted
         self._every = every
@@ -131,7 +131,7 @@ class HistoryRecorder:
     def _note(self) -> None:
         counts = self._counted()
         try:
-            self._history.add(Counts(*(now - before for now, before in zip(counts, self._before, strict=True))))
+            self._history.add(ActivityCounts(*(now - before for now, before in zip(counts, self._before, strict=True))))
         except StoreError as error:  # what is not noted now is the next time
             _log.warning("the history of the cache cannot be written: %s", error)
         else:

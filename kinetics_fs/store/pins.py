@@ -16,7 +16,7 @@ class PinCounts(NamedTuple):
     """Some clips that are pinned: how many, how many of them are here, and the bytes of those."""
 
     clips: int
-    here: int
+    cached: int
     bytes: int
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.store.clip_files import ClipFiles, Found, Record
+from kinetics_fs.store.clip_files import ClipFiles, ClipRecord, OpenClipFile
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, Room
@@ -54,7 +54,7 @@ class KnownSize(NamedTuple):
     """The size of a clip that was ever here, in bytes, and whether it is here now."""
 
     size: int
-    held: bool
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +147,17 @@ class Store:
         A file that is not as long as when it was published (a disk that lost writes, a stray hand) is dropped and
         counts as not here.
         """
-        opened = self.open_now(clip)
-        if opened is None and self.holds(clip):
+        opened = self.open_nowait(clip)
+        if opened is None and self.is_cached(clip):
             with self._database.exclusive() as db:
                 # Once more, now that nobody can be publishing it.
-                opened = self.open_now(clip)
+                opened = self.open_nowait(clip)
                 if opened is None:
                     _log.warning("%s: the cached file is lost or damaged, dropped", clip.key)
                     self._room.drop(db, clip.key)
         return opened
 
-    def open_now(self, clip: Clip) -> StoredClip | None:
+    def open_nowait(self, clip: Clip) -> StoredClip | None:
         """As `open`, but without waiting for another process: a damaged file stays, for `open` to drop it."""
         key = clip.key
         try:
@@ -172,7 +172,7 @@ class Store:
         self._uses.note(key)
         return StoredClip(found.fd, found.size, found.record.stored_at)
 
-    def holds(self, clip: Clip) -> bool:
+    def is_cached(self, clip: Clip) -> bool:
         """Whether the clip is here, as far as the ledger knows."""
         with self._database.connection() as db:
             return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
@@ -188,13 +188,13 @@ class Store:
         size, pinned = row or (TYPICAL_CLIP_BYTES, False)
         return 0 if pinned else size
 
-    def record(self, clip: Clip) -> Record | None:
+    def record(self, clip: Clip) -> ClipRecord | None:
         """What is known of a clip, also after its eviction."""
         with self._database.connection() as db:
             row = db.execute(
                 "SELECT size, sha256, source, stored_at, held FROM clip WHERE key = ?", (clip.key,)
             ).fetchone()
-        return None if row is None else Record(*row)
+        return None if row is None else ClipRecord(*row)
 
     def sizes(self, keys: Sequence[str]) -> dict[str, KnownSize]:
         """The exact sizes of those clips that were ever here, both by `Clip.key`."""
@@ -209,7 +209,7 @@ class Store:
                 found.update((key, KnownSize(size, bool(held))) for key, size, held in rows)
         return found
 
-    def held(self) -> Iterator[tuple[Clip, int]]:
+    def cached_clips(self) -> Iterator[tuple[Clip, int]]:
         """Every clip that is here, as far as the ledger knows, with its size in bytes; by key, a page at a time."""
         last = ""
         while True:
@@ -225,7 +225,7 @@ class Store:
                 if clip is not None:
                     yield clip, size
 
-    def look_at(self, clip: Clip) -> Found | None:
+    def peek(self, clip: Clip) -> OpenClipFile | None:
         """Opens a clip's file as it is, for a check of it: does not count as a use. None if the clip is not here.
 
         Raises:
@@ -234,12 +234,12 @@ class Store:
         """
         try:
             found = self._table.find(clip.key)
-            if found is not None or not self.holds(clip):
+            if found is not None or not self.is_cached(clip):
                 return found
             # Once more, while nobody can be evicting or publishing it.
             with self._database.exclusive():
                 found = self._table.find(clip.key)
-                if found is None and self.holds(clip):
+                if found is None and self.is_cached(clip):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), clip.key)
                 return found
         except Unreadable as error:
@@ -300,7 +300,7 @@ class Store:
                 origin.name: {
                     "blocked_for": None if origin.blocked_until is None else max(0, round(origin.blocked_until - now)),
                     "reason": origin.reason,
-                    "asked_in_an_hour": origin.asked,
+                    "fetches_last_hour": origin.fetches_last_hour,
                 }
                 for origin in self.origins.states()
             },
@@ -353,7 +353,7 @@ class Store:
                 )
             except FetchError:
                 # Who waited for another process to fetch it shall find it, even if it took the last of the room.
-                if not self.holds(clip):
+                if not self.is_cached(clip):
                     raise
             db.execute(
                 "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
@@ -379,7 +379,7 @@ class Store:
                 db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._clear_dead_flights(db)
             self._room.make(db, size, certain=True, known=True, protect_used_since=claim.protect_used_since)
-            record = Record(size, digest, source, now, held=True)
+            record = ClipRecord(size, digest, source, now, cached=True)
             self._table.put(key, Staged(path, size, claim.token), record)
             self._write_record(db, key, record)
         return size
@@ -474,7 +474,7 @@ class Store:
             self._write_record(db, key, record)
 
     @staticmethod
-    def _write_record(db: sqlite3.Connection, key: str, record: Record) -> None:
+    def _write_record(db: sqlite3.Connection, key: str, record: ClipRecord) -> None:
         db.execute(
             "INSERT INTO clip (key, size, sha256, source, stored_at, opened_at, held, pinned)"
             " VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1, EXISTS (SELECT 1 FROM pin WHERE key = ?1))"

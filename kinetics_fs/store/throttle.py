@@ -64,7 +64,7 @@ class OriginState(NamedTuple):
     blocked_until: float | None
     """None unless it is left alone; a time that has passed means that a probe is due or under way."""
     reason: str
-    asked: int
+    fetches_last_hour: int
     """How many clips it was asked for in the last hour."""
 
 

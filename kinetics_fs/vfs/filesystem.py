@@ -297,7 +297,7 @@ class Filesystem:
                 _log.error("sizes are estimates from now on: %s", error)
                 self._sizes_elsewhere = None
             else:
-                known |= {key: KnownSize(size, held=False) for key, size in others.items()}
+                known |= {key: KnownSize(size, cached=False) for key, size in others.items()}
         return known
 
     def statistics(self) -> Statistics:
@@ -410,7 +410,7 @@ class Filesystem:
             file = self._files.get(ino)
             if file is None:
                 try:
-                    stored = self._store.open_now(entry.clip)
+                    stored = self._store.open_nowait(entry.clip)
                 except FetchError:
                     if not arrived:  # else it is counted as one that had to wait
                         self._misses += 1
@@ -544,7 +544,7 @@ class Filesystem:
             size = seconds * _LIKELY_MOST_BYTES_PER_SECOND
             return Attributes(ino, NodeType.FILE, size, 1, self._mtime, AttrCache.UNTIL_OPEN)
         # Fetched anew after an eviction, it may come out a little different.
-        attr_cache = AttrCache.FOREVER if known.held else AttrCache.UNTIL_OPEN
+        attr_cache = AttrCache.FOREVER if known.cached else AttrCache.UNTIL_OPEN
         return Attributes(ino, NodeType.FILE, known.size, 1, self._mtime, attr_cache)
 
     def _directory_attributes(self, ino: int, subdirectories: int) -> Attributes:
@@ -560,7 +560,7 @@ class Filesystem:
         values = {"id": clip.youtube_id, "start": str(clip.start), "end": str(clip.end)}
         if directory.label in self._catalog.labels():
             values["label"] = directory.label or ""
-        if record is not None and record.held:
+        if record is not None and record.cached:
             values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
         elif self._fetcher.is_fetching(clip):
             values["state"] = "fetching"

@@ -97,7 +97,7 @@ class HiddenIndex:
             changed = gone.keys() - before.keys
         if not changed:
             return []
-        places = self._catalog.places(changed)
+        places = self._catalog.positions(changed)
         by_directory: dict[int, set[int]] = defaultdict(set)
         for place in places:
             by_directory[place.directory].add(place.position)

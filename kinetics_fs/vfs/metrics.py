@@ -57,7 +57,7 @@ class _Mount(Collector):
         yield GaugeMetricFamily("kinetics_fs_waiting_opens", "Opens that wait for their clip.", opens["waiting"])
         states = Counter[str]()
         for prefetch in status.get("prefetches", ()):
-            had = {state: prefetch[state] for state in ("fetched", "already_here", "failed")}
+            had = {state: prefetch[state] for state in ("fetched", "already_cached", "failed")}
             left = 0 if prefetch["state"] in ("cancelled", "stopped") else prefetch["clips"] - sum(had.values())
             states.update({**had, "to_do": max(0, left)})
         if states:

@@ -80,5 +80,5 @@ class Readahead:
     def _fetch(self, clips: list[Clip]) -> None:
         known = self._store.sizes([clip.key for clip in clips])
         for clip in clips:
-            if not (clip.key in known and known[clip.key].held) and not self._fetcher.is_fetching(clip):
+            if not (clip.key in known and known[clip.key].cached) and not self._fetcher.is_fetching(clip):
                 self._fetcher.request(clip, Priority.SOON)

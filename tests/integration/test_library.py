@@ -74,7 +74,7 @@ def test_prefetched(values: dict[str, Any]) -> None:
         cache = library.status()["cache"]
         assert cache["clips"] == 2
         assert all(library.held(clip) for clip in library.clips())
-        assert library.prefetch()["already_here"] == 2
+        assert library.prefetch()["already_cached"] == 2
         assert sum(sample.fetched for sample in library.store.history.samples()) == 2
 
 

@@ -89,7 +89,7 @@ def is_absent(store: Store, wanted: Clip) -> bool:
 
 def held(store: Store, count: int) -> list[int]:
     """Which of the first `count` clips the store says it holds, without opening any."""
-    return [number for number in range(count) if store.holds(clip(number))]
+    return [number for number in range(count) if store.is_cached(clip(number))]
 
 
 def clip_files(folder: Path) -> list[Path]:

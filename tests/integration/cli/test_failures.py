@@ -209,7 +209,7 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
     assert json.loads(named.stdout) == {
         "clips": 1,
         "fetched": 1,
-        "already_here": 0,
+        "already_cached": 0,
         "failed": 0,
         "failures": {},
         "interrupted": False,
@@ -249,7 +249,7 @@ def test_what_a_lab_shares(failed: Arguments, tmp_path: Path, prefetch: Prefetch
     assert failures("export", *failed, "-").stdout == shared.read_text()
 
     first = failures("import", *other, shared, "--json")
-    assert json.loads(first.stdout) == {"imported": 2, "known": 0, "clip_here": 0, "other_kind": 0, "refused": 0}
+    assert json.loads(first.stdout) == {"imported": 2, "known": 0, "clip_cached": 0, "other_kind": 0, "refused": 0}
     again = failures("import", *other, shared)
     assert again.stdout.startswith("0 imported, 2 known")
     told = json.loads(failures("list", "--json", *other).stdout)
@@ -274,7 +274,7 @@ def test_what_travels_only_when_asked_for(failed: Arguments, tmp_path: Path) -> 
     assert json.loads(failures("import", *other, shared, "--json").stdout)["other_kind"] == 1
     assert keys(*other, "--kind", "credentials") == []
     asked = failures("import", *other, shared, "--json", "--kind", "credentials")
-    assert json.loads(asked.stdout) == {"imported": 1, "known": 0, "clip_here": 0, "other_kind": 2, "refused": 0}
+    assert json.loads(asked.stdout) == {"imported": 1, "known": 0, "clip_cached": 0, "other_kind": 2, "refused": 0}
     assert keys(*other, "--kind", "credentials") == [MASSAGE.key]
 
 

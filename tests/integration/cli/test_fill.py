@@ -187,7 +187,7 @@ def test_from_a_folder(world: World, depth: str) -> None:
     assert (first.returncode, first.stderr) == (0, "")
     assert world.held() == world.of(SURFING, HEADS, TRAIN)
     told = result(first)
-    assert (told["stored"], told["already_here"], told["indexed"]) == (8, 0, 8)
+    assert (told["stored"], told["already_cached"], told["indexed"]) == (8, 0, 8)
     assert told["archives"] == {"read": sorted(world.clips), "read_before": [], "failed": {}}
     assert world.report() == told | {"clips_not_taken": [], "clips_in_no_archive": []}
 
@@ -234,7 +234,7 @@ def test_killed_and_gone_on_with(world: World) -> None:
         assert world.held() == world.of(SURFING, HEADS)
         told = result(done)
         # Of the whole archive; what was stored in the moment before the kill was here already to this one.
-        assert told["stored"] + told["already_here"] == len(world.of(SURFING))
+        assert told["stored"] + told["already_cached"] == len(world.of(SURFING))
         assert told["archives"]["failed"] == {}
 
 

@@ -137,7 +137,7 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     assert told == {
         "taken": 4,
         "linked": 4,
-        "already_here": 1,
+        "already_cached": 1,
         "not_in_annotations": 1,
         "busy": 0,
         "unreadable": {"cannot be read: No such file or directory": 1},
@@ -233,7 +233,7 @@ def test_import_of_what_is_there_many_times(world: World) -> None:
     assert told["busy"] == 0
     assert world.in_cache() == {clip: world.content[clip] for clip in (A, B, D)} | {CUT: world.content[A]}
     # The others of a clip that is here are not looked at.
-    assert told["taken"] + told["already_here"] + sum(told["corrupt"].values()) == 2 + 13 + 14
+    assert told["taken"] + told["already_cached"] + sum(told["corrupt"].values()) == 2 + 13 + 14
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -272,7 +272,7 @@ def test_import_broken_off_and_gone_on_with(world: World, number: signal.Signals
     assert done.returncode == 0, done.stderr
     # One may have been moved in, and its process killed before anyone knew: it is taken anew.
     assert result(done)["taken"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
-    assert result(done)["taken"] + result(done)["already_here"] == len(clips)
+    assert result(done)["taken"] + result(done)["already_cached"] == len(clips)
     assert not list((world.cache / "incoming").iterdir())
     assert {path.stat().st_nlink for path in many.iterdir()} == {2}
 
@@ -362,7 +362,7 @@ def test_prefetch_from_folders_of_the_environment(world: World) -> None:
     # What is broken or not there stops nothing.
     rest = world.run("prefetch", "--source", "folder", "--folder", world.held, "--workers", "1", "--json")
     assert rest.returncode == 3
-    assert (result(rest)["fetched"], result(rest)["already_here"]) == (3, 1)
+    assert (result(rest)["fetched"], result(rest)["already_cached"]) == (3, 1)
     assert result(rest)["failures"] == {"corrupt": 2, "config": 2}
     assert world.in_cache() == world.content
 

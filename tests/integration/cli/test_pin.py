@@ -48,10 +48,10 @@ def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None
 
     assert said("pin", *filled, "--class", SURFING) == {
         "clips": 4,
-        "here": 2,
+        "cached": 2,
         "bytes": surfing,
         "new": 4,
-        "total": {"clips": 4, "here": 2, "bytes": surfing},
+        "total": {"clips": 4, "cached": 2, "bytes": surfing},
     }
     again = kinetics_fs("pin", *filled, "--split", "validation", "--cache-size", "1000")
     assert again.returncode == 0
@@ -61,7 +61,7 @@ def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None
     listed = said("pin", *filled, "--list")
     assert listed["total"]["clips"] == 6
     assert "; 6 clips are pinned, 3 of them here, " in kinetics_fs("status", "--cache-dir", cache).stdout
-    assert [(row["split"], row["label"], row["clips"], row["here"]) for row in listed["classes"]] == [
+    assert [(row["split"], row["label"], row["clips"], row["cached"]) for row in listed["classes"]] == [
         ("train", SURFING, 2, 0),
         ("validation", MASSAGE, 1, 1),
         ("validation", ROWS[3][0], 1, 0),
@@ -73,7 +73,7 @@ def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None
         ["All", "in", "all:", "6", "clips"],
     ]
 
-    assert said("unpin", *filled, "--class", SURFING) == {"clips": 4, "here": 2, "bytes": surfing}
+    assert said("unpin", *filled, "--class", SURFING) == {"clips": 4, "cached": 2, "bytes": surfing}
     assert said("unpin", "--all", "--cache-dir", cache)["clips"] == 2
     assert said("status", "--cache-dir", cache)["cache"]["pinned_clips"] == 0
 
@@ -112,7 +112,7 @@ def test_a_mount_obeys_at_once(filled: Arguments, cache: Path, site: VideoSite, 
         assert "kinetics-fs unpin" in reason(second)
         assert not any(second.name[:11] in path for path, _ in site.requests), "nobody was asked for it"
         status = mounted.status()["cache"]
-        assert (status["pinned_clips"], status["pinned_here"]) == (3, 2)
+        assert (status["pinned_clips"], status["pinned_cached"]) == (3, 2)
 
         said("unpin", "--all", *filled[2:])
         assert len(second.read_bytes()) == second.stat().st_size

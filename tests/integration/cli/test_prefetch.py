@@ -43,7 +43,7 @@ def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> N
     assert result(first) == {
         "clips": 2,
         "fetched": 2,
-        "already_here": 0,
+        "already_cached": 0,
         "failed": 0,
         "failures": {},
         "interrupted": False,
@@ -54,7 +54,7 @@ def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> N
 
     again = prefetch(*wanted)
     assert again.returncode == 0
-    assert (result(again)["fetched"], result(again)["already_here"]) == (0, 2)
+    assert (result(again)["fetched"], result(again)["already_cached"]) == (0, 2)
     assert asked(site) == {"-demo_video": 1, "_demo_vid3_": 1}
 
     status = json.loads(kinetics_fs("status", "--json", "--cache-dir", cache).stdout)
@@ -156,7 +156,7 @@ def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Argume
     rest = prefetch(*wanted)
 
     assert rest.returncode == 0
-    assert (result(rest)["already_here"], result(rest)["fetched"]) == (2, 2)
+    assert (result(rest)["already_cached"], result(rest)["fetched"]) == (2, 2)
     more = {page for page, times in asked(site).items() if times > before[page]}
     assert more == {"DEMOvideo-5", "_demo_vid3_"}
     # Clips that were merely not waited for are no failures.

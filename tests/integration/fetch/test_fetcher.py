@@ -442,7 +442,7 @@ def test_page_in_place_of_media(store: Store, fetcher: FetcherFactory, tmp_path:
         error = error_of(fetcher(url=site.url_template).request(CLIP))
 
     assert error.kind in (FailureKind.CORRUPT, FailureKind.TRANSIENT)
-    assert not store.holds(CLIP)
+    assert not store.is_cached(CLIP)
     assert leftovers(store) == []
 
 
@@ -510,7 +510,7 @@ def test_disk_that_fills_up_on_the_way(
         error = error_of(one.request(CLIP))
 
         assert error.kind is FailureKind.LOCAL
-        assert not store.holds(CLIP)
+        assert not store.is_cached(CLIP)
         assert list((store.folder / "clips").glob("*/*")) == []
         assert leftovers(store) == []
         assert store.usage().reserved == 0

@@ -66,7 +66,7 @@ def fetcher(store: Store, site: VideoSite, held: Path, tmp_path: Path) -> Iterat
 def source_of(store: Store, clip: Clip) -> str:
     record = store.record(clip)
     assert record is not None
-    assert record.held
+    assert record.cached
     return record.source
 
 

@@ -55,7 +55,7 @@ def small(sizes: dict[Clip, int], tmp_path: Path) -> Iterator[Store]:
 
 
 def held(store: Store) -> list[Clip]:
-    return [clip for clip in CLIPS if store.holds(clip)]
+    return [clip for clip in CLIPS if store.is_cached(clip)]
 
 
 def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> None:
@@ -67,7 +67,7 @@ def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> N
         assert not list(small.failures()), "it says nothing of the clips"
         again = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         again.run()
-        assert (again.fetched, again.already_here, held(small)) == (0, 3, CLIPS[:3])
+        assert (again.fetched, again.already_cached, held(small)) == (0, 3, CLIPS[:3])
         # But what is no part of it makes room.
         last = Prefetch(fetcher, small, CLIPS[4:], 2, window=1)
         last.run()
@@ -85,7 +85,7 @@ def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
         thread = threading.Thread(target=ahead.run)
         thread.start()
         for number, clip in enumerate(order):
-            until(lambda clip=clip: small.holds(clip), "it comes before it is read")  # type: ignore[misc]
+            until(lambda clip=clip: small.is_cached(clip), "it comes before it is read")  # type: ignore[misc]
             assert set(held(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
             reader.opened(clip)

@@ -127,7 +127,7 @@ def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSit
 def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     made = fetcher()
     made.request(CLIPS[5]).result(PATIENCE)
-    until(lambda: all(store.holds(clip) for clip in CLIPS), "all clips are here")
+    until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are here")
     until(lambda: not list((store.folder / "incoming").iterdir()), "nothing is left behind")
     assert not store.failure(BROKEN), "nobody asked for it"
     assert made.counters.fetched == len(CLIPS)
@@ -148,7 +148,7 @@ def test_each_is_answered_when_it_passes_by(
         last, first = made.request(CLIPS[-1]), made.request(CLIPS[0])
         first.result(PATIENCE)
         assert not last.done()
-        assert store.holds(CLIPS[0])
+        assert store.is_cached(CLIPS[0])
         # What is under way is not swept away by who comes to use the cache meanwhile.
         Store(store.folder).close()
     finally:

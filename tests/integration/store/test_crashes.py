@@ -105,7 +105,7 @@ def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
     assert_nothing_unknown(store.folder)
     for number, size in sizes.items():
         here = is_whole(store, clip(number), size)
-        assert here == store.holds(clip(number)), f"clip {number} is not as the ledger says"
+        assert here == store.is_cached(clip(number)), f"clip {number} is not as the ledger says"
         if here:
             assert store.failure(clip(number)) is None, f"clip {number} is here, and so is its failure"
     assert store.usage().bytes <= LIMIT

@@ -74,7 +74,7 @@ def assert_heals(folder: Path, others: int = 1) -> None:
             for number in range(1, 1 + others):
                 assert is_whole(store, clip(number))
             assert is_absent(store, clip(0))
-            assert not store.holds(clip(0))
+            assert not store.is_cached(clip(0))
             keep(store, clip(0))
             assert is_whole(store, clip(0))
             assert all(is_whole(store, clip(number)) for number in range(1, 1 + others))
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_a_miss_and_heals(folder: Path, spoil: Spoil) -> None:
         keep(store, clip(1))
         spoil(clip_file(folder, clip(0)))
         assert is_absent(store, clip(0))
-        assert not store.holds(clip(0))
+        assert not store.is_cached(clip(0))
         for path in folder.glob("clips/*/original"):
             path.unlink()
         assert_in_step(folder)

@@ -19,7 +19,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.store import Report, Store
+from kinetics_fs.store import FailureReport, Store
 from tests.mount.native.test_mounting import HERE, Mount, path_of, pytestmark
 from tests.mount.native.test_mounting import mount as mount
 from tests.mount.native.test_mounting import place as place
@@ -55,7 +55,7 @@ def mark_gone(cache: Path, clips: Collection[Clip]) -> None:
     now = time.time()
     with Store(cache) as store:
         store.failure_log.import_reports(
-            Report(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips
+            FailureReport(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips
         )
 
 

@@ -42,7 +42,7 @@ def three(folder: Path) -> Path:
 
 def verify(store: Store) -> dict[int, Verdict]:
     """The verdicts on all that is here, by number of the clip."""
-    return {verdict.clip.start: verdict for verdict in verify_clips(store, store.held())}
+    return {verdict.clip.start: verdict for verdict in verify_clips(store, store.cached_clips())}
 
 
 def conditions(store: Store) -> dict[int, Condition]:
@@ -86,7 +86,7 @@ def make_folder(path: Path) -> None:
 def test_all_is_good(three: Path) -> None:
     before = contents(three).rows, query(three / "ledger.sqlite", "SELECT * FROM clip ORDER BY key")
     with Store(three) as store:
-        assert list(verify_clips(store, store.held(), threads=2)) == [
+        assert list(verify_clips(store, store.cached_clips(), threads=2)) == [
             Verdict(clip(number), UNIT, Condition.GOOD, "", contents(three).rows[clip(number).key][0])
             for number in sorted(range(3), key=lambda number: clip(number).key)
         ]
@@ -166,7 +166,7 @@ def test_gone_while_it_is_read(three: Path, again: bool) -> None:
 
 def test_gone_before_it_is_read(three: Path) -> None:
     with Store(three) as store:
-        chosen = list(store.held())
+        chosen = list(store.cached_clips())
         store.drop(clip(1))
 
         verdicts = {verdict.clip.start: verdict.condition for verdict in verify_clips(store, chosen)}
@@ -211,7 +211,7 @@ def test_what_does_not_decode(three: Path) -> None:
             raise OSError(errno.ENOMEM, "no memory")
 
     with Store(three) as store:
-        verdicts = {v.clip.start: v for v in verify_clips(store, store.held(), decode=decode)}
+        verdicts = {v.clip.start: v for v in verify_clips(store, store.cached_clips(), decode=decode)}
 
     assert {number: verdict.condition for number, verdict in verdicts.items()} == {
         0: Condition.GOOD,

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.store import ImportedFailures, RefusedLine, Report, Store, read_reports, report_line
+from kinetics_fs.store import FailureReport, ImportedFailures, RefusedLine, Store, read_reports, report_line
 from tests.support.store import clip, is_whole, keep, query
 
 DAY = 86_400.0
 NOW = time.time()
 
 
-def report(number: int = 0, kind: FailureKind = FailureKind.GONE, **others: Any) -> Report:
+def report(number: int = 0, kind: FailureKind = FailureKind.GONE, **others: Any) -> FailureReport:
     values: dict[str, Any] = {
         "reason": "removed",
         "source": "youtube",
@@ -29,7 +29,7 @@ def report(number: int = 0, kind: FailureKind = FailureKind.GONE, **others: Any)
         "last_at": NOW - DAY,
         "attempts": 2,
     }
-    return Report(clip(number), kind, **(values | others))
+    return FailureReport(clip(number), kind, **(values | others))
 
 
 def line(**others: Any) -> bytes:
@@ -37,7 +37,7 @@ def line(**others: Any) -> bytes:
     return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
 
 
-def read(*lines: bytes) -> list[Report | RefusedLine]:
+def read(*lines: bytes) -> list[FailureReport | RefusedLine]:
     return list(read_reports(io.BytesIO(b"\n".join(lines))))
 
 
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(store: Store) -> None:
 
     [found] = read(report_line(failure).encode())
 
-    assert isinstance(found, Report)
+    assert isinstance(found, FailureReport)
     assert (found.clip, found.kind, found.reason, found.source) == (clip(1), FailureKind.GONE, said, "youtube")
     assert failure.last_at - 1 < found.last_at <= failure.last_at
     assert found.attempts == 1
@@ -65,14 +65,14 @@ def test_the_longest_reason_and_source_fit_into_a_line(store: Store, sign: str) 
 
     [found] = read(report_line(failure).encode())
 
-    assert isinstance(found, Report)
+    assert isinstance(found, FailureReport)
     assert found.reason == failure.reason
 
 
 def test_only_the_clip_the_kind_and_the_time_must_be_there() -> None:
     [found] = read(line(more={"x": [1]}))
 
-    assert found == Report(clip(0), FailureKind.GONE, "", "", 1_700_000_000, 1_700_000_000, 1)
+    assert found == FailureReport(clip(0), FailureKind.GONE, "", "", 1_700_000_000, 1_700_000_000, 1)
 
 
 BAD = [
@@ -114,23 +114,23 @@ BAD = [
 def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) -> None:
     first, refused, last = read(line(), b"", bad, line(key=clip(1).key))
 
-    assert isinstance(first, Report)
+    assert isinstance(first, FailureReport)
     assert isinstance(refused, RefusedLine)
     assert refused.number == 3
     assert refused.reason.isprintable()
-    assert isinstance(last, Report) and last.clip == clip(1)
+    assert isinstance(last, FailureReport) and last.clip == clip(1)
 
 
 @given(st.binary(max_size=300))
 def test_nothing_that_is_read_ends_the_reading(data: bytes) -> None:
     found = read(data, line())
-    assert isinstance(found[-1], Report)
+    assert isinstance(found[-1], FailureReport)
 
 
 def test_a_text_gives_no_orders_to_a_terminal() -> None:
     [found] = read(line(reason="a\x1b[2Jb\nc\x9b", source="you\x07tube" + "x" * 5000))
 
-    assert isinstance(found, Report)
+    assert isinstance(found, FailureReport)
     assert found.reason.isprintable() and found.source.isprintable()
     assert len(found.source) <= 500
 
@@ -160,12 +160,12 @@ def test_a_file_without_an_end_is_left(piece: bytes) -> None:
 # What is believed
 
 
-def take(store: Store, *reports: Report) -> ImportedFailures:
+def take(store: Store, *reports: FailureReport) -> ImportedFailures:
     return store.failure_log.import_reports(reports)
 
 
 def test_a_report_becomes_a_failure_that_says_where_it_is_from(store: Store) -> None:
-    assert take(store, report(), report(1, attempts=1)) == ImportedFailures(new=2, known=0, here=0)
+    assert take(store, report(), report(1, attempts=1)) == ImportedFailures(new=2, known=0, cached=0)
 
     failure = store.failure(clip(0))
     assert failure is not None
@@ -180,7 +180,7 @@ def test_to_import_twice_changes_nothing(store: Store) -> None:
     take(store, *reports)
     before = list(store.failures())
 
-    assert take(store, *reports) == ImportedFailures(new=0, known=3, here=0)
+    assert take(store, *reports) == ImportedFailures(new=0, known=3, cached=0)
 
     assert list(store.failures()) == before
 
@@ -190,7 +190,7 @@ def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
     failure = store.failure(clip(0))
     assert failure is not None
     [again] = read(report_line(failure).encode())
-    assert isinstance(again, Report)
+    assert isinstance(again, FailureReport)
 
     with Store(store.folder.with_name("other")) as other:
         take(other, again)
@@ -198,13 +198,13 @@ def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
 
     assert found is not None
     assert found.source == "imported youtube"
-    assert take(store, again) == ImportedFailures(new=0, known=1, here=0)
+    assert take(store, again) == ImportedFailures(new=0, known=1, cached=0)
 
 
 def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
     own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
 
-    assert take(store, report(last_at=own.last_at - 5)) == ImportedFailures(new=0, known=1, here=0)
+    assert take(store, report(last_at=own.last_at - 5)) == ImportedFailures(new=0, known=1, cached=0)
 
     assert store.failure(clip(0)) == own
 
@@ -214,7 +214,9 @@ def test_newer_reports_replace_what_was_known(store: Store) -> None:
     query(store.folder / "ledger.sqlite", "UPDATE failure SET first_at = 5, last_at = 5")
     take(store, report(1))
 
-    assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == ImportedFailures(new=2, known=0, here=0)
+    assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == ImportedFailures(
+        new=2, known=0, cached=0
+    )
 
     assert {failure.kind for failure in store.failures()} == {FailureKind.GONE}
     assert {failure.reason for failure in store.failures()} == {"removed", "news"}
@@ -235,12 +237,12 @@ def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
 
     reports = [report(number, last_at=last_at) for number in range(2) for last_at in (NOW - DAY, NOW + DAY)]
     for one in reports:
-        assert take(store, one) == ImportedFailures(new=0, known=0, here=1)
+        assert take(store, one) == ImportedFailures(new=0, known=0, cached=1)
 
     assert is_whole(store, clip(0))
     assert list(store.failures()) == []
     query(store.folder / "ledger.sqlite", "UPDATE clip SET stored_at = 5")
-    assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, here=1)
+    assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, cached=1)
 
 
 def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
@@ -263,7 +265,7 @@ def test_a_report_of_the_future_overrides_nothing(store: Store) -> None:
 
 
 def test_all_of_it_or_nothing(store: Store) -> None:
-    def reports() -> Iterator[Report]:
+    def reports() -> Iterator[FailureReport]:
         yield report(0)
         raise KineticsError("the list breaks off")
 
@@ -275,7 +277,7 @@ def test_all_of_it_or_nothing(store: Store) -> None:
 
 
 def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> None:
-    def reports() -> Iterator[Report]:
+    def reports() -> Iterator[FailureReport]:
         with Store(folder) as other:
             other.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "meanwhile"))
             keep(other, clip(1))
@@ -283,4 +285,4 @@ def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> 
         yield report(1)
         yield report(2)
 
-    assert store.failure_log.import_reports(reports()) == ImportedFailures(new=1, known=1, here=1)
+    assert store.failure_log.import_reports(reports()) == ImportedFailures(new=1, known=1, cached=1)

@@ -197,7 +197,7 @@ def test_a_wait_can_be_ended_without_forgetting(store: Store) -> None:
         ("the video ends after 12.3 s, before the clip begins at 20.0 s",) * 2,
         ("no room for 1,500,000 bytes", "no room for … bytes"),
         ("incoming/0123456789abcdef0123456789abcdef/source.mp4: h264", "incoming/…/source.mp4: h264"),
-        ("HTTP Error 404: Not Found",) * 2,
+        ("HTTP Error 404: Not OpenClipFile",) * 2,
         ("[Errno 28] No space left on device",) * 2,
     ],
 )

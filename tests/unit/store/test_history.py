@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Counts, HistoryRecorder, Store
+from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
 from kinetics_fs.store import history as history_module
 from tests.support.store import UNIT, clip, keep, query
 
@@ -26,14 +26,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_what_all_do_in_a_step_is_one_row(folder: Path, clock: list[float]) -> None:
     with Store(folder) as one, Store(folder) as other:
-        one.history.add(Counts(fetched=2, failed=1))
+        one.history.add(ActivityCounts(fetched=2, failed=1))
         keep(one, clip(0))
         clock[0] += 1
-        other.history.add(Counts(fetched=3, from_cache=5, not_in_cache=7))
+        other.history.add(ActivityCounts(fetched=3, from_cache=5, not_in_cache=7))
         at = NOW // history_module.STEP * history_module.STEP
         assert one.history.samples() == [(at, 1, UNIT, 5, 1, 5, 7)]
         clock[0] += history_module.STEP
-        one.history.add(Counts())
+        one.history.add(ActivityCounts())
         assert other.history.samples()[1:] == [(at + history_module.STEP, 1, UNIT, 0, 0, 0, 0)]
 
 
@@ -44,7 +44,7 @@ def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clo
     rows = ", ".join(f"({at}, {turn}, {turn * 10}, 1, 2, 3, 4)" for turn, at in enumerate(times))
     query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}")
 
-    store.history.add(Counts(fetched=1000))
+    store.history.add(ActivityCounts(fetched=1000))
 
     samples = store.history.samples()
     assert len(samples) == query(folder / "ledger.sqlite", "SELECT count(*) FROM history")[0][0] <= 2450
@@ -56,7 +56,7 @@ def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clo
     # Nothing that is summed up is lost, and what is summed up already stays so.
     kept = sum(at >= samples[0].at for at in times)
     assert sum(sample.fetched for sample in samples) == kept + 1000
-    store.history.add(Counts())
+    store.history.add(ActivityCounts())
     assert [sample[:1] + sample[3:] for sample in store.history.samples()] == [one[:1] + one[3:] for one in samples]
 
 
@@ -73,34 +73,34 @@ def test_rows_that_are_not_ours_are_passed_over(folder: Path, store: Store) -> N
     query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}, ({2**62}, 0, 0, 0, 0, 0, 0)")
 
     assert store.history.samples() == []
-    store.history.add(Counts(fetched=1))
+    store.history.add(ActivityCounts(fetched=1))
     assert [sample.fetched for sample in store.history.samples()] == [1]
 
 
 def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> None:
-    done, noted = [Counts(fetched=90)], threading.Event()
+    done, noted = [ActivityCounts(fetched=90)], threading.Event()
 
     class Noted:
-        def add(self, counts: Counts) -> None:
+        def add(self, counts: ActivityCounts) -> None:
             store.history.add(counts)
             if counts.fetched:
                 noted.set()
 
     with HistoryRecorder(Noted(), lambda: done[0], every=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
-        done[0] = Counts(fetched=92)
+        done[0] = ActivityCounts(fetched=92)
         assert noted.wait(30)
         assert sum(sample.fetched for sample in store.history.samples()) == 2
-        done[0] = Counts(fetched=97, from_cache=1)
+        done[0] = ActivityCounts(fetched=97, from_cache=1)
     assert sum(sample.fetched for sample in store.history.samples()) == 7
     assert sum(sample.from_cache for sample in store.history.samples()) == 1
 
 
 def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
     query(folder / "ledger.sqlite", "ALTER TABLE history RENAME TO away")
-    done = Counts()
+    done = ActivityCounts()
     chronicle = HistoryRecorder(store.history, lambda: done)
     with chronicle:
-        done = Counts(fetched=3)
+        done = ActivityCounts(fetched=3)
         chronicle._note()
         query(folder / "ledger.sqlite", "ALTER TABLE away RENAME TO history")
     assert [sample.fetched for sample in store.history.samples()] == [3]

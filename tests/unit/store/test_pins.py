@@ -110,7 +110,7 @@ def test_the_report_counts_pins(store: Store) -> None:
     store.pins.add([clip(0), clip(1)])
     cache = store.report()["cache"]
     assert isinstance(cache, dict)
-    assert (cache["pinned_clips"], cache["pinned_here"], cache["pinned_bytes"]) == (2, 1, UNIT)
+    assert (cache["pinned_clips"], cache["pinned_cached"], cache["pinned_bytes"]) == (2, 1, UNIT)
     assert store.pins.of([clip(1).key, clip(2).key]) == (1, 0, 0)
 
 

@@ -184,7 +184,7 @@ def test_budget_of_an_hour(store: Store) -> None:
     assert 0 < caught.value.seconds <= 10
     pass_time(store, 11)
     ask(store, hourly=10)
-    assert [state.asked for state in store.origins.states()] == [1]
+    assert [state.fetches_last_hour for state in store.origins.states()] == [1]
 
 
 def test_reserve_is_for_the_urgent(store: Store) -> None:

@@ -42,7 +42,7 @@ def test_a_clip_is_absent_until_it_is_published(store: Store) -> None:
     assert claim is not None
     with claim:
         path = write(claim)
-        assert not store.holds(clip(0))
+        assert not store.is_cached(clip(0))
         assert is_absent(store, clip(0))
         claim.publish(path, "test")
         assert is_whole(store, clip(0)), "not only when the claim ends"
@@ -93,7 +93,7 @@ def test_the_record_says_what_where_from_and_when(store: Store) -> None:
     assert record is not None
     assert data is not None
     assert record.sha256 == hashlib.sha256(data).hexdigest()
-    assert (record.source, record.held) == ("test", True)
+    assert (record.source, record.cached) == ("test", True)
     assert before <= record.stored_at <= time.time()
     assert store.record(clip(1)) is None
 
@@ -174,7 +174,7 @@ def test_a_dropped_clip_is_absent_and_its_size_stays_known(store: Store) -> None
     assert store.sizes([clip(0).key]) == {clip(0).key: (UNIT, False)}
     record = store.record(clip(0))
     assert record is not None
-    assert not record.held
+    assert not record.cached
     assert_in_step(store.folder)
     store.drop(clip(0))  # once more does no harm
     store.drop(clip(1))

@@ -471,7 +471,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
     world.store.drop(CLIP)
     before = descriptors()
     opened = world.tree.open(world.clip)
-    real_open = world.store.open_now
+    real_open = world.store.open_nowait
 
     def open_and_cancel(clip: Clip) -> object:
         stored = real_open(clip)
@@ -479,7 +479,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
         return stored
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.store, "open_now", open_and_cancel)
+        patched.setattr(world.store, "open_nowait", open_and_cancel)
         world.deliver(b"content")
     assert opened.cancelled()
     assert descriptors() == before
@@ -525,7 +525,7 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
 
         with monkeypatch.context() as broken:
             if place == "store":
-                broken.setattr(world.store, "open_now", fail)
+                broken.setattr(world.store, "open_nowait", fail)
             else:
                 broken.setattr("kinetics_fs.vfs.filesystem.ClipHandle", fail)
             world.deliver(b"content")

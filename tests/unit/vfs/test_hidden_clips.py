@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Report, Store
+from kinetics_fs.store import FailureReport, Store
 from kinetics_fs.vfs import ROOT, Filesystem, Name
 from kinetics_fs.vfs.hidden import HiddenClips
 from tests.support.example_filesystem import CLIPS, FULL, TWICE, World, a_world, content, put
@@ -59,7 +59,9 @@ def look(world: World) -> set[Name]:
 
 def mark_gone(store: Store, clips: Collection[Clip], at: float | None = None) -> None:
     at = time.time() if at is None else at
-    store.failure_log.import_reports(Report(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips)
+    store.failure_log.import_reports(
+        FailureReport(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips
+    )
 
 
 def listed(world: World, split: str = "train") -> list[str]:
@@ -308,7 +310,7 @@ def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.Mo
 
 
 def test_places_are_those_of_the_listing(world: World) -> None:
-    places = world.tree._catalog.places([clip.key for clip in CLIPS] + ["nothing", "a" * 25])
+    places = world.tree._catalog.positions([clip.key for clip in CLIPS] + ["nothing", "a" * 25])
     for directory in {place.directory for place in places}:
         found = [entry.name for entry in world.tree.entries(directory)]
         mine = [place for place in places if place.directory == directory]
