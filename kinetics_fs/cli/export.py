@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,10 +30,9 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     kinetics-fs export --split validation /data/kinetics
     kinetics-fs export --class "surfing water" --class-names torchvision --copy /mnt/disk
     """
-    from tqdm import tqdm
-
     from kinetics_fs.app import open_store
     from kinetics_fs.catalog import ClassNames
+    from kinetics_fs.cli.progress import progress_bars
     from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.store.export import Export
 
@@ -43,9 +41,10 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     style = ClassNames(settings.class_names)
     with catalog_of(settings) as catalog, open_store(settings) as store:
         export = Export(store, catalog, folder, class_names=style, link=not copy)
-        with tqdm(total=catalog.clip_count, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+        with progress_bars("clips") as bars:
+            task = bars.add_task("", total=catalog.clip_count, note="")
             try:
-                export.run(bar.update)
+                export.run(lambda clips: bars.advance(task, clips))
             except KeyboardInterrupt:
                 interrupted = True
             except KineticsError as error:

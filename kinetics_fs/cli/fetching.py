@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,16 +108,15 @@ def fetch_with_progress(
 @contextmanager
 def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar on a terminal; what is yielded moves it to where a `Prefetch.report` says. Silent elsewhere."""
-    from tqdm import tqdm
+    from kinetics_fs.cli.progress import progress_bars
 
-    lock = threading.Lock()
-    with tqdm(total=wanted, unit="clip", disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bars("clips") as bars:
+        task = bars.add_task("", total=wanted, note="")
 
         def show(report: Mapping[str, Any]) -> None:
-            with lock:
-                if report["failed"]:
-                    bar.set_postfix(failed=report["failed"], refresh=False)
-                bar.update(report["fetched"] + report["already_cached"] + report["failed"] - bar.n)
+            failed = report["failed"]
+            done = report["fetched"] + report["already_cached"] + failed
+            bars.update(task, completed=done, note=f"{failed:,} failed" if failed else "")
 
         yield show
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -57,10 +56,10 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     ):
         taking = FolderImporter(folder.absolute(), store, catalog, depth=VerifyLevel(depth), link=not copy)
         try:
-            with _bar("file", None) as report:
+            with _bar("files", None) as report:
                 taking.look(report)
             _check_room(settings, store, taking)
-            with _bar("clip", taking.files) as report:
+            with _bar("clips", taking.files) as report:
                 taking.take(report)
         except KeyboardInterrupt:
             interrupted = True
@@ -80,11 +79,12 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
 
 
 @contextmanager
-def _bar(unit: str, total: int | None) -> Iterator[Report]:
-    from tqdm import tqdm
+def _bar(unit: Literal["clips", "files"], total: int | None) -> Iterator[Report]:
+    from kinetics_fs.cli.progress import progress_bars
 
-    with tqdm(total=total, unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
-        yield bar.update
+    with progress_bars(unit) as bars:
+        task = bars.add_task("", total=total, note="")
+        yield lambda files: bars.advance(task, files)
 
 
 def _check_room(settings: Settings, store: Store, taking: FolderImporter) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.fetching import Outcome, say_fetched
+from kinetics_fs.cli.progress import progress_bars
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, verify_clips
 from kinetics_fs.util.text import readable_size
@@ -123,19 +122,11 @@ def check(store: Store, catalog: Catalog | None, report: Report, *, decode: bool
     def chosen() -> Iterator[tuple[Clip, int]]:
         return store.cached_clips() if catalog is None else _held_of(catalog, store)
 
-    with tqdm(
-        total=sum(size for _, size in chosen()),
-        unit="B",
-        unit_scale=True,
-        disable=None,
-        file=sys.stderr,
-        dynamic_ncols=True,
-    ) as bar:
+    with progress_bars("bytes") as bars:
+        task = bars.add_task("", total=sum(size for _, size in chosen()), note="")
         for verdict in verify_clips(store, chosen(), decode=_decode if decode else None):
             report.add(verdict, store)
-            bar.update(verdict.size)
-            if report.bad:
-                bar.set_postfix(bad=len(report.bad))
+            bars.update(task, advance=verdict.size, note=f"{len(report.bad):,} bad" if report.bad else "")
     if catalog is None:
         for path in store.unknown_files():
             report.add_unknown(path, store)

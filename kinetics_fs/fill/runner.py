@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,43 +160,33 @@ class _Progress:
     """Bars on a terminal: one for all, and one for each archive that is being read. Silent elsewhere."""
 
     def __init__(self, total: int, clips_here: Callable[[], int] | None) -> None:
+        from kinetics_fs.cli.progress import progress_bars
+
         self._clips_here = clips_here
         self._lock = threading.Lock()
-        self._bars: dict[str, Any] = {}
-        self._all = self._bar("all archives", total)
+        self._bars = progress_bars("bytes")
+        self._bars.start()
+        self._all = self._bars.add_task("all archives", total=total, note="")
+        self._tasks: dict[str, Any] = {}
+        self._done: dict[str, int] = {}
 
     def show(self, job: Job, done: int, total: int) -> None:
         with self._lock:
-            bar = self._bars.get(job.archive)
-            if bar is None:
-                bar = self._bars[job.archive] = self._bar(Path(job.archive).name, total, leave=False)
-            self._all.update(done - bar.n)
-            bar.update(done - bar.n)
+            task = self._tasks.get(job.archive)
+            if task is None:
+                task = self._tasks[job.archive] = self._bars.add_task(Path(job.archive).name[:32], total=total, note="")
+            self._bars.advance(self._all, done - self._done.get(job.archive, 0))
+            self._done[job.archive] = done
+            self._bars.update(task, completed=done)
 
     def end(self, job: Job) -> None:
         with self._lock:
-            if (bar := self._bars.pop(job.archive, None)) is not None:
-                bar.close()
+            if (task := self._tasks.pop(job.archive, None)) is not None:
+                self._bars.remove_task(task)
 
     def look(self) -> None:
-        if self._clips_here is not None and not self._all.disable:
-            self._all.set_postfix(clips=self._clips_here())
+        if self._clips_here is not None and not self._bars.disable:
+            self._bars.update(self._all, note=f"{self._clips_here():,} clips")
 
     def close(self) -> None:
-        for bar in (*self._bars.values(), self._all):
-            bar.close()
-
-    @staticmethod
-    def _bar(name: str, total: int, *, leave: bool = True) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(
-            desc=name[:32],
-            total=total,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            leave=leave,
-        )
+        self._bars.stop()

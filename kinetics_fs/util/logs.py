@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -37,7 +37,7 @@ def set_up(level: int | None = None, style: str | None = None) -> None:
     """
     if style is not None:
         os.environ[_FORMAT] = style
-    handler = _BesideBars(sys.stderr)
+    handler = _StandardError(sys.stderr)
     handler.setFormatter(_Lines(as_json=os.environ.get(_FORMAT) == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -116,13 +116,15 @@ def _marked(text: str, level: int) -> str:
     return "\n".join(mark + line for line in text.splitlines())
 
 
-class _BesideBars(logging.StreamHandler[TextIO]):
-    """Puts its lines above the progress bars, if there are any, and not at their ends."""
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Handler that writes to what `sys.stderr` is at the moment.
+
+    While rich shows progress bars, `sys.stderr` is an object of rich's that writes above them.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # who shows one has imported it
-        with bars.external_write_mode(file=self.stream) if bars else nullcontext():
-            super().emit(record)
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Lines(logging.Formatter):

@@ -85,7 +85,7 @@ def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> No
         Library(**values, classes=["surfing watr"])
     with (
         Library(**{**values, "video_url": "http://127.0.0.1/"}) as library,
-        pytest.raises(SettingError, match="has no "),
+        pytest.raises(SettingError, match="does not contain"),
     ):
         library.prefetch()
 

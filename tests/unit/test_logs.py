@@ -31,28 +31,29 @@ def objects(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_lines_beside_a_progress_bar() -> None:
-    """On a terminal they stand above it, not at its end."""
+def test_a_log_line_is_written_above_a_progress_bar() -> None:
     code = """
 import logging, sys
-from tqdm import tqdm
+from kinetics_fs.cli.progress import progress_bars
 from kinetics_fs.util import logs
 logs.set_up(logging.WARNING)
-with tqdm(total=2, file=sys.stderr) as bar:
-    bar.update()
+with progress_bars("clips") as bars:
+    bars.advance(bars.add_task("", total=2, note=""))
+    bars.refresh()
     logging.warning("a word")
 """
     ours, theirs = os.openpty()
     termios.tcsetwinsize(ours, (24, 80))
     try:
-        subprocess.run([sys.executable, "-c", code], stderr=theirs, env=ENVIRONMENT, check=True, timeout=30)
+        subprocess.run(
+            [sys.executable, "-c", code], stderr=theirs, env={**ENVIRONMENT, "NO_COLOR": "1"}, check=True, timeout=30
+        )
         shown = os.read(ours, 100_000).decode()
     finally:
         os.close(ours)
         os.close(theirs)
-    assert "it/s" in shown
-    assert "a word" in shown
-    assert re.search(r"[\r\n][-0-9:, ]+WARNING a word\r\n", shown), shown
+    assert "1/2 clips" in shown
+    assert re.search(r"(?:[\r\n]|\x1b\[2K)[-0-9:, ]+WARNING a word\r\n", shown), shown
 
 
 def test_a_failure_is_one_object_with_all_that_is_known(mount: MountFactory, site: VideoSite) -> None:
