@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli.options import archive_options, json_option, open_output, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Clip
@@ -214,18 +214,18 @@ def _check_room(
     coming += min(max(0, archives - here.bytes_not_indexed), here.unknown * _MOST_PER_CLIP)
     needed = here.bytes + coming
     pinned = store.pins.totals().bytes - here.pinned  # which none of it can take the place of
-    beside = f" beside {readable_size(pinned)} that are pinned (see kinetics-fs unpin)" if pinned else ""
+    beside = f" beside {filesize.decimal(pinned)} that are pinned (see kinetics-fs unpin)" if pinned else ""
     if settings.cache_size is not None and needed + pinned > settings.cache_size:
         raise KineticsError(
-            f"the selection takes about {readable_size(needed)}, and the cache is limited to"
-            f" {readable_size(settings.cache_size)}{beside}: give a larger --cache-size, or select less"
+            f"the selection takes about {filesize.decimal(needed)}, and the cache is limited to"
+            f" {filesize.decimal(settings.cache_size)}{beside}: give a larger --cache-size, or select less"
         )
     usage = store.usage()
     free = usage.disk_free - settings.min_free + usage.bytes - here.bytes - pinned
     if coming > free:
         raise KineticsError(
-            f"about {readable_size(coming)} are to come, and the disk of {settings.cache_dir} has room for"
-            f" {readable_size(max(0, free))}{beside}: give a --cache-dir on another disk, or select less"
+            f"about {filesize.decimal(coming)} are to come, and the disk of {settings.cache_dir} has room for"
+            f" {filesize.decimal(max(0, free))}{beside}: give a --cache-dir on another disk, or select less"
         )
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import json_option, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FetchError, KineticsError
-from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.fill.importer import FolderImporter, Report
@@ -96,14 +96,14 @@ def _check_room(settings: Settings, store: Store, taking: FolderImporter) -> Non
     usage = store.usage()
     if taking.bytes and settings.cache_size is not None and usage.bytes + taking.bytes > settings.cache_size:
         raise KineticsError(
-            f"{readable_size(taking.bytes)} are to come, the cache has {readable_size(usage.bytes)} and is limited to"
-            f" {readable_size(settings.cache_size)}: give a larger --cache-size, or select less"
+            f"{filesize.decimal(taking.bytes)} are to come, the cache has {filesize.decimal(usage.bytes)} and is"
+            f" limited to {filesize.decimal(settings.cache_size)}: give a larger --cache-size, or select less"
         )
     free = max(0, usage.disk_free - settings.min_free)
     if taking.bytes_to_copy > free:
         raise KineticsError(
-            f"{readable_size(taking.bytes_to_copy)} are to be copied, and the disk of {settings.cache_dir} has room for"
-            f" {readable_size(free)}: give a --cache-dir on another disk, or select less"
+            f"{filesize.decimal(taking.bytes_to_copy)} are to be copied, and the disk of {settings.cache_dir} has room"
+            f" for {filesize.decimal(free)}: give a --cache-dir on another disk, or select less"
         )
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.options import archive_option, archive_options, json_option, open_output, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, KineticsError
-from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
@@ -143,9 +143,9 @@ def info(settings: Settings, as_json: bool) -> None:
     width = max(7, *(len(one.archive) for one in archives))
     click.echo(f"{'archive':<{width}}  {'clips':>9}  {'size':>9}")
     for one in archives:
-        click.echo(f"{one.archive:<{width}}  {one.clips:>9,}  {readable_size(one.version.size):>9}")
+        click.echo(f"{one.archive:<{width}}  {one.clips:>9,}  {filesize.decimal(one.version.size):>9}")
     clips = sum(one.clips for one in archives)
-    size = readable_size(sum(one.version.size for one in archives))
+    size = filesize.decimal(sum(one.version.size for one in archives))
     click.echo(f"{f'{len(archives):,} archives':<{width}}  {clips:>9,}  {size:>9}")
 
 

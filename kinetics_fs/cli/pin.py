@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
-from kinetics_fs.util.text import readable_size
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Directory
@@ -49,15 +49,15 @@ def command(show: bool, settings: Settings, as_json: bool) -> None:
         click.echo(f"{counts_line(pinned.all)}; {pinned.new:,} of them were not pinned before")
     if settings.cache_size is not None and total.bytes > settings.cache_size:
         click.echo(
-            f"kinetics-fs: the pinned clips that are here take {readable_size(total.bytes)}, more than --cache-size"
-            f" ({readable_size(settings.cache_size)}): no other clip can be fetched; unpin some, or give more",
+            f"kinetics-fs: the pinned clips that are here take {filesize.decimal(total.bytes)}, more than --cache-size"
+            f" ({filesize.decimal(settings.cache_size)}): no other clip can be fetched; unpin some, or give more",
             err=True,
         )
 
 
 def counts_line(counts: PinCounts, done: str = "pinned") -> str:
     """Counts for people."""
-    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them here ({readable_size(counts.bytes)})"
+    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them here ({filesize.decimal(counts.bytes)})"
 
 
 def _print_list(catalog: Catalog, store: Store, as_json: bool) -> None:
@@ -73,7 +73,7 @@ def _print_list(catalog: Catalog, store: Store, as_json: bool) -> None:
         for place, counts in places:
             click.echo(
                 f"{place.split:<10}  {place.label or '':<{width}}  {counts.clips:>8,}  {counts.cached:>8,}"
-                f"  {readable_size(counts.bytes):>8}"
+                f"  {filesize.decimal(counts.bytes):>8}"
             )
     click.echo(f"All in all: {counts_line(total)}" if total.clips else "No clips are pinned.")
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli.options import json_option, open_output, with_settings
 from kinetics_fs.config import Settings
-from kinetics_fs.util.text import readable_size
 
 
 @click.command("report", short_help="Write a page of HTML that shows what is here.")
@@ -74,4 +74,4 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     written = page.encode(errors="replace")  # the name of a folder may be no text
     with open_output(output) as file:
         file.write(written)
-    click.echo(f"{output}: {readable_size(len(written))}", err=True)
+    click.echo(f"{output}: {filesize.decimal(len(written))}", err=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import MountError
-from kinetics_fs.util.text import readable_size
 
 _PATIENCE_FOR_CLASSES = 300.0
 """Seconds for going through all clips of a mount."""
@@ -133,7 +133,7 @@ def queue_in_words(queue: dict[str, int]) -> str:
 
 def rate_in_words(span: str, rates: dict[str, float]) -> str:
     """How fast clips came in the last minute or hour."""
-    speed = f"{readable_size(rates['bytes_per_second'])}/s"
+    speed = f"{filesize.decimal(round(rates['bytes_per_second']))}/s"
     return f"{rates['clips_per_minute']:,.1f} clips/min, {speed} in the {span.replace('_', ' ')}"
 
 
@@ -167,7 +167,7 @@ def limits_in_words(gate: dict[str, Any]) -> str:
     if gate["max_fetches"] is not None:
         words.append(f"{gate['fetches']:,} of {gate['max_fetches']:,} fetches begun")
     if gate["max_bytes"] is not None:
-        words.append(f"{readable_size(gate['bytes'])} of {readable_size(gate['max_bytes'])} fetched")
+        words.append(f"{filesize.decimal(gate['bytes'])} of {filesize.decimal(gate['max_bytes'])} fetched")
     return ", ".join(words)
 
 
@@ -196,14 +196,14 @@ def blocked_in_words(origin: dict[str, Any]) -> str:
 
 
 def _cache_line(cache: dict[str, Any]) -> str:
-    limit = f"of {readable_size(cache['limit'])}" if cache["limit"] else "no limit"
+    limit = f"of {filesize.decimal(cache['limit'])}" if cache["limit"] else "no limit"
     pins = ""
     if cache["pinned_clips"]:
         pins = (
             f"; {cache['pinned_clips']:,} clips are pinned, {cache['pinned_cached']:,} of them here,"
-            f" {readable_size(cache['pinned_bytes'])}"
+            f" {filesize.decimal(cache['pinned_bytes'])}"
         )
     return (
-        f"{cache['folder']}: {cache['clips']:,} clips, {readable_size(cache['bytes'])} ({limit}),"
-        f" {readable_size(cache['disk_free'])} free on the disk{pins}"
+        f"{cache['folder']}: {cache['clips']:,} clips, {filesize.decimal(cache['bytes'])} ({limit}),"
+        f" {filesize.decimal(cache['disk_free'])} free on the disk{pins}"
     )

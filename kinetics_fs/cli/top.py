@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -31,7 +32,6 @@ from kinetics_fs.cli.status import (
     queue_in_words,
     rate_in_words,
 )
-from kinetics_fs.util.text import readable_size
 
 _EVERY = 1.0
 """Seconds between two looks."""
@@ -107,10 +107,10 @@ class _View:
         table.add_row("queue", Text(queue_in_words(fetch["queue"])))
         for span, rates in fetch["rates"].items():
             table.add_row("rates", Text(rate_in_words(span, rates)))
-        held = f"{readable_size(cache['bytes'])}, {cache['clips']:,} clips, {status['evicted']:,} evicted"
+        held = f"{filesize.decimal(cache['bytes'])}, {cache['clips']:,} clips, {status['evicted']:,} evicted"
         if cache["limit"]:
             bar = ProgressBar(total=cache["limit"], completed=cache["bytes"], width=_BAR)
-            held = f"of {readable_size(cache['limit'])}: {held}"
+            held = f"of {filesize.decimal(cache['limit'])}: {held}"
             table.add_row("cache", bar)
         table.add_row("" if cache["limit"] else "cache", Text(held))
         if limits := limits_in_words(status["gate"]):

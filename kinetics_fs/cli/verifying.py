@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import filesize
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.cli import DONE_IN_PART
@@ -18,7 +19,6 @@ from kinetics_fs.cli.fetching import Outcome, say_fetched
 from kinetics_fs.cli.progress import progress_bars
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, verify_clips
-from kinetics_fs.util.text import readable_size
 
 _PAGE = 500
 _OF_THIS_MACHINE = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -94,7 +94,7 @@ class Report:
             for condition in Condition
             if (number := self.counts[condition]) or condition is Condition.GOOD
         )
-        click.echo(f"{self.counts.total():,} clips, {readable_size(self.bytes)}: {told}")
+        click.echo(f"{self.counts.total():,} clips, {filesize.decimal(self.bytes)}: {told}")
         if self.unknown_files:
             click.echo(f"{len(self.unknown_files):,} files of no clip, which take room and harm nobody")
         if self.repairing and (self.bad or self.unknown_files):

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich import filesize
+
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import StoreError
@@ -17,7 +19,6 @@ from kinetics_fs.mount.probe import PathProbe
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES
 from kinetics_fs.store.health import quick_check, summarize_cache
 from kinetics_fs.store.layout import may_become_ours
-from kinetics_fs.util.text import readable_size
 
 _ANOTHER = "Give another folder with --cache-dir."
 _PATIENCE = 10.0
@@ -91,8 +92,8 @@ def space(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
     except StoreError:  # told by the check of the databases
         held = 0
     name, limit = "cache space", settings.cache_size
-    free, left = readable_size(looked.free), max(0, looked.free - settings.min_free)
-    found = f"{free} free, {readable_size(settings.min_free)} to be left, {readable_size(held)} of clips"
+    free, left = filesize.decimal(looked.free), max(0, looked.free - settings.min_free)
+    found = f"{free} free, {filesize.decimal(settings.min_free)} to be left, {filesize.decimal(held)} of clips"
     if left + held < _A_CLIP:
         fix = "Make room on the disk, give another --cache-dir, or leave less free (--min-free)."
         yield Finding(name, State.PROBLEM, f"{found}: no clip has room", fix)
@@ -101,8 +102,8 @@ def space(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
             name, State.PROBLEM, f"--cache-size {limit:,} has room for no clip", "Give a larger --cache-size."
         )
     elif limit is not None and limit > held + left:
-        fix = f"Give a --cache-size of {readable_size(held + left)} at most, or make room on the disk."
-        yield Finding(name, State.WARNING, f"{found}: --cache-size {readable_size(limit)} cannot be reached", fix)
+        fix = f"Give a --cache-size of {filesize.decimal(held + left)} at most, or make room on the disk."
+        yield Finding(name, State.WARNING, f"{found}: --cache-size {filesize.decimal(limit)} cannot be reached", fix)
     elif left < _A_CLIP:
         fix = "Make room on the disk, if clips are to stay longer: each new one costs an old one."
         yield Finding(name, State.WARNING, f"{found}: the disk is full", fix)
@@ -110,7 +111,7 @@ def space(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
         fix = "Remove small files from the disk, or give another --cache-dir."
         yield Finding(name, State.WARNING, f"{found}, but room for only {looked.inodes:,} more files", fix)
     else:
-        limited = f"--cache-size {readable_size(limit)}" if limit is not None else "no --cache-size"
+        limited = f"--cache-size {filesize.decimal(limit)}" if limit is not None else "no --cache-size"
         yield Finding(name, State.OK, f"{found}, {limited}")
 
 

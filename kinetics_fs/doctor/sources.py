@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from rich import filesize
+
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import look_at
 from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store.health import summarize_cache
-from kinetics_fs.util.text import readable_size
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 """Into the environment that we run in: `pip` alone is the system's, which Debian allows nobody."""
@@ -179,7 +180,7 @@ def indexes(settings: Settings) -> Iterator[Finding]:
             fix = "Make or import one (kinetics-fs index), or give another --source."
             yield Finding(name, State.PROBLEM, "none, and clips shall come from archives alone", fix)
         else:
-            instead = f"archives up to {readable_size(limit)} are read whole" if limit else "archives are not asked"
+            instead = f"archives up to {filesize.decimal(limit)} are read whole" if limit else "archives are not asked"
             yield Finding(name, State.OK, f"none: {instead}")
         return
     try:

@@ -11,11 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich import filesize
 
 from kinetics_fs.report.chart import Chart, Series, chart
 from kinetics_fs.report.pictures import Picture
 from kinetics_fs.store.history import STEP
-from kinetics_fs.util.text import readable_size
 
 _REASONS_SHOWN = 20
 _HOUR = 3600.0
@@ -123,7 +123,7 @@ def _number(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    return readable_size(value) if isinstance(value, int | float) else _number(value)
+    return filesize.decimal(round(value)) if isinstance(value, int | float) else _number(value)
 
 
 def _share(part: int, whole: int) -> str:

@@ -6,8 +6,9 @@ import errno
 import logging
 import threading
 
+from rich import filesize
+
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.util.text import readable_size
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class FetchBudget:
         if self._most_fetches is not None and self._fetches >= self._most_fetches:
             reason = f"this mount has begun {self._fetches:,} fetches, the most that it may (--max-fetches)"
         elif self._most_bytes is not None and self._bytes >= self._most_bytes:
-            reason = f"this mount has fetched {readable_size(self._bytes)}, and may no more (--max-fetch-bytes)"
+            reason = f"this mount has fetched {filesize.decimal(self._bytes)}, and may no more (--max-fetch-bytes)"
         else:
             return None
         with self._lock:

@@ -272,7 +272,7 @@ def test_status_of_an_empty_cache(cache: Path) -> None:
     done = kinetics_fs("status", "--cache-dir", cache, "--cache-size", "200GB")
 
     assert done.returncode == 0
-    assert f"{cache}: 0 clips, 0 B (of 200.0 GB)" in done.stdout
+    assert f"{cache}: 0 clips, 0 bytes (of 200.0 GB)" in done.stdout
 
 
 def test_status_of_what_is_no_mount(tmp_path: Path) -> None:
