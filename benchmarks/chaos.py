@@ -159,7 +159,7 @@ class _Chaos:
         (self._folder / "config.toml").write_text("[youtube.ytdlp]\n" + "".join(_toml(options)))
         return [
             *("--annotations", annotations, "--cache-dir", self._cache, "--cache-size", _LIMIT, "--min-free", 0),
-            *("--workers", _WORKERS, "--timeout", _TIMEOUT, "--rate", 0),
+            *("--workers", _WORKERS, "--timeout", _TIMEOUT, "--max-fetches-per-hour", 0),
         ]
 
     # What is done to it

@@ -67,20 +67,20 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
     from kinetics_fs.fetch import Fetcher
 
     check_source_settings(settings)
-    rate = settings.rate
-    if rate is None and settings.video_url == YOUTUBE_URL:
-        rate = _YOUTUBE_GUEST_RATE
+    hourly = settings.max_fetches_per_hour
+    if hourly is None and settings.video_url == YOUTUBE_URL:
+        hourly = _YOUTUBE_GUEST_RATE
     return Fetcher(
         store,
         FetchSettings(
             workers=settings.workers,
             timeout=settings.timeout,
-            rate=rate or None,
+            max_fetches_per_hour=hourly or None,
             sources=SourceSettings(
                 order=_usable_sources(settings, catalog),
                 video_url=settings.video_url,
                 max_height=settings.max_height,
-                limit_rate=settings.limit_rate / settings.workers if settings.limit_rate else None,
+                max_bandwidth=settings.max_bandwidth / settings.workers if settings.max_bandwidth else None,
                 cookies=str(settings.cookies.absolute()) if settings.cookies else "",
                 proxy=settings.proxy or "",
                 source_address=settings.source_address or "",

@@ -1,8 +1,8 @@
-"""All settings, in one table: flags, environment, configuration file and documentation are made from it.
+"""All settings in one table: flags, environment variables, configuration file and reference are made from it.
 
-A setting `cache-dir` is the flag `--cache-dir`, the variable `KINETICS_FS_CACHE_DIR` and the key `cache-dir` (or
-`cache_dir`) in the configuration file. A flag goes before the environment, that before the file, that before the
-default.
+The setting `cache-dir` is the flag `--cache-dir`, the variable `KINETICS_FS_CACHE_DIR` and the key `cache-dir` (or
+`cache_dir`) of the configuration file. A flag overrides the environment, the environment overrides the file, and the
+file overrides the default.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 
@@ -24,31 +24,73 @@ from kinetics_fs.util import logs
 
 ENVIRONMENT_PREFIX = "KINETICS_FS_"
 LIST_SEPARATOR = ";"
-"""Between the values of a list in an environment variable: labels hold spaces and may hold commas."""
+"""Separates the values of a list in an environment variable: class labels contain spaces and may contain commas."""
+
+SECTIONS = {
+    "selection": "Selection",
+    "cache": "Cache",
+    "sources": "Sources",
+    "archive": "Sources",
+    "network": "Network",
+    "names": "Names",
+    "mount": "Mount",
+    "log": "Logging",
+}
+"""Group of settings → heading in help texts and in the reference. A command takes whole groups."""
+
+Kind = Literal["text", "integer", "seconds", "size", "hourly", "path", "switch", "choice", "order"]
+"""How text becomes a value: `hourly` is a number per hour, `order` a comma-separated list of distinct choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the table says of a setting, besides its default.
+    """Description of a setting in the table.
 
     Args:
-        group: commands take whole groups.
-        help: one line.
-        metavar: what stands for the value in help texts; empty for a switch.
-        kind: how text becomes a value: `text`, `count` (from 1), `number of clips` (from 0), `number`, `size`, `rate`,
-            `height`, `port`, `path`, `switch`, `choice`, or `order` of choices.
-        many: may be given more than once.
-        choices: of a `choice`.
-        shown_default: what help texts say where the default itself says little.
+        group: key of `SECTIONS`.
+        help: one or two sentences, with limit and unit.
+        metavar: placeholder for the value in help texts; empty for a switch.
+        kind: how text becomes a value.
+        minimum: least value of an `integer`; None for no bound.
+        maximum: greatest value of an `integer`; None for no bound.
+        repeatable: the value is a list, and the flag may be given more than once.
+        choices: valid values of a `choice` or an `order`.
+        default_text: what help texts show as the default, where the default itself says little.
+        rare: help texts leave it out; `--help-all` and the reference show it.
     """
 
     group: str
     help: str
     metavar: str = ""
-    kind: str = "text"
-    many: bool = False
+    kind: Kind = "text"
+    minimum: int | None = None
+    maximum: int | None = None
+    repeatable: bool = False
     choices: tuple[str, ...] = ()
-    shown_default: str | None = None
+    default_text: str | None = None
+    rare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of the table.
+
+    Attributes:
+        name: name of the flag, without its dashes: `cache-dir`.
+        field: attribute of `Settings`: `cache_dir`.
+        default: value where none is given.
+        about: description.
+    """
+
+    name: str
+    field: str
+    default: Any
+    about: About
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper().replace("-", "_")
 
 
 def _setting(default: Any, group: str, help: str, **rest: Any) -> Any:
@@ -57,207 +99,278 @@ def _setting(default: Any, group: str, help: str, **rest: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The values, whatever they came from."""
+    """The values of all settings, wherever they came from."""
 
-    release: str = _setting("600", "selection", "Release: 400, 600, 700 or 700-2020.", metavar="NAME")
+    release: str = _setting("600", "selection", "Release to use: 400, 600, 700 or 700-2020.", metavar="NAME")
     annotations: tuple[str, ...] = _setting(
         (),
         "selection",
-        "Annotation file (CSV, JSON, gzip or tar) to use instead of the release's own.",
+        "Annotation file (CSV, JSON, gzip or tar) to use instead of the release's own. Repeatable.",
         metavar="PATH|URL",
-        many=True,
-        shown_default="the release's own, downloaded",
+        repeatable=True,
+        default_text="the release's own, downloaded once",
     )
     split: tuple[str, ...] = _setting(
-        (), "selection", "Only this split: train, validation or test.", metavar="NAME", many=True, shown_default="all"
+        (),
+        "selection",
+        "Split to include: train, validation or test. Repeatable.",
+        metavar="NAME",
+        repeatable=True,
+        default_text="all splits",
     )
     klass: tuple[str, ...] = _setting(
-        (), "selection", "Only this class.", metavar="LABEL", many=True, shown_default="all"
+        (),
+        "selection",
+        "Class to include, by its label. Repeatable.",
+        metavar="LABEL",
+        repeatable=True,
+        default_text="all classes",
     )
     max_samples: int | None = _setting(
         None,
         "selection",
-        "At most so many clips of each split, taken evenly from the classes.",
+        "Maximum number of clips per split, taken evenly from the classes.",
         metavar="N",
-        kind="count",
+        kind="integer",
+        minimum=1,
+        default_text="no limit",
     )
-    shuffle: bool = _setting(False, "selection", "With --max-samples: take clips at random.", kind="switch")
+    shuffle: bool = _setting(False, "selection", "With --max-samples: select clips at random.", kind="switch")
     seed: int | None = _setting(
-        None, "selection", "With --shuffle: the same seed takes the same clips.", metavar="N", kind="integer"
+        None,
+        "selection",
+        "With --shuffle: seed of the random selection. The same seed selects the same clips on every machine.",
+        metavar="N",
+        kind="integer",
+        default_text="a new seed each time",
     )
 
     cache_dir: Path = _setting(
         None,
-        "store",
-        "Folder of the clips that are here.",
+        "cache",
+        "Cache directory: where fetched clips are stored.",
         metavar="PATH",
         kind="path",
-        shown_default="the user's cache folder",
+        default_text="the user's cache directory",
     )
     cache_size: int | None = _setting(
-        None, "store", "Most bytes of clips to keep, as 200GB.", metavar="SIZE", kind="size", shown_default="no limit"
+        None,
+        "cache",
+        "Maximum size of the cache, for example 200GB. The least recently opened clips are evicted first.",
+        metavar="SIZE",
+        kind="size",
+        default_text="no limit",
     )
     min_free: int = _setting(
-        10**9, "store", "Bytes of the disk to leave free.", metavar="SIZE", kind="size", shown_default="1GB"
+        10**9,
+        "cache",
+        "Space to leave free on the disk of the cache, whatever --cache-size allows.",
+        metavar="SIZE",
+        kind="size",
+        default_text="1GB",
+        rare=True,
     )
 
-    workers: int = _setting(4, "fetch", "Clips to fetch at the same time.", metavar="N", kind="count")
-    timeout: float = _setting(300.0, "fetch", "Seconds that the fetch of a clip may take.", metavar="S", kind="number")
     source: tuple[str, ...] = _setting(
         SOURCES,
-        "fetch",
-        "Where clips come from, in the order in which it is asked: archive (indexed, or that of a small class), folder"
-        " (those that --folder names), youtube, and whole-archive (that of a class, however large).",
+        "sources",
+        "Sources of clips, in the order in which they are tried: archive (indexed, or that of a small class), folder"
+        " (see --folder), youtube, and whole-archive (that of a class, however large).",
         metavar="NAMES",
         kind="order",
         choices=SOURCES,
-        shown_default=",".join(SOURCES),
+        default_text=",".join(SOURCES),
     )
     folder: tuple[Path, ...] = _setting(
         (),
-        "fetch",
-        "Folder of clips that are here already, as other tools leave them.",
+        "sources",
+        "Folder of clips that you already have, in the layout of any download tool. Repeatable.",
         metavar="PATH",
         kind="path",
-        many=True,
-        shown_default="none",
+        repeatable=True,
+        default_text="none",
     )
     archive_url: str = _setting(
         PUBLIC_ARCHIVES,
         "archive",
-        "Where the archives of clips are: an http, https or s3 address, or a folder.",
+        "Location of the archives of clips: an http, https or s3 URL, or a folder.",
         metavar="URL|PATH",
     )
     archive_stream_limit: int = _setting(
         200 * 10**6,
-        "fetch",
-        "Size up to which the archive of a class is read whole for the first clip of it, if no index is here.",
+        "sources",
+        "Maximum size of an archive without an index that is read whole for the first clip of its class; 0 disables"
+        " this.",
         metavar="SIZE",
         kind="size",
-        shown_default="200MB",
-    )
-    rate: int | None = _setting(
-        None,
-        "fetch",
-        "Most clips to ask for in any hour, over all mounts of the cache; 0 for no limit.",
-        metavar="N/h",
-        kind="rate",
-        shown_default="300/h of YouTube itself, no limit elsewhere",
-    )
-    limit_rate: int | None = _setting(
-        None,
-        "fetch",
-        "Most bytes a second to receive, as 5MB; shared out evenly among the workers.",
-        metavar="SIZE",
-        kind="size",
-        shown_default="no limit",
-    )
-    cookies: Path | None = _setting(
-        None,
-        "fetch",
-        "Cookies of a YouTube account, in a Netscape cookie file; read, never written.",
-        metavar="PATH",
-        kind="path",
-        shown_default="none",
-    )
-    proxy: str | None = _setting(
-        None, "fetch", "Proxy for YouTube: http, https or socks5.", metavar="URL", shown_default="none"
-    )
-    source_address: str | None = _setting(
-        None, "fetch", "Local address to ask YouTube from.", metavar="IP", shown_default="the system's choice"
+        default_text="200MB",
     )
     trim: str = _setting(
         "exact",
-        "fetch",
-        "How clips are cut: to the frame, by encoding anew, or quickly, as a copy that begins at a keyframe.",
+        "sources",
+        "How clips are cut: exact (to the frame, by re-encoding) or copy (fast, starts at a keyframe).",
         metavar="HOW",
         kind="choice",
         choices=("exact", "copy"),
+        rare=True,
     )
-    max_height: int = _setting(360, "fetch", "Most lines of picture of a fetched clip.", metavar="N", kind="height")
+    max_height: int = _setting(
+        360,
+        "sources",
+        "Maximum height of a clip from YouTube, in pixels.",
+        metavar="PIXELS",
+        kind="integer",
+        minimum=2,
+    )
     video_url: str = _setting(
-        YOUTUBE_URL, "fetch", "Address of a video's page; {id} stands for its YouTube id.", metavar="TEMPLATE"
+        YOUTUBE_URL,
+        "sources",
+        "URL of a video's page; {id} is replaced by the YouTube id.",
+        metavar="TEMPLATE",
+        rare=True,
+    )
+
+    workers: int = _setting(
+        4, "network", "Number of clips to fetch at the same time.", metavar="N", kind="integer", minimum=1
+    )
+    timeout: float = _setting(
+        300.0, "network", "Maximum time to fetch one clip, in seconds.", metavar="SECONDS", kind="seconds", rare=True
+    )
+    max_fetches_per_hour: int | None = _setting(
+        None,
+        "network",
+        "Maximum number of clips to request from YouTube in any hour, for example 300/h, shared by all mounts and"
+        " commands that use the cache; 0 for no limit.",
+        metavar="N",
+        kind="hourly",
+        default_text="300/h from YouTube, no limit elsewhere",
+    )
+    max_bandwidth: int | None = _setting(
+        None,
+        "network",
+        "Maximum number of bytes to receive per second, for example 5MB, divided evenly among the workers.",
+        metavar="SIZE",
+        kind="size",
+        default_text="no limit",
+    )
+    cookies: Path | None = _setting(
+        None,
+        "network",
+        "Cookies of a YouTube account, as a Netscape cookie file. The file is read and never written.",
+        metavar="PATH",
+        kind="path",
+        default_text="none",
+    )
+    proxy: str | None = _setting(
+        None,
+        "network",
+        "Proxy for YouTube: an http, https or socks5 URL. Other users can see the command line, so put a password into"
+        " the configuration file or the environment.",
+        metavar="URL",
+        default_text="none",
+    )
+    source_address: str | None = _setting(
+        None,
+        "network",
+        "Local IP address to connect to YouTube from.",
+        metavar="IP",
+        default_text="the system's choice",
+        rare=True,
     )
 
     class_names: str = _setting(
         "raw",
         "names",
-        "Names of class folders: the label, with _ for spaces, or as torchvision has them.",
+        "Names of class directories: raw (the label), underscore (spaces become _) or torchvision (as torchvision's"
+        " Kinetics dataset names them).",
         metavar="STYLE",
         kind="choice",
         choices=tuple(style.value for style in ClassNames),
     )
+
     hide_unavailable: bool = _setting(
-        False, "view", "Leave out clips that are known to be gone, until they are due for another try.", kind="switch"
+        False, "mount", "Hide clips that are known to be gone, until their next retry is due.", kind="switch"
     )
     only: str = _setting(
         "all",
-        "view",
-        "What to show: all clips, or only those that are in the cache when it is mounted; then nothing is fetched.",
-        metavar="WHAT",
+        "mount",
+        "Clips to show: all, or cached (those in the cache at the time of mounting; nothing is fetched).",
+        metavar="WHICH",
         kind="choice",
         choices=("all", "cached"),
     )
     max_fetches: int | None = _setting(
         None,
-        "view",
-        "Most fetches that opens may begin, over the life of the mount; then they fail.",
+        "mount",
+        "Maximum number of fetches that opens may start during the life of the mount. Further opens fail with EDQUOT.",
         metavar="N",
-        kind="count",
-        shown_default="no limit",
+        kind="integer",
+        minimum=1,
+        default_text="no limit",
     )
     max_fetch_bytes: int | None = _setting(
         None,
-        "view",
-        "Bytes that opens may fetch, over the life of the mount; then they fail.",
+        "mount",
+        "Maximum number of bytes that opens may fetch during the life of the mount. Further opens fail with EDQUOT.",
         metavar="SIZE",
         kind="size",
-        shown_default="no limit",
+        default_text="no limit",
     )
     readahead: int = _setting(
         0,
-        "view",
-        "Fetch so many clips ahead for who opens the clips of a folder in their order.",
+        "mount",
+        "Number of clips to prefetch when a process reads a class directory in order.",
         metavar="N",
-        kind="number of clips",
-        shown_default="0: none",
+        kind="integer",
+        minimum=0,
+        default_text="0, no prefetch",
     )
     frontend: str = _setting(
         "auto",
-        "view",
-        "Who speaks to the kernel: we ourselves (kernel: Linux alone, and the default there) or libfuse 2 (fusepy).",
+        "mount",
+        "How the mount talks to the kernel: kernel (the FUSE protocol directly, Linux only), fusepy (libfuse 2), or"
+        " auto (kernel on Linux, else fusepy).",
         metavar="NAME",
         kind="choice",
         choices=("auto", "kernel", "fusepy"),
+        rare=True,
     )
     passthrough: bool = _setting(
-        True, "view", "Let the kernel read cached files itself, where it can (Linux 6.9, as root).", kind="switch"
+        True,
+        "mount",
+        "Let the kernel read cached files directly, where it supports that: Linux 6.9 or newer, as root.",
+        kind="switch",
+        rare=True,
     )
     allow_other: bool = _setting(
-        os.geteuid() == 0, "view", "Let other users read the mount.", kind="switch", shown_default="on for root"
+        os.geteuid() == 0, "mount", "Let other users read the mount.", kind="switch", default_text="on for root"
     )
     metrics_port: int | None = _setting(
         None,
-        "view",
-        "Tell metrics to Prometheus on this port of the loopback address; 0 takes a free one.",
+        "mount",
+        "Serve Prometheus metrics on this port of the loopback address; 0 selects a free port.",
         metavar="PORT",
-        kind="port",
-        shown_default="none",
+        kind="integer",
+        minimum=0,
+        maximum=65535,
+        default_text="no metrics server",
     )
     log_file: Path | None = _setting(
         None,
-        "view",
-        "Log of a mount in the background.",
+        "mount",
+        "Log file of a mount that runs in the background. SIGHUP reopens it.",
         metavar="PATH",
         kind="path",
-        shown_default="a file in the user's log folder",
+        default_text="a file in the user's log directory",
+    )
+    fsname: str = _setting(
+        "kinetics", "mount", "Source of the mount, as lists of mounts show it.", metavar="NAME", rare=True
     )
 
-    fsname: str = _setting("kinetics", "view", "What lists of mounts show as the source of this one.", metavar="NAME")
     log_format: str = _setting(
         "text",
         "log",
-        "Lines of the log as text, or each as a JSON object.",
+        "Format of log lines: text, or json (one object per line).",
         metavar="FORMAT",
         kind="choice",
         choices=logs.FORMATS,
@@ -267,9 +380,9 @@ class Settings:
     """Parameters for `yt_dlp.YoutubeDL`; only from the table `[youtube.ytdlp]` of the configuration file."""
 
     def __post_init__(self) -> None:
-        # Absolute, for a mount in the background is in another folder.
+        # A mount in the background changes its working directory.
         object.__setattr__(self, "cache_dir", _absolute(self.cache_dir or default_cache_dir()))
-        object.__setattr__(self, "annotations", tuple(map(_at_home, self.annotations)))
+        object.__setattr__(self, "annotations", tuple(map(_expand_home, self.annotations)))
         object.__setattr__(self, "folder", tuple(map(_absolute, self.folder)))
         if "://" not in self.archive_url:
             object.__setattr__(self, "archive_url", str(_absolute(self.archive_url)))
@@ -278,10 +391,14 @@ class Settings:
                 object.__setattr__(self, name, _absolute(path))
 
     def with_values(self, **values: Any) -> Settings:
-        """The same but for these: by the names of their flags with `_` for `-`, or `classes` for `--class`.
+        """Return a copy with other values for some settings.
+
+        Args:
+            values: by the names of the flags, with `_` instead of `-`, and `classes` instead of `--class`. A
+                repeatable setting takes a list, a tuple or a single value.
 
         Raises:
-            TypeError: there is no setting of that name.
+            TypeError: a name is not that of a setting.
         """
         lists = {item.name for item in fields(self) if isinstance(item.default, tuple)}
         given = {{"classes": "klass"}.get(name, name): value for name, value in values.items()}
@@ -291,72 +408,74 @@ class Settings:
         return replace(self, **given)
 
 
-def _at_home(path: str | Path) -> str:
-    """With a home for the `~` that no shell has looked at: in a file, in quotes, after `=`."""
-    return os.path.expanduser(str(path))  # noqa: PTH111  # pathlib's raises where there is no such home
+def _expand_home(path: str | Path) -> str:
+    """Expand a leading `~`, which a shell leaves alone in a file, in quotes and after `=`."""
+    return os.path.expanduser(str(path))  # noqa: PTH111  # Path.expanduser raises if the user does not exist
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(_at_home(path)).absolute()
+    return Path(_expand_home(path)).absolute()
 
 
-def setting_name(field_name: str) -> str:
-    """How a field of `Settings` is called outside: `class` and `cache-dir`."""
-    return {"klass": "class"}.get(field_name, field_name.replace("_", "-"))
-
-
-def table() -> dict[str, tuple[str, About, Any]]:
-    """Name → (field of `Settings`, what it is, default), of all settings that have a flag."""
-    return {
-        setting_name(item.name): (item.name, item.metadata["about"], item.default)
+def table() -> dict[str, Setting]:
+    """Return all settings that have a flag, by their names."""
+    rows = (
+        Setting({"klass": "class"}.get(item.name, item.name.replace("_", "-")), item.name, item.default, about)
         for item in fields(Settings)
-        if "about" in item.metadata
-    }
+        if (about := item.metadata.get("about")) is not None
+    )
+    return {row.name: row for row in rows}
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for us; the system's, for what the system starts."""
-    return Path("/var/cache/kinetics-fs") if _is_the_systems() else platformdirs.user_cache_path("kinetics-fs")
+    """Return the default cache directory: the user's, or the system's for a process that the system starts."""
+    return Path("/var/cache/kinetics-fs") if _is_system_process() else platformdirs.user_cache_path("kinetics-fs")
 
 
 def default_log_dir() -> Path:
-    """The same for logs."""
-    return Path("/var/log/kinetics-fs") if _is_the_systems() else platformdirs.user_log_path("kinetics-fs")
+    """Return the default directory of log files, of the user or of the system."""
+    return Path("/var/log/kinetics-fs") if _is_system_process() else platformdirs.user_log_path("kinetics-fs")
 
 
 def default_config_file() -> Path:
-    """Where the configuration file is looked for."""
-    folder = Path("/etc/kinetics-fs") if _is_the_systems() else platformdirs.user_config_path("kinetics-fs")
+    """Return the path of the configuration file that is read if none is named; it may not exist."""
+    folder = Path("/etc/kinetics-fs") if _is_system_process() else platformdirs.user_config_path("kinetics-fs")
     return folder / "config.toml"
 
 
-def _is_the_systems() -> bool:
-    """Whether this process is root's, and without a home: a service, or mounted from fstab."""
+def _is_system_process() -> bool:
+    """Return whether this process belongs to root and has no home: a service, or a mount from fstab."""
     return os.geteuid() == 0 and not {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"} & set(os.environ)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a configuration file: setting name → value as written, and `ytdlp` → a table.
+    """Read a configuration file.
+
+    Returns:
+        Field of `Settings` → value as written, which `click` takes as a `default_map`: it converts and checks the
+        values like those of flags.
 
     Raises:
-        KineticsError: it cannot be read, is not TOML, or has a key that we do not know.
+        KineticsError: the file cannot be read, is not TOML, or has an unknown key.
     """
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise KineticsError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except ValueError as error:
-        raise KineticsError(f"the configuration file {path} is not valid TOML: {error}") from error
-    values: dict[str, Any] = {}
+        raise KineticsError(f"cannot read the configuration file {path}: it is not valid TOML: {error}") from error
     youtube = document.pop("youtube", {})
     if not isinstance(youtube, dict) or set(youtube) - {"ytdlp"} or not isinstance(youtube.get("ytdlp", {}), dict):
-        raise KineticsError(f"{path}: of [youtube] only the table [youtube.ytdlp] is known")
-    values["ytdlp"] = youtube.get("ytdlp", {})
+        raise KineticsError(
+            f"cannot read the configuration file {path}: [youtube] may contain only the table [youtube.ytdlp]"
+        )
+    values: dict[str, Any] = {"ytdlp": youtube.get("ytdlp", {})}
     known = table()
     for key, value in document.items():
-        name = key.replace("_", "-")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise KineticsError(f"{path}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        values[name] = value
+        setting = known.get(key.replace("_", "-"))
+        if setting is None:
+            near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "see docs/configuration.md for those that exist"
+            raise KineticsError(f"cannot read the configuration file {path}: unknown setting {key!r}; {hint}")
+        values[setting.field] = [value] if setting.about.repeatable and not isinstance(value, list) else value
     return values

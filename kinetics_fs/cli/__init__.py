@@ -1,14 +1,14 @@
 """The command line: `kinetics-fs`.
 
-A module per command, imported when the command is asked for; what takes long to import is imported inside them.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 interrupted.
+Each command has a module, which is imported when the command runs; the list of commands comes from a table, so that
+`kinetics-fs --help` imports none of them. Commands import slow modules inside their functions.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 partly done, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import importlib
 import keyword
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,49 +18,69 @@ import click
 
 from kinetics_fs._version import __version__
 from kinetics_fs.errors import KineticsError, SettingError
-from kinetics_fs.util import logs
 
-_COMMANDS = (
-    *("mount", "umount", "prefetch", "fill", "index", "import", "export", "status", "top", "verify", "doctor"),
-    *("classes", "failures", "report", "pin", "unpin", "demo"),
-)
+COMMANDS = {
+    "mount": "Show the clips of a release as files under MOUNTPOINT.",
+    "umount": "End the mount on MOUNTPOINT.",
+    "prefetch": "Fetch a selection of clips into the cache.",
+    "fill": "Fill the cache with whole splits or classes, out of archives.",
+    "index": "Make, list, check and share the indexes by which clips are read out of archives.",
+    "import": "Take the clips below a folder into the cache.",
+    "export": "Write the clips that are here as plain files.",
+    "status": "Say how mounts are doing, and what the cache holds.",
+    "top": "Show what mounts are doing, live.",
+    "verify": "Check the clips in the cache against what was stored.",
+    "doctor": "Look for what is wrong, and say how to mend it.",
+    "classes": "List the classes of a release, with their clips.",
+    "failures": "Show, retry, forget or share why clips could not be had.",
+    "report": "Write a page of HTML that shows what is here.",
+    "pin": "Have clips stay in the cache, whatever else must go.",
+    "unpin": "Let clips go again when room is needed.",
+    "demo": "Play the whole of it on this machine, with a tiny Kinetics.",
+}
+"""Command → its one-line help, which its module states too."""
 
 DONE_IN_PART = 3
 
 
 class _Commands(click.Group):
-    """Finds a command in the module of its name; `import_` for a word of Python's own."""
+    """The commands of the table. The module of `import` is `import_`, because the name is a Python keyword."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         command = importlib.import_module(f"kinetics_fs.cli.{module}").command
         assert isinstance(command, click.Command)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Settings can also stand in the environment (KINETICS_FS_CACHE_DIR=…) and in the configuration file.",
+    epilog="Settings can also be given in the environment (KINETICS_FS_CACHE_DIR=/data) and in the configuration file.",
 )
 @click.version_option(__version__, prog_name="kinetics-fs")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     envvar="KINETICS_FS_CONFIG",
-    help="Configuration file (TOML).  [default: the user's config.toml, if it is there]",
+    metavar="PATH",
+    help="Configuration file (TOML).  [default: config.toml in the user's configuration directory, if it exists]",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
+@click.option("-v", "--verbose", is_flag=True, help="Log progress too, not only warnings and errors.")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     """All of the Kinetics video datasets as plain files.
 
-    A clip is fetched when it is opened, verified, and kept.
+    A clip is fetched and verified when a program opens its file, and cached.
 
     \b
     kinetics-fs mount /mnt/kinetics
@@ -68,32 +88,42 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     kinetics-fs prefetch --split validation --class "surfing water" --max-samples 10
     kinetics-fs umount /mnt/kinetics
     """
+    import logging
+
     from kinetics_fs.config import default_config_file, read_config
+    from kinetics_fs.util import logs
 
     logs.set_up(logging.INFO if verbose else logging.WARNING)
     if config is not None:
-        ctx.obj = read_config(config)
+        ctx.default_map = read_config(config)
     elif os.access(default_config_file(), os.R_OK):
-        ctx.obj = read_config(default_config_file())
+        ctx.default_map = read_config(default_config_file())
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the program with the arguments of the process, and exit."""
     sys.exit(run())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command, and turns what it raises into one sentence and an exit code.
+    """Run a command; print expected errors as one sentence.
 
     Args:
-        arguments: of the program; None for those that it was started with.
+        arguments: of the program; None for those of the process.
+
+    Returns:
+        The exit code.
     """
     try:
         status = cli.main(arguments, prog_name="kinetics-fs", standalone_mode=False)
     except SettingError as error:
         click.UsageError(str(error)).show()
         status = click.UsageError.exit_code
-    except (KineticsError, OSError) as error:  # the latter: a full disk under our output, above all
+    except (KineticsError, OSError) as error:  # OSError: above all a full disk or a closed pipe under the output
+        import logging
+
+        from kinetics_fs.util import logs
+
         click.echo(logs.marked_for_journal(f"kinetics-fs: {error}", logging.ERROR), err=True)
         status = 1
     except click.ClickException as error:

@@ -6,12 +6,13 @@ import json
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.config import Settings
 
 
-@click.command("classes", short_help="List the classes of a release, with their clips.")
-@with_settings("selection", "store")
+@click.command("classes", cls=Command, short_help="List the classes of a release, with their clips.")
+@with_settings("selection", "cache")
 @json_option
 def command(settings: Settings, as_json: bool) -> None:
     """List the classes of a release, or of a selection from it, with their numbers of clips.

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.config import ENVIRONMENT_PREFIX
 from kinetics_fs.errors import KineticsError
 
 
-@click.command("demo", short_help="Play the whole of it on this machine, with a tiny Kinetics.")
+@click.command("demo", cls=Command, short_help="Play the whole of it on this machine, with a tiny Kinetics.")
 @click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--once", is_flag=True, help="Check each step, then take everything down again.")
 def command(mountpoint: Path | None, once: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
 from kinetics_fs.config import Settings
 
@@ -20,10 +21,10 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 _WIDTH = 16
 
 
-@click.command("doctor", short_help="Look for what is wrong, and say how to mend it.")
+@click.command("doctor", cls=Command, short_help="Look for what is wrong, and say how to mend it.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Ask nothing of the network.")
-@with_settings("store", "fetch", "archive", "view")
+@with_settings("cache", "sources", "network", "archive", "mount")
 @json_option
 def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
     """Look for what is wrong: with this machine, the cache, the sources, and the mount on MOUNTPOINT, or all mounts.

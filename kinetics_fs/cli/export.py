@@ -9,14 +9,15 @@ from pathlib import Path
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError
 
 
-@click.command("export", short_help="Write clips of the cache as plain files.")
+@click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@with_settings("selection", "store", "names")
+@with_settings("selection", "cache", "names")
 @click.option("--copy", is_flag=True, help="Copy files, so that they are of their own and all may read them.")
 @json_option
 def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:

@@ -17,6 +17,7 @@ import click
 
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import json_option, open_output, selection_given, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind
@@ -44,13 +45,13 @@ _of_kind = _kind_option("Only failures of this kind; repeatable.")
 _csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 
 
-@click.group("failures")
+@click.group("failures", cls=Group)
 def command() -> None:
     """Show, retry, forget or share why clips could not be had."""
 
 
 @command.command("list", short_help="List the remembered failures, the latest first.")
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @_of_kind
 @json_option
 @_csv_option
@@ -85,7 +86,7 @@ def list_(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_
 
 
 @command.command("summary", short_help="Count the remembered failures by kind and reason.")
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @_of_kind
 @json_option
 def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -> None:
@@ -110,7 +111,7 @@ def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -
 
 
 @command.command("report", short_help="Say before a training what is here, and what is not and why.")
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @json_option
 @_csv_option
 def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
@@ -148,7 +149,7 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
 @command.command("retry", short_help="Fetch clips that could not be had again, now.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Try all of them.")
-@with_settings("selection", "store", "fetch", "archive")
+@with_settings("selection", "cache", "sources", "network", "archive")
 @_of_kind
 @json_option
 def retry(
@@ -183,7 +184,7 @@ def retry(
 @command.command("clear")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Forget all of them.")
-@with_settings("store")
+@with_settings("cache")
 @_of_kind
 def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
     """Forget failures, so that the next open tries again. CLIP is a file name, or its part before `.mp4`.
@@ -209,7 +210,7 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
 
 @command.command("export", short_help="Write the clips that nobody can have to a file.")
 @click.argument("file", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
-@with_settings("store")
+@with_settings("cache")
 @_kind_option("Kind to write: gone, corrupt or credentials; repeatable.  [default: gone]")
 def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
     """Write the clips that nobody can have to FILE, for others to import; `-` is standard output.
@@ -234,7 +235,7 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
 
 @command.command("import", short_help="Take over which clips cannot be had from such a file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
-@with_settings("store")
+@with_settings("cache")
 @_kind_option("Kind to read: gone, corrupt or credentials; repeatable.  [default: gone]")
 @json_option
 def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -> int:

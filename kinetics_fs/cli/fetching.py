@@ -84,8 +84,9 @@ def fetch_with_progress(
     from kinetics_fs.fetch.prefetch import Prefetch
 
     fetcher = make_fetcher(settings, store, catalog)
-    if fetcher.rate and wanted > fetcher.rate:
-        click.echo(f"At most {fetcher.rate:,} clips are asked for in an hour (see --rate).", err=True)
+    hourly = fetcher.max_fetches_per_hour
+    if hourly and wanted > hourly:
+        click.echo(f"At most {hourly:,} clips are requested per hour (--max-fetches-per-hour).", err=True)
     interrupted = False
     counters = fetcher.counters
     with (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich import filesize
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import archive_options, json_option, open_output, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
@@ -29,8 +30,8 @@ _MOST_PER_CLIP = 2 * 1024 * 1024
 """Bytes that a clip of unknown size takes at most, on the average of many: the mean of Kinetics is 1.5 MB."""
 
 
-@click.command("fill", short_help="Fill the cache out of archives.")
-@with_settings("selection", "store", "archive", "log")
+@click.command("fill", cls=Command, short_help="Fill the cache out of archives.")
+@with_settings("selection", "cache", "archive", "log")
 @archive_options
 @verify_option
 @click.option("--no-index", is_flag=True, help="Make no index of the archives, which costs half as much time again.")

@@ -13,6 +13,7 @@ import click
 from rich import filesize
 
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FetchError, KineticsError
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 _REASONS_SHOWN = 10
 
 
-@click.command("import", short_help="Take the clips in a folder into the cache.")
+@click.command("import", cls=Command, short_help="Take the clips in a folder into the cache.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @verify_option
 @click.option("--copy", is_flag=True, help="Copy files, where they could be hard links to those in DIR.")
 @json_option

@@ -32,7 +32,7 @@ def command() -> None:
 
 
 @command.command("build", short_help="Index the archives that hold a selection.")
-@with_settings("selection", "store", "archive")
+@with_settings("selection", "cache", "archive")
 @archive_options
 @json_option
 def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: bool) -> int:
@@ -115,7 +115,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
 
 
 @command.command("info")
-@with_settings("store")
+@with_settings("cache")
 @json_option
 def info(settings: Settings, as_json: bool) -> None:
     """List the archives whose indexes are here.
@@ -150,7 +150,7 @@ def info(settings: Settings, as_json: bool) -> None:
 
 
 @command.command("verify", short_help="Check that the indexes are right.")
-@with_settings("store", "archive")
+@with_settings("cache", "archive")
 @archive_option("Only clips of this archive; repeatable.")
 @click.option(
     "--sample",
@@ -218,7 +218,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
 
 @command.command("export", short_help="Write the indexes to a file, for others to import.")
 @click.argument("file", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
-@with_settings("store")
+@with_settings("cache")
 @archive_option("Only the index of this archive; repeatable.")
 def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     """Write the indexes to FILE, for others to import; `-` is standard output.
@@ -244,7 +244,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
 
 @command.command("import", short_help="Take over the indexes in such a file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
-@with_settings("store")
+@with_settings("cache")
 @json_option
 def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     """Take over the indexes in FILE, which an export wrote; `-` is standard input.
@@ -291,7 +291,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
 
 
 @command.command("remove")
-@with_settings("store")
+@with_settings("cache")
 @archive_option("Remove the index of this archive; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Remove all of them.")
 def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetics_fs._version import __version__
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import with_settings
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.errors import ArchiveError, MountError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-@click.command("mount")
+@click.command("mount", cls=Command)
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
 @click.option(
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
     multiple=True,
     help="Begin to fetch this class as soon as it is mounted; repeatable.",
 )
-@with_settings("selection", "store", "fetch", "archive", "names", "view", "log")
+@with_settings("selection", "cache", "sources", "network", "archive", "names", "mount", "log")
 def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 

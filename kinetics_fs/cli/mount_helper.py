@@ -59,7 +59,7 @@ def command(
             arguments += ["--release", find_release(spec).name]
         except CatalogError as error:
             raise click.UsageError(f"{error}; or kinetics-fs, for the one that is configured") from error
-    known = {name: about for name, (_, about, _) in table().items()}
+    known = {name: setting.about for name, setting in table().items()}
     for option in (option for text in options for option in split_options(text)):
         name, _, value = option.partition("=")
         name = name.replace("_", "-")
@@ -95,7 +95,7 @@ def _as_flags(name: str, value: str, about: About | None, has_value: bool) -> It
         return
     if not has_value:
         raise click.UsageError(f"option {name} lacks its value: {name}=…")
-    for one in value.split(LIST_SEPARATOR) if about.many else [value]:
+    for one in value.split(LIST_SEPARATOR) if about.repeatable else [value]:
         yield f"--{name}={one}"
 
 

@@ -1,4 +1,4 @@
-"""Click options made from the table of settings, and the way from options to `Settings`."""
+"""Click options made from the settings table, options that commands share, and the way from options to `Settings`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from typing import Any, BinaryIO, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from kinetics_fs.config import (
-    ENVIRONMENT_PREFIX,
-    LIST_SEPARATOR,
-    About,
-    Settings,
-    setting_name,
-    table,
-)
+from kinetics_fs.cli.command import Option
+from kinetics_fs.config import LIST_SEPARATOR, SECTIONS, About, Setting, Settings, table
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.util import logs
 from kinetics_fs.util.files import atomic_write
@@ -34,12 +28,12 @@ _BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 class Size(click.ParamType[int]):
-    """Bytes, as `1500000`, `200GB` (powers of ten) or `1.5TiB` (powers of two)."""
+    """A number of bytes: `1500000`, `200GB` (powers of ten) or `1.5TiB` (powers of two)."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if type(value) is int and value >= 0:  # a bool is an int, too
+        if type(value) is int and value >= 0:  # excludes bool, a subclass of int
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
         factor = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
@@ -48,20 +42,20 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * factor)
 
 
-class Rate(click.ParamType[int]):
-    """Clips an hour, as `300/h` or `300`."""
+class Hourly(click.ParamType[int]):
+    """A number per hour: `300/h` or `300`."""
 
-    name = "rate"
+    name = "hourly"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d{1,9})\s*(?:/\s*h)?", str(value).strip())
         if match is None:
-            self.fail(f"{value!r} is not a rate: write it as 300/h", param, ctx)
+            self.fail(f"{value!r} is not a number per hour: write it as 300/h", param, ctx)
         return int(match[1])
 
 
 class Order(click.ParamType[tuple[str, ...]]):
-    """Some of these names, with commas between them, none of them twice."""
+    """Some of these names, separated by commas, each at most once."""
 
     name = "order"
 
@@ -76,7 +70,7 @@ class Order(click.ParamType[tuple[str, ...]]):
 
 
 class UntouchedPath(click.Path):
-    """A path that is not looked at: click's own asks for its status, and may wait for ever for that of a dead mount.
+    """A path that parsing does not stat: click's own type does, and the stat of a dead mount can block forever.
 
     An environment variable may hold several.
     """
@@ -87,6 +81,8 @@ class UntouchedPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not isinstance(value, str | bytes | os.PathLike):  # from the configuration file
+            self.fail(f"{value!r} is not a path: write it as a string", param, ctx)
         return Path(os.fsdecode(value))
 
 
@@ -102,22 +98,17 @@ class ListText(click.ParamType[str]):
 
 def _type_of(about: About) -> click.ParamType[Any]:
     match about.kind:
-        case "count":
-            return click.IntRange(min=1)
-        case "number of clips":
-            return click.IntRange(min=0)
+        case "text":
+            return ListText()
         case "integer":
-            return click.INT
-        case "number":
+            bounded = about.minimum is not None or about.maximum is not None
+            return click.IntRange(about.minimum, about.maximum) if bounded else click.INT
+        case "seconds":
             return click.FloatRange(min=0, min_open=True)
-        case "height":
-            return click.IntRange(min=2)
-        case "port":
-            return click.IntRange(min=0, max=65535)
         case "size":
             return Size()
-        case "rate":
-            return Rate()
+        case "hourly":
+            return Hourly()
         case "order":
             return Order(about.choices)
         case "path":
@@ -126,93 +117,94 @@ def _type_of(about: About) -> click.ParamType[Any]:
             return click.Choice(about.choices)
         case "switch":
             return click.BOOL
-        case _:
-            return ListText()
 
 
-class _SettingOption(click.Option):
-    """An option that looks into the configuration file before it takes its default."""
-
-    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
-        value, source = super().consume_value(ctx, opts)
-        config: dict[str, Any] = ctx.find_root().obj or {}
-        name = setting_name(self.name or "")
-        if source is ParameterSource.DEFAULT and name in config:
-            value = config[name]
-            if self.multiple and not isinstance(value, list):
-                value = [value]
-            for one in value if self.multiple else [value]:
-                if isinstance(self.type, click.Path) and not isinstance(one, str):
-                    raise click.BadParameter(f"{one!r} is not a path", ctx, self)
-            source = ParameterSource.DEFAULT_MAP
-        return value, source
-
-
-def _option(name: str, attribute: str, about: About, default: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    switch = about.kind == "switch"
-    declaration = f"--{name}/--no-{name}" if switch else f"--{name}"
+def _option(setting: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    name, about, default = setting.name, setting.about, setting.default
     return click.option(
-        declaration,
-        attribute,
-        cls=_SettingOption,
+        f"--{name}/--no-{name}" if about.kind == "switch" else f"--{name}",
+        setting.field,
+        cls=Option,
+        section=SECTIONS[about.group],
+        rare=about.rare,
         type=_type_of(about),
         default=default,
-        multiple=about.many,
+        multiple=about.repeatable,
         metavar=about.metavar or None,
         help=about.help,
-        envvar=ENVIRONMENT_PREFIX + name.upper().replace("-", "_"),
-        show_default=about.shown_default or default not in (None, ()),
+        envvar=setting.variable,
+        show_default=about.default_text or default not in (None, ()),
     )
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Gives a command the options of these groups, and its function one argument `settings` for them all."""
+    """Add the options of these groups of settings to a command, and pass them as one argument `settings`.
+
+    Args:
+        groups: keys of `SECTIONS`.
+    """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        chosen = [(name, *row) for name, row in table().items() if row[1].group in groups]
+        chosen = [setting for setting in table().values() if setting.about.group in groups]
 
         @functools.wraps(function)
         def command(**values: Any) -> R:
-            given = {attribute: values.pop(attribute) for _, attribute, _, _ in chosen}
+            given = {setting.field: values.pop(setting.field) for setting in chosen}
             if "log_format" in given:
                 logs.set_up(style=given["log_format"])
-            config = click.get_current_context().find_root().obj or {}
-            return function(settings=Settings(**given, ytdlp=config.get("ytdlp", {})), **values)
+            configured = click.get_current_context().default_map or {}
+            return function(settings=Settings(**given, ytdlp=configured.get("ytdlp", {})), **values)
 
         decorated: Callable[..., R] = command
-        for name, attribute, about, default in reversed(chosen):
-            decorated = _option(name, attribute, about, default)(decorated)
+        for setting in reversed(chosen):
+            decorated = _option(setting)(decorated)
         return decorated
 
     return decorate
 
 
 def selection_given() -> bool:
-    """Whether the command that runs was told what to select, in whatever place settings come from."""
+    """Return whether the current command was given a selection: by flag, environment or configuration file."""
     context = click.get_current_context()
     return any(
-        about.group == "selection" and context.get_parameter_source(attribute) is not ParameterSource.DEFAULT
-        for attribute, about, _ in table().values()
+        setting.about.group == "selection"
+        and context.get_parameter_source(setting.field) not in (ParameterSource.DEFAULT, None)
+        for setting in table().values()
     )
 
 
 def given_settings() -> set[str]:
-    """The settings for which the command that runs was given flags."""
+    """Return the names of the settings that the current command was given as flags."""
     context = click.get_current_context()
     return {
-        name
-        for name, (attribute, _, _) in table().items()
-        if context.get_parameter_source(attribute) is ParameterSource.COMMANDLINE
+        setting.name
+        for setting in table().values()
+        if context.get_parameter_source(setting.field) is ParameterSource.COMMANDLINE
     }
 
 
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
-    """`--json`, for every command that reports."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    """Add `--json`."""
+    return click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print JSON.")(function)
+
+
+def csv_option(function: Callable[..., R]) -> Callable[..., R]:
+    """Add `--csv`."""
+    return click.option("--csv", "as_csv", cls=Option, section="Output", is_flag=True, help="Print CSV.")(function)
+
+
+def check_format(as_json: bool, as_csv: bool) -> None:
+    """Refuse `--json` and `--csv` together.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("cannot print JSON and CSV at once: give --json or --csv, not both")
 
 
 def verify_option(function: Callable[..., R]) -> Callable[..., R]:
-    """`--verify`."""
+    """Add `--verify`."""
     return click.option(
         "--verify",
         "depth",
@@ -220,26 +212,25 @@ def verify_option(function: Callable[..., R]) -> Callable[..., R]:
         default="container",
         show_default=True,
         metavar="HOW",
-        help="How closely clips are looked at: not at all (none), all frames are there (container), all decode"
-        " (decode).",
+        help="How to verify each clip: none, container (the file contains all frames) or decode (every frame decodes).",
     )(function)
 
 
 def archive_options(function: Callable[..., R]) -> Callable[..., R]:
-    """`--archive` and `--jobs`."""
+    """Add `--archive` and `--jobs`."""
     function = click.option(
         "--jobs",
         type=click.IntRange(min=1),
         default=2,
         show_default=True,
         metavar="N",
-        help="Archives to read at the same time.",
+        help="Number of archives to read at the same time.",
     )(function)
-    return archive_option("Only this archive, by its path below --archive-url; repeatable.")(function)
+    return archive_option("Archive to read, as a path below --archive-url. Repeatable.")(function)
 
 
 def archive_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """`--archive`."""
+    """Add `--archive` with this help text."""
     return click.option("--archive", "archives", metavar="NAME", multiple=True, help=help)
 
 

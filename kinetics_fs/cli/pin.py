@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from rich import filesize
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from kinetics_fs.store import PinCounts, Store
 
 
-@click.command("pin", short_help="Have clips stay in the cache, whatever else must go.")
+@click.command("pin", cls=Command, short_help="Have clips stay in the cache, whatever else must go.")
 @click.option("--list", "show", is_flag=True, help="Say what is pinned, by split and class, and pin nothing.")
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @json_option
 def command(show: bool, settings: Settings, as_json: bool) -> None:
     """Have the clips of a selection stay in the cache, whatever else must go to make room.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError, MountError
@@ -24,7 +25,7 @@ _OF_A_MOUNT = _SELECTION | {"log-format"}
 """What can be chosen for a prefetch by a mount."""
 
 
-@click.command("prefetch")
+@click.command("prefetch", cls=Command)
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option(
     "--from-list",
@@ -36,7 +37,7 @@ _OF_A_MOUNT = _SELECTION | {"log-format"}
 @click.option("--wait", is_flag=True, help="With MOUNTPOINT: show how it goes, and return when it is done.")
 @click.option("--cancel", type=int, metavar="ID", help="With MOUNTPOINT: end a prefetch of the mount.")
 @click.option("--list", "show", is_flag=True, help="With MOUNTPOINT: list the prefetches of the mount.")
-@with_settings("selection", "store", "fetch", "archive", "log")
+@with_settings("selection", "cache", "sources", "network", "archive", "log")
 @json_option
 def command(
     mountpoint: Path | None,

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 from rich import filesize
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, open_output, with_settings
 from kinetics_fs.config import Settings
 
 
-@click.command("report", short_help="Write a page of HTML that shows what is here.")
+@click.command("report", cls=Command, short_help="Write a page of HTML that shows what is here.")
 @click.option(
     "-o",
     "--output",
@@ -30,7 +31,7 @@ from kinetics_fs.config import Settings
     metavar="N",
     help="Clips to show a picture of, evenly over the classes.",
 )
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @json_option
 def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) -> None:
     """Write a page of HTML that shows what of a selection is here, and how the cache is doing.

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich import filesize
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import MountError
@@ -20,10 +21,10 @@ _PATIENCE_FOR_CLASSES = 300.0
 """Seconds for going through all clips of a mount."""
 
 
-@click.command("status", short_help="Say how mounts are doing, and what the cache holds.")
+@click.command("status", cls=Command, short_help="Say how mounts are doing, and what the cache holds.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--classes", is_flag=True, help="With MOUNTPOINT: how much of each class is here; may take seconds.")
-@with_settings("store")
+@with_settings("cache")
 @json_option
 def command(mountpoint: Path | None, classes: bool, settings: Settings, as_json: bool) -> int:
     """Say how mounts are doing: that on MOUNTPOINT, or all; and what the cache holds.

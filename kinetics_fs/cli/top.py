@@ -22,6 +22,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath
 from kinetics_fs.cli.status import (
     blocked_in_words,
@@ -41,7 +42,7 @@ _WIDTH = 110
 """Columns, where there is no terminal."""
 
 
-@click.command("top", short_help="Watch what mounts are doing, every second.")
+@click.command("top", cls=Command, short_help="Watch what mounts are doing, every second.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 def command(mountpoint: Path | None) -> None:
     """Watch what mounts are doing, every second: that on MOUNTPOINT, or all.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath
 from kinetics_fs.errors import MountError
 
@@ -19,7 +20,7 @@ _PATIENCE_WITH_HUNG = 1.0
 """The same, of one that does not answer."""
 
 
-@click.command("umount")
+@click.command("umount", cls=Command)
 @click.argument("mountpoint", type=UntouchedPath())
 @click.option("-l", "--lazy", is_flag=True, help="Also if it is in use: it ends when the last file in it is closed.")
 @click.option("--dead", is_flag=True, help="Only if its process died, and else leave it without a word.")

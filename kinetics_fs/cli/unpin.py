@@ -6,13 +6,14 @@ import json
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import given_settings, json_option, selection_given, with_settings
 from kinetics_fs.config import Settings, table
 
 
-@click.command("unpin", short_help="Let clips go again when room is needed.")
+@click.command("unpin", cls=Command, short_help="Let clips go again when room is needed.")
 @click.option("--all", "everything", is_flag=True, help="Unpin all that is pinned.")
-@with_settings("selection", "store")
+@with_settings("selection", "cache")
 @json_option
 def command(everything: bool, settings: Settings, as_json: bool) -> None:
     """Let the clips of a selection go again when room is needed. They stay until then.
@@ -27,7 +28,7 @@ def command(everything: bool, settings: Settings, as_json: bool) -> None:
 
     # With --all only flags are in its way: a selection in the environment or the file is not meant for this command.
     chosen = (
-        any(table()[name][1].group == "selection" for name in given_settings()) if everything else selection_given()
+        any(table()[name].about.group == "selection" for name in given_settings()) if everything else selection_given()
     )
     if everything == chosen:
         raise click.UsageError("give a selection, as --split validation or --class LABEL, or else --all")

@@ -7,14 +7,15 @@ import json
 
 import click
 
+from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
 
 
-@click.command("verify", short_help="Check the clips in the cache against what was stored.")
+@click.command("verify", cls=Command, short_help="Check the clips in the cache against what was stored.")
 @click.option("--decode", is_flag=True, help="Decode each clip, too: slow.")
 @click.option("--repair", is_flag=True, help="Remove what is damaged, and fetch it again.")
-@with_settings("selection", "store", "fetch", "archive")
+@with_settings("selection", "cache", "sources", "network", "archive")
 @json_option
 def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> int:
     """Check that the clips in the cache have the bytes that were stored: all, or those of a selection if one is given.

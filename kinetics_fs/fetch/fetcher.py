@@ -134,7 +134,7 @@ class Fetcher:
         self._order = itertools.count()
         self._closing = False
         self.counters = FetchStats()
-        self.rate = settings.rate
+        self.max_fetches_per_hour = settings.max_fetches_per_hour
         self._asks_beyond_archives = not ARCHIVES.issuperset(settings.sources.order)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
@@ -393,7 +393,7 @@ class Fetcher:
             RetryLater: the budget is used up for now.
         """
         urgent = fetch.priority is Priority.FOREGROUND
-        hourly = self._settings.rate if source == "youtube" else None
+        hourly = self._settings.max_fetches_per_hour if source == "youtube" else None
         try:
             return self._store.origins.ask(source, hourly=hourly, urgent=urgent)
         except RateLimited as budget:
@@ -401,7 +401,7 @@ class Fetcher:
             if urgent and waited + budget.seconds > self._settings.timeout:
                 raise FetchError(
                     FailureKind.BLOCKED,
-                    f"the budget of {self._settings.rate} clips an hour is used up for {budget.seconds:.0f} s",
+                    f"the budget of {hourly} clips an hour is used up for {budget.seconds:.0f} s",
                     source=source,
                     retry_after=budget.seconds,
                 ) from None

@@ -14,11 +14,11 @@ class FetchSettings:
     Args:
         workers: clips fetched at the same time, a process each.
         timeout: seconds that one clip may take, from the worker's start on it to the verified file.
-        rate: most clips to ask YouTube for in any hour; None for no limit.
+        max_fetches_per_hour: clips to request from YouTube in any hour; None for no limit.
         sources: for the sources, in the workers.
     """
 
     workers: int = 4
     timeout: float = 300.0
-    rate: int | None = None
+    max_fetches_per_hour: int | None = None
     sources: SourceSettings = field(default_factory=SourceSettings)

@@ -29,7 +29,7 @@ class SourceSettings:
         order: names of the sources, in the order in which they are to be asked.
         video_url: address of a video's page; `{id}` stands for the YouTube id.
         max_height: most lines of picture to ask for.
-        limit_rate: bytes a second that one worker may receive; None for no limit.
+        max_bandwidth: bytes that one worker may receive per second; None for no limit.
         cookies: path of a Netscape cookie file; empty for none.
         proxy: URL; empty for none.
         source_address: local address to ask from; empty for the system's choice.
@@ -46,7 +46,7 @@ class SourceSettings:
     order: tuple[str, ...] = ("youtube",)
     video_url: str = YOUTUBE_URL
     max_height: int = 360
-    limit_rate: float | None = None
+    max_bandwidth: float | None = None
     cookies: str = ""
     proxy: str = ""
     source_address: str = ""

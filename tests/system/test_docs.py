@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kinetics_fs.cli import cli
-from kinetics_fs.config import ENVIRONMENT_PREFIX, Settings, setting_name, table
+from kinetics_fs.config import ENVIRONMENT_PREFIX, Settings, table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -66,10 +66,9 @@ def test_every_other_option_is_documented(name: str) -> None:
 
 def test_every_setting_is_a_field_and_has_a_variable() -> None:
     options = {option.name: option for command in COMMANDS.values() for option in command.params}
-    for name, (field, _, _) in table().items():
-        assert setting_name(field) == name
-        assert field in Settings.__dataclass_fields__
-        assert getattr(options[field], "envvar", None) == ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+    for name, setting in table().items():
+        assert setting.field in Settings.__dataclass_fields__
+        assert getattr(options[setting.field], "envvar", None) == ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -21,7 +21,7 @@ _SESSION = r"rate-limited|content isn't available, try again later"
 _BLOCKS: tuple[tuple[str, float, str], ...] = (
     # Pattern, seconds to wait at first, what can be done.
     (_SUSPECT, 3 * 3600.0, "give --cookies, use another address (--proxy, --source-address), or wait"),
-    (_SESSION, 3600.0, "a lower --rate, or --cookies, would have been safe"),
+    (_SESSION, 3600.0, "a lower --max-fetches-per-hour, or --cookies, would have been safe"),
 )
 
 _RULES: tuple[tuple[FailureKind, str], ...] = (

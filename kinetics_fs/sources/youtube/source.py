@@ -49,7 +49,7 @@ class YouTubeSource:
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
         self._refused: set[str] = set()
         """Ids of videos in a row whose media were refused."""
-        self._pace = Pace(settings.limit_rate)
+        self._pace = Pace(settings.max_bandwidth)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
         url = self._url.replace("{id}", clip.youtube_id)
@@ -165,7 +165,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "overwrites": True,
         "fixup": "detect_or_warn",  # HLS comes as MPEG-TS, in which nobody can seek: it becomes an mp4
         "updatetime": False,
-        "ratelimit": settings.limit_rate,
+        "ratelimit": settings.max_bandwidth,
         "cookiefile": _cookies(settings.cookies),
         "proxy": settings.proxy or None,
         "source_address": settings.source_address or None,

@@ -240,7 +240,7 @@ def test_block_stops_it(prefetch: Prefetch, site: VideoSite, cache: Path) -> Non
 
 @pytest.mark.parametrize("rate", ["fast", "-1", "300/s", "1.5"])
 def test_rate_that_is_none(prefetch: Prefetch, site: VideoSite, rate: str) -> None:
-    refused = prefetch(f"--rate={rate}")
+    refused = prefetch(f"--max-fetches-per-hour={rate}")
 
     assert refused.returncode == 2
     assert "300/h" in refused.stderr

@@ -1,0 +1,115 @@
+"""Click commands whose help has sections, and options that know their section.
+
+Settings of the configuration file reach the options as click's `default_map`. The file has one flat table of settings
+for all commands, so every command inherits the whole map of its parent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+SECTION_ORDER = (
+    *("Options", "Selection", "Cache", "Sources", "Network", "Names", "Mount", "Logging", "Output", "Help"),
+)
+
+_SHOW_ALL = "kinetics_fs.help_all"
+
+
+class Option(click.Option):
+    """An option in a section of the help.
+
+    Args:
+        section: heading under which the help shows the option.
+        rare: only `--help-all` and the reference show the option.
+    """
+
+    def __init__(self, *declarations: Any, section: str = "Options", rare: bool = False, **rest: Any) -> None:
+        super().__init__(*declarations, **rest)
+        self.section = section
+        self.rare = rare
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flags and the help with its default, in plain words: `off` for a switch, no valid ranges."""
+        if self.hidden:
+            return None
+        flags, _ = super().get_help_record(ctx) or ("", "")
+        if self.secondary_opts:
+            flags = f"--[no-]{self.opts[0].removeprefix('--')}"
+        default = self.default_text(ctx)
+        return flags, f"{self.help or ''}{f'  [default: {default}]' if default else ''}"
+
+    def default_text(self, ctx: click.Context) -> str:
+        """Return the default as help texts show it; empty if they do not."""
+        if isinstance(self.show_default, str):
+            return self.show_default
+        default = self.get_default(ctx, call=False)
+        if self.secondary_opts:
+            return "on" if default else "off"
+        return str(default) if self.show_default else ""
+
+
+class _InheritsDefaults(click.Command):
+    """A command that takes the whole default map of its parent."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if parent is not None:
+            extra.setdefault("default_map", parent.default_map)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+class Command(_InheritsDefaults):
+    """A command whose help groups its options by section, and shows rare options only with `--help-all`."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        if any(isinstance(param, Option) and param.rare for param in self.params):
+            self.params.append(
+                Option(
+                    ["--help-all"],
+                    section="Help",
+                    is_flag=True,
+                    is_eager=True,
+                    expose_value=False,
+                    callback=_print_whole_help,
+                    help="Show this message with all options, and exit.",
+                )
+            )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        left_out = 0
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None or not isinstance(param, click.Option):
+                continue
+            if isinstance(param, Option) and param.rare and not ctx.meta.get(_SHOW_ALL):
+                left_out += 1
+                continue
+            section = param.section if isinstance(param, Option) else "Options"
+            if param is self.get_help_option(ctx):
+                section = "Help"
+            sections.setdefault(section, []).append(record)
+        for section in sorted(sections, key=SECTION_ORDER.index):
+            with formatter.section(section):
+                formatter.write_dl(sections[section])
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"Rarely used options not shown here ({left_out}): {ctx.command_path} --help-all")
+
+
+class Group(_InheritsDefaults, click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type
+
+
+def _print_whole_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[_SHOW_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
