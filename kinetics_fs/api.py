@@ -14,13 +14,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from kinetics_fs.app import make_fetcher, open_selected_catalog, open_store
 from kinetics_fs.catalog import (
+    Catalog,
     ClassNames,
     Clip,
     class_name,
@@ -28,43 +30,40 @@ from kinetics_fs.catalog import (
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.store import ActivityCounts, HistoryRecorder
+from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
 
 
 class Library:
-    """A selection of Kinetics, the clips of it that are here, and the way to the others.
+    """A selection of Kinetics: its clips, those of them that are cached, and the means to fetch the others.
 
-    Opened when it is made; use it as a context, or `close` it. Safe for threads, but not across a fork: make one in
-    each process. Any number of libraries and mounts may share a cache folder.
+    The annotations are read, and the cache directory is opened, when a method first needs them. Use a library as a
+    context, or call `close`. It is safe for threads, but not across a fork: make one in each process. Any number of
+    libraries and mounts may share a cache directory.
 
     Args:
-        settings: all of them, as the command line has them; None for the defaults.
-        values: single settings over these, by the names of their flags with `_` for `-`; `classes` is `--class`. A list
-            may be given as a list, a tuple or, if it has one item, as that. Neither the environment nor the
-            configuration file is asked.
+        settings: all settings, as the command line has them; None for the defaults.
+        values: single settings that replace those, by the names of their flags with `_` for `-`; `classes` is
+            `--class`. If a flag may be repeated, its value is a list, a tuple or one item. The environment and the
+            configuration file are not read.
 
     Attributes:
-        settings: what it goes by.
-        catalog: what is selected.
-        store: what is here.
+        settings: the settings in effect.
 
     Raises:
         TypeError: there is no setting of that name.
-        SettingError: a setting has a value that makes no sense.
-        CatalogError: annotations cannot be had or read, or the selection names what is not there.
-        StoreError: the cache folder cannot be used.
+        SettingError: the value of a setting is invalid.
     """
 
     def __init__(self, settings: Settings | None = None, **values: Any) -> None:
         self.settings = (settings or Settings()).with_values(**values)
+        self._lock = threading.RLock()
+        self._opened = ExitStack()
+        self._catalog: Catalog | None = None
+        self._store: Store | None = None
         self._fetcher: Fetcher | None = None
-        with ExitStack() as opened:
-            self.catalog = opened.enter_context(open_selected_catalog(self.settings))
-            self.store = opened.enter_context(open_store(self.settings))
-            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +72,46 @@ class Library:
         self.close()
 
     def close(self) -> None:
-        """Ends what is under way, and gives the cache folder up."""
-        if self._fetcher is not None:
-            self._fetcher.close()
-        self._opened.close()
+        """End all fetches of this library, and close the catalog and the store."""
+        with self._lock, self._opened:
+            self._catalog = self._store = self._fetcher = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of the selection.
+
+        Raises:
+            CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
+        """
+        with self._lock:
+            if self._catalog is None:
+                self._catalog = self._opened.enter_context(open_selected_catalog(self.settings))
+            return self._catalog
+
+    @property
+    def store(self) -> Store:
+        """The clips in the cache directory.
+
+        Raises:
+            StoreError: the cache directory cannot be used.
+        """
+        with self._lock:
+            if self._store is None:
+                self._store = self._opened.enter_context(open_store(self.settings))
+            return self._store
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """The fetcher into the store, with the worker processes that fetch.
+
+        Raises:
+            SettingError: an address or a folder is invalid, or none of the sources can be used.
+        """
+        with self._lock:
+            if self._fetcher is None:
+                fetcher = make_fetcher(self.settings, self.store, self.catalog.path)
+                self._fetcher = self._opened.enter_context(closing(fetcher))
+            return self._fetcher
 
     def clips(self) -> Iterator[Clip]:
         """The clips of the selection, in the order of splits, classes and names."""
@@ -108,7 +143,7 @@ class Library:
         if not self.catalog.locate(clip):
             raise CatalogError(f"{clip.key} is not in the selection")
         while (stored := self.store.open(clip)) is None:
-            self._fetching().request(clip).result()
+            self.fetcher.request(clip).result()
         return os.fdopen(stored.fd, "rb")
 
     def prefetch(self, changed: Callable[[Mapping[str, Any]], None] = lambda report: None) -> dict[str, Any]:
@@ -123,7 +158,7 @@ class Library:
         """
         from kinetics_fs.fetch.prefetch import Prefetch
 
-        fetcher = self._fetching()
+        fetcher = self.fetcher
         prefetch = Prefetch(
             fetcher,
             self.store,
@@ -143,11 +178,6 @@ class Library:
     def status(self) -> dict[str, Any]:
         """How the cache and the sources are doing, as `kinetics-fs status --json` has it."""
         return self.store.report()
-
-    def _fetching(self) -> Fetcher:
-        if self._fetcher is None:
-            self._fetcher = make_fetcher(self.settings, self.store, self.catalog.path)
-        return self._fetcher
 
 
 def _clip(clip: Clip | str) -> Clip:

@@ -81,8 +81,8 @@ def test_prefetched(values: dict[str, Any]) -> None:
 def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Library(**values, splits="validation")
-    with pytest.raises(CatalogError, match="no class"):
-        Library(**values, classes=["surfing watr"])
+    with Library(**values, classes=["surfing watr"]) as library, pytest.raises(CatalogError, match="no class"):
+        library.catalog  # noqa: B018
     with (
         Library(**{**values, "video_url": "http://127.0.0.1/"}) as library,
         pytest.raises(SettingError, match="does not contain"),
