@@ -39,9 +39,10 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.fill import Job, fill_archive
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.reader import LocalArchive, Version, open_archive
+from kinetics_fs.sources.archive.reader import LocalArchive, open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.sources.archive.tar import Begin, End

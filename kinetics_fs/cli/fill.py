@@ -21,8 +21,8 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Clip
     from kinetics_fs.fill.runner import Outcome
+    from kinetics_fs.sources.archive.base import Version
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-    from kinetics_fs.sources.archive.reader import Version
     from kinetics_fs.store import Store
 
 _PAGE = 500

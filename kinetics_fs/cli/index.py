@@ -324,9 +324,10 @@ def _known(archives: Sequence[str], known: Collection[str]) -> list[str] | None:
 
 def _mistake(base: str, index: ArchiveIndex, clip: Clip, record: Record) -> str | None:
     """Why a clip cannot be read by an index; None if it can."""
+    from kinetics_fs.sources.archive.base import Version
     from kinetics_fs.sources.archive.extract import extract
     from kinetics_fs.sources.archive.layout import archive_address
-    from kinetics_fs.sources.archive.reader import Version, open_archive
+    from kinetics_fs.sources.archive.reader import open_archive
 
     archive = open_archive(archive_address(base, index.archive))
     try:

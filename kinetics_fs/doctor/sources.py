@@ -246,8 +246,11 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
     import requests
 
     from kinetics_fs.sources.archive.reader import open_archive
+    from kinetics_fs.sources.archive.remote import RemoteArchive
 
-    address = open_archive(f"{settings.archive_url.rstrip('/')}/").address
+    archive = open_archive(f"{settings.archive_url.rstrip('/')}/")
+    assert isinstance(archive, RemoteArchive)
+    address = archive.url
     host = urlsplit(address).hostname
     begun = time.monotonic()
     try:

@@ -19,11 +19,12 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill.state import State, read_state, write_state
 from kinetics_fs.fill.summary import Summary
 from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.sources.archive.base import Archive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
-from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.store import Claim, Store

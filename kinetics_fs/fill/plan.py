@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from kinetics_fs.catalog import Catalog
+from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.layout import archive_of_class, archives_of, stem
-from kinetics_fs.sources.archive.reader import Version
 from kinetics_fs.util.files import atomic_write
 
 

@@ -18,8 +18,9 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill import Job, Summary
 from kinetics_fs.fill.executors import ProcessExecutor
 from kinetics_fs.fill.plan import is_replacement, remember_done
+from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.layout import archive_address
-from kinetics_fs.sources.archive.reader import Version, open_archive
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.store import ActivityCounts
 
 _ASKED_AT_ONCE = 8

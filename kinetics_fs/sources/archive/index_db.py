@@ -15,8 +15,8 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
-from kinetics_fs.sources.archive.reader import Version
 from kinetics_fs.util.sqlite import Connections
 
 _VERSION = 1

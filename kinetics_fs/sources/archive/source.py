@@ -10,10 +10,11 @@ from pathlib import Path
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media import Media
+from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, ClipLocation
 from kinetics_fs.sources.archive.layout import archive_address
-from kinetics_fs.sources.archive.reader import Archive, ArchiveChanged, Version, open_archive
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.stream import ArchiveStreamer
 from kinetics_fs.sources.base import NotInSource
 

@@ -13,11 +13,12 @@ from typing import IO
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.sources.archive.base import Archive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
-from kinetics_fs.sources.archive.reader import Archive, Version, open_archive
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.sources.base import InProgressElsewhere, OnClip

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.util import http
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 
@@ -77,7 +78,7 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
         (kind for kind, pattern in _RULES if re.search(pattern, said if kind in _VERDICTS else text)),
         FailureKind.TRANSIENT,
     )
-    reason, wait = _line(error), retry_after(error)
+    reason, wait = _line(error), _retry_after(error)
     if kind is FailureKind.BLOCKED:
         for pattern, seconds, advice in _BLOCKS:
             if re.search(pattern, text):
@@ -108,18 +109,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             waiting.append(exc_info[1])
 
 
-def retry_after(error: Exception) -> float | None:
-    """Seconds that a server asked us to wait; a date instead of a number is left aside."""
+def _retry_after(error: Exception) -> float | None:
+    """Return the seconds that a server asked to wait, according to the answers that an error carries."""
     for cause in _chain(error):
-        value = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
-        if re.fullmatch(r"\d{1,6}", str(value)):
-            return float(value)
+        wait = http.retry_after(getattr(getattr(cause, "response", None), "headers", {}))
+        if wait is not None:
+            return wait
     return None
-
-
-def without_secrets(text: str) -> str:
-    """A text without the password of a proxy and the signature of an address."""
-    return re.sub(r"\?\S{40,}", "?…", re.sub(r"//\S*@", "//…@", text))
 
 
 def _line(error: BaseException) -> str:
@@ -129,5 +125,5 @@ def _line(error: BaseException) -> str:
     text = text.splitlines()[0] if text else type(error).__name__
     text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
     text = re.sub(r"^\[download\] ", "", text)
-    text = without_secrets(text)
+    text = http.without_secrets(text)
     return re.split(r"; please report this issue| Use --cookies| It is recommended to use", text)[0][:300]

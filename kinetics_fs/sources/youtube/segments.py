@@ -141,9 +141,9 @@ class _Get:
         self._headers = headers
         self._pace = pace
 
-    def __call__(self, segment: Segment, most: int = 0, *, whole: bool = True) -> bytes:
+    def __call__(self, segment: Segment, limit: int = 0, *, whole: bool = True) -> bytes:
         return download(
-            self._ytdlp, segment.url, self._headers, self._pace, window=segment.window, most=most, whole=whole
+            self._ytdlp, segment.url, self._headers, self._pace, window=segment.window, limit=limit, whole=whole
         )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.archive import reader as access
-from kinetics_fs.sources.archive import s3
-from kinetics_fs.sources.archive.reader import ArchiveChanged, Version, open_archive, read_small
+from kinetics_fs.sources.archive import remote, s3
+from kinetics_fs.sources.archive.base import ArchiveChanged, Version
+from kinetics_fs.sources.archive.reader import open_archive, read_small
+from kinetics_fs.util import http
 from tests.support.archive_site import FAULTS, ArchiveSite
 
 NAME = "600/val/pull ups (more).tar.gz"
@@ -21,7 +22,7 @@ CONTENT = random.Random(5).randbytes(900_000)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -61,7 +62,7 @@ def test_a_file_reads_alike(tmp_path: Path) -> None:
 def test_a_bucket(site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:
     site.files["kinetics/400/readme.md"] = b"hello"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", site.url)
-    monkeypatch.setattr(s3, "_identity", s3._Identity)
+    monkeypatch.setattr(s3, "_aws_settings", s3.AWSSettings)
 
     assert read_small(open_archive("s3://kinetics/400/readme.md"), 100) == b"hello"
 
@@ -69,20 +70,20 @@ def test_a_bucket(site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bucket_is_amazons_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(s3, "_identity", s3._Identity)
+    monkeypatch.setattr(s3, "_aws_settings", s3.AWSSettings)
     assert open_archive("s3://kinetics/400/a").address == "https://s3.amazonaws.com/kinetics/400/a"
 
 
 @pytest.mark.parametrize("begin", [0, 1, 123_456, 899_999])
 def test_stream_comes_in_order(site: ArchiveSite, address: str, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_SEGMENT", 50_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 50_000)
     archive = open_archive(address)
 
     assert b"".join(archive.stream(begin, archive.version())) == CONTENT[begin:]
 
 
 def test_stream_reads_ahead_only_so_far(site: ArchiveSite, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_SEGMENT", 10_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 10_000)
     archive = open_archive(address, connections=2)
     stream = archive.stream(0, archive.version())
 
@@ -208,5 +209,14 @@ def test_nobody_there() -> None:
 
 
 def test_small_file_that_is_large(site: ArchiveSite, address: str) -> None:
-    with pytest.raises(FetchError, match="too large"):
+    with pytest.raises(FetchError, match="exceed the limit of 1,000"):
         read_small(open_archive(address), 1_000)
+
+
+def test_messages_do_not_contain_the_password_of_an_address(site: ArchiveSite) -> None:
+    archive = open_archive(site.url.replace("//", "//lab:secret@") + "/missing.tar")
+    with pytest.raises(FetchError) as caught:
+        archive.version()
+    assert site.headers[-1]["Authorization"], "the request itself has it"
+    assert "HTTP 404" in caught.value.reason
+    assert "secret" not in caught.value.reason

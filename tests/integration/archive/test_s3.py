@@ -149,7 +149,7 @@ def test_credentials_that_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyP
         "[default]\n"
         f"""credential_process = {sys.executable} -c "import sys; sys.exit('{SECRET}')"\n"""
     )
-    with pytest.raises(FetchError, match="AWS credentials cannot be used: CredentialRetrievalError") as caught:
+    with pytest.raises(FetchError, match="cannot use the AWS credentials: CredentialRetrievalError") as caught:
         read()
     assert SECRET not in str(caught.value)
     assert caught.value.kind is FailureKind.CONFIG

@@ -15,12 +15,13 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fill import Job, fill_archive
 from kinetics_fs.media.verify import VerifyLevel
-from kinetics_fs.sources.archive import reader as access
-from kinetics_fs.sources.archive import s3
+from kinetics_fs.sources.archive import remote, s3
+from kinetics_fs.sources.archive.base import ArchiveChanged
 from kinetics_fs.sources.archive.layout import archive_address
-from kinetics_fs.sources.archive.reader import ArchiveChanged, open_archive
+from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import Store
+from kinetics_fs.util import http
 from tests.support.command_line import kinetics_fs
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
 from tests.support.tarballs import by_zlib, deep, flat, in_class, make_clips, make_tar
@@ -55,7 +56,7 @@ CLIPS = {clip: content for clips, _ in ARCHIVES.values() for clip, content in cl
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """None of whoever runs the tests."""
-    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in (("CONFIG_FILE", os.devnull), ("SHARED_CREDENTIALS_FILE", os.devnull)):
@@ -179,7 +180,7 @@ def test_nginx_another_version(url: str, served: Path) -> None:
 def test_nginx_connections_that_are_slow(url: str, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = random.Random(2).randbytes(600_000)
     (served / "large.tar").write_bytes(content)
-    monkeypatch.setattr(access, "_SEGMENT", 150_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 150_000)
     archive = open_archive(f"{url}/limited/large.tar", connections=6)
 
     assert b"".join(archive.stream(0, archive.version())) == content
@@ -192,7 +193,7 @@ FAULTS = ("--latency-ms", "2", "--latency-jitter-ms", "4", "--error-rate", "0.05
 
 def test_slow_and_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "buckets" / BUCKET)
-    monkeypatch.setattr(access, "_SEGMENT", 15_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 15_000)
     log = tmp_path / "log"
     with hadro(tmp_path / "buckets", log, *FAULTS) as url:
         use(monkeypatch, url)
@@ -240,7 +241,7 @@ def test_s3_public_objects_and_private_ones(server: Moto, monkeypatch: pytest.Mo
     archive = open_archive(archive_address("s3://open", ODD))
     assert b"".join(archive.read(1, 4, archive.version())) == b"ell"
 
-    with pytest.raises(FetchError, match=r"HTTP 403.*no AWS credentials were found") as caught:
+    with pytest.raises(FetchError, match=r"HTTP 403.*there are no AWS credentials") as caught:
         open_archive(archive_address(f"s3://{BUCKET}", ODD)).version()
     assert caught.value.kind is FailureKind.CONFIG
 
@@ -258,7 +259,7 @@ def test_s3_keys(server: Moto, reader: Keys, monkeypatch: pytest.MonkeyPatch) ->
             (stranger, "AccessDenied"),
         ):
             use(monkeypatch, server.url, keys)
-            with pytest.raises(FetchError, match=rf"HTTP 403 \({code}\).*credentials that were found") as caught:
+            with pytest.raises(FetchError, match=rf"HTTP 403 \({code}\).*AWS credentials in use") as caught:
                 archive.version()
             assert not any(part in str(caught.value) for part in keys)
     finally:

@@ -14,13 +14,13 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import NotInSource, SourceSettings
-from kinetics_fs.sources.archive import reader as access
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, archives_of
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
+from kinetics_fs.util import http
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.tarballs import by_zlib, in_class, make_clips, make_tar
@@ -35,7 +35,7 @@ FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -163,7 +163,7 @@ def test_another_archive_of_the_same_size(site: ArchiveSite, index_db: Path, tmp
         before = opened.version(VAL)
 
         error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
-        assert "another version" in error.reason
+        assert "has changed since it was indexed" in error.reason
         assert opened.version(VAL) == before
 
 

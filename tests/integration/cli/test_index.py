@@ -15,9 +15,9 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import read_indexes
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.reader import Version
 from tests.conftest import Dataset, MountFactory
 from tests.integration.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
 from tests.support.command_line import ENVIRONMENT, kinetics_fs

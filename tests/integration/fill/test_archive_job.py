@@ -20,10 +20,11 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill import Job, fill_archive
 from kinetics_fs.fill import archive_job as job_module
 from kinetics_fs.media.verify import VerifyLevel
-from kinetics_fs.sources.archive import reader as access
+from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import Store
+from kinetics_fs.util import http
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT
@@ -35,7 +36,7 @@ CLIPS = make_clips(12)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(job_module, "_CHECKPOINT_EVERY", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -115,7 +116,7 @@ def test_broken_off_anywhere_it_goes_on(
 ) -> None:
     if members:
         site.files[NAME] = in_members(make_tar(CLIPS), 40_000)
-    monkeypatch.setattr(access, "_SEGMENT", 30_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 30_000)
     job = replace(job, connections=1)
     chance = random.Random(4)
     begins = []
@@ -139,13 +140,14 @@ CHILD = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from kinetics_fs.fill import Depth, Job, fill_archive
+    from kinetics_fs.fill import Job, fill_archive
     from kinetics_fs.fill import archive_job as job
-    from kinetics_fs.sources.archive import reader as access
+    from kinetics_fs.media.verify import VerifyLevel
+    from kinetics_fs.sources.archive import remote
     job._CHECKPOINT_EVERY = 0.0
-    access._SEGMENT = 50_000
+    remote._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    depth, catalog = Depth(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
+    depth, catalog = VerifyLevel(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
     def report(done, total):
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -216,7 +218,7 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
 
 def break_off(job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leaves a job half done; its state."""
-    monkeypatch.setattr(access, "_SEGMENT", 30_000)
+    monkeypatch.setattr(remote, "_SEGMENT", 30_000)
     site.faults = [""] * 12 + ["404"]
     with pytest.raises(FetchError):
         fill_archive(replace(job, connections=1))

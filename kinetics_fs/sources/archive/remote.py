@@ -1,0 +1,189 @@
+"""Archives on web servers, read by closed byte ranges.
+
+Every answer is checked to be of the requested version of the archive, because an index and a half-unpacked archive are
+valid for that version only.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from kinetics_fs.errors import FailureKind, FetchError, root_cause
+from kinetics_fs.sources.archive.base import ArchiveChanged, Version
+from kinetics_fs.util.http import (
+    IDENTITY,
+    Retries,
+    UnexpectedAnswer,
+    check_range,
+    range_header,
+    refusal,
+    without_secrets,
+)
+
+if TYPE_CHECKING:
+    import requests
+
+PIECE = 256 * 1024
+"""Largest number of bytes that is handed on at a time."""
+_SEGMENT = 8 * 1024 * 1024
+"""Bytes of one request when a whole archive is read."""
+_MAX_IDLE_CONNECTIONS = 32
+"""Connections to one server that are kept open for later requests."""
+TIMEOUT = (15.0, 30.0)
+"""Seconds to wait for a connection, and for the next bytes on it."""
+TRIES = 5
+"""Tries in a row without progress after which a request fails."""
+
+
+class RemoteArchive:
+    """A file on a web server. Safe for threads.
+
+    Args:
+        url: http or https address.
+        connections: number of connections with which the whole archive is read.
+        tries: number of tries in a row without progress after which a request fails.
+    """
+
+    def __init__(self, url: str, *, connections: int = 4, tries: int = TRIES) -> None:
+        self.url = url
+        self.address = without_secrets(url)
+        self._connections = connections
+        self._tries = tries
+        self._session = _session()
+
+    def version(self) -> Version:
+        with closing(self._read(0, 1, None)) as pieces:
+            found = next(pieces)
+            for _ in pieces:
+                pass
+        assert isinstance(found, Version)
+        return found
+
+    def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
+        with closing(self._read(begin, end, version)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, bytes):
+                    yield piece
+
+    def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
+        """Yield all bytes from `begin` on. Several segments are in flight, because servers limit each connection."""
+        stop = threading.Event()
+
+        def segment(begin: int) -> list[bytes]:
+            pieces = []
+            with closing(self._read(begin, min(begin + _SEGMENT, version.size), version)) as coming:
+                for piece in coming:
+                    if stop.is_set():
+                        break
+                    if isinstance(piece, bytes):
+                        pieces.append(piece)
+            return pieces
+
+        with ThreadPoolExecutor(self._connections) as pool:
+            waiting: deque[Future[list[bytes]]] = deque()
+            try:
+                while begin < version.size or waiting:
+                    while begin < version.size and len(waiting) <= self._connections:
+                        waiting.append(pool.submit(segment, begin))
+                        begin += _SEGMENT
+                    yield from waiting.popleft().result()
+            finally:
+                stop.set()
+                for future in waiting:
+                    future.cancel()
+
+    def _read(self, begin: int, end: int, version: Version | None) -> Generator[bytes | Version, None, None]:
+        """Yield the version that the server has, then the bytes. An interrupted answer is continued where it ended."""
+        import requests
+        import urllib3
+
+        version_known = False
+        retries = Retries(self._tries, (FailureKind.TRANSIENT, FailureKind.BLOCKED))
+        while begin < end:
+            try:
+                with closing(self._request(begin, end, version)) as response:
+                    found = self._check(response, begin, end, version)
+                    version = version or found
+                    if not version_known:
+                        yield found
+                        version_known = True
+                    while begin < end:
+                        piece = response.raw.read(min(PIECE, end - begin), decode_content=False)
+                        if not piece:
+                            raise UnexpectedAnswer("the connection ended early")
+                        begin += len(piece)
+                        retries.progress()
+                        yield piece
+            except FetchError as error:
+                failure = error
+            except UnexpectedAnswer as error:
+                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {error}")
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                cause = without_secrets(root_cause(error))
+                failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {cause}"[:300])
+            else:
+                return
+            retries.wait(failure)
+
+    def _request(self, begin: int, end: int, version: Version | None) -> requests.Response:
+        headers = {**range_header(begin, end), **IDENTITY}
+        if version and version.etag:
+            headers["If-Match"] = version.etag
+        return self._get(headers)
+
+    def _get(self, headers: dict[str, str]) -> requests.Response:
+        return self._session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT)
+
+    def _check(self, response: requests.Response, begin: int, end: int, version: Version | None) -> Version:
+        """Return the version that an answer belongs to.
+
+        Raises:
+            FetchError: the server refuses the request, or the archive has changed.
+            UnexpectedAnswer: the answer is for another range.
+        """
+        status = response.status_code
+        busy = refusal(status, response.headers, self.address)
+        if busy is not None:
+            raise busy
+        if status in (412, 416) and version:
+            raise ArchiveChanged(self.address)
+        if status == 200:
+            raise FetchError(
+                FailureKind.CONFIG, f"cannot read {self.address}: the server does not support range requests"
+            )
+        if status != 206:
+            raise self._refusal(response)
+        answer = check_range(status, response.headers, begin, end)
+        found = Version(answer.file_size, _strong(response.headers.get("ETag")))
+        if version and not found.matches(version):
+            raise ArchiveChanged(self.address)
+        return found
+
+    def _refusal(self, response: requests.Response) -> FetchError:
+        """Return the failure for an answer that another try will not change."""
+        return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: HTTP {response.status_code}")
+
+
+@functools.cache
+def _session() -> requests.Session:
+    """Return the session of all archives: most are on one server, and open connections are worth keeping."""
+    import requests  # takes 0.1 s to load
+    from requests.adapters import HTTPAdapter
+
+    session = requests.Session()
+    adapter = HTTPAdapter(pool_maxsize=_MAX_IDLE_CONNECTIONS)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _strong(etag: str | None) -> str | None:
+    """Return an entity tag that can be used to request this very version (RFC 9110, 8.8.3 and 13.1.1), or None."""
+    return etag if etag and re.fullmatch(r'"[!#-~]{1,198}"', etag) else None
