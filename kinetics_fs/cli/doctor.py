@@ -21,16 +21,16 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 _WIDTH = 16
 
 
-@click.command("doctor", cls=Command, short_help="Look for what is wrong, and say how to mend it.")
+@click.command("doctor", cls=Command, short_help="Check this machine, the cache, the sources and the mounts.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
-@click.option("--offline", is_flag=True, help="Ask nothing of the network.")
+@click.option("--offline", is_flag=True, help="Skip the checks that use the network.")
 @with_settings("cache", "sources", "network", "archive", "mount")
 @json_option
 def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
-    """Look for what is wrong: with this machine, the cache, the sources, and the mount on MOUNTPOINT, or all mounts.
+    """Check this machine, the cache, the sources, and the mount at MOUNTPOINT or all mounts.
 
-    Says what it found, and how to mend what is not right; changes nothing. Takes the settings that a mount would, so
-    give it the same flags. Exits with 1 if something does not work; warnings do not count.
+    Prints each finding and how to fix each problem; changes nothing. The checks apply to the settings that a mount
+    would use, so pass the same options. Exits with 1 if there is a problem; warnings do not count.
 
     \b
     kinetics-fs doctor
@@ -49,16 +49,16 @@ def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json:
     else:
         for finding in findings:
             _print(finding)
-        click.echo(f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}")
+        click.echo(f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
     return 1 if problems else 0
 
 
-def _number(number: int, word: str) -> str:
+def _count(number: int, word: str) -> str:
     return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
 
 
 def _print(finding: Finding) -> None:
-    # Signs and colours for people, words for files and pipes.
+    # Symbols and colours on a terminal, words in files and pipes.
     if sys.stdout.isatty() and sys.stdout.encoding.lower() == "utf-8":
         sign, colour = _SIGNS[finding.state]
         label, width = click.style(sign, fg=colour), len(sign)

@@ -13,7 +13,7 @@ from kinetics_fs.cli.options import json_option, open_output, with_settings
 from kinetics_fs.config import Settings
 
 
-@click.command("report", cls=Command, short_help="Write a page of HTML that shows what is here.")
+@click.command("report", cls=Command, short_help="Write an HTML page that shows which clips are cached.")
 @click.option(
     "-o",
     "--output",
@@ -21,7 +21,7 @@ from kinetics_fs.config import Settings
     default=Path("kinetics-report.html"),
     show_default=True,
     metavar="FILE|-",
-    help="Where to write the page; - is standard output.",
+    help="File to write the page to; - is standard output.",
 )
 @click.option(
     "--thumbnails",
@@ -29,15 +29,16 @@ from kinetics_fs.config import Settings
     default=24,
     show_default=True,
     metavar="N",
-    help="Clips to show a picture of, evenly over the classes.",
+    help="Number of clips to show a thumbnail of, spread evenly over the classes.",
 )
 @with_settings("selection", "cache")
 @json_option
 def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) -> None:
-    """Write a page of HTML that shows what of a selection is here, and how the cache is doing.
+    """Write an HTML page that shows which clips of a selection are cached, and the state of the cache.
 
-    One file that needs nothing else, to be opened in a browser or sent to somebody. Asks the cache and the mounts of
-    this machine, not the network. With --json the same is printed as JSON, without pictures, and no page is written.
+    The page is a single self-contained file that you can open in a browser or send to others. The command reads the
+    cache and asks the mounts of this machine, but does not use the network. With --json, it prints the same data as
+    JSON, without thumbnails, and writes no page.
 
     \b
     kinetics-fs report
@@ -72,7 +73,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
             return
         held = {(row["split"], row["label"]): row["cached"] for row in gathered["classes"]}
         page = render(gathered, list(pictures(catalog, store, held, thumbnails)))
-    written = page.encode(errors="replace")  # the name of a folder may be no text
+    written = page.encode(errors="replace")  # the name of a folder need not be valid UTF-8
     with open_output(output) as file:
         file.write(written)
     click.echo(f"{output}: {filesize.decimal(len(written))}", err=True)

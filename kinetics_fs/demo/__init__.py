@@ -1,5 +1,5 @@
-"""A tiny Kinetics on this machine: videos made on the spot, annotations in the real format, and a site to host them.
+"""A tiny Kinetics: generated videos, annotations in the real format, and a local video site that serves them.
 
-`dataset` makes them, `site` hosts them, `host` is the site as a process of its own. All else in the demo (and in
-the tests that use this) is the production code with other addresses.
+`media` makes videos, `dataset` the annotations, `site` serves them, `host` runs the site as a process, and `run` is
+the demo. Everything else that the demo and the tests use is the production code with other URLs.
 """

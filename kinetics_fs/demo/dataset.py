@@ -1,4 +1,4 @@
-"""The demo's videos and annotations."""
+"""The videos and annotations of the demo."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RATE = 25
 """Frames per second of every video."""
 
 _WIDTH, _HEIGHT = 320, 180
-"""Of every video: small, for all of it is encoded twice on whatever machine the demo runs on."""
+"""Picture size of every video; small, because the demo encodes each video twice."""
 
 VIDEOS = {"-demo_video": 24.0, "demo-video2": 20.0, "_demo_vid3_": 16.0, "demo_video4": 30.0, "DEMOvideo-5": 14.5}
-"""Seconds of each video; the names are as odd as real ids are."""
+"""Length of each video in seconds. The ids are as irregular as real ones."""
 
 GONE = "GoneVideo_0"
-"""An id of which there is no video."""
+"""An id without a video."""
 
 
 class Row(NamedTuple):
@@ -33,9 +33,9 @@ class Row(NamedTuple):
 ROWS = [
     Row("surfing water", Clip("-demo_video", 10, 20), "validate"),
     Row("surfing water", Clip("_demo_vid3_", 3, 13), "validate"),
-    Row("surfing water", Clip("DEMOvideo-5", 8, 18), "validate"),  # the video ends first, as some real ones do
+    Row("surfing water", Clip("DEMOvideo-5", 8, 18), "validate"),  # ends after its video, as some real clips do
     Row("massaging person's head", Clip("demo-video2", 0, 10), "validate"),
-    Row("massaging person's head", Clip("-demo_video", 2, 12), "validate"),  # the second clip of its video
+    Row("massaging person's head", Clip("-demo_video", 2, 12), "validate"),  # the second clip of this video
     Row("passing American football (in game)", Clip("demo_video4", 15, 25), "validate"),
     Row("passing American football (in game)", Clip(GONE, 5, 15), "validate"),
     Row("surfing water", Clip("demo_video4", 0, 10), "train"),
@@ -43,15 +43,15 @@ ROWS = [
 
 
 def make_dataset(folder: Path, ffmpeg: str, made: Callable[[str], None]) -> Path:
-    """Makes the videos, as `<id>.mp4`, and the annotations.
+    """Make the videos, as `<id>.mp4`, and the annotations.
 
     Args:
         folder: an empty folder.
         ffmpeg: path of the program.
-        made: called with each id when its video is there.
+        made: called with each id after its video is written.
 
     Returns:
-        The annotation file.
+        The path of the annotation file.
     """
     for video, seconds in VIDEOS.items():
         make_video(folder / f"{video}.mp4", seconds=seconds, ffmpeg=ffmpeg, rate=RATE, width=_WIDTH, height=_HEIGHT)
@@ -64,6 +64,6 @@ def make_dataset(folder: Path, ffmpeg: str, made: Callable[[str], None]) -> Path
 
 
 def expected_frames(clip: Clip) -> list[int]:
-    """The numbers of the frames of which a clip must consist."""
+    """Return the numbers of the frames that a clip must contain."""
     end = min(float(clip.end), VIDEOS[clip.youtube_id])
     return list(range(clip.start * RATE, round(end * RATE)))

@@ -1,6 +1,6 @@
-"""The demo's site as a process: `python -m kinetics_fs.demo.host FOLDER MOUNTPOINT`.
+"""The video site of the demo as a process: `python -m kinetics_fs.demo.host FOLDER MOUNTPOINT`.
 
-Prints the address template, then what is asked of it; ends a while after nothing is mounted on MOUNTPOINT any more.
+Prints the URL template, then a line `PATH BYTES` for each request. Ends soon after MOUNTPOINT is unmounted.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 
-_TIME_TO_MOUNT = 120.0
-_LOOK_EVERY = 0.5
+_MOUNT_TIMEOUT = 120.0
+_POLL_INTERVAL = 0.5
 
 
 def main() -> None:
     folder, mountpoint = Path(sys.argv[1]), Path(sys.argv[2])
     started = time.monotonic()
-    mounted, told = False, 0
+    mounted, printed = False, 0
     with VideoSite(folder) as site:
         print(site.url_template, flush=True)
-        while mountpoint in find_mounts() or (not mounted and time.monotonic() - started < _TIME_TO_MOUNT):
+        while mountpoint in find_mounts() or (not mounted and time.monotonic() - started < _MOUNT_TIMEOUT):
             mounted = mounted or mountpoint in find_mounts()
-            for path, size in site.requests[told:]:
+            for path, size in site.requests[printed:]:
                 print(f"{path} {size}", flush=True)
-                told += 1
-            time.sleep(_LOOK_EVERY)
+                printed += 1
+            time.sleep(_POLL_INTERVAL)
 
 
 if __name__ == "__main__":

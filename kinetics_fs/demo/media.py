@@ -1,4 +1,4 @@
-"""Videos in which every frame carries its own number, so that a cut can be proved to the frame.
+"""Videos in which every frame carries its own number, so that tests can check a cut to the frame.
 
 A strip along the top edge (1/15 of the height) holds 26 cells of equal width, black or white, from left to
 right:
@@ -6,15 +6,14 @@ right:
 ====== ==============================================================
 cells  meaning
 ====== ==============================================================
-1      white: with the last cell, what white and black look like here
+1      white; with the last cell, the reference for white and black
 16     the frame's number, most significant bit first
-8      a check of the number: the low byte of its CRC-32
+8      a checksum of the number: the low byte of its CRC-32
 1      black
 ====== ==============================================================
 
-The cells are large and are read as a share of the picture, so the strip survives a lossy re-encode and any
-scaling. What does not survive, on purpose, is blending: a cell halfway between two frames is neither black
-nor white.
+The cells are large, and their positions are relative to the picture, so that the strip survives a lossy re-encode and
+any scaling. It does not survive the blending of two frames, on purpose: a blended cell is neither black nor white.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _STRIP_SHARE = 15
 _WHITE, _BLACK = 255, 0
 
 _READ_WIDTH, _READ_HEIGHT = 4 * _CELLS, 4 * _STRIP_SHARE
-"""Pictures are read at this size, at which a cell is four pixels by four, whatever their own."""
+"""The size to which frames are scaled for reading; a cell is then four by four pixels."""
 
 _MIN_CONTRAST = 64
-"""Of 255, between the two reference cells; what is flatter is a picture and not a strip."""
+"""Smallest difference of the reference cells, of 255; below it, the frame has no strip."""
 _GREY_ZONE = (0.35, 0.65)
-"""Between black (0) and white (1), where a cell is neither."""
+"""Range between black (0) and white (1) in which a cell counts as neither."""
 
 
 def make_video(
@@ -57,30 +56,32 @@ def make_video(
     """Write an mp4 (h264, aac) of numbered frames, with a moving picture and a beep each second.
 
     Args:
-        path: the file to write; one that exists is replaced. Nothing is left there after a failure.
-        seconds: length, rounded to a whole number of frames, of which there can be 65 536.
+        path: the file to write; an existing file is replaced. After a failure, no file is left.
+        seconds: length, rounded to a whole number of frames, at most 65,536.
         ffmpeg: the program, by name or path; needs libx264.
-        rate: frames a second.
-        width: even, and at least 160.
-        height: even, and at least 120.
-        gop: frames from one key frame to the next, exactly; None leaves it to the encoder.
-        tone: pitch in Hz.
-        faststart: index before the media, as hosts of video do it; otherwise after it.
+        rate: frames per second.
+        width: width in pixels; even, and at least 160.
+        height: height in pixels; even, and at least 120.
+        gop: exact number of frames from one key frame to the next; None for the encoder's default.
+        tone: frequency of the sound in Hz.
+        faststart: write the index before the media, as video hosts do; otherwise after it.
 
     Raises:
-        ValueError: a number is out of bounds.
-        RuntimeError: ffmpeg failed; the text is its last line.
+        ValueError: an argument is out of range.
+        RuntimeError: ffmpeg failed; the message ends with its last line.
     """
     frames = round(seconds * rate)
     if not 1 <= frames <= 1 << _NUMBER_BITS:
-        raise ValueError(f"{seconds} s at {rate} frames a second are {frames} frames: 1 to {1 << _NUMBER_BITS} can be")
+        raise ValueError(
+            f"{seconds} s at {rate} frames per second are {frames} frames; the range is 1 to {1 << _NUMBER_BITS}"
+        )
     if width % 2 or height % 2 or width < 160 or height < 120:
-        raise ValueError(f"{width}x{height} is not even, or too small for a readable strip")
+        raise ValueError(f"{width}x{height} is odd, or too small for a readable strip")
     strip = height // (2 * _STRIP_SHARE) * 2
     duration = f"{frames / rate:.6f}"
 
-    # ffmpeg gets a picture one pixel high, a pixel per cell, and enlarges it: all strips together are small
-    # enough to be one bytes object. They alone end the video, so it has exactly as many frames as strips.
+    # The input of ffmpeg is a picture one pixel high with one pixel per cell, which ffmpeg enlarges, so that all strips
+    # fit into one bytes object. The other inputs are longer: the video has exactly as many frames as strips.
     graph = (
         f"[0:v]scale={width}:{strip}:flags=neighbor,format=yuv420p,setsar=1[strip];"
         f"[1:v]format=yuv420p,setsar=1[picture];"
@@ -97,7 +98,7 @@ def make_video(
     command += ["-c:a", "aac", "-b:a", "64k"]
     if faststart:
         command += ["-movflags", "+faststart"]
-    # "file:" keeps a colon or a dash in a name from being read as a protocol or an option.
+    # Without "file:", ffmpeg reads a colon in a name as a protocol and a leading dash as an option.
     command += ["-f", "mp4", f"file:{path.absolute()}"]
     strips = b"".join(_cells(number) for number in range(frames))
     try:
@@ -109,17 +110,17 @@ def make_video(
             path.unlink()
         lines = run.stderr.decode(errors="replace").splitlines()
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {run.returncode}")
-        raise RuntimeError(f"ffmpeg could not make {path}: {last}")
+        raise RuntimeError(f"cannot make {path} with ffmpeg: {last}")
 
 
 def frame_numbers(path: Path) -> list[int]:
-    """The number on each frame of a video, in the order in which they are shown.
+    """Return the number on each frame of a video, in presentation order.
 
     Raises:
         ValueError: a frame has no readable strip.
-        av.FFmpegError: the file is no video, or is damaged.
+        av.FFmpegError: the file is damaged, or not a video.
     """
-    import av  # here, because loading FFmpeg's libraries takes longer than all else in the demo
+    import av  # lazy: loading FFmpeg's libraries takes longer than the rest of the demo
     from av.video.reformatter import VideoReformatter
 
     with av.open(f"file:{path.absolute()}") as container:
@@ -132,27 +133,27 @@ def frame_numbers(path: Path) -> list[int]:
         for frame in container.decode(stream):
             number = _read(scaler.reformat(frame, _READ_WIDTH, _READ_HEIGHT, "gray", interpolation="AREA"))
             if number is None:
-                raise ValueError(f"frame {len(numbers)} of {path} carries no readable number")
+                raise ValueError(f"frame {len(numbers)} of {path} has no readable number")
             numbers.append(number)
         return numbers
 
 
 def _bits(number: int) -> str:
-    """The number and its check, as the digits that the strip shows."""
+    """Return the binary digits of the number and its checksum."""
     check = zlib.crc32(number.to_bytes(2, "big")) & 0xFF
     return f"{number:0{_NUMBER_BITS}b}{check:0{_CHECK_BITS}b}"
 
 
 def _cells(number: int) -> bytes:
-    """The strip of one frame, a grey level per cell."""
+    """Return the strip of one frame, one grey level per cell."""
     return bytes(_WHITE if bit == "1" else _BLACK for bit in f"1{_bits(number)}0")
 
 
 def _read(picture: VideoFrame) -> int | None:
-    """The number on a frame that was scaled to `_READ_WIDTH` by `_READ_HEIGHT`, or None."""
+    """Return the number on a frame of size `_READ_WIDTH` by `_READ_HEIGHT`; None if it is not readable."""
     plane = picture.planes[0]
     pixels = memoryview(plane)
-    # Four pixels by four are a cell. Its edges are blurred by compression: only the middle four count.
+    # Compression blurs the edges of a cell: only its four middle pixels count.
     levels: list[float] = []
     for left in range(1, _READ_WIDTH, 4):
         middle = (pixels[row * plane.line_size + left + column] for row in (1, 2) for column in (0, 1))

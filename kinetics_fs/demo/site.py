@@ -1,7 +1,7 @@
-"""A site that hosts videos, on this machine: stands in for YouTube in the demo and in the tests.
+"""A local video site that replaces YouTube in the demo and in the tests.
 
-Each video has a page, which yt-dlp's generic extractor understands, and its media behind it, whole or in
-part. The site remembers what was asked of it, and can be told to misbehave.
+Each video has a page, which yt-dlp's generic extractor understands, and a media file with support for byte ranges. The
+site records all requests, and tests can make it fail or delay its responses.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _STATUS = "<!DOCTYPE html>\n<html><head><title>{status} {phrase}</title></head><
 
 
 class VideoSite:
-    """Serves the `<id>.mp4` files of a folder on a free port of 127.0.0.1, from `__enter__` to `__exit__`.
+    """A server of the `<id>.mp4` files of a folder on a free port of 127.0.0.1, from `__enter__` to `__exit__`.
 
     ====================== ====================================================================
-    `/watch/<id>`          the page of a video, 404 where there is no such file
+    `/watch/<id>`          the page of a video; 404 if there is no such file
     `/media/<id>.mp4`      the media, with support for a single byte range
     ====================== ====================================================================
 
-    The folder is looked at anew for each request: a video can come and go while the site is up.
+    Each request reads the folder again, so videos can be added and removed while the site runs.
 
     Attributes:
-        fail: the page of this id answers that status.
-        delay: the page of this id answers after so many seconds.
-        media_delay: the media of this id answer after so many seconds.
+        fail: HTTP status with which the page of an id responds.
+        delay: seconds after which the page of an id responds.
+        media_delay: seconds after which the media file of an id responds.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,7 +66,7 @@ class VideoSite:
     def __enter__(self) -> VideoSite:
         self._closing.clear()
         self._server = _Server(("127.0.0.1", 0), partial(_Handler, self))
-        # A short poll, because the end of the site waits for it.
+        # A short poll interval, because `close` waits for it.
         serve = partial(self._server.serve_forever, poll_interval=0.02)
         threading.Thread(target=serve, name="video-site", daemon=True).start()
         return self
@@ -81,23 +81,22 @@ class VideoSite:
 
     @property
     def url_template(self) -> str:
-        """The address of a page, with `{id}` in place of the id."""
+        """The URL of a page, with `{id}` in place of the id."""
         if self._server is None:
-            raise RuntimeError("the site is not up")
+            raise RuntimeError("the site is not running")
         return f"http://127.0.0.1:{self._server.server_address[1]}/watch/{{id}}"
 
     @property
     def requests(self) -> list[tuple[str, int]]:
-        """Each request so far: its path, and how many bytes of body were handed to the network.
+        """All requests so far, in order of arrival: pairs of the path and the bytes of body sent.
 
-        In the order of arrival, whatever the method and the answer. A client that hangs up may have received
-        less than was handed over, by what the buffers of the system hold.
+        A client that disconnects may have received less than the bytes sent: the rest is in the buffers of the system.
         """
         with self._lock:
             return [(served.path, served.sent) for served in self._log]
 
     def video_fetches(self, video_id: str) -> int:
-        """How often the page of a video was asked for, whatever the answer was."""
+        """Return the number of requests for the page of a video, whatever the response."""
         return sum(path == f"/watch/{video_id}" for path, _ in self.requests)
 
     def _file(self, video_id: str) -> Path:
@@ -110,7 +109,7 @@ class VideoSite:
         return served
 
     def _wait(self, seconds: float) -> None:
-        """Sleep, but no longer than the site is up."""
+        """Sleep, at most until the site closes."""
         if seconds > 0:
             self._closing.wait(seconds)
 
@@ -123,14 +122,14 @@ class _Served:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # tests open many connections at once, and the default of 5 refuses some
+    request_queue_size = 128  # the default of 5 refuses connections of tests that open many at once
 
     def __init__(self, address: tuple[str, int], handler: partial[_Handler]) -> None:
         self._connections: set[socket.socket] = set()
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's own: that looks up the name of the host, which can take seconds.
+        # HTTPServer.server_bind looks up the name of the host, which can take seconds.
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -142,10 +141,10 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a connection of %s broke", client_address, exc_info=True)
+        log.debug("connection from %s broken", client_address, exc_info=True)
 
     def close(self) -> None:
-        """Stop listening and hang up on those who are connected, so that their threads end."""
+        """Stop listening and close all connections, so that their threads end."""
         self.shutdown()
         self.server_close()
         for connection in list(self._connections):
@@ -156,8 +155,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "VideoSite"
-    timeout = 30  # of an idle connection
-    disable_nagle_algorithm = True  # else the body waits 40 ms for the headers to be acknowledged
+    timeout = 30  # seconds until an idle connection is closed
+    disable_nagle_algorithm = True  # otherwise the body waits 40 ms for the acknowledgement of the headers
 
     def __init__(self, site: VideoSite, *args: Any) -> None:
         self.site = site
@@ -167,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         served = self.site._arrived(path[:_MAX_TARGET])
         route = _ROUTE.fullmatch(path)
-        # No request here has a body; an unread one would be taken for the next request.
+        # No valid request has a body, and an unread one would be parsed as the next request.
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             self._page(served, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -200,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with file:
             size = os.fstat(file.fileno()).st_size
-            # Of the methods here only GET has ranges (RFC 9110, 14.2).
+            # Range applies only to GET (RFC 9110, 14.2).
             part = _parse_range(self.headers.get("Range", ""), size) if self.command == "GET" else None
             if part is None:
                 self._head(HTTPStatus.OK, "video/mp4", size, {"Accept-Ranges": "bytes"})
@@ -216,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(
         self, served: _Served, status: int, html: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Answer with a page; without text for one, with the status in words."""
+        """Respond with a page; without `html`, with the status in words."""
         if html is None:
             html = _STATUS.format(status=status, phrase=self.responses.get(status, ("", ""))[0])
         body = html.encode()
@@ -239,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         body.seek(part.start)
         for start in range(part.start, part.stop, _CHUNK):
             chunk = body.read(min(_CHUNK, part.stop - start))
-            # Counted first: a client that has the last byte may look at the count at once.
+            # Count first: a client may read the counter as soon as it has received the last byte.
             served.sent += len(chunk)
             self.wfile.write(chunk)
 
@@ -248,9 +247,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _parse_range(header: str, size: int) -> range | None:
-    """The bytes that a Range header asks for: an empty range if there are none, None if it is to be ignored.
+    """Return the bytes that a Range header requests.
 
-    Ignored, as RFC 9110 (14.2) permits or demands, is what cannot be parsed and what has several parts.
+    Returns:
+        An empty range if it cannot be satisfied; None if it is to be ignored. RFC 9110, 14.2 requires that for a
+        header that cannot be parsed, and permits it for several ranges.
     """
     match = _RANGE.fullmatch(header.strip())
     if match is None:

@@ -1,9 +1,10 @@
-"""A look at all that kinetics-fs needs, before it is missed: what is there, what is not right, and how to mend it.
+"""Checks of everything that kinetics-fs depends on: the machine, the cache, the sources and the mounts.
 
-Nothing is changed by looking. What one check runs into costs no other: each has a thread of its own, and what may never
-answer (a dead mount, a server) is asked by a process that can be left behind, or with a time limit.
+Checks change nothing. Each runs in a thread of its own, so that a failure or a delay in one does not affect the others.
+A path or server that may never answer (a dead mount, for example) is probed by a separate process that can be
+abandoned, or with a timeout.
 
-`findings` has what a check says; `system`, `fuse`, `cache` and `sources` have the checks.
+`findings` defines the result of a check and runs the checks; `system`, `fuse`, `cache` and `sources` contain them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ __all__ = ["Finding", "State", "diagnose"]
 
 
 def diagnose(settings: Settings, mountpoint: Path | None = None, *, offline: bool = False) -> Iterator[Finding]:
-    """Everything that can be found out.
+    """Run all checks and yield their findings.
 
     Args:
-        settings: of the store, of fetching, of archives and of a view.
-        mountpoint: a mount, or a place for one; None for all mounts that are there.
-        offline: ask nothing of any network.
+        settings: the settings that a mount would use: groups cache, sources, network, archive and mount.
+        mountpoint: the mount, or intended mount point, to check; None for all mounts of this machine.
+        offline: skip the checks that use the network.
     """
     return examine(_checks(settings, mountpoint, offline=offline))
 
@@ -40,13 +41,13 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
     yield "open files", system.open_files
     yield from ((name, partial(check, settings)) for name, check in fuse.CHECKS.items())
     mounts = find_mounts()
-    # As it is written first: a dead mount may not answer who resolves its name.
-    places = list(mounts) if mountpoint is None else [Path(os.path.abspath(mountpoint))]  # noqa: PTH100  # see above
-    for place in places:
-        yield "mount", partial(fuse.mount, place, mounts)
+    # abspath and not resolve: resolving a path below a dead mount can block for ever.
+    mountpoints = list(mounts) if mountpoint is None else [Path(os.path.abspath(mountpoint))]  # noqa: PTH100
+    for path in mountpoints:
+        yield "mount", partial(fuse.mount, path, mounts)
     folder = look_at(settings.cache_dir)
-    yield "cache folder", partial(cache.folder, settings, folder)
-    if folder is not None:  # else whoever touches it waits for ever
+    yield "cache directory", partial(cache.folder, settings, folder)
+    if folder is not None:  # None: the folder does not answer, and any access to it would block
         yield "cache disk", partial(cache.disk, folder)
         yield "cache space", partial(cache.space, settings, folder)
         yield "databases", partial(cache.databases, settings)

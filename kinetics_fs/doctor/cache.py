@@ -1,4 +1,4 @@
-"""Checks of the cache folder, its disk and its databases."""
+"""Checks of the cache directory, its disk and its databases."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from kinetics_fs.sources.settings import ARCHIVE_INDEXES
 from kinetics_fs.store.health import quick_check, summarize_cache
 from kinetics_fs.store.layout import may_become_ours
 
-_ANOTHER = "Give another folder with --cache-dir."
-_PATIENCE = 10.0
-"""Seconds for the check of a database: of a large one it sees what it can in that time."""
-_A_CLIP = 2 * 10**6
+_ANOTHER = "Choose another folder with --cache-dir."
+_TIMEOUT = 10.0
+"""Time limit in seconds for the check of a database; a large one is checked as far as that allows."""
+_CLIP_SIZE = 2 * 10**6
+"""Typical size of a clip in bytes."""
 _FEW_INODES = 10_000
 
 _NETWORK = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ncpfs"),
     *(f"fuse.{name}" for name in ("sshfs", "rclone", "s3fs", "gcsfuse", "glusterfs", "ceph", "ceph-fuse", "juicefs")),
 }
-"""Types of filesystems of which the other end is another machine."""
+"""Filesystem types whose data is on another machine."""
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
 
-def folder(settings: Settings, looked: PathProbe | None) -> Iterator[Finding]:
-    """Whether it can be made and written, and whose it is."""
-    path, name = settings.cache_dir, "cache folder"
-    if looked is None:
-        fix = "Get the server of that filesystem going again, or give another --cache-dir."
+def folder(settings: Settings, probe: PathProbe | None) -> Iterator[Finding]:
+    """Check that the cache directory exists or can be created, is writable and belongs to this user."""
+    path, name = settings.cache_dir, "cache directory"
+    if probe is None:
+        fix = "Restart the server of that filesystem, or choose another folder with --cache-dir."
         yield Finding(name, State.PROBLEM, f"{path} does not answer", fix)
-    elif looked.errno:
-        yield Finding(name, State.PROBLEM, f"{path} cannot be used: {os.strerror(looked.errno)}", _ANOTHER)
-    elif not looked.exists:
-        if os.access(looked.path, os.W_OK | os.X_OK):
-            yield Finding(name, State.OK, f"{path} is not there yet, and can be made")
+    elif probe.errno:
+        yield Finding(name, State.PROBLEM, f"cannot use {path}: {os.strerror(probe.errno)}", _ANOTHER)
+    elif not probe.exists:
+        if os.access(probe.path, os.W_OK | os.X_OK):
+            yield Finding(name, State.OK, f"{path} does not exist yet; it can be created")
         else:
-            yield Finding(name, State.PROBLEM, f"{path} is not there, and cannot be made in {looked.path}", _ANOTHER)
+            yield Finding(name, State.PROBLEM, f"cannot create {path}: no write access to {probe.path}", _ANOTHER)
     else:
         yield _existing(name, path)
 
@@ -61,76 +62,78 @@ def _existing(name: str, path: Path) -> Finding:
         return Finding(name, State.PROBLEM, f"{path} belongs to another user (uid {status.st_uid})", _ANOTHER)
     try:
         if not may_become_ours(path):
-            return Finding(name, State.PROBLEM, f"{path} holds other files", "Give an empty or new --cache-dir.")
+            return Finding(
+                name, State.PROBLEM, f"{path} contains other files", "Choose an empty or new folder with --cache-dir."
+            )
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        return Finding(name, State.PROBLEM, f"{path} cannot be written: {error.strerror}", _ANOTHER)
+        return Finding(name, State.PROBLEM, f"cannot write to {path}: {error.strerror}", _ANOTHER)
     if mode != 0o700:
-        fix = f"chmod 700 {shlex.quote(str(path))}; the next command that uses it does so, too."
-        return Finding(name, State.WARNING, f"{path} is open to others (mode {mode:04o})", fix)
-    return Finding(name, State.OK, f"{path}, yours alone")
+        fix = f"Run chmod 700 {shlex.quote(str(path))}; the next command that uses the cache does the same."
+        return Finding(name, State.WARNING, f"{path} is accessible to other users (mode {mode:04o})", fix)
+    return Finding(name, State.OK, f"{path}, accessible only to you")
 
 
-def disk(looked: PathProbe) -> Iterator[Finding]:
-    """The type of its filesystem."""
-    kind = filesystem_type(Path(looked.path))
+def disk(probe: PathProbe) -> Iterator[Finding]:
+    """Check the type of the filesystem that holds the cache."""
+    kind = filesystem_type(Path(probe.path))
     if kind in _NETWORK:
-        fix = "Put the cache on a disk of this machine: SQLite's databases may be damaged on a network's (--cache-dir)."
-        yield Finding("cache disk", State.WARNING, f"{kind}, on a network", fix)
+        fix = "Put the cache on a local disk (--cache-dir): a network filesystem can damage SQLite databases."
+        yield Finding("cache disk", State.WARNING, f"{kind}, a network filesystem", fix)
     elif kind in _IN_MEMORY:
-        fix = "Give a --cache-dir on a disk, if clips are to outlive a restart."
-        yield Finding("cache disk", State.WARNING, f"{kind}: it is in memory", fix)
+        fix = "Choose a --cache-dir on a disk if clips must survive a restart."
+        yield Finding("cache disk", State.WARNING, f"{kind}, in memory", fix)
     else:
-        yield Finding("cache disk", State.OK, kind or "of unknown type")
+        yield Finding("cache disk", State.OK, kind or "unknown filesystem type")
 
 
-def space(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
-    """Whether there is room, for now and for what the cache may grow to."""
+def space(settings: Settings, probe: PathProbe) -> Iterator[Finding]:
+    """Check the free space, for the next clip and for the size that the cache may reach."""
     try:
-        held = (summarize_cache(settings.cache_dir) or (0, 0))[1]
-    except StoreError:  # told by the check of the databases
-        held = 0
+        cached = (summarize_cache(settings.cache_dir) or (0, 0))[1]
+    except StoreError:  # reported by the check of the databases
+        cached = 0
     name, limit = "cache space", settings.cache_size
-    free, left = filesize.decimal(looked.free), max(0, looked.free - settings.min_free)
-    found = f"{free} free, {filesize.decimal(settings.min_free)} to be left, {filesize.decimal(held)} of clips"
-    if left + held < _A_CLIP:
-        fix = "Make room on the disk, give another --cache-dir, or leave less free (--min-free)."
-        yield Finding(name, State.PROBLEM, f"{found}: no clip has room", fix)
-    elif limit is not None and limit < _A_CLIP:
+    free, left = filesize.decimal(probe.free), max(0, probe.free - settings.min_free)
+    found = f"{free} free, --min-free {filesize.decimal(settings.min_free)}, {filesize.decimal(cached)} of clips"
+    if left + cached < _CLIP_SIZE:
+        fix = "Free space on the disk, choose another --cache-dir, or lower --min-free."
+        yield Finding(name, State.PROBLEM, f"{found}: no space for a clip", fix)
+    elif limit is not None and limit < _CLIP_SIZE:
         yield Finding(
-            name, State.PROBLEM, f"--cache-size {limit:,} has room for no clip", "Give a larger --cache-size."
+            name, State.PROBLEM, f"--cache-size {limit:,} is smaller than a clip", "Set a larger --cache-size."
         )
-    elif limit is not None and limit > held + left:
-        fix = f"Give a --cache-size of {filesize.decimal(held + left)} at most, or make room on the disk."
+    elif limit is not None and limit > cached + left:
+        fix = f"Set --cache-size to at most {filesize.decimal(cached + left)}, or free space on the disk."
         yield Finding(name, State.WARNING, f"{found}: --cache-size {filesize.decimal(limit)} cannot be reached", fix)
-    elif left < _A_CLIP:
-        fix = "Make room on the disk, if clips are to stay longer: each new one costs an old one."
+    elif left < _CLIP_SIZE:
+        fix = "Free space on the disk to keep clips longer: every new clip evicts an old one."
         yield Finding(name, State.WARNING, f"{found}: the disk is full", fix)
-    elif looked.inodes is not None and looked.inodes < _FEW_INODES:
-        fix = "Remove small files from the disk, or give another --cache-dir."
-        yield Finding(name, State.WARNING, f"{found}, but room for only {looked.inodes:,} more files", fix)
+    elif probe.inodes is not None and probe.inodes < _FEW_INODES:
+        fix = "Remove small files from the disk, or choose another --cache-dir."
+        yield Finding(name, State.WARNING, f"{found}; only {probe.inodes:,} free inodes", fix)
     else:
         limited = f"--cache-size {filesize.decimal(limit)}" if limit is not None else "no --cache-size"
         yield Finding(name, State.OK, f"{found}, {limited}")
 
 
 def databases(settings: Settings) -> Iterator[Finding]:
-    """Whether they are intact."""
-    there = []
+    """Check that the databases of the cache are intact."""
+    intact = []
     for name, fix in {
-        "ledger.sqlite": "End all mounts, and remove {}*: it is made again from the clips.",
-        "clips/cache.db": "End all mounts, and move the cache folder away: nobody knows any more which clips it has.",
-        ARCHIVE_INDEXES: "Remove {}*, and make the indexes again or import them (kinetics-fs index).",
+        "ledger.sqlite": "Unmount everything and remove {}*; it is rebuilt from the clips.",
+        "clips/cache.db": "Unmount everything and move the cache directory away: the list of its clips is lost.",
+        ARCHIVE_INDEXES: "Remove {}*, then build or import the indexes again (kinetics-fs index).",
     }.items():
         path = settings.cache_dir / name
         try:
-            fault = quick_check(path, _PATIENCE)
+            fault = quick_check(path, _TIMEOUT)
         except FileNotFoundError:
             continue
-        there.append(name)
+        intact.append(name)
         if fault:
             yield Finding("databases", State.PROBLEM, f"{path} is damaged: {fault}", fix.format(shlex.quote(str(path))))
-            there.remove(name)
-    if there:
-        yield Finding("databases", State.OK, f"intact: {', '.join(there)}")
+            intact.remove(name)
+    if intact:
+        yield Finding("databases", State.OK, f"intact: {', '.join(intact)}")

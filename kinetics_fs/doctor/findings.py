@@ -1,4 +1,4 @@
-"""What a check says, and how checks are run."""
+"""The result of a check, and the concurrent execution of checks."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from enum import StrEnum
 
 from kinetics_fs.store import one_line
 
-PATIENCE = 30.0
-"""Seconds for all checks together, which are made at the same time."""
+TIMEOUT = 30.0
+"""Time limit in seconds for all checks together; they run concurrently."""
 
 _LOGIN = re.compile(r"(?<=://)[^/\s]*@")
-"""User and password in an address."""
+"""The user and password of a URL."""
 
 
 class State(StrEnum):
-    """How something is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, but not as well as it could, or not for long."""
+    """Works, but not as well as it could, or not for long."""
     PROBLEM = "problem"
-    """It does not work."""
+    """Does not work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found. `fix` is one sentence, empty if there is nothing to mend."""
+    """A result of a check.
+
+    Attributes:
+        name: the name of the check.
+        state: its severity.
+        found: the fact, one line.
+        fix: one sentence that says what to do; empty if there is nothing to fix.
+    """
 
     name: str
     state: State
@@ -41,28 +48,29 @@ class Finding:
 Check = Callable[[], Iterable[Finding]]
 
 
-def examine(checks: Iterable[tuple[str, Check]], patience: float = PATIENCE) -> Iterator[Finding]:
-    """Makes checks, all at the same time; yields what they find, in their order.
+def examine(checks: Iterable[tuple[str, Check]], timeout: float = TIMEOUT) -> Iterator[Finding]:
+    """Run checks concurrently and yield their findings in the order of the checks.
 
-    A check that raises, or does not end, is a problem of its own. No finding shows a user or password in an address.
+    A check that raises, or does not end in time, yields a finding with the state `PROBLEM`. Users and passwords in
+    URLs are masked in every finding.
 
     Args:
-        checks: each with its name.
-        patience: seconds for all of them together.
+        checks: pairs of a name and a check.
+        timeout: time limit in seconds for all checks together.
     """
-    deadline = time.monotonic() + patience
-    running = [_Running(name, check) for name, check in checks]
-    for one in running:
-        one.thread.join(max(0.0, deadline - time.monotonic()))
-        found = list(one.found)
-        if one.thread.is_alive():
-            found.append(Finding(one.name, State.PROBLEM, f"check failed: no answer within {patience:.0f} s"))
+    deadline = time.monotonic() + timeout
+    running = [_Running(name, run) for name, run in checks]
+    for check in running:
+        check.thread.join(max(0.0, deadline - time.monotonic()))
+        found = list(check.found)
+        if check.thread.is_alive():
+            found.append(Finding(check.name, State.PROBLEM, f"check failed: no answer within {timeout:.0f} s"))
         for finding in found:
-            yield Finding(finding.name, finding.state, _shown(finding.found), _shown(finding.fix))
+            yield Finding(finding.name, finding.state, _mask(finding.found), _mask(finding.fix))
 
 
 class _Running:
-    """A check in a thread that nobody waits for at the end of the process."""
+    """A check that runs in a daemon thread, so that it cannot delay the end of the process."""
 
     def __init__(self, name: str, check: Check) -> None:
         self.name = name
@@ -76,9 +84,9 @@ class _Running:
             for finding in self._check():
                 self.found.append(finding)
         except Exception as error:
-            said = f"check failed: {type(error).__name__}: {error}"
-            self.found.append(Finding(self.name, State.PROBLEM, said))
+            message = f"check failed: {type(error).__name__}: {error}"
+            self.found.append(Finding(self.name, State.PROBLEM, message))
 
 
-def _shown(text: str) -> str:
+def _mask(text: str) -> str:
     return one_line(_LOGIN.sub("…@", text))

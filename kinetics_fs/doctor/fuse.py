@@ -1,4 +1,4 @@
-"""Checks of what a mount takes, and of the mounts that are there."""
+"""Checks of FUSE on this machine, and of mounts and mount points."""
 
 from __future__ import annotations
 
@@ -26,56 +26,56 @@ _PASSES_THROUGH = (6, 9)
 _CAP_SYS_ADMIN = 1 << 21
 """linux/capability.h"""
 _ALL_USERS = 2**32 - 1
-"""How many users the map of the first user namespace has (user_namespaces(7))."""
+"""Number of users that the map of the initial user namespace covers (user_namespaces(7))."""
 
 _ON_LINUX = sys.platform == "linux"
 
 
 def device(settings: Settings) -> Iterator[Finding]:
-    """/dev/fuse."""
+    """Check that /dev/fuse can be opened."""
     if not _ON_LINUX:
         return
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         fix = {
-            errno.ENOENT: "Load the module (modprobe fuse), or give docker --device /dev/fuse.",
-            errno.ENODEV: "Load the module (modprobe fuse).",
-            errno.EPERM: "Give the container the device (docker: --device /dev/fuse).",
+            errno.ENOENT: "Load the kernel module (modprobe fuse); in a container, pass --device /dev/fuse.",
+            errno.ENODEV: "Load the kernel module (modprobe fuse).",
+            errno.EPERM: "Pass the device to the container (docker: --device /dev/fuse).",
         }.get(error.errno or 0, "As root: chmod 666 /dev/fuse.")
-        yield Finding("/dev/fuse", State.PROBLEM, f"it cannot be opened: {error.strerror}", fix)
+        yield Finding("/dev/fuse", State.PROBLEM, f"cannot open /dev/fuse: {error.strerror}", fix)
     else:
-        yield Finding("/dev/fuse", State.OK, "it can be opened")
+        yield Finding("/dev/fuse", State.OK, "can be opened")
 
 
 def rights(settings: Settings) -> Iterator[Finding]:
-    """Who mounts: root itself, or fusermount3 for a user."""
+    """Check the right to mount: CAP_SYS_ADMIN, or fusermount3 for other users."""
     if not _ON_LINUX:
         return
     process = _process_status()
     if int(process.get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
-        yield Finding("right to mount", State.OK, "by ourselves, with CAP_SYS_ADMIN")
+        yield Finding("right to mount", State.OK, "directly, with CAP_SYS_ADMIN")
         return
     if os.geteuid() == 0:
-        fix = "Give the container the right (docker: --cap-add SYS_ADMIN), or mount outside of it."
-        yield Finding("right to mount", State.PROBLEM, "root, but without CAP_SYS_ADMIN", fix)
+        fix = "Add the capability to the container (docker: --cap-add SYS_ADMIN), or mount outside of it."
+        yield Finding("right to mount", State.PROBLEM, "root without CAP_SYS_ADMIN", fix)
         return
     helper = find_fusermount()
     if helper is None:
         fix = "Install the package fuse3, or mount as root."
         yield Finding("right to mount", State.PROBLEM, "not root, and fusermount3 is not installed", fix)
     elif process.get("NoNewPrivs") == "1":
-        fix = "Allow new privileges: NoNewPrivileges=no in a systemd unit, no such --security-opt with docker."
-        yield Finding("right to mount", State.PROBLEM, f"{helper}, but this process may gain no privileges", fix)
+        fix = "Set NoNewPrivileges=no in the systemd unit, or start docker without --security-opt no-new-privileges."
+        yield Finding("right to mount", State.PROBLEM, f"{helper} cannot mount: this process has no_new_privs set", fix)
     elif not Path(helper).stat().st_mode & stat.S_ISUID:
-        fix = "Install the package fuse3 again, as root."
+        fix = "As root, reinstall the package fuse3."
         yield Finding("right to mount", State.PROBLEM, f"{helper} is not setuid root", fix)
     else:
-        yield Finding("right to mount", State.OK, f"by {helper}")
+        yield Finding("right to mount", State.OK, f"with {helper}")
 
 
 def kernel(settings: Settings) -> Iterator[Finding]:
-    """Its version."""
+    """Check the version of the kernel."""
     if not _ON_LINUX:
         return
     release = platform.release()
@@ -85,49 +85,49 @@ def kernel(settings: Settings) -> Iterator[Finding]:
         yield Finding("kernel", State.OK, f"Linux {release}")
 
 
-def passthrough(settings: Settings, looked: PathProbe) -> Iterator[Finding]:
-    """Whether the kernel can read cached clips itself."""
+def passthrough(settings: Settings, probe: PathProbe) -> Iterator[Finding]:
+    """Report whether the kernel can read cached clips without the mount (FUSE passthrough)."""
     if not _ON_LINUX or settings.frontend == "fusepy":
         return
     obstacle = _no_passthrough(settings, platform.release())
     found = f"no: {obstacle}" if obstacle else "possible"
-    if not obstacle and not looked.errno and is_stacked(Path(looked.path)):
-        found += f", on {filesystem_type(Path(looked.path))} if that is on no other such filesystem"
+    if not obstacle and not probe.errno and is_stacked(Path(probe.path)):
+        found += f", unless the {filesystem_type(Path(probe.path))} below the cache is itself on a stacked filesystem"
     yield Finding("passthrough", State.OK, found)
 
 
 def request_timeout(settings: Settings) -> Iterator[Finding]:
-    """The time after which the kernel ends a mount that leaves it without an answer."""
+    """Check the time limit after which the kernel aborts a mount that has not answered a request."""
     from kinetics_fs.mount.native.device import request_timeout
 
     limit = request_timeout()
     if limit and limit <= settings.timeout:
-        found = f"this system ends a mount that takes {limit} s for an answer; a fetch may take {settings.timeout:g} s"
-        fix = f"Give a --timeout below {limit}, or raise fs.fuse.max_request_timeout and default_request_timeout."
+        found = f"the kernel aborts a mount that takes {limit} s to answer; a fetch can take {settings.timeout:g} s"
+        fix = f"Set --timeout below {limit}, or raise fs.fuse.max_request_timeout and default_request_timeout (sysctl)."
         yield Finding("request timeout", State.WARNING, found, fix)
     elif _ON_LINUX:
         yield Finding("request timeout", State.OK, f"{limit} s" if limit else "none")
 
 
 def other_users(settings: Settings) -> Iterator[Finding]:
-    """Whether others may use the mount."""
+    """Check whether other users can be given access to a mount."""
     if not _ON_LINUX or os.geteuid() == 0:
         return
     if allows_other():
         yield Finding("user_allow_other", State.OK, "set in /etc/fuse.conf")
     elif settings.allow_other:
-        fix = "As root, add a line `user_allow_other` to /etc/fuse.conf, or leave out --allow-other."
+        fix = "As root, add the line `user_allow_other` to /etc/fuse.conf, or omit --allow-other."
         yield Finding("user_allow_other", State.PROBLEM, "not set in /etc/fuse.conf", fix)
     else:
-        yield Finding("user_allow_other", State.OK, "not set, and not needed without --allow-other")
+        yield Finding("user_allow_other", State.OK, "not set; only --allow-other needs it")
 
 
 def libfuse(settings: Settings) -> Iterator[Finding]:
-    """The library of the other front end, where that is used."""
+    """Check that libfuse 2 can be loaded, if the front end `fusepy` is used."""
     if settings.frontend != "fusepy" and (_ON_LINUX or settings.frontend == "kernel"):
         return
     try:
-        from kinetics_fs.mount import fusepy  # noqa: F401  # looks for the library
+        from kinetics_fs.mount import fusepy  # noqa: F401  # importing it loads the library
     except MountError as error:
         package = "Install macFUSE." if sys.platform == "darwin" else "Install the package libfuse2 or libfuse2t64."
         yield Finding("libfuse 2", State.PROBLEM, str(error).partition(":")[0], package)
@@ -145,37 +145,37 @@ CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
 }
 
 
-def mount(place: Path, mounts: Collection[Path], patience: float = PATIENCE) -> Iterator[Finding]:
-    """A mount, or a place for one.
+def mount(path: Path, mounts: Collection[Path], timeout: float = PATIENCE) -> Iterator[Finding]:
+    """Check a mount, or a path to mount at.
 
     Args:
-        place: absolute.
-        mounts: where mounts are.
-        patience: seconds to wait for an answer.
+        path: absolute path of the mount point.
+        mounts: the mount points of this machine.
+        timeout: time in seconds to wait for an answer.
     """
-    looked = look_at(place, patience)
-    quoted = shlex.quote(str(place))
-    if looked is None:
-        fix = f"See its log; to end it: kinetics-fs umount --lazy {quoted}, and end its process."
-        yield Finding("mount", State.PROBLEM, f"{place} does not answer", fix)
-    elif place in mounts or (looked.exists and (Path(looked.path) in mounts or (looked.status and not _ON_LINUX))):
-        if looked.errno in (errno.EACCES, errno.EPERM):
-            yield Finding("mount", State.OK, f"{place} is another user's, who keeps it to himself")
-        elif looked.errno or (status := _parse(looked.status)) is None:
-            if place in mounts and place not in find_mounts():
-                return  # it was unmounted meanwhile
-            reason = os.strerror(looked.errno) if looked.errno else "its process does not say how it is"
+    probe = look_at(path, timeout)
+    quoted = shlex.quote(str(path))
+    if probe is None:
+        fix = f"Read its log. To end it: kinetics-fs umount --lazy {quoted}, then kill its process."
+        yield Finding("mount", State.PROBLEM, f"{path} does not answer", fix)
+    elif path in mounts or (probe.exists and (Path(probe.path) in mounts or (probe.status and not _ON_LINUX))):
+        if probe.errno in (errno.EACCES, errno.EPERM):
+            yield Finding("mount", State.OK, f"{path}: mounted by another user without --allow-other")
+        elif probe.errno or (status := _parse(probe.status)) is None:
+            if path in mounts and path not in find_mounts():
+                return  # unmounted in the meantime
+            reason = os.strerror(probe.errno) if probe.errno else "cannot read .kinetics/status.json"
             yield Finding(
-                "mount", State.PROBLEM, f"{place} is dead: {reason}", f"Clear it: kinetics-fs umount {quoted}"
+                "mount", State.PROBLEM, f"{path} is dead: {reason}", f"Remove it: kinetics-fs umount {quoted}"
             )
         else:
-            yield _living(place, status)
+            yield _running(path, status)
     else:
-        yield _place(place, looked)
+        yield _mountpoint(path, probe)
 
 
 def _parse(text: str | None) -> dict[str, Any] | None:
-    """What a mount says of itself, if it does."""
+    """Return the status that a mount reports; None if it is not a JSON object."""
     try:
         status = json.loads(text or "")
     except ValueError:
@@ -183,46 +183,46 @@ def _parse(text: str | None) -> dict[str, Any] | None:
     return status if isinstance(status, dict) else None
 
 
-def _living(place: Path, status: dict[str, Any]) -> Finding:
+def _running(path: Path, status: dict[str, Any]) -> Finding:
     version = status.get("version")
     if version != __version__:
-        fix = f"Unmount it and mount it again, to have version {__version__}."
-        return Finding("mount", State.WARNING, f"{place} answers, but is of version {version}", fix)
+        fix = f"Unmount it and mount it again to use version {__version__}."
+        return Finding("mount", State.WARNING, f"{path} answers, but runs version {version}", fix)
     found = (
-        f"{place} answers: Kinetics-{status['release']}, {status['clips']:,} clips, process {status['pid']},"
+        f"{path} answers: Kinetics-{status['release']}, {status['clips']:,} clips, process {status['pid']},"
         f" {status['frontend']['name']}: {status['frontend']['mode']}"
     )
     return Finding("mount", State.OK, found)
 
 
-def _place(place: Path, looked: PathProbe) -> Finding:
-    if looked.errno:
+def _mountpoint(path: Path, probe: PathProbe) -> Finding:
+    if probe.errno:
         return Finding(
-            "mount", State.PROBLEM, f"cannot mount on {place}: {os.strerror(looked.errno)}", "Take another place."
+            "mount", State.PROBLEM, f"cannot mount on {path}: {os.strerror(probe.errno)}", "Choose another path."
         )
-    if looked.exists and not looked.empty:
-        said = "it is not empty" if looked.empty is False else "it is not a folder that can be read"
+    if probe.exists and not probe.empty:
+        reason = "it is not empty" if probe.empty is False else "it is not a readable folder"
         return Finding(
-            "mount", State.PROBLEM, f"nothing is mounted on {place}, and {said}", "Mount on an empty folder."
+            "mount", State.PROBLEM, f"nothing is mounted on {path}, and {reason}", "Mount on an empty folder."
         )
-    if not looked.exists and Path(looked.path) != Path(os.path.realpath(place.parent)):
-        fix = f"mkdir -p {shlex.quote(str(place))}"
-        return Finding("mount", State.PROBLEM, f"there is no {place.parent}", fix)
-    if not os.access(looked.path, os.W_OK | os.X_OK):
-        return Finding("mount", State.PROBLEM, f"{place} cannot be written to", "Mount on a folder of your own.")
-    return Finding("mount", State.OK, f"nothing is mounted on {place}, and it will do")
+    if not probe.exists and Path(probe.path) != Path(os.path.realpath(path.parent)):
+        fix = f"mkdir -p {shlex.quote(str(path))}"
+        return Finding("mount", State.PROBLEM, f"{path.parent} does not exist", fix)
+    if not os.access(probe.path, os.W_OK | os.X_OK):
+        return Finding("mount", State.PROBLEM, f"cannot write to {path}", "Mount on a folder that you own.")
+    return Finding("mount", State.OK, f"nothing is mounted on {path}; it can be used")
 
 
 def _no_passthrough(settings: Settings, release: str) -> str:
-    """Why the kernel will not read cached files itself; empty if nothing is known."""
+    """Return why passthrough is not possible; an empty string if no obstacle is known."""
     if not settings.passthrough:
-        return "it is turned off"
+        return "turned off by --no-passthrough"
     if _version(release) < _PASSES_THROUGH:
-        return "it takes Linux 6.9; cached clips are read by way of the page cache"
+        return "it needs Linux 6.9; cached clips are read through the page cache"
     if os.geteuid() != 0 or not int(_process_status().get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
-        return "it takes root; cached clips are read by way of the page cache"
+        return "it needs root; cached clips are read through the page cache"
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(_ALL_USERS)]:
-        return "it takes root outside of any user namespace; cached clips are read by way of the page cache"
+        return "it needs root in the initial user namespace; cached clips are read through the page cache"
     return ""
 
 

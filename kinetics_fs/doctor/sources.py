@@ -1,4 +1,4 @@
-"""Checks of where clips come from, and of what asks for them."""
+"""Checks of the sources of clips, and of the programs and files that fetches need."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHI
 from kinetics_fs.store.health import summarize_cache
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
-"""Into the environment that we run in: `pip` alone is the system's, which Debian allows nobody."""
+"""Installs into the environment of this interpreter. Plain `pip` is the system's, which Debian blocks (PEP 668)."""
 
 _OLD = timedelta(days=60)
-"""When a yt-dlp is likely to fail: YouTube changes monthly."""
+"""Age after which yt-dlp is likely to fail: YouTube changes about every month."""
 _TIMEOUT = 5.0
-"""Seconds for a connection, and for an answer."""
+"""Time limit in seconds for a connection, and for a response."""
 _WRONG_CLOCK = 300.0
-"""Seconds: with more the certificates of servers and the times to try again are in doubt."""
+"""Seconds of clock error above which certificates and retry times can no longer be trusted."""
 _NETSCAPE = re.compile(r"#( Netscape)? HTTP Cookie File")
-"""The first line of a cookie file, as Python's own `http.cookiejar` wants it."""
+"""The first line that Python's `http.cookiejar` requires of a cookie file."""
 _LARGEST_COOKIES = 10**7
 
 _UNWILLING = {429, 500, 502, 503, 504}
-"""HTTP statuses of a server that answers, but not now."""
+"""HTTP statuses of a server that is reachable but refuses the request for now."""
 
 _IMPORTING = threading.Lock()
 
@@ -51,28 +51,28 @@ _IMPORTING = threading.Lock()
 
 
 def ytdlp(settings: Settings) -> Iterator[Finding]:
-    """How old it is."""
+    """Check the age of yt-dlp."""
     update = f"Update it: {_PIP_INSTALL} --upgrade yt-dlp."
     try:
         version: str = _import_ytdlp().version.__version__
     except ImportError as error:
-        yield Finding("yt-dlp", State.PROBLEM, f"it cannot be loaded: {error}", update)
+        yield Finding("yt-dlp", State.PROBLEM, f"cannot load yt-dlp: {error}", update)
         return
     try:
         made = date(*(int(part) for part in version.split(".")[:3]))
     except (TypeError, ValueError):
-        yield Finding("yt-dlp", State.WARNING, f"{version}, of unknown date", update)
+        yield Finding("yt-dlp", State.WARNING, f"{version}, unknown release date", update)
         return
     age = datetime.now(UTC).date() - made
     if age > _OLD:
-        found = f"{version} is {age.days} days old; YouTube changes monthly"
+        found = f"{version} is {age.days} days old; YouTube changes about every month"
         yield Finding("yt-dlp", State.WARNING, found, update)
     else:
         yield Finding("yt-dlp", State.OK, version)
 
 
 def javascript(settings: Settings) -> Iterator[Finding]:
-    """The runtime for YouTube's challenges, as yt-dlp itself finds it, and the scripts that it runs there."""
+    """Check the JavaScript runtime for YouTube's challenges, as yt-dlp finds it, and the solver scripts."""
     if "youtube" not in settings.source or not settings.video_url.startswith(YOUTUBE_URL.partition("{")[0]):
         return
     _import_ytdlp()
@@ -89,20 +89,22 @@ def javascript(settings: Settings) -> Iterator[Finding]:
     elif too_old:
         yield Finding(name, State.WARNING, f"{too_old[0].name} {too_old[0].version} is too old for yt-dlp", install)
     elif other := _other_runtime(runtimes):
-        fix = f"Let yt-dlp use it, in the configuration file: [youtube.ytdlp] js_runtimes = {{ {other} = {{}} }}."
-        yield Finding(name, State.WARNING, f"yt-dlp may use {enabled} alone, which is not here, but {other} is", fix)
+        fix = f"Enable it for yt-dlp in the configuration file: [youtube.ytdlp] js_runtimes = {{ {other} = {{}} }}."
+        yield Finding(name, State.WARNING, f"{other} is installed, but yt-dlp is only allowed to use: {enabled}", fix)
     else:
-        found = f"no runtime (yt-dlp may use: {enabled}): some formats and videos of YouTube cannot be had"
+        found = f"no runtime (yt-dlp may use: {enabled}): some formats and videos of YouTube are unavailable"
         yield Finding(name, State.WARNING, found, install)
     if yt_dlp_ejs is None:
-        fix = f"Install it: {_PIP_INSTALL} yt-dlp-ejs, of the version that this yt-dlp wants."
-        yield Finding("yt-dlp-ejs", State.WARNING, "not installed: a runtime is of no use without it", fix)
+        fix = f"Install it: {_PIP_INSTALL} yt-dlp-ejs, in the version that this yt-dlp requires."
+        yield Finding(
+            "yt-dlp-ejs", State.WARNING, "not installed: yt-dlp cannot use a JavaScript runtime without it", fix
+        )
     else:
         yield Finding("yt-dlp-ejs", State.OK, yt_dlp_ejs.version)
 
 
 def _other_runtime(enabled: dict[str, Any]) -> str:
-    """A runtime that is here, but that yt-dlp was not told to use; empty if there is none."""
+    """Return the name of an installed runtime that yt-dlp is not allowed to use; an empty string if there is none."""
     from yt_dlp.globals import supported_js_runtimes
 
     for name, runtime in supported_js_runtimes.value.items():
@@ -112,31 +114,31 @@ def _other_runtime(enabled: dict[str, Any]) -> str:
 
 
 def cookies(settings: Settings) -> Iterator[Finding]:
-    """Their file. What is in it is never shown."""
+    """Check the cookie file. No finding shows its content."""
     path = settings.cookies
     if path is None:
         return
-    export = "Export them again from a browser, in Netscape format."
+    export = "Export the cookies again from a browser, in Netscape format."
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             lines = io.StringIO(file.read(_LARGEST_COOKIES).decode()).readlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        yield Finding("cookies", State.PROBLEM, f"{path} cannot be read: {reason}", export)
+        yield Finding("cookies", State.PROBLEM, f"cannot read {path}: {reason}", export)
         return
     if not lines or not _NETSCAPE.match(lines[0]):
         fix = f"{export[:-1]}; its first line is `# Netscape HTTP Cookie File`."
-        yield Finding("cookies", State.PROBLEM, f"{path} is no Netscape cookie file", fix)
+        yield Finding("cookies", State.PROBLEM, f"{path} is not a Netscape cookie file", fix)
         return
     ends = [fields[4] for line in lines if len(fields := line.removeprefix("#HttpOnly_").split("\t")) == 7]
     now = time.time()
-    # 0 or nothing: until the browser is closed, which does not matter here.
+    # An expiry of 0 or an empty one is a session cookie, which yt-dlp uses as well.
     valid = sum(not end or end == "0" or (end.isdecimal() and float(end) > now) for end in ends)
-    found = f"{path}: {valid:,} that are valid, {len(ends) - valid:,} that are not any more"
+    found = f"{path}: {valid:,} valid, {len(ends) - valid:,} expired"
     if mode & 0o007:
-        fix = f"Whoever has them is you, to YouTube: chmod 600 {path}."
-        yield Finding("cookies", State.WARNING, f"{found}; everybody may read it (mode {mode:04o})", fix)
+        fix = f"Run chmod 600 {path}: anyone who reads the file can act as you on YouTube."
+        yield Finding("cookies", State.WARNING, f"{found}; readable by every user (mode {mode:04o})", fix)
     elif not valid:
         yield Finding("cookies", State.WARNING, found, export)
     else:
@@ -154,44 +156,46 @@ CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
 
 
 def blocks(settings: Settings) -> Iterator[Finding]:
-    """Sources that want to be left alone."""
+    """Report the sources that block this address."""
     try:
         seen = summarize_cache(settings.cache_dir)
-    except StoreError:  # told by the check of the databases
+    except StoreError:  # reported by the check of the databases
         return
     for origin in seen.origins if seen else ():
         if origin.blocked_until is not None:
             wait = max(0.0, origin.blocked_until - time.time())
-            until = f"for another {timedelta(seconds=round(wait))}" if wait else "until the next clip is tried"
-            fix = "Wait; or, after a change of address or cookies: kinetics-fs failures clear --kind blocked"
-            yield Finding(origin.name, State.WARNING, f"left alone {until}: {origin.reason}", fix)
+            until = f"for another {timedelta(seconds=round(wait))}" if wait else "until the next clip tests it"
+            fix = "Wait. After a change of address or cookies, run: kinetics-fs failures clear --kind blocked"
+            yield Finding(origin.name, State.WARNING, f"blocked {until}: {origin.reason}", fix)
         else:
-            yield Finding(origin.name, State.OK, f"asked for {origin.fetches_last_hour:,} clips in the last hour")
+            yield Finding(origin.name, State.OK, f"{origin.fetches_last_hour:,} clips requested in the last hour")
 
 
 def indexes(settings: Settings) -> Iterator[Finding]:
-    """The archives that clips can be read out of."""
+    """Check the indexes with which clips are read out of archives."""
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
     name, path = "archive indexes", settings.cache_dir / ARCHIVE_INDEXES
     if not path.exists():
         limit = settings.archive_stream_limit
         if settings.source == ("archive",) and not limit:
-            fix = "Make or import one (kinetics-fs index), or give another --source."
-            yield Finding(name, State.PROBLEM, "none, and clips shall come from archives alone", fix)
+            fix = "Build or import one (kinetics-fs index), or add another --source."
+            yield Finding(name, State.PROBLEM, "none, and archives are the only source", fix)
         else:
-            instead = f"archives up to {filesize.decimal(limit)} are read whole" if limit else "archives are not asked"
+            instead = (
+                f"archives up to {filesize.decimal(limit)} are read as a whole" if limit else "archives are not used"
+            )
             yield Finding(name, State.OK, f"none: {instead}")
         return
     try:
         with ArchiveIndexDB(path) as index_db:
-            there = index_db.archives()
+            archives_indexed = index_db.archives()
     except ArchiveError as error:
-        fix = f"Remove {path}*, and make the indexes again or import them (kinetics-fs index)."
+        fix = f"Remove {path}*, then build or import the indexes again (kinetics-fs index)."
         yield Finding(name, State.PROBLEM, str(error), fix)
         return
-    clips = sum(one.clips for one in there)
-    yield Finding(name, State.OK, f"{len(there):,} archives with {clips:,} clips")
+    clips = sum(one.clips for one in archives_indexed)
+    yield Finding(name, State.OK, f"{len(archives_indexed):,} archives with {clips:,} clips")
 
 
 # On the network
@@ -204,7 +208,7 @@ class _Answer(NamedTuple):
 
 
 def youtube(settings: Settings) -> Iterator[Finding]:
-    """Whether the host of the videos' pages answers, by the way that fetches take."""
+    """Check that the host of the video pages answers, over the same path that fetches use."""
     if "youtube" not in settings.source:
         return
     _import_ytdlp()
@@ -223,19 +227,25 @@ def youtube(settings: Settings) -> Iterator[Finding]:
             answer = _Answer(response.status, response.headers.get("Date"), time.monotonic() - begun)
             response.close()
     except ProxyError as error:
-        fix = "See that the proxy of --proxy runs, and lets you."
+        fix = "Check that the proxy of --proxy runs and accepts your connections."
         yield Finding(
-            "youtube", State.PROBLEM, f"the proxy does not let us to {address.hostname}: {_reason(error)}", fix
+            "youtube", State.PROBLEM, f"cannot reach {address.hostname} through the proxy: {_reason(error)}", fix
         )
     except RequestError as error:
-        fix = "See to network, name service, firewall and --proxy." if not by else "See to the proxy of --proxy."
-        yield Finding("youtube", State.PROBLEM, f"{address.hostname} is not reached{by}: {_reason(error)}", fix)
+        fix = "Check the network, DNS, the firewall and --proxy." if not by else "Check the proxy of --proxy."
+        yield Finding("youtube", State.PROBLEM, f"cannot reach {address.hostname}{by}: {_reason(error)}", fix)
     else:
         yield from _answered("youtube", f"{address.hostname}{by}", answer)
 
 
 def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
-    """Whether the place of the archives is there. Unless some are `indexed`, there mostly is another way to a clip."""
+    """Check that the archives can be reached.
+
+    Args:
+        settings: the settings of sources.
+        indexed: True if the cache has archive indexes. Without any, clips usually have another source, so an
+            unreachable archive is only a warning.
+    """
     if ARCHIVES.isdisjoint(settings.source):
         return
     needed = indexed or settings.archive_url != PUBLIC_ARCHIVES or "youtube" not in settings.source
@@ -256,8 +266,8 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
     try:
         response = requests.head(address, timeout=_TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        fix = "See to network, name service and firewall, or give another --archive-url."
-        yield Finding("archives", bad, f"{host} is not reached: {_reason(error)}", fix)
+        fix = "Check the network, DNS and the firewall, or set another --archive-url."
+        yield Finding("archives", bad, f"cannot reach {host}: {_reason(error)}", fix)
     else:
         yield from _answered(
             "archives", str(host), _Answer(response.status_code, response.headers.get("Date"), time.monotonic() - begun)
@@ -265,12 +275,12 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
 
 
 def _folder_of_archives(path: Path, bad: State) -> Finding:
-    looked = look_at(path)
-    fix = "Give the folder of archives as --archive-url, or mount its disk."
-    if looked is None:
+    probe = look_at(path)
+    fix = "Set --archive-url to the folder of the archives, or mount its disk."
+    if probe is None:
         return Finding("archives", bad, f"{path} does not answer", fix)
-    if not looked.exists or looked.errno or looked.empty is not False:
-        reason = os.strerror(looked.errno) if looked.errno else "it is no folder with anything in it"
+    if not probe.exists or probe.errno or probe.empty is not False:
+        reason = os.strerror(probe.errno) if probe.errno else "it is not a folder, or empty"
         return Finding("archives", bad, f"{path} has no archives: {reason}", fix)
     return Finding("archives", State.OK, str(path))
 
@@ -278,9 +288,9 @@ def _folder_of_archives(path: Path, bad: State) -> Finding:
 def _answered(name: str, host: str, answer: _Answer) -> Iterator[Finding]:
     found = f"{host} answers within {answer.seconds * 1000:.0f} ms (HTTP {answer.status})"
     if answer.status == 407:
-        yield Finding(name, State.PROBLEM, found, "Give the proxy's user and password in --proxy.")
+        yield Finding(name, State.PROBLEM, found, "Add the user and password of the proxy to --proxy.")
     elif answer.status in _UNWILLING:
-        yield Finding(name, State.WARNING, found, "Try again later: it does not want to answer at the moment.")
+        yield Finding(name, State.WARNING, found, "Try again later: the server refuses requests for now.")
     else:
         yield Finding(name, State.OK, found)
     try:
@@ -290,29 +300,29 @@ def _answered(name: str, host: str, answer: _Answer) -> Iterator[Finding]:
     ahead = time.time() - theirs
     if abs(ahead) > _WRONG_CLOCK:
         way = "ahead of" if ahead > 0 else "behind"
-        found = f"{timedelta(minutes=round(abs(ahead) / 60))} {way} that of {host}"
+        found = f"{timedelta(minutes=round(abs(ahead) / 60))} {way} the clock of {host}"
         yield Finding(
-            "clock", State.WARNING, found, "Set the clock, or keep it right by NTP (timedatectl set-ntp true)."
+            "clock", State.WARNING, found, "Set the clock, or synchronize it with NTP (timedatectl set-ntp true)."
         )
     else:
-        yield Finding("clock", State.OK, f"as that of {host}")
+        yield Finding("clock", State.OK, f"agrees with {host}")
 
 
 def _reason(error: Exception) -> str:
-    """What an error of a connection says, without the objects that it was about."""
+    """Return the text of a connection error without the representations of Python objects in it."""
     inner = error.args[0] if error.args else error
     text = str(getattr(inner, "reason", inner))
     return re.sub(r"^(<[^>]*>|\w*HTTPS?Connection\w*\([^)]*\)): ", "", text).partition(" (caused by")[0]
 
 
 def _import_ytdlp() -> Any:
-    """One thread at a time: its modules import each other in a circle."""
+    """Import yt-dlp in one thread at a time: its modules import each other in a cycle."""
     with _IMPORTING:
         return importlib.import_module("yt_dlp")
 
 
 def _youtube_dl(settings: Settings) -> Any:
-    """A yt-dlp that asks as that of a worker does, but says nothing, keeps nothing, and knows no cookies."""
+    """Return a YoutubeDL that connects as a worker does, but logs nothing, caches nothing and sends no cookies."""
     from yt_dlp import YoutubeDL
 
     silent = logging.getLogger(f"{__name__}.yt-dlp")

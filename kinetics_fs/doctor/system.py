@@ -1,4 +1,4 @@
-"""Checks of what runs us, and of what we run."""
+"""Checks of the Python interpreter, the ffmpeg program and the limits of the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FEW_FILES = 4096
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the version of the Python interpreter."""
     found = f"{platform.python_version()} ({sys.executable}), kinetics-fs {__version__}"
     if sys.version_info < _OLDEST_PYTHON:
         yield Finding("python", State.PROBLEM, found, "Install Python 3.11 or newer.")
@@ -27,35 +27,35 @@ def python() -> Iterator[Finding]:
 
 
 def ffmpeg() -> Iterator[Finding]:
-    """The program that cuts clips: which, and whether it can."""
-    another = "Install the system's ffmpeg (Debian: apt-get install ffmpeg), with libx264."
+    """Check that ffmpeg, which cuts clips, runs and has the encoders that it needs."""
+    install = "Install an ffmpeg with libx264 (Debian: apt-get install ffmpeg)."
     try:
         path = find_ffmpeg()
-        said = subprocess.run(
+        output = subprocess.run(
             [path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=True
         ).stdout
         missing = missing_encoders(path)
     except FetchError as error:
-        yield Finding("ffmpeg", State.PROBLEM, str(error), another)
+        yield Finding("ffmpeg", State.PROBLEM, str(error), install)
         return
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("ffmpeg", State.PROBLEM, f"it does not run: {error}", another)
+        yield Finding("ffmpeg", State.PROBLEM, f"ffmpeg does not run: {error}", install)
         return
-    words = said.split()
-    found = f"{words[2] if len(words) > 2 else 'of unknown version'} ({path})"
+    words = output.split()
+    found = f"{words[2] if len(words) > 2 else 'unknown version'} ({path})"
     if missing:
-        yield Finding("ffmpeg", State.PROBLEM, f"{found} cannot encode with {' and '.join(missing)}", another)
+        yield Finding("ffmpeg", State.PROBLEM, f"{found} cannot encode with {' and '.join(missing)}", install)
     else:
         yield Finding("ffmpeg", State.OK, f"{found}, with libx264 and aac")
 
 
 def open_files() -> Iterator[Finding]:
-    """How many clips a mount can have open."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        yield Finding("open files", State.OK, "a mount may have any number")
-    elif most < _FEW_FILES:
+    """Check how many clips a mount can have open, which the hard limit of open files bounds."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        yield Finding("open files", State.OK, "no limit")
+    elif limit < _FEW_FILES:
         fix = "Raise the hard limit: LimitNOFILE= in a systemd unit, or nofile in /etc/security/limits.conf."
-        yield Finding("open files", State.WARNING, f"a mount may have only {most:,}", fix)
+        yield Finding("open files", State.WARNING, f"a mount can open only {limit:,} files", fix)
     else:
-        yield Finding("open files", State.OK, f"a mount may have {most:,}")
+        yield Finding("open files", State.OK, f"a mount can open {limit:,} files")

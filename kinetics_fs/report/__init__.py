@@ -1,8 +1,8 @@
-"""What a cache has of a selection, as one page of HTML for who would rather look.
+"""A report on a selection and a cache, as one HTML page.
 
-`gather` collects all that the page says, and `pictures` (with PyAV) looks into some clips; `render` makes the page of
-it by `page.html.j2`. The page needs nothing beside itself: style, script and pictures are in it, and its policy
-forbids the browser everything else.
+`gather` collects the data, `pictures` decodes a frame of some clips (with PyAV), and `render` fills the template
+`page.html.j2`. The page is self-contained: style, script and pictures are embedded, and its content security policy
+forbids the browser to load anything else.
 """
 
 from kinetics_fs.report.gather import gather

@@ -1,4 +1,4 @@
-"""Lines over time: where they go, for a template to draw them as SVG."""
+"""Layout of line charts over time, which the template draws as SVG."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 26
 _TICKS = 4
 _DAY = 86400.0
 _FEW = 60
-"""Points up to which each gets a dot."""
+"""Largest number of points at which each point gets a dot."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A name, and pairs of a time in seconds since the epoch and a value, in order of time."""
+    """A named series of pairs (time in seconds since the epoch, value), in order of time."""
 
     name: str
     values: Sequence[tuple[float, float]]
@@ -25,7 +25,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A series as it is drawn. `points` as a polyline has them."""
+    """The drawing of a series. `points` has the syntax of the attribute of an SVG polyline."""
 
     name: str
     points: str
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: how far along it is, and its label."""
+    """A mark on an axis: its position in pixels and its label."""
 
     at: float
     label: str
@@ -42,7 +42,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart. `in_words` is for who cannot see it."""
+    """The layout of a chart. `in_words` describes it to readers who cannot see it."""
 
     name: str
     title: str
@@ -67,15 +67,15 @@ def chart(
     *,
     step: float = 0,
 ) -> Chart:
-    """Lays out a chart.
+    """Lay out a chart.
 
     Args:
-        name: of the chart, as an id in the page.
-        title: for people.
-        series: what it shows.
-        span: the times at its two ends.
-        readable: a value for people.
-        step: what the steps between the labels of values are multiples of.
+        name: id of the chart in the page.
+        title: heading of the chart.
+        series: the series to draw.
+        span: times of the left and the right edge, in seconds since the epoch.
+        readable: formats a value for display.
+        step: the smallest distance between two labels of the value axis; 0 for any.
     """
     begin, end = span[0], max(span[1], span[0] + 1)
     steps = _steps(max((value for one in series for _, value in one.values), default=0.0), step)
@@ -103,7 +103,7 @@ def chart(
 
 
 def _steps(most: float, least: float) -> list[float]:
-    """Round values from 0 to `most` or a little more."""
+    """Return round values from 0 to `most` or a little more, at least `least` apart."""
     rough = max(most, least, 1e-9) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = max(next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9)), least)

@@ -1,4 +1,4 @@
-"""All that the page says, but its pictures; ready to be JSON."""
+"""The data of the report, without its pictures; can be serialized as JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def gather(
     failures: Mapping[str, Any],
     mounts: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Collects what there is to say.
+    """Collect the data of the report.
 
     Args:
         store: the cache.
-        selection: what was selected, in the words of the settings.
-        classes: how many clips of each class in each split are here, and how it is with the others.
-        failures: why some of them could not be had: kind → how many `clips`, and `reasons` → how many.
-        mounts: what the running mounts say of themselves.
+        selection: the selection, with the names of the settings as keys.
+        classes: for each class in each split, the number of clips and how many of them are cached, evicted,
+            unavailable and untried.
+        failures: for each kind of failure, the number of `clips` and of each of the `reasons`.
+        mounts: the status of each running mount.
     """
     splits: dict[str, dict[str, Any]] = {}
     for row in classes:
@@ -35,7 +36,7 @@ def gather(
         for name in _COUNTS:
             sums[name] += row[name]
     shown = [_mount(status) for status in mounts]
-    here = [mount for mount in shown if mount["dead"] or mount["cache"] == str(store.folder)]
+    same_cache = [mount for mount in shown if mount["dead"] or mount["cache"] == str(store.folder)]
     return {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "version": __version__,
@@ -46,13 +47,16 @@ def gather(
         **{name: value for name, value in store.report().items() if name in ("cache", "origins")},
         "failures": dict(failures),
         "history": [sample._asdict() for sample in store.history.samples()],
-        "mounts": here,
-        "mounts_of_other_caches": len(shown) - len(here),
+        "mounts": same_cache,
+        "mounts_of_other_caches": len(shown) - len(same_cache),
     }
 
 
 def _mount(status: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of a mount. It may be of another version or another user's, and say what it likes."""
+    """Return the fields of a mount's status that the report shows.
+
+    The mount can run another version, or belong to another user, so no field can be relied on.
+    """
     prefetches = status.get("prefetches")
     return {
         **{name: status.get(name) for name in ("mountpoint", "dead", "release", "clips", "pid", "since")},

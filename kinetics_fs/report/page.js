@@ -1,6 +1,6 @@
 
 "use strict";
-// Sorting and finding in the table of classes. What is chosen stands in the address, so that it can be kept and sent.
+// Sorts and filters the table of classes. The choice is part of the URL, so that it can be bookmarked and sent.
 (() => {
   const form = document.getElementById("filter");
   const table = document.getElementById("table");
@@ -11,9 +11,9 @@
     const text = row.cells[columns.indexOf(column)].textContent;
     return column === "class" || column === "split" ? text : Number(text.replaceAll(",", ""));
   };
-  const rows = Array.from(body.rows, (row, place) => ({
+  const rows = Array.from(body.rows, (row, position) => ({
     row,
-    place,
+    position,
     name: value(row, "class").toLowerCase(),
     ...Object.fromEntries(columns.map((column) => [column, value(row, column)])),
   }));
@@ -53,7 +53,7 @@
     const { by, down } = sorted;
     const text = new Intl.Collator("en", { numeric: true }).compare;
     const compare = by === "class" || by === "split" ? (one, other) => text(one[by], other[by]) : (one, other) => one[by] - other[by];
-    rows.sort((one, other) => (down ? -1 : 1) * compare(one, other) || one.place - other.place);
+    rows.sort((one, other) => (down ? -1 : 1) * compare(one, other) || one.position - other.position);
     body.append(...rows.map((one) => one.row));
     heads.forEach((head) => {
       if (head.dataset.by === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -86,7 +86,7 @@
     head.append(button);
     button.addEventListener("click", () => {
       const by = head.dataset.by;
-      // Numbers are of most interest where they are large.
+      // The first click on a column of numbers sorts the largest first.
       Object.assign(sorted, { by, down: sorted.by === by ? !sorted.down : head.className === "n" });
       sort();
       note();

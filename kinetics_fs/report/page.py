@@ -1,4 +1,4 @@
-"""From what was gathered to the page."""
+"""Rendering of the collected data as a page."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SLOTS = (
     (50 * 24, 6 * 3600, "6 hours"),
     (10**9, 12 * 3600, "12 hours"),
 )
-"""(hours of history up to which it is shown in slots of, seconds, in words)."""
+"""Width of the slots of the charts: (longest history in hours, slot in seconds, slot in words)."""
 _FAR = 4
-"""A limit so many times as large as all that is held is not drawn, for it would flatten the rest."""
+"""A limit above this multiple of the cached bytes is not drawn, because it would flatten the curve."""
 
 
 def render(gathered: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        gathered: what `gather` returned.
-        pictures: what `pictures` yielded.
+        gathered: the result of `gather`.
+        pictures: the results of `pictures`.
     """
     environment = Environment(
         loader=PackageLoader("kinetics_fs.report", ""),
@@ -53,7 +53,7 @@ def render(gathered: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     return environment.get_template("page.html.j2").render(
         gathered,
         made_on=f"{made:%Y-%m-%d %H:%M %Z}",
-        # Our own, and the only two that may be in the page as they are; it names them by their hashes.
+        # The package's own files, and the only content that is not escaped; the policy allows them by their hashes.
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -66,7 +66,7 @@ def render(gathered: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
 
 
 def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now: float) -> list[Chart]:
-    first, now = samples[0]["at"], max(now, samples[-1]["at"])  # one may have come meanwhile
+    first, now = samples[0]["at"], max(now, samples[-1]["at"])  # a sample can be newer than `made`
     slot, in_words = next((seconds, words) for hours, seconds, words in _SLOTS if now - first <= hours * _HOUR)
     begin = first // slot * slot
     number = int((now - begin) // slot) + 1
@@ -80,17 +80,17 @@ def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now:
     def series(label: str, name: str) -> Series:
         return Series(label, [(begin + (turn + 0.5) * slot, value) for turn, value in enumerate(sums[name])])
 
-    held = Series("held", [*((min(one["at"] + STEP, now), one["bytes"]) for one in samples), (now, cache["bytes"])])
-    room = [held]
+    cached = Series("cached", [*((min(one["at"] + STEP, now), one["bytes"]) for one in samples), (now, cache["bytes"])])
+    size = [cached]
     limit = cache["limit"]
-    if limit is not None and limit <= _FAR * max(value for _, value in held.values):
-        room.append(Series("limit", [(begin, limit), (now, limit)]))
+    if limit is not None and limit <= _FAR * max(value for _, value in cached.values):
+        size.append(Series("limit", [(begin, limit), (now, limit)]))
     return [
-        chart("bytes", "Bytes of clips in the cache", room, span, _size),
+        chart("bytes", "Bytes of clips in the cache", size, span, _size),
         chart(
             "fetches",
             f"Clips fetched, in each {in_words}",
-            [series("fetched", "fetched"), series("not to be had", "failed")],
+            [series("fetched", "fetched"), series("failed", "failed")],
             span,
             _number,
             step=1,
@@ -107,7 +107,7 @@ def _charts(samples: Sequence[Mapping[str, int]], cache: Mapping[str, Any], now:
 
 
 def _days(samples: Sequence[Mapping[str, int]]) -> list[dict[str, Any]]:
-    """The samples day by day, the latest first."""
+    """Return the samples summed by day, the latest day first."""
     days: dict[str, dict[str, Any]] = {}
     for sample in samples:
         name = f"{datetime.fromtimestamp(sample['at']):%Y-%m-%d}"
@@ -127,7 +127,7 @@ def _size(value: Any) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    """A part of a whole in percent, rounded to one place; never to all or nothing where it is not that."""
+    """Return a part of a whole in percent, rounded to one decimal; 0 and 100 only if they are exact."""
     percent = 100 * part / whole if whole else 0.0
     return f"{min(max(percent, 0.1), 99.9) if 0 < part < whole else percent:.1f}"
 

@@ -1,4 +1,4 @@
-"""A look into some of the clips that are here: a small picture of each, evenly over the classes."""
+"""Thumbnails of some cached clips, spread evenly over the classes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kinetics_fs.catalog import Catalog, Clip, Directory
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Store
 
-_PAGE = 4096  # clips looked at together
+_PAGE = 4096  # clips per query
 _WIDTH = 208
 _TALLEST = 2 * _WIDTH
 _QUALITY = "6"  # of JPEG, from 2 (best) to 31
 _MOST_PIXELS = str(64 * 10**6)
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
-"""What a clip may be in. Others lead ffmpeg on to further files, or to the network."""
+"""Container formats that are decoded. Other formats can make FFmpeg open further files, or the network."""
 
 
 class Picture(NamedTuple):
-    """A clip, and how it looks."""
+    """A thumbnail of a clip."""
 
     split: str
     label: str
@@ -34,93 +34,94 @@ class Picture(NamedTuple):
     size: int
     source: str
     jpeg: bytes
-    """Empty if it cannot be shown."""
+    """Empty if the clip cannot be decoded."""
     fault: str
-    """Why not."""
+    """Why it cannot be decoded; empty if it can."""
 
     @property
     def address(self) -> str:
-        """The picture as a `data:` address."""
+        """The thumbnail as a `data:` URL."""
         return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
-def pictures(catalog: Catalog, store: Store, held: Mapping[tuple[str, str], int], number: int) -> Iterator[Picture]:
-    """Pictures of clips that are here. To look at them does not count as a use.
+def pictures(catalog: Catalog, store: Store, cached: Mapping[tuple[str, str], int], number: int) -> Iterator[Picture]:
+    """Yield thumbnails of cached clips, without updating the access times of the clips.
 
     Args:
         catalog: the selection.
-        store: where clips are.
-        held: how many clips are here of a split and label.
-        number: of pictures; there may be fewer clips.
+        store: the cache.
+        cached: number of cached clips for each pair of split and label.
+        number: maximum number of thumbnails.
     """
-    places = [
-        (place, held[split.split, place.label or ""])
+    directories = [
+        (directory, cached[split.split, directory.label or ""])
         for split in catalog.splits()
-        for place in catalog.classes(split)
-        if held.get((split.split, place.label or ""))
+        for directory in catalog.classes(split)
+        if cached.get((split.split, directory.label or ""))
     ]
-    for place, wanted in _evenly(places, number).items():
-        for clip in islice(_held_in(catalog, store, place), wanted):
-            if (picture := _look(store, place, clip)) is not None:
+    for directory, wanted in _evenly(directories, number).items():
+        for clip in islice(_cached_clips(catalog, store, directory), wanted):
+            if (picture := _thumbnail(store, directory, clip)) is not None:
                 yield picture
 
 
-def _evenly(places: Sequence[tuple[Directory, int]], number: int) -> Counter[Directory]:
-    """How many of `number` each place gets, none more than it has; in the order of the places."""
-    if len(places) > number:
-        places = [places[turn * len(places) // number] for turn in range(number)]
-    turns = (place for turn in range(number) for place, most in places if turn < most)
+def _evenly(directories: Sequence[tuple[Directory, int]], number: int) -> Counter[Directory]:
+    """Distribute `number` thumbnails over the directories, none more than it has clips; in the order given."""
+    if len(directories) > number:
+        directories = [directories[turn * len(directories) // number] for turn in range(number)]
+    turns = (directory for turn in range(number) for directory, most in directories if turn < most)
     shares = Counter(islice(turns, number))
-    return Counter({place: shares[place] for place, _ in places if shares[place]})
+    return Counter({directory: shares[directory] for directory, _ in directories if shares[directory]})
 
 
-def _held_in(catalog: Catalog, store: Store, place: Directory) -> Iterator[Clip]:
-    for offset in range(0, place.clips, _PAGE):
-        clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
+def _cached_clips(catalog: Catalog, store: Store, directory: Directory) -> Iterator[Clip]:
+    for offset in range(0, directory.clips, _PAGE):
+        clips = [entry.clip for entry in catalog.entries(directory, offset, _PAGE)]
         known = store.sizes([clip.key for clip in clips])
         yield from (clip for clip in clips if clip.key in known and known[clip.key].cached)
 
 
-def _look(store: Store, place: Directory, clip: Clip) -> Picture | None:
+def _thumbnail(store: Store, directory: Directory, clip: Clip) -> Picture | None:
     jpeg, fault = b"", ""
     size, source = 0, ""
     try:
         found = store.peek(clip)
-        if found is None:  # evicted meanwhile
+        if found is None:  # evicted in the meantime
             return None
         size, source = found.size, found.record.source
         with os.fdopen(found.fd, "rb") as file:
             jpeg = _jpeg(file)
     except FileNotFoundError:
-        fault = "it has no file"
-    except (FetchError, OSError, ValueError) as error:  # those of PyAV are one of the latter two
-        fault = f"it cannot be shown ({error.strerror})" if isinstance(error, OSError) else str(error)
-    return Picture(place.split, place.label or "", clip, size, source, jpeg, fault)
+        fault = "the file is missing"
+    except (FetchError, OSError, ValueError) as error:  # the errors of PyAV are an OSError or a ValueError
+        fault = f"cannot decode it: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return Picture(directory.split, directory.label or "", clip, size, source, jpeg, fault)
 
 
 def _jpeg(file: IO[bytes]) -> bytes:
-    """A small picture out of the middle of a video, or, where there is none, its first.
+    """Return a frame from the middle of a video, or its first frame, as a small JPEG.
 
     Raises:
-        OSError, ValueError: there is none that can be decoded.
+        OSError: no frame can be decoded.
+        ValueError: no frame can be decoded, or the file has no video stream.
     """
     frame = None
     with av.open(file, "r", options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
         if not container.streams.video:
-            raise ValueError("it has no pictures")
+            raise ValueError("no video stream")
         stream = container.streams.video[0]
         stream.codec_context.options = {"max_pixels": _MOST_PIXELS}
-        for place in ((container.duration or 0) // 2, 0):
+        for offset in ((container.duration or 0) // 2, 0):
             try:
-                container.seek((container.start_time or 0) + place)
+                container.seek((container.start_time or 0) + offset)
                 frame = next(container.decode(stream), None)
             except (OSError, ValueError):
-                if not place:
+                if not offset:
                     raise
             if frame is not None:
                 break
     if frame is None:
-        raise ValueError("it has no pictures")
+        raise ValueError("no frames")
     height = max(2, min(round(_WIDTH * frame.height / frame.width), _TALLEST) // 2 * 2)
     small = frame.reformat(_WIDTH, height, "yuvj420p")
     small.pts = 0

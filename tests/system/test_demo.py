@@ -1,4 +1,4 @@
-"""The README's first command."""
+"""Tests of `kinetics-fs demo`, the first command of the README."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_demo_checks_itself_and_leaves_nothing(tmp_path: Path) -> None:
     for row in ROWS:
         assert row.clip.name in done.stdout
     assert f"/watch/{GONE}" in done.stdout
-    assert [place for place in find_mounts() if place.is_relative_to(tmp_path)] == []
+    assert [path for path in find_mounts() if path.is_relative_to(tmp_path)] == []
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 

@@ -1,4 +1,4 @@
-"""`kinetics-fs doctor`: what is broken on purpose is found, named and not mistaken for anything else."""
+"""Tests of `kinetics-fs doctor`: each fault that a test causes is found and named, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Said = dict[str, list[dict[str, str]]]
 
 
 def doctor(*arguments: str | Path, status: int) -> Said:
-    """What it finds, by name; it must end with this status."""
+    """Run `kinetics-fs doctor --json`, check its exit status and return the findings by name."""
     done = kinetics_fs("doctor", "--json", *arguments)
     assert done.returncode == status, done.stdout + done.stderr
     assert done.stderr == ""
@@ -57,7 +57,7 @@ def doctor(*arguments: str | Path, status: int) -> Said:
 
 
 def one(findings: Iterator[Finding], state: State, *words: str) -> None:
-    """There is a single finding, of this state, that says these words."""
+    """Assert that there is exactly one finding, with this state, whose text contains these words."""
     [finding] = findings
     assert finding.state is state, finding
     for word in words:
@@ -71,7 +71,7 @@ def settings(cache: Path) -> Settings:
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """This process has no rights but those of everybody."""
+    """Drop the effective user of this process to `nobody`."""
     if os.geteuid() != 0:
         yield
         return
@@ -83,22 +83,20 @@ def nobody() -> Iterator[None]:
 
 
 @contextmanager
-def small_disk(place: Path, size: int) -> Iterator[Path]:
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
-    )
+def small_disk(path: Path, size: int) -> Iterator[Path]:
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no small disk: {done.stderr.strip()}")
     try:
-        yield place
+        yield path
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 @contextmanager
 def server(*, days: float = 0, status: int = 200) -> Iterator[str]:
-    """Answers everything with a status, and with a clock that is so many days off."""
+    """Run a server that answers every request with `status`, and whose clock is wrong by `days`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -139,7 +137,7 @@ def test_nothing_is_wrong(cache: Path, tmp_path: Path, site: VideoSite) -> None:
 
     expected = {
         *("python", "ffmpeg", "open files", "/dev/fuse", "right to mount", "kernel", "passthrough", "request timeout"),
-        *("cache folder", "cache disk", "cache space", "archive indexes", "yt-dlp", "youtube", "clock", "archives"),
+        *("cache directory", "cache disk", "cache space", "archive indexes", "yt-dlp", "youtube", "clock", "archives"),
         "mount",
     }
     assert expected <= set(found)
@@ -171,7 +169,7 @@ def test_a_check_that_fails_or_hangs_costs_no_other() -> None:
     def good() -> Iterator[Finding]:
         yield Finding("c", State.OK, "fine\x1b[2J")
 
-    found = list(examine([("a", broken), ("b", hanging), ("c", good)], patience=0.3))
+    found = list(examine([("a", broken), ("b", hanging), ("c", good)], timeout=0.3))
     stop.set()
 
     assert [(one.name, one.state) for one in found] == [
@@ -233,7 +231,7 @@ def test_who_may_mount(
     monkeypatch.setattr(fuse, "find_fusermount", lambda: None)
     request.getfixturevalue("nobody")
     one(fuse.rights(settings), State.PROBLEM, "fusermount3", "fuse3")
-    one(fuse.passthrough(settings, HERE), State.OK, "no", "it takes root")
+    one(fuse.passthrough(settings, HERE), State.OK, "no", "it needs root")
     monkeypatch.setattr(fuse, "find_fusermount", lambda: str(helper))
     monkeypatch.setattr(Path, "stat", lambda _: os.stat_result((0o100755, *[0] * 9)))
     one(fuse.rights(settings), State.PROBLEM, "not setuid")
@@ -294,7 +292,7 @@ def test_network_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_p
     one(cache_checks.disk(looked), State.WARNING, "fuse.sshfs", "SQLite")
 
 
-def test_folder_that_is_none_of_ours(tmp_path: Path, cache: Path) -> None:
+def test_cache_directory_of_another_user_or_with_other_files(tmp_path: Path, cache: Path) -> None:
     def folder(path: Path) -> Iterator[Finding]:
         return cache_checks.folder(Settings(cache_dir=path), look_at(path))
 
@@ -309,7 +307,7 @@ def test_folder_that_is_none_of_ours(tmp_path: Path, cache: Path) -> None:
     assert [path.name for path in theirs.iterdir()] == ["thesis.tex"]
     (tmp_path / "link").symlink_to("nowhere")
     one(folder(tmp_path / "link"), State.PROBLEM)
-    one(folder(tmp_path / "new/cache"), State.OK, "can be made")
+    one(folder(tmp_path / "new/cache"), State.OK, "can be created")
     Store(cache).close()
     one(folder(cache), State.OK)
     if os.geteuid() == 0:
@@ -328,7 +326,7 @@ def test_damaged_database(cache: Path, name: str) -> None:
     bad = [one for one in found["databases"] if one["state"] == "problem"]
     assert len(bad) == 1
     assert name in bad[0]["found"]
-    assert {one["state"] for one in found["cache folder"] + found["cache space"]} == {"ok"}
+    assert {one["state"] for one in found["cache directory"] + found["cache space"]} == {"ok"}
     others = {"ledger.sqlite", "clips/cache.db"} - {name}
     assert all(other in found["databases"][-1]["found"] for other in others)
 
@@ -346,11 +344,11 @@ def test_page_of_a_database(settings: Settings, cache: Path) -> None:
     assert "ledger.sqlite" in finding.found
 
 
-def test_source_that_is_left_alone(settings: Settings, cache: Path) -> None:
+def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> None:
     assert list(sources.blocks(settings)) == []
     with Store(cache) as store:
         permit = store.origins.ask("youtube", hourly=None, urgent=True)
-        one(sources.blocks(settings), State.OK, "1 clips")
+        one(sources.blocks(settings), State.OK, "1 clips requested")
         store.origins.answered(permit, FetchError(FailureKind.BLOCKED, "HTTP Error 429", retry_after=1000))
         one(sources.blocks(settings), State.WARNING, "HTTP Error 429", "0:16:", "failures clear")
 
@@ -379,15 +377,15 @@ def test_proxy_that_refuses(cache: Path, tmp_path: Path) -> None:
 def test_server_that_is_not_there(settings: Settings) -> None:
     there = f"http://127.0.0.1:{closed_port()}"
     asked = Settings(cache_dir=settings.cache_dir, video_url=f"{there}/{{id}}", archive_url=there)
-    one(sources.youtube(asked), State.PROBLEM, "127.0.0.1 is not reached", "refused")
-    one(sources.archives(asked, indexed=False), State.PROBLEM, "127.0.0.1 is not reached", "refused")
+    one(sources.youtube(asked), State.PROBLEM, "cannot reach 127.0.0.1", "refused")
+    one(sources.archives(asked, indexed=False), State.PROBLEM, "cannot reach 127.0.0.1", "refused")
     one(sources.archives(Settings(archive_url="/nowhere/archives"), indexed=False), State.PROBLEM, "/nowhere")
 
 
 @pytest.mark.parametrize("ask", [sources.youtube, partial(sources.archives, indexed=True)])
 def test_what_servers_say(settings: Settings, ask: Callable[[Settings], Iterator[Finding]]) -> None:
     for days, status, state, clock, words in (
-        (0, 404, State.OK, State.OK, ("as that of",)),
+        (0, 404, State.OK, State.OK, ("agrees with",)),
         (1, 200, State.OK, State.WARNING, ("behind",)),
         (-1, 200, State.OK, State.WARNING, ("1 day, 0:00:00 ahead",)),
         (0, 429, State.WARNING, State.OK, ()),
@@ -415,10 +413,10 @@ def test_cookies(settings: Settings, tmp_path: Path) -> None:
     line = f".youtube.com\tTRUE\t/\tTRUE\t{{}}\tSID\t{SECRET}\n"
 
     assert list(sources.cookies(settings)) == []
-    one(sources.cookies(asked), State.PROBLEM, "cannot be read", "No such file")
+    one(sources.cookies(asked), State.PROBLEM, "cannot read", "No such file")
     path.write_text("# Netscape HTTP Cookie File\n\n" + line.format(0) + line.format(10**10) + line.format(1000))
     path.chmod(0o600)
-    one(sources.cookies(asked), State.OK, "2 that are valid, 1 that are not")
+    one(sources.cookies(asked), State.OK, "2 valid, 1 expired")
     path.chmod(0o644)
     one(sources.cookies(asked), State.WARNING, "0644", "chmod 600")
     where = "--cache-dir", tmp_path / "cache", "--min-free", "0", tmp_path / "mnt"
@@ -426,7 +424,7 @@ def test_cookies(settings: Settings, tmp_path: Path) -> None:
     assert found["cookies"][0]["state"] == "warning"
     path.chmod(0o600)
     path.write_text("# Netscape HTTP Cookie File\n" + line.format(1000))
-    one(sources.cookies(asked), State.WARNING, "0 that are valid")
+    one(sources.cookies(asked), State.WARNING, "0 valid")
     path.write_text(json.dumps([{"name": "SID", "value": SECRET}]))
     [finding] = sources.cookies(asked)
     assert finding.state is State.PROBLEM
@@ -479,15 +477,15 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     assert finding["state"] == "ok"
     assert str(mounted.pid) in finding["found"]
 
-    # It hangs; and so would whoever has his cache below it.
+    # The mount hangs, and so would any access to a cache below it.
     os.kill(mounted.pid, signal.SIGSTOP)
     try:
-        one(fuse.mount(mounted.root, find_mounts(), patience=0.5), State.PROBLEM, "does not answer", "umount --lazy")
+        one(fuse.mount(mounted.root, find_mounts(), timeout=0.5), State.PROBLEM, "does not answer", "umount --lazy")
         below = mounted.root / "cache"
         one(cache_checks.folder(Settings(cache_dir=below), look_at(below, 0.5)), State.PROBLEM, "does not answer")
         found = doctor("--offline", "--cache-dir", below, mounted.root, status=1)
         assert "does not answer" in found["mount"][0]["found"]
-        assert "does not answer" in found["cache folder"][0]["found"]
+        assert "does not answer" in found["cache directory"][0]["found"]
     finally:
         os.kill(mounted.pid, signal.SIGCONT)
 
@@ -498,22 +496,22 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     [finding] = doctor(*where, status=1)["mount"]
     assert finding["state"] == "problem"
     assert "is dead" in finding["found"]
-    assert finding["fix"] == f"Clear it: kinetics-fs umount '{mounted.root}'"
+    assert finding["fix"] == f"Remove it: kinetics-fs umount '{mounted.root}'"
     assert kinetics_fs("umount", mounted.root).returncode == 0
     [finding] = doctor(*where, status=0)["mount"]
-    assert finding["found"] == f"nothing is mounted on {mounted.root}, and it will do"
+    assert finding["found"] == f"nothing is mounted on {mounted.root}; it can be used"
 
 
 def test_places_for_a_mount(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
-    for place, state, word in (
-        (tmp_path / "new", State.OK, "will do"),
+    for path, state, word in (
+        (tmp_path / "new", State.OK, "can be used"),
         (tmp_path / "new/below", State.PROBLEM, "mkdir -p"),
         (tmp_path / "full", State.PROBLEM, "not empty"),
-        (tmp_path / "full/file", State.PROBLEM, "not a folder"),
+        (tmp_path / "full/file", State.PROBLEM, "not a readable folder"),
     ):
-        one(fuse.mount(place, ()), state, word)
+        one(fuse.mount(path, ()), state, word)
 
 
 def test_a_mount_that_ends_meanwhile_is_not_dead(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`kinetics-fs report`: what the page says of a real cache, and how it behaves in a real browser."""
+"""Tests of `kinetics-fs report`: the numbers in the page for a real cache, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 class Reported(NamedTuple):
-    """A cache, the arguments that lead to it, and the page of it."""
+    """A cache, the arguments that select it, and its page."""
 
     cache: Path
     chosen: tuple[str, ...]
@@ -52,7 +52,7 @@ class Reported(NamedTuple):
 
 @pytest.fixture(scope="session")
 def reported(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Reported:
-    """Clips that are here, that were, that could not be had and that nobody tried; one that is no video."""
+    """A cache with cached, evicted, unavailable and untried clips, and one cached file that is not a video."""
 
     def make(folder: Path) -> Reported:
         cache, annotations = folder / "cache", folder / "annotations.csv"
@@ -110,8 +110,8 @@ class Tables(HTMLParser):
             self._text = None
 
 
-def in_the_ledger(cache: Path) -> dict[tuple[str, str], Counter[str]]:
-    """Of each label and split, how it is with its clips."""
+def counts_in_database(cache: Path) -> dict[tuple[str, str], Counter[str]]:
+    """Count the clips of each label and split by state, from the database."""
     ledger = cache / "ledger.sqlite"
     known = dict(query(ledger, "SELECT key, held FROM clip"))
     failed = {key for (key,) in query(ledger, "SELECT key FROM failure")}
@@ -123,10 +123,10 @@ def in_the_ledger(cache: Path) -> dict[tuple[str, str], Counter[str]]:
     return counts
 
 
-def test_its_numbers_are_those_of_the_ledger(reported: Reported) -> None:
+def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     text = reported.page.read_text()
     rows = Tables(text).rows
-    expected = in_the_ledger(reported.cache)
+    expected = counts_in_database(reported.cache)
     assert sum(expected.values(), Counter()) == {"clips": 9, "cached": 3, "evicted": 1, "unavailable": 2, "untried": 3}
 
     shown = {(row[0], row[1]): row[3:] for row in rows["classes"][1:-1]}
@@ -140,14 +140,14 @@ def test_its_numbers_are_those_of_the_ledger(reported: Reported) -> None:
     said = json.loads(kinetics_fs("report", "--json", *reported.chosen).stdout)
     assert (said["cache"]["clips"], said["cache"]["bytes"]) == (3, size)
     assert said["total"] == {"clips": 9, "cached": 3, "evicted": 1, "unavailable": 2, "untried": 3}
-    # What the prefetch did, from the history; and in the page as lines and in numbers.
+    # The fetches of the prefetch are in the history, and in the page as a chart and in numbers.
     [day] = rows["time"][1:]
     assert (day[1], day[3:]) == ("3", ["3", "0", "0", "0"])
     assert "fetched: 3 at first" in text
     assert text.count("<polyline") >= 6
 
 
-def test_pictures_of_the_clips_that_are_no_use_of_them(reported: Reported, tmp_path: Path) -> None:
+def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Path) -> None:
     ledger = reported.cache / "ledger.sqlite"
     before = query(ledger, "SELECT key, opened_at FROM clip ORDER BY key")
     page = tmp_path / "page.html"
@@ -184,11 +184,11 @@ def test_a_mount_and_what_it_did(site: VideoSite, reported: Reported, tmp_path: 
     assert sum(sample["from_cache"] for sample in said["history"]) == 3
 
 
-def test_an_empty_cache_and_where_to_write(annotations: Path, cache: Path, tmp_path: Path) -> None:
+def test_an_empty_cache_and_output_paths(annotations: Path, cache: Path, tmp_path: Path) -> None:
     chosen = "--annotations", annotations, "--cache-dir", cache
     page = tmp_path / "page.html"
     assert kinetics_fs("report", *chosen, "-o", page).returncode == 0
-    assert "Nothing was noted yet" in page.read_text()
+    assert "No history yet" in page.read_text()
 
     for place in (tmp_path, tmp_path / "nowhere/page.html"):
         done = kinetics_fs("report", *chosen, "-o", place)
@@ -221,7 +221,7 @@ Browse = Callable[..., tuple[str, str]]
 
 
 def asked_by_pages(net_log: Path) -> set[str]:
-    """The addresses that any page asked for but files: what Chromium asks for by itself is of no origin."""
+    """Return the URLs, except files, that a page requested; Chromium's own requests have no origin."""
     events = json.loads(net_log.read_text())["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
     return {one["url"] for one in asked if one["initiator"] != "not an origin" and not one["url"].startswith("file:")}
@@ -229,9 +229,9 @@ def asked_by_pages(net_log: Path) -> set[str]:
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Browse:
-    """Opens a page in Chromium: what it has become, and what the browser logged. Fails if it asked for anything."""
+    """Open a page in Chromium and return its final DOM and the browser's log. Fails if the page requests anything."""
     if CHROMIUM is None:
-        pytest.skip("NO CHROMIUM HERE: the page was not tried in a browser (Debian: apt-get install chromium)")
+        pytest.skip("no Chromium: the page was not tested in a browser (Debian: apt-get install chromium)")
 
     def run(page: Path, fragment: str = "") -> tuple[str, str]:
         profile, net = tmp_path / "profile", tmp_path / "net.json"
@@ -257,7 +257,7 @@ def test_in_a_browser(reported: Reported, browse: Browse) -> None:
     became, logged = browse(reported.page)
 
     assert "CONSOLE" not in logged
-    assert "<title>Kinetics-600: what is here</title>" in became
+    assert "<title>Kinetics-600: coverage</title>" in became
     assert len(Tables(became).rows["classes"]) == 2 + 7
     assert "7 of 7 rows" in became
     assert (became.count("<button"), became.count("<script")) == (8, 1)
@@ -270,8 +270,8 @@ def test_in_a_browser(reported: Reported, browse: Browse) -> None:
     assert re.search(r'data-by="untried" aria-sort="descending"', became)
 
 
-def test_a_script_that_got_in_would_not_run(reported: Reported, browse: Browse, tmp_path: Path) -> None:
-    # As if escaping had failed: the page's own policy stops it, and the test above would see both.
+def test_policy_blocks_an_injected_script(reported: Reported, browse: Browse, tmp_path: Path) -> None:
+    # Simulates a failure of escaping: the content security policy of the page must stop the script and the image.
     page = tmp_path / "page.html"
     page.write_text(
         reported.page.read_text().replace("<main>", f"<main>{IMAGE}<script>document.title='stolen'</script>")
@@ -279,11 +279,11 @@ def test_a_script_that_got_in_would_not_run(reported: Reported, browse: Browse, 
 
     became, logged = browse(page)
 
-    assert "<title>Kinetics-600: what is here</title>" in became
+    assert "<title>Kinetics-600: coverage</title>" in became
     assert logged.count("Content Security Policy") >= 2
 
 
-def test_the_browser_tests_can_tell(browse: Browse, tmp_path: Path) -> None:
+def test_browse_detects_requests_and_errors(browse: Browse, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text('<img src="http://127.0.0.1:9/asked"><script>throw Error("told")</script>')
     with pytest.raises(AssertionError, match=r"127.0.0.1:9/asked"):

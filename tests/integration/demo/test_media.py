@@ -120,10 +120,10 @@ def test_the_ffmpeg_that_is_carried_along(tmp_path: Path) -> None:
         pytest.param("drawbox=x=120:y=0:w=20:h=24:color=gray:t=fill", id="a cell greyed"),
     ],
 )
-def test_a_strip_that_cannot_be_read_is_told(video: Path, tmp_path: Path, graph: str) -> None:
+def test_frame_numbers_rejects_an_unreadable_strip(video: Path, tmp_path: Path, graph: str) -> None:
     spoilt = tmp_path / "spoilt.mp4"
     ffmpeg("-i", video, "-vf", graph, "-frames:v", "5", "-an", spoilt)
-    with pytest.raises(ValueError, match=r"frame \d of .* carries no readable number"):
+    with pytest.raises(ValueError, match=r"frame \d of .* has no readable number"):
         frame_numbers(spoilt)
 
 
