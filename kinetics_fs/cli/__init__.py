@@ -30,13 +30,13 @@ COMMANDS = {
     "status": "Say how mounts are doing, and what the cache holds.",
     "top": "Show what mounts are doing, live.",
     "verify": "Check the clips in the cache against what was stored.",
-    "doctor": "Look for what is wrong, and say how to mend it.",
+    "doctor": "Check this machine, the cache, the sources and the mounts.",
     "classes": "List the classes of a release, with their clips.",
     "failures": "Show, retry, forget or share why clips could not be had.",
-    "report": "Write a page of HTML that shows what is here.",
+    "report": "Write an HTML page that shows which clips are cached.",
     "pin": "Have clips stay in the cache, whatever else must go.",
     "unpin": "Let clips go again when room is needed.",
-    "demo": "Play the whole of it on this machine, with a tiny Kinetics.",
+    "demo": "Mount a tiny Kinetics that is made and served on this machine.",
 }
 """Command → its one-line help, which its module states too."""
 
