@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.store import Store
 
-_PAGE = 500
 _MOST_PER_CLIP = 2 * 1024 * 1024
 """Bytes that a clip of unknown size takes at most, on the average of many: the mean of Kinetics is 1.5 MB."""
 
@@ -152,12 +150,6 @@ def _indexed_now(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version
     }
 
 
-def _pages(catalog: Catalog) -> Iterator[list[Clip]]:
-    clips = (entry.clip for entry in catalog.clips())
-    while page := list(islice(clips, _PAGE)):
-        yield page
-
-
 class _Here:
     """What of a selection is here before it begins.
 
@@ -170,15 +162,15 @@ class _Here:
     """
 
     def __init__(self, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> None:
+        from kinetics_fs.store import selection_pages
+
         self.bytes = self.pinned = self.bytes_not_indexed = self.unknown = 0
         self.evicted_from: set[str] = set()
-        for clips in _pages(catalog):
-            keys = [clip.key for clip in clips]
-            self.pinned += store.pins.of(keys).bytes
-            sizes = store.sizes(keys)
-            indexed = index_db.sizes(keys) if index_db else {}
-            for clip in clips:
-                known = sizes.get(clip.key)
+        for page in selection_pages(catalog, store):
+            self.pinned += store.pins.of(page.keys).bytes
+            indexed = index_db.sizes(page.keys) if index_db else {}
+            for clip in (entry.clip for entry in page.entries):
+                known = page.sizes.get(clip.key)
                 if known is not None and known.cached:
                     self.bytes += known.size
                     self.bytes_not_indexed += 0 if clip.key in indexed else known.size
@@ -244,10 +236,14 @@ class _Lacking:
 
     @classmethod
     def of(cls, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> _Lacking:
+        from kinetics_fs.store import selection_pages
+
         lacking = cls()
-        for clips in _pages(catalog):
-            sizes = store.sizes([clip.key for clip in clips])
-            absent = [clip for clip in dict.fromkeys(clips) if not (clip.key in sizes and sizes[clip.key].cached)]
+        seen: set[Clip] = set()
+        for page in selection_pages(catalog, store):
+            clips = (entry.clip for entry in page.entries if not page.is_cached(entry))
+            absent = [clip for clip in clips if clip not in seen]
+            seen.update(absent)
             indexed = index_db.sizes([clip.key for clip in absent]) if index_db else {}
             for clip in absent:
                 (lacking.not_taken if clip.key in indexed else lacking.in_no_archive).append(clip)

@@ -6,7 +6,6 @@ import errno
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.fetching import Outcome, say_fetched
 from kinetics_fs.cli.progress import progress_bars
 from kinetics_fs.errors import FetchError
-from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, verify_clips
+from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, selection_pages, verify_clips
 
-_PAGE = 500
 _OF_THIS_MACHINE = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Why a file could not be decoded that say nothing of the file."""
 
@@ -134,13 +132,10 @@ def check(store: Store, catalog: Catalog | None, report: Report, *, decode: bool
 
 def _held_of(catalog: Catalog, store: Store) -> Iterator[tuple[Clip, int]]:
     """Those clips of a catalog that are here, each of them once."""
-    entries = catalog.clips()
-    while page := list(islice(entries, _PAGE)):
-        known = store.sizes([entry.clip.key for entry in page])
-        for entry in page:
-            size = known.get(entry.clip.key)
-            if size is not None and size.cached and catalog.locate(entry.clip)[0].ino == entry.ino:
-                yield entry.clip, size.size
+    for page in selection_pages(catalog, store):
+        for entry in page.entries:
+            if page.is_cached(entry) and catalog.locate(entry.clip)[0].ino == entry.ino:
+                yield entry.clip, page.sizes[entry.clip.key].size
 
 
 def _decode(path: Path) -> None:

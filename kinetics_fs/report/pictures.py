@@ -14,9 +14,8 @@ import av
 
 from kinetics_fs.catalog import Catalog, Clip, Directory
 from kinetics_fs.errors import FetchError
-from kinetics_fs.store import Store
+from kinetics_fs.store import Store, class_pages
 
-_PAGE = 4096  # clips per query
 _WIDTH = 208
 _TALLEST = 2 * _WIDTH
 _QUALITY = "6"  # of JPEG, from 2 (best) to 31
@@ -75,10 +74,8 @@ def _evenly(directories: Sequence[tuple[Directory, int]], number: int) -> Counte
 
 
 def _cached_clips(catalog: Catalog, store: Store, directory: Directory) -> Iterator[Clip]:
-    for offset in range(0, directory.clips, _PAGE):
-        clips = [entry.clip for entry in catalog.entries(directory, offset, _PAGE)]
-        known = store.sizes([clip.key for clip in clips])
-        yield from (clip for clip in clips if clip.key in known and known[clip.key].cached)
+    for page in class_pages(catalog, store, directory):
+        yield from (entry.clip for entry in page.entries if page.is_cached(entry))
 
 
 def _thumbnail(store: Store, directory: Directory, clip: Clip) -> Picture | None:

@@ -21,6 +21,7 @@ from kinetics_fs.store.failures import Failure, FailureLog, FailureReport, Impor
 from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
 from kinetics_fs.store.layout import prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
+from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
 from kinetics_fs.store.throttle import Origins, OriginState, Permit, RateLimited
 
@@ -47,14 +48,17 @@ __all__ = [
     "RateLimited",
     "RefusedLine",
     "Sample",
+    "SelectionPage",
     "Store",
     "StoredClip",
     "Usage",
     "Verdict",
+    "class_pages",
     "drop_bad",
     "one_line",
     "prepare_folder",
     "read_reports",
     "report_line",
+    "selection_pages",
     "verify_clips",
 ]

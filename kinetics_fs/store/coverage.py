@@ -9,9 +9,8 @@ from typing import Any
 
 from kinetics_fs.catalog import Catalog, Clip, Directory
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.store import Failure, Store
+from kinetics_fs.store import Failure, Store, selection_pages
 
-_PAGE = 4096  # clips looked at together
 _REASONS_SHOWN = 5
 _CLASSES_SHOWN = 10
 
@@ -53,15 +52,12 @@ def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str
         Their class in its split; how many clips there are, are cached, and were cached once; and the failures of
         those that are not cached.
     """
-    for split in catalog.splits():
-        for place in catalog.classes(split):
-            for offset in range(0, place.clips, _PAGE):
-                clips = [entry.clip for entry in catalog.entries(place, offset, _PAGE)]
-                known = store.sizes([clip.key for clip in clips])
-                held = {clip for clip in clips if clip.key in known and known[clip.key].cached}
-                failures = {clip: one for clip, one in store.failure_log.of(clips).items() if clip not in held}
-                evicted = len(known) - len(held) - sum(clip.key in known for clip in failures)
-                yield place, {"clips": len(clips), "cached": len(held), "evicted": evicted}, failures
+    for page in selection_pages(catalog, store):
+        clips = [entry.clip for entry in page.entries]
+        cached = {entry.clip for entry in page.entries if page.is_cached(entry)}
+        failures = {clip: one for clip, one in store.failure_log.of(clips).items() if clip not in cached}
+        evicted = len(page.sizes) - len(cached) - sum(clip.key in page.sizes for clip in failures)
+        yield page.directory, {"clips": len(clips), "cached": len(cached), "evicted": evicted}, failures
 
 
 def class_counts(catalog: Catalog, store: Store) -> list[dict[str, Any]]:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
 from kinetics_fs.errors import StoreError
+from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
 from kinetics_fs.util.files import fsync, link_or_copy
-
-_PAGE = 500
 
 Report = Callable[[int], object]
 """Told now and then how many more clips are done."""
@@ -98,18 +97,14 @@ class Export:
             os.close(fd)
 
     def _write_all(self, report: Report) -> None:
-        for split in self._catalog.splits():
-            for directory in self._catalog.classes(split):
-                place = self._folder / split.split / class_name(str(directory.label), self._style)
-                for offset in range(0, directory.clips, _PAGE):
-                    clips = [entry.clip for entry in self._catalog.entries(directory, offset, _PAGE)]
-                    sizes = self._store.sizes([clip.key for clip in clips])
-                    for clip in clips:
-                        if clip.key in sizes and sizes[clip.key].cached:
-                            self._export(clip, place)
-                        else:
-                            self.exported.not_here += 1
-                        report(1)
+        for page in selection_pages(self._catalog, self._store):
+            place = self._folder / page.directory.split / class_name(str(page.directory.label), self._style)
+            for entry in page.entries:
+                if page.is_cached(entry):
+                    self._export(entry.clip, place)
+                else:
+                    self.exported.not_here += 1
+                report(1)
 
     def _export(self, clip: Clip, place: Path) -> None:
         stored = self._store.open(clip)
