@@ -28,6 +28,7 @@ from kinetics_fs.util import logs
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Selection
     from kinetics_fs.mount.notify import Notifier
+    from kinetics_fs.vfs import OnOpen
 
 _log = logging.getLogger(__name__)
 
@@ -105,11 +106,12 @@ def _serve(
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetch_manager import PrefetchManager
+    from kinetics_fs.mount.exposition import exposition
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.systemd import Service
     from kinetics_fs.store import ActivityCounts, HistoryRecorder
     from kinetics_fs.store.coverage import class_counts
-    from kinetics_fs.vfs import FetchBudget, Filesystem, OpenObserver, Readahead
+    from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OpenObserver, Readahead
 
     logging.getLogger().setLevel(logging.INFO)
     # A descriptor for each open clip: shells allow 1,024, and more to who asks.
@@ -130,27 +132,32 @@ def _serve(
         fetcher = opened.enter_context(closing(make_fetcher(settings, store, catalog_path)))
         unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
         prefetcher = PrefetchManager(fetcher, store, catalog, unfinished, window=2 * settings.workers)
-        listeners = [prefetcher.notice]
+        listeners: list[OnOpen] = [prefetcher.notice]
         if settings.readahead and settings.only == "all":
-            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).notice)
+            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).on_open)
         readers = opened.enter_context(closing(OpenObserver(listeners)))
         tree = Filesystem(
             catalog,
             store,
             fetcher,
-            class_names=ClassNames(settings.class_names),
-            hide_unavailable=settings.hide_unavailable,
-            sizes=_indexed_sizes(settings),
-            about={
-                "version": __version__,
-                "mountpoint": str(place),
-                "metrics": None if metrics is None else metrics.address,
-            },
-            reports={"prefetches": prefetcher.reports},
-            gate=FetchBudget(
-                closed=settings.only == "cached", fetches=settings.max_fetches, size=settings.max_fetch_bytes
+            FilesystemOptions(
+                class_names=ClassNames(settings.class_names),
+                hide_unavailable=settings.hide_unavailable,
+                budget=FetchBudget(
+                    cached_only=settings.only == "cached",
+                    max_fetches=settings.max_fetches,
+                    max_bytes=settings.max_fetch_bytes,
+                ),
+                indexed_sizes=_indexed_sizes(settings),
+                on_open=readers.on_open,
+                about={
+                    "version": __version__,
+                    "mountpoint": str(place),
+                    "metrics": None if metrics is None else metrics.address,
+                },
+                reports={"prefetches": prefetcher.reports},
+                render_metrics=lambda status: exposition(status, fetcher.counters),
             ),
-            noticed=readers.notice,
         )
         opened.enter_context(
             HistoryRecorder(

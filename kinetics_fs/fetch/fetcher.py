@@ -178,6 +178,11 @@ class Fetcher:
         waiter.add_done_callback(functools.partial(self._leave, fetch))
         return waiter
 
+    def fetch_ahead(self, clip: Clip) -> None:
+        """Request a clip that a process will probably open soon, unless it is already being fetched."""
+        if not self.is_fetching(clip):
+            self.request(clip, Priority.SOON)
+
     def known_failure(self, clip: Clip) -> FetchError | None:
         """Why a clip need not be tried now: what is remembered of it, and not yet due for another try."""
         failure = self._store.failure(clip)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE
-from kinetics_fs.vfs import LONGEST_NAME, ROOT, Filesystem, Handle, errno_of
+from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
 try:
     import fuse
@@ -190,7 +190,7 @@ class _Operations:
             "f_frsize": _BLOCK,
             "f_blocks": -(-statistics.bytes_used // _BLOCK),
             "f_files": statistics.files,
-            "f_namemax": LONGEST_NAME,
+            "f_namemax": MAX_NAME_BYTES,
         }
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:

@@ -1,40 +1,44 @@
-"""The filesystem as pure code: a tree of inodes over catalog, store and fetcher. Knows nothing of FUSE.
+"""The filesystem as pure code: inodes over catalog, store and fetcher. Knows nothing of FUSE.
 
-`Filesystem` answers what a front end (`kinetics_fs.mount`) is asked by a kernel. No call of it waits for the network:
-`Filesystem.open` returns a future. All calls are safe from any thread.
+A front end of `kinetics_fs.mount` passes the requests of a kernel to a `Filesystem`.
 """
 
 from kinetics_fs.vfs.budget import FetchBudget
 from kinetics_fs.vfs.errnos import errno_of
-from kinetics_fs.vfs.filesystem import LONGEST_NAME, ROOT, Filesystem
+from kinetics_fs.vfs.filesystem import Filesystem, FilesystemOptions
 from kinetics_fs.vfs.hidden import HiddenClips, HiddenWatcher, Name
 from kinetics_fs.vfs.nodes import (
+    MAX_NAME_BYTES,
+    ROOT,
     AttrCache,
     Attributes,
-    ClipHandle,
     DirEntry,
     Handle,
     NodeType,
-    SharedFile,
     Statistics,
     mode_of,
 )
+from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, OpenCounts, SharedFile
 from kinetics_fs.vfs.readahead import OpenObserver, Readahead
 
 __all__ = [
-    "LONGEST_NAME",
+    "MAX_NAME_BYTES",
     "ROOT",
     "AttrCache",
     "Attributes",
     "ClipHandle",
     "DirEntry",
     "FetchBudget",
+    "Fetcher",
     "Filesystem",
+    "FilesystemOptions",
     "Handle",
     "HiddenClips",
     "HiddenWatcher",
     "Name",
     "NodeType",
+    "OnOpen",
+    "OpenCounts",
     "OpenObserver",
     "Readahead",
     "SharedFile",

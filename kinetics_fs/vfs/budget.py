@@ -1,4 +1,4 @@
-"""What the opens of a mount may fetch: a scan that opens every file is no wish for 650,000 downloads."""
+"""What the opens of a mount may fetch: a program that scans every file should not download 650,000 clips."""
 
 from __future__ import annotations
 
@@ -14,56 +14,57 @@ _log = logging.getLogger(__name__)
 
 
 class FetchBudget:
-    """Lets so many fetches through, over the life of a mount. Safe for threads.
+    """Limits the fetches that opens start, over the life of a mount. Safe for threads.
 
     Args:
-        closed: none at all.
-        fetches: most fetches that opens may begin; None for any number.
-        size: bytes after which they may begin no more; None for any number.
+        cached_only: allow no fetch at all.
+        max_fetches: maximum number of fetches; None for no limit.
+        max_bytes: bytes of fetched clips after which no fetch may start; None for no limit.
     """
 
-    def __init__(self, *, closed: bool = False, fetches: int | None = None, size: int | None = None) -> None:
-        self._closed = closed
-        self._most_fetches = fetches
-        self._most_bytes = size
+    def __init__(
+        self, *, cached_only: bool = False, max_fetches: int | None = None, max_bytes: int | None = None
+    ) -> None:
+        self._cached_only = cached_only
+        self._max_fetches = max_fetches
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._fetches = self._bytes = 0
-        self._told = False
+        self._logged = False
 
     def refusal(self) -> FetchError | None:
-        """Why nothing may be fetched for an open now; None if something may."""
-        if self._closed:
-            return FetchError(
-                FailureKind.LOCAL, "no longer in the cache, and this mount fetches nothing (--only cached)"
-            )
-        if self._most_fetches is not None and self._fetches >= self._most_fetches:
-            reason = f"this mount has begun {self._fetches:,} fetches, the most that it may (--max-fetches)"
-        elif self._most_bytes is not None and self._bytes >= self._most_bytes:
-            reason = f"this mount has fetched {filesize.decimal(self._bytes)}, and may no more (--max-fetch-bytes)"
+        """Return why an open may not start a fetch now; None if it may."""
+        if self._cached_only:
+            reason = "no longer in the cache, and this mount fetches nothing (--only cached)"
+            return FetchError(FailureKind.LOCAL, reason)
+        if self._max_fetches is not None and self._fetches >= self._max_fetches:
+            reason = f"this mount has started {self._fetches:,} fetches and may start no more (--max-fetches)"
+        elif self._max_bytes is not None and self._bytes >= self._max_bytes:
+            reason = f"this mount has fetched {filesize.decimal(self._bytes)} and may fetch no more (--max-fetch-bytes)"
         else:
             return None
         with self._lock:
-            told, self._told = self._told, True
-        if not told:
-            _log.error("%s; what is not in the cache cannot be opened any more", reason)
+            logged, self._logged = self._logged, True
+        if not logged:
+            _log.error("%s; clips that are not in the cache fail to open until the next mount", reason)
         return FetchError(FailureKind.LOCAL, reason, errno=errno.EDQUOT)
 
-    def begun(self) -> None:
-        """An open has begun a fetch."""
+    def count_fetch(self) -> None:
+        """Count a fetch that an open has started."""
         with self._lock:
             self._fetches += 1
 
-    def brought(self, size: int) -> None:
-        """It brought so many bytes."""
+    def count_bytes(self, size: int) -> None:
+        """Count the bytes of a clip that was fetched for an open."""
         with self._lock:
             self._bytes += size
 
     def report(self) -> dict[str, object]:
-        """For `status.json`."""
+        """Return the section `gate` of the status."""
         return {
-            "allowed": not self._closed,
+            "allowed": not self._cached_only,
             "fetches": self._fetches,
-            "max_fetches": self._most_fetches,
+            "max_fetches": self._max_fetches,
             "bytes": self._bytes,
-            "max_bytes": self._most_bytes,
+            "max_bytes": self._max_bytes,
         }

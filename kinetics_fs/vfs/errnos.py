@@ -1,4 +1,4 @@
-"""From any error to the errno that a reader sees: one total function."""
+"""From any error to the errno that a program sees: one total function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 
 _BY_KIND = {
-    # A listed clip is never ENOENT: the name is there, its data are not.
+    # Never ENOENT for a listed clip: the name exists, its data do not.
     FailureKind.GONE: errno.EIO,
     FailureKind.CREDENTIALS: errno.EACCES,
     FailureKind.BLOCKED: errno.EAGAIN,
@@ -17,17 +17,17 @@ _BY_KIND = {
     FailureKind.CORRUPT: errno.EIO,
 }
 
-_KEPT = {
+_PASSED_ON = {
     FailureKind.TRANSIENT: {errno.ETIMEDOUT, errno.EINTR},
     FailureKind.LOCAL: {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM},
 }
-"""Causes that `open` may report as they are, and that tell more than EIO."""
+"""Causes that `open` may report unchanged because they say more than EIO."""
 
 
 def errno_of(error: BaseException) -> int:
-    """The errno for an error: its own where it has one that a reader understands, else EIO."""
+    """Return the errno for an error: its own if a program can act on it, else EIO."""
     if isinstance(error, FetchError):
-        if error.errno in _KEPT.get(error.kind, ()):
+        if error.errno in _PASSED_ON.get(error.kind, ()):
             return error.errno or errno.EIO
         return _BY_KIND[error.kind]
     if isinstance(error, OSError | StoreError) and error.errno in errno.errorcode:

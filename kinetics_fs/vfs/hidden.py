@@ -1,4 +1,4 @@
-"""Clips that are known to be gone, and therefore left out of a mount."""
+"""Clips that are known to be gone and therefore not listed (`--hide-unavailable`)."""
 
 from __future__ import annotations
 
@@ -19,58 +19,61 @@ from kinetics_fs.store import FailureLog
 
 _log = logging.getLogger(__name__)
 
-_LOOK_EVERY = 2.0
-"""Seconds between two looks at what other processes found out."""
+_POLL_INTERVAL = 2.0
+"""Seconds between two checks for failures that other processes have recorded."""
 
 _NO_POSITIONS: Sequence[int] = ()
 
 
 class Name(NamedTuple):
-    """A name that came or went, and the inode number of its directory."""
+    """A name that appeared or disappeared, and the inode number of its directory."""
 
     directory: int
     name: str
 
 
 class HiddenClips(NamedTuple):
-    """What is left out at one moment; never changed.
+    """The hidden clips at one moment; immutable.
 
     Args:
         keys: `Clip.key` of the clips, whether the catalog has them or not.
-        positions: inode number of a directory → the places in its whole listing that are left out, ascending.
-        total: how many places these are.
+        positions: inode number of a directory → hidden positions in its complete listing, ascending.
+        total: number of these positions.
     """
 
     keys: frozenset[str] = frozenset()
     positions: Mapping[int, Sequence[int]] = MappingProxyType({})
     total: int = 0
 
-    def of(self, directory: int) -> Sequence[int]:
-        """The places that are left out of a directory, ascending."""
+    def in_directory(self, directory: int) -> Sequence[int]:
+        """Return the hidden positions of a directory, ascending."""
         return self.positions.get(directory, _NO_POSITIONS)
 
     def between(self, directory: int, begin: int, end: int) -> Sequence[int]:
-        """Those of them from `begin` on and before `end`."""
-        places = self.of(directory)
-        return places[bisect_left(places, begin) : bisect_left(places, end)]
+        """Return the hidden positions of a directory from `begin` to before `end`."""
+        positions = self.in_directory(directory)
+        return positions[bisect_left(positions, begin) : bisect_left(positions, end)]
 
-    def place(self, directory: int, number: int) -> int:
-        """Where the `number`-th of the names that are left stands in the whole listing, both from 0 on."""
-        places = self.of(directory)
-        # Before the i-th that is left out there are `places[i] - i` others.
-        return number + bisect_right(range(len(places)), number, key=lambda i: places[i] - i)
+    def position(self, directory: int, index: int) -> int:
+        """Return the position in the complete listing of the visible name number `index`; both count from 0."""
+        positions = self.in_directory(directory)
+        # `positions[i] - i` visible names come before the i-th hidden one.
+        return index + bisect_right(range(len(positions)), index, key=lambda i: positions[i] - i)
 
 
 class HiddenIndex:
-    """Keeps `hidden` up to date: the clips that are known to be gone, are not here, and not due for another try.
+    """Keeps `hidden` up to date: the clips that are gone, not in the cache, and whose next attempt is not due.
 
     Args:
-        catalog: whose clips are left out.
-        failures: what is known of clips.
+        catalog: the clips of the mount.
+        failures: the remembered failures.
+
+    Attributes:
+        hidden: replaced by another object whenever the set changes.
 
     Raises:
-        StoreError: what is known cannot be read; also from `look`.
-        CatalogError: the catalog is damaged; also from `look`.
+        StoreError: the failures cannot be read; also from `refresh`.
+        CatalogError: the catalog is damaged; also from `refresh`.
     """
 
     def __init__(self, catalog: Catalog, failures: FailureLog) -> None:
@@ -78,13 +81,16 @@ class HiddenIndex:
         self._failures = failures
         self._due = math.inf
         self.hidden = HiddenClips()
-        self.look()
+        self.refresh()
 
-    def look(self, clips: Collection[Clip] | None = None) -> list[Name]:
-        """Finds out what is gone now, of these clips or of all; by one thread at a time.
+    def refresh(self, clips: Collection[Clip] | None = None) -> list[Name]:
+        """Update `hidden` from the remembered failures. Call it from one thread at a time.
+
+        Args:
+            clips: check these clips only; None checks all.
 
         Returns:
-            The names that came or went.
+            The names that appeared or disappeared.
         """
         before = self.hidden
         if clips is None:
@@ -103,67 +109,67 @@ class HiddenIndex:
             by_directory[place.directory].add(place.position)
         positions = dict(before.positions)
         for directory, some in by_directory.items():
-            positions[directory] = array("I", sorted(some.symmetric_difference(before.of(directory))))
+            positions[directory] = array("I", sorted(some.symmetric_difference(before.in_directory(directory))))
         self.hidden = HiddenClips(before.keys ^ changed, positions, sum(map(len, positions.values())))
         return [Name(place.directory, f"{place.key}.mp4") for place in places]
 
     @property
     def is_due(self) -> bool:
-        """Whether the wait of one of them is over."""
+        """True if the next attempt of a hidden clip is due, so that its name must appear again."""
         return time.time() >= self._due
 
 
 class HiddenWatcher(threading.Thread):
-    """Looks every two seconds whether clips came or went, and at once at those that it is told of.
+    """Refreshes a `HiddenIndex` every two seconds, and at once for clips passed to `check_soon`.
 
     Args:
-        unavailable: what is kept up to date; from now on by this thread alone.
-        failures: is looked at only after it has changed.
-        tell: told each name that came or went, in this thread; it may take its time.
+        index: from now on refreshed by this thread only.
+        failures: the index is refreshed only after these have changed.
+        on_change: called in this thread for each name that appeared or disappeared; may block.
     """
 
-    def __init__(self, unavailable: HiddenIndex, failures: FailureLog, tell: Callable[[Name], None]) -> None:
-        super().__init__(name="unavailable", daemon=True)
-        self._unavailable = unavailable
+    def __init__(self, index: HiddenIndex, failures: FailureLog, on_change: Callable[[Name], None]) -> None:
+        super().__init__(name="hidden-watcher", daemon=True)
+        self._index = index
         self._failures = failures
-        self._tell = tell
-        self._found: deque[Clip] = deque()
-        self._woken = threading.Event()
-        self._ending = False
+        self._on_change = on_change
+        self._urgent: deque[Clip] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
 
-    def found(self, clip: Clip) -> None:
-        """Has a clip looked at without delay; from any thread."""
-        self._found.append(clip)
-        self._woken.set()
+    def check_soon(self, clip: Clip) -> None:
+        """Have a clip checked without delay; may be called from any thread."""
+        self._urgent.append(clip)
+        self._wake.set()
 
     def stop(self) -> None:
-        """Ends the thread soon: when what it is telling has been told. Does not wait for that."""
-        self._ending = True
-        self._woken.set()
+        """Ask the thread to end after the current `on_change`; do not wait for it."""
+        self._stopping = True
+        self._wake.set()
 
     def run(self) -> None:
-        while not self._ending:
+        while not self._stopping:
             try:
                 self._watch()
             except KineticsError as error:
-                _log.error("not known what is gone: %s", error)
-                self._woken.wait(_LOOK_EVERY)
+                _log.error("cannot update the hidden clips: %s; the next attempt is in %g s", error, _POLL_INTERVAL)
+                self._wake.wait(_POLL_INTERVAL)
 
     def _watch(self) -> None:
-        next_look = 0.0
+        next_check = 0.0
         with self._failures.watched() as has_changed:
-            while not self._ending:
-                if found := [self._found.popleft() for _ in range(len(self._found))]:
-                    self._tell_all(self._unavailable.look(found))
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + _LOOK_EVERY
-                    if has_changed() or self._unavailable.is_due:
-                        self._tell_all(self._unavailable.look())
-                self._woken.wait(max(0.0, next_look - time.monotonic()))
-                self._woken.clear()
+            while not self._stopping:
+                if urgent := [self._urgent.popleft() for _ in range(len(self._urgent))]:
+                    self._report(self._index.refresh(urgent))
+                if time.monotonic() >= next_check:
+                    next_check = time.monotonic() + _POLL_INTERVAL
+                    if has_changed() or self._index.is_due:
+                        self._report(self._index.refresh())
+                self._wake.wait(max(0.0, next_check - time.monotonic()))
+                self._wake.clear()
 
-    def _tell_all(self, names: list[Name]) -> None:
+    def _report(self, names: list[Name]) -> None:
         for name in names:
-            if self._ending:
+            if self._stopping:
                 return
-            self._tell(name)
+            self._on_change(name)

@@ -1,16 +1,25 @@
-"""What a front end gets to see of the tree."""
+"""What a front end sees of a mount: types, attributes and names of inodes, and open files."""
 
 from __future__ import annotations
 
 import enum
-import os
 import stat
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
+
+from kinetics_fs.catalog import Catalog, ClassNames, Directory, Entry, name_table
+
+ROOT = 1
+CONTROL_DIRECTORY = 2
+VAL_LINK = 3
+FIRST_VIRTUAL_FILE = 16
+"""Virtual nodes have small inode numbers. Those of the catalog begin at 2**32 (`kinetics_fs.catalog.inodes`)."""
+
+MAX_NAME_BYTES = 255
+"""Maximum length of one path component: NAME_MAX of Linux and macOS."""
 
 
 class NodeType(enum.IntEnum):
-    """The type bits of a mode."""
+    """The type bits of a mode (inode(7))."""
 
     DIRECTORY = stat.S_IFDIR
     FILE = stat.S_IFREG
@@ -18,22 +27,22 @@ class NodeType(enum.IntEnum):
 
 
 def mode_of(kind: NodeType) -> int:
-    """Type and permissions: everything may be read, nothing written."""
+    """Return type and permissions of a node: everybody may read it, nobody may write it."""
     return kind | (0o555 if kind is NodeType.DIRECTORY else 0o444)
 
 
 class AttrCache(enum.IntEnum):
-    """For how long attributes hold."""
+    """How long a kernel may cache the attributes of a node."""
 
     NONE = 0
     """A virtual file that changes while it is mounted."""
     UNTIL_OPEN = 1
-    """A clip that is not here: its size is remembered or estimated, and exact once it is open."""
+    """A clip that is not in the cache: its size is remembered or estimated, and exact once the clip is open."""
     FOREVER = 2
 
 
 class Attributes(NamedTuple):
-    """What stat shows. `size` in bytes, `mtime` in whole seconds since the epoch."""
+    """The result of stat: `size` in bytes, `mtime` in whole seconds since the epoch."""
 
     ino: int
     type: NodeType
@@ -49,7 +58,7 @@ class Attributes(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Blocks of 512 bytes; for clips that are not here, too, for `tar -S` takes a file without any for empty."""
+        """Blocks of 512 bytes. Clips that are not in the cache have them too: `tar -S` skips a file without blocks."""
         return -(-self.size // 512)
 
 
@@ -62,76 +71,73 @@ class DirEntry(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What statfs shows, in bytes and files."""
+    """The result of statfs, in bytes and files."""
 
     bytes_used: int
     files: int
 
 
 class Handle(Protocol):
-    """An open file; closed once by who opened it."""
+    """An open file. The front end that opened it closes it, once."""
 
     @property
     def size(self) -> int:
-        """Bytes: exact, and the same as long as it is open."""
+        """Exact size in bytes; constant while the handle is open."""
         ...
 
     @property
     def live(self) -> bool:
-        """Whether the next open may show other content, so that a kernel should keep none of it."""
+        """True if the next open may show other content, so that a kernel must not cache any of it."""
         ...
 
     def consume_invalidation(self) -> bool:
-        """Whether its size or content may be other than what was shown of this inode before: true once per content,
-        for the front end that asks when it answers, and tells its kernel.
+        """Return True if the kernel may know another size or other content of this inode.
+
+        True once per content: the caller must make its kernel forget what it knows.
         """
         ...
 
-    def read(self, offset: int, size: int) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
-class SharedFile:
-    """The one file behind all handles that an inode has at a time.
-
-    A kernel keeps one set of pages per inode: while any handle is open, every other must show the same bytes, even
-    if the clip was evicted and fetched anew meanwhile.
-    """
-
-    def __init__(self, fd: int, size: int, version: float, *, news: bool) -> None:
-        self.fd = fd
-        self.size = size
-        self.version = version
-        self.users = 0
-        self.news = news
-
-
-class ClipHandle:
-    """An open clip: its bytes stay, whatever happens to the store."""
-
-    live = False
-
-    def __init__(
-        self,
-        file: SharedFile,
-        *,
-        consume_invalidation: Callable[[SharedFile], bool],
-        release: Callable[[SharedFile], None],
-    ) -> None:
-        self.file = file
-        self._consume_invalidation = consume_invalidation
-        self._release = release
-
-    @property
-    def size(self) -> int:
-        return self.file.size
-
-    def consume_invalidation(self) -> bool:
-        return self._consume_invalidation(self.file)
-
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.file.fd, size, offset)
+        """Return up to `size` bytes from `offset`; fewer only at the end of the file."""
+        ...
 
     def close(self) -> None:
-        self._release(self.file)
+        """Release the file."""
+        ...
+
+
+class DirectoryTree:
+    """The splits and classes of a catalog, under the names that a mount shows.
+
+    Args:
+        catalog: the clips of the mount.
+        style: how labels become directory names.
+
+    Attributes:
+        splits: split name → directory.
+        classes: inode number of a split → name of a class → directory.
+        class_names: names of all classes; the position of a name is its class index.
+
+    Raises:
+        CatalogError: two labels get the same directory name.
+    """
+
+    def __init__(self, catalog: Catalog, style: ClassNames) -> None:
+        self._catalog = catalog
+        self.splits = {split.split: split for split in catalog.splits()}
+        self.classes = {split.ino: _by_name(catalog.classes(split), style) for split in self.splits.values()}
+        self.class_names = list(name_table(catalog.labels(), style))
+        self._class_name = {
+            directory.ino: name for classes in self.classes.values() for name, directory in classes.items()
+        }
+
+    def path(self, entry: Entry) -> str:
+        """Return the path of a clip below the mount point: `split/class/clip.mp4`."""
+        directory = self._catalog.directory(entry.directory)
+        assert directory is not None
+        return f"{directory.split}/{self._class_name[directory.ino]}/{entry.clip.name}"
+
+
+def _by_name(directories: list[Directory], style: ClassNames) -> dict[str, Directory]:
+    by_label = {directory.label or "": directory for directory in directories}
+    return {name: by_label[label] for name, label in name_table(list(by_label), style).items()}

@@ -1,61 +1,61 @@
-"""What readers do, noticed beside their opens: who walks through a folder is fetched ahead for."""
+"""Observers of opens, and readahead: if a process opens the clips of a class in order, the next ones are fetched."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kinetics_fs.catalog import Catalog, Clip, Entry
-from kinetics_fs.fetch import Fetcher, Priority
 from kinetics_fs.store import Store
+from kinetics_fs.vfs.opens import Fetcher, OnOpen
 
 _log = logging.getLogger(__name__)
 
-_STRIDE = 4
-"""Places in the listing from one open to the next, for both to be steps of a walk: several readers may share one."""
+_MAX_STRIDE = 4
+"""Maximum distance in the listing between two opens of one sequential read: several processes may share a directory."""
 
 
 class OpenObserver:
-    """Takes note of opens, in a thread of its own: an open costs no more than putting it there.
+    """Passes opens on to listeners in a thread of its own, so that an open only pays for a queue entry.
 
     Args:
-        listeners: told of each open of a clip: False when it must be waited for, True when it is done.
+        listeners: called in turn for each open; see `OnOpen`.
     """
 
-    def __init__(self, listeners: Sequence[Callable[[Entry, bool], None]]) -> None:
+    def __init__(self, listeners: Sequence[OnOpen]) -> None:
         self._listeners = listeners
         self._queue: queue.SimpleQueue[tuple[Entry, bool] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="open-observer", daemon=True)
         self._thread.start()
 
-    def notice(self, entry: Entry, done: bool) -> None:
-        """A clip is being opened."""
-        self._queue.put((entry, done))
+    def on_open(self, entry: Entry, is_open: bool) -> None:
+        """Queue an open for the listeners."""
+        self._queue.put((entry, is_open))
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Call the listeners for all queued opens and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (noticed := self._queue.get()) is not None:
+        while (event := self._queue.get()) is not None:
             for listener in self._listeners:
                 try:
-                    listener(*noticed)
+                    listener(*event)
                 except Exception:
-                    _log.exception("%s: unexpected error beside an open", noticed[0].clip.key)
+                    _log.exception("%s: unexpected error in an observer of opens", event[0].clip.key)
 
 
 class Readahead:
-    """Fetches the next clips of a folder for who opens its clips in the order of the listing.
+    """Fetches the next clips of a class while a process opens its clips in the order of the listing.
 
     Args:
-        catalog: tells what is next.
-        store: tells what is here.
-        fetcher: gets the others.
-        clips: how many to be ahead.
+        catalog: the order of the clips.
+        store: the clips that need no fetch.
+        fetcher: fetches the others.
+        clips: number of clips to fetch ahead.
     """
 
     def __init__(self, catalog: Catalog, store: Store, fetcher: Fetcher, clips: int) -> None:
@@ -64,21 +64,21 @@ class Readahead:
         self._fetcher = fetcher
         self._clips = clips
         self._last: dict[int, int] = {}
-        """The place of the last open in each folder."""
+        """Inode number of a directory → position of the last open in it."""
 
-    def notice(self, entry: Entry, done: bool) -> None:
-        """A clip is being opened: what comes next is fetched while that is waited for, too."""
-        folder = self._catalog.directory(entry.directory)
-        if folder is None:
+    def on_open(self, entry: Entry, is_open: bool) -> None:
+        """Fetch the next clips if this open continues a sequential read; also while the open still waits."""
+        directory = self._catalog.directory(entry.directory)
+        if directory is None:
             return
-        place = self._catalog.position(entry)
+        position = self._catalog.position(entry)
         last = self._last.get(entry.directory)
-        self._last[entry.directory] = place
-        if last is not None and 0 < place - last <= _STRIDE:
-            self._fetch([ahead.clip for ahead in self._catalog.entries(folder, place + 1, self._clips)])
+        self._last[entry.directory] = position
+        if last is not None and 0 < position - last <= _MAX_STRIDE:
+            self._fetch([ahead.clip for ahead in self._catalog.entries(directory, position + 1, self._clips)])
 
     def _fetch(self, clips: list[Clip]) -> None:
         known = self._store.sizes([clip.key for clip in clips])
         for clip in clips:
-            if not (clip.key in known and known[clip.key].cached) and not self._fetcher.is_fetching(clip):
-                self._fetcher.request(clip, Priority.SOON)
+            if not (clip.key in known and known[clip.key].cached):
+                self._fetcher.fetch_ahead(clip)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,11 +13,8 @@ from random import Random
 
 from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.errors import FetchError
-from kinetics_fs.fetch import Fetcher
-from kinetics_fs.fetch.fetcher import Priority
-from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import ROOT, Filesystem
+from kinetics_fs.vfs import ROOT, Filesystem, FilesystemOptions
 
 FULL = "abseiling"
 """A class with many clips, in training and in validation."""
@@ -54,22 +50,22 @@ def put(store: Store, clip: Clip, data: bytes) -> None:
         claim.publish(path, "test")
 
 
-class FakeFetcher(Fetcher):
+class FakeFetcher:
     """A fetcher that does nothing until it is told: `bring` a clip, or `fail` it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asked: dict[Clip, list[Future[None]]] = {}
         self._asked_lock = threading.Lock()
-        self.counters = FetchStats()
 
-    def request(
-        self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, protect_used_since: float = math.inf
-    ) -> Future[None]:
+    def request(self, clip: Clip) -> Future[None]:
         future: Future[None] = Future()
         with self._asked_lock:
             self._asked.setdefault(clip, []).append(future)
         return future
+
+    def fetch_ahead(self, clip: Clip) -> None:
+        self.request(clip)
 
     def known_failure(self, clip: Clip) -> FetchError | None:
         return None
@@ -79,9 +75,6 @@ class FakeFetcher(Fetcher):
 
     def report(self) -> dict[str, object]:
         return {"under_way": len(self._asked)}
-
-    def close(self) -> None:
-        pass
 
     def bring(self, clip: Clip, data: bytes) -> None:
         """Puts a clip into the store, and tells all who wait for it."""
@@ -122,14 +115,14 @@ class World:
 
 
 @contextmanager
-def a_world(folder: Path, kind: Callable[..., Filesystem] = Filesystem) -> Iterator[World]:
+def a_world(folder: Path, options: FilesystemOptions | None = None) -> Iterator[World]:
     """Makes one in an empty folder."""
     with (
         Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
         Store(folder / "cache") as store,
     ):
         errands = FakeFetcher(store)
-        yield World(kind(catalog, store, errands), store, errands)
+        yield World(Filesystem(catalog, store, errands, options), store, errands)
 
 
 def descriptors() -> list[str]:

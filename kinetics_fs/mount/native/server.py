@@ -33,7 +33,7 @@ from kinetics_fs.mount.mountpoint import find_mounts, is_stacked, unmount
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.vfs import (
-    LONGEST_NAME,
+    MAX_NAME_BYTES,
     AttrCache,
     Attributes,
     ClipHandle,
@@ -459,7 +459,7 @@ class Server:
     def _statfs(self, _header: p.InHeader, _body: memoryview) -> bytes:
         statistics = self._tree.statistics()
         return p.STATFS_OUT.pack(
-            -(-statistics.bytes_used // _BLOCK), 0, 0, statistics.files, 0, _BLOCK, LONGEST_NAME, _BLOCK
+            -(-statistics.bytes_used // _BLOCK), 0, 0, statistics.files, 0, _BLOCK, MAX_NAME_BYTES, _BLOCK
         )
 
     def _getxattr(self, header: p.InHeader, body: memoryview) -> bytes:

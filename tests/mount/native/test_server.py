@@ -14,19 +14,17 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_fs.catalog import Clip
+from kinetics_fs.catalog import Clip, Entry
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
-from kinetics_fs.vfs import ROOT, ClipHandle, Filesystem, Handle, NodeType
+from kinetics_fs.vfs import ROOT, ClipHandle, FilesystemOptions, Handle, NodeType
 from tests.support.example_filesystem import CLIPS, FULL, ODD, TWICE, World, a_world, content, descriptors, put
 from tests.support.fake_kernel import (
     FLAGS_5_4,
@@ -701,31 +699,32 @@ def test_descriptor_without_passthrough_falls_back(world: World) -> None:
 # At the same moment -----------------------------------------------------------------------------------------------
 
 
-class PausingTree(Filesystem):
-    """A tree in which threads of fetches stop when they have opened a clip, and before anybody hears of it."""
+class Pause:
+    """Stops the thread of a fetch when it has opened a clip, before the waiting open is answered."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self) -> None:
         self.reached = threading.Event()
         self.go_on = threading.Event()
 
-    def _open_cached(self, *arguments: Any, **others: Any) -> Handle | None:
-        handle = super()._open_cached(*arguments, **others)
-        if handle is not None and threading.current_thread().name == "bringing":
+    def on_open(self, _entry: Entry, is_open: bool) -> None:
+        if is_open and threading.current_thread().name == "bringing":
             self.reached.set()
             assert self.go_on.wait(20)
-        return handle
 
 
 @pytest.fixture
-def pausing() -> Iterator[tuple[World, PausingTree, Kernel]]:
-    with quick_place() as folder, a_world(folder, PausingTree) as world, a_conversation(world.tree) as conversation:
-        assert isinstance(world.tree, PausingTree)
+def pausing() -> Iterator[tuple[World, Pause, Kernel]]:
+    pause = Pause()
+    with (
+        quick_place() as folder,
+        a_world(folder, FilesystemOptions(on_open=pause.on_open)) as world,
+        a_conversation(world.tree) as conversation,
+    ):
         conversation.kernel.init()
         try:
-            yield world, world.tree, conversation.kernel
+            yield world, pause, conversation.kernel
         finally:
-            world.tree.go_on.set()
+            pause.go_on.set()
 
 
 def bringing(world: World) -> threading.Thread:
@@ -734,53 +733,53 @@ def bringing(world: World) -> threading.Thread:
     return thread
 
 
-def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[World, PausingTree, Kernel]) -> None:
+def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[World, Pause, Kernel]) -> None:
     """A STORE waits for the page, and the page for a READ, which only we can answer: the mount would hang for ever."""
-    world, tree, kernel = pausing
+    world, pause, kernel = pausing
     ino = world.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
     thread = bringing(world)
-    assert tree.reached.wait(20)
+    assert pause.reached.wait(20)
     out = kernel.open(ino)  # finds the clip here, before the open that brought it was answered
     told = len(kernel.notified)
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE, p.NotifyCode.STORE], (
         "this reader, too, knows only an estimate of the size"
     )
-    tree.go_on.set()
+    pause.go_on.set()
     thread.join(20)
     opened(kernel.reply(first))
     assert kernel.read(out.fh, 0, 65536) == content(CLIP)
     assert p.NotifyCode.STORE not in [notice.code for notice in kernel.notified[told:]]
 
 
-def test_no_store_comes_after_the_first_handle(pausing: tuple[World, PausingTree, Kernel]) -> None:
+def test_no_store_comes_after_the_first_handle(pausing: tuple[World, Pause, Kernel]) -> None:
     """The same, without asking for more than what keeps the mount alive."""
-    world, tree, kernel = pausing
+    world, pause, kernel = pausing
     first = kernel.send_open(world.ino(CLIP))
     kernel.assert_alive()
     thread = bringing(world)
-    assert tree.reached.wait(20)
+    assert pause.reached.wait(20)
     kernel.open(world.ino(CLIP))
     told = len(kernel.notified)
-    tree.go_on.set()
+    pause.go_on.set()
     thread.join(20)
     opened(kernel.reply(first))
     assert [notice for notice in kernel.notified[told:] if notice.code == p.NotifyCode.STORE] == []
 
 
 def test_open_given_up_at_the_last_moment_is_announced_to_the_next(
-    pausing: tuple[World, PausingTree, Kernel],
+    pausing: tuple[World, Pause, Kernel],
 ) -> None:
-    world, tree, kernel = pausing
+    world, pause, kernel = pausing
     ino = world.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
     thread = bringing(world)
-    assert tree.reached.wait(20)
+    assert pause.reached.wait(20)
     kernel.interrupt(first)
     assert kernel.reply(first).error == errno.EINTR
-    tree.go_on.set()
+    pause.go_on.set()
     thread.join(20)
     out = kernel.open(ino)
     assert kernel.notified, "the kernel still knows the estimated size"
@@ -1113,7 +1112,7 @@ def test_every_request_gets_one_reply(
 
 @pytest.fixture
 def hiding() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder, partial(Filesystem, hide_unavailable=True)) as world:
+    with quick_place() as folder, a_world(folder, FilesystemOptions(hide_unavailable=True)) as world:
         yield world
 
 
@@ -1151,7 +1150,7 @@ def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: World, opcode
         mark_gone(
             hiding, [*ordered[last - 5 : last + 200], *ordered[-3:]]
         )  # the name just shown, and more than an answer
-        wait_until(lambda: len(hiding.tree.hidden.of(directory)) == 208)
+        wait_until(lambda: len(hiding.tree.hidden.in_directory(directory)) == 208)
         while page := records(kernel, opcode, directory, seen[-1][1].off):
             seen += page
     left = [clip.name for clip in ordered[: last - 2] + ordered[last + 200 : -3]]

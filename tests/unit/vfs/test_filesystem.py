@@ -13,7 +13,6 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +20,9 @@ from hypothesis import strategies as st
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
-from kinetics_fs.fetch import Fetcher, Priority
-from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, Handle, NodeType, errno_of
+from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, FilesystemOptions, Handle, NodeType, errno_of
 
 LABELS = ["abseiling", "massaging person's head", "日本の踊り", "passing American football (in game)"]
 CLIP = Clip("-demo_video", 10, 20)
@@ -49,13 +46,15 @@ class StubFetcher:
     """Notes what it is asked for; a test delivers it, or does not."""
 
     def __init__(self) -> None:
-        self.counters = FetchStats()
         self.fetches: list[tuple[Clip, Future[None]]] = []
 
-    def request(self, clip: Clip, priority: Priority = Priority.FOREGROUND) -> Future[None]:
+    def request(self, clip: Clip) -> Future[None]:
         fetch: Future[None] = Future()
         self.fetches.append((clip, fetch))
         return fetch
+
+    def fetch_ahead(self, clip: Clip) -> None:
+        self.request(clip)
 
     def known_failure(self, clip: Clip) -> FetchError | None:
         return None
@@ -109,7 +108,7 @@ class World:
 def make_tree(
     catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW
 ) -> Filesystem:
-    return Filesystem(catalog, store, cast(Fetcher, fetcher), class_names=class_names)
+    return Filesystem(catalog, store, fetcher, FilesystemOptions(class_names=class_names))
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +526,7 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
             if place == "store":
                 broken.setattr(world.store, "open_nowait", fail)
             else:
-                broken.setattr("kinetics_fs.vfs.filesystem.ClipHandle", fail)
+                broken.setattr("kinetics_fs.vfs.opens.ClipHandle", fail)
             world.deliver(b"content")
         assert opened.exception(timeout=0) is error
         world.store.drop(CLIP)
@@ -744,7 +743,7 @@ def test_sizes_that_are_known_elsewhere(world: World) -> None:
         asked.extend(keys)
         return {CLIP.key: 12_345} if len(asked) < 100 else {}
 
-    tree = Filesystem(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    tree = Filesystem(world.catalog, world.store, world.fetcher, FilesystemOptions(indexed_sizes=sizes))
     assert tree.attributes(world.clip).size == 12_345
     listed = dict(filter(None, tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)))
     assert listed[CLIP.name] == tree.attributes(world.clip)
@@ -758,7 +757,7 @@ def test_sizes_that_cannot_be_told_any_more(world: World) -> None:
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         raise KineticsError("the indexes are damaged")
 
-    tree = Filesystem(world.catalog, world.store, cast(Fetcher, world.fetcher), sizes=sizes)
+    tree = Filesystem(world.catalog, world.store, world.fetcher, FilesystemOptions(indexed_sizes=sizes))
     before = world.tree.attributes(world.clip)
     assert tree.attributes(world.clip) == before
     assert len(tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)) > 0

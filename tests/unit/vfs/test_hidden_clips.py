@@ -8,7 +8,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from queue import SimpleQueue
 
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import FailureReport, Store
-from kinetics_fs.vfs import ROOT, Filesystem, Name
+from kinetics_fs.vfs import ROOT, FilesystemOptions, Name
 from kinetics_fs.vfs.hidden import HiddenClips
 from tests.support.example_filesystem import CLIPS, FULL, TWICE, World, a_world, content, put
 from tests.support.mounts import wait_until
@@ -31,7 +30,7 @@ A_WEEK = 7 * 86400.0
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder, partial(Filesystem, hide_unavailable=True)) as world:
+    with quick_place() as folder, a_world(folder, FilesystemOptions(hide_unavailable=True)) as world:
         yield world
 
 
@@ -51,8 +50,8 @@ def watched(world: World) -> Iterator[SimpleQueue[Name]]:
 
 def look(world: World) -> set[Name]:
     """Has the tree look at what is gone; the names that came or went."""
-    assert world.tree._unavailable is not None
-    names = world.tree._unavailable.look()
+    assert world.tree._hidden is not None
+    names = world.tree._hidden.refresh()
     assert len(names) == len(set(names))
     return set(names)
 
@@ -210,7 +209,7 @@ def test_listing_that_goes_on_neither_skips_nor_repeats(world: World, data: st.D
 def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> None:
     left = [place for place in range(60) if place not in gone]
     hidden = HiddenClips(positions={7: sorted(gone)})
-    assert [hidden.place(7, number) for number in range(len(left))] == left
+    assert [hidden.position(7, number) for number in range(len(left))] == left
     assert list(hidden.between(7, 5, count)) == [place for place in sorted(gone) if 5 <= place < count]
 
 
@@ -291,7 +290,7 @@ def test_clip_that_an_open_finds_gone_is_left_out(world: World) -> None:
 
 
 def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert world.tree._unavailable is not None
+    assert world.tree._hidden is not None
     really: Callable[..., dict[str, float]] = world.store.failure_log.gone
     failed: list[bool] = []
 

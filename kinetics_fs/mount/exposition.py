@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,7 @@ from kinetics_fs.fetch.stats import BOUNDS, FetchStats
 _ENDS_OF_OPENS = {"cached": "from_cache", "fetched": "fetched", "failed": "failed", "interrupted": "interrupted"}
 
 
-def exposition(status: dict[str, Any], counters: FetchStats) -> str:
+def exposition(status: Mapping[str, Any], counters: FetchStats) -> str:
     """The metrics in Prometheus' text format.
 
     Args:
@@ -32,7 +32,7 @@ def exposition(status: dict[str, Any], counters: FetchStats) -> str:
 
 
 class _Mount(Collector):
-    def __init__(self, status: dict[str, Any], counters: FetchStats) -> None:
+    def __init__(self, status: Mapping[str, Any], counters: FetchStats) -> None:
         self._status = status
         self._counters = counters
 
