@@ -131,7 +131,7 @@ class _Chaos:
             self._ids = [_publish(self._youtube, videos, number, shape) for number, shape in enumerate(_SHAPES)]
             self._clips = [Clip(video, start, start + 2 + start % 2) for video in self._ids for start in _STARTS]
             arguments = self._arguments()
-            self._system = Ours("chaos", ["--frontend", "kernel", *arguments], config=self._folder / "config.toml")
+            self._system = Ours("chaos", ["--frontend", "native", *arguments], config=self._folder / "config.toml")
             self._prefetch = [sys.executable, "-m", "kinetics_fs", "--config", str(self._folder / "config.toml")]
             self._prefetch += ["prefetch", *map(str, arguments)]
             readers = [threading.Thread(target=self._read, daemon=True) for _ in range(_READERS)]

@@ -234,9 +234,9 @@ def _systems(small: _Small, scratch: Path) -> list[System]:
     rclone += ["--attr-timeout", "24h", "--dir-cache-time", "24h", "--cache-dir", str(scratch)]
     return [
         Disk(small.tree),
-        Ours(_PASSTHROUGH, ["--frontend", "kernel", *ours(small.cache)], needs=root),
-        Ours(_PAGE_CACHE, ["--frontend", "kernel", "--no-passthrough", *ours(small.cache)]),
-        Ours(_NOBODY, ["--frontend", "kernel", *ours(small.cache_of_nobody)], nobody=True, needs=root),
+        Ours(_PASSTHROUGH, ["--frontend", "native", *ours(small.cache)], needs=root),
+        Ours(_PAGE_CACHE, ["--frontend", "native", "--no-passthrough", *ours(small.cache)]),
+        Ours(_NOBODY, ["--frontend", "native", *ours(small.cache_of_nobody)], nobody=True, needs=root),
         Ours(_FUSEPY, ["--frontend", "fusepy", *ours(small.cache)]),
         Program("bindfs", ["bindfs", "-f", "-r", "-o", f"kernel_cache,{timeouts}", str(small.tree), "{place}"]),
         Program("rclone, no cache (its default)", [*rclone, "--vfs-cache-mode", "off"]),
@@ -384,7 +384,7 @@ def _keep_waiting(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
         fetching = ["--video-url", site.url_template, "--cache-dir", small.cache, "--min-free", "0"]
         patient = folder / "config.toml"
         patient.write_text(f"[youtube.ytdlp]\nsocket_timeout = {_SITE_SECONDS}\n")
-        ours = Ours(mode, ["--frontend", "kernel", *lists, *fetching], config=patient)
+        ours = Ours(mode, ["--frontend", "native", *lists, *fetching], config=patient)
         place = folder / "place"
         place.mkdir()
         with ours.mounted(place) as mounted:
@@ -479,7 +479,7 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
     mode = _PASSTHROUGH if os.geteuid() == 0 else _PAGE_CACHE
     systems = {
         "disk": Disk(tree),
-        "ours": Ours(mode, ["--frontend", "kernel", *arguments]),
+        "ours": Ours(mode, ["--frontend", "native", *arguments]),
         "fusepy": Ours(_FUSEPY, ["--frontend", "fusepy", *arguments]),
     }
     measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

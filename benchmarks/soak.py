@@ -134,7 +134,7 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
     with VideoSite(videos) as site:
         limits = ["--cache-dir", cache, "--cache-size", _LIMIT, "--min-free", 0, "--workers", _WORKERS]
         fetched_from = ["--annotations", annotations, "--video-url", site.url_template]
-        with Ours("soak", ["--frontend", "kernel", *arguments, *fetched_from, *limits]).mounted(place) as mounted:
+        with Ours("soak", ["--frontend", "native", *arguments, *fetched_from, *limits]).mounted(place) as mounted:
             mode = mounted.status()["frontend"]["mode"]
             seen.descriptors.append(len(_descriptors(mounted)))
             request = {"root": str(place), "paths": paths, "proofs": str(proofs), "seconds": seconds}

@@ -328,11 +328,11 @@ class Settings:
     frontend: str = _setting(
         "auto",
         "mount",
-        "How the mount talks to the kernel: kernel (the FUSE protocol directly, Linux only), fusepy (libfuse 2), or"
-        " auto (kernel on Linux, else fusepy).",
+        "How the mount talks to the kernel: native (the FUSE protocol directly, Linux only), fusepy (libfuse 2), or"
+        " auto (native on Linux, else fusepy).",
         metavar="NAME",
         kind="choice",
-        choices=("auto", "kernel", "fusepy"),
+        choices=("auto", "native", "fusepy"),
         rare=True,
     )
     passthrough: bool = _setting(

@@ -124,7 +124,7 @@ def other_users(settings: Settings) -> Iterator[Finding]:
 
 def libfuse(settings: Settings) -> Iterator[Finding]:
     """Check that libfuse 2 can be loaded, if the front end `fusepy` is used."""
-    if settings.frontend != "fusepy" and (_ON_LINUX or settings.frontend == "kernel"):
+    if settings.frontend != "fusepy" and (_ON_LINUX or settings.frontend == "native"):
         return
     try:
         from kinetics_fs.mount import fusepy  # noqa: F401  # importing it loads the library

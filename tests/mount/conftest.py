@@ -12,7 +12,7 @@ from tests.conftest import MountFactory
 from tests.support.mounts import CLASS, Labelled, short_clips, write_annotations
 
 FRONTENDS: dict[str, tuple[str, ...]] = {
-    "kernel": ("--frontend", "kernel"),
+    "native": ("--frontend", "native"),
     "fusepy": ("--frontend", "fusepy"),
 }
 """Each front end, and what makes `kinetics-fs mount` take it."""

@@ -535,10 +535,10 @@ class Battery:
         return clip, self.mounted.root / "validation" / CLASS / clip.name
 
 
-@pytest.fixture(scope="session", params=["kernel", "pages", "fusepy"])
+@pytest.fixture(scope="session", params=["native", "pages", "fusepy"])
 def frontend(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The front ends, and the one of Linux also without passthrough: it is about every byte here."""
-    return {**FRONTENDS, "pages": ("--frontend", "kernel", "--no-passthrough")}[request.param]
+    return {**FRONTENDS, "pages": ("--frontend", "native", "--no-passthrough")}[request.param]
 
 
 @pytest.fixture(scope="module")

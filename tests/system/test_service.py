@@ -94,7 +94,7 @@ def services(dataset: Dataset, site: VideoSite, tmp_path: Path) -> Iterator[Serv
         yield Services(dataset, site, tmp_path, stack)
 
 
-@pytest.mark.parametrize("frontend", ["kernel", "fusepy"])
+@pytest.mark.parametrize("frontend", ["native", "fusepy"])
 def test_it_says_when_it_is_ready_and_how_it_is(services: Services, tmp_path: Path, frontend: str) -> None:
     manager, process = services.start(str(tmp_path / "notify"), "--frontend", frontend, WATCHDOG_USEC="400000")
     manager.wait_for("READY", "1")

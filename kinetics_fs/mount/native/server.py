@@ -275,7 +275,7 @@ class Server:
     def state(self) -> dict[str, object]:
         """For `status.json`: how this conversation goes."""
         return {
-            "name": "kernel",
+            "name": "native",
             "mode": self.mode,
             "open_files": len(self._handles),
             "waiting_opens": len(self._parked),

@@ -85,7 +85,7 @@ def mount(place: Path, silence: str) -> Iterator[Mount]:
             return mounts.enter_context(
                 Mounted(
                     root or place / f"mount {next(numbers)}",
-                    *("--frontend", "kernel", "--annotations", write_rows(place), "--cache-dir", cache),
+                    *("--frontend", "native", "--annotations", write_rows(place), "--cache-dir", cache),
                     *("--min-free", "0", "--video-url", silence),
                     *arguments,
                 )
@@ -100,7 +100,7 @@ def path_of(mounted: Mounted, clip: Clip, split: str = "train") -> Path:
 
 def mode(mounted: Mounted) -> str:
     frontend = mounted.status()["frontend"]
-    assert frontend["name"] == "kernel"
+    assert frontend["name"] == "native"
     return str(frontend["mode"])
 
 
@@ -174,7 +174,7 @@ def test_unprivileged_mount(open_device: None, silence: str) -> None:
         for below in [folder / "cache", *(folder / "cache").rglob("*")]:
             os.chown(below, NOBODY, NOBODY)
         program: list[str | Path] = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull]
-        options: list[str | Path] = ["--frontend", "kernel", "--annotations", rows, "--cache-dir", folder / "cache"]
+        options: list[str | Path] = ["--frontend", "native", "--annotations", rows, "--cache-dir", folder / "cache"]
         options += ["--min-free", "0", "--video-url", silence, "--log-file", folder / "log"]
         try:
             done = run(*program, "mount", *options, root)
@@ -218,7 +218,7 @@ def test_mount_in_a_namespace_of_its_own(place: Path, silence: str) -> None:
         "--log-file",
         place / "log",
     ]
-    command += ["--frontend", "kernel", "--annotations", write_rows(place), "--cache-dir", place / "cache"]
+    command += ["--frontend", "native", "--annotations", write_rows(place), "--cache-dir", place / "cache"]
     command += ["--min-free", "0", "--video-url", silence]
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command],
@@ -338,7 +338,7 @@ def test_signal_before_anybody_looked(place: Path, silence: str) -> None:
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"),
-            *("--frontend", "kernel", "--annotations", write_rows(place), "--cache-dir", place / "cache"),
+            *("--frontend", "native", "--annotations", write_rows(place), "--cache-dir", place / "cache"),
             *("--min-free", "0", "--video-url", silence, place / "mount"),
         ],
         env=ENVIRONMENT,
