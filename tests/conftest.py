@@ -26,7 +26,18 @@ class Dataset(NamedTuple):
     annotations: Path
 
 
+SERVERS = frozenset({"archives", "fetched", "host", "mount", "serve", "site", "yt"})
+"""Fixtures that start a server, or use one."""
+
 T = TypeVar("T")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses one of `SERVERS`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not SERVERS.isdisjoint(item.fixturenames):
+            item.add_marker("server")
 
 
 def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], T]) -> T:

@@ -81,7 +81,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
                 catalog=None,
                 index_db=index_db_path(settings),
                 states=settings.cache_dir / "fills" / "index",
-                verify=VerifyLevel.NONE,
+                depth=VerifyLevel.NONE,
                 keep=False,
             )
             for name in versions

@@ -25,6 +25,8 @@ import pytest
 from kinetics_fs import Library
 from tests.support.command_line import Mounted, kinetics_fs
 
+pytestmark = pytest.mark.server
+
 FIXTURE = Path(__file__).parents[1] / "support" / "old_cache.tar.gz"
 FACTS: dict[str, Any] = json.loads(FIXTURE.with_name("old_cache.json").read_text())
 SURFING, ZUMBA = "600/val/surfing water.tar.gz", "600/val/zumba.tar.gz"

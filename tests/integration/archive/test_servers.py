@@ -26,6 +26,8 @@ from tests.support.command_line import kinetics_fs
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
 from tests.support.tarballs import by_zlib, deep, flat, in_class, make_clips, make_tar
 
+pytestmark = pytest.mark.server
+
 ODD = "600/val/it's odd (very), 50% & more+.tar.gz"
 BUCKET = "kinetics"
 

@@ -26,6 +26,8 @@ from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
 from tests.support.tarballs import by_zlib, in_class, make_tar
 
+pytestmark = pytest.mark.server
+
 SURFING = "600/val/surfing water.tar.gz"
 HEADS = "600/val/massaging person's head.tar.gz"
 TRAIN = "600/train/surfing water.tar.gz"

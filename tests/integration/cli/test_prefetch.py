@@ -187,6 +187,7 @@ def test_address_without_a_place_for_the_id(chosen: Arguments) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.server
 def test_youtube_by_way_of_the_configuration_file(
     dataset: Dataset, annotations: Path, cache: Path, tmp_path: Path
 ) -> None:

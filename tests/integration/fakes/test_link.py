@@ -182,6 +182,7 @@ def test_exit_ends_connections(serve: Serve) -> None:
         assert client.recv(1) == b""
 
 
+@pytest.mark.server
 def test_media_of_the_fake_youtube_behind_it(tmp_path: Path) -> None:
     path = tmp_path / "media.mp4"
     path.write_bytes(MEGABYTE)

@@ -101,7 +101,7 @@ def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, s
 @pytest.fixture
 def frugal(store: Store, site: VideoSite) -> FetchSettings:
     sources = SourceSettings(video_url=site.url_template, ytdlp=NO_SLEEP)
-    return FetchSettings(workers=2, timeout=5, max_fetches_per_hour=2, sources=sources)
+    return FetchSettings(workers=2, timeout=PATIENCE, max_fetches_per_hour=2, sources=sources)
 
 
 def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:

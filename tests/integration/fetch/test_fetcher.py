@@ -301,6 +301,7 @@ def test_one_who_gives_up_does_no_harm(fetcher: FetcherFactory, site: VideoSite)
 # Time, and death
 
 
+@pytest.mark.serial
 def test_deadline_ends_the_worker_and_its_ffmpeg(
     fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def read_whole(archives: ArchiveSite) -> float:
     return sum(sent.bytes for sent in archives.requests if sent.status == 206) / len(archives.files[ARCHIVE])
 
 
+@pytest.mark.serial
 def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]) -> None:
     made = fetcher()
     waiting = [made.request(clip) for clip in CLIPS]

@@ -145,7 +145,7 @@ def test_few_frames_a_second(variant: Variant) -> None:
 
 def test_variable_frame_rate(variant: Variant) -> None:
     # Every frame of the first half, every third of the second, at the times that they had.
-    path = variant("-vf", "select='lt(n,300)+not(mod(n,3))'", "-vsync", "vfr")
+    path = variant("-vf", "select='lt(n,300)+not(mod(n,3))'", "-fps_mode", "vfr")
     kept = [number for number in range(600) if number < 300 or number % 3 == 0]
     assert frame_numbers(path) == kept
 

@@ -163,6 +163,7 @@ def test_untrusted_certificate(yt: FakeYouTube, tmp_path: Path) -> None:
     assert yt.player_requests(VIDEO) == 0
 
 
+@pytest.mark.server
 def test_nobody_listens(media: Path, tmp_path: Path) -> None:
     with FakeYouTube() as yt:
         pass

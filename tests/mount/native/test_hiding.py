@@ -181,6 +181,7 @@ def hammering(mounted: Mounted, names: Collection[str], times: int) -> Iterator[
             hammer.wait(timeout=30)
 
 
+@pytest.mark.serial
 def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounted, place: Path) -> None:
     """To tell the kernel of a name waits for what is under way in its directory, and that for the loop."""
     clips = IN_ORDER[::2]
@@ -197,6 +198,7 @@ def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounte
 
 
 @pytest.mark.parametrize("end", ["signal", "umount --lazy"])
+@pytest.mark.serial
 def test_mount_ends_while_it_is_telling(hiding: Mounted, place: Path, end: str) -> None:
     pid, ending = hiding.pid, threading.Event()
 
