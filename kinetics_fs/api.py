@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
 from kinetics_fs.app import make_fetcher, open_selected_catalog, open_store
 from kinetics_fs.catalog import (
@@ -29,8 +29,9 @@ from kinetics_fs.catalog import (
     parse_clip_name,
 )
 from kinetics_fs.config import Settings
-from kinetics_fs.errors import CatalogError
-from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
+from kinetics_fs.errors import CatalogError, FailureKind
+from kinetics_fs.store import ActivityCounts, Failure, HistoryRecorder, PinCounts, Pinned, Store
+from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_coverage, unavailable_clips
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
@@ -178,6 +179,54 @@ class Library:
     def status(self) -> dict[str, Any]:
         """How the cache and the sources are doing, as `kinetics-fs status --json` has it."""
         return self.store.report()
+
+    def coverage(self) -> Coverage:
+        """Measure how many clips of the selection are cached, and why others are unavailable; uses no network."""
+        return measure_coverage(self.catalog, self.store)
+
+    def unavailable(self) -> Iterator[UnavailableClip]:
+        """Yield the clips of the selection that are not cached and failed to be fetched, with the failure."""
+        return unavailable_clips(self.catalog, self.store)
+
+    def failures(
+        self, kinds: Collection[FailureKind] = (), clips: Collection[Clip] = (), *, whole_cache: bool = False
+    ) -> Iterator[Failure]:
+        """Yield the remembered failures, the latest first.
+
+        Args:
+            kinds: kinds to include; all if empty.
+            clips: clips to include; all if empty.
+            whole_cache: include clips outside the selection. The annotations are not read then.
+        """
+        wanted = set(clips)
+        catalog = None if whole_cache else self.catalog
+        for failure in self.store.failure_log.all(kinds):
+            if (not wanted or failure.clip in wanted) and (catalog is None or catalog.locate(failure.clip)):
+                yield failure
+
+    def pin(self) -> Pinned:
+        """Pin the clips of the selection: eviction spares them, whether they are cached already or come later."""
+        return self.store.pins.add(self.clips())
+
+    def unpin(self) -> PinCounts:
+        """Unpin the clips of the selection; they stay cached until eviction needs their space."""
+        return self.store.pins.remove(self.clips())
+
+    def pins(self) -> Iterator[ClassPins]:
+        """Yield the pinned clips of the selection, counted for each class of each split that has any."""
+        for split in self.catalog.splits():
+            for directory in self.catalog.classes(split):
+                counts = self.store.pins.of([entry.clip.key for entry in self.catalog.entries(directory)])
+                if counts.clips:
+                    yield ClassPins(directory.split, directory.label or "", counts)
+
+
+class ClassPins(NamedTuple):
+    """Number of pinned clips of a class in a split, the cached ones among them, and their bytes."""
+
+    split: str
+    label: str
+    counts: PinCounts
 
 
 def _clip(clip: Clip | str) -> Clip:

@@ -21,7 +21,7 @@ def command(settings: Settings, as_json: bool) -> None:
     kinetics-fs classes --release 400
     kinetics-fs classes --split validation --json
     """
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
 
     with catalog_of(settings) as catalog:
         splits = catalog.splits()

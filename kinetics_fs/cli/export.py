@@ -33,8 +33,8 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     """
     from kinetics_fs.app import open_store
     from kinetics_fs.catalog import ClassNames
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.cli.progress import progress_bars
-    from kinetics_fs.cli.rooms import catalog_of
     from kinetics_fs.store.export import Export
 
     interrupted = False

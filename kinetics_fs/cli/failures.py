@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +16,25 @@ import click
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Group
-from kinetics_fs.cli.options import json_option, open_output, selection_given, with_settings
+from kinetics_fs.cli.options import (
+    check_format,
+    csv_option,
+    json_option,
+    open_output,
+    print_csv,
+    selection_given,
+    with_settings,
+)
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import FailureKind
 
 if TYPE_CHECKING:
-    from kinetics_fs.store import Failure, Store
+    from kinetics_fs.store import Failure
 
 R = TypeVar("R")
 
 _REFUSALS_SHOWN = 3
+_WHICH_CLIPS = "cannot tell which clips to {}: {}"
 
 
 def _kind_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -35,38 +42,54 @@ def _kind_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
         "--kind",
         "kinds",
         type=click.Choice([str(kind) for kind in FailureKind]),
+        metavar="KIND",
         multiple=True,
         help=help,
         callback=lambda context, option, values: tuple(FailureKind(value) for value in values),
     )
 
 
-_of_kind = _kind_option("Only failures of this kind; repeatable.")
-_csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+_filter_by_kind = _kind_option(f"Kind of failure to include: {', '.join(FailureKind)}. Repeatable.  [default: all]")
 
 
-@click.group("failures", cls=Group)
+@click.group("failures", cls=Group, short_help="List, retry, forget or share the failures of clips.")
 def command() -> None:
-    """Show, retry, forget or share why clips could not be had."""
+    """List, retry, forget or share the failures of clips.
+
+    kinetics-fs remembers why a clip could not be fetched, and when to retry it.
+    """
 
 
 @command.command("list", short_help="List the remembered failures, the latest first.")
+@click.option("--summary", "summarize", is_flag=True, help="Count the failures by kind and reason instead.")
 @with_settings("selection", "cache")
-@_of_kind
+@_filter_by_kind
 @json_option
-@_csv_option
-def list_(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_csv: bool) -> None:
-    """List the remembered failures, the latest first: all, or those of a selection if one is given.
+@csv_option
+def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_csv: bool) -> None:
+    """List the remembered failures, the latest first: those of a selection, or all if no selection is given.
+
+    With --summary, reasons that differ only in ids and numbers count as one; … replaces the differences.
 
     \b
     kinetics-fs failures list
     kinetics-fs failures list --kind gone --kind credentials --csv
-    kinetics-fs failures list --release 400 --split validation --json
+    kinetics-fs failures list --summary --release 400 --split validation
     """
-    _check_format(as_json, as_csv)
-    with _store(settings) as store:
-        failures = _chosen(store, settings, kinds)
-    if as_json:
+    from kinetics_fs.cli.coverage import failure_lines
+    from kinetics_fs.cli.library import open_library
+    from kinetics_fs.store.coverage import FailureCounts
+
+    check_format(as_json, as_csv)
+    if summarize and as_csv:
+        raise click.UsageError("cannot print a summary as CSV: give --summary or --csv, not both")
+    whole_cache = not selection_given()
+    with open_library(settings, whole_cache=whole_cache) as library:
+        failures = list(library.failures(kinds, whole_cache=whole_cache))
+    if summarize and as_json:
+        counts = FailureCounts.of(failures)
+        click.echo(json.dumps({"clips": counts.clips, "kinds": counts.as_json()}, indent=2, ensure_ascii=False))
+    elif as_json:
         click.echo(json.dumps([asdict(failure) for failure in failures], indent=2, ensure_ascii=False))
     elif as_csv:
         # The columns of .kinetics/failures.csv, with the clip in place of its paths.
@@ -78,42 +101,17 @@ def list_(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_
             ]
             for failure in failures
         )
-        _print_csv(header, rows)
-    elif failures:
-        click.echo("\n".join(_table(failures)))
+        print_csv(header, rows)
+    elif not failures:
+        click.echo("No failures are remembered." if whole_cache and not kinds else "No such failures are remembered.")
     else:
-        click.echo("No such failures are remembered." if kinds or selection_given() else "No failures are remembered.")
-
-
-@command.command("summary", short_help="Count the remembered failures by kind and reason.")
-@with_settings("selection", "cache")
-@_of_kind
-@json_option
-def summary(settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -> None:
-    """Count the remembered failures by kind and reason: all, or those of a selection if one is given.
-
-    Reasons count as one where only ids and numbers in them differ; these are shown as `…`.
-
-    \b
-    kinetics-fs failures summary
-    kinetics-fs failures summary --release 400 --split validation --json
-    """
-    from kinetics_fs.store.coverage import FailureCounts
-
-    tally = FailureCounts()
-    with _store(settings) as store:
-        for failure in _chosen(store, settings, kinds):
-            tally.add(failure)
-    if as_json:
-        click.echo(json.dumps({"clips": tally.clips, "kinds": tally.as_json()}, indent=2, ensure_ascii=False))
-    else:
-        click.echo("\n".join(tally.lines()) if tally.clips else "No such failures are remembered.")
+        click.echo("\n".join(failure_lines(FailureCounts.of(failures)) if summarize else _table(failures)))
 
 
 @command.command("report", short_help="Say before a training what is here, and what is not and why.")
 @with_settings("selection", "cache")
 @json_option
-@_csv_option
+@csv_option
 def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
     """Say before a training what of a selection is here, and what cannot be had and why.
 
@@ -124,41 +122,40 @@ def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
     kinetics-fs failures report --split train --split validation
     kinetics-fs failures report --release 400 --csv > missing.csv
     """
-    from kinetics_fs.cli.rooms import catalog_of
-    from kinetics_fs.store.coverage import Coverage, survey
+    from kinetics_fs.cli.coverage import coverage_lines
+    from kinetics_fs.cli.library import open_library
 
-    _check_format(as_json, as_csv)
-    with catalog_of(settings) as catalog, _store(settings) as store:
+    check_format(as_json, as_csv)
+    with open_library(settings) as library:
         if as_csv:
-            _print_csv(
+            print_csv(
                 ["path", "label", "kind", "reason"],
                 (
-                    [f"{place.split}/{place.label}/{clip.name}", place.label, failure.kind, failure.reason]
-                    for place, _, failures in survey(catalog, store)
-                    for clip, failure in failures.items()
+                    [one.path, one.directory.label, one.failure.kind, one.failure.reason]
+                    for one in library.unavailable()
                 ),
             )
             return
-        found = Coverage(catalog, store)
+        coverage = library.coverage()
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(coverage.as_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(found.lines()))
+        click.echo("\n".join(coverage_lines(coverage)))
 
 
-@command.command("retry", short_help="Fetch clips that could not be had again, now.")
+@command.command("retry", short_help="Fetch clips again that failed.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Try all of them.")
+@click.option("--all", "everything", is_flag=True, help="Retry all failures.")
 @with_settings("selection", "cache", "sources", "network", "archive")
-@_of_kind
+@_filter_by_kind
 @json_option
 def retry(
     keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool
 ) -> int:
-    """Fetch clips again that could not be had, now, whatever time was to be left to them.
+    """Fetch clips again that failed, without waiting until they are due.
 
-    Those that are named, or those of a selection, of a kind, or of both. CLIP is a file name, or its part before
-    `.mp4`. Exits with 3 if some still cannot be had.
+    Name the clips, or give a selection, a kind of failure, or both. CLIP is a file name, or its part before `.mp4`.
+    Exits with 3 if some clips fail again.
 
     \b
     kinetics-fs failures retry --kind blocked --kind transient
@@ -166,91 +163,98 @@ def retry(
     kinetics-fs failures retry -- -abcdefghij_000010_000020
     """
     from kinetics_fs.cli.fetching import fetch_clips
+    from kinetics_fs.cli.library import open_library
 
-    clips = _clips(keys)
+    clips = _parse_clips(keys)
     if (keys and everything) or not (keys or everything or kinds or selection_given()):
-        raise click.UsageError("name clips, give a selection or --kind, or else --all")
-    with _store(settings) as store:
-        failures = _chosen(store, settings, kinds, clips)
+        raise click.UsageError(_WHICH_CLIPS.format("retry", "name clips, give a selection or --kind, or give --all"))
+    whole_cache = not selection_given()
+    with open_library(settings, whole_cache=whole_cache) as library:
+        failures = list(library.failures(kinds, clips, whole_cache=whole_cache))
 
         def due() -> Iterator[Clip]:
             for failure in failures:
-                store.failure_log.make_due(failure.clip)
+                library.store.failure_log.make_due(failure.clip)
                 yield failure.clip
 
-        return fetch_clips(due(), len(failures), store, settings, catalog=None, as_json=as_json)
+        return fetch_clips(due(), len(failures), library.store, settings, catalog=None, as_json=as_json)
 
 
-@command.command("clear")
+@command.command("clear", short_help="Forget failures.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Forget all of them.")
+@click.option("--all", "everything", is_flag=True, help="Forget all failures.")
 @with_settings("cache")
-@_of_kind
+@_filter_by_kind
 def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
-    """Forget failures, so that the next open tries again. CLIP is a file name, or its part before `.mp4`.
+    """Forget failures, so that the next open retries the clip. CLIP is a file name, or its part before `.mp4`.
 
-    With `--all` or `--kind blocked`, a source that is being left alone may be asked again at once, too: after a change
-    of address or cookies, say.
+    With --all or --kind blocked, sources that kinetics-fs has stopped using may be used again at once. Do this after a
+    change of the address or of the cookies.
 
     \b
     kinetics-fs failures clear --all
     kinetics-fs failures clear --kind blocked
     kinetics-fs failures clear -- -abcdefghij_000010_000020
     """
-    clips = _clips(keys)
+    from kinetics_fs.cli.library import open_library
+
+    clips = _parse_clips(keys)
     if (keys and everything) or not (keys or everything or kinds):
-        raise click.UsageError("name clips, or give --kind or --all")
-    with _store(settings) as store:
-        number = store.failure_log.forget(clips or None, kinds)
-        sources = store.origins.forgive() if everything or FailureKind.BLOCKED in kinds else 0
-    click.echo(f"{number:,} forgotten")
+        raise click.UsageError(_WHICH_CLIPS.format("clear", "name clips, or give --kind or --all"))
+    with open_library(settings, whole_cache=True) as library:
+        number = library.store.failure_log.forget(clips or None, kinds)
+        sources = library.store.origins.forgive() if everything or FailureKind.BLOCKED in kinds else 0
+    click.echo(f"{number:,} failures forgotten")
     if sources:
-        click.echo("Sources that were left alone may be asked again.")
+        click.echo("Sources that were blocked may be used again.")
 
 
-@command.command("export", short_help="Write the clips that nobody can have to a file.")
+@command.command("export", short_help="Write a list of dead clips to a file.")
 @click.argument("file", metavar="FILE|-", type=click.Path(path_type=Path, allow_dash=True))
 @with_settings("cache")
-@_kind_option("Kind to write: gone, corrupt or credentials; repeatable.  [default: gone]")
+@_kind_option("Kind of failure to write: gone, corrupt or credentials. Repeatable.  [default: gone]")
 def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
-    """Write the clips that nobody can have to FILE, for others to import; `-` is standard output.
+    """Write the clips that failed to FILE, for other caches to import; `-` is standard output.
 
-    By itself only what is `gone`: that alone is true everywhere. What a connection spoiled (`corrupt`) and what takes
-    an account or another country (`credentials`) goes along if you name it; blocks, network trouble and faults of a
-    machine say nothing of a clip, and never do.
+    By default, the list contains only clips that are `gone`, because that is true everywhere. If you name the kinds,
+    it also contains clips that arrived damaged (`corrupt`), or that need an account or another country
+    (`credentials`). Other kinds describe a network or a machine rather than a clip, and cannot be exported.
 
     \b
     kinetics-fs failures export dead-clips.jsonl
     kinetics-fs failures export --kind gone --kind credentials - | gzip > dead-clips.jsonl.gz
     """
+    from kinetics_fs.cli.library import open_library
     from kinetics_fs.store import report_line
 
-    wanted = _travelling(kinds)
-    with _store(settings) as store:
-        failures = sorted(store.failure_log.all(wanted), key=lambda failure: failure.key)
+    wanted = _shareable(kinds)
+    with open_library(settings, whole_cache=True) as library:
+        failures = sorted(library.failures(wanted, whole_cache=True), key=lambda failure: failure.key)
     with open_output(file) as stream:
         stream.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
-    click.echo(f"{len(failures):,} written", err=True)
+    click.echo(f"{len(failures):,} failures written", err=True)
 
 
-@command.command("import", short_help="Take over which clips cannot be had from such a file.")
+@command.command("import", short_help="Read a list of dead clips from a file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
 @with_settings("cache")
-@_kind_option("Kind to read: gone, corrupt or credentials; repeatable.  [default: gone]")
+@_kind_option("Kind of failure to read: gone, corrupt or credentials. Repeatable.  [default: gone]")
 @json_option
 def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool) -> int:
-    """Take over from FILE, which an export wrote, which clips cannot be had; `-` is standard input.
+    """Read the clips that failed elsewhere from FILE, which an export wrote; `-` is standard input.
 
-    What is newer here stays, and so does every clip that is here. Each is tried again when its time has come, counted
-    from when it was last seen to fail. Lines that make no sense are refused, and told; then the exit code is 3.
+    Failures that this cache remembers with a later date stay, and so do cached clips. An imported failure is due for a
+    retry when it would have been in the cache that exported it. Invalid lines are skipped and listed; the exit code is
+    then 3.
 
     \b
     kinetics-fs failures import dead-clips.jsonl
     gunzip -c dead-clips.jsonl.gz | kinetics-fs failures import -
     """
+    from kinetics_fs.cli.library import open_library
     from kinetics_fs.store import FailureReport, RefusedLine, read_reports
 
-    wanted = _travelling(kinds)
+    wanted = _shareable(kinds)
     counts = Counter[str]()
     refused: list[RefusedLine] = []
 
@@ -265,16 +269,16 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
             else:
                 counts["other_kind"] += 1
 
-    with _store(settings) as store:
-        taken = store.failure_log.import_reports(reports())
+    with open_library(settings, whole_cache=True) as library:
+        imported = library.store.failure_log.import_reports(reports())
     if counts["refused"]:
-        click.echo(f"kinetics-fs: {counts['refused']:,} lines were refused:", err=True)
+        click.echo(f"kinetics-fs: {counts['refused']:,} invalid lines were skipped:", err=True)
         for line in refused:
             click.echo(f"  line {line.number:,}: {line.reason}", err=True)
     result = {
-        "imported": taken.new,
-        "known": taken.known,
-        "clip_cached": taken.cached,
+        "imported": imported.new,
+        "known": imported.known,
+        "clip_cached": imported.cached,
         "other_kind": counts["other_kind"],
         "refused": counts["refused"],
     }
@@ -282,8 +286,8 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
         click.echo(json.dumps(result))
     else:
         click.echo(
-            f"{taken.new:,} imported, {taken.known:,} known as well here, {taken.cached:,} of clips that were had here,"
-            f" {counts['other_kind']:,} of other kinds, {counts['refused']:,} refused"
+            f"{imported.new:,} imported; skipped: {imported.known:,} already known, {imported.cached:,} cached,"
+            f" {counts['other_kind']:,} of other kinds, {counts['refused']:,} invalid"
         )
     return DONE_IN_PART if counts["refused"] else 0
 
@@ -291,51 +295,27 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
 # What commands share
 
 
-def _store(settings: Settings) -> Store:
-    from kinetics_fs.app import open_store
-
-    return open_store(settings)
-
-
-def _clips(keys: Sequence[str]) -> list[Clip]:
+def _parse_clips(keys: Sequence[str]) -> list[Clip]:
     clips = []
     for key in keys:
         clip = parse_clip_name(key.removesuffix(".mp4") + ".mp4")
         if clip is None:
-            raise click.UsageError(f"{key!r} is not a clip: they are named <youtube id>_<start>_<end>")
+            raise click.UsageError(f"cannot find a clip {key!r}: write it as <youtube id>_<start>_<end>")
         clips.append(clip)
     return clips
 
 
-def _chosen(
-    store: Store, settings: Settings, kinds: Collection[FailureKind], clips: Collection[Clip] = ()
-) -> list[Failure]:
-    """The remembered failures, the latest first: of these kinds, of these clips, of the selection, where given."""
-    from kinetics_fs.cli.rooms import catalog_of
-
-    failures = store.failure_log.all(kinds)
-    if clips:
-        named = set(clips)
-        failures = (failure for failure in failures if failure.clip in named)
-    if not selection_given():
-        return list(failures)
-    with catalog_of(settings) as catalog:
-        return [failure for failure in failures if catalog.locate(failure.clip)]
-
-
-def _travelling(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
-    """The kinds to write or read: those named, or else what goes along unasked."""
+def _shareable(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
+    """Return the kinds to write or read: those given, or the default."""
     from kinetics_fs.store import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS
 
     for kind in kinds:
         if kind not in SHAREABLE_KINDS:
-            raise click.UsageError(f"--kind {kind} says nothing of a clip, only of a machine or its network")
+            raise click.UsageError(
+                f"cannot share failures of kind {kind}: they describe a machine or its network rather than a clip;"
+                f" give --kind {', '.join(SHAREABLE_KINDS)}"
+            )
     return kinds or KINDS_SHARED_BY_DEFAULT
-
-
-def _check_format(as_json: bool, as_csv: bool) -> None:
-    if as_json and as_csv:
-        raise click.UsageError("--json or --csv, not both")
 
 
 def _table(failures: Sequence[Failure]) -> Iterator[str]:
@@ -349,13 +329,6 @@ def _table(failures: Sequence[Failure]) -> Iterator[str]:
             f"{failure.key:<25}  {failure.kind:<11}  {failure.attempts:>{width},}  {_local_time(failure.last_at):<16}"
             f"  {next_try:<16}  {source}{failure.reason}"
         )
-
-
-def _print_csv(header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    sys.stdout.flush()
 
 
 def _local_time(seconds: float) -> str:

@@ -62,7 +62,7 @@ def command(
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     """
     from kinetics_fs.app import index_db_path, open_index_db, open_store
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.fill import Job
     from kinetics_fs.fill.plan import archives_holding, was_done
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over

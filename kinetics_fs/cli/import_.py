@@ -43,7 +43,7 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
     kinetics-fs import --release 400 --split train --verify decode /data/k400
     """
     from kinetics_fs.app import open_store
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.fill.importer import FolderImporter
     from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.store import ActivityCounts, HistoryRecorder

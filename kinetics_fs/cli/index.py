@@ -47,7 +47,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     """
     from kinetics_fs.app import index_db_path
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.fill import Job
     from kinetics_fs.fill.plan import archives_holding
     from kinetics_fs.fill.runner import Outcome, find_versions, pass_over, say_failed

@@ -58,7 +58,7 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     """
     from kinetics_fs.app import check_source_settings
     from kinetics_fs.catalog import Selection, select
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
     from kinetics_fs.mount.notify import Notifier
@@ -110,7 +110,7 @@ def _serve(
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.systemd import Service
     from kinetics_fs.store import ActivityCounts, HistoryRecorder
-    from kinetics_fs.store.coverage import class_counts
+    from kinetics_fs.store.coverage import measure_coverage
     from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OpenObserver, Readahead
 
     logging.getLogger().setLevel(logging.INFO)
@@ -166,7 +166,11 @@ def _serve(
         )
         if metrics is not None:
             metrics.begin(tree.metrics)
-        handlers = make_handlers(place, tree, store, prefetcher, lambda: class_counts(catalog, store))
+
+        def coverage() -> object:
+            return measure_coverage(catalog, store).as_json()["classes"]
+
+        handlers = make_handlers(place, tree, store, prefetcher, coverage)
         try:
             opened.enter_context(ControlServer(place, handlers))
         except MountError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
@@ -201,6 +202,14 @@ def check_format(as_json: bool, as_csv: bool) -> None:
     """
     if as_json and as_csv:
         raise click.UsageError("cannot print JSON and CSV at once: give --json or --csv, not both")
+
+
+def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table as CSV with line feeds."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    sys.stdout.flush()
 
 
 def verify_option(function: Callable[..., R]) -> Callable[..., R]:

@@ -3,86 +3,118 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 from rich import filesize
 
-from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.options import json_option, selection_given, with_settings
-from kinetics_fs.config import Settings
+from kinetics_fs.cli.command import Group
+from kinetics_fs.cli.options import given_settings, json_option, selection_given, with_settings
+from kinetics_fs.config import Settings, table
 
 if TYPE_CHECKING:
-    from kinetics_fs.catalog import Catalog, Directory
-    from kinetics_fs.store import PinCounts, Store
+    from kinetics_fs.store import PinCounts
+
+_NO_SELECTION = "cannot tell which clips are meant: give a selection, such as --split validation or --class LABEL"
 
 
-@click.command("pin", cls=Command, short_help="Have clips stay in the cache, whatever else must go.")
-@click.option("--list", "show", is_flag=True, help="Say what is pinned, by split and class, and pin nothing.")
-@with_settings("selection", "cache")
-@json_option
-def command(show: bool, settings: Settings, as_json: bool) -> None:
-    """Have the clips of a selection stay in the cache, whatever else must go to make room.
-
-    Those that are here, and those that come later; nothing is fetched. Every mount and prefetch on the cache obeys at
-    once. They count toward --cache-size as before: what does not fit beside them cannot be had.
+@click.group("pin", cls=Group, short_help="Exempt clips from eviction.")
+def command() -> None:
+    """Exempt clips from eviction, whether they are cached already or come later.
 
     \b
-    kinetics-fs pin --split validation
-    kinetics-fs pin --class "surfing water" --class "springboard diving"
-    kinetics-fs pin --list
+    kinetics-fs pin add --split validation
+    kinetics-fs pin list
     """
-    from kinetics_fs.app import open_store
-    from kinetics_fs.cli.rooms import catalog_of
 
-    if not show and not selection_given():
-        raise click.UsageError("give a selection, as --split validation or --class LABEL, or --list")
-    with catalog_of(settings) as catalog, open_store(settings) as store:
-        if show:
-            _print_list(catalog, store, as_json)
-            return
-        pinned = store.pins.add(entry.clip for entry in catalog.clips())
-        total = store.pins.totals()
+
+@command.command("add", short_help="Pin the clips of a selection.")
+@with_settings("selection", "cache")
+@json_option
+def add(settings: Settings, as_json: bool) -> None:
+    """Pin the clips of a selection: they stay in the cache, whatever else is evicted.
+
+    This applies to cached clips and to those that are fetched later; the command itself fetches nothing. It takes
+    effect at once for every mount and prefetch that uses the cache. Pinned clips count toward --cache-size: if a clip
+    does not fit beside them, it cannot be fetched.
+
+    \b
+    kinetics-fs pin add --split validation
+    kinetics-fs pin add --class "surfing water" --class "springboard diving"
+    """
+    from kinetics_fs.cli.library import open_library
+
+    if not selection_given():
+        raise click.UsageError(_NO_SELECTION)
+    with open_library(settings) as library:
+        pinned = library.pin()
+        total = library.store.pins.totals()
     if as_json:
         click.echo(json.dumps({**pinned.all._asdict(), "new": pinned.new, "total": total._asdict()}))
     else:
-        click.echo(f"{counts_line(pinned.all)}; {pinned.new:,} of them were not pinned before")
+        click.echo(f"{_describe(pinned.all, 'pinned')}; {pinned.new:,} of them were not pinned before")
     if settings.cache_size is not None and total.bytes > settings.cache_size:
         click.echo(
-            f"kinetics-fs: the pinned clips that are here take {filesize.decimal(total.bytes)}, more than --cache-size"
-            f" ({filesize.decimal(settings.cache_size)}): no other clip can be fetched; unpin some, or give more",
+            f"kinetics-fs: the pinned clips take {filesize.decimal(total.bytes)}, more than --cache-size"
+            f" ({filesize.decimal(settings.cache_size)}): no other clip can be fetched; raise --cache-size, or unpin"
+            " some clips with kinetics-fs pin remove",
             err=True,
         )
 
 
-def counts_line(counts: PinCounts, done: str = "pinned") -> str:
-    """Counts for people."""
-    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them here ({filesize.decimal(counts.bytes)})"
+@command.command("remove", short_help="Unpin the clips of a selection.")
+@click.option("--all", "everything", is_flag=True, help="Unpin all pinned clips.")
+@with_settings("selection", "cache")
+@json_option
+def remove(everything: bool, settings: Settings, as_json: bool) -> None:
+    """Unpin the clips of a selection. They stay cached until eviction needs their space.
+
+    \b
+    kinetics-fs pin remove --split validation --class "surfing water"
+    kinetics-fs pin remove --all
+    """
+    from kinetics_fs.cli.library import open_library
+
+    # A selection in the environment or in the file is meant for mounts, and does not conflict with --all.
+    flags = any(table()[name].about.group == "selection" for name in given_settings())
+    if everything and flags:
+        raise click.UsageError("cannot unpin all clips and a selection: give a selection or --all, not both")
+    if not everything and not selection_given():
+        raise click.UsageError(f"{_NO_SELECTION}, or --all")
+    with open_library(settings, whole_cache=everything) as library:
+        counts = library.store.pins.remove_all() if everything else library.unpin()
+    click.echo(json.dumps(counts._asdict()) if as_json else _describe(counts, "unpinned"))
 
 
-def _print_list(catalog: Catalog, store: Store, as_json: bool) -> None:
-    total = store.pins.totals()
-    places = list(_places(catalog, store)) if total.clips else []
+@command.command("list", short_help="List the pinned clips by split and class.")
+@with_settings("selection", "cache")
+@json_option
+def list_(settings: Settings, as_json: bool) -> None:
+    """List how many clips are pinned, by split and class of a selection, and in all.
+
+    \b
+    kinetics-fs pin list
+    kinetics-fs pin list --split validation --json
+    """
+    from kinetics_fs.cli.library import open_library
+
+    with open_library(settings) as library:
+        total = library.store.pins.totals()
+        classes = list(library.pins()) if total.clips else []
     if as_json:
-        rows = [{"split": place.split, "label": place.label or "", **counts._asdict()} for place, counts in places]
+        rows = [{"split": one.split, "label": one.label, **one.counts._asdict()} for one in classes]
         click.echo(json.dumps({"total": total._asdict(), "classes": rows}, indent=2, ensure_ascii=False))
         return
-    if places:
-        width = max(5, *(len(place.label or "") for place, _ in places))
-        click.echo(f"{'split':<10}  {'class':<{width}}  {'pinned':>8}  {'here':>8}  {'size':>8}")
-        for place, counts in places:
+    if classes:
+        width = max(5, *(len(one.label) for one in classes))
+        click.echo(f"{'split':<10}  {'class':<{width}}  {'pinned':>8}  {'cached':>8}  {'size':>8}")
+        for one in classes:
             click.echo(
-                f"{place.split:<10}  {place.label or '':<{width}}  {counts.clips:>8,}  {counts.cached:>8,}"
-                f"  {filesize.decimal(counts.bytes):>8}"
+                f"{one.split:<10}  {one.label:<{width}}  {one.counts.clips:>8,}  {one.counts.cached:>8,}"
+                f"  {filesize.decimal(one.counts.bytes):>8}"
             )
-    click.echo(f"All in all: {counts_line(total)}" if total.clips else "No clips are pinned.")
+    click.echo(f"Total: {_describe(total, 'pinned')}" if total.clips else "No clips are pinned.")
 
 
-def _places(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, PinCounts]]:
-    """The classes of each split of which anything is pinned."""
-    for split in catalog.splits():
-        for place in catalog.classes(split):
-            counts = store.pins.of([entry.clip.key for entry in catalog.entries(place)])
-            if counts.clips:
-                yield place, counts
+def _describe(counts: PinCounts, done: str) -> str:
+    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them cached ({filesize.decimal(counts.bytes)})"

@@ -94,7 +94,7 @@ def command(
 def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> int:
     from kinetics_fs.app import open_store
     from kinetics_fs.cli.fetching import fetch_clips
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
 
     clips: Iterable[Clip]
     with catalog_of(settings) as catalog, open_store(settings) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -45,18 +46,16 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --release 700-2020 --split train -o train.html
     kinetics-fs report --split validation --json
     """
-    from kinetics_fs.app import open_store
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import open_library
     from kinetics_fs.mount.query import statuses
     from kinetics_fs.report import gather, pictures, render
-    from kinetics_fs.store.coverage import Coverage
 
-    with catalog_of(settings) as catalog, open_store(settings) as store:
-        found = Coverage(catalog, store)
+    with open_library(settings) as library:
+        coverage = library.coverage()
         gathered = gather(
-            store,
+            library.store,
             selection={
-                "release": catalog.release,
+                "release": coverage.release,
                 "annotations": settings.annotations,
                 "splits": settings.split,
                 "classes": settings.klass,
@@ -64,15 +63,15 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
                 "shuffle": settings.shuffle,
                 "seed": settings.seed,
             },
-            classes=found.by_place(),
-            failures=found.as_json()["kinds"],
+            classes=[asdict(one) for one in coverage.classes],
+            failures=coverage.failures.as_json(),
             mounts=statuses(),
         )
         if as_json:
             click.echo(json.dumps(gathered, indent=2))
             return
-        held = {(row["split"], row["label"]): row["cached"] for row in gathered["classes"]}
-        page = render(gathered, list(pictures(catalog, store, held, thumbnails)))
+        cached = {(one.split, one.label): one.cached for one in coverage.classes}
+        page = render(gathered, list(pictures(library.catalog, library.store, cached, thumbnails)))
     written = page.encode(errors="replace")  # the name of a folder need not be valid UTF-8
     with open_output(output) as file:
         file.write(written)

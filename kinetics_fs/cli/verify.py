@@ -30,7 +30,7 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     """
     from kinetics_fs.app import make_fetcher, open_store
     from kinetics_fs.cli.fetching import fetch_with_progress
-    from kinetics_fs.cli.rooms import catalog_of
+    from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.cli.verifying import Report, check
 
     with contextlib.ExitStack() as opened:

@@ -1,155 +1,197 @@
-"""What is known of a selection before anything of it is fetched: what is here, what cannot be had, and why."""
+"""How much of a selection the cache has, and why the rest is unavailable. Measuring it never uses the network."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip, Directory
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.store import Failure, Store, selection_pages
+from kinetics_fs.store.failures import Failure
+from kinetics_fs.store.selection import SelectionPage, selection_pages
+from kinetics_fs.store.store import Store
 
-_REASONS_SHOWN = 5
-_CLASSES_SHOWN = 10
 
-
+@dataclass(frozen=True, slots=True)
 class FailureCounts:
-    """Failures, counted by kind and reason."""
+    """Number of failures by kind and reason, the most frequent first.
 
-    def __init__(self) -> None:
-        self._kinds: dict[FailureKind, Counter[str]] = {}
+    Attributes:
+        kinds: kind → reason, with `…` for ids and numbers → number of clips.
+    """
 
-    def add(self, failure: Failure) -> None:
-        self._kinds.setdefault(failure.kind, Counter())[failure.group] += 1
+    kinds: Mapping[FailureKind, Mapping[str, int]]
+
+    @classmethod
+    def of(cls, failures: Iterable[Failure]) -> FailureCounts:
+        """Count failures."""
+        return cls.of_reasons(Counter((failure.kind, failure.group) for failure in failures))
+
+    @classmethod
+    def of_reasons(cls, reasons: Counter[tuple[FailureKind, str]]) -> FailureCounts:
+        """Return the counts of these kinds and reasons."""
+        kinds: dict[FailureKind, Counter[str]] = {}
+        for (kind, reason), number in reasons.items():
+            kinds.setdefault(kind, Counter())[reason] += number
+        most_frequent = sorted(kinds.items(), key=lambda item: -item[1].total())
+        return cls({kind: dict(reasons.most_common()) for kind, reasons in most_frequent})
 
     @property
     def clips(self) -> int:
-        return sum(reasons.total() for reasons in self._kinds.values())
+        """Number of all failures."""
+        return sum(sum(reasons.values()) for reasons in self.kinds.values())
 
     def as_json(self) -> dict[str, Any]:
+        """Return kind → `{"clips": number, "reasons": {reason: number}}`."""
         return {
-            kind: {"clips": reasons.total(), "reasons": dict(reasons.most_common())} for kind, reasons in self._most()
+            str(kind): {"clips": sum(reasons.values()), "reasons": dict(reasons)}
+            for kind, reasons in self.kinds.items()
         }
 
-    def lines(self) -> Iterator[str]:
-        for kind, reasons in self._most():
-            yield f"{reasons.total():>10,}  {kind}"
-            for reason, number in reasons.most_common(_REASONS_SHOWN):
-                yield f"{number:>14,}  {reason}"
-            if len(reasons) > _REASONS_SHOWN:
-                yield f"{'':14}  … and {len(reasons) - _REASONS_SHOWN:,} more reasons"
-
-    def _most(self) -> list[tuple[FailureKind, Counter[str]]]:
-        return sorted(self._kinds.items(), key=lambda item: -item[1].total())
+    @classmethod
+    def from_json(cls, kinds: Mapping[str, Any]) -> FailureCounts:
+        """Return the counts that `as_json` described."""
+        return cls({FailureKind(kind): dict(counts["reasons"]) for kind, counts in kinds.items()})
 
 
-def survey(catalog: Catalog, store: Store) -> Iterator[tuple[Directory, dict[str, int], dict[Clip, Failure]]]:
-    """Goes through the clips of a catalog, some thousand at a time.
+@dataclass(frozen=True, slots=True)
+class ClassCoverage:
+    """Coverage of one class in one split, in numbers of clips.
 
-    Yields:
-        Their class in its split; how many clips there are, are cached, and were cached once; and the failures of
-        those that are not cached.
+    Attributes:
+        split: name of the split.
+        label: label of the class; empty in a split without labels.
+        clips: all clips of the class that are selected.
+        cached: clips in the cache.
+        evicted: clips that were in the cache and had to make room.
+        unavailable: clips that are not cached and failed to be fetched.
+        untried: clips that were never requested.
     """
-    for page in selection_pages(catalog, store):
-        clips = [entry.clip for entry in page.entries]
-        cached = {entry.clip for entry in page.entries if page.is_cached(entry)}
-        failures = {clip: one for clip, one in store.failure_log.of(clips).items() if clip not in cached}
-        evicted = len(page.sizes) - len(cached) - sum(clip.key in page.sizes for clip in failures)
-        yield page.directory, {"clips": len(clips), "cached": len(cached), "evicted": evicted}, failures
+
+    split: str
+    label: str
+    clips: int
+    cached: int
+    evicted: int
+    unavailable: int
+    untried: int
 
 
-def class_counts(catalog: Catalog, store: Store) -> list[dict[str, Any]]:
-    """Of each class in each split: how many clips there are, are here, and could not be had."""
-    classes: dict[int, dict[str, Any]] = {}
-    for place, counts, failures in survey(catalog, store):
-        zero = {"split": place.split, "label": place.label or "", "clips": 0, "cached": 0, "unavailable": 0}
-        one = classes.setdefault(place.ino, zero)
-        one["clips"] += counts["clips"]
-        one["cached"] += counts["cached"]
-        one["unavailable"] += len(failures)
-    return list(classes.values())
-
-
+@dataclass(frozen=True, slots=True)
 class Coverage:
-    """What of a selection is here, and what cannot be had."""
+    """Coverage of a selection.
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
-        self._release = catalog.release
-        self._counts = Counter[str]()
-        self._classes: dict[str, Counter[str]] = {}
-        self._places: dict[tuple[str, str], Counter[str]] = {}
-        self._tally = FailureCounts()
-        now = time.time()
-        for place, counts, failures in survey(catalog, store):
-            self._counts["due"] += sum(failure.retry_at <= now for failure in failures.values())
-            counts["unavailable"] = len(failures)
-            self._counts.update(counts)
-            label = place.label or ""
-            self._classes.setdefault(label, Counter()).update(counts)
-            self._places.setdefault((place.split, label), Counter()).update(counts)
-            for failure in failures.values():
-                self._tally.add(failure)
+    Attributes:
+        release: name of the release.
+        classes: coverage of each class in each split, in the order of the catalog.
+        failures: why clips are unavailable.
+        due: number of unavailable clips whose next open retries them.
+    """
+
+    release: str
+    classes: tuple[ClassCoverage, ...]
+    failures: FailureCounts
+    due: int
+
+    @property
+    def clips(self) -> int:
+        """Number of clips in the selection."""
+        return sum(one.clips for one in self.classes)
+
+    @property
+    def cached(self) -> int:
+        """Number of clips in the cache."""
+        return sum(one.cached for one in self.classes)
+
+    @property
+    def evicted(self) -> int:
+        """Number of clips that were in the cache and had to make room."""
+        return sum(one.evicted for one in self.classes)
+
+    @property
+    def unavailable(self) -> int:
+        """Number of clips that are not cached and failed to be fetched."""
+        return sum(one.unavailable for one in self.classes)
+
+    @property
+    def untried(self) -> int:
+        """Number of clips that were never requested."""
+        return sum(one.untried for one in self.classes)
 
     def as_json(self) -> dict[str, Any]:
+        """Return the totals, the failures by kind, and a row per class and split."""
         return {
-            "release": self._release,
-            "clips": self._counts["clips"],
-            "cached": self._counts["cached"],
-            "evicted": self._counts["evicted"],
-            "untried": _untried(self._counts),
-            "unavailable": self._tally.clips,
-            "due": self._counts["due"],
-            "kinds": self._tally.as_json(),
-            "classes": [
-                {"label": label, **{name: counts[name] for name in ("clips", "cached", "unavailable")}}
-                for label, counts in self._worst()
-            ],
+            "release": self.release,
+            "clips": self.clips,
+            "cached": self.cached,
+            "evicted": self.evicted,
+            "untried": self.untried,
+            "unavailable": self.unavailable,
+            "due": self.due,
+            "kinds": self.failures.as_json(),
+            "classes": [asdict(one) for one in self.classes],
         }
 
-    def by_place(self) -> list[dict[str, Any]]:
-        """How many clips of each class in each split are here, were here, could not be had, and were never tried."""
-        return [
-            {
-                "split": split,
-                "label": label,
-                **{name: counts[name] for name in ("clips", "cached", "evicted", "unavailable")},
-                "untried": _untried(counts),
-            }
-            for (split, label), counts in self._places.items()
-        ]
-
-    def lines(self) -> Iterator[str]:
-        yield f"Kinetics-{self._release}, {self._counts['clips']:,} clips:"
-        yield f"{self._counts['cached']:>10,}  are here"
-        if self._counts["evicted"]:
-            yield f"{self._counts['evicted']:>10,}  were here, and had to make room"
-        yield f"{_untried(self._counts):>10,}  were never tried"
-        due = f"; {self._counts['due']:,} of them are tried again when opened" if self._counts["due"] else ""
-        yield f"{self._tally.clips:>10,}  could not be had{due}"
-        if not self._tally.clips:
-            return
-        yield ""
-        yield from self._tally.lines()
-        worst = self._worst()
-        width = max(len(label) for label, _ in worst[:_CLASSES_SHOWN])
-        yield ""
-        yield f"{'class':<{width}}  {'clips':>8}  {'here':>8}  could not be had"
-        for label, counts in worst[:_CLASSES_SHOWN]:
-            share = counts["unavailable"] / counts["clips"]
-            yield (
-                f"{label:<{width}}  {counts['clips']:>8,}  {counts['cached']:>8,}"
-                f"  {counts['unavailable']:>8,} ({share:.1%})"
-            )
-        if len(worst) > _CLASSES_SHOWN:
-            yield f"… and {len(worst) - _CLASSES_SHOWN:,} more classes"
-
-    def _worst(self) -> list[tuple[str, Counter[str]]]:
-        """The classes of which clips could not be had, that with the greatest share of them first."""
-        some = [(label, counts) for label, counts in self._classes.items() if counts["unavailable"]]
-        return sorted(some, key=lambda one: (-one[1]["unavailable"] / one[1]["clips"], -one[1]["unavailable"], one[0]))
+    @classmethod
+    def from_json(cls, text: Mapping[str, Any]) -> Coverage:
+        """Return the coverage that `as_json` described."""
+        return cls(
+            text["release"],
+            tuple(ClassCoverage(**one) for one in text["classes"]),
+            FailureCounts.from_json(text["kinds"]),
+            text["due"],
+        )
 
 
-def _untried(counts: Counter[str]) -> int:
-    return counts["clips"] - counts["cached"] - counts["evicted"] - counts["unavailable"]
+class UnavailableClip(NamedTuple):
+    """A clip that is not cached, with the failure that the cache remembers."""
+
+    directory: Directory
+    clip: Clip
+    failure: Failure
+
+    @property
+    def path(self) -> str:
+        """Path of the clip in a mount with raw class names: `split/class/clip.mp4`."""
+        return f"{self.directory.split}/{self.directory.label}/{self.clip.name}"
+
+
+def measure_coverage(catalog: Catalog, store: Store) -> Coverage:
+    """Measure how many of the catalog's clips the store has."""
+    classes: list[ClassCoverage] = []
+    reasons = Counter[tuple[FailureKind, str]]()
+    due, now = 0, time.time()
+    for page in selection_pages(catalog, store):
+        failures = _failures(page, store)
+        due += sum(failure.retry_at <= now for failure in failures.values())
+        reasons.update((failure.kind, failure.group) for failure in failures.values())
+        cached = sum(map(page.is_cached, page.entries))
+        evicted = len(page.sizes) - cached - sum(clip.key in page.sizes for clip in failures)
+        numbers = Counter(
+            clips=len(page.entries),
+            cached=cached,
+            evicted=evicted,
+            unavailable=len(failures),
+            untried=len(page.entries) - cached - evicted - len(failures),
+        )
+        split, label = page.directory.split, page.directory.label or ""
+        if classes and (classes[-1].split, classes[-1].label) == (split, label):  # a further page of the same class
+            last = asdict(classes.pop())
+            numbers.update({name: last[name] for name in numbers})
+        classes.append(ClassCoverage(split, label, **numbers))
+    return Coverage(catalog.release, tuple(classes), FailureCounts.of_reasons(reasons), due)
+
+
+def unavailable_clips(catalog: Catalog, store: Store) -> Iterator[UnavailableClip]:
+    """Yield the clips of the catalog that are not cached and failed to be fetched, in the order of the catalog."""
+    for page in selection_pages(catalog, store):
+        for clip, failure in _failures(page, store).items():
+            yield UnavailableClip(page.directory, clip, failure)
+
+
+def _failures(page: SelectionPage, store: Store) -> dict[Clip, Failure]:
+    """Return the failures of the clips of a page that are not cached."""
+    return store.failure_log.of([entry.clip for entry in page.entries if not page.is_cached(entry)])

@@ -1,0 +1,41 @@
+"""Coverage and counts of failures as text, for `status --coverage` and `failures list --summary`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kinetics_fs.store.coverage import Coverage, FailureCounts
+
+_REASONS_SHOWN = 5
+
+
+def coverage_lines(coverage: Coverage) -> Iterator[str]:
+    """Yield a table of classes, the reasons why clips are unavailable, and the totals."""
+    width = max((len(one.label) for one in coverage.classes), default=0)
+    yield f"{'split':<10}  {'class':<{width}}  {'clips':>8}  {'cached':>8}  {'':6}  {'unavailable':>11}"
+    for one in coverage.classes:
+        yield (
+            f"{one.split:<10}  {one.label:<{width}}  {one.clips:>8,}  {one.cached:>8,}"
+            f"  {one.cached / one.clips:>6.1%}  {one.unavailable:>11,}"
+        )
+    yield ""
+    if coverage.unavailable:
+        yield from failure_lines(coverage.failures)
+        yield ""
+    yield f"Kinetics-{coverage.release}, {coverage.clips:,} clips:"
+    yield f"{coverage.cached:>10,}  cached"
+    if coverage.evicted:
+        yield f"{coverage.evicted:>10,}  evicted"
+    yield f"{coverage.untried:>10,}  not requested yet"
+    due = f"; {coverage.due:,} of them are retried at the next open" if coverage.due else ""
+    yield f"{coverage.unavailable:>10,}  unavailable{due}"
+
+
+def failure_lines(counts: FailureCounts) -> Iterator[str]:
+    """Yield the kinds of failures and the most frequent reasons of each, with their numbers."""
+    for kind, reasons in counts.kinds.items():
+        yield f"{sum(reasons.values()):>10,}  {kind}"
+        for reason, number in list(reasons.items())[:_REASONS_SHOWN]:
+            yield f"{number:>14,}  {reason}"
+        if len(reasons) > _REASONS_SHOWN:
+            yield f"{'':14}  … and {len(reasons) - _REASONS_SHOWN:,} more reasons"
