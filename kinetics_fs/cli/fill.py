@@ -207,7 +207,7 @@ def _check_room(
     coming += min(max(0, archives - here.bytes_not_indexed), here.unknown * _MOST_PER_CLIP)
     needed = here.bytes + coming
     pinned = store.pins.totals().bytes - here.pinned  # which none of it can take the place of
-    beside = f" beside {filesize.decimal(pinned)} that are pinned (see kinetics-fs unpin)" if pinned else ""
+    beside = f" beside {filesize.decimal(pinned)} that are pinned (see kinetics-fs pin remove)" if pinned else ""
     if settings.cache_size is not None and needed + pinned > settings.cache_size:
         raise KineticsError(
             f"the selection takes about {filesize.decimal(needed)}, and the cache is limited to"

@@ -126,7 +126,7 @@ class Room:
         what = f"no room for {wanted:,} bytes in {self._folder}"
         ways = "see --cache-size and --min-free"
         if pins:
-            what, ways = f"{what} beside the clips that are pinned", f"kinetics-fs unpin gives room back; {ways}"
+            what, ways = f"{what} beside the clips that are pinned", f"kinetics-fs pin remove gives room back; {ways}"
         return FetchError(FailureKind.LOCAL, f"{what} ({ways})", errno=errno.ENOSPC)
 
 

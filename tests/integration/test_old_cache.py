@@ -147,7 +147,7 @@ def test_pins(old: Old, tmp_path: Path) -> None:
         return {{"here": "cached"}.get(name, name): value for name, value in row.items()}
 
     total, classes = FACTS["pins"]["total"], FACTS["pins"]["classes"]
-    assert old.run("pin", "--list") == {"total": renamed(total), "classes": [renamed(row) for row in classes]}
+    assert old.run("pin", "list") == {"total": renamed(total), "classes": [renamed(row) for row in classes]}
 
     # All other clips are evicted for a new one, under a limit that leaves just room enough for it beside the pins.
     new = max(FACTS["sha256_of_half_filled"])
@@ -159,9 +159,9 @@ def test_pins(old: Old, tmp_path: Path) -> None:
     assert old.run("prefetch", "--from-list", listing, *source, "--cache-size", limit)["fetched"] == 1
     assert set(old.sums()) == {"archery__01_000000_000010", "archery__02_000000_000010", new}
 
-    done = kinetics_fs("unpin", "--all", *old.arguments(selection=False))
+    done = kinetics_fs("pin", "remove", "--all", *old.arguments(selection=False))
     assert done.returncode == 0, done.stderr
-    assert old.run("pin", "--list")["total"]["clips"] == 0
+    assert old.run("pin", "list")["total"]["clips"] == 0
 
 
 def test_history(old: Old) -> None:

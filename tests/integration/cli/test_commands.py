@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from kinetics_fs.config import Settings
+from kinetics_fs.cli import COMMANDS, cli
+from kinetics_fs.config import Settings, table
 from tests.support.command_line import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]
@@ -20,8 +22,9 @@ Arguments = tuple[str | Path, ...]
 LEAVES = [
     *("mount", "umount", "prefetch", "fill", "import", "export", "status", "top", "verify", "doctor"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
-    *(f"failures {name}" for name in ("list", "summary", "report", "retry", "clear", "export", "import")),
-    *("classes", "report", "pin", "unpin", "demo"),
+    *(f"failures {name}" for name in ("list", "report", "retry", "clear", "export", "import")),
+    *(f"pin {name}" for name in ("add", "remove", "list")),
+    *("classes", "report", "demo"),
 ]
 
 
@@ -264,7 +267,7 @@ def test_refused_rows_are_told(chosen: Arguments, annotations: Path) -> None:
     done = kinetics_fs("classes", "--json", *chosen)
 
     assert len(json.loads(done.stdout)) == 3
-    assert "2 rows" in done.stderr
+    assert "2 invalid rows" in done.stderr
     assert "line 8" in done.stderr
 
 
@@ -317,9 +320,27 @@ def test_help_has_an_example(command: str) -> None:
 def test_help_lists_every_command() -> None:
     said = kinetics_fs("--help").stdout
 
-    for text in (said, *(kinetics_fs(group, "--help").stdout for group in ("index", "failures"))):
+    for text in (said, *(kinetics_fs(group, "--help").stdout for group in ("index", "failures", "pin"))):
         assert "..." not in text.partition("Commands:")[2], "what a command does is cut off"
     assert {leaf.split()[0] for leaf in LEAVES} == set(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_short_help_of_each(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.get_short_help_str(limit=200) == COMMANDS[name]
+
+
+def test_help_all_shows_rare_options_too() -> None:
+    usual, whole = (kinetics_fs("mount", option).stdout for option in ("--help", "--help-all"))
+
+    rare = {f"--{name}" for name, setting in table().items() if setting.about.rare}
+    assert rare, "or nothing is tested"
+    assert not [option for option in rare if f"{option} " in usual.partition("Rarely used")[0]]
+    assert rare <= {word for line in whole.splitlines() for word in line.replace("[no-]", "").split()[:1]}
+    for section in ("Selection", "Cache", "Sources", "Network", "Mount", "Logging"):
+        assert f"\n{section}:\n" in usual
 
 
 @pytest.mark.parametrize(

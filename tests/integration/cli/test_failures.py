@@ -119,15 +119,19 @@ def test_list_of_a_selection(failed: Arguments, annotations: Path, tmp_path: Pat
     assert "surfing water" in wrong.stderr
 
 
-def test_summary(failed: Arguments, annotations: Path) -> None:
-    told = json.loads(failures("summary", "--json", *failed).stdout)
-    assert told["clips"] == 5
-    assert told["kinds"]["gone"] == {"clips": 2, "reasons": {"…: Video unavailable": 2}}
-    assert told["kinds"]["local"] == {"clips": 1, "reasons": {"no room for … bytes": 1}}
+def test_list_summary_counts_failures_by_reason(failed: Arguments, annotations: Path) -> None:
+    summary = json.loads(failures("list", "--summary", "--json", *failed).stdout)
+    assert summary["clips"] == 5
+    assert summary["kinds"]["gone"] == {"clips": 2, "reasons": {"…: Video unavailable": 2}}
+    assert summary["kinds"]["local"] == {"clips": 1, "reasons": {"no room for … bytes": 1}}
 
-    lines = failures("summary", *failed, "--annotations", annotations, "--kind", "gone").stdout.splitlines()
-    assert [line.split() for line in lines] == [["1", "gone"], ["1", "…:", "Video", "unavailable"]]
-    assert "No such" in failures("summary", *failed, "--kind", "corrupt").stdout
+    of_selection = failures("list", "--summary", *failed, "--annotations", annotations, "--kind", "gone")
+    assert [line.split() for line in of_selection.stdout.splitlines()] == [
+        ["1", "gone"],
+        ["1", "…:", "Video", "unavailable"],
+    ]
+    assert "No such" in failures("list", "--summary", *failed, "--kind", "corrupt").stdout
+    assert "--summary or --csv" in failures("list", "--summary", "--csv", *failed, code=2).stderr
 
 
 # Before a training
@@ -158,15 +162,23 @@ def test_report(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Argu
         "blocked": 1,
     }
     assert told["classes"] == [
-        {"label": "massaging person's head", "clips": 1, "cached": 0, "unavailable": 1},
-        {"label": "passing American football (in game)", "clips": 1, "cached": 0, "unavailable": 1},
-        {"label": "surfing water", "clips": 4, "cached": 1, "unavailable": 1},
+        {
+            "split": split,
+            "label": label,
+            **dict(zip(("clips", "cached", "evicted", "unavailable", "untried"), numbers, strict=True)),
+        }
+        for split, label, *numbers in [
+            ("train", "surfing water", 2, 1, 1, 0, 0),
+            ("validation", "massaging person's head", 1, 0, 0, 1, 0),
+            ("validation", "passing American football (in game)", 1, 0, 0, 1, 0),
+            ("validation", "surfing water", 2, 0, 0, 1, 1),
+        ]
     ]
     lines = [line.split() for line in failures("report", *chosen).stdout.splitlines()]
-    assert lines[0] == ["Kinetics-600,", "6", "clips:"]
-    assert ["1", "are", "here"] in lines
-    assert ["3", "could", "not", "be", "had"] in lines
-    assert lines[-1] == ["surfing", "water", "4", "1", "1", "(25.0%)"]
+    assert ["Kinetics-600,", "6", "clips:"] in lines
+    assert ["1", "cached"] in lines
+    assert lines[-1] == ["3", "unavailable"]
+    assert ["validation", "surfing", "water", "2", "0", "0.0%", "1"] in lines
 
     table = rows(failures("report", "--csv", *chosen).stdout)
     assert {row["path"]: (row["label"], row["kind"]) for row in table} == {
@@ -183,9 +195,9 @@ def test_report_of_a_part(chosen: Arguments, failed: Arguments) -> None:
     told = json.loads(failures("report", "--json", *chosen, "--split", "train").stdout)
     assert (told["clips"], told["unavailable"], told["due"], told["untried"]) == (2, 1, 1, 1)
     said = failures("report", *chosen, "--split", "train").stdout
-    assert "1 of them are tried again when opened" in said
+    assert "1 of them are retried at the next open" in said
     nothing = failures("report", *chosen, "--split", "train", "--max-samples", "1", "--class", "surfing water")
-    assert "could not be had" in nothing.stdout
+    assert "unavailable" in nothing.stdout
 
 
 # Again
@@ -231,10 +243,10 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
 
 def test_clear_of_kinds(failed: Arguments) -> None:
     failures("clear", *failed, code=2)
-    assert failures("clear", *failed, "--kind", "gone", "--", SURF.key).stdout == "0 forgotten\n"
-    assert failures("clear", *failed, "--kind", "gone", "--kind", "blocked").stdout == "3 forgotten\n"
+    assert failures("clear", *failed, "--kind", "gone", "--", SURF.key).stdout == "0 failures forgotten\n"
+    assert failures("clear", *failed, "--kind", "gone", "--kind", "blocked").stdout == "3 failures forgotten\n"
     assert keys(*failed) == [TRAIN.key, MASSAGE.key]
-    assert failures("clear", *failed, "--all").stdout == "2 forgotten\n"
+    assert failures("clear", *failed, "--all").stdout == "2 failures forgotten\n"
 
 
 # From one cache to another
@@ -243,7 +255,7 @@ def test_clear_of_kinds(failed: Arguments) -> None:
 def test_what_a_lab_shares(failed: Arguments, tmp_path: Path, prefetch: Prefetch, site: VideoSite) -> None:
     shared, other = tmp_path / "dead clips.jsonl", ("--cache-dir", tmp_path / "other")
     done = failures("export", *failed, shared)
-    assert (done.stdout, done.stderr) == ("", "2 written\n")
+    assert (done.stdout, done.stderr) == ("", "2 failures written\n")
     lines = [json.loads(line) for line in shared.read_text().splitlines()]
     assert [line["key"] for line in lines] == [FOOTBALL.key, ELSEWHERE.key]
     assert failures("export", *failed, "-").stdout == shared.read_text()
@@ -251,7 +263,7 @@ def test_what_a_lab_shares(failed: Arguments, tmp_path: Path, prefetch: Prefetch
     first = failures("import", *other, shared, "--json")
     assert json.loads(first.stdout) == {"imported": 2, "known": 0, "clip_cached": 0, "other_kind": 0, "refused": 0}
     again = failures("import", *other, shared)
-    assert again.stdout.startswith("0 imported, 2 known")
+    assert again.stdout.startswith("0 imported; skipped: 2 already known, ")
     told = json.loads(failures("list", "--json", *other).stdout)
     assert {failure["source"] for failure in told} == {"imported youtube"}
     assert [failure["last_at"] for failure in told] == [line["last_at"] for line in lines]
@@ -287,10 +299,10 @@ def test_a_list_with_mistakes(cache: Path, tmp_path: Path) -> None:
 
     done = failures("import", "--cache-dir", cache, path, code=3)
 
-    assert done.stdout.startswith("1 imported, ")
-    assert done.stdout.endswith(" 4 refused\n")
+    assert done.stdout.startswith("1 imported; ")
+    assert done.stdout.endswith(" 4 invalid\n")
     said = done.stderr.splitlines()
-    assert "4 lines" in said[0]
+    assert "4 invalid lines" in said[0]
     assert [line.split(":")[0].strip() for line in said[1:]] == ["line 1", "line 3", "line 4"]
     [failure] = json.loads(failures("list", "--json", "--cache-dir", cache).stdout)
     assert failure["first_at"] <= failure["last_at"] <= time.time()

@@ -361,7 +361,7 @@ def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
 
     small = world.fill("--split", "validation", "--cache-size", f"{size + more - 1}")
     assert small.returncode == 1
-    assert "unpin" in small.stderr
+    assert "pin remove" in small.stderr
     assert world.held() == world.of(TRAIN)
     more = max(more, sum(map(len, world.of(SURFING, HEADS).values())))
     assert world.fill("--split", "validation", "--cache-size", f"{size + more}").returncode == 0

@@ -1,4 +1,4 @@
-"""`kinetics-fs pin` and `unpin`: what they say, and that a mount obeys."""
+"""`kinetics-fs pin`: its output, and its effect on a running mount."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def filled(fetched: Path, chosen: Arguments, cache: Path) -> Arguments:
 
 
 def said(name: str, *arguments: str | Path, code: int = 0, **environment: str) -> Any:
-    """What a command prints as JSON."""
-    done = kinetics_fs(name, *arguments, "--json", timeout=60, **environment)
+    """What `kinetics-fs pin` prints as JSON."""
+    done = kinetics_fs(*(("pin",) if name != "status" else ()), name, *arguments, "--json", timeout=60, **environment)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     return json.loads(done.stdout)
 
@@ -42,23 +42,23 @@ def bytes_of(cache: Path, which: str) -> int:
     return size
 
 
-def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None:
+def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> None:
     surfing = bytes_of(cache, "key NOT LIKE 'demo%'")
-    assert kinetics_fs("pin", *filled, "--list").stdout == "No clips are pinned.\n"
+    assert kinetics_fs("pin", "list", *filled).stdout == "No clips are pinned.\n"
 
-    assert said("pin", *filled, "--class", SURFING) == {
+    assert said("add", *filled, "--class", SURFING) == {
         "clips": 4,
         "cached": 2,
         "bytes": surfing,
         "new": 4,
         "total": {"clips": 4, "cached": 2, "bytes": surfing},
     }
-    again = kinetics_fs("pin", *filled, "--split", "validation", "--cache-size", "1000")
+    again = kinetics_fs("pin", "add", *filled, "--split", "validation", "--cache-size", "1000")
     assert again.returncode == 0
-    assert again.stdout.startswith("4 clips pinned, 3 of them here (")
+    assert again.stdout.startswith("4 clips pinned, 3 of them cached (")
     assert again.stdout.endswith("; 2 of them were not pinned before\n")
     assert "more than --cache-size (1.0 kB)" in again.stderr
-    listed = said("pin", *filled, "--list")
+    listed = said("list", *filled)
     assert listed["total"]["clips"] == 6
     assert "; 6 clips are pinned, 3 of them here, " in kinetics_fs("status", "--cache-dir", cache).stdout
     assert [(row["split"], row["label"], row["clips"], row["cached"]) for row in listed["classes"]] == [
@@ -67,52 +67,52 @@ def test_pin_and_unpin_say_what_they_did(filled: Arguments, cache: Path) -> None
         ("validation", ROWS[3][0], 1, 0),
         ("validation", SURFING, 2, 2),
     ]
-    lines = kinetics_fs("pin", *filled, "--list", "--split", "train").stdout.splitlines()
+    lines = kinetics_fs("pin", "list", *filled, "--split", "train").stdout.splitlines()
     assert [line.split()[:5] for line in lines[1:]] == [
         ["train", "surfing", "water", "2", "0"],
-        ["All", "in", "all:", "6", "clips"],
+        ["Total:", "6", "clips", "pinned,", "3"],
     ]
 
-    assert said("unpin", *filled, "--class", SURFING) == {"clips": 4, "cached": 2, "bytes": surfing}
-    assert said("unpin", "--all", "--cache-dir", cache)["clips"] == 2
+    assert said("remove", *filled, "--class", SURFING) == {"clips": 4, "cached": 2, "bytes": surfing}
+    assert said("remove", "--all", "--cache-dir", cache)["clips"] == 2
     assert said("status", "--cache-dir", cache)["cache"]["pinned_clips"] == 0
 
 
-def test_what_is_meant_must_be_said(cache: Path, annotations: Path) -> None:
+def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
     with Store(cache):
         pass
     place = "--cache-dir", cache
-    for wrong in (["pin"], ["unpin"], ["unpin", "--all", "--split", "train"]):
+    for wrong in (["pin", "add"], ["pin", "remove"], ["pin", "remove", "--all", "--split", "train"]):
         done = kinetics_fs(*wrong, *place)
         assert done.returncode == 2
         assert "give a selection" in done.stderr
     # Where a selection stands in the environment, as for a mount, --all is still all.
-    said("unpin", "--all", *place, KINETICS_FS_SPLIT="train")
-    wrong_class = kinetics_fs("pin", *place, "--annotations", annotations, "--class", "surfing watr")
+    said("remove", "--all", *place, KINETICS_FS_SPLIT="train")
+    wrong_class = kinetics_fs("pin", "add", *place, "--annotations", annotations, "--class", "surfing watr")
     assert wrong_class.returncode == 1
     assert SURFING in wrong_class.stderr
 
 
-def test_a_mount_obeys_at_once(filled: Arguments, cache: Path, site: VideoSite, tmp_path: Path) -> None:
+def test_a_running_mount_spares_pinned_clips(filled: Arguments, cache: Path, site: VideoSite, tmp_path: Path) -> None:
     limit = "--cache-size", str(bytes_of(cache, "key LIKE 'demo%'") + UNIT)
     with Mounted(tmp_path / "mount", *filled, *limit, "--video-url", site.url_template) as mounted:
         oldest = mounted.root / f"validation/{MASSAGE}/demo-video2_000000_000002.mp4"
         first, second = sorted((mounted.root / f"train/{SURFING}").iterdir())
 
-        said("pin", *filled, "--class", MASSAGE)
+        said("add", *filled, "--class", MASSAGE)
         first.read_bytes()
         states = [os.getxattr(path, "user.kinetics.state") for path in mounted.root.glob("validation/*/*.mp4")]
         assert sorted(states) == [b"absent", b"absent", b"absent", b"cached"]
         assert os.getxattr(oldest, "user.kinetics.state") == b"cached", "although it was the first to come"
 
-        said("pin", *filled, "--split", "train")
+        said("add", *filled, "--split", "train")
         with pytest.raises(OSError) as caught:
             second.read_bytes()
         assert caught.value.errno == errno.ENOSPC
-        assert "kinetics-fs unpin" in reason(second)
+        assert "kinetics-fs pin remove" in reason(second)
         assert not any(second.name[:11] in path for path, _ in site.requests), "nobody was asked for it"
         status = mounted.status()["cache"]
         assert (status["pinned_clips"], status["pinned_cached"]) == (3, 2)
 
-        said("unpin", "--all", *filled[2:])
+        said("remove", "--all", *filled[2:])
         assert len(second.read_bytes()) == second.stat().st_size

@@ -129,7 +129,7 @@ def test_what_does_not_fit_beside_pins_is_not_begun(folder: Path) -> None:
             with pytest.raises(FetchError) as caught:
                 store.claim(wanted, size=size)
             assert_no_room(caught.value)
-            assert "kinetics-fs unpin" in caught.value.reason
+            assert "kinetics-fs pin remove" in caught.value.reason
         assert_in_step(folder)
         store.pins.remove([clip(1)])
         keep(store, clip(3))
@@ -145,7 +145,7 @@ def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path
         assert claim is not None
         with claim, pytest.raises(FetchError) as caught:
             claim.publish(write(claim, 2 * UNIT + 1), "test")
-        assert "kinetics-fs unpin" in caught.value.reason
+        assert "kinetics-fs pin remove" in caught.value.reason
         assert held(store, 4) == [0, 1, 2]
         assert_in_step(folder)
 
@@ -181,10 +181,10 @@ def test_pins_are_not_blamed_where_nothing_may_go_anyway(folder: Path) -> None:
         keep(store, clip(0))
         with pytest.raises(FetchError) as caught:
             store.claim(clip(1), size=1, protect_used_since=0)
-        assert "unpin" not in caught.value.reason
+        assert "pin remove" not in caught.value.reason
         with pytest.raises(FetchError) as caught:
             store.claim(clip(1), size=1, protect_used_since=time.time() + 1)
-        assert "unpin" in caught.value.reason
+        assert "pin remove" in caught.value.reason
 
 
 def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) -> None:
@@ -203,7 +203,7 @@ def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) 
         with pytest.raises(FetchError) as caught:
             store.claim(clip(4))
         assert_no_room(caught.value)
-        assert "kinetics-fs unpin" in caught.value.reason
+        assert "kinetics-fs pin remove" in caught.value.reason
         store.pins.remove([clip(0)])
         claim = store.claim(clip(4))
         assert claim is not None
