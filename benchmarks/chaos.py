@@ -32,7 +32,7 @@ from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.clip import parse_clip_name
 from kinetics_fs.demo.media import frame_numbers
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.support.command_line import ENVIRONMENT
 from tests.support.mounts import CLASS, Labelled, command_line, descendants, state, write_annotations
 from tests.support.videos import RATE, Videos, make_videos
@@ -298,7 +298,7 @@ class _Chaos:
             print(f"left: {pid} {command_line(pid)}", file=sys.stderr)
         self._seen.left_processes = len(left)
         with Store(self._cache):
-            self._seen.left_files = sum(1 for _ in (self._cache / "incoming").rglob("*"))
+            self._seen.left_files = sum(1 for _ in CacheLayout(self._cache).incoming.rglob("*"))
         self._look_into_the_store()
         self._youtube.media_fault.clear()
         for video in self._ids:
@@ -332,17 +332,18 @@ class _Chaos:
 
     def _look_into_the_store(self) -> None:
         """Table, ledger and files say the same, and each file is its clip."""
-        with closing(sqlite3.connect(self._cache / "clips/cache.db")) as db:
+        with closing(sqlite3.connect(CacheLayout(self._cache).clip_table)) as db:
             table = {key: (filename, json.loads(tag)) for key, filename, tag in db.execute(
                 "SELECT key, filename, tag FROM Cache"
             )}  # fmt: skip
             counted = dict(db.execute("SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
-        with closing(sqlite3.connect(self._cache / "ledger.sqlite")) as db:
+        with closing(sqlite3.connect(CacheLayout(self._cache).state_database)) as db:
             ledger = {key: (size, digest) for key, size, digest in db.execute(
                 "SELECT key, size, sha256 FROM clip WHERE held"
             )}  # fmt: skip
             [(fetches,)] = db.execute("SELECT count(*) FROM flight")
-        files = {str(path.relative_to(self._cache / "clips")) for path in (self._cache / "clips").glob("*/*")}
+        clips = CacheLayout(self._cache).clips
+        files = {str(path.relative_to(clips)) for path in clips.glob("*/*")}
         different = [
             *(ledger.keys() ^ table.keys()),
             *(files ^ {filename for filename, _ in table.values()}),
@@ -350,7 +351,7 @@ class _Chaos:
             *(["flights"] if fetches else []),
         ]
         for key, (filename, record) in table.items():
-            content = (self._cache / "clips" / filename).read_bytes()
+            content = (clips / filename).read_bytes()
             clip = parse_clip_name(f"{key}.mp4")
             assert clip is not None
             truth = (len(content), hashlib.sha256(content).hexdigest())

@@ -39,7 +39,7 @@ from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.store import Store, prepare_folder
+from kinetics_fs.store import CacheLayout, Store, prepare_folder
 
 
 @dataclass(frozen=True)
@@ -472,7 +472,7 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
     annotations, cache = folder / "annotations.csv", folder / "cache"
     write_annotations(annotations, scale.rows)
     prepare_folder(cache)
-    with Catalog(compile_catalog([annotations], find_release("700-2020"), cache / "catalog")) as catalog:
+    with Catalog(compile_catalog([annotations], find_release("700-2020"), CacheLayout(cache).catalogs)) as catalog:
         _hold_a_few(catalog, cache)
         tree, entries = _make_twin(catalog, folder / "tree")
     arguments = ["--release", "700-2020", "--annotations", annotations, "--cache-dir", cache, "--min-free", "0"]

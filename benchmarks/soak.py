@@ -27,6 +27,7 @@ from benchmarks.report import Row, Target
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.store import CacheLayout
 from tests.support.command_line import has_ended, kinetics_fs
 from tests.support.mounts import (
     CLASS,
@@ -241,4 +242,4 @@ def _end_amid_fetches(mounted: Mounted, paths: list[Path], cache: Path, seen: _S
     pids = [int(process.name) for process in Path("/proc").glob("[0-9]*")]
     left |= {pid for pid in pids if str(cache) in command_line(pid)}
     seen.left_processes = len(left)
-    seen.left_files = sum(1 for path in (cache / "incoming").rglob("*"))
+    seen.left_files = sum(1 for path in CacheLayout(cache).incoming.rglob("*"))

@@ -14,8 +14,8 @@ from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch.settings import FetchSettings
-from kinetics_fs.sources.settings import ARCHIVE_INDEXES, YOUTUBE_URL, SourceSettings
-from kinetics_fs.store import Store, prepare_folder
+from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
+from kinetics_fs.store import CacheLayout, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
@@ -34,6 +34,7 @@ def open_selected_catalog(settings: Settings) -> Catalog:
         CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
     """
     prepare_folder(settings.cache_dir)
+    layout = CacheLayout(settings.cache_dir)
     selection = Selection(
         splits=settings.split,
         classes=settings.klass,
@@ -41,7 +42,9 @@ def open_selected_catalog(settings: Settings) -> Catalog:
         shuffle=settings.shuffle,
         seed=settings.seed,
     )
-    return open_catalog(find_release(settings.release), settings.annotations, selection, settings.cache_dir / "catalog")
+    return open_catalog(
+        find_release(settings.release), settings.annotations, selection, layout.catalogs, downloads=layout.annotations
+    )
 
 
 def open_store(settings: Settings) -> Store:
@@ -67,6 +70,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
     from kinetics_fs.fetch import Fetcher
 
     check_source_settings(settings)
+    layout = CacheLayout(settings.cache_dir)
     hourly = settings.max_fetches_per_hour
     if hourly is None and settings.video_url == YOUTUBE_URL:
         hourly = _YOUTUBE_GUEST_RATE
@@ -86,9 +90,9 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
                 source_address=settings.source_address or "",
                 exact=settings.trim == "exact",
                 ytdlp=dict(settings.ytdlp),
-                ytdlp_cache=str(settings.cache_dir / "yt-dlp"),
+                ytdlp_cache=str(layout.ytdlp_cache),
                 archive_url=settings.archive_url,
-                archive_index=str(index_db_path(settings)),
+                archive_index=str(layout.archive_indexes),
                 archive_stream_limit=settings.archive_stream_limit,
                 folders=tuple(map(str, settings.folder)),
                 catalog=str(catalog or ""),
@@ -122,7 +126,7 @@ def _usable_sources(settings: Settings, catalog: Path | None) -> tuple[str, ...]
 
 def index_db_path(settings: Settings) -> Path:
     """Return the path of the archive index database of the cache; the file need not exist."""
-    return settings.cache_dir / ARCHIVE_INDEXES
+    return CacheLayout(settings.cache_dir).archive_indexes
 
 
 def open_index_db(settings: Settings) -> ArchiveIndexDB:

@@ -58,19 +58,22 @@ __all__ = [
 ]
 
 
-def open_catalog(release: Release, annotations: Sequence[str], selection: Selection, folder: Path) -> Catalog:
+def open_catalog(
+    release: Release, annotations: Sequence[str], selection: Selection, folder: Path, *, downloads: Path
+) -> Catalog:
     """The catalog of a selection from a release, fetched, compiled and cached in `folder` as far as needed.
 
     Args:
         release: what the files are of; gives the catalog its name and date.
         annotations: paths or http(s) URLs that replace the release's own; none means the release's own.
         selection: what to take of it.
-        folder: holds the catalogs, and below `annotations` the downloads. Made if it is missing.
+        folder: folder of the catalogs. Created if it is missing.
+        downloads: folder of the downloaded annotations. Created if it is missing.
 
     Raises:
         CatalogError: something of this cannot be had, read or written, or the selection matches nothing.
     """
-    files = [_local(place, folder / "annotations") for place in annotations or release.annotations]
+    files = [_local(place, downloads) for place in annotations or release.annotations]
     whole = Catalog(compile_catalog(files, release, folder))
     try:
         selected = select(whole, selection, folder)
@@ -82,10 +85,10 @@ def open_catalog(release: Release, annotations: Sequence[str], selection: Select
     return selected
 
 
-def _local(place: str, folder: Path) -> Path:
+def _local(place: str, downloads: Path) -> Path:
     scheme, separator, _ = place.partition("://")
     if not separator:
         return Path(place)
     if scheme.lower() not in ("http", "https"):
         raise CatalogError(f"annotations can come from a path, http or https, not from {place}")
-    return fetch_annotations(place, folder)
+    return fetch_annotations(place, downloads)

@@ -77,7 +77,7 @@ def command(
         store = opened.enter_context(open_store(settings))
         index_db = opened.enter_context(open_index_db(settings)) if index_db_path(settings).exists() else None
         # What an archive has for one selection says nothing of another one: each has its own folder.
-        states = settings.cache_dir / "fills" / catalog.digest[:32]
+        states = store.layout.fill_states(catalog.digest)
         whole = not settings.klass and not settings.annotations
         names = list(archives) or archives_holding(settings.archive_url, catalog, whole=whole)
         versions = find_versions(settings, names, outcome)
@@ -124,7 +124,7 @@ def command(
         "in_no_archive": len(lacking.in_no_archive),
         "interrupted": outcome.interrupted,
     }
-    place = report_file or settings.cache_dir / "fill-report.json"
+    place = report_file or store.layout.fill_report
     lists = {
         "clips_not_taken": [clip.key for clip in lacking.not_taken],
         "clips_in_no_archive": [clip.key for clip in lacking.in_no_archive],

@@ -54,7 +54,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
     from kinetics_fs.sources.archive.libz import finds_block_boundaries
-    from kinetics_fs.store import prepare_folder
+    from kinetics_fs.store import CacheLayout, prepare_folder
 
     if not finds_block_boundaries():
         raise ArchiveError("this Python hides its zlib, by which archives are indexed: use one that does not")
@@ -80,7 +80,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
                 min_free=settings.min_free,
                 catalog=None,
                 index_db=index_db_path(settings),
-                states=settings.cache_dir / "fills" / "index",
+                states=CacheLayout(settings.cache_dir).index_states,
                 depth=VerifyLevel.NONE,
                 keep=False,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import logging
 import os
 import re
@@ -130,7 +129,7 @@ def _serve(
         catalog = opened.enter_context(Catalog(catalog_path))
         store = opened.enter_context(open_store(settings))
         fetcher = opened.enter_context(closing(make_fetcher(settings, store, catalog_path)))
-        unfinished = settings.cache_dir / "prefetches" / hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+        unfinished = store.layout.prefetches(place)
         prefetcher = PrefetchManager(fetcher, store, catalog, unfinished, window=2 * settings.workers)
         listeners: list[OnOpen] = [prefetcher.notice]
         if settings.readahead and settings.only == "all":

@@ -19,7 +19,7 @@ from kinetics_fs.doctor import cache, fuse, sources, system
 from kinetics_fs.doctor.findings import Check, Finding, State, examine
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.probe import look_at
-from kinetics_fs.sources.settings import ARCHIVE_INDEXES
+from kinetics_fs.store import CacheLayout
 
 __all__ = ["Finding", "State", "diagnose"]
 
@@ -56,6 +56,6 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
         yield "archive indexes", partial(sources.indexes, settings)
     yield from ((name, partial(check, settings)) for name, check in sources.CHECKS.items())
     if not offline:
-        indexed = folder is not None and (settings.cache_dir / ARCHIVE_INDEXES).exists()
+        indexed = folder is not None and CacheLayout(settings.cache_dir).archive_indexes.exists()
         yield "youtube", partial(sources.youtube, settings)
         yield "archives", partial(sources.archives, settings, indexed=indexed)

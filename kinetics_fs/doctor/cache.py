@@ -16,9 +16,8 @@ from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import StoreError
 from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.mount.probe import PathProbe
-from kinetics_fs.sources.settings import ARCHIVE_INDEXES
 from kinetics_fs.store.health import quick_check, summarize_cache
-from kinetics_fs.store.layout import may_become_ours
+from kinetics_fs.store.layout import CacheLayout, is_own_or_empty
 
 _ANOTHER = "Choose another folder with --cache-dir."
 _TIMEOUT = 10.0
@@ -61,7 +60,7 @@ def _existing(name: str, path: Path) -> Finding:
     if status.st_uid != os.geteuid():
         return Finding(name, State.PROBLEM, f"{path} belongs to another user (uid {status.st_uid})", _ANOTHER)
     try:
-        if not may_become_ours(path):
+        if not is_own_or_empty(path):
             return Finding(
                 name, State.PROBLEM, f"{path} contains other files", "Choose an empty or new folder with --cache-dir."
             )
@@ -121,12 +120,13 @@ def space(settings: Settings, probe: PathProbe) -> Iterator[Finding]:
 def databases(settings: Settings) -> Iterator[Finding]:
     """Check that the databases of the cache are intact."""
     intact = []
-    for name, fix in {
-        "ledger.sqlite": "Unmount everything and remove {}*; it is rebuilt from the clips.",
-        "clips/cache.db": "Unmount everything and move the cache directory away: the list of its clips is lost.",
-        ARCHIVE_INDEXES: "Remove {}*, then build or import the indexes again (kinetics-fs index).",
+    layout = CacheLayout(settings.cache_dir)
+    for path, fix in {
+        layout.state_database: "Unmount everything and remove {}*; it is rebuilt from the clips.",
+        layout.clip_table: "Unmount everything and move the cache directory away: the list of its clips is lost.",
+        layout.archive_indexes: "Remove {}*, then build or import the indexes again (kinetics-fs index).",
     }.items():
-        path = settings.cache_dir / name
+        name = str(path.relative_to(layout.root))
         try:
             fault = quick_check(path, _TIMEOUT)
         except FileNotFoundError:

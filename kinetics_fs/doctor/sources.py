@@ -25,7 +25,8 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import look_at
-from kinetics_fs.sources.settings import ARCHIVE_INDEXES, ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
+from kinetics_fs.sources.settings import ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
+from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.health import summarize_cache
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
@@ -175,7 +176,7 @@ def indexes(settings: Settings) -> Iterator[Finding]:
     """Check the indexes with which clips are read out of archives."""
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
-    name, path = "archive indexes", settings.cache_dir / ARCHIVE_INDEXES
+    name, path = "archive indexes", CacheLayout(settings.cache_dir).archive_indexes
     if not path.exists():
         limit = settings.archive_stream_limit
         if settings.source == ("archive",) and not limit:

@@ -8,9 +8,6 @@ from typing import Any
 PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 """The public bucket of the Common Visual Data Foundation."""
 
-ARCHIVE_INDEXES = "archives.sqlite"
-"""The file in a cache folder that has the indexes of archives."""
-
 SOURCES = ("archive", "folder", "youtube", "whole-archive")
 """All there are. First the archives, where that is cheap: one request to a server without limits, for the very clip
 that everybody has. A gigabyte for one clip, with all others of its class, comes last."""

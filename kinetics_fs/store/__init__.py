@@ -19,7 +19,7 @@ from kinetics_fs.store.clip_files import ClipRecord
 from kinetics_fs.store.exchange import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS, RefusedLine, read_reports, report_line
 from kinetics_fs.store.failures import Failure, FailureLog, FailureReport, ImportedFailures, one_line
 from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
-from kinetics_fs.store.layout import prepare_folder
+from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
@@ -29,6 +29,7 @@ __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
     "SHAREABLE_KINDS",
     "ActivityCounts",
+    "CacheLayout",
     "Claim",
     "ClipRecord",
     "Condition",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.store.throttle import Origins, OriginState
 
 
@@ -26,7 +27,7 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
     Raises:
         StoreError: it cannot be read.
     """
-    path = folder / "ledger.sqlite"
+    path = CacheLayout(folder).state_database
     if not path.exists():
         return None
     with closing(StateDatabase(path)) as database:

@@ -1,67 +1,176 @@
-"""The cache folder: ours, private, and marked."""
+"""The cache directory: the path of everything in it, and the preparation of the directory itself.
+
+::
+
+    <cache>/                    mode 0700
+        CACHEDIR.TAG            marks a cache for backup programs, and this cache for kinetics-fs
+        clips/cache.db          diskcache's table: clip key → file; decides which clips are cached
+        clips/xx/<key>.<token>.mp4
+        incoming/<token>/       a private folder for each fetch in progress
+        owners/<name>           a file that a living process keeps locked
+        ledger.sqlite           the state database: sizes, access times, pins, failures, fetches in progress, history
+        archives.sqlite         indexes of archives; archives.sqlite.reading is locked by the process that reads one
+        catalog/                compiled catalogs
+        catalog/annotations/    copies of downloaded annotations
+        fills/<digest>/         checkpoints of fills of the catalog with that digest
+        fills/index/            checkpoints of `kinetics-fs index build`
+        fill-report.json        the report of the last fill
+        prefetches/<hash>/      unfinished prefetches of a mount point
+        yt-dlp/                 the cache of yt-dlp
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kinetics_fs.errors import StoreError
 
-_TAG = "CACHEDIR.TAG"
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
-"""The first line that the Cache Directory Tagging Specification asks for (bford.info/cachedir)."""
+"""The first line that the Cache Directory Tagging Specification requires (bford.info/cachedir)."""
 
-_OURS = "# The cache of kinetics-fs"
-"""The second line: other programs have caches with such a tag, too."""
-
-
-def _is_ours(tag: Path) -> bool:
-    return tag.exists() and _OURS in tag.read_text(errors="replace")
+_OWN_LINE = "# The cache of kinetics-fs"
+"""The second line. It tells this cache from those of other programs that use the same tag."""
 
 
-def may_become_ours(folder: Path) -> bool:
-    """Whether a folder is a cache of ours, or empty.
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """The paths below a cache directory. They need not exist.
 
-    Raises:
-        OSError: it cannot be read.
+    Attributes:
+        root: the cache directory.
     """
-    tag = folder / _TAG
-    return _is_ours(tag) or not any(path != tag or path.stat().st_size for path in folder.iterdir())
+
+    root: Path
+
+    @property
+    def tag(self) -> Path:
+        """The file that marks the directory as a cache."""
+        return self.root / "CACHEDIR.TAG"
+
+    @property
+    def clips(self) -> Path:
+        """The folder of the cached clips and of their table."""
+        return self.root / "clips"
+
+    @property
+    def clip_table(self) -> Path:
+        """The database of diskcache, which maps the key of a clip to its file."""
+        return self.clips / "cache.db"
+
+    @property
+    def incoming(self) -> Path:
+        """The folder below which each fetch in progress has a private folder."""
+        return self.root / "incoming"
+
+    @property
+    def process_locks(self) -> Path:
+        """The folder of the files that processes keep locked while they live."""
+        return self.root / "owners"
+
+    @property
+    def state_database(self) -> Path:
+        """The state database."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def archive_indexes(self) -> Path:
+        """The database of archive indexes."""
+        return self.root / "archives.sqlite"
+
+    @property
+    def catalogs(self) -> Path:
+        """The folder of the compiled catalogs."""
+        return self.root / "catalog"
+
+    @property
+    def annotations(self) -> Path:
+        """The folder of the downloaded annotations."""
+        return self.catalogs / "annotations"
+
+    @property
+    def index_states(self) -> Path:
+        """The folder of the checkpoints of a run that builds indexes and stores no clips."""
+        return self.root / "fills" / "index"
+
+    @property
+    def fill_report(self) -> Path:
+        """The report of the last fill."""
+        return self.root / "fill-report.json"
+
+    @property
+    def ytdlp_cache(self) -> Path:
+        """The folder that yt-dlp uses as its cache."""
+        return self.root / "yt-dlp"
+
+    def fill_states(self, catalog_digest: str) -> Path:
+        """Return the folder of the checkpoints of fills of the catalog with this digest."""
+        return self.root / "fills" / catalog_digest[:32]
+
+    def prefetches(self, mountpoint: Path) -> Path:
+        """Return the folder of the unfinished prefetches of a mount point."""
+        return self.root / "prefetches" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24]
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the cache folder with mode 0700, or checks that it is one and that nobody else can put things into it.
+def _is_own(tag: Path) -> bool:
+    return tag.exists() and _OWN_LINE in tag.read_text(errors="replace")
+
+
+def is_own_or_empty(root: Path) -> bool:
+    """Return whether a folder is a cache directory of kinetics-fs or has no files, so that it may become one.
 
     Raises:
-        StoreError: it cannot be made, belongs to another user, or holds somebody's other files.
+        OSError: the folder cannot be read.
+    """
+    tag = CacheLayout(root).tag
+    return _is_own(tag) or not any(path != tag or path.stat().st_size for path in root.iterdir())
+
+
+def prepare_folder(root: Path) -> None:
+    """Create the cache directory with mode 0700, or check that an existing one is usable.
+
+    Raises:
+        StoreError: the directory cannot be created, belongs to another user, or contains other files.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = root.stat()
         if status.st_uid != os.geteuid():
-            raise StoreError(f"the cache folder {folder} belongs to another user: give your own with --cache-dir")
-        with locked(folder):
-            tag = folder / _TAG
-            if not _is_ours(tag):
-                # The check is for a path mistyped: its mode would be changed, and its files mistaken for ours.
-                if not may_become_ours(folder):
-                    raise StoreError(f"{folder} holds other files: give an empty or a new folder as --cache-dir")
-                tag.write_text(f"{_SIGNATURE}\n{_OURS}: clips that can be fetched again.\n")
+            raise StoreError(
+                f"cannot use {root} as the cache directory: it belongs to another user (uid {status.st_uid});"
+                " choose one of your own with --cache-dir"
+            )
+        with locked(root):
+            tag = CacheLayout(root).tag
+            if not _is_own(tag):
+                # A mistyped path: without this check, the mode of that folder would change and its files be removed.
+                if not is_own_or_empty(root):
+                    raise StoreError(
+                        f"cannot use {root} as the cache directory: it contains other files;"
+                        " choose an empty or new folder with --cache-dir"
+                    )
+                tag.write_text(f"{_SIGNATURE}\n{_OWN_LINE}: clips that can be fetched again.\n")
         if stat.S_IMODE(status.st_mode) != 0o700:
-            folder.chmod(0o700)
+            root.chmod(0o700)
     except OSError as error:
         raise StoreError(
-            f"cannot use {folder} as the cache folder ({error.strerror}): give another with --cache-dir"
+            f"cannot use {root} as the cache directory: {error.strerror}; choose another with --cache-dir"
         ) from error
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from preparing the same folder meanwhile."""
+    """Keep other processes from preparing the same folder while the block runs.
+
+    Raises:
+        OSError: the folder cannot be opened or locked.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

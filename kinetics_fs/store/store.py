@@ -27,7 +27,7 @@ from kinetics_fs.store.disk import Staged, Unreadable, clip_filename, key_in
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, Room
 from kinetics_fs.store.failures import Failure, FailureLog
 from kinetics_fs.store.history import History
-from kinetics_fs.store.layout import prepare_folder
+from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.throttle import Origins
@@ -85,18 +85,18 @@ class Store:
     def __init__(self, folder: Path, *, limit: int | None = None, min_free: int = 0) -> None:
         self.folder = folder
         prepare_folder(folder)
-        self._incoming = folder / "incoming"
-        self._clips = folder / "clips"
-        self._owners = folder / "owners"
+        self.layout = CacheLayout(folder)
+        self._incoming = self.layout.incoming
+        self._clips = self.layout.clips
         with contextlib.ExitStack() as opened, self._explained():
-            for child in (self._incoming, self._clips, self._owners):
+            for child in (self._incoming, self._clips, self.layout.process_locks):
                 child.mkdir(mode=0o700, exist_ok=True)
-            self._database = opened.enter_context(contextlib.closing(StateDatabase(folder / "ledger.sqlite")))
+            self._database = opened.enter_context(contextlib.closing(StateDatabase(self.layout.state_database)))
             self._table = opened.enter_context(contextlib.closing(ClipFiles(self._clips)))
             self._room = Room(folder, self._incoming, self._table, limit=limit, min_free=min_free)
             self._uses = Uses(self._database)
             with self._database.exclusive() as db:
-                self._owner = opened.enter_context(contextlib.closing(ProcessLock(self._owners)))
+                self._owner = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
                 self._sweep(db)
                 self._reconcile(db)
             self._opened = opened.pop_all()
@@ -441,7 +441,7 @@ class Store:
         for path in self._incoming.iterdir():
             if path.name not in under_way:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self._owners.iterdir():
+        for path in self.layout.process_locks.iterdir():
             self._owner.is_alive(path.name)
 
     def _clear_dead_flights(self, db: sqlite3.Connection) -> None:

@@ -18,6 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.store import CacheLayout
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, Mounted, has_ended, kinetics_fs
 from tests.support.mounts import (
@@ -225,7 +226,7 @@ def assert_gone(mounted: Mounted, below: set[int], cache: Path) -> None:
     assert mounted.root not in find_mounts()
     assert [command_line(pid) for pid in below if not has_ended(pid, within=30)] == []
     assert incoming(cache) == []
-    assert list((cache / "owners").iterdir()) == []
+    assert list(CacheLayout(cache).process_locks.iterdir()) == []
     assert list(mounted.root.iterdir()) == []
 
 
@@ -388,7 +389,7 @@ def test_dead_mount_is_told_and_cleared_by_the_next(
     with again:
         assert again.pid != slow.pid
         assert incoming(cache) == []
-        assert len(list((cache / "owners").iterdir())) == 1
+        assert len(list(CacheLayout(cache).process_locks.iterdir())) == 1
         assert path_of(again, READY).read_bytes() == cached_file(cache, READY).read_bytes()
         assert path_of(again, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
         assert again.status()["cache"]["reserved"] == 0

@@ -13,7 +13,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import Mounted, kinetics_fs, reason
 from tests.support.mounts import CLASS, cached_file, short_clips, state
@@ -68,9 +68,9 @@ def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path
     assert "--only cached" in reason(path_of(shown, CLIPS[5]))
     assert len(site.requests) == asked
     assert kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout.strip() == "[]"
-    made = set((cache / "catalog").glob("*.sqlite"))
+    made = set(CacheLayout(cache).catalogs.glob("*.sqlite"))
     shown.end()
-    assert len(made - set((cache / "catalog").glob("*.sqlite"))) == 1, "its catalog goes with it"
+    assert len(made - set(CacheLayout(cache).catalogs.glob("*.sqlite"))) == 1, "its catalog goes with it"
 
 
 def test_nothing_is_cached(mount: MountFactory, annotations: Path) -> None:

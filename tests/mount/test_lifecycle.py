@@ -19,6 +19,7 @@ import pytest
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.doctor.fuse import mount as look_for_faults
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs
 from tests.support.mounts import wait_until
@@ -93,7 +94,7 @@ def test_mount_point_that_is_mounted_already(run: Run, place: Path) -> None:
 
 def test_cache_folder_that_is_a_file(run: Run, tmp_path: Path, place: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_one_sentence(run("--cache-dir", tmp_path / "file"), f"{tmp_path}/file", "cache folder")
+    assert_one_sentence(run("--cache-dir", tmp_path / "file"), f"{tmp_path}/file", "cache directory")
     assert place not in find_mounts()
 
 
@@ -112,7 +113,7 @@ def test_cache_folder_that_cannot_be_made(run: Run) -> None:
 def test_cache_folder_that_is_damaged(run: Run, cache: Path, place: Path) -> None:
     assert run().returncode == 0
     assert kinetics_fs("umount", place).returncode == 0
-    for path in (cache / "ledger.sqlite", cache / "clips/cache.db"):
+    for path in (CacheLayout(cache).state_database, CacheLayout(cache).clip_table):
         for sidecar in path.parent.glob(f"{path.name}-*"):
             sidecar.unlink()
         path.write_bytes(b"not a database, " * 1000)

@@ -16,6 +16,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.store import CacheLayout
 
 CLASS = "short clips"
 """The class of `short_clips`."""
@@ -68,13 +69,13 @@ def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:
 
 def cached_file(cache: Path, clip: Clip) -> Path:
     """The file in the cache folder that holds a clip."""
-    [path] = (cache / "clips").glob(f"*/{clip.key}.*.mp4")
+    [path] = CacheLayout(cache).clips.glob(f"*/{clip.key}.*.mp4")
     return path
 
 
 def incoming(cache: Path) -> list[Path]:
     """What fetches under way, or dead ones, have in the cache folder."""
-    return list((cache / "incoming").iterdir())
+    return list(CacheLayout(cache).incoming.iterdir())
 
 
 def state(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Claim, Store
+from kinetics_fs.store import CacheLayout, Claim, Store
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
 
 SmallDisk = Callable[[int], Path]
@@ -94,7 +94,7 @@ def held(store: Store, count: int) -> list[int]:
 
 def clip_files(folder: Path) -> list[Path]:
     """All files of clips, whether the store knows them or not."""
-    return [path for path in (folder / "clips").glob("*/*") if not path.is_dir()]
+    return [path for path in CacheLayout(folder).clips.glob("*/*") if not path.is_dir()]
 
 
 def clip_file(folder: Path, wanted: Clip) -> Path:
@@ -112,7 +112,8 @@ def query(database: Path, sql: str, *values: object) -> list[Any]:
 def change_row(folder: Path, wanted: Clip, **columns: object) -> None:
     """Writes other values into the row of a clip, as a cache folder from elsewhere may have them."""
     assignments = ", ".join(f"{name} = ?" for name in columns)
-    query(folder / "clips/cache.db", f"UPDATE Cache SET {assignments} WHERE key = ?", *columns.values(), wanted.key)
+    table = CacheLayout(folder).clip_table
+    query(table, f"UPDATE Cache SET {assignments} WHERE key = ?", *columns.values(), wanted.key)
 
 
 def lose(database: Path) -> None:
@@ -139,16 +140,16 @@ class Contents:
 
 def contents(folder: Path) -> Contents:
     """Everything that stands in a cache folder."""
-    table, ledger = folder / "clips/cache.db", folder / "ledger.sqlite"
+    table, ledger = CacheLayout(folder).clip_table, CacheLayout(folder).state_database
     counted = dict(query(table, "SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
     return Contents(
         rows={key: (name, size) for key, name, size in query(table, "SELECT key, filename, size FROM Cache")},
         held=dict(query(ledger, "SELECT key, size FROM clip WHERE held")),
         counted=(counted["count"], counted["size"]),
-        files={str(path.relative_to(folder / "clips")) for path in clip_files(folder)},
-        incoming={path.name for path in (folder / "incoming").iterdir()},
+        files={str(path.relative_to(CacheLayout(folder).clips)) for path in clip_files(folder)},
+        incoming={path.name for path in CacheLayout(folder).incoming.iterdir()},
         fetches={token for (token,) in query(ledger, "SELECT token FROM flight")},
-        owners={path.name for path in (folder / "owners").iterdir()},
+        owners={path.name for path in CacheLayout(folder).process_locks.iterdir()},
     )
 
 

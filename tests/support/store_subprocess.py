@@ -62,7 +62,7 @@ def drop(store: Store) -> None:
 
 def open_damaged(store: Store) -> None:
     """A clip whose file is not what it was."""
-    (path,) = (store.folder / "clips").glob(f"*/{clip(1).key}.*")
+    (path,) = store.layout.clips.glob(f"*/{clip(1).key}.*")
     path.unlink()
     read(store, clip(1))
 

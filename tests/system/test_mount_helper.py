@@ -12,6 +12,7 @@ import pytest
 
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
 from tests.support.command_line import ENVIRONMENT
 
@@ -117,7 +118,7 @@ def test_mount_calls_it(dataset: Dataset, site: VideoSite, tmp_path: Path) -> No
     if "overlay" in done.stderr and "CalledProcessError" in done.stderr:
         pytest.skip(f"no overlay can be mounted here: {done.stderr}")
     assert done.returncode == 0, done.stderr
-    size = next((cache / "clips").glob("*/*.mp4")).stat().st_size
+    size = next(CacheLayout(cache).clips.glob("*/*.mp4")).stat().st_size
     as_mounted = ["kinetics-600", "fuse.kinetics-fs"]
     [*mounts, failed] = json.loads(done.stdout.splitlines()[-1])
     assert mounts == [[0, "", size], as_mounted, [0, "", size], as_mounted]

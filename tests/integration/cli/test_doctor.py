@@ -30,7 +30,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.probe import PathProbe, look_at
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, kinetics_fs
 
@@ -337,7 +337,7 @@ def test_page_of_a_database(settings: Settings, cache: Path) -> None:
             clip = Clip(f"a{number:010d}", 0, 10)
             store.remember_failure(clip, FetchError(FailureKind.GONE, "gone " * 50))
     one(cache_checks.databases(settings), State.OK, "ledger.sqlite")
-    with (cache / "ledger.sqlite").open("r+b") as file:
+    with CacheLayout(cache).state_database.open("r+b") as file:
         file.seek(4096 * 20 + 8)
         file.write(b"\xff" * 2000)
     [finding] = [one for one in cache_checks.databases(settings) if one.state is State.PROBLEM]

@@ -20,7 +20,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
@@ -87,14 +87,14 @@ class World:
                     with os.fdopen(opened.fd, "rb") as file:
                         found[clip] = file.read()
             assert store.usage().clips == len(found)
-        assert not list((self.cache / "incoming").iterdir())
+        assert not list(CacheLayout(self.cache).incoming.iterdir())
         return found
 
     def of(self, *names: str) -> Clips:
         return {clip: content for name in names for clip, content in self.clips[name].items()}
 
     def report(self) -> dict[str, Any]:
-        report = json.loads((self.cache / "fill-report.json").read_text())
+        report = json.loads(CacheLayout(self.cache).fill_report.read_text())
         assert isinstance(report, dict)
         return report
 
@@ -405,11 +405,11 @@ def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: P
         return names
 
     assert read("--no-index") == [HEADS, SURFING]
-    assert not (world.cache / "archives.sqlite").exists()
-    assert not (world.cache / "fill-report.json").exists()
+    assert not CacheLayout(world.cache).archive_indexes.exists()
+    assert not CacheLayout(world.cache).fill_report.exists()
     assert read("--no-index") == []
     assert read() == [HEADS, SURFING], "for their indexes"
-    with ArchiveIndexDB(world.cache / "archives.sqlite") as index_db:
+    with ArchiveIndexDB(CacheLayout(world.cache).archive_indexes) as index_db:
         assert [one.archive for one in index_db.archives()] == [HEADS, SURFING]
     with Store(world.cache) as store:
         store.drop(next(iter(world.clips[SURFING])))

@@ -21,7 +21,7 @@ from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import ENVIRONMENT, kinetics_fs, reason
 from tests.support.store import quick_place
@@ -87,11 +87,11 @@ class World:
                     with os.fdopen(opened.fd, "rb") as file:
                         found[clip] = file.read()
             assert store.usage().clips == len(found)
-        assert not list((self.cache / "incoming").iterdir())
+        assert not list(CacheLayout(self.cache).incoming.iterdir())
         return found
 
     def cached_file(self, clip: Clip) -> Path:
-        [path] = (self.cache / "clips").glob(f"*/{clip.key}.*.mp4")
+        [path] = CacheLayout(self.cache).clips.glob(f"*/{clip.key}.*.mp4")
         return path
 
 
@@ -273,7 +273,7 @@ def test_import_broken_off_and_gone_on_with(world: World, number: signal.Signals
     # One may have been moved in, and its process killed before anyone knew: it is taken anew.
     assert result(done)["taken"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
     assert result(done)["taken"] + result(done)["already_cached"] == len(clips)
-    assert not list((world.cache / "incoming").iterdir())
+    assert not list(CacheLayout(world.cache).incoming.iterdir())
     assert {path.stat().st_nlink for path in many.iterdir()} == {2}
 
 

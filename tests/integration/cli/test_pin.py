@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.integration.cli.conftest import ROWS
 from tests.support.command_line import Mounted, kinetics_fs, reason
 from tests.support.store import UNIT, query
@@ -37,7 +37,7 @@ def said(name: str, *arguments: str | Path, code: int = 0, **environment: str) -
 
 
 def bytes_of(cache: Path, which: str) -> int:
-    [(size,)] = query(cache / "ledger.sqlite", f"SELECT sum(size) FROM clip WHERE {which}")
+    [(size,)] = query(CacheLayout(cache).state_database, f"SELECT sum(size) FROM clip WHERE {which}")
     assert isinstance(size, int)
     return size
 

@@ -15,6 +15,7 @@ import pytest
 
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
 from tests.integration.cli.conftest import Prefetch
 from tests.support.command_line import ENVIRONMENT, kinetics_fs
@@ -49,8 +50,8 @@ def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> N
         "interrupted": False,
     }
     assert asked(site) == {"-demo_video": 1, "_demo_vid3_": 1}
-    assert len(list((cache / "clips").glob("*/*.mp4"))) == 2
-    assert list((cache / "incoming").iterdir()) == []
+    assert len(list(CacheLayout(cache).clips.glob("*/*.mp4"))) == 2
+    assert list(CacheLayout(cache).incoming.iterdir()) == []
 
     again = prefetch(*wanted)
     assert again.returncode == 0
@@ -59,7 +60,7 @@ def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> N
 
     status = json.loads(kinetics_fs("status", "--json", "--cache-dir", cache).stdout)
     assert status["cache"]["clips"] == 2
-    assert status["cache"]["bytes"] == sum(path.stat().st_size for path in (cache / "clips").glob("*/*.mp4"))
+    assert status["cache"]["bytes"] == sum(path.stat().st_size for path in CacheLayout(cache).clips.glob("*/*.mp4"))
 
 
 def test_so_many_of_each_split(prefetch: Prefetch, site: VideoSite) -> None:
@@ -132,7 +133,7 @@ def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Argume
         try:
             deadline = time.monotonic() + 60
             # Two are through, and the two slow ones under way.
-            while len(list((cache / "clips").glob("*/*.mp4"))) < 2 or len(asked(site)) < 4:
+            while len(list(CacheLayout(cache).clips.glob("*/*.mp4"))) < 2 or len(asked(site)) < 4:
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 time.sleep(0.05)
@@ -147,7 +148,7 @@ def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Argume
     told = json.loads(said)
     assert told["interrupted"]
     assert told["fetched"] == 2
-    assert list((cache / "incoming").iterdir()) == []
+    assert list(CacheLayout(cache).incoming.iterdir()) == []
     # Nothing of it is remembered as a failure, so that the next run goes on at once.
     assert json.loads(kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout) == []
     before = asked(site)
@@ -251,4 +252,4 @@ def test_rate_that_is_none(prefetch: Prefetch, site: VideoSite, rate: str) -> No
 def test_copy_is_kept_as_it_is(prefetch: Prefetch, cache: Path) -> None:
     assert prefetch("--class", "surfing water", "--trim", "copy").returncode == 0
 
-    assert len(list((cache / "clips").glob("*/*.mp4"))) == 4
+    assert len(list(CacheLayout(cache).clips.glob("*/*.mp4"))) == 4

@@ -15,7 +15,7 @@ import numpy as np
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.report import gather, render
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.integration.cli.conftest import ROWS
 from tests.support.command_line import Mounted, kinetics_fs
 from tests.support.report_page import EXTRA, HOSTILE, IMAGE, Reported, Tables
@@ -28,7 +28,7 @@ ODD_MOUNTS = [{"clips": "many", "cache": 3, "prefetches": ["one"]}, {"dead": "<b
 
 def counts_in_database(cache: Path) -> dict[tuple[str, str], Counter[str]]:
     """Count the clips of each label and split by state, from the database."""
-    ledger = cache / "ledger.sqlite"
+    ledger = CacheLayout(cache).state_database
     known = dict(query(ledger, "SELECT key, held FROM clip"))
     failed = {key for (key,) in query(ledger, "SELECT key FROM failure")}
     counts: dict[tuple[str, str], Counter[str]] = {}

@@ -20,7 +20,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, kinetics_fs
 
@@ -29,7 +29,7 @@ KEYS = ("-demo_video_000010_000012", "_demo_vid3__000003_000005")
 
 
 def cached(cache: Path, key: str) -> Path:
-    [path] = (cache / "clips").glob(f"*/{key}.*.mp4")
+    [path] = CacheLayout(cache).clips.glob(f"*/{key}.*.mp4")
     return path
 
 
@@ -47,7 +47,7 @@ def digests(cache: Path) -> dict[str, str]:
     """Name → hash of all that is among the clips."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (cache / "clips").glob("*/*")
+        for path in CacheLayout(cache).clips.glob("*/*")
         if path.is_file()
     }
 

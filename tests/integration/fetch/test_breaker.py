@@ -58,7 +58,7 @@ def test_one_probe_opens_the_way_again(fetcher: FetcherFactory, store: Store, si
     del site.fail[CLIP.youtube_id]
     assert error_of(one.request(CLIP)).kind is FailureKind.BLOCKED
 
-    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+    with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute("UPDATE origin SET blocked_until = ?", (time.time() - 1,))
 
     assert one.request(CLIP).result(PATIENCE) is None
@@ -118,7 +118,7 @@ def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
         assert not waiting.done()
         assert site.video_fetches(OTHER.youtube_id) == 0
 
-        with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        with closing(sqlite3.connect(store.layout.state_database)) as db, db:
             db.execute("DELETE FROM asked")
         until(waiting.done, "there is room again")
         assert waiting.result() is None

@@ -98,7 +98,7 @@ def fetch(yt: FakeYouTube, tmp_path: Path) -> Iterator[Fetch]:
                 fetcher.request(CLIP).result(100)
             except FetchError as error:
                 assert store.open(CLIP) is None
-                assert list((store.folder / "incoming").iterdir()) == []
+                assert list(store.layout.incoming.iterdir()) == []
                 return error.kind
             assert frames(store, tmp_path) == list(range(CLIP.start * RATE, CLIP.end * RATE))
             return CLIP_CAME

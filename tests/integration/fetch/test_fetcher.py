@@ -114,7 +114,7 @@ def command(pid: int) -> str:
 
 def leftovers(store: Store) -> list[Path]:
     """What a fetch that is over must not leave behind."""
-    return list((store.folder / "incoming").iterdir())
+    return list(store.layout.incoming.iterdir())
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
         claim = elsewhere.claim(CLIP)
         assert claim is not None
         with claim:
-            with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+            with closing(sqlite3.connect(store.layout.state_database)) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 waiter = one.request(CLIP)
                 until(lambda: one._fetches[CLIP].taken, "looked at, behind the one who has the ledger")
@@ -383,7 +383,7 @@ def test_killed_parent_takes_its_workers_along(store: Store, site: VideoSite, ha
 
 
 def rows(store: Store) -> list[tuple[str, float]]:
-    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db:
+    with closing(sqlite3.connect(store.layout.state_database)) as db:
         return db.execute("SELECT key, retry_at FROM failure").fetchall()
 
 
@@ -405,7 +405,7 @@ def test_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: 
     [(key, retry_at)] = rows(store)
     assert key == DEAD.key
     assert retry_at > time.time() + 86400
-    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+    with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute("UPDATE failure SET retry_at = ?", (time.time() - 1,))
     assert error_of(one.request(DEAD)).kind is FailureKind.GONE
     assert site.video_fetches(GONE) == 2
@@ -479,7 +479,7 @@ def test_clip_larger_than_the_cache(fetcher: FetcherFactory, site: VideoSite, tm
             error = error_of(one.request(CLIP))
             assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
             assert site.video_fetches(CLIP.youtube_id) == tries
-        assert list((store.folder / "clips").glob("*/*.mp4")) == []
+        assert list(store.layout.clips.glob("*/*.mp4")) == []
         assert leftovers(store) == []
         one.close()
 
@@ -512,7 +512,7 @@ def test_disk_that_fills_up_on_the_way(
 
         assert error.kind is FailureKind.LOCAL
         assert not store.is_cached(CLIP)
-        assert list((store.folder / "clips").glob("*/*")) == []
+        assert list(store.layout.clips.glob("*/*")) == []
         assert leftovers(store) == []
         assert store.usage().reserved == 0
         assert error.errno == errno.ENOSPC

@@ -78,7 +78,7 @@ def test_first_that_has_it(fetcher: Make, store: Store, site: VideoSite) -> None
     # One is in the archive, one is not, and of one the archive has something else.
     assert [source_of(store, clip) for clip in (CLIP, OTHER, BROKEN)] == ["archive", "youtube", "youtube"]
     assert site.video_fetches(CLIP.youtube_id) == 0
-    assert list((store.folder / "incoming").iterdir()) == []
+    assert list(store.layout.incoming.iterdir()) == []
 
 
 def test_order_is_as_told(fetcher: Make, store: Store) -> None:

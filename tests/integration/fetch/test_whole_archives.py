@@ -71,7 +71,9 @@ def catalog(tmp_path: Path) -> Path:
     lines += [f"{LABEL},{clip.youtube_id},{clip.start},{clip.end},val" for clip in [*CLIPS, BROKEN, ABSENT, ELSEWHERE]]
     annotations = tmp_path / "annotations.csv"
     annotations.write_text("\n".join(lines) + "\n")
-    with open_catalog(find_release("600"), [str(annotations)], Selection(), tmp_path / "catalog") as catalog:
+    with open_catalog(
+        find_release("600"), [str(annotations)], Selection(), tmp_path / "catalog", downloads=tmp_path
+    ) as catalog:
         return catalog.path
 
 
@@ -129,7 +131,7 @@ def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, ar
     made = fetcher()
     made.request(CLIPS[5]).result(PATIENCE)
     until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are here")
-    until(lambda: not list((store.folder / "incoming").iterdir()), "nothing is left behind")
+    until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
     assert not store.failure(BROKEN), "nobody asked for it"
     assert made.counters.fetched == len(CLIPS)
 
@@ -246,7 +248,7 @@ def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: Archi
     archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
     made = fetcher()
     made.request(CLIPS[0]).result(PATIENCE)
-    until(lambda: not made.waiting() and not list((store.folder / "incoming").iterdir()), "it is given up")
+    until(lambda: not made.waiting() and not list(store.layout.incoming.iterdir()), "it is given up")
     assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
 
@@ -257,7 +259,7 @@ def test_one_that_was_published_anew(
     fetcher().request(CLIPS[0]).result(PATIENCE)
     index_db = ArchiveIndexDB(tmp_path / "archives.sqlite")
     until(lambda: index_db.version(ARCHIVE), "it is indexed")
-    until(lambda: not list((store.folder / "incoming").iterdir()), "all that came with it is stored")
+    until(lambda: not list(store.layout.incoming.iterdir()), "all that came with it is stored")
     before = index_db.version(ARCHIVE)
     for clip in CLIPS:
         store.drop(clip)

@@ -23,7 +23,7 @@ from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from kinetics_fs.util import http
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
@@ -69,7 +69,7 @@ def held(job: Job) -> dict[Clip, bytes]:
             if opened := store.open(clip):
                 with open(opened.fd, "rb") as file:  # noqa: PTH123  # a descriptor
                     found[clip] = file.read()
-        assert not list((job.cache / "incoming").iterdir())
+        assert not list(CacheLayout(job.cache).incoming.iterdir())
     return found
 
 

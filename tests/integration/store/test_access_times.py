@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Store, uses
+from kinetics_fs.store import CacheLayout, Store, uses
 from tests.support import store_subprocess as children
 from tests.support.store import UNIT, clip, held, is_absent, keep, query, read
 from tests.support.subprocesses import end, start
@@ -83,7 +83,7 @@ def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: p
     monkeypatch.setattr(uses, "_WRITE_EVERY", 0.05)
 
     def opened_at() -> list[float]:
-        return [at for (at,) in query(three / "ledger.sqlite", "SELECT opened_at FROM clip ORDER BY key")]
+        return [at for (at,) in query(CacheLayout(three).state_database, "SELECT opened_at FROM clip ORDER BY key")]
 
     with Store(three) as store:
         before = time.time()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
@@ -209,7 +209,7 @@ def test_a_row_under_a_key_that_is_no_clip_does_no_harm(
         keep(store, clip(0))
         keep(store, clip(1))
     change_row(folder, clip(0), key=payload if key == "a pickle" else key, raw=raw)
-    lose(folder / "ledger.sqlite")  # so that the rows are gone through
+    lose(CacheLayout(folder).state_database)  # so that the rows are gone through
     with Store(folder) as store:
         assert is_absent(store, clip(0))
         assert is_whole(store, clip(1))
@@ -247,7 +247,7 @@ def test_a_row_that_names_the_file_of_another_clip_is_a_miss_and_the_other_stays
         keep(store, clip(1))
     own, other = clip_file(folder, clip(0)), clip_file(folder, clip(1))
     own.unlink()
-    change_row(folder, clip(0), filename=str(other.relative_to(folder / "clips")))
+    change_row(folder, clip(0), filename=str(other.relative_to(CacheLayout(folder).clips)))
     assert_heals(folder)
 
 
@@ -294,7 +294,7 @@ def test_a_row_with_a_garbage_tag_is_a_miss(folder: Path, tag: object, database:
         keep(store, clip(1))
     change_row(folder, clip(0), tag=tag)
     if database == "lost":
-        lose(folder / "ledger.sqlite")
+        lose(CacheLayout(folder).state_database)
     assert_heals(folder)
 
 
@@ -335,7 +335,7 @@ def test_settings_in_the_table_of_files_change_nothing(folder: Path, place: Path
         keep(store, clip(0))
         keep(store, clip(1))
     query(
-        folder / "clips/cache.db",
+        CacheLayout(folder).clip_table,
         "INSERT OR REPLACE INTO Settings VALUES (?, ?)",
         name,
         str(elsewhere) if value == "elsewhere" else value,
@@ -352,7 +352,7 @@ def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
-    query(folder / "clips/cache.db", "UPDATE Settings SET value = 0 WHERE key = 'size'")
+    query(CacheLayout(folder).clip_table, "UPDATE Settings SET value = 0 WHERE key = 'size'")
     with Store(folder, limit=3 * UNIT) as store:
         keep(store, clip(3))
         assert len(clip_files(folder)) == 3
@@ -374,7 +374,7 @@ def test_a_fetch_under_way_that_the_ledger_invents_does_no_harm(
 ) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
-    query(folder / "ledger.sqlite", "INSERT INTO flight VALUES (?, ?, ?, ?)", key, token, owner, 1)
+    query(CacheLayout(folder).state_database, "INSERT INTO flight VALUES (?, ?, ?, ?)", key, token, owner, 1)
     with Store(folder) as store:
         assert is_whole(store, clip(0))
         assert_in_step(folder)
@@ -384,7 +384,7 @@ def test_a_fetch_under_way_that_the_ledger_invents_does_no_harm(
 def test_a_held_clip_that_the_ledger_invents_does_not_stand_in_the_way(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
-        query(folder / "ledger.sqlite", "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
+        query(CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
         keep(store, clip(1))
         keep(store, clip(2))
         assert held(store, 3) == [1, 2]

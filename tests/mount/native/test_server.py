@@ -822,8 +822,8 @@ def test_open_that_fails_after_all_leaves_nothing_open(
 def test_lock_of_another_process_holds_up_nobody_else(world: World, kernel: Kernel) -> None:
     """As while another process evicts the clip: its file is gone, and what says so is not yet committed."""
     put(world.store, CLIP, content(CLIP))
-    [file] = (world.store.folder / "clips").glob(f"*/{CLIP.key}.*.mp4")
-    with closing(sqlite3.connect(world.store.folder / "ledger.sqlite", isolation_level=None)) as other:
+    [file] = world.store.layout.clips.glob(f"*/{CLIP.key}.*.mp4")
+    with closing(sqlite3.connect(world.store.layout.state_database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         file.unlink()
         waiting = kernel.send_open(world.ino(CLIP))

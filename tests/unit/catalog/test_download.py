@@ -171,23 +171,25 @@ def test_open_catalog_does_it_all(site: Site, tmp_path: Path, release: Release) 
     local = tmp_path / "test.csv"
     local.write_text(csv_text(["ddddddddddd,1,11,test"], header="youtube_id,time_start,time_end,split"))
     places = [site.url, str(local)]
-    with open_catalog(release, places, Selection(), tmp_path / "cache") as catalog:
+    folder, downloads = tmp_path / "catalogs", tmp_path / "annotations"
+    with open_catalog(release, places, Selection(), folder, downloads=downloads) as catalog:
         assert [split.split for split in catalog.splits()] == ["validation", "test"]
-    with open_catalog(release, places, Selection(splits=("test",)), tmp_path / "cache") as catalog:
+    with open_catalog(release, places, Selection(splits=("test",)), folder, downloads=downloads) as catalog:
         (test,) = catalog.splits()
         assert [directory.label for directory in catalog.classes(test)] == [UNLABELED]
-    with open_catalog(Release("600", (site.url,), release.published), [], Selection(), tmp_path / "cache") as catalog:
+    own = Release("600", (site.url,), release.published)
+    with open_catalog(own, [], Selection(), folder, downloads=downloads) as catalog:
         assert catalog.clip_count == 1
     assert len(site.asked) == 1
 
 
 def test_open_catalog_refuses_other_schemes_and_wrong_words(tmp_path: Path, release: Release) -> None:
     with pytest.raises(CatalogError, match="from a path, http or https"):
-        open_catalog(release, ["ftp://example.org/train.csv"], Selection(), tmp_path)
+        open_catalog(release, ["ftp://example.org/train.csv"], Selection(), tmp_path, downloads=tmp_path)
     local = tmp_path / "rows.csv"
     local.write_text(csv_text(["x,ddddddddddd,1,11,test"]))
     with pytest.raises(CatalogError, match="no class"):
-        open_catalog(release, [str(local)], Selection(classes=("y",)), tmp_path)
+        open_catalog(release, [str(local)], Selection(classes=("y",)), tmp_path, downloads=tmp_path)
 
 
 def test_importing_the_catalog_is_cheap() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Condition, Store, Verdict, drop_bad, verify_clips
+from kinetics_fs.store import CacheLayout, Condition, Store, Verdict, drop_bad, verify_clips
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -84,14 +84,14 @@ def make_folder(path: Path) -> None:
 
 
 def test_all_is_good(three: Path) -> None:
-    before = contents(three).rows, query(three / "ledger.sqlite", "SELECT * FROM clip ORDER BY key")
+    before = contents(three).rows, query(CacheLayout(three).state_database, "SELECT * FROM clip ORDER BY key")
     with Store(three) as store:
         assert list(verify_clips(store, store.cached_clips(), threads=2)) == [
             Verdict(clip(number), UNIT, Condition.GOOD, "", contents(three).rows[clip(number).key][0])
             for number in sorted(range(3), key=lambda number: clip(number).key)
         ]
     # Not even the order of use.
-    assert (contents(three).rows, query(three / "ledger.sqlite", "SELECT * FROM clip ORDER BY key")) == before
+    assert (contents(three).rows, query(CacheLayout(three).state_database, "SELECT * FROM clip ORDER BY key")) == before
 
 
 @pytest.mark.parametrize(
@@ -251,12 +251,12 @@ def test_a_file_that_is_being_published_is_known(three: Path) -> None:
         found: list[list[Path]] = []
         with other._database.exclusive():
             # It has its name, but no row yet.
-            row = query(three / "clips/cache.db", "SELECT filename FROM Cache WHERE key = ?", clip(1).key)[0][0]
-            query(three / "clips/cache.db", "UPDATE Cache SET filename = 'later' WHERE key = ?", clip(1).key)
+            row = query(CacheLayout(three).clip_table, "SELECT filename FROM Cache WHERE key = ?", clip(1).key)[0][0]
+            query(CacheLayout(three).clip_table, "UPDATE Cache SET filename = 'later' WHERE key = ?", clip(1).key)
             thread = threading.Thread(target=lambda: found.append(list(store.unknown_files())))
             thread.start()
             time.sleep(0.2)
-            query(three / "clips/cache.db", "UPDATE Cache SET filename = ? WHERE key = ?", row, clip(1).key)
+            query(CacheLayout(three).clip_table, "UPDATE Cache SET filename = ? WHERE key = ?", row, clip(1).key)
         thread.join(60)
 
     assert found == [[]]

@@ -211,7 +211,7 @@ def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
 
 def test_newer_reports_replace_what_was_known(store: Store) -> None:
     store.remember_failure(clip(0), FetchError(FailureKind.BLOCKED, "not a bot?", source="youtube"))
-    query(store.folder / "ledger.sqlite", "UPDATE failure SET first_at = 5, last_at = 5")
+    query(store.layout.state_database, "UPDATE failure SET first_at = 5, last_at = 5")
     take(store, report(1))
 
     assert take(store, report(0), report(1, last_at=NOW - 5, reason="news")) == ImportedFailures(
@@ -241,7 +241,7 @@ def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
 
     assert is_whole(store, clip(0))
     assert list(store.failures()) == []
-    query(store.folder / "ledger.sqlite", "UPDATE clip SET stored_at = 5")
+    query(store.layout.state_database, "UPDATE clip SET stored_at = 5")
     assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, cached=1)
 
 

@@ -241,7 +241,7 @@ ODD: dict[str, list[object]] = {
 def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value: object) -> None:
     for number in range(2):
         store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
-    query(store.folder / "ledger.sqlite", f"UPDATE failure SET {column} = ? WHERE key = ?", value, clip(0).key)
+    query(store.layout.state_database, f"UPDATE failure SET {column} = ? WHERE key = ?", value, clip(0).key)
     assert [failure.clip for failure in store.failures()] == [clip(1)]
     assert store.failure(clip(0)) is None
     assert set(store.failure_counts()) == {FailureKind.GONE}
@@ -251,7 +251,7 @@ def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value:
 
 def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
     store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
-    query(store.folder / "ledger.sqlite", "UPDATE failure SET reason = ?, errno = 99999", "\x1b[2J" + "x" * 10_000)
+    query(store.layout.state_database, "UPDATE failure SET reason = ?, errno = 99999", "\x1b[2J" + "x" * 10_000)
     failure = store.failure(clip(0))
     assert failure is not None
     assert failure.reason.isprintable() and len(failure.reason) <= 500

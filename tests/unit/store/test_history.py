@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
+from kinetics_fs.store import ActivityCounts, CacheLayout, HistoryRecorder, Store
 from kinetics_fs.store import history as history_module
 from tests.support.store import UNIT, clip, keep, query
 
@@ -42,12 +42,12 @@ def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clo
     first = (NOW - 100 * _DAY) // _HOUR * _HOUR
     times = range(first, NOW, history_module.STEP)
     rows = ", ".join(f"({at}, {turn}, {turn * 10}, 1, 2, 3, 4)" for turn, at in enumerate(times))
-    query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}")
+    query(CacheLayout(folder).state_database, f"INSERT INTO history VALUES {rows}")
 
     store.history.add(ActivityCounts(fetched=1000))
 
     samples = store.history.samples()
-    assert len(samples) == query(folder / "ledger.sqlite", "SELECT count(*) FROM history")[0][0] <= 2450
+    assert len(samples) == query(CacheLayout(folder).state_database, "SELECT count(*) FROM history")[0][0] <= 2450
     assert samples[0].at >= NOW - 90 * _DAY > samples[0].at - _HOUR
     assert samples[0][1:] == (*last_of_hour(times, samples[0].at), 12, 24, 36, 48)
     old = [sample for sample in samples if sample.at < NOW - _DAY - _HOUR]
@@ -70,7 +70,7 @@ def test_rows_that_are_not_ours_are_passed_over(folder: Path, store: Store) -> N
     now = int(time.time())
     odd = ["1e300", "'much'", "x'00'", "-1", str(2**63 - 1)]
     rows = ", ".join(f"({now - place}, {value}, 0, 0, 0, 0, 0)" for place, value in enumerate(odd, 1))
-    query(folder / "ledger.sqlite", f"INSERT INTO history VALUES {rows}, ({2**62}, 0, 0, 0, 0, 0, 0)")
+    query(CacheLayout(folder).state_database, f"INSERT INTO history VALUES {rows}, ({2**62}, 0, 0, 0, 0, 0, 0)")
 
     assert store.history.samples() == []
     store.history.add(ActivityCounts(fetched=1))
@@ -96,11 +96,11 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
 
 
 def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
-    query(folder / "ledger.sqlite", "ALTER TABLE history RENAME TO away")
+    query(CacheLayout(folder).state_database, "ALTER TABLE history RENAME TO away")
     done = ActivityCounts()
     chronicle = HistoryRecorder(store.history, lambda: done)
     with chronicle:
         done = ActivityCounts(fetched=3)
         chronicle._note()
-        query(folder / "ledger.sqlite", "ALTER TABLE away RENAME TO history")
+        query(CacheLayout(folder).state_database, "ALTER TABLE away RENAME TO history")
     assert [sample.fetched for sample in store.history.samples()] == [3]

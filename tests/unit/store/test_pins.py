@@ -11,7 +11,7 @@ import pytest
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
-from kinetics_fs.store import PinCounts, Store
+from kinetics_fs.store import CacheLayout, PinCounts, Store
 from kinetics_fs.store.eviction import EVICTABLE, PINNED
 from tests.support.store import (
     UNIT,
@@ -233,7 +233,7 @@ def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
             keep(store, clip(number))
         store.drop(clip(0))
     for statement in _BEFORE_PINS.split(";"):
-        query(folder / "ledger.sqlite", statement)
+        query(CacheLayout(folder).state_database, statement)
 
     with Store(folder, limit=2 * UNIT) as store:
         assert held(store, 3) == [1, 2]
@@ -244,7 +244,7 @@ def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
     with Store(folder) as store:
         assert store.pins.totals() == (1, 1, UNIT)
     indexes = query(
-        folder / "ledger.sqlite", "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'clip'"
+        CacheLayout(folder).state_database, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'clip'"
     )
     assert ("clip_in_order_of_eviction",) not in indexes
 
@@ -253,7 +253,7 @@ def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
     with Store(folder) as store:
         store.pins.add([clip(0)])
         keep(store, clip(0))
-    lose(folder / "clips/cache.db")
+    lose(CacheLayout(folder).clip_table)
     with Store(folder, limit=2 * UNIT) as store:
         assert store.pins.totals() == (1, 0, 0)
         for number in range(3):
@@ -265,7 +265,7 @@ def test_a_clip_whose_process_died_before_the_ledger_knew_it_is_pinned(folder: P
     with Store(folder) as store:
         store.pins.add([clip(0)])
         keep(store, clip(0))
-    query(folder / "ledger.sqlite", "DELETE FROM clip")
+    query(CacheLayout(folder).state_database, "DELETE FROM clip")
     with Store(folder) as store:
         assert store.pins.totals() == (1, 1, UNIT)
 

@@ -40,7 +40,7 @@ def blocked(retry_after: float | None = None) -> FetchError:
 
 def pass_time(store: Store, seconds: float) -> None:
     """Makes all that is remembered so much older."""
-    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+    with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         for column in ("blocked_at", "blocked_until", "probe_until", "recovered_at"):
             db.execute(f"UPDATE origin SET {column} = {column} - ?", (seconds,))
         db.execute("UPDATE asked SET at = at - ?", (seconds,))
@@ -157,7 +157,7 @@ def test_no_block_ends_all_waits(store: Store) -> None:
 @pytest.mark.parametrize("until", ["1e300", "9e999", "'soon'", "NULL", "x'00'"])
 def test_nonsense_in_the_ledger_stops_nobody_for_long(store: Store, until: str) -> None:
     store.origins.answered(ask(store), blocked())
-    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+    with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")
 
     assert not ask(store).is_probe

@@ -240,7 +240,7 @@ def test_a_publication_that_fails_can_be_repeated_under_the_same_claim(store: St
 
 
 def test_a_clip_that_the_table_of_files_refuses_leaves_no_file(store: Store) -> None:
-    table = store.folder / "clips/cache.db"
+    table = store.layout.clip_table
     query(table, "CREATE TRIGGER broken BEFORE INSERT ON Cache BEGIN SELECT RAISE(ABORT, 'broken'); END")
     with pytest.raises((FetchError, StoreError)):
         keep(store, clip(0))

@@ -548,7 +548,7 @@ def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not
 
 def test_damaged_file_is_fetched_again(world: World) -> None:
     world.keep(b"content")
-    [path] = (world.store.folder / "clips").glob("*/*.mp4")
+    [path] = world.store.layout.clips.glob("*/*.mp4")
     path.chmod(0o600)
     path.write_bytes(b"cont")
     opened = world.tree.open(world.clip)

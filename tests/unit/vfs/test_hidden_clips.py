@@ -159,7 +159,7 @@ def test_without_the_option_nothing_is_left_out() -> None:
 
 
 def test_rows_that_are_not_ours_hide_nothing(world: World) -> None:
-    with closing(sqlite3.connect(world.store.folder / "ledger.sqlite", isolation_level=None)) as ledger:
+    with closing(sqlite3.connect(world.store.layout.state_database, isolation_level=None)) as ledger:
         for number, (key, retry_at) in enumerate(
             [
                 (CLIPS[0].key, "tomorrow"),
