@@ -181,7 +181,7 @@ def a_conversation(
                 end.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE, which Python does not name
             except PermissionError:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        server = Server(tree, theirs.fileno(), passthrough=passthrough)
+        server = Server(tree, theirs.fileno(), max_stack_depth=int(passthrough))
 
         def run() -> None:
             try:

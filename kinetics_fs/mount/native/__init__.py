@@ -1,6 +1,7 @@
-"""The front end of Linux: speaks the FUSE protocol itself, over /dev/fuse; no libfuse, no C.
+"""The front end of Linux: the FUSE protocol over /dev/fuse, without libfuse or C code.
 
-`protocol` has the messages, `device` gets and releases the descriptor they travel on, `server` answers them.
+`protocol` defines the messages, `device` mounts and opens the descriptor, `server` is the loop, `operations` answers
+requests, `readdir` lists directories, `passthrough` lets the kernel read cached files itself.
 """
 
 from kinetics_fs.mount.native.server import serve

@@ -15,7 +15,7 @@ from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE, find_fusermount
 from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 
-LARGEST_READ = 1024 * 1024
+MAX_READ = 1024 * 1024
 """Bytes: what a kernel asks for at most, with its default limit of 256 pages."""
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024  # linux/mount.h
@@ -35,7 +35,7 @@ def mount(place: Path, *, allow_other: bool, source: str) -> int:
     Raises:
         MountError: neither works.
     """
-    options = [f"max_read={LARGEST_READ}", "default_permissions"]
+    options = [f"max_read={MAX_READ}", "default_permissions"]
     if allow_other:
         options.append("allow_other")
     try:
