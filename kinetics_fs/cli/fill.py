@@ -104,7 +104,7 @@ def command(
                     catalog=catalog.path,
                     index_db=index_db_path(settings) if indexed else None,
                     states=states,
-                    depth=VerifyLevel(depth),
+                    verify=VerifyLevel(depth),
                 )
                 for name in to_read
             ),

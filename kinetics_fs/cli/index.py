@@ -81,7 +81,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
                 catalog=None,
                 index_db=index_db_path(settings),
                 states=CacheLayout(settings.cache_dir).index_states,
-                depth=VerifyLevel.NONE,
+                verify=VerifyLevel.NONE,
                 keep=False,
             )
             for name in versions

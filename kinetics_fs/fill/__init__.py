@@ -1,11 +1,9 @@
-"""How whole splits get here: archives that stream by once, and folders that are walked through once.
+"""Bulk import of clips: from archives, which are read once from end to end, and from folders.
 
-The unit of work is one archive: a `Job` of plain values, that any process on any machine can do, and do again: what is
-in the store already is passed over, and what was broken off goes on where it stopped. `FolderImporter` is its like for
-a folder, which only this machine may see.
+The unit of work is one archive: a `Job` of plain values that any process can run, and run again. Clips that are already
+in the store are skipped, and an interrupted job resumes where it stopped. `FolderImporter` does the same for a folder.
 """
 
-from kinetics_fs.fill.archive_job import Job, fill_archive
-from kinetics_fs.fill.summary import Summary
+from kinetics_fs.fill.archive_job import Job, Summary, fill_archive
 
 __all__ = ["Job", "Summary", "fill_archive"]

@@ -1,60 +1,73 @@
-"""One archive into the store, in one pass."""
+"""The fill of a store from one archive, in one pass that can resume after a kill.
+
+Every second the pass writes a checkpoint file: where in the archive to continue, the index so far, and the summary so
+far. What the checkpoint covers is in the store.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple, Self
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill.state import State, read_state, write_state
-from kinetics_fs.fill.summary import Summary
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Archive, Version
-from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.tar import Begin, End
+from kinetics_fs.sources.archive.scan import Checkpoint, Scan
+from kinetics_fs.sources.archive.stream import stream_clips
 from kinetics_fs.store import Claim, Store
+from kinetics_fs.util.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
 SOURCE = "archive"
-_MOST_UNPUBLISHED = 4
-"""Clips that are unpacked and not yet in the store."""
+"""Source that the store records for the clips."""
 
-_CHECKPOINT_EVERY = 1.0
-"""Seconds of work that a kill may cost."""
+_MAX_UNPUBLISHED = 4
+"""Clips that may be unpacked but not yet in the store."""
+
+_CHECKPOINT_INTERVAL = 1.0
+"""Seconds between two checkpoints, and so the work that a kill may cost."""
+
+_MAGIC = b"kinetics-fs fill 2\n"
+_LENGTH = 4
+"""Bytes of the field that gives the length of the packed checkpoint."""
+_MAX_SUMMARY = 64 * 1024
+"""Bytes of a packed summary that are read."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What it takes to fill a store from one archive.
+    """The fill of a store from one archive, as plain values that can be sent to another process.
 
     Args:
-        base: where all archives are: an http(s) or s3 address, or a folder.
-        archive: its name there.
+        base: location of all archives: an http(s) or s3 address, or a folder.
+        archive: name of the archive below that location.
         cache: folder of the store.
-        limit: most bytes of clips that the store holds; None for no limit.
-        min_free: bytes of the disk to leave free.
-        catalog: file of the catalog whose clips are wanted; None for all that the archive has.
-        shelf: file of the indexes; None if none is to be made.
-        states: folder for what it takes to go on after a kill.
-        depth: how closely clips are looked at.
-        connections: to read with.
-        keep: publish the clips; else only the index is made.
+        limit: maximum size of the clips in the store, in bytes; None for no limit.
+        min_free: space to leave free on the disk, in bytes.
+        catalog: file of the catalog whose clips are stored; None for all clips of the archive.
+        index_db: file of the archive index database; None to build no index.
+        states: folder of the checkpoint files.
+        verify: how thoroughly each clip is verified.
+        connections: number of connections with which the archive is read.
+        keep: store the clips; otherwise only the index is built.
     """
 
     base: str
@@ -65,36 +78,130 @@ class Job:
     catalog: Path | None
     index_db: Path | None
     states: Path
-    depth: VerifyLevel = VerifyLevel.CONTAINER
+    verify: VerifyLevel = VerifyLevel.CONTAINER
     connections: int = 8
     keep: bool = True
 
 
+@dataclass
+class Summary:
+    """The result of a pass over an archive: numbers of clips, unless stated otherwise.
+
+    All fields except the last two cover the whole archive, even if the pass was killed and resumed. Clips that were
+    stored between the last checkpoint and a kill count as `present` in the resumed pass.
+
+    Attributes:
+        stored: published.
+        present: already in the store.
+        not_wanted: not in the catalog.
+        busy: being fetched by another process at that moment.
+        failed: not fit to be published, by reason.
+        refused: members of the archive that are not clips, by reason.
+        indexed: in the index that was built.
+        bytes: bytes of the archive that the last part of the pass read.
+        resumed_at: offset in the archive at which the last part of the pass began; 0 for the beginning.
+    """
+
+    stored: int = 0
+    present: int = 0
+    not_wanted: int = 0
+    busy: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    indexed: int = 0
+    bytes: int = 0
+    resumed_at: int = 0
+
+    def pack(self) -> str:
+        """Return the summary as one line of text."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def unpack(cls, line: str) -> Self:
+        """Parse a line of text.
+
+        Raises:
+            ValueError: `pack` did not make this line.
+        """
+        try:
+            summary = cls(**json.loads(line))
+            summary.failed, summary.refused = Counter(summary.failed), Counter(summary.refused)
+        except TypeError as error:
+            raise ValueError("not a summary") from error
+        return summary
+
+
+class Progress(NamedTuple):
+    """How far a pass over an archive has come.
+
+    Attributes:
+        checkpoint: where in the archive to continue.
+        partial_index: records of the clips so far; it also names the archive and its version.
+        summary: counts of the clips so far.
+    """
+
+    checkpoint: Checkpoint
+    partial_index: ArchiveIndex
+    summary: Summary
+
+
+def write_progress(path: Path, progress: Progress) -> None:
+    """Replace a checkpoint file.
+
+    The file is not forced to the disk: `read_progress` detects one that a power cut damaged, and the archive is then
+    read from its beginning.
+    """
+    checkpoint = progress.checkpoint.pack()
+    with atomic_write(path, durable=False) as file:
+        file.write(_MAGIC + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
+        file.write(progress.summary.pack().encode() + b"\n")
+        write_index(progress.partial_index, file)
+
+
+def read_progress(path: Path) -> Progress | None:
+    """Read a checkpoint file; None if there is none, or it is damaged."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            length = int.from_bytes(file.read(_LENGTH), "little")
+            if length > os.fstat(file.fileno()).st_size:
+                return None
+            checkpoint = Checkpoint.unpack(file.read(length))
+            summary = Summary.unpack(file.readline(_MAX_SUMMARY).decode())
+            [partial_index] = read_indexes(file)
+    except (OSError, ValueError, ArchiveError):
+        return None
+    return Progress(checkpoint, partial_index, summary)
+
+
 Report = Callable[[int, int], None]
-"""Told now and then: bytes of the archive that are done, and all."""
+"""Receives the progress of a job: bytes of the archive that are done, and its size in bytes."""
 
 
 def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary:
-    """Fills a store from one archive, and makes its index.
+    """Fill a store from one archive, and build its index.
+
+    After a failure, what was published stays.
 
     Raises:
-        FetchError: the archive cannot be read, or there is no room.
-        ArchiveError: the archive is damaged, as far as its own checksum at the end tells.
-            In both cases what was published stays. After the first the next call goes on where this one stopped, after
-            the second it begins anew, for the damage may be in what it would go on from.
+        FetchError: the archive cannot be read, or there is no space. The next call resumes where this one stopped.
+        ArchiveError: the archive is damaged, which its own checksum at the end may reveal. The next call begins at the
+            start of the archive, because the damage may be in what a checkpoint covers.
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
         store = opened.enter_context(Store(job.cache, limit=job.limit, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog)) if job.catalog else None
-        index_db = (
-            opened.enter_context(ArchiveIndexDB(job.index_db)) if job.index_db and finds_block_boundaries() else None
-        )
+        indexing = job.index_db is not None and finds_block_boundaries()
+        index_db = opened.enter_context(ArchiveIndexDB(job.index_db)) if job.index_db and indexing else None
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
         return _Fill(job, store, catalog, index_db, archive, report).run()
 
 
 class _Fill:
+    """One pass: the main thread reads and unpacks, a second one verifies and publishes."""
+
     def __init__(
         self,
         job: Job,
@@ -112,83 +219,81 @@ class _Fill:
         self._report = report
         self._summary = Summary()
         self._refused_before: Counter[str] = Counter()
-        self._coming = ExitStack()
-        """What the clip that is coming holds: its claim and its file."""
+        """Refusals of the part of the pass that an earlier process made."""
+        self._claims = ExitStack()
+        """Holds the claim of the clip that is being unpacked."""
         self._claim: Claim | None = None
-        self._file: IO[bytes] | None = None
-        # Unpacking takes one core; to check a clip and force it to the disk takes as long beside it, not after it.
+        # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
-        self._publishing: deque[Future[None]] = deque()
-        # An index that lacks the clips of an earlier part is none: so there is a state with one, and one without.
+        self._unpublished: deque[Future[None]] = deque()
+        # An index without the clips of an earlier part is useless, so passes with and without an index have checkpoint
+        # files of their own.
         kind = "indexed" if index_db else "plain"
         name = hashlib.sha256(f"{job.base} {job.archive}".encode()).hexdigest()[:32]
-        self._state = job.states / f"{name}.{kind}"
+        self._checkpoint_file = job.states / f"{name}.{kind}"
 
     def run(self) -> Summary:
         try:
             return self._run()
         except ArchiveError:
-            self._state.unlink(missing_ok=True)
+            self._checkpoint_file.unlink(missing_ok=True)
             raise
 
     def _run(self) -> Summary:
         version = self._archive.version()
-        scan, begin = self._scan(version)
-        done, saved = begin, time.monotonic()
-        with self._publisher, self._coming, closing(self._archive.stream(begin, version)) as stream:
-            for data in stream:
-                for event in scan.feed(data):
-                    if isinstance(event, Begin):
-                        self._begin(event.clip, event.size)
-                    elif isinstance(event, End):
-                        self._end(event.clip)
-                        if time.monotonic() - saved >= _CHECKPOINT_EVERY:
-                            self._save(scan, version)
-                            saved = time.monotonic()
-                    elif self._file is not None:
-                        self._file.write(event)
-                done += len(data)
-                self._report(done, version.size)
+        scan, begin = self._resume(version)
+        self._summary.resumed_at = begin
+
+        def report(done: int) -> None:
+            self._summary.bytes = done - begin
+            self._report(done, version.size)
+
+        saved = time.monotonic()
+        clips = stream_clips(self._archive, version, scan, self._claim_path, begin=begin, progress=report)
+        with self._publisher, self._claims, closing(clips):
+            for clip, path in clips:
+                if path is not None:
+                    self._publish_later(clip, path)
+                if time.monotonic() - saved >= _CHECKPOINT_INTERVAL:
+                    self._save(scan, version)
+                    saved = time.monotonic()
             self._wait_for_published()
-        scan.finish()
         if self._index_db is not None:
             self._index_db.add(self._index(scan, version))
-        self._state.unlink(missing_ok=True)
-        self._summary.bytes = done - begin
-        self._summary.resumed_at = begin
+        self._checkpoint_file.unlink(missing_ok=True)
         self._summary.refused = self._refused_before + scan.refusals
         self._summary.indexed = len(scan.records)
         return self._summary
 
-    # Going on
-
-    def _scan(self, version: Version) -> tuple[Scan, int]:
-        """The pass, from its beginning or from where the last one stopped, and the byte of the archive that is."""
-        index = self._index_db is not None
-        state = read_state(self._state)
-        if state is None or (state.learnt.size, state.learnt.etag) != (version.size, version.etag):
-            return Scan(index=index), 0
-        checkpoint = state.checkpoint
-        self._summary = state.summary
-        self._refused_before = state.summary.refused
-        return Scan(at=checkpoint, records=state.learnt.records, index=index), checkpoint.block.bit // 8
+    def _resume(self, version: Version) -> tuple[Scan, int]:
+        """Return the scan, new or as of the last checkpoint, and the offset in the archive from which to read."""
+        indexing = self._index_db is not None
+        progress = read_progress(self._checkpoint_file)
+        if progress is None or (progress.partial_index.size, progress.partial_index.etag) != (
+            version.size,
+            version.etag,
+        ):
+            return Scan(index=indexing), 0
+        checkpoint = progress.checkpoint
+        self._summary = progress.summary
+        self._refused_before = progress.summary.refused
+        return Scan(at=checkpoint, records=progress.partial_index.records, index=indexing), checkpoint.block.bit // 8
 
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()
         if checkpoint is not None:
-            self._wait_for_published()  # what comes before it is in the store
+            self._wait_for_published()  # everything before the checkpoint must be in the store
             self._job.states.mkdir(parents=True, exist_ok=True)
             summary = replace(self._summary, refused=self._refused_before + scan.refusals)
-            write_state(self._state, State(checkpoint, self._index(scan, version), summary))
+            write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), summary))
 
     def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
         return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)
 
-    # A clip
-
-    def _begin(self, clip: Clip, size: int) -> None:
+    def _claim_path(self, clip: Clip, size: int) -> Path | None:
+        """Claim a clip and return the file to unpack it to; None if it is not to be stored."""
         if not self._job.keep:
-            return
+            return None
         if self._catalog is not None and not self._catalog.locate(clip):
             self._summary.not_wanted += 1
         elif self._store.is_cached(clip):
@@ -196,34 +301,29 @@ class _Fill:
         elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1
         else:
-            self._claim = self._coming.enter_context(claim)
-            self._file = self._coming.enter_context((claim.folder / clip.name).open("xb"))
+            self._claim = self._claims.enter_context(claim)
+            return claim.folder / clip.name
+        return None
 
-    def _end(self, clip: Clip) -> None:
-        claim, file = self._claim, self._file
-        if claim is None or file is None:
-            return
-        self._claim = self._file = None
-        self._wait_for_published(but=_MOST_UNPUBLISHED - 1)
-        held = self._coming.pop_all()
-        self._publishing.append(self._publisher.submit(self._publish, clip, claim, file, held))
+    def _publish_later(self, clip: Clip, path: Path) -> None:
+        assert self._claim is not None
+        self._wait_for_published(but=_MAX_UNPUBLISHED - 1)
+        self._unpublished.append(self._publisher.submit(self._publish, clip, path, self._claim, self._claims.pop_all()))
 
     def _wait_for_published(self, but: int = 0) -> None:
-        """Waits until no more clips than that are unpublished, and raises what any of them raised."""
-        while len(self._publishing) > but:
-            self._publishing.popleft().result()
+        """Wait until at most `but` clips are unpublished, and raise the error of any that failed."""
+        while len(self._unpublished) > but:
+            self._unpublished.popleft().result()
 
-    def _publish(self, clip: Clip, claim: Claim, file: IO[bytes], held: ExitStack) -> None:
+    def _publish(self, clip: Clip, path: Path, claim: Claim, held: ExitStack) -> None:
         with held:
-            file.close()
-            path = claim.folder / clip.name
             try:
-                self._job.depth.check(path)
+                self._job.verify.check(path)
                 claim.publish(path, SOURCE)
             except FetchError as error:
                 if error.kind is not FailureKind.CORRUPT:
                     raise
-                _log.warning("%s: not taken from %s: %s", clip.key, self._job.archive, error.reason)
+                _log.warning("%s: not stored from %s: %s", clip.key, self._job.archive, error.reason)
                 self._summary.failed[error.reason] += 1
             else:
                 self._summary.stored += 1

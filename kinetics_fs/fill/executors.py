@@ -16,8 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import Job, fill_archive
-from kinetics_fs.fill.summary import Summary
+from kinetics_fs.fill.archive_job import Job, Summary, fill_archive
 from kinetics_fs.util import logs
 
 _SPAWN = multiprocessing.get_context("spawn")

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import IO
@@ -33,6 +34,59 @@ each would wait for a server that does not answer before it is asked for elsewhe
 
 _TRIES = 2
 """To find out whether there is an archive at all: other sources are at hand."""
+
+
+def stream_clips(
+    archive: Archive,
+    version: Version,
+    scan: Scan,
+    path_of: Callable[[Clip, int], Path | None],
+    *,
+    begin: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Generator[tuple[Clip, Path | None], None, None]:
+    """Read an archive to its end and write its clips to files.
+
+    Args:
+        archive: the archive to read.
+        version: version of the archive to read.
+        scan: scan to feed; it builds the index.
+        path_of: returns the file to create for a clip of a size in bytes; None skips the clip.
+        begin: offset in the archive from which to read, in bytes, as the scan requires.
+        progress: called with the offset up to which the archive was read.
+
+    Yields:
+        Each clip when all its bytes have passed, with its complete file, or None if it was skipped. The scan can make a
+        checkpoint at this moment.
+
+    Raises:
+        FetchError: the archive cannot be read.
+        ArchiveError: the archive is damaged.
+        OSError: a file cannot be written.
+    """
+    path: Path | None = None
+    file: IO[bytes] | None = None
+    done = begin
+    try:
+        with closing(archive.stream(begin, version)) as pieces:
+            for data in pieces:
+                for event in scan.feed(data):
+                    if isinstance(event, Begin):
+                        path = path_of(event.clip, event.size)
+                        file = path.open("xb") if path is not None else None
+                    elif not isinstance(event, End):
+                        if file is not None:
+                            file.write(event)
+                    else:
+                        if file is not None:
+                            file.close()
+                        yield event.clip, path
+                done += len(data)
+                progress(done)
+        scan.finish()
+    finally:
+        if file is not None:
+            file.close()
 
 
 class ArchiveStreamer:
@@ -131,28 +185,21 @@ class ArchiveStreamer:
     def _stream(self, name: str, archive: Archive, version: Version, wanted: Clip, folder: Path) -> None:
         _log.info("%s: reading all of %s, %d bytes", wanted.key, name, version.size)
         assert self._catalog is not None and self._index_db is not None
+        catalog = self._catalog
         scan = Scan(index=finds_block_boundaries())
         failure: FetchError | None = _not_in(name)
-        file: IO[bytes] | None = None
+
+        def path_of(clip: Clip, size: int) -> Path | None:
+            return folder / clip.name if catalog.locate(clip) else None
+
         try:
-            with closing(archive.stream(0, version)) as stream:
-                for data in stream:
-                    for event in scan.feed(data):
-                        if isinstance(event, Begin):
-                            file = (folder / event.clip.name).open("xb") if self._catalog.locate(event.clip) else None
-                        elif not isinstance(event, End):
-                            if file is not None:
-                                file.write(event)
-                        elif file is not None:
-                            file.close()
-                            fault = self._give(event.clip, folder / event.clip.name, name)
-                            failure = fault if event.clip == wanted else failure
-            scan.finish()
+            with closing(stream_clips(archive, version, scan, path_of)) as clips:
+                for clip, path in clips:
+                    if path is not None:
+                        error = self._give(clip, path, name)
+                        failure = error if clip == wanted else failure
         except ArchiveError as error:
             raise FetchError(FailureKind.CORRUPT, f"{name}: {error}") from error
-        finally:
-            if file is not None:
-                file.close()
         if finds_block_boundaries():
             self._index_db.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
         if failure is not None:

@@ -37,7 +37,7 @@ CLIPS = make_clips(12)
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
-    monkeypatch.setattr(job_module, "_CHECKPOINT_EVERY", 0.0)
+    monkeypatch.setattr(job_module, "_CHECKPOINT_INTERVAL", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -58,7 +58,7 @@ def job(site: ArchiveSite, tmp_path: Path) -> Job:
         catalog=None,
         index_db=tmp_path / "archives.sqlite",
         states=tmp_path / "fills",
-        depth=VerifyLevel.NONE,
+        verify=VerifyLevel.NONE,
     )
 
 
@@ -144,7 +144,7 @@ CHILD = textwrap.dedent(
     from kinetics_fs.fill import archive_job as job
     from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive import remote
-    job._CHECKPOINT_EVERY = 0.0
+    job._CHECKPOINT_INTERVAL = 0.0
     remote._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     depth, catalog = VerifyLevel(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
@@ -162,7 +162,7 @@ CHILD = textwrap.dedent(
 
 def kill(job: Job, folder: Path, at: int) -> None:
     """Does a job in another process, that is killed when it has come so far."""
-    command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.depth]
+    command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.verify]
     command += [str(job.catalog)] if job.catalog else []
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
 
@@ -196,7 +196,7 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     site.files[NAME] = by_zlib(make_tar(contents))
-    job = replace(job, depth=VerifyLevel.CONTAINER, catalog=catalog)
+    job = replace(job, verify=VerifyLevel.CONTAINER, catalog=catalog)
     whole = replace(job, cache=tmp_path / "other", index_db=tmp_path / "other.sqlite", states=tmp_path / "other fills")
     for one in (job, whole):
         with Store(one.cache) as store:
@@ -278,7 +278,7 @@ def test_clips_that_are_none_are_not_published(
     contents = {good: video, noise: CLIPS[noise], cut: video[: len(video) // 2], spoilt: bytes(scrambled)}
     site.files[NAME] = by_zlib(make_tar(contents))
 
-    summary = fill_archive(replace(job, depth=depth))
+    summary = fill_archive(replace(job, verify=depth))
 
     stored = {
         VerifyLevel.NONE: {good, noise, cut, spoilt},
