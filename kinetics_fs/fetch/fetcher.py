@@ -96,7 +96,7 @@ class Delivery:
         self._asked = time.monotonic()
         self.delivered = False
 
-    def take(self, clip: Clip, path: Path) -> None:
+    def on_clip(self, clip: Clip, path: Path) -> None:
         if clip != self._flight.clip:
             self._fetcher._store_sibling(clip, path, self._source)
         elif not self.delivered:
@@ -341,7 +341,7 @@ class Fetcher:
             folder.mkdir()
             arrival = Delivery(self, fetch, claim, source)
             try:
-                path = self._ask(worker, source, fetch, folder, started + self._settings.timeout, arrival.take)
+                path = self._ask(worker, source, fetch, folder, started + self._settings.timeout, arrival.on_clip)
                 if path is not None:
                     arrival.publish(path)
             except NotInSource:
@@ -369,7 +369,7 @@ class Fetcher:
         raise min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
 
     def _ask(
-        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, take: OnClip
+        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip
     ) -> Path | None:
         """Asks one source, and lets everyone know how it behaves."""
         permit = self._permit(source, fetch)
@@ -377,7 +377,7 @@ class Fetcher:
         outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
         try:
             left = max(0.0, deadline - time.monotonic())
-            path = worker.fetch(fetch.clip, source, folder, timeout=left, take=take)
+            path = worker.fetch(fetch.clip, source, folder, timeout=left, on_clip=on_clip)
             outcome = None
         except (NotInSource, InProgressElsewhere):
             outcome = None

@@ -41,7 +41,7 @@ class Worker:
         self._stopped = False
 
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, take: OnClip | None = None
+        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnClip | None = None
     ) -> Path | None:
         """Has a clip fetched from a source into `folder`.
 
@@ -49,17 +49,17 @@ class Worker:
             clip: what is wanted.
             source: name of the source.
             folder: empty and private to this fetch.
-            timeout: seconds after which the process is ended; they begin anew with each clip that is handed over.
-            take: given verified clips as they come from a source that has many at once.
+            timeout: seconds after which the process is ended. They start again with each clip that `on_clip` receives.
+            on_clip: receives verified clips as they arrive from a source that reads many at once.
 
         Returns:
-            The verified file; None if `take` was given it.
+            The verified file; None if `on_clip` received it.
 
         Raises:
             NotInSource: the source never had it.
-            InProgressElsewhere: somebody else is getting it.
+            InProgressElsewhere: another process is reading the archive that has it.
             FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
-            Exception: whatever `take` raises.
+            Exception: any that `on_clip` raises.
         """
         deadline = time.monotonic() + timeout
         idle = self._process
@@ -77,8 +77,8 @@ class Worker:
                 process = self._running()
                 self._hand_in(process, job, deadline)
             answer = json.loads(self._receive(process, deadline))
-            while "with_it" in answer:
-                self._take(answer["with_it"], folder, take)
+            while "clip" in answer:
+                self._receive_clip(answer["clip"], folder, on_clip)
                 answer = json.loads(self._receive(process, time.monotonic() + timeout))
             return _parse_answer(answer, folder)
         except TimeoutError:
@@ -104,14 +104,14 @@ class Worker:
         if json.loads(self._receive(process, deadline)) != {"begun": True}:
             raise ValueError("it has not begun")
 
-    def _take(self, name: Any, folder: Path, take: OnClip | None) -> None:
+    def _receive_clip(self, name: Any, folder: Path, on_clip: OnClip | None) -> None:
         clip = parse_clip_name(str(name))
-        if clip is None or take is None:
+        if clip is None or on_clip is None:
             raise ValueError(f"not a clip: {name!r}")
         try:
-            take(clip, folder / clip.name)
+            on_clip(clip, folder / clip.name)
         except BaseException:
-            self._end()  # it goes on handing over, and nobody would listen
+            self._end()  # it would continue to send clips that nobody reads
             raise
 
     def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
@@ -199,8 +199,8 @@ def _parse_answer(answer: Any, folder: Path) -> Path | None:
             errno=None if number is None else int(number),
             retry_after=None if retry_after is None else float(retry_after),
         )
-    if "not_here" in answer:
+    if "not_in_source" in answer:
         raise NotInSource
-    if "under_way" in answer:
+    if "in_progress_elsewhere" in answer:
         raise InProgressElsewhere
     return None if answer["file"] is None else folder / Path(answer["file"]).name

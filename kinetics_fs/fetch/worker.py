@@ -1,15 +1,21 @@
-"""A worker process: `python -m kinetics_fs.fetch.worker`, one JSON object per line in and out.
+"""A worker process that fetches, cuts and verifies clips: `python -m kinetics_fs.fetch.worker`.
 
-In:  first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
-Out: ``{"begun": true}`` when it has got the job. Then any number of ``{"with_it": …}``, each a file in the job's folder
-     that is a verified clip, named so: the one that is wanted, or one that was had with it. At last ``{"file": …}``
-     with the clip in the job's folder, or null if it was among those before; ``{"not_here": true}`` if the source never
-     had it; ``{"under_way": true}`` if somebody else is getting it; or
-     ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``.
+Input and output are JSON objects, one per line.
 
-JSON and not pickle, for what a worker says has been through the hands of remote pages. The process leads a session
-of its own, so that it and its ffmpeg can be ended together; it ends itself when its input closes, which the kernel
-does when the mount dies, however that was.
+Input: first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
+
+Output for each job: ``{"begun": true}`` when the worker has received the job; then any number of ``{"clip": NAME}``,
+each the name of a verified clip in the job's folder, which is the requested clip or another one that came with it; at
+last one of these:
+
+* ``{"file": NAME}``: the requested clip in the job's folder, or null if it was among the clips before.
+* ``{"not_in_source": true}``: the source does not have the clip.
+* ``{"in_progress_elsewhere": true}``: another process is reading the archive that has the clip.
+* ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``: the fields of a `FetchError`.
+
+The lines are JSON rather than pickle because they contain text from remote pages. The process leads a session of its
+own, so that it can be killed together with its ffmpeg. It ends itself when its input closes, which the kernel does
+however the parent process ends.
 """
 
 from __future__ import annotations
@@ -33,35 +39,39 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import expected_span
 from kinetics_fs.media.verify import check_container, verify_clip
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
-from kinetics_fs.sources.base import LARGEST_FILE
+from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.util import logs
 
 _log = logging.getLogger(__name__)
 
+Answer = dict[str, Any]
+"""One line of output."""
+
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
-    answers = _take_over_stdout()
+    """Answer jobs until the input closes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
+    output = _take_over_stdout()
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
 
-    def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    def send(answer: Answer) -> None:
+        output.write(json.dumps(answer) + "\n")
+        output.flush()
 
-    worker = _Worker(SourceSettings(**jobs.get()), say)
+    worker = _Worker(SourceSettings(**jobs.get()), send)
     while True:
         job = jobs.get()
-        say({"begun": True})
+        send({"begun": True})
         logs.reopen_if_moved()
-        say(worker.answer(job))
+        send(worker.answer(job))
 
 
 def _take_over_stdout() -> TextIO:
-    """Keeps the real standard output for answers; whatever a library prints goes to the log instead."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Keep standard output for answers; anything that a library prints goes to standard error, the log."""
+    output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    return answers
+    return output
 
 
 def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -69,34 +79,37 @@ def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
         for line in sys.stdin:
             jobs.put(json.loads(line))
     finally:
-        # Nobody is left to take an answer: end at once, with the ffmpeg that may be running.
+        # The parent has ended. End at once, together with the ffmpeg that may be running.
         if os.getpgid(0) == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
 
 class _Worker:
-    def __init__(self, settings: SourceSettings, say: Callable[[dict[str, Any]], None]) -> None:
-        self._settings = settings
-        self._say = say
-        self._sources: dict[str, Source] = {}
-        self._wanted: Clip | None = None
+    """The sources of this process, created on first use, and the job in progress."""
 
-    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        clip = self._wanted = Clip(job["youtube_id"], job["start"], job["end"])
+    def __init__(self, settings: SourceSettings, send: Callable[[Answer], None]) -> None:
+        self._settings = settings
+        self._send = send
+        self._sources: dict[str, Source] = {}
+        self._requested: Clip | None = None
+
+    def answer(self, job: dict[str, Any]) -> Answer:
+        """Do a job and return its last answer."""
+        clip = self._requested = Clip(job["youtube_id"], job["start"], job["end"])
         try:
             path = self._fetch(clip, job["source"], Path(job["folder"]))
             return {"file": None if path is None else path.name}
         except NotInSource:
-            return {"not_here": True}
+            return {"not_in_source": True}
         except InProgressElsewhere:
-            return {"under_way": True}
+            return {"in_progress_elsewhere": True}
         except FetchError as error:
             failure = error
         except OSError as error:
             failure = FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
         except Exception as error:
-            # A defect of ours, or a site that changed: told as one line here, in full in the log.
+            # A defect in this program, or a site that changed. The failure gets one line, the log the whole traceback.
             _log.exception("%s: unexpected error", clip.key)
             failure = FetchError(FailureKind.TRANSIENT, f"unexpected {type(error).__name__}: {error}")
         return {
@@ -110,11 +123,12 @@ class _Worker:
         }
 
     def _emit_clip(self, clip: Clip, path: Path) -> None:
-        if clip == self._wanted:
+        """Verify a clip that a source has read and send its name."""
+        if clip == self._requested:
             verify_clip(path, None)
         else:
             check_container(path)
-        self._say({"with_it": path.name})
+        self._send({"clip": path.name})
 
     def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
         if name not in self._sources:
@@ -136,6 +150,6 @@ class _Worker:
 
 if __name__ == "__main__":
     logs.set_up(logging.WARNING)
-    # Ctrl-C is for the process that started us: it lets a worker finish or ends it.
+    # Ctrl-C goes to all processes of the terminal. The parent decides whether a worker finishes or ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main()

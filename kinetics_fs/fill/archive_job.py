@@ -269,10 +269,7 @@ class _Fill:
         """Return the scan, new or as of the last checkpoint, and the offset in the archive from which to read."""
         indexing = self._index_db is not None
         progress = read_progress(self._checkpoint_file)
-        if progress is None or (progress.partial_index.size, progress.partial_index.etag) != (
-            version.size,
-            version.etag,
-        ):
+        if progress is None or Version(progress.partial_index.size, progress.partial_index.etag) != version:
             return Scan(index=indexing), 0
         checkpoint = progress.checkpoint
         self._summary = progress.summary

@@ -18,7 +18,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
-from kinetics_fs.sources.folder import SOURCE, clip_of, look_at, take_file
+from kinetics_fs.sources.folder import SOURCE, import_file, parse_file_name, stat_local
 from kinetics_fs.store import Store, one_line
 
 _log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class FolderImporter:
                             self.intake.passed_over["hidden"] += 1
                         elif entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
-                        elif (clip := clip_of(entry.name)) is None:
+                        elif (clip := parse_file_name(entry.name)) is None:
                             self.intake.passed_over["not the name of a clip"] += 1
                         else:
                             yield _File(place, entry.name, clip)
@@ -159,7 +159,7 @@ class FolderImporter:
         """Puts down a file that is to be taken, or why it is not; returns whether it is."""
         path = Path(file.folder, file.name)
         try:
-            status = look_at(path)
+            status = stat_local(path)
         except OSError as error:
             self._count_unreadable(str(path), f"cannot be read: {error.strerror}")
             return False
@@ -182,7 +182,7 @@ class FolderImporter:
     # Taking
 
     def _take(self, path: Path) -> None:
-        clip = clip_of(path.name)
+        clip = parse_file_name(path.name)
         assert clip is not None
         try:
             self._publish(path, clip)
@@ -210,7 +210,7 @@ class FolderImporter:
             return
         with claim:
             file = claim.folder / clip.name
-            linked = take_file(path, file, link=self._link)
+            linked = import_file(path, file, link=self._link)
             self._depth.check(file)
             claim.publish(file, SOURCE)
         self._count(taken=1, linked=int(linked))

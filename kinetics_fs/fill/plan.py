@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.sources.archive.base import Version
-from kinetics_fs.sources.archive.layout import archive_of_class, archives_of, stem
+from kinetics_fs.sources.archive.layout import archive_of_class, list_archives, stem
 from kinetics_fs.util.files import atomic_write
 
 
@@ -26,7 +26,7 @@ def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
     labels = catalog.labels()
     names: list[str] = []
     for split in catalog.splits():
-        there = archives_of(base, catalog.release, split.split)
+        there = list_archives(base, catalog.release, split.split)
         classes = [str(directory.label) for directory in catalog.classes(split)]
         if not whole:
             wanted = [archive_of_class(catalog.release, split.split, label, labels) for label in classes]

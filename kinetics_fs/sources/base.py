@@ -9,44 +9,47 @@ from typing import Protocol
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.media import Media
 
-LARGEST_FILE = 4 * 1024**3
-"""Bytes that any file may have that is fetched or made on the way: the longest Kinetics source, 6.6 hours, stays well
-below at 360 lines."""
+MAX_FILE_SIZE = 4 * 1024**3
+"""Largest file in bytes that a source may download or create. The longest video of Kinetics, 6.6 hours, stays well
+below this at 360 lines."""
 
 
 class NotInSource(Exception):
-    """A source does not have the clip. That says nothing about the clip, unless no source has it."""
+    """A source does not have the clip. That is no failure of the clip, unless no other source has it either."""
 
 
 class InProgressElsewhere(Exception):
-    """Somebody else is getting just now what has the clip in it: it will be in the store, or can be asked for again."""
+    """Another process is reading the archive that contains the clip: look in the store soon, then ask again."""
 
 
 OnClip = Callable[[Clip, Path], None]
-"""Takes a whole clip, as a file called `Clip.name`, at once and not only when the source is done: that which is wanted,
-or another that was had with it.
+"""Callback that receives a complete clip, in a file named `Clip.name`, as soon as a source has it. The clip is the
+requested one or another one that came with it.
 
 Raises:
-    FetchError: it is no sound clip (CORRUPT).
+    FetchError: the file is not a sound clip (CORRUPT).
 """
 
 
 class Source(Protocol):
-    """One place where clips can be had. Made once in a worker process, then asked for one clip at a time."""
+    """A place from which clips can be fetched. A worker process creates it once, then asks for one clip at a time."""
 
     name: str
-    """A word for logs, attributes and settings."""
+    """Name in logs, attributes and settings."""
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
-        """Gets media that contain the clip; None if it was handed over already, as a source that has many at once does.
+        """Fetch media that contain a clip.
 
         Args:
-            clip: what is wanted.
-            folder: empty and private to this call; everything written goes there.
+            clip: the clip to fetch.
+            folder: an empty folder, private to this call, for all files.
+
+        Returns:
+            The media; None if the `OnClip` callback has received the clip.
 
         Raises:
-            NotInSource: this source never had it.
-            InProgressElsewhere: see there.
-            FetchError: the clip could not be had here.
+            NotInSource: this source does not have the clip.
+            InProgressElsewhere: another process is reading the archive that contains the clip.
+            FetchError: this source failed to provide the clip.
         """
         ...

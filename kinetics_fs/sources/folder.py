@@ -1,13 +1,13 @@
-"""Clips that somebody has already, in the folders that other tools leave behind.
+"""Clips in folders that other tools have created.
 
-They are found by trying the names that they may have, and never by listing: a folder of 650,000 files on a file server
-must cost nothing until one of them is wanted. For a clip `ID_000010_000020.mp4` of a class in a split these are tried,
-below each folder and below its `kinetics-<release>` (FiftyOne's zoo)::
+The source tries the names that a clip may have and never lists a folder, so that a folder of 650,000 files on a file
+server costs nothing until a clip is requested. For a clip `ID_000010_000020.mp4` of a class and split it tries these
+paths, below each folder and below its `kinetics-<release>` (FiftyOne's zoo)::
 
-    validation/surfing water/     FiftyOne, our own mount and export; val/surfing_water/ of torchvision
+    validation/surfing water/     FiftyOne, kinetics-fs mount and export; val/surfing_water/ of torchvision
     surfing water/                the ActivityNet crawler, the arranged archives
     validation/
-    ./                            the archives as they unpack
+    ./                            the unpacked archives
 
 and in each of them also `ID_10_20.mp4`.
 """
@@ -41,18 +41,19 @@ _SPLIT_FOLDERS = {
 }
 _NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{1,6})_([0-9]{1,6})\.mp4")
 
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_STATE = "user.kinetics.state"
-"""Attribute of a clip in a mount of ours."""
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_STATE_ATTRIBUTE = "user.kinetics.state"
+"""Extended attribute of each clip in a mount of kinetics-fs."""
 
 
 class FolderSource:
     """Folders of clips.
 
     Args:
-        folders: where to look, in this order.
-        catalog: file of the catalog, which tells split and class of a clip; None to look for loose files alone.
+        folders: folders to search, in this order.
+        catalog: file of the catalog, which gives the split and class of a clip; None to search only for files that lie
+            directly in the folders.
     """
 
     name = SOURCE
@@ -66,13 +67,13 @@ class FolderSource:
         target = folder / clip.name
         failure: FetchError | None = None
         try:
-            for place in self._places(clip):
-                for path in (place / name for name in file_names(clip)):
+            for folder_of_clip in self._folders_of(clip):
+                for path in (folder_of_clip / name for name in file_names(clip)):
                     try:
-                        take_file(path, target)
+                        import_file(path, target)
                     except NotInSource:
                         continue
-                    except FetchError as error:  # there may be another
+                    except FetchError as error:  # another folder may have a good copy
                         failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
                     else:
                         return Media(target, 0.0, None, whole=True)
@@ -83,20 +84,20 @@ class FolderSource:
         failure.source = self.name
         raise failure
 
-    def _places(self, clip: Clip) -> Iterator[Path]:
-        """The folders that are there in which the clip may be, the likeliest first."""
+    def _folders_of(self, clip: Clip) -> Iterator[Path]:
+        """Yield the existing folders that may contain a clip, the most likely first."""
         release, splits, classes = self._layout(clip)
         for given in self._folders:
             for root in (given / f"kinetics-{release}", given) if release else (given,):
                 if not _is_folder(root):
                     continue
-                there = [path for split in splits if _is_folder(path := root / split)]
-                for above in (*there, root):
-                    yield from (path for name in classes if _is_folder(path := above / name))
-                yield from (*there, root)
+                split_folders = [path for split in splits if _is_folder(path := root / split)]
+                for parent in (*split_folders, root):
+                    yield from (path for name in classes if _is_folder(path := parent / name))
+                yield from (*split_folders, root)
 
     def _layout(self, clip: Clip) -> tuple[str, list[str], list[str]]:
-        """The release, and the names that folders of the clip's splits and classes may have."""
+        """Return the release, and the possible folder names of the clip's splits and classes."""
         if self._path is None:
             return "", [], []
         self._catalog = self._catalog or Catalog(self._path)
@@ -112,7 +113,7 @@ class FolderSource:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # one that nobody may look into: looking for the clip itself will tell
+    except OSError:  # not readable: the lookup of the clip itself reports that
         return False
 
 
@@ -123,72 +124,77 @@ def _class_folders(label: str) -> Iterator[str]:
             yield name
 
 
-def take_file(path: Path, target: Path, *, link: bool = True) -> bool:
-    """Puts a file of the user's into a folder of ours, as a clone, a hard link or a copy.
+def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
+    """Create a clone, hard link or copy of a user's file.
 
     Args:
         path: the file, or a symbolic link to it.
-        target: what is to be made; nothing is there yet, nor after a failure.
-        link: whether a hard link will do.
+        target: path to create. It must not exist, and does not exist after a failure.
+        link: allow a hard link.
 
     Returns:
-        Whether it is a hard link.
+        Whether the target is a hard link.
 
     Raises:
-        NotInSource: there is no file with anything in it.
-        FetchError: it cannot be read (TRANSIENT), is too large for a clip (CORRUPT), or there is no room (LOCAL).
+        NotInSource: there is no such file, or it is empty.
+        FetchError: the file cannot be read (TRANSIENT), is too large for a clip (CORRUPT), or the disk is full (LOCAL).
     """
     try:
-        status = look_at(path)
+        status = stat_local(path)
         if status is None or not status.st_size:
             raise NotInSource
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in _NO_SUCH_FILE:
             raise NotInSource from None
         raise _cannot_read(error) from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise NotInSource  # changed since
+            raise NotInSource  # replaced since the check
         return link_or_copy(file, target, most=MOST_CLIP_BYTES, link=link)
     except OSError as error:
-        if error.errno in _FULL:
-            raise FetchError(FailureKind.LOCAL, f"cannot be stored: {error.strerror}", errno=error.errno) from error
+        if error.errno in _DISK_FULL:
+            raise FetchError(
+                FailureKind.LOCAL, f"cannot store the file: {error.strerror}", errno=error.errno
+            ) from error
         if error.errno == errno.EFBIG:
-            raise FetchError(FailureKind.CORRUPT, f"the file is {error.strerror}") from error
+            raise FetchError(FailureKind.CORRUPT, f"cannot use the file: it is {error.strerror}") from error
         raise _cannot_read(error) from error
     finally:
         os.close(file)
 
 
-def look_at(path: Path) -> os.stat_result | None:
-    """What is known of a regular file; None if it is none, or a clip that a mount of ours would have to fetch.
+def stat_local(path: Path) -> os.stat_result | None:
+    """Return the status of a regular file whose content is on a disk.
+
+    Returns:
+        The status; None if the path is not a regular file, or is a clip in a mount of kinetics-fs that is not cached.
 
     Raises:
-        OSError: there is nothing, or nobody can tell.
+        OSError: there is no such file, or it is not accessible.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return None
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            # To open it would make that mount fetch it: it may be our own, and wait for us.
-            return status if os.getxattr(path, _STATE) == b"cached" else None
+            # Opening the clip would make its mount fetch it, and that mount may wait for this process.
+            return status if os.getxattr(path, _STATE_ATTRIBUTE) == b"cached" else None
     return status
 
 
 def _cannot_read(error: OSError) -> FetchError:
-    # Neither LOCAL nor CONFIG, which end a prefetch: it is one file.
-    return FetchError(FailureKind.TRANSIENT, f"cannot be read: {error.strerror}", errno=error.errno)
+    # Neither LOCAL nor CONFIG, which stop a prefetch: only this file is affected.
+    return FetchError(FailureKind.TRANSIENT, f"cannot read the file: {error.strerror}", errno=error.errno)
 
 
 def file_names(clip: Clip) -> tuple[str, ...]:
-    """The names that tools give to the file of a clip."""
+    """Return the names that tools give to the file of a clip."""
     return tuple(dict.fromkeys((clip.name, f"{clip.youtube_id}_{clip.start}_{clip.end}.mp4")))
 
 
-def clip_of(name: str) -> Clip | None:
-    """The clip of which a file has this name; the inverse of `file_names`."""
+def parse_file_name(name: str) -> Clip | None:
+    """Return the clip that a file name stands for, or None. The inverse of `file_names`."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None

@@ -1,20 +1,20 @@
-"""Which archives there are, and which of them holds a class.
+"""The layout of the public archives: which archives a release has, and which of them contains a class.
 
-The layout is that of the Common Visual Data Foundation's public bucket, in which each split has a list of its archives;
-its read-me and scripts (github.com/cvdfoundation/kinetics-dataset) tell the rest. Archives are named by their path in
-it, as `600/val/pull ups.tar.gz`, wherever they are: in the bucket, in a copy on another server, or in a folder.
+The layout is that of the public bucket of the Common Visual Data Foundation, in which each split has a list of its
+archives. The read-me and scripts of github.com/cvdfoundation/kinetics-dataset describe the rest. The name of an archive
+is its path in the bucket, for example `600/val/pull ups.tar.gz`, also in a mirror and in a folder.
 
 =========  ===========  =====================================================================================
 release    split        archives
 =========  ===========  =====================================================================================
 400        all          numbered parts of about 1,000 clips, classes mixed; one more replaces broken clips of train
-600        train, val   one for each class, by its label, spaces and parentheses and all
+600        train, val   one for each class, named by its label, with spaces and parentheses
 600        test         numbered parts, classes mixed
 700-2020   train, val   one for each class, numbered from 001 in the order of the sorted labels
 700-2020   test         numbered parts, classes mixed
 =========  ===========  =====================================================================================
 
-700 has no archives of its own; those of 700-2020 hold nearly all of its clips.
+700 has no archives of its own. Those of 700-2020 contain nearly all of its clips.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from kinetics_fs.sources.archive.reader import open_archive, read_small
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _CLASSES_OF_700 = 700
-_LARGEST_LIST = 4 * 1024 * 1024
+_MAX_LIST = 4 * 1024 * 1024
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 class _Layout(NamedTuple):
     folder: str
     lists: str
-    """The list of a split's archives, in the folder of the split."""
+    """Name of the list of a split's archives, in the folder of the split."""
     of_class: str | None
-    """The archive of a class, in the folder of a split that has them by class."""
+    """Name of the archive of a class, in the folder of the split; None if the archives mix classes."""
     replacements: str | None = None
-    """In place of broken clips of train."""
+    """Path of the archive that replaces broken clips of train."""
 
 
 _700 = _Layout("700_2020", "k700_2020_{split}_path.txt", "k700_{split}_{number:03d}.tar.gz")
@@ -55,32 +55,32 @@ _LAYOUTS = {
 
 
 def archive_address(base: str, name: str) -> str:
-    """Where an archive is.
+    """Return the address of an archive.
 
     Args:
-        base: where all of them are: an http(s) or s3 address, or a folder.
-        name: of the archive.
+        base: location of all archives: an http(s) or s3 address, or a folder.
+        name: name of the archive.
 
     Raises:
-        ArchiveError: it is no name of an archive.
+        ArchiveError: the name is not a plain path.
     """
     check_name(name)
     return f"{base.rstrip('/')}/{quote(name)}" if _is_remote(base) else str(Path(base, name))
 
 
-def archives_of(base: str, release: str, split: str) -> list[str]:
-    """The names of the archives of a split: by the list of it, or in a folder those that are there.
+def list_archives(base: str, release: str, split: str) -> list[str]:
+    """Return the names of the archives of a split: from the published list, or the existing files of a folder.
 
-    The archive of replacements, where there is one, comes first: who takes the first of each clip has the right one.
+    An archive of replacements comes first. A reader that keeps the first copy of each clip then has the right one.
 
     Args:
-        base: where they all are.
+        base: location of all archives.
         release: `400`, `600`, `700` or `700-2020`.
         split: `train`, `validation` or `test`.
 
     Raises:
-        FetchError: the list cannot be read, or the folder is not there.
-        ArchiveError: it is no such list.
+        FetchError: the list cannot be read, or the folder does not exist.
+        ArchiveError: the file is not a list of archives.
     """
     layout, word = _LAYOUTS[release], _SPLITS[split]
     folder = f"{layout.folder}/{word}"
@@ -89,33 +89,37 @@ def archives_of(base: str, release: str, split: str) -> list[str]:
         names.append(layout.replacements)
     if not _is_remote(base):
         try:
-            there = sorted(path.name for path in Path(base, folder).iterdir())
+            found = sorted(path.name for path in Path(base, folder).iterdir())
         except OSError as error:
-            raise FetchError(FailureKind.CONFIG, f"no archives in {Path(base, folder)}: {error.strerror}") from error
-        return names + [f"{folder}/{name}" for name in there if stem(name) != name and not name.startswith(".")]
+            raise FetchError(
+                FailureKind.CONFIG, f"cannot list the archives in {Path(base, folder)}: {error.strerror}"
+            ) from error
+        return names + [f"{folder}/{name}" for name in found if stem(name) != name and not name.startswith(".")]
     lists = open_archive(archive_address(base, f"{folder}/{layout.lists.format(split=word)}"))
     try:
-        lines = read_small(lists, _LARGEST_LIST).decode().splitlines()
+        lines = read_small(lists, _MAX_LIST).decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ArchiveError(f"{lists.address} is no list of archives") from error
-    # Only the last part is taken of the addresses in the list: they name the public bucket, whatever server has it.
+        raise ArchiveError(f"cannot read {lists.address}: it is not a list of archives") from error
+    # The list has addresses in the public bucket, also on mirrors, so only the last part of each is used.
     for line in filter(None, map(str.strip, lines)):
         name = unquote(line.rsplit("/", 1)[-1])
         if not stem(name) or stem(name) == name:
-            raise ArchiveError(f"{lists.address} is no list of archives: {line[:100]!r}")
+            raise ArchiveError(f"cannot read {lists.address}: it is not a list of archives: {line[:100]!r}")
         names.append(check_name(f"{folder}/{name}"))
     return names
 
 
 def archive_of_class(release: str, split: str, label: str, labels: Sequence[str]) -> str | None:
-    """The name of the archive that holds all clips of a class in a split; None where classes are mixed, or if the
-    annotations are somebody's own and do not tell.
+    """Return the name of the archive that contains all clips of a class in a split.
 
     Args:
         release: `400`, `600`, `700` or `700-2020`.
         split: `train`, `validation` or `test`.
-        label: of the class.
-        labels: of the whole release, which for 700 must be those of 700-2020; they are the same.
+        label: label of the class.
+        labels: labels of the whole release. 700 and 700-2020 have the same.
+
+    Returns:
+        The name; None if the archives mix classes, or the labels are not those of the release.
     """
     layout, word = _LAYOUTS[release], _SPLITS[split]
     if layout.of_class is None or split == "test" or label not in labels:
@@ -127,21 +131,21 @@ def archive_of_class(release: str, split: str, label: str, labels: Sequence[str]
 
 
 def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
-    """The names of the archives of the classes that a clip is in, as far as classes have archives of their own.
+    """Return the names of the class archives that should contain a clip; none if the archives mix classes.
 
-    In a folder they may end otherwise than in the public bucket, and only those that are there are named.
+    In a folder, only existing archives are named, and their suffix may differ from that in the public bucket.
 
     Args:
-        base: where they all are.
-        catalog: in which the clip is.
-        clip: which.
+        base: location of all archives.
+        catalog: catalog that has the clip.
+        clip: the clip.
     """
     names = []
     for entry in catalog.locate(clip):
-        place = catalog.directory(entry.directory)
-        if place is None or place.label is None:
+        directory = catalog.directory(entry.directory)
+        if directory is None or directory.label is None:
             continue
-        name = archive_of_class(catalog.release, place.split, place.label, catalog.labels())
+        name = archive_of_class(catalog.release, directory.split, directory.label, catalog.labels())
         if name is not None and _is_remote(base):
             names.append(name)
         elif name is not None:
@@ -150,7 +154,7 @@ def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
 
 
 def stem(name: str) -> str:
-    """The name of an archive without what says how it is packed."""
+    """Return the name of an archive without the suffix of its format."""
     return next((name.removesuffix(end) for end in _SUFFIXES if name.endswith(end)), name)
 
 

@@ -20,7 +20,7 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources.base import LARGEST_FILE
+from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.sources.youtube.errors import classify
@@ -152,7 +152,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "merge_output_format": "mp4/mkv",
         "noplaylist": True,
         "allowed_extractors": ["^youtube$"] if on_youtube else ["^generic$", "^html5$"],
-        "max_filesize": LARGEST_FILE,
+        "max_filesize": MAX_FILE_SIZE,
         "socket_timeout": 15,
         # As a library yt-dlp neither retries nor minds missing fragments unless told.
         "retries": 3,

@@ -16,7 +16,7 @@ from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import NotInSource, SourceSettings
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, archives_of
+from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, list_archives
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
@@ -294,13 +294,13 @@ def test_archives_by_their_list(site: ArchiveSite) -> None:
         b"https://s3.amazonaws.com/kinetics/600/val/mountain climber (exercise).tar.gz\n\n"
         b"https://s3.amazonaws.com/kinetics/600/val/pull%20ups.tar.gz"
     )
-    assert archives_of(site.url, "600", "validation") == [
+    assert list_archives(site.url, "600", "validation") == [
         "600/val/abseiling.tar.gz",
         "600/val/mountain climber (exercise).tar.gz",
         "600/val/pull ups.tar.gz",
     ]
     site.files["400/train/k400_train_path.txt"] = b"https://s3.amazonaws.com/kinetics/400/train/part_0.tar.gz"
-    assert archives_of(site.url, "400", "train") == [
+    assert list_archives(site.url, "400", "train") == [
         "400/replacement_for_corrupted_k400.tgz",
         "400/train/part_0.tar.gz",
     ]
@@ -312,7 +312,7 @@ def test_archives_by_their_list(site: ArchiveSite) -> None:
 def test_list_that_is_none(site: ArchiveSite, content: bytes) -> None:
     site.files["700_2020/test/k700_2020_test_path.txt"] = content
     with pytest.raises(ArchiveError):
-        archives_of(site.url, "700-2020", "test")
+        list_archives(site.url, "700-2020", "test")
 
 
 def test_archives_in_a_folder(tmp_path: Path) -> None:
@@ -320,9 +320,9 @@ def test_archives_in_a_folder(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("part_1.tar.gz", "part_0.tar", "k400_train_path.txt", ".part_2.tar.gz"):
         (folder / name).touch()
-    assert archives_of(str(tmp_path), "400", "train") == ["400/train/part_0.tar", "400/train/part_1.tar.gz"]
+    assert list_archives(str(tmp_path), "400", "train") == ["400/train/part_0.tar", "400/train/part_1.tar.gz"]
     with pytest.raises(FetchError):
-        archives_of(str(tmp_path), "400", "test")
+        list_archives(str(tmp_path), "400", "test")
 
 
 def test_archives_of_classes() -> None:

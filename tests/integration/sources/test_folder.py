@@ -16,7 +16,7 @@ from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
-from kinetics_fs.sources.folder import FolderSource, clip_of, file_names
+from kinetics_fs.sources.folder import FolderSource, file_names, parse_file_name
 from kinetics_fs.util.files import link_or_copy
 from tests.support.store import quick_place
 from tests.support.store_fixtures import public_folder as public_folder
@@ -254,7 +254,7 @@ def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Pa
 
 @pytest.mark.parametrize("name", [*file_names(CLIP), "a" * 11 + "_0_999999.mp4"])
 def test_names_of_clips(name: str) -> None:
-    clip = clip_of(name)
+    clip = parse_file_name(name)
     assert clip is not None
     assert name in file_names(clip)
 
@@ -273,4 +273,4 @@ def test_names_of_clips(name: str) -> None:
     ],
 )
 def test_names_of_none(name: str) -> None:
-    assert clip_of(name) is None
+    assert parse_file_name(name) is None
