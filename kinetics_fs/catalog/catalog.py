@@ -16,7 +16,7 @@ from kinetics_fs.catalog.annotations import Refusal
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, held
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.util.sqlite import Connections
+from kinetics_fs.util.sqlite import Database
 
 _PAGE = 4096  # clips read at once where all are read
 _MOST_KNOWN = 16384
@@ -94,8 +94,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
-        self._connections = Connections(lambda: sqlite3.connect(uri, uri=True, check_same_thread=False))
+        self._database = Database(path, translate=self._error, immutable=True)
         self._closing = ExitStack()
         self._known: dict[int, Entry] = {}
         try:
@@ -254,14 +253,14 @@ class Catalog:
         ]
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
-        try:
-            return self._connections.query(sql, parameters)
-        except sqlite3.DatabaseError as error:
-            raise CatalogError(f"catalog {self.path} is damaged: {error}") from error
+        return self._database.query(sql, parameters)
+
+    def _error(self, error: sqlite3.Error) -> CatalogError:
+        return CatalogError(f"catalog {self.path} is damaged: {error}")
 
     def close(self) -> None:
         """Closes the file. The object is of no use afterwards."""
-        self._connections.close()
+        self._database.close()
         self._closing.close()
 
     def __enter__(self) -> Catalog:

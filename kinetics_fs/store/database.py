@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from kinetics_fs.errors import StoreError
 from kinetics_fs.store.layout import locked
-from kinetics_fs.util.sqlite import Connections
+from kinetics_fs.util.sqlite import Database
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -87,50 +85,33 @@ DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- what ledgers had before ther
 """
 
 
-class StateDatabase:
-    """One ledger file."""
+class StateDatabase(Database):
+    """The state database of a cache.
+
+    `exclusive` is also the lock under which the store publishes and evicts. Every commit is on the disk when it
+    returns: after a power cut the database still has each fetch that was in progress.
+
+    Args:
+        path: the file; created if it is missing.
+
+    Raises:
+        StoreError: the file cannot be created or read. Any method may raise it later.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connections = Connections(self._connect)
-        # SQLite answers "locked" at once, whatever the timeout, when two make a new file a WAL file together.
+        super().__init__(path, translate=self._error)
+        # SQLite answers "locked" at once, whatever the timeout, if two processes make a new file a WAL file together.
         with locked(path.parent), self.connection() as db:
             db.executescript(_SCHEMA)
             if "pinned" not in {name for _, name, *_ in db.execute("PRAGMA table_info (clip)")}:
                 db.execute("ALTER TABLE clip ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
             db.executescript(_INDEX_FOR_EVICTION)
 
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        # Every commit is on the disk when it returns: after a power cut the ledger still knows each fetch.
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-
-    @contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection in autocommit mode, for one caller at a time."""
-        try:
-            with self._connections.borrow() as db:
-                try:
-                    yield db
-                finally:
-                    if db.in_transaction:  # a COMMIT that failed: never hand half a transaction to the next
-                        db.rollback()
-        except sqlite3.Error as error:
-            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-            raise StoreError(
-                f"cannot use the cache folder {self._path.parent} ({error}): mend it or give another --cache-dir",
-                errno=errno.ENOSPC if full else None,
-            ) from error
-
-    @contextmanager
-    def exclusive(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other process can write beside; rolled back if the block raises."""
-        with self.connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            yield db
-            db.execute("COMMIT")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._connections.close()
+    def _error(self, error: sqlite3.Error) -> StoreError:
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        return StoreError(
+            f"cannot use the cache directory {self._path.parent}: {error};"
+            " repair it or choose another with --cache-dir",
+            errno=errno.ENOSPC if full else None,
+        )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.util.sqlite import transaction
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
@@ -279,28 +280,27 @@ class FailureLog:
             # Beside the ledger at first: who brings the reports may be slow, and nobody shall wait for that.
             db.execute(f"CREATE TEMP TABLE report ({_COLUMNS}, early, PRIMARY KEY (key)) WITHOUT ROWID")
             try:
-                db.execute("BEGIN")
-                db.executemany(
-                    f"INSERT INTO report VALUES ({_MARKS}, ?) ON CONFLICT (key) DO UPDATE SET"
-                    + ", ".join(f" {column} = excluded.{column}" for column in f"{_COLUMNS}, early".split(", ")[1:])
-                    + " WHERE excluded.last_at > last_at",
-                    ((*astuple(_believed(report, now)), report.last_at > now) for report in reports),
-                )
-                db.execute("COMMIT")
-                db.execute("BEGIN IMMEDIATE")
-                cached = db.execute(
-                    "DELETE FROM report WHERE EXISTS (SELECT 1 FROM clip"
-                    " WHERE clip.key = report.key AND (held OR early OR stored_at >= last_at))"
-                ).rowcount
-                known = db.execute(
-                    "DELETE FROM report WHERE EXISTS (SELECT 1 FROM failure"
-                    " WHERE failure.key = report.key AND (early OR failure.last_at >= report.last_at))"
-                ).rowcount
-                new = db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) SELECT {_COLUMNS} FROM report").rowcount
-                db.execute("COMMIT")
+                with transaction(db, "DEFERRED"):
+                    columns = f"{_COLUMNS}, early".split(", ")[1:]
+                    db.executemany(
+                        f"INSERT INTO report VALUES ({_MARKS}, ?) ON CONFLICT (key) DO UPDATE SET"
+                        + ", ".join(f" {column} = excluded.{column}" for column in columns)
+                        + " WHERE excluded.last_at > last_at",
+                        ((*astuple(_believed(report, now)), report.last_at > now) for report in reports),
+                    )
+                with transaction(db):
+                    cached = db.execute(
+                        "DELETE FROM report WHERE EXISTS (SELECT 1 FROM clip"
+                        " WHERE clip.key = report.key AND (held OR early OR stored_at >= last_at))"
+                    ).rowcount
+                    known = db.execute(
+                        "DELETE FROM report WHERE EXISTS (SELECT 1 FROM failure"
+                        " WHERE failure.key = report.key AND (early OR failure.last_at >= report.last_at))"
+                    ).rowcount
+                    new = db.execute(
+                        f"INSERT OR REPLACE INTO failure ({_COLUMNS}) SELECT {_COLUMNS} FROM report"
+                    ).rowcount
             finally:
-                if db.in_transaction:
-                    db.rollback()
                 db.execute("DROP TABLE report")
         return ImportedFailures(new, known, cached)
 

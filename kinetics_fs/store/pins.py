@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.util.sqlite import transaction
 
 
 class PinCounts(NamedTuple):
@@ -85,15 +86,11 @@ class Pins:
         with self._database.connection() as db:
             db.execute("CREATE TEMP TABLE chosen (key TEXT PRIMARY KEY) WITHOUT ROWID")
             try:
-                db.execute("BEGIN")
-                db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", ((clip.key,) for clip in clips))
-                db.execute("COMMIT")
-                db.execute("BEGIN IMMEDIATE")
-                yield db
-                db.execute("COMMIT")
+                with transaction(db, "DEFERRED"):
+                    db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", ((clip.key,) for clip in clips))
+                with transaction(db):
+                    yield db
             finally:
-                if db.in_transaction:
-                    db.rollback()
                 db.execute("DROP TABLE chosen")
 
 

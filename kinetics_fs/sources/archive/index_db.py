@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,7 +16,7 @@ from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
-from kinetics_fs.util.sqlite import Connections
+from kinetics_fs.util.sqlite import Database
 
 _VERSION = 1
 _KEYS_PER_QUERY = 500
@@ -81,8 +80,8 @@ class ArchiveIndexDB:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connections = Connections(lambda: _connect(path))
-        with self._connection() as db:
+        self._database = Database(path, translate=self._error, synchronous="NORMAL")
+        with self._database.connection() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 db.executescript(_SCHEMA)
@@ -97,11 +96,11 @@ class ArchiveIndexDB:
 
     def close(self) -> None:
         """Closes the file. The object is of no use afterwards."""
-        self._connections.close()
+        self._database.close()
 
     def find(self, clip: Clip) -> list[ClipLocation]:
         """Everywhere the clip is: archives that were published to replace broken clips first."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             rows = db.execute(
                 """
                 SELECT name, archive.size, etag, gzipped, bit, skip, clip.size, "end", crc, window
@@ -120,7 +119,7 @@ class ArchiveIndexDB:
     def sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """The exact sizes in bytes of those clips that are indexed, both by `Clip.key`, without asking anyone."""
         found: dict[str, int] = {}
-        with self._connection() as db:
+        with self._database.connection() as db:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 some = keys[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
@@ -137,13 +136,13 @@ class ArchiveIndexDB:
 
     def version(self, archive: str) -> Version | None:
         """The version of an archive that is indexed; None if none is."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             row = db.execute("SELECT size, etag FROM archive WHERE name = ?", (archive,)).fetchone()
         return None if row is None else Version(*row)
 
     def archives(self) -> list[Indexed]:
         """The archives whose indexes are here, by name."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             rows = db.execute(
                 """
                 SELECT name, archive.size, etag, count(clip.key) FROM archive
@@ -154,8 +153,7 @@ class ArchiveIndexDB:
 
     def add(self, index: ArchiveIndex) -> None:
         """Takes an index in, in place of an earlier one of the same archive."""
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
+        with self._database.exclusive() as db:
             self._remove(db, index.archive)
             number = db.execute(
                 "INSERT INTO archive (name, size, etag, gzipped) VALUES (?, ?, ?, ?)",
@@ -165,20 +163,16 @@ class ArchiveIndexDB:
                 "INSERT INTO clip VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((clip.key, number, *record) for clip, record in index.records.items()),
             )
-            db.execute("COMMIT")
 
     def update_etag(self, archive: str, etag: str | None) -> None:
         """Notes that an index is good for what is called `etag` where it is asked for now."""
-        with self._connection() as db:
+        with self._database.connection() as db:
             db.execute("UPDATE archive SET etag = ? WHERE name = ?", (etag, archive))
 
     def remove(self, archive: str) -> bool:
         """Gives up the index of an archive; whether there was one."""
-        with self._connection() as db:
-            db.execute("BEGIN IMMEDIATE")
-            found = self._remove(db, archive)
-            db.execute("COMMIT")
-        return found
+        with self._database.exclusive() as db:
+            return self._remove(db, archive)
 
     def indexes(self, archives: Sequence[str] | None = None) -> Iterator[ArchiveIndex]:
         """The indexes of these archives, or of all, to be written to a file; an unknown archive is left out."""
@@ -188,7 +182,7 @@ class ArchiveIndexDB:
                 yield self._index(indexed.archive)
 
     def _index(self, archive: str) -> ArchiveIndex:
-        with self._connection() as db:
+        with self._database.connection() as db:
             number, size, etag, gzipped = db.execute(
                 "SELECT id, size, etag, gzipped FROM archive WHERE name = ?", (archive,)
             ).fetchone()
@@ -208,20 +202,5 @@ class ArchiveIndexDB:
         db.execute("DELETE FROM clip WHERE archive = (SELECT id FROM archive WHERE name = ?)", (archive,))
         return db.execute("DELETE FROM archive WHERE name = ?", (archive,)).rowcount > 0
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._connections.borrow() as connection:
-                try:
-                    yield connection
-                finally:
-                    if connection.in_transaction:
-                        connection.rollback()
-        except sqlite3.Error as error:
-            raise ArchiveError(f"the indexes in {self._path} cannot be used: {error}") from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
+    def _error(self, error: sqlite3.Error) -> ArchiveError:
+        return ArchiveError(f"the indexes in {self._path} cannot be used: {error}")

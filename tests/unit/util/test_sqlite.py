@@ -1,0 +1,132 @@
+"""The pool of SQLite connections, its transactions and its errors."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.util.sqlite import Database, transaction
+
+
+class Translated(Exception):
+    """The exception that callers get."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a?b#c.sqlite"
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    with closing(Database(path, translate=lambda error: Translated(str(error)))) as database:
+        with database.connection() as db:
+            db.execute("CREATE TABLE number (value INTEGER UNIQUE)")
+        yield database
+
+
+def numbers(database: Database) -> list[int]:
+    return [value for (value,) in database.query("SELECT value FROM number ORDER BY value")]
+
+
+def test_a_connection_is_reused(database: Database) -> None:
+    with database.connection() as first:
+        pass
+    with database.connection() as second, database.connection() as third:
+        assert second is first
+        assert third is not first
+
+
+def test_statements_outside_of_a_transaction_are_committed_at_once(database: Database, path: Path) -> None:
+    with database.connection() as db:
+        db.execute("INSERT INTO number VALUES (1)")
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute("SELECT value FROM number").fetchall() == [(1,)]
+
+
+def test_a_transaction_is_committed_as_a_whole_or_rolled_back(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (1)")
+        raise ZeroDivisionError
+    assert numbers(database) == []
+    with database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (2)")
+    assert numbers(database) == [2]
+
+
+def test_no_other_connection_writes_beside_an_exclusive_transaction(database: Database, path: Path) -> None:
+    with closing(sqlite3.connect(path, timeout=0)) as other:
+        with database.exclusive(), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("INSERT INTO number VALUES (1)")
+        other.rollback()
+
+
+def test_a_transaction_left_open_is_rolled_back(database: Database) -> None:
+    with database.connection() as db:
+        db.execute("BEGIN")
+        db.execute("INSERT INTO number VALUES (1)")
+    assert numbers(database) == []
+
+
+def test_transactions_can_follow_each_other_on_one_connection(database: Database) -> None:
+    with database.connection() as db:
+        with transaction(db, "DEFERRED"):
+            db.execute("INSERT INTO number VALUES (1)")
+        with pytest.raises(ZeroDivisionError), transaction(db):
+            db.execute("INSERT INTO number VALUES (2)")
+            raise ZeroDivisionError
+        assert not db.in_transaction
+    assert numbers(database) == [1]
+
+
+def test_errors_of_sqlite_are_translated_and_others_are_not(database: Database) -> None:
+    with pytest.raises(Translated, match="UNIQUE"), database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (1), (1)")
+    with pytest.raises(Translated, match="no such table"):
+        database.query("SELECT * FROM missing")
+    with pytest.raises(KeyError), database.connection():
+        raise KeyError
+
+
+def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"not a database " * 100)
+    database = Database(file, translate=lambda error: Translated(str(error)))
+    with pytest.raises(Translated, match="not a database"):
+        database.query("SELECT * FROM number")
+
+
+def test_an_immutable_file_can_only_be_read(database: Database, path: Path) -> None:
+    with closing(Database(path, translate=lambda error: Translated(str(error)), immutable=True)) as reader:
+        assert reader.query("SELECT * FROM number") == []
+        with pytest.raises(Translated, match="readonly"):
+            reader.query("INSERT INTO number VALUES (1)")
+
+
+def test_a_borrowed_connection_is_closed_when_its_caller_is_done(database: Database) -> None:
+    borrowed, closed = threading.Event(), threading.Event()
+    results: list[object] = []
+
+    def use() -> None:
+        with database.connection() as db:
+            borrowed.set()
+            closed.wait(10)
+            results.append(db.execute("SELECT 1").fetchone())
+        with pytest.raises(sqlite3.ProgrammingError):
+            db.execute("SELECT 1")
+        results.append("closed")
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    borrowed.wait(10)
+    database.close()
+    closed.set()
+    thread.join()
+    assert results == [(1,), "closed"]
+    with pytest.raises(ValueError, match="closed"):
+        database.query("SELECT 1")
