@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import archives, catalog, chaos, mount, soak, training, youtube
+from benchmarks import archives, catalog, chaos, cli, mount, soak, training, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "archives": archives.run,
     "catalog": catalog.run,
     "chaos": chaos.run,
+    "cli": cli.run,
     "mount": mount.run,
     "soak": soak.run,
     "soak-no-passthrough": partial(soak.run, passthrough=False),
