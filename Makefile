@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-quick test-apps check install-systemd clean
+.PHONY: demo test test-quick test-apps check docs install-systemd clean
 
 ## demo: set up, and play all of kinetics-fs on this machine; a mount stays up to look around in
 demo: .venv/run
@@ -28,6 +28,10 @@ check: .venv/quick
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## docs: generate the reference of settings and commands
+docs: .venv/quick
+	$(BIN)/python -m kinetics_fs.cli.reference docs
 
 INSTALL := $(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable
 
