@@ -90,10 +90,12 @@ def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> No
         library.prefetch()
 
 
-def test_nothing_is_imported_for_it_before_it_is_wanted() -> None:
+def test_public_names_are_imported_when_they_are_used() -> None:
     code = "import sys, kinetics_fs; assert 'sqlite3' not in sys.modules; print(kinetics_fs.Library.__name__)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "Library\n"
     )
+    for name in kinetics_fs.__all__:
+        assert name == "__version__" or getattr(kinetics_fs, name).__name__ == name
     with pytest.raises(AttributeError):
         kinetics_fs.Librarian  # noqa: B018
