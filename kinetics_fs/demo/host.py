@@ -17,6 +17,7 @@ _POLL_INTERVAL = 0.5
 
 
 def main() -> None:
+    """Serve the videos until the demo's mount has ended."""
     folder, mountpoint = Path(sys.argv[1]), Path(sys.argv[2])
     started = time.monotonic()
     mounted, printed = False, 0
