@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
@@ -29,6 +29,7 @@ from kinetics_fs.catalog import (
     parse_clip_name,
 )
 from kinetics_fs.config import Settings
+from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind
 from kinetics_fs.store import ActivityCounts, Failure, HistoryRecorder, PinCounts, Pinned, Store
 from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_coverage, unavailable_clips
@@ -147,15 +148,14 @@ class Library:
             self.fetcher.request(clip).result()
         return os.fdopen(stored.fd, "rb")
 
-    def prefetch(self, changed: Callable[[Mapping[str, Any]], None] = lambda report: None) -> dict[str, Any]:
+    def prefetch(self, changed: Callable[[PrefetchProgress], None] = lambda progress: None) -> PrefetchProgress:
         """Fetches all clips of the selection that are not here.
 
         Args:
             changed: told how it is going, often, and from any thread.
 
         Returns:
-            How it went: `state`, `reason`, and the numbers of `clips`, those `fetched`, `already_cached` and `failed`,
-            and `failures` by kind.
+            The state and the number of clips by result.
         """
         from kinetics_fs.fetch.prefetch import Prefetch
 
@@ -166,19 +166,19 @@ class Library:
             self.clips(),
             self.catalog.clip_count,
             window=2 * self.settings.workers,
-            changed=lambda: changed(prefetch.report()),
+            changed=lambda: changed(prefetch.progress()),
         )
-        counters = fetcher.counters
-        with HistoryRecorder(self.store.history, lambda: ActivityCounts(counters.fetched, counters.failed)):
+        stats = fetcher.stats
+        with HistoryRecorder(self.store.history, lambda: ActivityCounts(stats.fetched, stats.failed)):
             try:
                 prefetch.run()
             finally:
                 prefetch.cancel()
-        return prefetch.report()
+        return prefetch.progress()
 
-    def status(self) -> dict[str, Any]:
-        """How the cache and the sources are doing, as `kinetics-fs status --json` has it."""
-        return self.store.report()
+    def status(self) -> StoreStatus:
+        """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""
+        return self.store.status()
 
     def coverage(self) -> Coverage:
         """Measure how many clips of the selection are cached, and why others are unavailable; uses no network."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import click
 from kinetics_fs.catalog import Clip
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.config import Settings
+from kinetics_fs.control.status import PrefetchProgress
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
 
@@ -24,17 +25,17 @@ class Outcome:
     """How it went.
 
     Attributes:
-        report: what `Prefetch.report` said at the end.
+        report: what `Prefetch.progress` said at the end.
         problem: why it stopped before the end, if it did.
         interrupted: by a person.
     """
 
-    report: Mapping[str, Any]
+    report: PrefetchProgress
     problem: FetchError | None
     interrupted: bool
 
     def as_json(self) -> dict[str, Any]:
-        told = {name: value for name, value in self.report.items() if name not in ("state", "reason")}
+        told = {name: value for name, value in self.report.to_json().items() if name not in ("state", "reason")}
         return {**told, "interrupted": self.interrupted}
 
     def exit_code(self) -> int:
@@ -49,7 +50,7 @@ class Outcome:
             raise self.problem
         if self.problem:
             click.echo(f"Stopped: {self.problem.source}: {self.problem}. The same command goes on from here.", err=True)
-        return DONE_IN_PART if self.report["failed"] else 0
+        return DONE_IN_PART if self.report.failed else 0
 
 
 def fetch_clips(
@@ -88,13 +89,13 @@ def fetch_with_progress(
     if hourly and wanted > hourly:
         click.echo(f"At most {hourly:,} clips are requested per hour (--max-fetches-per-hour).", err=True)
     interrupted = False
-    counters = fetcher.counters
+    stats = fetcher.stats
     with (
-        HistoryRecorder(store.history, lambda: ActivityCounts(counters.fetched, counters.failed)),
+        HistoryRecorder(store.history, lambda: ActivityCounts(stats.fetched, stats.failed)),
         progress_bar(wanted) as show,
     ):
         prefetch = Prefetch(
-            fetcher, store, clips, wanted, window=2 * settings.workers, changed=lambda: show(prefetch.report())
+            fetcher, store, clips, wanted, window=2 * settings.workers, changed=lambda: show(prefetch.progress())
         )
         try:
             prefetch.run()
@@ -103,38 +104,35 @@ def fetch_with_progress(
             prefetch.cancel()
         finally:
             fetcher.close()
-    return Outcome(prefetch.report(), prefetch.problem, interrupted)
+    return Outcome(prefetch.progress(), prefetch.problem, interrupted)
 
 
 @contextmanager
-def progress_bar(wanted: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A bar on a terminal; what is yielded moves it to where a `Prefetch.report` says. Silent elsewhere."""
+def progress_bar(wanted: int) -> Iterator[Callable[[PrefetchProgress], None]]:
+    """A bar on a terminal; what is yielded moves it to where a `Prefetch.progress` says. Silent elsewhere."""
     from kinetics_fs.cli.progress import progress_bars
 
     with progress_bars("clips") as bars:
         task = bars.add_task("", total=wanted, note="")
 
-        def show(report: Mapping[str, Any]) -> None:
-            failed = report["failed"]
-            done = report["fetched"] + report["already_cached"] + failed
-            bars.update(task, completed=done, note=f"{failed:,} failed" if failed else "")
+        def show(report: PrefetchProgress) -> None:
+            note = f"{report.failed:,} failed" if report.failed else ""
+            bars.update(task, completed=report.finished, note=note)
 
         yield show
 
 
-def say_report(report: Mapping[str, Any]) -> None:
+def say_report(report: PrefetchProgress) -> None:
     """Prints how a `Prefetch` went, or is going."""
-    click.echo(
-        f"{report['fetched']:,} fetched, {report['already_cached']:,} already here, {report['failed']:,} not to be had"
-    )
-    for kind, number in report["failures"].items():
+    click.echo(f"{report.fetched:,} fetched, {report.already_cached:,} already cached, {report.failed:,} unavailable")
+    for kind, number in report.failures.items():
         click.echo(f"  {number:,} {kind}")
 
 
 def say_fetched(outcome: Outcome, cache: Path) -> None:
     """Prints how it went."""
     say_report(outcome.report)
-    if outcome.report["failed"]:
+    if outcome.report.failed:
         click.echo(f"Why, clip by clip: kinetics-fs failures list --cache-dir {shlex.quote(str(cache))}")
     if outcome.interrupted:
         click.echo("Interrupted; the same command goes on from here.")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kinetics_fs._version import __version__
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import with_settings
 from kinetics_fs.config import Settings, default_log_dir
@@ -26,7 +25,8 @@ from kinetics_fs.util import logs
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Catalog, Selection
-    from kinetics_fs.mount.notify import Notifier
+    from kinetics_fs.control.status import FrontendStatus
+    from kinetics_fs.mount.systemd import Notifier
     from kinetics_fs.vfs import OnOpen
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def command(mountpoint: Path, foreground: bool, prefetched: tuple[str, ...], set
     from kinetics_fs.cli.library import catalog_of
     from kinetics_fs.mount import daemon
     from kinetics_fs.mount import mountpoint as places
-    from kinetics_fs.mount.notify import Notifier
+    from kinetics_fs.mount.systemd import Notifier
 
     notifier = Notifier.from_environment() if foreground else Notifier()
     notifier.send(STATUS="reading the annotations")
@@ -105,7 +105,7 @@ def _serve(
     from kinetics_fs.catalog import Catalog, ClassNames
     from kinetics_fs.control import ControlServer
     from kinetics_fs.fetch.prefetch_manager import PrefetchManager
-    from kinetics_fs.mount.exposition import exposition
+    from kinetics_fs.mount.collector import StatusCollector
     from kinetics_fs.mount.handlers import make_handlers
     from kinetics_fs.mount.systemd import Service
     from kinetics_fs.store import ActivityCounts, HistoryRecorder
@@ -135,6 +135,18 @@ def _serve(
         if settings.readahead and settings.only == "all":
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).on_open)
         readers = opened.enter_context(closing(OpenObserver(listeners)))
+        budget = FetchBudget(
+            cached_only=settings.only == "cached", max_fetches=settings.max_fetches, max_bytes=settings.max_fetch_bytes
+        )
+        collector = StatusCollector(
+            place,
+            metrics_url=None if metrics is None else metrics.url,
+            catalog=catalog,
+            store=store,
+            fetcher=fetcher,
+            prefetches=prefetcher,
+            budget=budget,
+        )
         tree = Filesystem(
             catalog,
             store,
@@ -142,42 +154,37 @@ def _serve(
             FilesystemOptions(
                 class_names=ClassNames(settings.class_names),
                 hide_unavailable=settings.hide_unavailable,
-                budget=FetchBudget(
-                    cached_only=settings.only == "cached",
-                    max_fetches=settings.max_fetches,
-                    max_bytes=settings.max_fetch_bytes,
-                ),
+                budget=budget,
                 indexed_sizes=_indexed_sizes(settings),
                 on_open=readers.on_open,
-                about={
-                    "version": __version__,
-                    "mountpoint": str(place),
-                    "metrics": None if metrics is None else metrics.address,
-                },
-                reports={"prefetches": prefetcher.reports},
-                render_metrics=lambda status: exposition(status, fetcher.counters),
+                status=collector.status_json,
+                metrics=collector.metrics_text,
             ),
         )
-        opened.enter_context(
-            HistoryRecorder(
-                store.history, lambda: ActivityCounts(fetcher.counters.fetched, fetcher.counters.failed, *tree.opens)
-            )
-        )
+        collector.attach(tree)
+
+        def counts() -> ActivityCounts:
+            opens = tree.opens()
+            return ActivityCounts(fetcher.stats.fetched, fetcher.stats.failed, opens.from_cache, opens.not_in_cache)
+
+        opened.enter_context(HistoryRecorder(store.history, counts))
         if metrics is not None:
-            metrics.begin(tree.metrics)
+            metrics.start(collector.metrics())
 
-        def coverage() -> object:
-            return measure_coverage(catalog, store).as_json()["classes"]
+        def coverage() -> list[dict[str, Any]]:
+            classes: list[dict[str, Any]] = measure_coverage(catalog, store).as_json()["classes"]
+            return classes
 
-        handlers = make_handlers(place, tree, store, prefetcher, coverage)
+        handlers = make_handlers(place, status=collector.status, store=store, prefetches=prefetcher, coverage=coverage)
         try:
             opened.enter_context(ControlServer(place, handlers))
         except MountError as error:
             _log.error("%s; the mount cannot be spoken to", error)
         opened.callback(prefetcher.close)  # before the socket: who waits for one is told
-        service = opened.enter_context(Service(notifier, place, tree.status))
+        service = opened.enter_context(Service(notifier, place, collector.status))
 
-        def begin() -> None:
+        def begin(frontend: Callable[[], FrontendStatus]) -> None:
+            collector.set_frontend(frontend)
             threading.Thread(target=prefetcher.resume, args=(prefetched,), daemon=True).start()
             service.ready()
             ready()

@@ -14,7 +14,8 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, with_settings
 from kinetics_fs.config import Settings
-from kinetics_fs.errors import KineticsError, MountError
+from kinetics_fs.control.status import PrefetchStatus
+from kinetics_fs.errors import KineticsError
 
 if TYPE_CHECKING:
     from kinetics_fs.catalog import Clip
@@ -75,18 +76,19 @@ def command(
         raise click.UsageError("a selection or list, --cancel and --list go one by one")
     mount = _connect(mountpoint)
     if show:
-        return _say(mount.ask("prefetches"), as_json)
+        return _say([PrefetchStatus.from_json(one) for one in mount.request("prefetches")], as_json)
     if cancel is not None:
-        return _say([mount.ask("cancel", id=cancel)], as_json)
-    job = mount.ask("prefetch", lines=_lines(listing), **(_selection(settings) if listing is None else {}))
+        return _say([PrefetchStatus.from_json(mount.request("cancel", id=cancel))], as_json)
+    answer = mount.request("prefetch", lines=_lines(listing), **(_selection(settings) if listing is None else {}))
+    job = PrefetchStatus.from_json(answer)
     if wait:
         return _wait_for(mountpoint, job, as_json)
     how = f"kinetics-fs prefetch {shlex.quote(str(mountpoint))}"
     click.echo(
-        json.dumps(job)
+        json.dumps(answer)
         if as_json
-        else f"Prefetch {job['id']} by the mount, {job['clips']:,} clips. How it goes: {how} --list;"
-        f" to end it: {how} --cancel {job['id']}"
+        else f"Prefetch {job.id} by the mount, {job.clips:,} clips. How it goes: {how} --list;"
+        f" to end it: {how} --cancel {job.id}"
     )
     return 0
 
@@ -107,17 +109,9 @@ def _by_ourselves(listing: Path | None, settings: Settings, as_json: bool) -> in
 
 
 def _connect(mountpoint: Path) -> Connection:
-    from kinetics_fs.control import connect
-    from kinetics_fs.mount.query import mount_on, status_of
+    from kinetics_fs.mount.query import connect_to_mount
 
-    place = mount_on(mountpoint)
-    status = status_of(place)  # which one that hangs is given less time for
-    if "dead" in status:
-        raise MountError(f"{place}: {status['dead']}; {status['to_do']}")
-    connection = connect(place)
-    if connection is None:
-        raise MountError(f"no mount of yours answers on {mountpoint}")
-    return click.get_current_context().with_resource(connection)
+    return click.get_current_context().with_resource(connect_to_mount(mountpoint))
 
 
 def _selection(settings: Settings) -> dict[str, Any]:
@@ -130,27 +124,31 @@ def _selection(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _wait_for(mountpoint: Path, job: dict[str, Any], as_json: bool) -> int:
+def _wait_for(mountpoint: Path, job: PrefetchStatus, as_json: bool) -> int:
     from kinetics_fs.cli.fetching import progress_bar
 
-    with progress_bar(job["clips"]) as show_progress:
-        job = _connect(mountpoint).ask("watch", id=job["id"], informed=show_progress)
+    with progress_bar(job.clips) as show_progress:
+
+        def show(answer: object) -> None:
+            show_progress(PrefetchStatus.from_json(answer))
+
+        job = PrefetchStatus.from_json(_connect(mountpoint).request("watch", id=job.id, on_progress=show))
         show_progress(job)
     _say([job], as_json)
-    if job["state"] == "stopped":
-        raise KineticsError(str(job["reason"]))
-    return 0 if job["state"] == "done" and not job["failed"] else DONE_IN_PART
+    if job.state == "stopped":
+        raise KineticsError(str(job.reason))
+    return 0 if job.state == "done" and not job.failed else DONE_IN_PART
 
 
-def _say(jobs: Sequence[dict[str, Any]], as_json: bool) -> int:
+def _say(jobs: Sequence[PrefetchStatus], as_json: bool) -> int:
     from kinetics_fs.cli.fetching import say_report
 
     if as_json:
-        click.echo(json.dumps(jobs, indent=2))
+        click.echo(json.dumps([job.to_json() for job in jobs], indent=2))
         return 0
     for job in jobs:
-        reason = f": {job['reason']}" if job["reason"] else ""
-        click.echo(f"{job['id']}  {job['state']}{reason}; {job['clips']:,} clips of {job['what']}")
+        reason = f": {job.reason}" if job.reason else ""
+        click.echo(f"{job.id}  {job.state}{reason}; {job.clips:,} clips of {job.selection}")
         say_report(job)
     if not jobs:
         click.echo("No prefetches.")

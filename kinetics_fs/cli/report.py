@@ -47,7 +47,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
     kinetics-fs report --split validation --json
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.mount.query import statuses
+    from kinetics_fs.mount.query import query_statuses
     from kinetics_fs.report import gather, pictures, render
 
     with open_library(settings) as library:
@@ -65,7 +65,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
             },
             classes=[asdict(one) for one in coverage.classes],
             failures=coverage.failures.as_json(),
-            mounts=statuses(),
+            mounts=query_statuses(),
         )
         if as_json:
             click.echo(json.dumps(gathered, indent=2))

@@ -74,8 +74,8 @@ class Report:
             "repair": {
                 "removed": len(self.dropped),
                 "unknown_files_removed": self.removed,
-                "fetched": self.fetched.report["fetched"] if self.fetched else 0,
-                "failures": dict(self.fetched.report["failures"]) if self.fetched else {},
+                "fetched": self.fetched.report.fetched if self.fetched else 0,
+                "failures": dict(self.fetched.report.failures) if self.fetched else {},
             }
             if self.repairing
             else None,

@@ -1,20 +1,21 @@
-"""How a running mount is spoken to: a Unix socket of its own, JSON lines, one request on a connection.
+"""The control protocol between a mount and the commands: JSON lines over a Unix socket, one request per connection.
 
-A request is one object: what to `do`, and what that needs. Lines may follow it, if it says how many::
+A request is one JSON object in a line, with the name of the `request` and its parameters. If it announces a number of
+`lines`, that many lines of text follow::
 
-    → {"do": "prefetch", "classes": ["surfing water"]}
-    ← {"ok": {"id": 3, "clips": 512}}
+    → {"request": "prefetch", "classes": ["surfing water"]}
+    ← {"result": {"id": 3, "clips": 512}}
 
-    → {"do": "prefetch", "lines": 2}
+    → {"request": "prefetch", "lines": 2}
     → validation/surfing water/-a1B2c3D4e5_000010_000020.mp4
     → validation/surfing water/_a1B2c3D4e5_000000_000010.mp4
-    ← {"ok": {"id": 4, "clips": 2}}
+    ← {"result": {"id": 4, "clips": 2}}
 
-The answer is a line with `ok`, or with `error` and one sentence for people. Before it may come any number of lines with
-`so_far`, where the request asks to be kept informed. What there is to do is told in docs/control.md.
+The answer is a line with `result`, or with `error` and one sentence for people. Any number of lines with `progress` may
+come before it. docs/control.md lists the requests; `kinetics_fs.mount.handlers` implements them.
 
-The socket is in a folder that only its user can enter, under a name that is a hash of the mount point: whoever can
-speak to it is who mounted, or root.
+The socket is in a directory that only its user can enter, and its name is a hash of the mount point. Only the user who
+mounted, and root, can connect.
 """
 
 from kinetics_fs.control.client import Connection, connect

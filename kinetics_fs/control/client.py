@@ -1,4 +1,4 @@
-"""The commands' side of a mount's socket."""
+"""The client of the control protocol."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from typing import Any, Self
 from kinetics_fs.control.paths import socket_path
 from kinetics_fs.errors import MountError
 
-_LONGEST_ANSWER = 64 * 1024 * 1024
-_PATIENCE = 30.0
+_MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer."""
+
+_TIMEOUT = 30.0
 
 
 class Connection:
-    """A connection to a mount, for one request. Use as a context."""
+    """A connection to a mount for one request. Use it as a context.
 
-    def __init__(self, place: Path, connected: socket.socket, patience: float) -> None:
-        self._patience = patience
-        self._place = place
+    Args:
+        mountpoint: the mount point, for messages.
+        connected: the connected socket.
+        timeout: seconds that the mount may take for its answer.
+    """
+
+    def __init__(self, mountpoint: Path, connected: socket.socket, timeout: float) -> None:
+        self._mountpoint = mountpoint
         self._socket = connected
+        self._timeout = timeout
         self._file = connected.makefile("rwb")
 
     def __enter__(self) -> Self:
@@ -34,67 +42,72 @@ class Connection:
 
     @property
     def pid(self) -> int | None:
-        """The mount's process; None where the system does not tell (Linux alone does)."""
+        """Process id of the mount; None except on Linux."""
         if not hasattr(socket, "SO_PEERCRED"):
             return None
+        # struct ucred of unix(7): pid, uid, gid.
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", credentials)[0])
 
-    def ask(
+    def request(
         self,
-        do: str,
+        name: str,
         *,
         lines: Iterable[str] = (),
-        informed: Callable[[Any], None] | None = None,
-        **words: object,
+        on_progress: Callable[[Any], None] | None = None,
+        **parameters: object,
     ) -> Any:
-        """Makes a request.
+        """Send a request and wait for its answer.
 
         Args:
-            do: what to do.
-            lines: to follow it.
-            informed: told each word that comes before the answer; may then be long in coming.
-            words: whatever else it needs.
+            name: name of the request.
+            lines: text lines to send after it.
+            on_progress: called with each progress report before the answer; the answer may then take any time.
+            parameters: the parameters of the request.
 
         Returns:
-            The answer.
+            The result.
 
         Raises:
-            MountError: the mount refuses, for the reason that the text says, or has ended.
+            MountError: the mount refused the request, does not answer, or has ended.
         """
-        self._socket.settimeout(None if informed else self._patience)
-        following = [line.encode() + b"\n" for line in lines]
+        self._socket.settimeout(None if on_progress else self._timeout)
+        text = [line.encode() + b"\n" for line in lines]
         try:
-            self._file.write(json.dumps({"do": do, "lines": len(following), **words}).encode() + b"\n")
-            self._file.writelines(following)
+            self._file.write(json.dumps({"request": name, "lines": len(text), **parameters}).encode() + b"\n")
+            self._file.writelines(text)
             self._file.flush()
             while True:
-                answer = json.loads(self._file.readline(_LONGEST_ANSWER) or b"null")
+                answer = json.loads(self._file.readline(_MAX_ANSWER) or b"null")
                 if answer is None:
-                    raise MountError(f"the mount on {self._place} has ended")
-                if "so_far" not in answer:
+                    raise MountError(f"the mount on {self._mountpoint} has ended")
+                if "progress" not in answer:
                     break
-                if informed is not None:
-                    informed(answer["so_far"])
+                if on_progress is not None:
+                    on_progress(answer["progress"])
         except (OSError, ValueError) as error:
-            raise MountError(f"the mount on {self._place} does not answer: {error}") from error
+            raise MountError(f"the mount on {self._mountpoint} does not answer: {error}") from error
         if "error" in answer:
             raise MountError(str(answer["error"]))
-        return answer["ok"]
+        if "result" not in answer:
+            raise MountError(
+                f"the mount on {self._mountpoint} runs another version of kinetics-fs; unmount it and mount it again"
+            )
+        return answer["result"]
 
 
-def connect(place: Path, patience: float = _PATIENCE) -> Connection | None:
-    """Connects to the mount on a place; None if none answers there, or not to us.
+def connect(mountpoint: Path, timeout: float = _TIMEOUT) -> Connection | None:
+    """Connect to the mount on a path; return None if no mount listens there, or only for another user.
 
     Args:
-        place: absolute path of the mount point, without symbolic links.
-        patience: seconds that the mount may take for an answer.
+        mountpoint: absolute path of the mount point, without symbolic links.
+        timeout: seconds that the mount may take for its answer.
     """
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connected.settimeout(patience)
+    connected.settimeout(timeout)
     try:
-        connected.connect(str(socket_path(place)))
+        connected.connect(str(socket_path(mountpoint)))
     except OSError:
         connected.close()
         return None
-    return Connection(place, connected, patience)
+    return Connection(mountpoint, connected, timeout)

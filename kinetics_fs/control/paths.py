@@ -1,4 +1,4 @@
-"""Where the sockets of mounts are."""
+"""The runtime directory, which holds the control sockets of mounts."""
 
 from __future__ import annotations
 
@@ -11,36 +11,41 @@ from pathlib import Path
 from kinetics_fs.errors import MountError
 
 
-def socket_path(place: Path) -> Path:
-    """The socket of the mount on a place; whether there is one or not.
+def socket_path(mountpoint: Path) -> Path:
+    """Return the path of the control socket of a mount, whether it exists or not.
 
     Args:
-        place: absolute path of the mount point, without symbolic links.
+        mountpoint: absolute path of the mount point, without symbolic links.
     """
-    return _folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:24]}.sock"
+    return _runtime_dir() / f"{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24]}.sock"
 
 
-def prepare_folder() -> Path:
-    """Makes the folder of the sockets, or checks that it is ours alone.
+def prepare_runtime_dir() -> Path:
+    """Create the runtime directory, or check that it belongs to this user alone.
 
     Raises:
-        MountError: it is not, or cannot be made.
+        MountError: it belongs to another user, or cannot be created.
     """
-    folder = _folder()
+    folder = _runtime_dir()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise MountError(f"cannot make {folder} for the mount's socket: {error.strerror}") from error
-    # In a folder that all may write to, anybody could have been there first.
+        raise MountError(
+            f"cannot create the runtime directory {folder}: {error.strerror};"
+            " set XDG_RUNTIME_DIR to a writable directory"
+        ) from error
+    # In a directory that all users may write to, another one can have created it first.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise MountError(f"{folder} belongs to another user: remove it, or set XDG_RUNTIME_DIR")
+        raise MountError(
+            f"cannot use the runtime directory {folder}: it belongs to another user; remove it, or set XDG_RUNTIME_DIR"
+        )
     if stat.S_IMODE(status.st_mode) != 0o700:
         folder.chmod(0o700)
     return folder
 
 
-def _folder() -> Path:
+def _runtime_dir() -> Path:
     if os.geteuid() == 0 and Path("/run").is_dir():
         return Path("/run/kinetics-fs")
     given = os.environ.get("XDG_RUNTIME_DIR")

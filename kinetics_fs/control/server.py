@@ -1,4 +1,4 @@
-"""The mount's side of its socket."""
+"""The server of the control protocol, which runs in the process of a mount."""
 
 from __future__ import annotations
 
@@ -13,98 +13,110 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
-from kinetics_fs.control.paths import prepare_folder, socket_path
+from kinetics_fs.control.paths import prepare_runtime_dir, socket_path
 from kinetics_fs.errors import KineticsError, MountError
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_LINE = 64 * 1024
-_MOST_LINES = 10_000_000
-_MOST_AT_ONCE = 32
-_PATIENCE = 30.0
-"""Seconds that a client may take for what it has to say."""
-_TIME_TO_ANSWER = 2.0
-"""Seconds at the end of a mount for what is being done."""
+_MAX_LINE = 64 * 1024
+"""Bytes of a request, and of each line after it."""
+
+_MAX_LINES = 10_000_000
+_MAX_CONNECTIONS = 32
+_TIMEOUT = 30.0
+"""Seconds that a client may take to send its request."""
+
+_CLOSE_TIMEOUT = 2.0
+"""Seconds that a request in progress may take at the end of the mount."""
+
+_TYPE_NAMES = {str: "a text", int: "an integer", bool: "true or false", list: "a list"}
 
 
 class Request:
-    """What a client asks for."""
+    """A request of a client.
 
-    def __init__(self, words: dict[str, Any], file: BinaryIO, inform: Callable[[object], None]) -> None:
-        self._words = words
+    Attributes:
+        send_progress: sends a progress report to the client; raises `OSError` if the client has disconnected.
+    """
+
+    def __init__(self, parameters: dict[str, Any], file: BinaryIO, send_progress: Callable[[object], None]) -> None:
+        self._parameters = parameters
         self._file = file
-        self.inform = inform
-        """Sends a word before the answer. Raises `OSError` when the client has left."""
+        self.send_progress = send_progress
 
     def get(self, name: str, kind: type[Any], default: Any = None) -> Any:
-        """A field.
+        """Return a parameter, or the default if the request does not have it.
 
         Raises:
-            KineticsError: it is not of that kind.
+            KineticsError: it is not of type `kind`.
         """
-        value = self._words.get(name, default)
+        value = self._parameters.get(name, default)
         if value is not None and type(value) is not kind:
-            raise KineticsError(f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}")
+            raise KineticsError(f"cannot use the parameter {name!r}: it must be {_TYPE_NAMES[kind]}, not {value!r:.40}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts; empty if it is not there.
+        """Return a parameter that is a list of texts; an empty tuple if the request does not have it.
 
         Raises:
             KineticsError: it is something else.
         """
         values = self.get(name, list, [])
         if not all(isinstance(value, str) for value in values):
-            raise KineticsError(f"{name!r} must be a list of texts")
+            raise KineticsError(f"cannot use the parameter {name!r}: it must be a list of texts")
         return tuple(values)
 
     def lines(self) -> Iterator[str]:
-        """The lines that follow the request.
+        """Yield the lines that follow the request.
 
         Raises:
-            KineticsError: there are fewer than it said, or far too many.
+            KineticsError: there are fewer lines than announced, too many, or one is too long.
         """
         count = self.get("lines", int, 0)
-        if not 0 <= count <= _MOST_LINES:
-            raise KineticsError(f"there can be 0 to {_MOST_LINES:,} lines, and not {count:,}")
-        for _ in range(count):
-            line = self._file.readline(_LONGEST_LINE)
+        if not 0 <= count <= _MAX_LINES:
+            raise KineticsError(f"cannot read {count:,} lines: a request has 0 to {_MAX_LINES:,} lines")
+        for number in range(count):
+            line = self._file.readline(_MAX_LINE)
             if not line.endswith(b"\n"):
-                raise KineticsError("fewer lines came than were announced, or too long ones")
+                raise KineticsError(
+                    f"cannot read line {number + 1:,} of {count:,} lines:"
+                    f" it is missing or longer than {_MAX_LINE:,} bytes"
+                )
             yield line[:-1].decode(errors="replace")
 
 
 Handler = Callable[[Request], object]
-"""Does what a request asks for, in a thread of its own; what it returns is the answer, as JSON."""
+"""The implementation of a request. It runs in a thread of its own, and returns the result for `json.dumps`."""
 
 
 class ControlServer:
-    """Answers on the socket of a mount.
+    """A server on the control socket of a mount, for the duration of the context.
 
     Args:
-        place: the mount point.
-        handlers: what there is to do.
+        mountpoint: the mount point.
+        handlers: the handlers by the name of their request.
 
     Raises:
-        MountError: there can be no socket.
+        MountError: the socket cannot be created.
     """
 
-    def __init__(self, place: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, mountpoint: Path, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
-        self._room = threading.Semaphore(_MOST_AT_ONCE)
+        self._free_connections = threading.Semaphore(_MAX_CONNECTIONS)
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
-        prepare_folder()
-        self._path = socket_path(place)
+        prepare_runtime_dir()
+        self._path = socket_path(mountpoint)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._path.unlink(missing_ok=True)  # of a mount that was killed: two cannot be on one place
+            # A mount that was killed leaves its socket behind. Two live mounts cannot be on one path.
+            self._path.unlink(missing_ok=True)
             self._socket.bind(str(self._path))
             self._path.chmod(0o600)
             self._socket.listen()
         except OSError as error:
             self._socket.close()
-            raise MountError(f"cannot make the mount's socket {self._path}: {error.strerror}") from error
+            raise MountError(f"cannot create the control socket {self._path}: {error.strerror}") from error
         self._inode = self._path.stat().st_ino
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
@@ -114,18 +126,18 @@ class ControlServer:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         with suppress(OSError):
-            if self._path.stat().st_ino == self._inode:  # else another mount's by now
+            if self._path.stat().st_ino == self._inode:  # a later mount on the same path may have replaced it
                 self._path.unlink()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join()
-        deadline = time.monotonic() + _TIME_TO_ANSWER
+        deadline = time.monotonic() + _CLOSE_TIMEOUT
         with self._lock:
             connections = dict(self._connections)
         for connection, thread in connections.items():
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)  # nothing more is listened to, but what is being done is answered
+                connection.shutdown(socket.SHUT_RD)  # read no more, but answer the requests in progress
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
@@ -134,50 +146,49 @@ class ControlServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            self._room.acquire()
-            thread = threading.Thread(target=self._talk, args=(connection,), name="control-request", daemon=True)
+            self._free_connections.acquire()
+            thread = threading.Thread(target=self._serve, args=(connection,), name="control-request", daemon=True)
             with self._lock:
                 self._connections[connection] = thread
             thread.start()
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(_PATIENCE)
+            connection.settimeout(_TIMEOUT)
             with connection, cast(BinaryIO, connection.makefile("rwb")) as file:
 
-                def say(word: dict[str, object]) -> None:
-                    file.write(json.dumps(word).encode() + b"\n")
+                def send(answer: dict[str, object]) -> None:
+                    file.write(json.dumps(answer).encode() + b"\n")
                     file.flush()
 
-                say(self._answer(file, lambda news: say({"so_far": news})))
-                # What was not listened to is let in: closing upon it would take the answer back.
+                send(self._answer(file, lambda progress: send({"progress": progress})))
+                # To close a socket with unread input resets the connection, and the client would lose the answer.
                 connection.shutdown(socket.SHUT_WR)
-                connection.settimeout(_TIME_TO_ANSWER)
-                while file.read(_LONGEST_LINE):
+                connection.settimeout(_CLOSE_TIMEOUT)
+                while file.read(_MAX_LINE):
                     pass
         except (OSError, ValueError):
-            pass  # the client has left
+            pass  # the client has disconnected
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
-            self._room.release()
+            self._free_connections.release()
 
-    def _answer(self, file: BinaryIO, inform: Callable[[object], None]) -> dict[str, object]:
+    def _answer(self, file: BinaryIO, send_progress: Callable[[object], None]) -> dict[str, object]:
         try:
-            words = json.loads(file.readline(_LONGEST_LINE))
-            handler = self._handlers.get(words["do"])
+            parameters = json.loads(file.readline(_MAX_LINE))
+            name = parameters["request"]
+            handler = self._handlers.get(name)
         except (ValueError, TypeError, LookupError, RecursionError):
-            return {"error": 'a request is a JSON object in one line, with "do"'}
+            return {"error": 'cannot read the request: it must be a JSON object in one line, with the key "request"'}
         if handler is None:
-            return {
-                "error": f"nothing is known about how to do {words['do']!r}; there are: {', '.join(self._handlers)}"
-            }
+            return {"error": f"cannot answer the request {name!r:.40}; the requests are {', '.join(self._handlers)}"}
         try:
-            return {"ok": handler(Request(words, file, inform))}
+            return {"result": handler(Request(parameters, file, send_progress))}
         except KineticsError as error:
             return {"error": str(error)}
         except OSError:
             raise
         except Exception as error:
-            _log.exception("unexpected error, request %r", words["do"])
-            return {"error": f"unexpected {type(error).__name__}: {error}"}
+            _log.exception("unexpected error in the request %r", name)
+            return {"error": f"unexpected {type(error).__name__}: {error}; the log of the mount has the details"}

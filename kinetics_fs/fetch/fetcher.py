@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.control.status import FetchStatus, InFlightFetch
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.settings import FetchSettings
@@ -111,7 +112,7 @@ class Delivery:
         size = self._claim.publish(path, self._source, last=last)
         self.delivered = True
         now = time.monotonic()
-        self._fetcher.counters.came(self._source, size, now - self._asked)
+        self._fetcher.stats.record_fetched(self._source, size, now - self._asked)
         took = now - self._flight.since
         _log.info("%s: fetched from %s in %.1f s", self._flight.clip.key, self._source, took)
 
@@ -133,7 +134,7 @@ class Fetcher:
         self._deferred: list[tuple[float, int, Fetch]] = []
         self._order = itertools.count()
         self._closing = False
-        self.counters = FetchStats()
+        self.stats = FetchStats()
         self.max_fetches_per_hour = settings.max_fetches_per_hour
         self._asks_beyond_archives = not ARCHIVES.issuperset(settings.sources.order)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
@@ -201,30 +202,30 @@ class Fetcher:
         """How many clips are on their way, queued ones included."""
         return len(self._fetches)
 
-    def report(self) -> dict[str, object]:
-        """How fetching is going, for people and for scripts."""
+    def status(self) -> FetchStatus:
+        """Return the progress of the fetches."""
         now = time.monotonic()
         with self._changed:
             fetches = list(self._fetches.values())
         queue = Counter(fetch.priority for fetch in fetches if not fetch.taken)
-        return {
-            "under_way": len(fetches),
-            "queue": {priority.name.lower(): queue[priority] for priority in Priority},
-            "flights": [
-                {
-                    "clip": fetch.clip.key,
-                    "priority": fetch.priority.name.lower(),
-                    "seconds": round(now - fetch.since, 1),
-                    "source": fetch.source,
-                }
+        return FetchStatus(
+            pending=len(fetches),
+            queue={priority.name.lower(): queue[priority] for priority in Priority},
+            in_flight=tuple(
+                InFlightFetch(
+                    clip=fetch.clip.key,
+                    priority=fetch.priority.name.lower(),
+                    seconds=round(now - fetch.since, 1),
+                    source=fetch.source,
+                )
                 for fetch in fetches
                 if fetch.taken
-            ],
-            "fetched": self.counters.fetched,
-            "failed": self.counters.failed,
-            "rates": self.counters.rates(),
-            "last_failures": [failure._asdict() for failure in self.counters.last_failures()],
-        }
+            ),
+            fetched=self.stats.fetched,
+            failed=self.stats.failed,
+            rates=self.stats.rates(),
+            last_failures=tuple(self.stats.last_failures()),
+        )
 
     def close(self) -> None:
         """Ends all fetches; who waits for one gets a `FetchError`. Nothing half done stays behind."""
@@ -353,7 +354,7 @@ class Fetcher:
                     _log.warning("%s: what came with it is not complete: %s: %s", clip.key, source, error.reason)
                     return
                 if fetch.source and not self._closing:  # else it was not even asked
-                    self.counters.refused(source, error.kind)
+                    self.stats.record_refused(source, error.kind)
                 failures.append(error)
             finally:
                 fetch.source = None
@@ -415,7 +416,7 @@ class Fetcher:
     def _remember(self, clip: Clip, error: FetchError) -> None:
         source, reason = error.source or "fetch", one_line(error.reason)
         if error.kind is FailureKind.BLOCKED:
-            self.counters.could_not_be_had(clip, source, error.kind, reason, None)
+            self.stats.record_failed(clip, source, error.kind, reason, None)
             # It says nothing about the clip; the origin is remembered instead.
             facts = _facts(clip, error, self._asked_again(error))
             _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason, extra=facts)
@@ -423,11 +424,11 @@ class Fetcher:
         try:
             failure = self._store.remember_failure(clip, error)
         except StoreError as trouble:
-            self.counters.could_not_be_had(clip, source, error.kind, reason, None)
+            self.stats.record_failed(clip, source, error.kind, reason, None)
             facts = _facts(clip, error, None)
             _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble, extra=facts)
             return
-        self.counters.could_not_be_had(clip, source, error.kind, reason, failure.retry_at)
+        self.stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
         at_once = failure.retry_at <= failure.last_at
         _log.warning(
             "%s: %s: %s: %s; next try %s",
@@ -459,7 +460,7 @@ class Fetcher:
             if self._store.is_cached(clip):
                 path.unlink()
             else:
-                self.counters.came(source, claim.publish(path, source))
+                self.stats.record_fetched(source, claim.publish(path, source))
         with self._changed:
             fetch = self._fetches.get(clip)
             if fetch is None or fetch.taken:
@@ -472,7 +473,7 @@ class Fetcher:
         with fetch.lock:
             if fetch.claim is None:
                 return False
-            self.counters.came(source, fetch.claim.publish(path, source, last=False))
+            self.stats.record_fetched(source, fetch.claim.publish(path, source, last=False))
             self._finish(fetch, None)
         return True
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from functools import partial
 
 from kinetics_fs.catalog import Clip
+from kinetics_fs.control.status import PrefetchProgress
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
 from kinetics_fs.store import Store
@@ -106,17 +107,17 @@ class Prefetch:
         """How many could not be had."""
         return self._failures.total()
 
-    def report(self) -> dict[str, object]:
-        """How it is going, for people and scripts."""
-        return {
-            "state": self.state,
-            "reason": None if self.problem is None else str(self.problem),
-            "clips": self.total,
-            "fetched": self.fetched,
-            "already_cached": self.already_cached,
-            "failed": self.failed,
-            "failures": dict(self._failures),
-        }
+    def progress(self) -> PrefetchProgress:
+        """Return the state of the prefetch and the number of clips by result."""
+        return PrefetchProgress(
+            state=self.state,
+            reason=None if self.problem is None else str(self.problem),
+            clips=self.total,
+            fetched=self.fetched,
+            already_cached=self.already_cached,
+            failed=self.failed,
+            failures=dict(self._failures),
+        )
 
     def run(self) -> None:
         """Fetches them all; returns when that is done, or came to an end otherwise."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, parse_clip_name, select
+from kinetics_fs.control.status import PrefetchStatus
 from kinetics_fs.errors import CatalogError, KineticsError
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
 from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
@@ -52,13 +53,17 @@ class PrefetchJob:
     def is_over(self) -> bool:
         return self.prefetch.state in _OVER
 
-    def report(self) -> dict[str, object]:
-        what = "a list of clips" if self.selection is None else _in_words(self.selection)
-        return {"id": self.number, "what": what, "since": int(self.since), **self.prefetch.report()}
+    def status(self) -> PrefetchStatus:
+        return PrefetchStatus(
+            **vars(self.prefetch.progress()),
+            id=self.number,
+            selection="a list of clips" if self.selection is None else _in_words(self.selection),
+            started_at=int(self.since),
+        )
 
 
 class PrefetchManager:
-    """Does the prefetches of a mount. What it says of one is a `Prefetch.report` with `id`, `what` and `since`.
+    """Does the prefetches of a mount.
 
     Args:
         fetcher: of the mount.
@@ -91,7 +96,7 @@ class PrefetchManager:
         if begin is not None:
             self.select(begin)
 
-    def select(self, selection: Selection) -> dict[str, object]:
+    def select(self, selection: Selection) -> PrefetchStatus:
         """Begins to fetch a selection, unless that is under way; what there is to say of it.
 
         Raises:
@@ -99,7 +104,7 @@ class PrefetchManager:
         """
         for job in list(self._jobs.values()):
             if job.selection == selection and not job.is_over:
-                return job.report()
+                return job.status()
         if selection.shuffle and selection.seed is None:
             selection = replace(selection, seed=secrets.randbits(32))  # the same ones after a restart
         token = self._write(selection, None)
@@ -109,7 +114,7 @@ class PrefetchManager:
             self._forget(token)
             raise
 
-    def take_list(self, clips: Iterable[Clip]) -> dict[str, object]:
+    def take_list(self, clips: Iterable[Clip]) -> PrefetchStatus:
         """Begins to fetch clips in this order, ahead of a reader who will open them in it; what there is to say of it.
 
         Raises:
@@ -120,13 +125,13 @@ class PrefetchManager:
             raise CatalogError("none of these clips is in the mount")
         return self._begin(self._write(None, known), None, known)
 
-    def reports(self) -> list[dict[str, object]]:
+    def statuses(self) -> list[PrefetchStatus]:
         """What there is to say of all that are under way, and the last that are over."""
         with self._lock:
             jobs = list(self._jobs.values())
-        return [job.report() for job in jobs]
+        return [job.status() for job in jobs]
 
-    def cancel(self, number: int) -> dict[str, object]:
+    def cancel(self, number: int) -> PrefetchStatus:
         """Ends one.
 
         Raises:
@@ -135,9 +140,9 @@ class PrefetchManager:
         job = self._job(number)
         job.prefetch.cancel()
         job.thread.join()
-        return job.report()
+        return job.status()
 
-    def watch(self, number: int, inform: Callable[[object], None]) -> dict[str, object]:
+    def watch(self, number: int, inform: Callable[[PrefetchStatus], None]) -> PrefetchStatus:
         """Waits for the end of one, and tells meanwhile how it is going.
 
         Raises:
@@ -145,11 +150,11 @@ class PrefetchManager:
         """
         job = self._job(number)
         while job.thread.is_alive():
-            inform(job.report())
+            inform(job.status())
             with self._news:
                 self._news.wait(1.0)
             time.sleep(_INFORM_EVERY)
-        return job.report()
+        return job.status()
 
     def notice(self, entry: Entry, done: bool) -> None:
         """A reader is opening a clip. Where he is shows when it is done: it counts as used until then."""
@@ -165,7 +170,7 @@ class PrefetchManager:
         for job in list(self._jobs.values()):
             job.thread.join()
 
-    def _begin(self, token: str, selection: Selection | None, clips: list[Clip] | None) -> dict[str, object]:
+    def _begin(self, token: str, selection: Selection | None, clips: list[Clip] | None) -> PrefetchStatus:
         opened = ExitStack()
         source: Iterable[Clip]
         if clips is not None:
@@ -206,7 +211,7 @@ class PrefetchManager:
             for old in over[:-_MOST_ENDED]:
                 del self._jobs[old]
         thread.start()
-        return job.report()
+        return job.status()
 
     def _job(self, number: int) -> PrefetchJob:
         job = self._jobs.get(number)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
+from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount.mountpoint import SUBTYPE
 from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
@@ -46,7 +47,14 @@ _OPEN_THREADS = 4
 _BLOCK = 4096
 
 
-def serve(tree: Filesystem, mountpoint: Path, *, allow_other: bool, source: str, ready: Callable[[], None]) -> None:
+def serve(
+    tree: Filesystem,
+    mountpoint: Path,
+    *,
+    allow_other: bool,
+    source: str,
+    ready: Callable[[Callable[[], FrontendStatus]], None],
+) -> None:
     """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
 
     Args:
@@ -54,7 +62,7 @@ def serve(tree: Filesystem, mountpoint: Path, *, allow_other: bool, source: str,
         mountpoint: a prepared place.
         allow_other: let other users in.
         source: what lists of mounts show as such.
-        ready: called once, when the mount can be used.
+        ready: called once, when the mount can be used, with the function that returns the status of the front end.
 
     Raises:
         MountError: libfuse could not mount.
@@ -70,8 +78,7 @@ def serve(tree: Filesystem, mountpoint: Path, *, allow_other: bool, source: str,
 
         def live() -> None:
             os.dup2(real_stderr, 2)
-            tree.set_frontend_status(lambda: {"name": "fusepy", "mode": "page cache"})
-            ready()
+            ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
 
         watch = tree.watch_names(lambda _name: None)
         names_hold = _A_DAY if watch is None else _SOON

@@ -1,67 +1,82 @@
-"""What a mount does when it is spoken to (see `kinetics_fs.control` and docs/control.md)."""
+"""The requests that a mount answers on its control socket. docs/control.md describes them for users."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from kinetics_fs.catalog import Selection
 from kinetics_fs.control.server import Handler, Request
+from kinetics_fs.control.status import MountStatus
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager, clip_in_line
 from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
-from kinetics_fs.vfs import Filesystem
 
-_MOST_FAILURES = 10_000
+_DEFAULT_FAILURES, _MAX_FAILURES = 100, 10_000
 
 
 def make_handlers(
-    place: Path, tree: Filesystem, store: Store, prefetcher: PrefetchManager, classes: Callable[[], object]
+    mountpoint: Path,
+    *,
+    status: Callable[[], MountStatus],
+    store: Store,
+    prefetches: PrefetchManager,
+    coverage: Callable[[], list[dict[str, Any]]],
 ) -> Mapping[str, Handler]:
-    """The handlers of a mount's requests, by what they do; `classes` says how much of each class is here."""
+    """Return the handlers of a mount, by the name of their request.
 
-    def prefetch(request: Request) -> object:
+    Args:
+        mountpoint: absolute path of the mount point.
+        status: returns the status of the mount.
+        store: the cache.
+        prefetches: the prefetches of the mount.
+        coverage: returns the number of cached and unavailable clips of each class.
+    """
+
+    def prefetch(request: Request) -> dict[str, Any]:
         if request.get("lines", int, 0):
             found = [clip_in_line(line) for line in request.lines()]
             clips = [clip for clip in found if clip is not None]
-            return {**prefetcher.take_list(clips), "not_understood": len(found) - len(clips)}
-        return prefetcher.select(
-            Selection(
-                splits=request.texts("splits"),
-                classes=request.texts("classes"),
-                max_samples=request.get("max_samples", int),
-                shuffle=request.get("shuffle", bool, False),
-                seed=request.get("seed", int),
-            )
+            return {**prefetches.take_list(clips).to_json(), "invalid_lines": len(found) - len(clips)}
+        selection = Selection(
+            splits=request.texts("splits"),
+            classes=request.texts("classes"),
+            max_samples=request.get("max_samples", int),
+            shuffle=request.get("shuffle", bool, False),
+            seed=request.get("seed", int),
         )
+        return prefetches.select(selection).to_json()
 
-    def failures(request: Request) -> object:
-        most = min(request.get("most", int, 100), _MOST_FAILURES)
+    def watch(request: Request) -> dict[str, Any]:
+        return prefetches.watch(_prefetch_id(request), lambda one: request.send_progress(one.to_json())).to_json()
+
+    def failures(request: Request) -> list[dict[str, Any]]:
+        count = request.get("count", int, _DEFAULT_FAILURES)
         return [
             {"clip": one.key, "kind": one.kind, "reason": one.reason, "source": one.source, "retry_at": one.retry_at}
-            for one in islice(store.failures(), most)
+            for one in islice(store.failures(), max(0, min(count, _MAX_FAILURES)))
         ]
 
-    def end(request: Request) -> object:
-        unmount(place, lazy=request.get("lazy", bool, False))
-        return None
+    def umount(request: Request) -> None:
+        unmount(mountpoint, lazy=request.get("lazy", bool, False))
 
     return {
-        "status": lambda request: tree.status(),
-        "classes": lambda request: classes(),
+        "status": lambda request: status().to_json(),
+        "coverage": lambda request: coverage(),
         "prefetch": prefetch,
-        "prefetches": lambda request: prefetcher.reports(),
-        "watch": lambda request: prefetcher.watch(_number(request), request.inform),
-        "cancel": lambda request: prefetcher.cancel(_number(request)),
+        "prefetches": lambda request: [one.to_json() for one in prefetches.statuses()],
+        "watch": watch,
+        "cancel": lambda request: prefetches.cancel(_prefetch_id(request)).to_json(),
         "failures": failures,
-        "umount": end,
+        "umount": umount,
     }
 
 
-def _number(request: Request) -> int:
+def _prefetch_id(request: Request) -> int:
     number = request.get("id", int)
     if number is None:
-        raise KineticsError('the number of a prefetch is missing: "id"')
+        raise KineticsError('cannot find the prefetch: the parameter "id" is missing; the request prefetches lists ids')
     return int(number)

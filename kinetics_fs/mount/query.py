@@ -1,7 +1,7 @@
-"""Asking mounts how they are, so that none that hangs keeps who asks.
+"""The client side of mounts: find them, ask for their status, and end them, without waiting for one that hangs.
 
-A mount of ours is asked by its socket. Its files are touched only where there is none that answers, and then by a
-process that can be left behind.
+A mount is asked through its socket (`kinetics_fs.control`). Its files are touched only if no socket answers, and then
+by a separate process that can be left behind (`kinetics_fs.mount.probe`).
 """
 
 from __future__ import annotations
@@ -9,107 +9,233 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from kinetics_fs.control import connect
+from kinetics_fs.control import Connection, connect
+from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount.mountpoint import find_mounts, unmount
 from kinetics_fs.mount.probe import look_at
 
-PATIENCE = 5.0
-"""Seconds that a mount may take for an answer."""
+_STATUS_TIMEOUT = 5.0
+"""Seconds that a mount may take to report its status."""
 
-_AT_ONCE = 16
+_COVERAGE_TIMEOUT = 300.0
+"""Seconds that a mount may take to go through all of its clips."""
 
-Status = dict[str, Any]
-"""What a mount says of itself; or, of one that does not, `mountpoint`, `dead` with the reason, and `to_do`. If it hangs
-rather than is dead, also `hangs`, and `pid`, as far as that is known."""
+_EXIT_TIMEOUT = 30.0
+"""Seconds that the process of a mount may take to end after the unmount, because it closes its cache properly."""
+
+_HUNG_EXIT_TIMEOUT = 1.0
+"""The same for a process that does not answer."""
+
+_PARALLEL_QUERIES = 16
 
 
-def place_of(mountpoint: Path) -> Path:
-    """The absolute path of a mount point, without symbolic links, as the kernel lists it.
+def resolve_mountpoint(mountpoint: Path) -> Path:
+    """Return the absolute path of a mount point, without symbolic links, as the kernel lists it.
 
     Raises:
         MountError: the path does not answer.
     """
-    # As it is written first: a mount that hangs may not answer who resolves its name.
-    place = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # see above
-    if place in find_mounts():
-        return place
-    looked = look_at(place)
-    if looked is None:
-        raise MountError(f"{mountpoint} does not answer: what is mounted there hangs; see kinetics-fs status")
-    return Path(looked.path) if looked.exists else place
+    # Compare the path as written first: to resolve symbolic links below a hung mount would hang as well.
+    path = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # `Path.resolve` follows links
+    if path in find_mounts():
+        return path
+    probe = look_at(path)
+    if probe is None:
+        raise MountError(
+            f"cannot find the mount on {mountpoint}: the path does not answer, so what is mounted there hangs;"
+            " see kinetics-fs status"
+        )
+    return Path(probe.path) if probe.exists else path
 
 
-def mount_on(mountpoint: Path) -> Path:
-    """The same, of a mount of kinetics-fs.
+def find_mount(mountpoint: Path) -> Path:
+    """Return the path of a mount of kinetics-fs as `resolve_mountpoint` does.
 
     Raises:
-        MountError: it is none, as far as the system tells, or the path does not answer.
+        MountError: nothing of kinetics-fs is mounted there (checked on Linux only), or the path does not answer.
     """
-    place = place_of(mountpoint)
-    if sys.platform == "linux" and place not in find_mounts():
-        raise MountError(f"{place} is not a mount of kinetics-fs")
-    return place
+    path = resolve_mountpoint(mountpoint)
+    if sys.platform == "linux" and path not in find_mounts():
+        raise MountError(f"{path} is not a mount of kinetics-fs; kinetics-fs status lists the mounts")
+    return path
 
 
-def statuses(place: Path | None = None) -> list[Status]:
-    """What the mount on a place says, or what all say, asked at the same time.
-
-    Args:
-        place: as `place_of` has it.
-    """
-    if place is not None:
-        return [status_of(place)]
-    places = list(find_mounts())
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        said = list(threads.map(status_of, places))
-    # One that was unmounted meanwhile is not dead, but gone.
+def query_statuses() -> list[MountStatus | UnreachableMount]:
+    """Return the status of every mount, asked in parallel."""
+    mountpoints = list(find_mounts())
+    with ThreadPoolExecutor(_PARALLEL_QUERIES) as threads:
+        statuses = list(threads.map(query_status, mountpoints))
+    # A mount that was unmounted in the meantime did not answer either, but there is nothing to report about it.
     mounted = find_mounts()
-    return [status for place, status in zip(places, said, strict=True) if "dead" not in status or place in mounted]
+    return [
+        status
+        for path, status in zip(mountpoints, statuses, strict=True)
+        if isinstance(status, MountStatus) or path in mounted
+    ]
 
 
-def status_of(place: Path) -> Status:
-    """What the mount on a place says.
+def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
+    """Return the status of one mount.
 
     Args:
-        place: as `place_of` has it.
+        mountpoint: path from `find_mount`.
     """
-    connection = connect(place, PATIENCE)
+    pid: int | None = None
+    answer: object = None
+    connection = connect(mountpoint, _STATUS_TIMEOUT)
     if connection is not None:
         with connection:
+            pid = connection.pid
             try:
-                status: Status = connection.ask("status")
-                return status
+                answer = connection.request("status")
             except MountError:
-                if connection.pid is not None and _is_alive(connection.pid):
-                    return _hung(place, connection.pid)
-    # Somebody else's, or dead.
-    looked = look_at(place)
-    if looked is None:
-        return _hung(place, None)
-    if (said := _parse(looked.status)) is not None:
-        return said
-    if looked.errno in (errno.EACCES, errno.EPERM):
-        return _dead(place, "another user's, who keeps it to himself", "ask him, or as root")
-    reason = "its process has ended" if looked.errno == errno.ENOTCONN else "it does not say how it is"
-    return _dead(place, reason, f"clear it: kinetics-fs umount {shlex.quote(str(place))}")
+                if pid is not None and _is_alive(pid):
+                    return _hung_mount(mountpoint, pid)
+    if answer is None:
+        # There is no socket for this user: the mount is another user's, or its process has ended.
+        probe = look_at(mountpoint)
+        if probe is None:
+            return _hung_mount(mountpoint, None)
+        if probe.errno in (errno.EACCES, errno.EPERM):
+            return UnreachableMount(
+                str(mountpoint),
+                "mounted by another user without --allow-other",
+                "run this command as that user or as root",
+            )
+        with suppress(ValueError):
+            answer = json.loads(probe.status or "")
+        if answer is None:
+            ended = probe.errno == errno.ENOTCONN
+            reason = "its process has ended" if ended else "it does not report its status"
+            return UnreachableMount(str(mountpoint), reason, f"clear it: {_umount_command(mountpoint)}")
+    try:
+        return MountStatus.from_json(answer)
+    except MountError as error:
+        version = answer.get("version", "unknown") if isinstance(answer, dict) else "unknown"
+        return UnreachableMount(
+            str(mountpoint),
+            f"runs kinetics-fs {version}, but {error}",
+            f"mount it again with this version, after {_umount_command(mountpoint)}",
+            pid=pid,
+        )
 
 
-def _hung(place: Path, pid: int | None) -> Status:
-    who = "its process" if pid is None else f"its process {pid}"
-    end = "end its process" if pid is None else f"kill -KILL {pid}"
-    to_do = f"to end it: kinetics-fs umount --lazy {shlex.quote(str(place))}, then {end}"
-    return {**_dead(place, f"{who} does not answer", to_do), "hangs": True, "pid": pid}
+def connect_to_mount(mountpoint: Path) -> Connection:
+    """Open a connection for one request to the mount on a path.
+
+    Raises:
+        MountError: there is no mount, it is another user's, it is dead, or it hangs.
+    """
+    path = find_mount(mountpoint)
+    status = query_status(path)  # a mount that hangs is noticed sooner than by the request itself
+    if isinstance(status, UnreachableMount):
+        raise MountError(str(status))
+    connection = connect(path)
+    if connection is None:
+        raise MountError(
+            f"cannot connect to the mount on {path}: only the user who mounted it and root may;"
+            " run this command as one of them"
+        )
+    return connection
 
 
-def _dead(place: Path, reason: str, to_do: str) -> Status:
-    return {"mountpoint": str(place), "dead": reason, "to_do": to_do}
+def query_coverage(mountpoint: Path) -> list[dict[str, object]]:
+    """Return the number of clips, cached clips and unavailable clips of each class in each split of a mount.
+
+    It may take seconds, because the mount goes through all of its clips.
+
+    Args:
+        mountpoint: path from `find_mount`.
+
+    Raises:
+        MountError: the mount is another user's, or does not answer.
+    """
+    connection = connect(mountpoint, _COVERAGE_TIMEOUT)
+    if connection is None:
+        raise MountError(
+            f"cannot connect to the mount on {mountpoint}: only the user who mounted it and root may;"
+            " run this command as one of them"
+        )
+    with connection:
+        classes: list[dict[str, object]] = connection.request("coverage")
+        return classes
+
+
+def unmount_and_wait(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount, and wait until the process of the mount has ended.
+
+    Args:
+        mountpoint: path from `find_mount`.
+        lazy: unmount also if files are open or the process hangs; do not wait for a process that still has open files.
+
+    Raises:
+        MountError: the mount is in use or hangs, or its process did not end.
+    """
+    status = query_status(mountpoint)
+    is_hung = isinstance(status, UnreachableMount) and status.hung
+    if is_hung and not lazy:  # the unmount itself would hang
+        raise MountError(str(status))
+    process = _open_process(status.pid)
+    try:
+        unmount(mountpoint, lazy=lazy)
+        if process is None:
+            return
+        if is_hung and not _ends_within(process, _HUNG_EXIT_TIMEOUT):
+            raise MountError(
+                f"{mountpoint} is unmounted, but its process does not answer; end it: kill -KILL {status.pid}"
+            )
+        if not lazy and not _ends_within(process, _EXIT_TIMEOUT):
+            raise MountError(
+                f"{mountpoint} is unmounted, but its process {status.pid} has not ended after {_EXIT_TIMEOUT:.0f} s:"
+                " a container that started meanwhile may still use the mount; stop that container"
+            )
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def clear_dead_mount(mountpoint: Path) -> None:
+    """Unmount if the process of the mount has ended; otherwise do nothing.
+
+    Args:
+        mountpoint: path from `resolve_mountpoint`.
+
+    Raises:
+        MountError: the unmount failed.
+    """
+    if mountpoint in find_mounts() and _is_dead(mountpoint):
+        unmount(mountpoint, lazy=True)
+
+
+def _hung_mount(mountpoint: Path, pid: int | None) -> UnreachableMount:
+    process, kill = ("its process", "end its process") if pid is None else (f"its process {pid}", f"kill -KILL {pid}")
+    return UnreachableMount(
+        str(mountpoint),
+        f"{process} does not answer",
+        f"to end it: kinetics-fs umount --lazy {shlex.quote(str(mountpoint))}, then {kill}",
+        hung=True,
+        pid=pid,
+    )
+
+
+def _umount_command(mountpoint: Path) -> str:
+    return f"kinetics-fs umount {shlex.quote(str(mountpoint))}"
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    try:
+        os.statvfs(mountpoint)  # the kernel never answers this from its caches
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def _is_alive(pid: int) -> bool:
@@ -122,9 +248,15 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _parse(text: str | None) -> Status | None:
-    try:
-        status = json.loads(text or "")
-    except ValueError:
+def _open_process(pid: int | None) -> int | None:
+    """Return a descriptor that becomes readable when the process ends; None if it has ended, or not on Linux."""
+    if pid is None or not hasattr(os, "pidfd_open"):
         return None
-    return status if isinstance(status, dict) else None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _ends_within(process: int, seconds: float) -> bool:
+    return bool(select.select([process], [], [], seconds)[0])

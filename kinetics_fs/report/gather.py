@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from kinetics_fs._version import __version__
+from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.store import Store
 
 _COUNTS = ("clips", "cached", "evicted", "unavailable", "untried")
@@ -18,7 +20,7 @@ def gather(
     selection: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
     failures: Mapping[str, Any],
-    mounts: Iterable[Mapping[str, Any]],
+    mounts: Iterable[MountStatus | UnreachableMount],
 ) -> dict[str, Any]:
     """Collect the data of the report.
 
@@ -35,8 +37,13 @@ def gather(
         sums = splits.setdefault(row["split"], {"split": row["split"], **dict.fromkeys(_COUNTS, 0)})
         for name in _COUNTS:
             sums[name] += row[name]
-    shown = [_mount(status) for status in mounts]
-    same_cache = [mount for mount in shown if mount["dead"] or mount["cache"] == str(store.folder)]
+    shown = list(mounts)
+    same_cache = [
+        _mount(status)
+        for status in shown
+        if isinstance(status, UnreachableMount) or status.cache.folder == str(store.folder)
+    ]
+    store_status = store.status()
     return {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "version": __version__,
@@ -44,7 +51,8 @@ def gather(
         "total": {name: sum(sums[name] for sums in splits.values()) for name in _COUNTS},
         "splits": list(splits.values()),
         "classes": [dict(row) for row in sorted(classes, key=lambda row: row["label"].casefold())],
-        **{name: value for name, value in store.report().items() if name in ("cache", "origins")},
+        "cache": asdict(store_status.cache),
+        "sources": {name: asdict(source) for name, source in store_status.sources.items()},
         "failures": dict(failures),
         "history": [sample._asdict() for sample in store.history.samples()],
         "mounts": same_cache,
@@ -52,31 +60,24 @@ def gather(
     }
 
 
-def _mount(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a mount's status that the report shows.
-
-    The mount can run another version, or belong to another user, so no field can be relied on.
-    """
-    prefetches = status.get("prefetches")
+def _mount(status: MountStatus | UnreachableMount) -> dict[str, Any]:
+    """Return what the page shows of a mount; a mount that is unreachable has only `mountpoint` and `unreachable`."""
+    if isinstance(status, UnreachableMount):
+        return {"mountpoint": status.mountpoint, "unreachable": status.reason}
     return {
-        **{name: status.get(name) for name in ("mountpoint", "dead", "release", "clips", "pid", "since")},
-        "cache": _inside(status, "cache", "folder"),
-        "frontend": _inside(status, "frontend", "name"),
-        "mode": _inside(status, "frontend", "mode"),
-        "from_cache": _inside(status, "opens", "from_cache"),
-        "not_in_cache": _inside(status, "opens", "not_in_cache"),
-        **{name: _inside(status, "fetch", name) for name in ("under_way", "fetched", "failed")},
-        "prefetches": [
-            {
-                name: one.get(name)
-                for name in ("id", "what", "state", "reason", "clips", "fetched", "already_cached", "failed")
-            }
-            for one in (prefetches if isinstance(prefetches, list) else ())
-            if isinstance(one, dict)
-        ],
+        "mountpoint": status.mountpoint,
+        "unreachable": None,
+        "release": status.release,
+        "clips": status.clips,
+        "pid": status.pid,
+        "mounted_at": status.mounted_at,
+        "cache": status.cache.folder,
+        "frontend": status.frontend.name if status.frontend else None,
+        "mode": status.frontend.mode if status.frontend else None,
+        "from_cache": status.opens.from_cache,
+        "not_in_cache": status.opens.not_in_cache,
+        "pending": status.fetch.pending,
+        "fetched": status.fetch.fetched,
+        "failed": status.fetch.failed,
+        "prefetches": [asdict(prefetch) for prefetch in status.prefetches],
     }
-
-
-def _inside(status: Mapping[str, Any], group: str, name: str) -> Any:
-    inside = status.get(group)
-    return inside.get(name) if isinstance(inside, dict) else None

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
+from kinetics_fs.control.status import CacheStatus, SourceStatus, StoreStatus
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.clip_files import ClipFiles, ClipRecord, OpenClipFile
 from kinetics_fs.store.database import StateDatabase
@@ -290,22 +291,28 @@ class Store:
         with self._database.exclusive() as db:
             self._room.drop(db, clip.key)
 
-    def report(self) -> dict[str, object]:
-        """How the cache is doing, for people and for scripts: what is held, and how origins are."""
+    def status(self) -> StoreStatus:
+        """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""
         now = time.time()
-        pinned = {f"pinned_{name}": number for name, number in self.pins.totals()._asdict().items()}
-        return {
-            "cache": {"folder": str(self.folder), **asdict(self.usage()), **pinned},
-            "origins": {
-                origin.name: {
-                    "blocked_for": None if origin.blocked_until is None else max(0, round(origin.blocked_until - now)),
-                    "reason": origin.reason,
-                    "fetches_last_hour": origin.fetches_last_hour,
-                }
+        pinned = self.pins.totals()
+        return StoreStatus(
+            cache=CacheStatus(
+                folder=str(self.folder),
+                **asdict(self.usage()),
+                pinned_clips=pinned.clips,
+                pinned_cached=pinned.cached,
+                pinned_bytes=pinned.bytes,
+            ),
+            sources={
+                origin.name: SourceStatus(
+                    blocked_for=None if origin.blocked_until is None else max(0, round(origin.blocked_until - now)),
+                    reason=origin.reason,
+                    fetches_last_hour=origin.fetches_last_hour,
+                )
                 for origin in self.origins.states()
             },
-            "failures": dict(self.failure_counts()),
-        }
+            failures={str(kind): number for kind, number in self.failure_counts().items()},
+        )
 
     def usage(self) -> Usage:
         """What is held now."""

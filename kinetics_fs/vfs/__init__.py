@@ -18,7 +18,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
-from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, OpenCounts, SharedFile
+from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, SharedFile
 from kinetics_fs.vfs.readahead import OpenObserver, Readahead
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Name",
     "NodeType",
     "OnOpen",
-    "OpenCounts",
     "OpenObserver",
     "Readahead",
     "SharedFile",

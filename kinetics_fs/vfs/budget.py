@@ -8,6 +8,7 @@ import threading
 
 from rich import filesize
 
+from kinetics_fs.control.status import BudgetStatus
 from kinetics_fs.errors import FailureKind, FetchError
 
 _log = logging.getLogger(__name__)
@@ -59,12 +60,12 @@ class FetchBudget:
         with self._lock:
             self._bytes += size
 
-    def report(self) -> dict[str, object]:
-        """Return the section `gate` of the status."""
-        return {
-            "allowed": not self._cached_only,
-            "fetches": self._fetches,
-            "max_fetches": self._max_fetches,
-            "bytes": self._bytes,
-            "max_bytes": self._max_bytes,
-        }
+    def status(self) -> BudgetStatus:
+        """Return the limits and how much of them is used."""
+        return BudgetStatus(
+            allowed=not self._cached_only,
+            fetches=self._fetches,
+            max_fetches=self._max_fetches,
+            bytes=self._bytes,
+            max_bytes=self._max_bytes,
+        )

@@ -15,7 +15,6 @@ future.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Clip, Directory, Entry, parse_clip_name
+from kinetics_fs.control.status import OpenCounts
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.store import KnownSize, Store
 from kinetics_fs.vfs.budget import FetchBudget
@@ -43,7 +43,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
 )
 from kinetics_fs.vfs.opens import ClipOpens, Fetcher, OnOpen
-from kinetics_fs.vfs.virtual_files import VirtualFiles, timestamp
+from kinetics_fs.vfs.virtual_files import VirtualFiles
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +71,8 @@ class FilesystemOptions:
         budget: what opens may fetch.
         indexed_sizes: returns the exact sizes, in bytes, of clips in indexed archives, by `Clip.key`.
         on_open: see `OnOpen`; must return quickly.
-        about: constant sections of the status.
-        reports: sections of the status that change.
-        render_metrics: renders the file `metrics` from the status; None for no such file.
+        status: returns the content of `status.json`.
+        metrics: returns the content of the file `metrics`; None for no such file.
     """
 
     class_names: ClassNames = ClassNames.RAW
@@ -81,9 +80,8 @@ class FilesystemOptions:
     budget: FetchBudget = field(default_factory=FetchBudget)
     indexed_sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None
     on_open: OnOpen = lambda entry, is_open: None
-    about: Mapping[str, object] = field(default_factory=dict)
-    reports: Mapping[str, Callable[[], object]] = field(default_factory=dict)
-    render_metrics: Callable[[Mapping[str, object]], str] | None = None
+    status: Callable[[], str] = lambda: "{}\n"
+    metrics: Callable[[], str] | None = None
 
 
 class Filesystem:
@@ -109,7 +107,6 @@ class Filesystem:
         self._fetcher = fetcher
         self._options = options
         self._indexed_sizes = options.indexed_sizes
-        self._frontend: Callable[[], Mapping[str, object]] = dict
         self._since = time.time()
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._directories = DirectoryTree(catalog, options.class_names)
@@ -128,8 +125,8 @@ class Filesystem:
             store,
             self._directories,
             hidden=(lambda: self.hidden) if options.hide_unavailable else None,
-            status=lambda: json.dumps(self.status(), indent=2, ensure_ascii=False) + "\n",
-            metrics=self.metrics if options.render_metrics else None,
+            status=options.status,
+            metrics=options.metrics,
             mtime=self._mtime,
         )
 
@@ -387,53 +384,9 @@ class Filesystem:
 
     # Status
 
-    def set_frontend_status(self, state: Callable[[], Mapping[str, object]]) -> None:
-        """Set the function that returns the section `frontend` of the status, with at least `name` and `mode`."""
-        self._frontend = state
-
-    @property
-    def opens(self) -> tuple[int, int]:
-        """Number of opens whose clip was in the cache, and of those whose clip was not."""
-        return self._opens.counts()[:2]
-
-    def status(self) -> dict[str, object]:
-        """Return the content of `status.json`."""
-        refusals = self._catalog.refusals()
-        opens = self._opens.counts()
-        return {
-            **self._options.about,
-            "frontend": dict(self._frontend()),
-            "pid": os.getpid(),
-            "since": timestamp(self._since),
-            "release": self._catalog.release,
-            "clips": self._catalog.clip_count,
-            "hidden": self.hidden.total,
-            "splits": {
-                name: {"clips": split.clips, "classes": len(self._directories.classes[split.ino])}
-                for name, split in self._directories.splits.items()
-            },
-            "refused_rows": refusals.by_reason,
-            "duplicate_rows": self._catalog.duplicates,
-            "opens": {
-                "from_cache": opens.from_cache,
-                "not_in_cache": opens.not_in_cache,
-                "hit_rate": None if opens.hit_rate is None else round(opens.hit_rate, 4),
-                "fetched": opens.fetched,
-                "failed": opens.failed,
-                "interrupted": opens.interrupted,
-                "waiting": opens.waiting,
-            },
-            "fetch": self._fetcher.report(),
-            **self._store.report(),
-            "gate": self._options.budget.report(),
-            "evicted": self._store.evicted,
-            **{name: report() for name, report in self._options.reports.items()},
-        }
-
-    def metrics(self) -> str:
-        """Return the status in the text format of Prometheus."""
-        assert self._options.render_metrics is not None
-        return self._options.render_metrics(self.status())
+    def opens(self) -> OpenCounts:
+        """Return the number of opens of clips, by result."""
+        return self._opens.counts()
 
     # Nodes
 

@@ -13,9 +13,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from kinetics_fs.catalog import Clip, Entry
+from kinetics_fs.control.status import OpenCounts
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Store
 from kinetics_fs.vfs.budget import FetchBudget
@@ -48,10 +49,6 @@ class Fetcher(Protocol):
         """Return the remembered failure of a clip; None if there is none or its retry is due."""
         ...
 
-    def report(self) -> dict[str, object]:
-        """Return the section `fetch` of the status."""
-        ...
-
 
 OnOpen = Callable[[Entry, bool], None]
 """Called for each open of a clip: with False when the open begins to wait, with True when the clip is open."""
@@ -64,27 +61,6 @@ class OpenState(enum.StrEnum):
     FETCHED = "fetched"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-
-
-class OpenCounts(NamedTuple):
-    """Opens of clips since the mount began. `from_cache` and `not_in_cache` are all; the others are of the latter."""
-
-    from_cache: int
-    not_in_cache: int
-    fetched: int
-    failed: int
-    interrupted: int
-
-    @property
-    def waiting(self) -> int:
-        """Opens that wait for a fetch now."""
-        return max(0, self.not_in_cache - self.fetched - self.failed - self.interrupted)
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of opens whose clip was in the cache; None before the first open."""
-        total = self.from_cache + self.not_in_cache
-        return self.from_cache / total if total else None
 
 
 class SharedFile:
@@ -209,8 +185,12 @@ class ClipOpens:
         """Return the number of opens so far, by how they ended."""
         hits, misses = self._hits, self._misses
         with self._ended_lock:
-            ended = [self._ended[state] for state in (OpenState.FETCHED, OpenState.FAILED, OpenState.INTERRUPTED)]
-        return OpenCounts(hits, misses, *ended)
+            fetched, failed, interrupted = (
+                self._ended[state] for state in (OpenState.FETCHED, OpenState.FAILED, OpenState.INTERRUPTED)
+            )
+        return OpenCounts.of(
+            from_cache=hits, not_in_cache=misses, fetched=fetched, failed=failed, interrupted=interrupted
+        )
 
     def _open_file(self, entry: Entry, *, fetched: bool) -> ClipHandle | None:
         """Return a handle on the file that the other handles of the inode share, or on the cached one."""

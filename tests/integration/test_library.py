@@ -69,12 +69,11 @@ def test_prefetched(values: dict[str, Any]) -> None:
     reports: list[Any] = []
     with Library(**values, classes=HEADS) as library:
         report = library.prefetch(reports.append)
-        assert (report["state"], report["clips"], report["fetched"], report["failed"]) == ("done", 2, 2, 0)
+        assert (report.state, report.clips, report.fetched, report.failed) == ("done", 2, 2, 0)
         assert reports[-1] == report
-        cache = library.status()["cache"]
-        assert cache["clips"] == 2
+        assert library.status().cache.clips == 2
         assert all(library.held(clip) for clip in library.clips())
-        assert library.prefetch()["already_cached"] == 2
+        assert library.prefetch().already_cached == 2
         assert sum(sample.fetched for sample in library.store.history.samples()) == 2
 
 

@@ -135,7 +135,7 @@ def test_failures(old: Old) -> None:
 
 
 def test_block_and_budget_of_a_source(old: Old) -> None:
-    origins = old.run("status", selection=False)["origins"]
+    origins = old.run("status", selection=False)["sources"]
 
     assert origins["youtube"]["reason"] == FACTS["origin"]["reason"]
     assert origins["youtube"]["fetches_last_hour"] == FACTS["origin"]["asked_in_an_hour"]
@@ -247,6 +247,7 @@ def test_mount(old: Old, tmp_path: Path) -> None:
             time.sleep(0.05)
         # Their clips were imported after the mount ended.
         assert [
-            (one["what"], one["clips"], one["already_cached"], one["failed"]) for one in mount.status()["prefetches"]
+            (one["selection"], one["clips"], one["already_cached"], one["failed"])
+            for one in mount.status()["prefetches"]
         ] == [("train; juggling balls", 2, 2, 0), ("a list of clips", 1, 1, 0)]
     assert not list(unfinished.iterdir())

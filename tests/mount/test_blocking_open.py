@@ -159,7 +159,7 @@ def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite)
         assert os.statvfs(slow.root).f_files > 30
         assert os.listxattr(ready)
         assert len((slow.root / ".kinetics/validation.csv").read_text().splitlines()) > 30
-        assert slow.status()["fetch"]["under_way"] == 30
+        assert slow.status()["fetch"]["pending"] == 30
         listed = subprocess.run(["ls", "-lR", slow.root], capture_output=True, check=True, timeout=60)
         assert listed.stdout.count(b".mp4") > 30
         status = kinetics_fs("status", slow.root, timeout=60)

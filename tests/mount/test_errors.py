@@ -330,7 +330,7 @@ def test_full_disk_is_given_back(mount: MountFactory, small_disk: Path) -> None:
         with reading([mounted.root / SURFING]) as [reader]:
             assert reader.wait(timeout=30) == 1
         assert incoming(small_disk) == []
-    assert mounted.status()["fetch"]["under_way"] == 0
+    assert mounted.status()["fetch"]["pending"] == 0
     assert mounted.status()["cache"]["reserved"] == 0
 
 

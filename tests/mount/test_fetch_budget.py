@@ -85,8 +85,8 @@ def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, si
     assert "--max-fetches" in reason(path_of(mounted, CLIPS[2]))
     assert state(path_of(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
     read(mounted, CLIPS[:2])
-    assert mounted.status()["gate"]["fetches"] == 2
-    assert "  limits    2 of 2 fetches begun\n" in kinetics_fs("status", mounted.root).stdout
+    assert mounted.status()["budget"]["fetches"] == 2
+    assert "  limits    2 of 2 fetches started\n" in kinetics_fs("status", mounted.root).stdout
     assert mounted.log.read_text().count("--max-fetches") == 1
     # A prefetch is a wish, and not a scan.
     done = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4", "--wait")
@@ -109,7 +109,7 @@ def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> N
     for _ in range(3):
         assert refused(gone) == errno.EIO
     assert reason(gone).startswith("gone: ")
-    assert mounted.status()["gate"]["fetches"] == 1
+    assert mounted.status()["budget"]["fetches"] == 1
 
 
 def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Path, cache: Path) -> None:

@@ -63,14 +63,14 @@ def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     [job] = json.loads(done.stdout)
     assert (job["state"], job["clips"], job["fetched"], job["failed"]) == ("done", 3, 3, 0)
-    assert job["what"] == f"validation; {CLASS}; at most 3 of each split"
+    assert job["selection"] == f"validation; {CLASS}; at most 3 of each split"
     assert sum(held(mounted, CLIPS)) == 3
     assert [job["id"] for job in mounted.status()["prefetches"]] == [job["id"]]
 
     again = kinetics_fs(
         "prefetch", mounted.root, "--split", "validation", "--class", CLASS, "--max-samples", "3", "--wait"
     )
-    assert "0 fetched, 3 already here, 0 not to be had" in again.stdout
+    assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
 
 
 def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
@@ -82,7 +82,7 @@ def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
     ended = kinetics_fs("prefetch", mounted.root, "--cancel", str(number))
     assert "cancelled" in ended.stdout
     assert [job["state"] for job in jobs(mounted)] == ["cancelled"]
-    until(lambda: mounted.status()["fetch"]["under_way"] == 0, "what has begun comes to its end, and no more begins")
+    until(lambda: mounted.status()["fetch"]["pending"] == 0, "what has begun comes to its end, and no more begins")
     assert sum(held(mounted, CLIPS)) < len(CLIPS)
 
 
@@ -191,6 +191,6 @@ def test_it_ends_when_it_is_told(mounted: Mounted) -> None:
     assert connection is not None
     with connection:
         assert connection.pid == mounted.pid
-        assert connection.ask("umount") is None
+        assert connection.request("umount") is None
     assert has_ended(mounted.pid, within=20)
     assert connect(mounted.root) is None

@@ -1,8 +1,9 @@
-"""What a mount tells of itself: in its status, and to Prometheus."""
+"""The status and the metrics of a mount."""
 
 from __future__ import annotations
 
 import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,10 +27,10 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def mounted(mount: MountFactory, site: VideoSite, tmp_path: Path) -> Mounted:
-    """One that has much to tell: clips that came, one that is gone, some that wait."""
+    """A mount with fetched clips, an unavailable clip, and clips whose fetch takes long."""
     rows = [Labelled(CLASS, clip, "validate") for clip in [READY, WANTED, LOST, *SLOW]]
     annotations = write_annotations(tmp_path / "some.csv", rows)
-    # No room for more than one clip beside what is kept for one under way.
+    # The limit leaves space for one clip besides the space reserved for a fetch.
     mounted = mount("--annotations", annotations, "--workers", "1", "--metrics-port", "0", "--cache-size", "2.2MB")
     for clip in (READY, WANTED, WANTED, WANTED):
         path_of(mounted, clip).read_bytes()
@@ -51,13 +52,13 @@ def parsed(text: str) -> Samples:
     }
 
 
-def test_seeing(mounted: Mounted, site: VideoSite) -> None:
+def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -> None:
     with reading([path_of(mounted, clip) for clip in SLOW[:5]]):
         wait_until(lambda: mounted.status()["fetch"]["queue"]["foreground"] == 4)
-        wait_until(lambda: mounted.status()["fetch"]["flights"][0]["source"])
+        wait_until(lambda: mounted.status()["fetch"]["in_flight"][0]["source"])
         status = mounted.status()
         text = (mounted.root / ".kinetics/metrics").read_text()
-        asked = urllib.request.urlopen(status["metrics"])
+        asked = urllib.request.urlopen(status["metrics_url"])
         with asked:
             by_http = parsed(asked.read().decode())
         said = kinetics_fs("status", mounted.root)
@@ -68,9 +69,10 @@ def test_seeing(mounted: Mounted, site: VideoSite) -> None:
     assert (opens["from_cache"], opens["not_in_cache"], opens["hit_rate"]) == (2, 8, 0.2)
     assert (opens["fetched"], opens["failed"], opens["waiting"]) == (2, 1, 5)
     assert fetch["queue"] == {"foreground": 4, "soon": 0, "background": 0}
-    [fetch] = fetch["flights"]
-    assert (fetch["priority"], fetch["source"], fetch["under_way"]) == ("foreground", "youtube", 5)
-    assert fetch["clip"] in {clip.key for clip in SLOW}
+    assert fetch["pending"] == 5
+    [in_flight] = fetch["in_flight"]
+    assert (in_flight["priority"], in_flight["source"]) == ("foreground", "youtube")
+    assert in_flight["clip"] in {clip.key for clip in SLOW}
     assert fetch["rates"]["last_minute"]["clips_per_minute"] == 2
     assert fetch["rates"]["last_hour"]["clips_per_minute"] > 0
     assert fetch["rates"]["last_minute"]["bytes_per_second"] > 0
@@ -78,12 +80,12 @@ def test_seeing(mounted: Mounted, site: VideoSite) -> None:
     assert (failure["clip"], failure["source"], failure["kind"]) == (LOST.key, "youtube", "gone")
     assert failure["retry_at"] > failure["at"]
     assert (status["evicted"], status["cache"]["clips"]) == (1, 1)
-    for words in ("(20.0% had at once); 5 waiting", "4 foreground", "2.0 clips/min", LOST.key, status["metrics"]):
+    for words in ("(hit rate 20.0%); 5 waiting", "4 foreground", "2.0 clips/min", LOST.key, status["metrics_url"]):
         assert words in said.stdout
     [row] = [line.split() for line in classes.stdout.splitlines() if CLASS in line]
     assert row == ["validation", *CLASS.split(), "9", "1", "11.1%", "1"]
 
-    # The metrics, the same on both ways
+    # The metrics, the same in the file and by HTTP
     metrics = parsed(text)
     assert by_http.keys() == metrics.keys()
 
@@ -113,13 +115,12 @@ def test_seeing(mounted: Mounted, site: VideoSite) -> None:
     assert metrics["process_start_time_seconds", ()] > 0
 
 
-def test_endpoint_takes_nothing_but_questions(mounted: Mounted, mount: MountFactory) -> None:
-    address = mounted.status()["metrics"]
-    where = urlsplit(address)
-    assert where.hostname == "127.0.0.1"
+def test_metrics_server_answers_get_and_head_of_its_path_alone(mounted: Mounted, mount: MountFactory) -> None:
+    address = urlsplit(mounted.status()["metrics_url"])
+    assert address.hostname == "127.0.0.1"
 
     def status(method: str, path: str) -> int:
-        request = urllib.request.Request(f"http://{where.netloc}{path}", method=method)
+        request = urllib.request.Request(f"http://{address.netloc}{path}", method=method)
         try:
             with urllib.request.urlopen(request) as answer:
                 assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -128,14 +129,16 @@ def test_endpoint_takes_nothing_but_questions(mounted: Mounted, mount: MountFact
             with error:
                 return error.code
 
-    # Who says nothing keeps the others for a moment only; a taken port is told before anything is mounted.
-    with socket.create_connection((where.hostname, where.port or 0)):
+    # A client that sends nothing does not keep the others waiting.
+    with socket.create_connection((address.hostname, address.port or 0)):
+        started = time.monotonic()
         assert [status("GET", "/metrics"), status("HEAD", "/metrics"), status("GET", "/")] == [200, 200, 404]
-    with socket.create_connection((where.hostname, where.port or 0)) as asking, asking.makefile("rwb") as file:
+        assert time.monotonic() - started < 5
+    with socket.create_connection((address.hostname, address.port or 0)) as client, client.makefile("rwb") as file:
         file.write(b"HEAD /metrics HTTP/1.0\r\n\r\n")
         file.flush()
         assert file.read().endswith(b"\r\n\r\n")
-    assert [status(method, "/metrics") for method in ("POST", "PUT", "DELETE")] == [501] * 3
+    assert [status(method, "/metrics") for method in ("POST", "PUT", "DELETE")] == [405] * 3
 
     with pytest.raises(RuntimeError, match="give another --metrics-port"):
-        mount("--metrics-port", str(where.port))
+        mount("--metrics-port", str(address.port))

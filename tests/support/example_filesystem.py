@@ -73,9 +73,6 @@ class FakeFetcher:
     def is_fetching(self, clip: Clip) -> bool:
         return clip in self._asked
 
-    def report(self) -> dict[str, object]:
-        return {"under_way": len(self._asked)}
-
     def bring(self, clip: Clip, data: bytes) -> None:
         """Puts a clip into the store, and tells all who wait for it."""
         put(self._store, clip, data)

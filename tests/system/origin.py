@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.mount.notify import Notifier
+from kinetics_fs.mount.systemd import Notifier
 
 videos, config = Path(sys.argv[1]), Path(sys.argv[2])
 with VideoSite(videos) as site:

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount import trace
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
@@ -44,7 +45,7 @@ def serve(
     allow_other: bool,
     source: str,
     passthrough: Path | None,
-    ready: Callable[[], None],
+    ready: Callable[[Callable[[], FrontendStatus]], None],
 ) -> None:
     """Mount the filesystem and serve it until it is unmounted or SIGTERM, SIGINT or SIGHUP arrives.
 
@@ -56,7 +57,7 @@ def serve(
         allow_other: let other users access the mount.
         source: the source that lists of mounts show.
         passthrough: the folder of the cached files, for the kernel to read itself if it can; None to turn that off.
-        ready: called once, when the mount can be used.
+        ready: called once, when the mount can be used, with the function that returns the status of the front end.
 
     Raises:
         MountError: mounting failed.
@@ -65,14 +66,13 @@ def serve(
     fd = device.mount(mountpoint, allow_other=allow_other, source=source)
     try:
         server = Server(filesystem, fd, max_stack_depth=max_stack_depth)
-        filesystem.set_frontend_status(server.state)
         with _unmount_on_signals(server, mountpoint):
             server.run(lambda: _begin(server, mountpoint, ready))
     finally:
         os.close(fd)
 
 
-def _begin(server: Server, mountpoint: Path, ready: Callable[[], None]) -> None:
+def _begin(server: Server, mountpoint: Path, ready: Callable[[Callable[[], FrontendStatus]], None]) -> None:
     if limit := device.request_timeout():
         _log.warning(
             "this kernel aborts a mount that leaves a request unanswered for %d s (fs.fuse.*_request_timeout);"
@@ -82,7 +82,7 @@ def _begin(server: Server, mountpoint: Path, ready: Callable[[], None]) -> None:
     device_number = find_mounts().get(mountpoint)
     if device_number is not None and not server.passthrough.enabled:
         device.raise_read_ahead(device_number)
-    ready()
+    ready(server.status)
 
 
 @contextmanager
@@ -194,14 +194,14 @@ class Server:
         self._running = False
         self._wake_up()
 
-    def state(self) -> dict[str, object]:
-        """Return the section `frontend` of the status."""
-        return {
-            "name": "native",
-            "mode": self.passthrough.mode,
-            "open_files": self.operations.open_files,
-            "waiting_opens": self.operations.waiting_opens,
-        }
+    def status(self) -> FrontendStatus:
+        """Return how the kernel reads cached clips, and the number of open files and parked opens."""
+        return FrontendStatus(
+            name="native",
+            mode=self.passthrough.mode,
+            open_files=self.operations.open_files,
+            waiting_opens=self.operations.waiting_opens,
+        )
 
     def answer(self, message: memoryview) -> None:
         """Answer one request."""

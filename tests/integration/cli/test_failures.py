@@ -230,7 +230,7 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
     assert more() == {GONE: 0, "demo-video2": 1, "-demo_video": 0}
 
     part = failures("retry", *to_site, *chosen[:2], *football, timeout=110, code=3)
-    assert part.stdout.startswith("0 fetched, 0 already here, 1 not to be had\n  1 gone\n")
+    assert part.stdout.startswith("0 fetched, 0 already cached, 1 unavailable\n  1 gone\n")
     [failure] = json.loads(failures("list", "--json", "--cache-dir", cache).stdout)
     assert failure["attempts"] == 2
     assert failure["retry_at"] - failure["last_at"] == pytest.approx(14 * 86_400)

@@ -67,7 +67,7 @@ def test_so_many_of_each_split(prefetch: Prefetch, site: VideoSite) -> None:
     done = prefetch("--class", "surfing water", "--max-samples", "1")
 
     assert done.returncode == 0
-    assert done.stdout == "2 fetched, 0 already here, 0 not to be had\n"
+    assert done.stdout == "2 fetched, 0 already cached, 0 unavailable\n"
     assert asked(site) == {"-demo_video": 1, "DEMOvideo-5": 1}
 
 
@@ -81,7 +81,7 @@ def test_done_in_part(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     again = prefetch(*wanted)
     assert again.returncode == 3
     assert again.stdout.splitlines() == [
-        "0 fetched, 1 already here, 1 not to be had",
+        "0 fetched, 1 already cached, 1 unavailable",
         "  1 gone",
         f"Why, clip by clip: kinetics-fs failures list --cache-dir {cache}",
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from kinetics_fs.control.status import UnreachableMount
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.report import gather, render
@@ -23,7 +24,7 @@ from tests.support.report_page import reported as reported
 from tests.support.store import query
 
 COLUMNS = ("clips", "cached", "evicted", "unavailable", "untried")
-ODD_MOUNTS = [{"clips": "many", "cache": 3, "prefetches": ["one"]}, {"dead": "<b>", "opens": [], "prefetches": 7}]
+ODD_MOUNTS = [UnreachableMount(mountpoint="</section>", reason="<b>", advice="<i>", hung=True)]
 
 
 def counts_in_database(cache: Path) -> dict[tuple[str, str], Counter[str]]:

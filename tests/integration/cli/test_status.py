@@ -1,4 +1,4 @@
-"""`status`, `top` and `umount`, of mounts that are well, that hang, and that are dead."""
+"""`status` and `umount` with mounts that work, that hang, and that are dead."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.control import socket_path
+from kinetics_fs.control import ControlServer, socket_path
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.fetch.stats import BOUNDS, Durations, Recent
 from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount.query import query_status
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
 
 CLIP = "validation/surfing water/-demo_video_000010_000020.mp4"
 
 
-def begun(*arguments: str | Path) -> subprocess.Popen[str]:
-    """The command, which goes on beside others."""
+def started(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start the command in the background."""
     command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, *map(str, arguments)]
     return subprocess.Popen(
         command,
@@ -39,7 +39,7 @@ def begun(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def said(process: subprocess.Popen[str], status: int) -> str:
-    """All that it says; it must end with this status."""
+    """Return the output; the exit code must be `status`."""
     text, _ = process.communicate(timeout=60)
     assert process.returncode == status, text
     return " ".join(text.split())
@@ -53,20 +53,20 @@ def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> 
     os.kill(pid, signal.SIGSTOP)
     try:
         processes = [
-            (begun("status", root), 1),
-            (begun("top", root), 0),
-            (begun("umount", root), 1),
-            (begun("prefetch", root, "--list"), 1),
+            (started("status", root), 1),
+            (started("status", "--watch", root), 0),
+            (started("umount", root), 1),
+            (started("prefetch", root, "--list"), 1),
         ]
-        by_link = begun("prefetch", link, "--list")
+        by_link = started("prefetch", link, "--list")
         for process, status in processes:
             text = said(process, status)
             assert f"{root}: its process {pid} does not answer" in text
             assert f"kinetics-fs umount --lazy '{root}', then kill -KILL {pid}" in text
-        assert f"{link} does not answer" in said(by_link, 1)
+        assert f"cannot find the mount on {link}: the path does not answer" in said(by_link, 1)
         assert root in find_mounts()
-        text = said(begun("umount", "--lazy", root), 1)
-        assert f"{root} is unmounted, but its process does not answer: kill -KILL {pid}" in text
+        text = said(started("umount", "--lazy", root), 1)
+        assert f"{root} is unmounted, but its process does not answer; end it: kill -KILL {pid}" in text
         assert root not in find_mounts()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -76,14 +76,14 @@ def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> 
     other = mount()
     os.kill(other.pid, signal.SIGKILL)
     assert has_ended(other.pid, within=20)
-    text = said(begun("status", other.root), 1)
+    text = said(started("status", other.root), 1)
     assert text == f"{other.root}: its process has ended; clear it: kinetics-fs umount '{other.root}'"
-    assert said(begun("umount", other.root), 0) == ""
-    assert "is not a mount of kinetics-fs" in said(begun("status", other.root), 1)
+    assert said(started("umount", other.root), 0) == ""
+    assert "is not a mount of kinetics-fs" in said(started("status", other.root), 1)
 
 
-def test_without_a_socket_the_files_tell(mount: MountFactory) -> None:
-    """As of a mount of another user's."""
+def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> None:
+    """The mount of another user has no socket for this one."""
     mounted = mount()
     path = socket_path(mounted.root)
     path.rename(path.with_suffix(".away"))
@@ -91,20 +91,38 @@ def test_without_a_socket_the_files_tell(mount: MountFactory) -> None:
         done = kinetics_fs("status", "--json", mounted.root)
         assert json.loads(done.stdout)["mounts"][0]["pid"] == mounted.pid
         refused = kinetics_fs("status", "--classes", mounted.root)
-        assert (refused.returncode, "--classes is for who mounted" in refused.stderr) == (1, True)
+        assert refused.returncode == 1
+        assert "only the user who mounted it and root may" in refused.stderr
     finally:
         path.with_suffix(".away").rename(path)
     assert kinetics_fs("status", "--classes").returncode == 2
+    assert kinetics_fs("status", "--watch", "--json").returncode == 2
+
+
+def test_status_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinetics_fs.control.paths._runtime_dir", lambda: tmp_path)
+    answers: list[object] = [{"version": "0.0.1", "clips": 5}, {"clips": []}, [], "nonsense"]
+    with ControlServer(Path("/mnt/old"), {"status": lambda request: answers.pop(0)}):
+        statuses = [query_status(Path("/mnt/old")) for _ in range(4)]
+    sentences = [str(status) for status in statuses]
+    assert sentences[0] == (
+        "/mnt/old: runs kinetics-fs 0.0.1, but cannot read the status of the mount: 'mountpoint' is missing;"
+        " mount it again with this version, after kinetics-fs umount /mnt/old"
+    )
+    assert all("cannot read the status of the mount" in sentence for sentence in sentences)
+    assert [status.pid for status in statuses] == [os.getpid()] * 4, "umount must find the process"
 
 
 @pytest.mark.parametrize("end", [lambda terminal, _: os.write(terminal, b"xq"), lambda _, pid: os.kill(pid, 2)])
-def test_top(mount: MountFactory, site: VideoSite, end: Callable[[int, int], object]) -> None:
+def test_watch_updates_until_it_is_quit(
+    mount: MountFactory, site: VideoSite, end: Callable[[int, int], object]
+) -> None:
     mounted = mount()
     site.delay["-demo_video"] = 600.0
     ours, theirs = pty.openpty()
     reader = subprocess.Popen(["cat", mounted.root / CLIP], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    top = subprocess.Popen(
-        [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "top", mounted.root],
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "status", "--watch", mounted.root],
         env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
         stdin=theirs,
         stdout=theirs,
@@ -113,47 +131,15 @@ def test_top(mount: MountFactory, site: VideoSite, end: Callable[[int, int], obj
     os.close(theirs)
     try:
         text = ""
-        # What is under way stands there, and a second look is taken without being asked.
+        # The fetch is shown, and a second update comes by itself.
         while len(re.findall(r"-demo_video_000010_000020 +foreground +youtube +[0-9]+ s", text)) < 2:
             assert select.select([ours], [], [], 60)[0], text
             text += os.read(ours, 65536).decode(errors="replace")
-        end(ours, top.pid)
-        assert top.wait(timeout=60) == 0
+        end(ours, watch.pid)
+        assert watch.wait(timeout=60) == 0
         assert "1 waiting" in text
     finally:
-        for process in (reader, top):
+        for process in (reader, watch):
             process.kill()
             process.wait()
         os.close(ours)
-
-
-def test_rates() -> None:
-    now = 1000.0
-    recent = Recent(60.0, lambda: now)
-    recent.add(600)
-    recent.add(600)
-    assert recent.rates() == {"clips_per_minute": 2.0, "bytes_per_second": 20}
-    now = 1030.0
-    recent.add(1200)
-    assert recent.rates() == {"clips_per_minute": 3.0, "bytes_per_second": 40}
-    now = 1060.0  # the first two are too long ago, and their place in the ring is taken
-    recent.add(600)
-    assert recent.rates() == {"clips_per_minute": 2.0, "bytes_per_second": 30}
-    now = 1091.0
-    assert recent.rates() == {"clips_per_minute": 1.0, "bytes_per_second": 10}
-    now = 1060.0 + 60 * 10**6
-    assert recent.rates() == {"clips_per_minute": 0.0, "bytes_per_second": 0}
-
-    now = 0.0
-    recent = Recent(3600.0, lambda: now)
-    recent.add(60)
-    now = 120.0  # over what time there was
-    assert recent.rates() == {"clips_per_minute": 0.5, "bytes_per_second": 0}
-
-
-def test_durations() -> None:
-    durations = Durations()
-    for seconds in (0.1, 0.2, 1000.0):
-        durations.add(seconds)
-    assert durations.counts == [1, 1, *[0] * (len(BOUNDS) - 2), 1]
-    assert durations.sum == pytest.approx(1000.3)

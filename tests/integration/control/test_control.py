@@ -1,4 +1,4 @@
-"""The socket of a mount: what is asked, what is answered, and who may ask."""
+"""The control socket of a mount: requests, answers, errors, and permissions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from typing import Any
 
 import pytest
 
-from kinetics_fs.control import ControlServer, Request, connect, socket_path
-from kinetics_fs.control import paths as control_places
+from kinetics_fs.control import ControlServer, Request, connect, paths, socket_path
 from kinetics_fs.errors import KineticsError, MountError
 
 
 @pytest.fixture(autouse=True)
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "run"
-    monkeypatch.setattr(control_places, "_folder", lambda: folder)
+    monkeypatch.setattr(paths, "_runtime_dir", lambda: folder)
     return folder
 
 
-PLACE = Path("/mnt/kinetics's own")
+MOUNTPOINT = Path("/mnt/kinetics's own")
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def server() -> Iterator[ControlServer]:
 
     def count(request: Request) -> object:
         for number in range(request.get("to", int, 3)):
-            request.inform(number)
+            request.send_progress(number)
         return "done"
 
     handlers = {
@@ -49,15 +48,15 @@ def server() -> Iterator[ControlServer]:
         "crash": crash,
         "count": count,
     }
-    with ControlServer(PLACE, handlers) as server:
+    with ControlServer(MOUNTPOINT, handlers) as server:
         yield server
 
 
 def raw(*pieces: bytes) -> bytes:
-    """What is answered to these bytes."""
+    """Return the answer to these bytes."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(socket_path(PLACE)))
-        with suppress(ConnectionError):  # it broke off in the middle of our nonsense
+        client.connect(str(socket_path(MOUNTPOINT)))
+        with suppress(ConnectionError):  # the server closed the connection before it had read everything
             for piece in pieces:
                 client.sendall(piece)
             client.shutdown(socket.SHUT_WR)
@@ -65,81 +64,92 @@ def raw(*pieces: bytes) -> bytes:
         return b""
 
 
-def ask(do: str, **words: Any) -> Any:
-    connection = connect(PLACE)
+def ask(name: str, **parameters: Any) -> Any:
+    connection = connect(MOUNTPOINT)
     assert connection is not None
     with connection:
-        return connection.ask(do, **words)
+        return connection.request(name, **parameters)
 
 
-def test_request_and_lines(server: ControlServer) -> None:
+def test_request_with_lines_is_answered(server: ControlServer) -> None:
     lines = ["one", "", "ümläut -- 'and' \"quotes\""]
     assert ask("echo", text="hello", lines=lines) == {"text": "hello", "lines": lines}
-    connection = connect(PLACE)
+    connection = connect(MOUNTPOINT)
     assert connection is not None and connection.pid == os.getpid()
 
 
-def test_words_before_the_answer(server: ControlServer) -> None:
+def test_progress_comes_before_the_result(server: ControlServer) -> None:
     seen: list[object] = []
-    assert ask("count", to=5, informed=seen.append) == "done"
+    assert ask("count", to=5, on_progress=seen.append) == "done"
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_refusals_are_sentences(server: ControlServer, caplog: pytest.LogCaptureFixture) -> None:
-    for words, sentence in (
-        ({"do": "fail"}, "it cannot be done, for a reason"),
-        ({"do": "crash"}, "unexpected ZeroDivisionError"),
-        ({"do": "nothing"}, "there are: echo, texts, fail"),
-        ({"do": "echo", "text": 7}, "'text' must be of type str"),
-        ({"do": "texts", "words": ["a", 1]}, "'words' must be a list of texts"),
+def test_errors_are_sentences(server: ControlServer, caplog: pytest.LogCaptureFixture) -> None:
+    for name, parameters, sentence in (
+        ("fail", {}, "it cannot be done, for a reason"),
+        ("crash", {}, "unexpected ZeroDivisionError"),
+        ("eco", {}, "cannot answer the request 'eco'; the requests are echo, texts, fail"),
+        ("echo", {"text": 7}, "cannot use the parameter 'text': it must be a text, not 7"),
+        ("count", {"to": True}, "cannot use the parameter 'to': it must be an integer, not True"),
+        ("texts", {"words": ["a", 1]}, "'words': it must be a list of texts"),
     ):
         with pytest.raises(MountError, match=sentence):
-            ask(**words)
+            ask(name, **parameters)
     assert "ZeroDivisionError" in caplog.text, "a defect is in the log, too"
     assert ask("texts", words=["still", "there"]) == ["still", "there"]
 
 
 @pytest.mark.parametrize(
-    "piece",
+    "line",
     [
         b"",
         b"\n",
         b"nonsense\n",
         b"[]\n",
         b"7\n",
-        b'{"do": ["echo"]}\n',
+        b'{"requests": "echo"}\n',
+        b'{"do": "echo"}\n',
+        b'{"request": ["echo"]}\n',
         b"[" * 60_000 + b"\n",
         b"x" * 200_000,
         b"\xff\n",
     ],
 )
-def test_nonsense(server: ControlServer, piece: bytes) -> None:
-    answer = raw(piece)
+def test_malformed_request_is_answered_with_one_sentence(server: ControlServer, line: bytes) -> None:
+    answer = raw(line)
     if answer:
-        assert "error" in json.loads(answer)
+        assert json.loads(answer) == {
+            "error": 'cannot read the request: it must be a JSON object in one line, with the key "request"'
+        }
     assert ask("echo") == {"text": None, "lines": []}
 
 
 @pytest.mark.parametrize("lines", ["3", "-1", "1000000000", "true", '"3"'])
-def test_other_lines_than_announced(server: ControlServer, lines: str) -> None:
-    request = '{"do": "echo", "lines": %s}\n' % lines  # noqa: UP031
+def test_other_lines_than_announced_are_refused(server: ControlServer, lines: str) -> None:
+    request = '{"request": "echo", "lines": %s}\n' % lines  # noqa: UP031
     assert "lines" in json.loads(raw(request.encode(), b"one\n"))["error"]
 
 
-def test_only_for_its_user(server: ControlServer, runtime: Path) -> None:
+def test_answer_of_another_version_is_an_error(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_answer", lambda file, send_progress: {"ok": 1} if file.readline() else {})
+    with pytest.raises(MountError, match="runs another version of kinetics-fs; unmount it and mount it again"):
+        ask("echo")
+
+
+def test_socket_is_for_its_user_only(server: ControlServer, runtime: Path) -> None:
     assert stat.S_IMODE(runtime.stat().st_mode) == 0o700
-    assert stat.S_IMODE(socket_path(PLACE).stat().st_mode) == 0o600
+    assert stat.S_IMODE(socket_path(MOUNTPOINT).stat().st_mode) == 0o600
 
 
-def test_a_folder_that_is_not_ours(runtime: Path, tmp_path: Path) -> None:
+def test_runtime_directory_of_another_user_is_refused(runtime: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     runtime.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MountError, match="belongs to another user"):
-        ControlServer(PLACE, {})
+        ControlServer(MOUNTPOINT, {})
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_many_at_once_and_an_end_in_the_middle(runtime: Path) -> None:
+def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path) -> None:
     begun, end = threading.Barrier(9), threading.Event()
 
     def wait(request: Request) -> object:
@@ -149,20 +159,20 @@ def test_many_at_once_and_an_end_in_the_middle(runtime: Path) -> None:
 
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(ask("wait"))) for _ in range(8)]
-    with ControlServer(PLACE, {"wait": wait}):
+    with ControlServer(MOUNTPOINT, {"wait": wait}):
         for thread in threads:
             thread.start()
         begun.wait(20)
         end.set()
     for thread in threads:
         thread.join(20)
-    assert answers == ["done"] * 8, "what is being done is answered"
-    assert not socket_path(PLACE).exists()
-    assert connect(PLACE) is None
+    assert answers == ["done"] * 8, "requests in progress are answered"
+    assert not socket_path(MOUNTPOINT).exists()
+    assert connect(MOUNTPOINT) is None
 
 
-def test_a_mount_that_was_killed_leaves_no_socket_in_the_way(server: ControlServer) -> None:
-    with ControlServer(PLACE, {"new": lambda request: "one"}):
+def test_socket_of_a_killed_mount_is_replaced(server: ControlServer) -> None:
+    with ControlServer(MOUNTPOINT, {"new": lambda request: "one"}):
         assert ask("new") == "one"
-        server.__exit__(None, None, None)  # the end of the old one does not take the new one's socket
+        server.__exit__(None, None, None)  # must not remove the socket of the new one
         assert ask("new") == "one"

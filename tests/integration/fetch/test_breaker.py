@@ -92,7 +92,7 @@ def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, s
     said = kinetics_fs("status", "--cache-dir", store.folder).stdout
     assert "youtube: left alone for another" in said
     report = json.loads(kinetics_fs("status", "--json", "--cache-dir", store.folder).stdout)
-    assert 0 < report["origins"]["youtube"]["blocked_for"] <= 60
+    assert 0 < report["sources"]["youtube"]["blocked_for"] <= 60
 
     kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", store.folder)
     assert store.origins.states()[0].blocked_until is None

@@ -143,7 +143,7 @@ def test_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp
     assert future.result(PATIENCE) is None
 
     assert (one.is_fetching(CLIP), one.waiting()) == (False, 0)
-    assert (one.counters.fetched, one.counters.failed) == (1, 0)
+    assert (one.stats.fetched, one.stats.failed) == (1, 0)
     stored = store.open(CLIP)
     assert stored is not None
     copy = tmp_path / "copy.mp4"
@@ -340,7 +340,7 @@ def test_killed_worker(fetcher: FetcherFactory, store: Store, site: VideoSite) -
     os.kill(second, signal.SIGKILL)
     until(lambda: parent_and_group(second) is None, "it is dead")
     one.request(THIRD).result(PATIENCE)
-    assert one.counters.fetched == 2
+    assert one.stats.fetched == 2
 
 
 def test_close_ends_everything_under_way(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:

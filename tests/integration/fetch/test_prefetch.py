@@ -105,7 +105,7 @@ def test_a_source_that_blocks(small: Store, site: VideoSite) -> None:
         thread = threading.Thread(target=patient.run)
         thread.start()
         until(lambda: patient.state is State.WAITING, "it waits")
-        assert "429" in str(patient.report()["reason"])
+        assert "429" in str(patient.progress().reason)
         patient.cancel()
         thread.join(PATIENCE)
         assert (patient.state, patient.fetched, patient.failed) == (State.CANCELLED, 0, 0)

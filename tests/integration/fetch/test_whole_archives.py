@@ -133,7 +133,7 @@ def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, ar
     until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are here")
     until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
     assert not store.failure(BROKEN), "nobody asked for it"
-    assert made.counters.fetched == len(CLIPS)
+    assert made.stats.fetched == len(CLIPS)
 
     store.drop(CLIPS[3])
     archives.requests.clear()

@@ -64,7 +64,7 @@ def test_init_of_linux_5_4(world: World) -> None:
         assert said.time_gran == 1
         assert said.max_write >= 4096
         assert said.max_background >= said.congestion_threshold > 0
-        assert server.state()["mode"] == "page cache (passthrough needs Linux 6.9)"
+        assert server.status().mode == "page cache (passthrough needs Linux 6.9)"
         kernel.assert_alive()
 
 
@@ -77,7 +77,7 @@ def test_init_of_linux_6_18(world: World) -> None:
         assert flags & p.InitFlag.PASSTHROUGH
         assert not flags & 1 << 16, "write-back excludes passthrough"
         assert said.max_stack_depth in (1, 2)
-        assert server.state()["mode"] == "passthrough"
+        assert server.status().mode == "passthrough"
 
 
 def test_passthrough_that_is_not_wanted_is_not_taken(world: World) -> None:
@@ -85,7 +85,7 @@ def test_passthrough_that_is_not_wanted_is_not_taken(world: World) -> None:
         said, flags = negotiated(kernel.init())
         assert not flags & p.InitFlag.PASSTHROUGH
         assert said.max_stack_depth == 0
-        assert server.state()["mode"] == "page cache (passthrough is turned off)"
+        assert server.status().mode == "page cache (passthrough is turned off)"
 
 
 @pytest.mark.parametrize("flags", [0, 1, FLAGS_5_4 & ~(1 << 22), FLAGS_5_4, FLAGS_6_18 & ~(1 << 30), FLAGS_6_18])
@@ -429,10 +429,10 @@ def test_open_waits_and_is_answered(world: World, conversation: Conversation) ->
     ino = world.ino(CLIP)
     waiting = kernel.send_open(ino)
     assert not kernel.is_answered(waiting)
-    assert server.state()["waiting_opens"] == 1
+    assert server.status().waiting_opens == 1
     world.errands.bring(CLIP, content(CLIP))
     out = opened(kernel.reply(waiting))
-    assert server.state()["waiting_opens"] == 0
+    assert server.status().waiting_opens == 0
     # The estimate is taken back before the open returns.
     assert [(notice.code, notice.ino) for notice in kernel.notified] == [
         (p.NotifyCode.INVAL_INODE, ino),
@@ -473,7 +473,7 @@ def test_interrupted_open(world: World, conversation: Conversation) -> None:
     kernel.interrupt(second)
     kernel.assert_alive()
     kernel.release(out.fh)
-    assert server.state()["open_files"] == 0
+    assert server.status().open_files == 0
     assert world.open_clips() == 0
 
 
@@ -489,7 +489,7 @@ def test_twenty_opens_of_one_clip_share_a_descriptor(world: World, conversation:
     for fh in handles:
         kernel.release(fh)
     assert world.open_clips() == 0
-    assert server.state()["open_files"] == 0
+    assert server.status().open_files == 0
 
 
 def test_empty_clip_is_announced_without_pages(world: World, kernel: Kernel) -> None:
@@ -680,7 +680,7 @@ def test_refused_registration_falls_back_and_says_why(
     backings.error = OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     after = kernel.open(world.ino(OTHER))
     assert after.open_flags & p.OpenFlag.PASSTHROUGH == 0
-    assert "passthrough failed" in str(server.state()["mode"])
+    assert "passthrough failed" in str(server.status().mode)
     assert caplog.text.count("for passthrough: ") == 1
     # What is open by passthrough must go on that way: the kernel does not take both on one inode.
     assert kernel.open(world.ino(CLIP))[1:] == before[1:]
@@ -693,7 +693,7 @@ def test_descriptor_without_passthrough_falls_back(world: World) -> None:
         kernel.init()
         out = kernel.open(world.ino(CLIP))
         assert kernel.read(out.fh, 0, 65536) == content(CLIP)
-        assert str(server.state()["mode"]).startswith("page cache (passthrough failed")
+        assert str(server.status().mode).startswith("page cache (passthrough failed")
 
 
 # At the same moment -----------------------------------------------------------------------------------------------
@@ -815,7 +815,7 @@ def test_open_that_fails_after_all_leaves_nothing_open(
     reply = kernel.reply(waiting)
     if not reply.error:  # the page need not have been read for it
         kernel.release(opened(reply).fh)
-    assert server.state()["open_files"] == 0
+    assert server.status().open_files == 0
     assert world.open_clips() == 0
 
 
@@ -844,7 +844,7 @@ def test_interrupts_and_arrivals_at_the_same_time(world: World, conversation: Co
     clips = CLIPS[:120]
     waiting = {kernel.send_open(world.ino(clip)): clip for clip in clips for _ in range(2)}
     kernel.assert_alive()
-    assert server.state()["waiting_opens"] == len(waiting)
+    assert server.status().waiting_opens == len(waiting)
 
     def bring(some: list[int]) -> None:
         for number in some:
@@ -875,7 +875,7 @@ def test_interrupts_and_arrivals_at_the_same_time(world: World, conversation: Co
             fh = opened(reply).fh
             assert kernel.read(fh, 0, 4096) == content(waiting[reply.unique], 100)
             kernel.release(fh)
-    assert server.state()["open_files"] == server.state()["waiting_opens"] == 0
+    assert server.status().open_files == server.status().waiting_opens == 0
     wait_until(lambda: world.open_clips() == 0, within=10)
 
 
@@ -1102,7 +1102,7 @@ def test_every_request_gets_one_reply(
         kernel.reply(unique)
     kernel.assert_alive()
     assert kernel._early == {}, "replies to nothing, or two to one"
-    assert server.state()["waiting_opens"] == 0
+    assert server.status().waiting_opens == 0
 
 
 # Names that come and go -------------------------------------------------------------------------------------------

@@ -105,12 +105,11 @@ def test_a_failed_pin_pins_nothing(store: Store) -> None:
     assert store.pins.add([clip(1)]).new == 1
 
 
-def test_the_report_counts_pins(store: Store) -> None:
+def test_status_counts_pins(store: Store) -> None:
     keep(store, clip(0))
     store.pins.add([clip(0), clip(1)])
-    cache = store.report()["cache"]
-    assert isinstance(cache, dict)
-    assert (cache["pinned_clips"], cache["pinned_cached"], cache["pinned_bytes"]) == (2, 1, UNIT)
+    cache = store.status().cache
+    assert (cache.pinned_clips, cache.pinned_cached, cache.pinned_bytes) == (2, 1, UNIT)
     assert store.pins.of([clip(1).key, clip(2).key]) == (1, 0, 0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_catalog, find_release, select
+from kinetics_fs.control.status import OpenCounts
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND
 from kinetics_fs.store import Store
@@ -62,10 +62,6 @@ class StubFetcher:
     def is_fetching(self, clip: Clip) -> bool:
         return any(clip == other and not fetch.done() for other, fetch in self.fetches)
 
-    def report(self) -> dict[str, object]:
-        under_way = sum(not fetch.done() for _, fetch in self.fetches)
-        return {"under_way": under_way}
-
 
 @dataclass
 class World:
@@ -108,7 +104,10 @@ class World:
 def make_tree(
     catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW
 ) -> Filesystem:
-    return Filesystem(catalog, store, fetcher, FilesystemOptions(class_names=class_names))
+    options = FilesystemOptions(
+        class_names=class_names, status=lambda: f"{store.usage().clips} clips\n", metrics=lambda: "clips 0\n"
+    )
+    return Filesystem(catalog, store, fetcher, options)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +294,7 @@ def test_looking_asks_for_nothing(still: World) -> None:
 
     look(ROOT)
     still.tree.statistics()
-    still.tree.status()
+    still.tree.opens()
     assert still.fetcher.fetches == []
 
 
@@ -359,9 +358,7 @@ def test_text_files(still: World) -> None:
         return content(still.tree.open(still.find(f".kinetics/{name}")).result()).decode()
 
     assert text("classes.txt").splitlines() == sorted(LABELS)
-    status = json.loads(text("status.json"))
-    assert status["clips"] == len(rows())
-    assert status["pid"] == os.getpid()
+    assert (text("status.json"), text("metrics")) == ("0 clips\n", "clips 0\n")
     refused = list(csv.DictReader(io.StringIO(text("refused.csv"))))
     assert [row["reason"] for row in refused] == ["label has a slash"]
     assert refused[0]["row"].startswith("a/b,-demo_video")
@@ -376,7 +373,7 @@ def test_failures_are_listed_where_the_clip_stands(world: World) -> None:
     [row] = csv.DictReader(io.StringIO(content(handle).decode(), newline=""))
     assert row["path"] == f"validation/abseiling/{CLIP.name}"
     assert (row["kind"], row["reason"], row["source"]) == ("gone", 'it said "no", or so', "youtube")
-    assert world.tree.status()["failures"] == {"gone": 2}
+    assert world.store.status().failures == {"gone": 2}
 
 
 def test_live_file_stays_as_it_was_opened(world: World) -> None:
@@ -423,15 +420,9 @@ def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
     assert failing.done()
     given_up.cancel()
     assert not waiting.done()
-    assert world.tree.status()["opens"] == {
-        "from_cache": 1,
-        "not_in_cache": 5,
-        "hit_rate": round(1 / 6, 4),
-        "fetched": 2,
-        "failed": 1,
-        "interrupted": 1,
-        "waiting": 1,
-    }
+    assert world.tree.opens() == OpenCounts(
+        from_cache=1, not_in_cache=5, hit_rate=round(1 / 6, 4), fetched=2, failed=1, interrupted=1, waiting=1
+    )
 
 
 def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:

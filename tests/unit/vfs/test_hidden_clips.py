@@ -101,7 +101,7 @@ def test_clip_that_is_gone_is_left_out_everywhere_it_stands(world: World) -> Non
         assert not is_found(world, clip, split)
         assert not any(clip.name in path for path in split_list(world, split))
     assert world.tree.statistics().files == before - 3
-    assert (world.tree.status()["hidden"], world.tree.status()["clips"]) == (3, before)
+    assert world.tree.hidden.total == 3
     assert [world.ino(other) for other in CLIPS[1:]] == numbers
     assert clip.name in world.tree.open(world.control("failures.csv")).result().read(0, 10_000).decode()
 
@@ -155,7 +155,7 @@ def test_without_the_option_nothing_is_left_out() -> None:
         assert world.tree.watch_names(lambda _name: None) is None
         assert listed(world) == names(CLIPS)
         assert is_found(world, CLIPS[0])
-        assert world.tree.status()["hidden"] == 0
+        assert world.tree.hidden.total == 0
 
 
 def test_rows_that_are_not_ours_hide_nothing(world: World) -> None:

@@ -1,0 +1,153 @@
+"""The live view of mounts that `kinetics-fs status --watch` shows."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import filesize
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from kinetics_fs.control.describe import (
+    describe_budget,
+    describe_failed_fetch,
+    describe_prefetch,
+    describe_queue,
+    describe_rates,
+    describe_source,
+    describe_title,
+)
+from kinetics_fs.control.status import InFlightFetch, MountStatus, PrefetchStatus, UnreachableMount
+
+_INTERVAL = 1.0
+"""Seconds between two updates."""
+
+_BAR_WIDTH = 30
+_PLAIN_WIDTH = 110
+"""Columns of the output if it is not a terminal."""
+
+
+def watch(query: Callable[[], Sequence[MountStatus | UnreachableMount]]) -> None:
+    """Show mounts until the user presses q or Ctrl-C, or once if the output is not a terminal.
+
+    Args:
+        query: returns the statuses to show.
+    """
+    view = _View()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        Console(width=_PLAIN_WIDTH).print(view.render(query()))
+        return
+    with _unbuffered_keys(), Live(view.render(query()), screen=True, auto_refresh=False) as live:
+        try:
+            while not _quit_pressed(_INTERVAL):
+                live.update(view.render(query()), refresh=True)
+        except KeyboardInterrupt:  # the usual way to end it
+            pass
+
+
+class _View:
+    """The layout. It remembers the counts of the last update, to show opens per second."""
+
+    def __init__(self) -> None:
+        self._last_opens: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def render(self, statuses: Sequence[MountStatus | UnreachableMount]) -> RenderableType:
+        return Group(*map(self._mount, statuses)) if statuses else Text("No mounts.")
+
+    def _mount(self, status: MountStatus | UnreachableMount) -> RenderableType:
+        if isinstance(status, UnreachableMount):
+            return Text(str(status), style="red")
+        return Group(
+            Rule(Text(describe_title(status)), align="left"),
+            self._numbers(status),
+            *_fetches(status.fetch.in_flight),
+            *_prefetches(status.prefetches),
+            *_lines("failed", map(describe_failed_fetch, status.fetch.last_failures)),
+        )
+
+    def _numbers(self, status: MountStatus) -> RenderableType:
+        opens, cache = status.opens, status.cache
+        table = Table.grid(padding=(0, 2))
+        rate = "" if opens.hit_rate is None else f", hit rate {opens.hit_rate:.1%}"
+        table.add_row("opens", Text(f"{self._opens_per_second(status):,.1f}/s{rate}, {opens.waiting:,} waiting"))
+        table.add_row("queue", Text(describe_queue(status.fetch)))
+        for line in describe_rates(status.fetch.rates):
+            table.add_row("rates", Text(line))
+        size = f"{filesize.decimal(cache.bytes)}, {cache.clips:,} clips, {status.evicted:,} evicted"
+        if cache.limit:
+            table.add_row("cache", ProgressBar(total=cache.limit, completed=cache.bytes, width=_BAR_WIDTH))
+            table.add_row("", Text(f"of {filesize.decimal(cache.limit)}: {size}"))
+        else:
+            table.add_row("cache", Text(size))
+        if limits := describe_budget(status.budget):
+            table.add_row("limits", Text(limits))
+        for name, source in status.sources.items():
+            if source.blocked_for is not None:
+                table.add_row("source", Text(describe_source(name, source), style="yellow"))
+        return table
+
+    def _opens_per_second(self, status: MountStatus) -> float:
+        """Return the opens per second since the last update; 0 at the first one."""
+        now, opens = time.monotonic(), status.opens.from_cache + status.opens.not_in_cache
+        mount = (status.mountpoint, status.pid)
+        last, opens_then = self._last_opens.get(mount, (now, opens))
+        self._last_opens[mount] = (now, opens)
+        return (opens - opens_then) / (now - last) if now > last else 0.0
+
+
+def _fetches(fetches: Sequence[InFlightFetch]) -> Iterator[RenderableType]:
+    if not fetches:
+        return
+    table = Table.grid(padding=(0, 2))
+    for fetch in fetches:
+        table.add_row("fetch", fetch.clip, fetch.priority, fetch.source or "starting", f"{fetch.seconds:.0f} s")
+    yield table
+
+
+def _prefetches(prefetches: Sequence[PrefetchStatus]) -> Iterator[RenderableType]:
+    running = [one for one in prefetches if one.state in ("running", "waiting")]
+    if not running:
+        return
+    table = Table.grid(padding=(0, 2))
+    for one in running:
+        bar = ProgressBar(total=max(1, one.clips), completed=one.finished, width=_BAR_WIDTH)
+        table.add_row("prefetch", bar, Text(describe_prefetch(one)))
+    yield table
+
+
+def _lines(label: str, lines: Iterable[str]) -> Iterator[RenderableType]:
+    table = Table.grid(padding=(0, 2))
+    for line in lines:
+        table.add_row(label, Text(line))
+    if table.row_count:
+        yield table
+
+
+@contextmanager
+def _unbuffered_keys() -> Iterator[None]:
+    """Deliver keys as they are pressed, without echo."""
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _quit_pressed(seconds: float) -> bool:
+    """Wait, and return whether q was pressed meanwhile or the input has ended."""
+    if not select.select([sys.stdin], [], [], seconds)[0]:
+        return False
+    keys = os.read(sys.stdin.fileno(), 100)
+    return not keys or b"q" in keys.lower()

@@ -1,0 +1,149 @@
+"""The status of mounts and of the cache in words, for every command that shows it to people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from rich import filesize
+
+from kinetics_fs.control.status import (
+    BudgetStatus,
+    CacheStatus,
+    FailedFetch,
+    FetchRates,
+    FetchStatus,
+    MountStatus,
+    OpenCounts,
+    PrefetchStatus,
+    SourceStatus,
+    StoreStatus,
+    UnreachableMount,
+)
+
+
+def describe_mount(status: MountStatus | UnreachableMount) -> list[str]:
+    """Return the status of a mount in lines: a title, then one indented fact per line."""
+    if isinstance(status, UnreachableMount):
+        return [str(status)]
+    return [describe_title(status), *(f"  {label:<9} {text}" for label, text in _mount_facts(status))]
+
+
+def describe_store(status: StoreStatus) -> list[str]:
+    """Return the status of a cache directory in lines."""
+    sources = (f"Source {describe_source(name, source)}" for name, source in status.sources.items())
+    return [f"Cache {describe_cache(status.cache)}", *sources]
+
+
+def describe_title(status: MountStatus) -> str:
+    """Return the mount point and what it shows."""
+    return f"{status.mountpoint}: Kinetics-{status.release}, {status.clips:,} clips"
+
+
+def describe_opens(opens: OpenCounts) -> str:
+    """Return the number of opens by result."""
+    rate = "" if opens.hit_rate is None else f" (hit rate {opens.hit_rate:.1%})"
+    return f"{opens.from_cache:,} from the cache, {opens.not_in_cache:,} not cached{rate}; {opens.waiting:,} waiting"
+
+
+def describe_queue(fetch: FetchStatus) -> str:
+    """Return the number of queued clips by priority."""
+    return ", ".join(f"{number:,} {priority}" for priority, number in fetch.queue.items())
+
+
+def describe_rates(rates: FetchRates) -> list[str]:
+    """Return the speed of fetching, a line per period."""
+    return [
+        f"{rate.clips_per_minute:,.1f} clips/min, {filesize.decimal(rate.bytes_per_second)}/s in the last {period}"
+        for period, rate in (("minute", rates.last_minute), ("hour", rates.last_hour))
+    ]
+
+
+def describe_prefetch(prefetch: PrefetchStatus) -> str:
+    """Return the number, the state and the progress of a prefetch."""
+    cached = prefetch.fetched + prefetch.already_cached
+    failed = f", {prefetch.failed:,} unavailable" if prefetch.failed else ""
+    reason = f": {prefetch.reason}" if prefetch.reason else ""
+    return (
+        f"{prefetch.id}, {prefetch.state}{reason}: {cached:,} of {prefetch.clips:,} cached{failed};"
+        f" {prefetch.selection}"
+    )
+
+
+def describe_failed_fetch(failure: FailedFetch) -> str:
+    """Return a failed clip, the reason, and when it is fetched again."""
+    if failure.retry_at is None:
+        next_try = "when its source is asked again"
+    elif failure.retry_at <= time.time():
+        next_try = "at the next open"
+    else:
+        next_try = f"after {datetime.fromtimestamp(failure.retry_at, UTC).isoformat(timespec='seconds')}"
+    return f"{failure.clip} ({failure.source}, {failure.kind}): {failure.reason}; next try {next_try}"
+
+
+def describe_budget(budget: BudgetStatus) -> str:
+    """Return what opens may fetch and how much of it they have fetched; an empty string if there is no limit."""
+    if not budget.allowed:
+        return "opens fetch nothing (--only cached)"
+    limits = []
+    if budget.max_fetches is not None:
+        limits.append(f"{budget.fetches:,} of {budget.max_fetches:,} fetches started")
+    if budget.max_bytes is not None:
+        limits.append(f"{filesize.decimal(budget.bytes)} of {filesize.decimal(budget.max_bytes)} fetched")
+    return ", ".join(limits)
+
+
+def describe_source(name: str, source: SourceStatus) -> str:
+    """Return how many clips were requested from a source, or that it blocks this machine, until when, and why."""
+    if source.blocked_for is None:
+        return f"{name}: {source.fetches_last_hour:,} clips requested in the last hour"
+    minutes, seconds = divmod(source.blocked_for, 60)
+    until = f"for another {minutes} min {seconds} s" if source.blocked_for else "until the next clip is tried"
+    hint = "to try at once: kinetics-fs failures clear --kind blocked"
+    return f"{name}: blocked, not used {until}: {source.reason} ({hint})"
+
+
+def describe_cache(cache: CacheStatus) -> str:
+    """Return the folder, the size and the limits of the cache."""
+    limit = f"of {filesize.decimal(cache.limit)}" if cache.limit else "no limit"
+    pins = ""
+    if cache.pinned_clips:
+        pins = (
+            f"; {cache.pinned_clips:,} clips pinned, {cache.pinned_cached:,} of them cached,"
+            f" {filesize.decimal(cache.pinned_bytes)}"
+        )
+    return (
+        f"{cache.folder}: {cache.clips:,} clips, {filesize.decimal(cache.bytes)} ({limit}),"
+        f" {filesize.decimal(cache.disk_free)} free on the disk{pins}"
+    )
+
+
+def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
+    fetch = status.fetch
+    if status.hidden:
+        yield "hidden", f"{status.hidden:,} of them, known to be unavailable"
+    yield "process", f"{status.pid} since {status.mounted_at}"
+    if status.frontend is not None:
+        yield "frontend", f"{status.frontend.name}, {status.frontend.mode}"
+    if status.metrics_url:
+        yield "metrics", status.metrics_url
+    yield "opens", describe_opens(status.opens)
+    yield "fetches", f"{fetch.pending:,} pending, {fetch.fetched:,} done, {fetch.failed:,} failed"
+    if any(fetch.queue.values()):
+        yield "queue", describe_queue(fetch)
+    if fetch.rates.last_hour.clips_per_minute:
+        yield "rates", "; ".join(describe_rates(fetch.rates))
+    if limits := describe_budget(status.budget):
+        yield "limits", limits
+    yield "cache", describe_cache(status.cache)
+    for name, source in status.sources.items():
+        yield "source", describe_source(name, source)
+    for prefetch in status.prefetches:
+        yield "prefetch", describe_prefetch(prefetch)
+    for kind, number in status.failures.items():
+        yield "failures", f"{number:,} {kind}"
+    for failure in fetch.last_failures:
+        yield "failed", describe_failed_fetch(failure)
+    for reason, number in status.refused_rows.items():
+        yield "refused", f"{number:,} rows: {reason}"

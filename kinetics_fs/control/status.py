@@ -1,0 +1,423 @@
+"""The status of a mount, as typed objects and as JSON.
+
+`MountStatus` is what a mount reports in `.kinetics/status.json` and in answer to the request `status` (see
+docs/control.md). The store, the fetcher and the front ends build its parts; `kinetics_fs.mount.collector` puts them
+together. Every key of the JSON is the name of a field here.
+
+Sizes are bytes. Times are seconds since the epoch, except `MountStatus.mounted_at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from kinetics_fs.errors import MountError
+
+
+@dataclass(frozen=True)
+class CacheStatus:
+    """The size and the limits of the cache.
+
+    Attributes:
+        folder: path of the cache directory.
+        clips: number of cached clips.
+        bytes: size of the cached clips.
+        limit: maximum size of the cached clips; None if there is no limit.
+        reserved: bytes reserved for fetches in progress.
+        disk_free: bytes that the cache may still use on its disk.
+        pinned_clips: number of pinned clips.
+        pinned_cached: number of pinned clips that are cached.
+        pinned_bytes: size of the pinned clips that are cached.
+    """
+
+    folder: str
+    clips: int
+    bytes: int
+    limit: int | None
+    reserved: int
+    disk_free: int
+    pinned_clips: int
+    pinned_cached: int
+    pinned_bytes: int
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """The requests to a source, and whether it blocks this machine.
+
+    Attributes:
+        blocked_for: seconds until a clip is requested from the source again; 0 if that request is due or in progress;
+            None if the source is not blocked.
+        reason: what the source answered when it blocked this machine; empty if it never did.
+        fetches_last_hour: number of clips requested from it in the last hour.
+    """
+
+    blocked_for: int | None
+    reason: str
+    fetches_last_hour: int
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """The status of a cache directory, which all mounts on it share.
+
+    Attributes:
+        cache: the size and the limits.
+        sources: the sources that clips were requested from, by name.
+        failures: number of remembered failures by kind.
+    """
+
+    cache: CacheStatus
+    sources: dict[str, SourceStatus]
+    failures: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as an object for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class InFlightFetch:
+    """A clip that a worker process is fetching.
+
+    Attributes:
+        clip: key of the clip.
+        priority: `foreground`, `soon` or `background`.
+        seconds: time since the clip was requested.
+        source: the source that is being asked; None before the first one.
+    """
+
+    clip: str
+    priority: str
+    seconds: float
+    source: str | None
+
+
+@dataclass(frozen=True)
+class FailedFetch:
+    """A clip that no source delivered.
+
+    Attributes:
+        clip: key of the clip.
+        source: the source of the reason.
+        kind: `FailureKind` of the reason.
+        reason: why the clip is unavailable.
+        at: when the fetch failed.
+        retry_at: when the clip is fetched again; None if that depends on when its source is asked again.
+    """
+
+    clip: str
+    source: str
+    kind: str
+    reason: str
+    at: float
+    retry_at: float | None
+
+
+@dataclass(frozen=True)
+class FetchRate:
+    """The speed of fetching over a period."""
+
+    clips_per_minute: float
+    bytes_per_second: int
+
+
+@dataclass(frozen=True)
+class FetchRates:
+    """The speed of fetching in the last minute and in the last hour."""
+
+    last_minute: FetchRate
+    last_hour: FetchRate
+
+
+@dataclass(frozen=True)
+class FetchStatus:
+    """The progress of the fetches of one process.
+
+    Attributes:
+        pending: number of clips that are queued or in flight.
+        queue: number of queued clips by priority.
+        in_flight: the clips that are being fetched.
+        fetched: number of clips fetched so far, siblings from the same download included.
+        failed: number of clips that no source delivered.
+        rates: the speed.
+        last_failures: the last failed clips, latest first.
+    """
+
+    pending: int
+    queue: dict[str, int]
+    in_flight: tuple[InFlightFetch, ...]
+    fetched: int
+    failed: int
+    rates: FetchRates
+    last_failures: tuple[FailedFetch, ...]
+
+
+@dataclass(frozen=True)
+class PrefetchProgress:
+    """The progress of a prefetch.
+
+    Attributes:
+        state: `running`, `waiting`, `done`, `cancelled` or `stopped`.
+        reason: why it waits or stopped; None otherwise.
+        clips: number of clips selected.
+        fetched: number of clips fetched.
+        already_cached: number of clips that were in the cache already.
+        failed: number of unavailable clips.
+        failures: number of unavailable clips by kind of failure.
+    """
+
+    state: str
+    reason: str | None
+    clips: int
+    fetched: int
+    already_cached: int
+    failed: int
+    failures: dict[str, int]
+
+    @property
+    def finished(self) -> int:
+        """Number of clips that are cached or unavailable."""
+        return self.fetched + self.already_cached + self.failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the progress as an object for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PrefetchStatus(PrefetchProgress):
+    """A prefetch of a mount and its progress.
+
+    Attributes:
+        id: number of the prefetch, for the requests `watch` and `cancel`.
+        selection: the selected clips in words.
+        started_at: when the mount started it.
+    """
+
+    id: int
+    selection: str
+    started_at: int
+
+    @classmethod
+    def from_json(cls, value: object) -> PrefetchStatus:
+        """Read what `to_json` returned.
+
+        Raises:
+            MountError: a field is missing or has the wrong type.
+        """
+        status: PrefetchStatus = _from_json(cls, value, "")
+        return status
+
+
+@dataclass(frozen=True)
+class FrontendStatus:
+    """The connection of a mount to the kernel.
+
+    Attributes:
+        name: `native` or `fusepy`.
+        mode: how the kernel reads cached clips, for example `passthrough`.
+        open_files: number of open files; None if the front end does not count them.
+        waiting_opens: number of parked opens; None if the front end does not count them.
+    """
+
+    name: str
+    mode: str
+    open_files: int | None = None
+    waiting_opens: int | None = None
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """The clips and class directories of a split."""
+
+    clips: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class OpenCounts:
+    """The opens of clips in a mount, by result.
+
+    Attributes:
+        from_cache: opens of a clip that was cached.
+        not_in_cache: opens of a clip that was not cached.
+        fetched: opens that succeeded after a fetch.
+        failed: opens that failed.
+        interrupted: opens that the reader gave up.
+    """
+
+    from_cache: int
+    not_in_cache: int
+    hit_rate: float | None
+    fetched: int
+    failed: int
+    interrupted: int
+    waiting: int
+
+    @classmethod
+    def of(cls, *, from_cache: int, not_in_cache: int, fetched: int, failed: int, interrupted: int) -> OpenCounts:
+        """Compute the counts that follow from the others: the hit rate (0 to 1) and the opens that still wait."""
+        total = from_cache + not_in_cache
+        return cls(
+            from_cache=from_cache,
+            not_in_cache=not_in_cache,
+            hit_rate=round(from_cache / total, 4) if total else None,
+            fetched=fetched,
+            failed=failed,
+            interrupted=interrupted,
+            waiting=max(0, not_in_cache - fetched - failed - interrupted),
+        )
+
+
+@dataclass(frozen=True)
+class BudgetStatus:
+    """What the opens of a mount may fetch, and what they have fetched.
+
+    Attributes:
+        allowed: whether opens may fetch at all; false with `--only cached`.
+        fetches: number of fetches that opens started.
+        max_fetches: limit of `fetches`; None if there is no limit.
+        bytes: size of the clips that opens fetched.
+        max_bytes: limit of `bytes`; None if there is no limit.
+    """
+
+    allowed: bool
+    fetches: int
+    max_fetches: int | None
+    bytes: int
+    max_bytes: int | None
+
+
+@dataclass(frozen=True)
+class MountStatus:
+    """The status of a running mount.
+
+    Attributes:
+        version: version of kinetics-fs that serves the mount.
+        mountpoint: absolute path of the mount point.
+        pid: process id of the mount.
+        mounted_at: when it was mounted, in ISO 8601.
+        release: release of Kinetics, for example `700-2020`.
+        frontend: the connection to the kernel; None until the mount is ready.
+        metrics_url: address of the metrics; None without `--metrics-port`.
+        clips: number of clips in the catalog of the mount.
+        hidden: number of clips that `--hide-unavailable` leaves out.
+        splits: the splits by name.
+        refused_rows: number of refused annotation rows by reason.
+        duplicate_rows: number of annotation rows that repeat another one.
+        opens: the opens of clips.
+        fetch: the fetches.
+        cache: the cache, as in `StoreStatus`.
+        sources: the sources, as in `StoreStatus`.
+        failures: the remembered failures, as in `StoreStatus`.
+        budget: what opens may fetch.
+        evicted: number of clips that this mount evicted.
+        prefetches: the running prefetches and the last ones that ended.
+    """
+
+    version: str
+    mountpoint: str
+    pid: int
+    mounted_at: str
+    release: str
+    frontend: FrontendStatus | None
+    metrics_url: str | None
+    clips: int
+    hidden: int
+    splits: dict[str, SplitCounts]
+    refused_rows: dict[str, int]
+    duplicate_rows: int
+    opens: OpenCounts
+    fetch: FetchStatus
+    cache: CacheStatus
+    sources: dict[str, SourceStatus]
+    failures: dict[str, int]
+    budget: BudgetStatus
+    evicted: int
+    prefetches: tuple[PrefetchStatus, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as an object for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> MountStatus:
+        """Read what `to_json` returned. Unknown keys, as a newer version may add them, are ignored.
+
+        Raises:
+            MountError: a field is missing or has the wrong type, because another version of kinetics-fs wrote it or
+                because it is damaged.
+        """
+        status: MountStatus = _from_json(cls, value, "")
+        return status
+
+
+@dataclass(frozen=True)
+class UnreachableMount:
+    """A mount that did not report its status.
+
+    Attributes:
+        mountpoint: absolute path of the mount point.
+        reason: why there is no status.
+        advice: what to do, with the command.
+        hung: whether its process is alive or may be, but does not answer.
+        pid: process id of the mount; None if it is unknown.
+    """
+
+    mountpoint: str
+    reason: str
+    advice: str
+    hung: bool = False
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mountpoint}: {self.reason}; {self.advice}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as an object for `json.dumps`."""
+        return asdict(self)
+
+
+def _from_json(expected: Any, value: object, path: str) -> Any:
+    """Convert a parsed JSON value to the type of a field.
+
+    Args:
+        expected: a dataclass of this module, or the type of one of its fields.
+        value: the parsed value.
+        path: names of the fields that lead to the value, for messages.
+    """
+    container, arguments = get_origin(expected), get_args(expected)
+    if container is UnionType:
+        [expected] = [argument for argument in arguments if argument is not NoneType]
+        return None if value is None else _from_json(expected, value, path)
+    if is_dataclass(expected):
+        entries = _checked(value, Mapping, path)
+        types = get_type_hints(expected)
+        found = {}
+        for field in fields(expected):
+            inner = f"{path}.{field.name}".removeprefix(".")
+            if field.name not in entries:
+                raise MountError(f"cannot read the status of the mount: {inner!r} is missing")
+            found[field.name] = _from_json(types[field.name], entries[field.name], inner)
+        return expected(**found)  # type: ignore[operator]  # a class, not an object
+    if container is dict:
+        entries = _checked(value, Mapping, path)
+        return {name: _from_json(arguments[1], entry, f"{path}.{name}") for name, entry in entries.items()}
+    if container is tuple:
+        items = _checked(value, list, path)
+        return tuple(_from_json(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(items))
+    if expected is float and type(value) is int:
+        return float(value)
+    return _checked(value, expected, path)
+
+
+def _checked(value: object, expected: type, path: str) -> Any:
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        where = repr(path) if path else "the status"
+        name = "dict" if expected is Mapping else expected.__name__
+        raise MountError(f"cannot read the status of the mount: {where} is {type(value).__name__}, not {name}")
+    return value

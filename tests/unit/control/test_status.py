@@ -1,0 +1,162 @@
+"""The typed status and its JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kinetics_fs.control.describe import describe_budget, describe_failed_fetch, describe_mount, describe_source
+from kinetics_fs.control.status import (
+    BudgetStatus,
+    CacheStatus,
+    FailedFetch,
+    FetchRate,
+    FetchRates,
+    FetchStatus,
+    FrontendStatus,
+    InFlightFetch,
+    MountStatus,
+    OpenCounts,
+    PrefetchStatus,
+    SourceStatus,
+    SplitCounts,
+    UnreachableMount,
+)
+from kinetics_fs.errors import MountError
+
+STATUS = MountStatus(
+    version="1.0",
+    mountpoint="/mnt/kinetics",
+    pid=42,
+    mounted_at="2026-01-01T00:00:00+00:00",
+    release="600",
+    frontend=FrontendStatus("native", "passthrough", open_files=1, waiting_opens=0),
+    metrics_url=None,
+    clips=1000,
+    hidden=3,
+    splits={"train": SplitCounts(clips=1000, classes=5)},
+    refused_rows={"label has a slash": 1},
+    duplicate_rows=0,
+    opens=OpenCounts.of(from_cache=3, not_in_cache=1, fetched=0, failed=0, interrupted=0),
+    fetch=FetchStatus(
+        pending=1,
+        queue={"foreground": 0, "soon": 0, "background": 0},
+        in_flight=(InFlightFetch("-demo_video_000010_000020", "foreground", 1.5, None),),
+        fetched=7,
+        failed=1,
+        rates=FetchRates(FetchRate(2.0, 100), FetchRate(0.5, 10)),
+        last_failures=(FailedFetch("-demo_video_000000_000010", "youtube", "gone", "private", 1.0, None),),
+    ),
+    cache=CacheStatus("/cache", 7, 100, None, 0, 1000, 2, 1, 50),
+    sources={"youtube": SourceStatus(blocked_for=None, reason="", fetches_last_hour=8)},
+    failures={"gone": 1},
+    budget=BudgetStatus(allowed=True, fetches=0, max_fetches=None, bytes=0, max_bytes=None),
+    evicted=0,
+    prefetches=(PrefetchStatus("running", None, 10, 2, 3, 1, {"gone": 1}, 1, "train; all classes", 1700000000),),
+)
+
+
+def as_json() -> Any:
+    return json.loads(json.dumps(STATUS.to_json()))
+
+
+def test_status_survives_json() -> None:
+    assert MountStatus.from_json(as_json()) == STATUS
+
+
+def test_unknown_keys_of_a_newer_version_are_ignored() -> None:
+    value = as_json()
+    value["new"] = value["fetch"]["new"] = 1
+    assert MountStatus.from_json(value) == STATUS
+
+
+@pytest.mark.parametrize(
+    ("keys", "replacement", "problem"),
+    [
+        (["fetch", "in_flight"], None, "'fetch.in_flight' is NoneType, not list"),
+        (["fetch", "in_flight", 0, "seconds"], "1", "'fetch.in_flight[0].seconds' is str, not float"),
+        (["sources", "youtube"], [], "'sources.youtube' is list, not dict"),
+        (["pid"], True, "'pid' is bool, not int"),
+        (["budget", "allowed"], 1, "'budget.allowed' is int, not bool"),
+        (["frontend", "name"], 3, "'frontend.name' is int, not str"),
+    ],
+)
+def test_wrong_type_is_named(keys: list[Any], replacement: object, problem: str) -> None:
+    value = inner = as_json()
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = replacement
+    with pytest.raises(MountError) as caught:
+        MountStatus.from_json(value)
+    assert str(caught.value) == f"cannot read the status of the mount: {problem}"
+
+
+@pytest.mark.parametrize("keys", [["opens"], ["cache", "folder"], ["fetch", "rates", "last_hour"]])
+def test_missing_key_is_named(keys: list[str]) -> None:
+    value = inner = as_json()
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    with pytest.raises(MountError, match="is missing") as caught:
+        MountStatus.from_json(value)
+    assert repr(".".join(keys)) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 7])
+def test_status_that_is_not_an_object_is_refused(value: object) -> None:
+    with pytest.raises(MountError, match=r"the status is .*, not dict"):
+        MountStatus.from_json(value)
+
+
+def test_open_counts_that_follow_from_others() -> None:
+    counts = OpenCounts.of(from_cache=2, not_in_cache=8, fetched=2, failed=1, interrupted=0)
+    assert (counts.hit_rate, counts.waiting) == (0.2, 5)
+    assert OpenCounts.of(from_cache=0, not_in_cache=0, fetched=0, failed=0, interrupted=0).hit_rate is None
+
+
+def test_description_for_people() -> None:
+    lines = describe_mount(STATUS)
+    assert lines[0] == "/mnt/kinetics: Kinetics-600, 1,000 clips"
+    text = "\n".join(lines)
+    for part in (
+        "3 of them, known to be unavailable",
+        "42 since 2026-01-01T00:00:00+00:00",
+        "native, passthrough",
+        "3 from the cache, 1 not cached (hit rate 75.0%); 1 waiting",
+        "1 pending, 7 done, 1 failed",
+        "youtube: 8 clips requested in the last hour",
+        "2 clips pinned, 1 of them cached, 50 bytes",
+        "1, running: 5 of 10 cached, 1 unavailable; train; all classes",
+        "private; next try when its source is asked again",
+        "1 rows: label has a slash",
+    ):
+        assert part in text
+    assert describe_mount(replace(STATUS, frontend=None)) == [line for line in lines if "native" not in line]
+
+
+def test_description_of_an_unreachable_mount_says_what_to_do() -> None:
+    mount = UnreachableMount("/mnt/k", "its process has ended", "clear it: kinetics-fs umount /mnt/k")
+    assert describe_mount(mount) == ["/mnt/k: its process has ended; clear it: kinetics-fs umount /mnt/k"]
+
+
+def test_description_of_a_block_counts_down() -> None:
+    blocked = SourceStatus(blocked_for=61, reason="HTTP 429", fetches_last_hour=0)
+    assert "blocked, not used for another 1 min 1 s: HTTP 429" in describe_source("youtube", blocked)
+    assert "until the next clip is tried" in describe_source("youtube", replace(blocked, blocked_for=0))
+
+
+def test_description_of_the_budget() -> None:
+    budget = BudgetStatus(allowed=True, fetches=2, max_fetches=10, bytes=0, max_bytes=None)
+    assert describe_budget(budget) == "2 of 10 fetches started"
+    assert describe_budget(replace(budget, max_fetches=None)) == ""
+    assert describe_budget(replace(budget, allowed=False)) == "opens fetch nothing (--only cached)"
+
+
+def test_description_of_the_next_try() -> None:
+    failure = FailedFetch("key", "youtube", "gone", "private", 0.0, retry_at=time.time() - 1)
+    assert describe_failed_fetch(failure).endswith("next try at the next open")
+    assert "next try after 2" in describe_failed_fetch(replace(failure, retry_at=time.time() + 3600))
