@@ -143,7 +143,7 @@ class Library:
         """
         clip = _clip(clip)
         if not self.catalog.locate(clip):
-            raise CatalogError(f"{clip.key} is not in the selection")
+            raise CatalogError(f"cannot open the clip {clip.key}: it is not in the selection")
         while (stored := self.store.open(clip)) is None:
             self.fetcher.request(clip).result()
         return os.fdopen(stored.fd, "rb")
@@ -234,5 +234,5 @@ def _clip(clip: Clip | str) -> Clip:
         return clip
     parsed = parse_clip_name(clip.rpartition("/")[2])
     if parsed is None:
-        raise CatalogError(f"{clip!r} is not the name of a clip")
+        raise CatalogError(f"cannot find the clip {clip!r}: its name has not the form <YouTube id>_<start>_<end>.mp4")
     return parsed

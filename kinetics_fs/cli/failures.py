@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _REFUSALS_SHOWN = 3
-_WHICH_CLIPS = "cannot tell which clips to {}: {}"
+_WHICH_CLIPS = "cannot {} failures: none are chosen; {}"
 
 
 def _kind_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -82,7 +82,9 @@ def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], a
 
     check_format(as_json, as_csv)
     if summarize and as_csv:
-        raise click.UsageError("cannot print a summary as CSV: give --summary or --csv, not both")
+        raise click.UsageError(
+            "cannot print a summary as CSV: --summary and --csv exclude each other; give one of them"
+        )
     whole_cache = not selection_given()
     with open_library(settings, whole_cache=whole_cache) as library:
         failures = list(library.failures(kinds, whole_cache=whole_cache))
@@ -300,7 +302,9 @@ def _parse_clips(keys: Sequence[str]) -> list[Clip]:
     for key in keys:
         clip = parse_clip_name(key.removesuffix(".mp4") + ".mp4")
         if clip is None:
-            raise click.UsageError(f"cannot find a clip {key!r}: write it as <youtube id>_<start>_<end>")
+            raise click.UsageError(
+                f"cannot find the clip {key!r}: it has no valid name; write it as <YouTube id>_<start>_<end>"
+            )
         clips.append(clip)
     return clips
 

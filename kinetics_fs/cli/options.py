@@ -201,7 +201,7 @@ def check_format(as_json: bool, as_csv: bool) -> None:
         click.UsageError: both are given.
     """
     if as_json and as_csv:
-        raise click.UsageError("cannot print JSON and CSV at once: give --json or --csv, not both")
+        raise click.UsageError("cannot print the result: --json and --csv exclude each other; give one of them")
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -15,7 +15,7 @@ from kinetics_fs.config import Settings, table
 if TYPE_CHECKING:
     from kinetics_fs.store import PinCounts
 
-_NO_SELECTION = "cannot tell which clips are meant: give a selection, such as --split validation or --class LABEL"
+_NO_SELECTION = "cannot change pins: no selection is given; give one, such as --split validation or --class LABEL{}"
 
 
 @click.group("pin", cls=Group, short_help="Exempt clips from eviction.")
@@ -45,7 +45,7 @@ def add(settings: Settings, as_json: bool) -> None:
     from kinetics_fs.cli.library import open_library
 
     if not selection_given():
-        raise click.UsageError(_NO_SELECTION)
+        raise click.UsageError(_NO_SELECTION.format(""))
     with open_library(settings) as library:
         pinned = library.pin()
         total = library.store.pins.totals()
@@ -78,9 +78,9 @@ def remove(everything: bool, settings: Settings, as_json: bool) -> None:
     # A selection in the environment or in the file is meant for mounts, and does not conflict with --all.
     flags = any(table()[name].about.group == "selection" for name in given_settings())
     if everything and flags:
-        raise click.UsageError("cannot unpin all clips and a selection: give a selection or --all, not both")
+        raise click.UsageError("cannot unpin clips: a selection and --all exclude each other; give one of them")
     if not everything and not selection_given():
-        raise click.UsageError(f"{_NO_SELECTION}, or --all")
+        raise click.UsageError(_NO_SELECTION.format(", or --all"))
     with open_library(settings, whole_cache=everything) as library:
         counts = library.store.pins.remove_all() if everything else library.unpin()
     click.echo(json.dumps(counts._asdict()) if as_json else _describe(counts, "unpinned"))

@@ -61,7 +61,7 @@ def test_what_cannot_be_had(library: Library) -> None:
         library.open(path)
     with pytest.raises(CatalogError, match="not in the selection"):
         library.open("-aaaaaaaaaa_000000_000010.mp4")
-    with pytest.raises(CatalogError, match="not the name of a clip"):
+    with pytest.raises(CatalogError, match="cannot find the clip"):
         library.held("../../etc/passwd")
 
 

@@ -131,7 +131,7 @@ def test_list_summary_counts_failures_by_reason(failed: Arguments, annotations: 
         ["1", "…:", "Video", "unavailable"],
     ]
     assert "No such" in failures("list", "--summary", *failed, "--kind", "corrupt").stdout
-    assert "--summary or --csv" in failures("list", "--summary", "--csv", *failed, code=2).stderr
+    assert "--summary and --csv" in failures("list", "--summary", "--csv", *failed, code=2).stderr
 
 
 # Before a training

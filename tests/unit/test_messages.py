@@ -1,0 +1,133 @@
+"""The form of error messages: `cannot <verb> <object>: <cause>; <what to do>`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import kinetics_fs
+
+ROOT = Path(kinetics_fs.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+REASONS = {"FetchError", "ArchiveError"}
+"""Their text is a cause: it follows a clip or an archive in logs, in tables and in other messages."""
+SENTENCES = {"KineticsError", "CatalogError", "StoreError", "MountError"}
+"""Their text reaches the user as it is."""
+ADVICE = {"SettingError", "UsageError"}
+"""The user has to change something, and the text says what."""
+
+RULED_OUT = re.compile(
+    r"\b(we|us|our|ours|he|him|his|anew|makes? no sense|is told|be had|(is|are|was|were) here|that (is|are) none)\b"
+    r"|…|\.\.\."
+)
+
+
+PENDING: set[str] = {
+    "app.py",
+    "catalog/__init__.py",
+    "catalog/annotations.py",
+    "catalog/catalog.py",
+    "catalog/compile.py",
+    "catalog/containers.py",
+    "catalog/database.py",
+    "catalog/download.py",
+    "catalog/naming.py",
+    "catalog/releases.py",
+    "catalog/selection.py",
+    "cli/fill.py",
+    "cli/import_.py",
+    "cli/index.py",
+    "cli/mount.py",
+    "cli/mount_helper.py",
+    "cli/prefetch.py",
+    "cli/status.py",
+    "cli/umount.py",
+    "control/client.py",
+    "control/paths.py",
+    "control/server.py",
+    "demo/run.py",
+    "fetch/fetcher.py",
+    "fetch/prefetch_manager.py",
+    "mount/fusepy.py",
+    "mount/handlers.py",
+    "mount/metrics.py",
+    "mount/mountpoint.py",
+    "mount/native/device.py",
+    "mount/query.py",
+    "sources/archive/index.py",
+    "sources/archive/tar.py",
+    "sources/youtube/source.py",
+    "store/exchange.py",
+    "store/export.py",
+    "store/store.py",
+}
+"""Modules whose messages do not have the form yet."""
+
+
+class Message(NamedTuple):
+    """A message in the source; `{}` replaces what is formatted into it."""
+
+    where: str
+    error: str
+    text: str
+
+
+def messages() -> Iterator[Message]:
+    """Yield the messages of all errors that the package creates, unless the whole text comes from elsewhere."""
+    for path in SOURCES:
+        if str(path.relative_to(ROOT)) in PENDING:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            error = getattr(node.func, "id", None) or getattr(node.func, "attr", "")
+            arguments = node.args[1:] if error == "FetchError" else node.args
+            if error in REASONS | SENTENCES | ADVICE and arguments:
+                text = template(arguments[0])
+                if text != "{}":
+                    yield Message(f"{path.relative_to(ROOT)}:{node.lineno}", error, text)
+
+
+def template(node: ast.expr) -> str:
+    """Return the text of a literal or an f-string, with `{}` for every other expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    return "{}"
+
+
+MESSAGES = list(messages())
+
+
+def test_there_are_messages() -> None:
+    assert {message.error for message in MESSAGES} == REASONS | SENTENCES | ADVICE
+    assert len(MESSAGES) > 150
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.where)
+def test_a_message_is_one_plain_clause(message: Message) -> None:
+    assert not RULED_OUT.search(message.text), message
+    assert not message.text.endswith((".", "!")), message
+    assert message.text == " ".join(message.text.split()), message
+    assert not re.match(r"[A-Z][a-z]", message.text), message
+
+
+@pytest.mark.parametrize(
+    "message", [one for one in MESSAGES if one.error in SENTENCES | ADVICE], ids=lambda message: message.where
+)
+def test_a_message_names_what_failed_and_why(message: Message) -> None:
+    failed, colon, cause = message.text.partition(": ")
+    assert re.match(r"cannot [a-z]+ \S|\{\}$", failed), message
+    assert colon and cause, message
+
+
+@pytest.mark.parametrize("message", [one for one in MESSAGES if one.error in ADVICE], ids=lambda message: message.where)
+def test_a_message_about_usage_says_what_to_do(message: Message) -> None:
+    assert "; " in message.text, message
