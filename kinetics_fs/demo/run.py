@@ -18,7 +18,7 @@ from kinetics_fs.demo.dataset import GONE, ROWS, VIDEOS, Row, expected_frames, m
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.mount import prepare_mountpoint, real_place
+from kinetics_fs.mount import prepare_mountpoint, real_path
 
 _POLL_INTERVAL = 0.02
 """Seconds between two looks at the log of the video site while it starts."""
@@ -39,7 +39,7 @@ class Demo:
 
     def __init__(self, mountpoint: Path | None, *, step: Callable[[str], None], detail: Callable[[str], None]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kinetics-demo-"))
-        self.mountpoint = real_place(mountpoint or self.folder / "kinetics")
+        self.mountpoint = real_path(mountpoint or self.folder / "kinetics")
         self._step = step
         self._detail = detail
         self._mountpoint_is_new = not self.mountpoint.exists()

@@ -18,7 +18,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor import cache, fuse, sources, system
 from kinetics_fs.doctor.findings import Check, Finding, State, examine
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.probe import look_at
+from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.store import CacheLayout
 
 __all__ = ["Finding", "State", "diagnose"]
@@ -45,7 +45,7 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
     mountpoints = list(mounts) if mountpoint is None else [Path(os.path.abspath(mountpoint))]  # noqa: PTH100
     for path in mountpoints:
         yield "mount", partial(fuse.mount, path, mounts)
-    folder = look_at(settings.cache_dir)
+    folder = probe_path(settings.cache_dir)
     yield "cache directory", partial(cache.folder, settings, folder)
     if folder is not None:  # None: the folder does not answer, and any access to it would block
         yield "cache disk", partial(cache.disk, folder)

@@ -19,7 +19,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
-from kinetics_fs.mount.probe import PATIENCE, PathProbe, look_at
+from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
@@ -145,7 +145,7 @@ CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
 }
 
 
-def mount(path: Path, mounts: Collection[Path], timeout: float = PATIENCE) -> Iterator[Finding]:
+def mount(path: Path, mounts: Collection[Path], timeout: float = TIMEOUT) -> Iterator[Finding]:
     """Check a mount, or a path to mount at.
 
     Args:
@@ -153,7 +153,7 @@ def mount(path: Path, mounts: Collection[Path], timeout: float = PATIENCE) -> It
         mounts: the mount points of this machine.
         timeout: time in seconds to wait for an answer.
     """
-    probe = look_at(path, timeout)
+    probe = probe_path(path, timeout)
     quoted = shlex.quote(str(path))
     if probe is None:
         fix = f"Read its log. To end it: kinetics-fs umount --lazy {quoted}, then kill its process."

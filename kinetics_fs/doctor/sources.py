@@ -24,7 +24,7 @@ from rich import filesize
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
-from kinetics_fs.mount.probe import look_at
+from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.sources.settings import ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.health import summarize_cache
@@ -276,7 +276,7 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
 
 
 def _folder_of_archives(path: Path, bad: State) -> Finding:
-    probe = look_at(path)
+    probe = probe_path(path)
     fix = "Set --archive-url to the folder of the archives, or mount its disk."
     if probe is None:
         return Finding("archives", bad, f"{path} does not answer", fix)

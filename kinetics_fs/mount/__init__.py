@@ -1,9 +1,9 @@
-"""Between a kernel and the tree: thin adapters, and the life of a mount.
+"""From a filesystem to a mount: front ends, life cycle, control requests and status.
 
-`fusepy` serves a `kinetics_fs.vfs.Filesystem` by libfuse; `mountpoint` checks and releases places; `daemon` goes into
-the background and reports back.
+`session` composes a mount and runs it. `native` and `fusepy` are the front ends between a kernel and a
+`kinetics_fs.vfs.Filesystem`. `mountpoint` prepares and releases mount points, `daemon` goes into the background.
 """
 
-from kinetics_fs.mount.mountpoint import find_mounts, prepare_mountpoint, real_place, unmount
+from kinetics_fs.mount.mountpoint import find_mounts, prepare_mountpoint, real_path, unmount
 
-__all__ = ["find_mounts", "prepare_mountpoint", "real_place", "unmount"]
+__all__ = ["find_mounts", "prepare_mountpoint", "real_path", "unmount"]

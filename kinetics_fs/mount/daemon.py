@@ -1,4 +1,4 @@
-"""Going into the background: the parent returns when the mount is live, or has failed and said why."""
+"""Going into the background: the parent process returns when the mount is ready, or reports why it failed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _READY = b"ready"
 
 
 def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) -> int:
-    """Forks a daemon that runs `serve`, and waits until it says that it is ready.
+    """Fork a daemon that runs `serve`, and wait until it is ready.
 
-    To be called before there are threads or open databases: neither survives a fork.
+    Call it before there are threads or open databases: neither survives a fork.
 
     Args:
-        serve: runs to the end of the daemon's life; calls its argument once when it is ready.
-        log: file that takes the daemon's standard output and error.
+        serve: runs until the end of the daemon; calls its argument once when it is ready.
+        log: file for the standard output and error of the daemon.
 
     Returns:
-        The daemon's process id.
+        The process id of the daemon.
 
     Raises:
-        MountError: the daemon ended before it was ready; the text is what it said.
+        MountError: the daemon ended before it was ready; the text is its error message.
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -40,29 +40,31 @@ def run_in_background(serve: Callable[[Callable[[], None]], None], log: Path) ->
         _become_daemon(serve, log, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read()
-    if said == _READY:
+        message = pipe.read()
+    if message == _READY:
         return pid
     os.waitpid(pid, 0)
-    raise MountError(said.decode(errors="replace") or f"the mount process ended before it was ready: see {log}")
+    raise MountError(
+        message.decode(errors="replace") or f"cannot mount: the process ended before the mount was ready; see {log}"
+    )
 
 
 def _become_daemon(serve: Callable[[Callable[[], None]], None], log: Path, writer: int) -> None:
-    """The child's side; never returns."""
+    """Run the child's side; never return."""
     status = 1
-    waiting = True  # is the parent, for a word
+    parent_waits = True
 
-    def tell(word: bytes) -> None:
-        nonlocal waiting
-        if waiting:
-            os.write(writer, word)
+    def tell_parent(message: bytes) -> None:
+        nonlocal parent_waits
+        if parent_waits:
+            os.write(writer, message)
             os.close(writer)
-            waiting = False
+            parent_waits = False
 
     def ready() -> None:
-        # Not before it is mounted: an automount lets only the process group through that it called to mount.
+        # Not before it is mounted: autofs lets only the process group through that it started to mount.
         os.setsid()
-        tell(_READY)
+        tell_parent(_READY)
 
     try:
         os.chdir("/")
@@ -72,17 +74,17 @@ def _become_daemon(serve: Callable[[Callable[[], None]], None], log: Path, write
         os.dup2(output, 1)
         os.dup2(output, 2)
         for fd in (null, output):
-            if fd > 2:  # or a log that is rotated would stay open, too
+            if fd > 2:  # a log that is rotated would otherwise stay open
                 os.close(fd)
         serve(ready)
         status = 0
     except KineticsError as error:
         _log.error("%s", error)
-        tell(str(error).encode())
+        tell_parent(str(error).encode())
     except BaseException:
         traceback.print_exc()
     finally:
-        # Not sys.exit: what the parent registered to run at exit is the parent's.
+        # Not sys.exit: the exit handlers belong to the parent.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Places to mount on: what is mounted where, whether a place will do, and giving it up again."""
+"""Mount points: what is mounted where, whether a path can be mounted on, and unmounting."""
 
 from __future__ import annotations
 
@@ -9,115 +9,124 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.probe import run_or_leave
+from kinetics_fs.mount.probe import run_or_abandon
 
 _log = logging.getLogger(__name__)
 
 SUBTYPE = "kinetics-fs"
-"""Mounts show as type `fuse.kinetics-fs`."""
+"""Mounts have the filesystem type `fuse.kinetics-fs`."""
 
 _STACKED = {"overlay", "ecryptfs"}
 
-_PATIENCE = 20.0
-"""Seconds for the program that unmounts."""
+_UMOUNT_TIMEOUT = 20.0
+"""Seconds to wait for the program that unmounts."""
 
 _FUSE_CONF = Path("/etc/fuse.conf")
 
 
-def find_mounts() -> dict[Path, str]:
-    """Where kinetics-fs is mounted, in this process's view, with `major:minor` of each (Linux; empty elsewhere)."""
+class _MountInfo(NamedTuple):
+    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+
+    path: Path
+    device: str
+    type: str
+
+
+def _mount_infos() -> Iterator[_MountInfo]:
+    """Yield the mounts that this process sees, in the order of the kernel; none on systems other than Linux."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
-        return {}
-    # Fields: proc_pid_mountinfo(5). The third is the device, the fifth the mount point, with blanks as octal escapes.
-    found = [line.split(b" ") for line in lines if f" - fuse.{SUBTYPE} ".encode() in line]
-    return {_unescaped(fields[4]): fields[2].decode() for fields in found}
-
-
-def _is_automount(path: Path) -> bool:
-    """Whether a place waits to be mounted on, so that whoever looks into it has to wait, too; we must not."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return False
-    return any(b" - autofs " in line and _unescaped(line.split(b" ")[4]) == path for line in lines)
-
-
-def is_stacked(path: Path) -> bool:
-    """Whether a folder is on a filesystem that is itself on top of another, as those of containers are."""
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    types = {line.partition(" - ")[2].split()[0] for line in lines if line.split()[2] == number}
-    return not types.isdisjoint(_STACKED)
-
-
-def filesystem_type(path: Path) -> str:
-    """The type of the filesystem that a path is on, as the system calls it; empty if that cannot be told.
-
-    The path is not touched, and must be absolute and without symbolic links.
-    """
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return ""
-    # The last of those that are deepest: one mount may hide another.
-    found, deepest = "", -1
+        return
     for line in lines:
-        place = _unescaped(line.split(b" ")[4])
-        if path.is_relative_to(place) and len(place.parts) >= deepest:
-            found, deepest = line.partition(b" - ")[2].split()[0].decode(errors="replace"), len(place.parts)
-    return found
+        # Six or more fields, of which the third is the device and the fifth the mount point; ` - `; the type.
+        fields, _, rest = line.partition(b" - ")
+        _, _, device, _, path, *_ = fields.split(b" ")
+        yield _MountInfo(_unescape(path), device.decode(), rest.split(b" ")[0].decode(errors="replace"))
 
 
-def _unescaped(field: bytes) -> Path:
+def _unescape(field: bytes) -> Path:
+    """Return a path from a field in which blanks and the like are octal escapes."""
     return Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)))
 
 
-def real_place(path: Path) -> Path:
-    """The absolute path, without symbolic links, as the kernel lists it; also of a mount that is dead."""
+def find_mounts() -> dict[Path, str]:
+    """Return the mount points of kinetics-fs that this process sees, with `major:minor` of each (Linux only)."""
+    return {mount.path: mount.device for mount in _mount_infos() if mount.type == f"fuse.{SUBTYPE}"}
+
+
+def _is_automount(path: Path) -> bool:
+    """Return True if listing a path would make autofs mount on it, and wait for this very process to do that."""
+    return any(mount.type == "autofs" and mount.path == path for mount in _mount_infos())
+
+
+def is_stacked(path: Path) -> bool:
+    """Return True if a directory is on a filesystem that is on top of another one, as in containers."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == number and mount.type in _STACKED for mount in _mount_infos())
+
+
+def filesystem_type(path: Path) -> str:
+    """Return the type of the filesystem of a path, such as `ext4`; an empty string if it is unknown.
+
+    Args:
+        path: absolute and without symbolic links; it is not touched.
+    """
+    found, depth = "", -1
+    for mount in _mount_infos():
+        # The deepest one, and of several on one path the last, which hides the others.
+        if path.is_relative_to(mount.path) and len(mount.path.parts) >= depth:
+            found, depth = mount.type, len(mount.path.parts)
+    return found
+
+
+def real_path(path: Path) -> Path:
+    """Return the absolute path without symbolic links, as the kernel lists it; also of a dead mount."""
     return Path(os.path.realpath(path))  # `resolve` fails on a dead mount
 
 
 def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
-    """Makes sure that `path` can be mounted on: makes the folder if only that is missing, clears a dead mount.
+    """Check that a path can be mounted on; create a missing directory, and clear a dead mount.
+
+    Args:
+        path: the mount point.
+        allow_other: whether other users will be allowed in.
 
     Returns:
         The absolute path.
 
     Raises:
-        MountError: it cannot, and why.
+        MountError: the path cannot be mounted on.
     """
-    link, path = path, real_place(path)
+    link, path = path, real_path(path)
     if os.path.islink(link) and not os.path.lexists(path) and path not in find_mounts():  # noqa: PTH114  # as above
-        raise MountError(f"{link} is a link that leads nowhere")
+        raise MountError(f"cannot mount on {link}: it is a symbolic link to {path}, which does not exist")
     try:
         if path in find_mounts():
-            # Only a dead one fails to answer this: the kernel may still know what stat says of it.
+            # A dead mount fails here and only here: the kernel may still have cached what stat returns.
             os.statvfs(path)
-            raise MountError(f"{path} is mounted already: kinetics-fs umount {path}")
+            raise MountError(f"cannot mount on {path}: it is mounted already; run kinetics-fs umount {path}")
         if not path.is_dir():
             if path.exists():
-                raise MountError(f"{path} is not a folder")
+                raise MountError(f"cannot mount on {path}: it is not a directory; give an empty directory")
             path.mkdir()
         if not _is_automount(path) and any(path.iterdir()):
-            raise MountError(f"{path} is not empty: mount on an empty folder")
+            raise MountError(f"cannot mount on {path}: it is not empty; give an empty directory")
     except OSError as error:
         if error.errno == errno.ENOENT:
             parent = shlex.quote(str(path.parent))
             raise MountError(
-                f"cannot mount on {path}: there is no folder for it, make one: mkdir -p {parent}"
+                f"cannot mount on {path}: its parent directory does not exist; run mkdir -p {parent}"
             ) from error
         if error.errno != errno.ENOTCONN:
             raise MountError(f"cannot mount on {path}: {error.strerror}") from error
-        _log.warning("%s: clearing a mount whose process died", path)
+        _log.warning("%s: unmounting a mount whose process has died", path)
         unmount(path, lazy=True)
         return prepare_mountpoint(path, allow_other=allow_other)
     if sys.platform == "linux":
@@ -127,19 +136,28 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
 
 def _check_fuse(*, allow_other: bool) -> None:
     if not Path("/dev/fuse").exists():
-        raise MountError("there is no /dev/fuse: load the module (modprobe fuse), or pass --device /dev/fuse to docker")
+        raise MountError(
+            "cannot mount: /dev/fuse does not exist; load the kernel module (modprobe fuse),"
+            " or start the container with --device /dev/fuse"
+        )
     if os.geteuid() == 0:
         return
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountError("/dev/fuse is not open to you: chmod 666 /dev/fuse, as root")
+        raise MountError("cannot mount: no permission to open /dev/fuse; as root, run chmod 666 /dev/fuse")
     if find_fusermount() is None:
-        raise MountError("fusermount is not installed: install the package fuse3, or mount as root")
+        raise MountError(FUSERMOUNT_MISSING)
     if allow_other and not allows_other():
-        raise MountError(f"--allow-other needs a line `user_allow_other` in {_FUSE_CONF}, set by root")
+        raise MountError(
+            f"cannot mount with --allow-other: {_FUSE_CONF} does not allow it;"
+            " as root, add the line user_allow_other to it"
+        )
+
+
+FUSERMOUNT_MISSING = "cannot mount: fusermount3 is not installed; install the package fuse3, or mount as root"
 
 
 def allows_other() -> bool:
-    """Whether the administrator lets users share their mounts."""
+    """Return True if the administrator lets users share their mounts (`user_allow_other` in /etc/fuse.conf)."""
     try:
         return any(line.strip() == "user_allow_other" for line in _FUSE_CONF.read_text().splitlines())
     except OSError:
@@ -147,19 +165,19 @@ def allows_other() -> bool:
 
 
 def find_fusermount() -> str | None:
-    """Path of the setuid helper that mounts for users."""
+    """Return the path of the setuid program that mounts for users; None if it is not installed."""
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmounts.
+    """Unmount.
 
     Args:
         path: absolute path of the mount point.
-        lazy: take it out of the tree now, and end it when the last file in it is closed.
+        lazy: release the mount point now, and end the mount when the last file in it is closed.
 
     Raises:
-        MountError: it is not a mount, is in use, or is not ours to unmount.
+        MountError: the path is not a mount, is in use, or may not be unmounted by this user.
     """
     fusermount = find_fusermount()
     if os.geteuid() == 0 or fusermount is None:
@@ -167,15 +185,21 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     else:
         command = [fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)]
     try:
-        done = run_or_leave(command, _PATIENCE)
+        done = run_or_abandon(command, _UMOUNT_TIMEOUT)
     except OSError as error:
-        raise MountError(f"cannot run {command[0]}: {error.strerror}") from error
+        raise MountError(f"cannot unmount {path}: cannot run {command[0]}: {error.strerror}") from error
     if done is None:
-        raise MountError(f"cannot unmount {path}: {command[0]} gets no answer; add --lazy, or end the mount's process")
+        raise MountError(
+            f"cannot unmount {path}: {command[0]} did not end within {_UMOUNT_TIMEOUT:.0f} s;"
+            " add --lazy, or end the process of the mount"
+        )
     if done.returncode == 0:
         return
-    said = done.stderr.strip().splitlines()
-    reason = said[-1] if said else f"{command[0]} failed with status {done.returncode}"
+    errors = done.stderr.strip().splitlines()
+    reason = errors[-1] if errors else f"{command[0]} failed with status {done.returncode}"
     if "busy" in reason:
-        raise MountError(f"{path} is in use: close what is open in it (lsof +f -- {path}), or add --lazy")
+        raise MountError(
+            f"cannot unmount {path}: it is in use; close the files that are open in it (lsof +f -- {path}),"
+            " or add --lazy"
+        )
     raise MountError(f"cannot unmount {path}: {reason}")

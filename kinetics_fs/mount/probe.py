@@ -1,8 +1,8 @@
-"""A look at a place by a process of its own, which is left behind if the place never answers.
+"""Probe a path in a process of its own, which is abandoned if the path never answers.
 
-A network filesystem whose server is gone, and a mount whose process hangs, keep whoever touches them, in a sleep from
-which often not even a signal wakes. As a program (`python look.py PATH`) this is that process: it imports nothing of
-ours, and prints one JSON object.
+A network filesystem whose server is down, and a mount whose process hangs, block every process that touches them, often
+in a sleep from which no signal wakes it. As a program (`python probe.py PATH`) this module is that process: it imports
+nothing of kinetics-fs, and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENCE = 3.0
-"""Seconds."""
+TIMEOUT = 3.0
+"""Seconds to wait for a probe."""
 
-
-_LONGEST_STATUS = 100_000
+_MAX_STATUS_BYTES = 100_000
 
 
 class PathProbe(NamedTuple):
-    """What is at a path.
+    """The state of a path.
 
     Attributes:
-        path: itself, or the nearest folder above it that is there; absolute, without symbolic links.
-        exists: whether it is itself.
-        errno: why it could not be looked at; 0 if it could.
-        free: bytes of its disk that may be used.
-        inodes: how many more files its disk may take; None if it does not count them.
-        empty: whether it is a folder without anything in it; None if that cannot be told.
-        status: what `.kinetics/status.json` in it says; None if that cannot be read.
+        path: the path itself, or the nearest directory above it that exists; absolute, without symbolic links.
+        exists: True if the path itself exists.
+        errno: why the path cannot be probed; 0 if it can.
+        free: bytes available on its disk.
+        inodes: number of files that can still be created on its disk; None if the disk has no such limit.
+        empty: True if it is an empty directory; None if that is unknown.
+        status: content of `.kinetics/status.json` below it; None if that cannot be read.
     """
 
     path: str
@@ -45,36 +44,39 @@ class PathProbe(NamedTuple):
     status: str | None = None
 
 
-def look_at(path: Path, patience: float = PATIENCE) -> PathProbe | None:
-    """What is at a path; None if it does not answer."""
-    done = run_or_leave(
-        [sys.executable, "-I", "-S", __file__, os.path.abspath(path)],  # noqa: PTH100  # `resolve` may not answer
-        patience,
+def probe_path(path: Path, timeout: float = TIMEOUT) -> PathProbe | None:
+    """Return the state of a path; None if it does not answer within `timeout` seconds."""
+    done = run_or_abandon(
+        [sys.executable, "-I", "-S", __file__, os.path.abspath(path)],  # noqa: PTH100  # `resolve` may block
+        timeout,
     )
     return None if done is None else PathProbe(**json.loads(done.stdout))
 
 
-def run_or_leave(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str] | None:
-    """Runs a command that may never end, as it touches a place; None if it does not end in so many seconds.
+def run_or_abandon(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str] | None:
+    """Run a command that may block for ever in a path that it touches.
+
+    Returns:
+        The completed process; None if the command did not end within `timeout` seconds.
 
     Raises:
-        OSError: it cannot be run.
+        OSError: the command cannot be run.
     """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        said, complaints = process.communicate(timeout=patience)
+        output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.kill()  # and it is not waited for: it may sleep on
+        process.kill()  # without waiting for it: it may sleep on
         return None
-    return subprocess.CompletedProcess(command, process.returncode, said, complaints)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def _look(path: str) -> PathProbe:
+def _probe(path: str) -> PathProbe:
     exists = True
     try:
-        while not _is_there(path):
+        while not _exists(path):
             path, exists = str(Path(path).parent), False
         path = os.path.realpath(path)
         disk = os.statvfs(path)
@@ -84,7 +86,7 @@ def _look(path: str) -> PathProbe:
     try:
         empty = next(Path(path).iterdir(), None) is None
         with Path(path, ".kinetics/status.json").open() as file:
-            status = file.read(_LONGEST_STATUS)
+            status = file.read(_MAX_STATUS_BYTES)
     except (OSError, ValueError):
         pass
     return PathProbe(
@@ -92,8 +94,8 @@ def _look(path: str) -> PathProbe:
     )
 
 
-def _is_there(path: str) -> bool:
-    """Not `lexists`, which takes a dead mount for nothing at all."""
+def _exists(path: str) -> bool:
+    """Return True if a path exists, even as a dead mount, which `lexists` takes for missing."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -102,4 +104,4 @@ def _is_there(path: str) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_look(sys.argv[1])._asdict()))
+    print(json.dumps(_probe(sys.argv[1])._asdict()))

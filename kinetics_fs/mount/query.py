@@ -20,7 +20,7 @@ from kinetics_fs.control import Connection, connect
 from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
-from kinetics_fs.mount.probe import look_at
+from kinetics_fs.mount.probe import probe_path
 
 _STATUS_TIMEOUT = 5.0
 """Seconds that a mount may take to report its status."""
@@ -47,7 +47,7 @@ def resolve_mountpoint(mountpoint: Path) -> Path:
     path = Path(os.path.abspath(mountpoint))  # noqa: PTH100  # `Path.resolve` follows links
     if path in find_mounts():
         return path
-    probe = look_at(path)
+    probe = probe_path(path)
     if probe is None:
         raise MountError(
             f"cannot find the mount on {mountpoint}: the path does not answer, so what is mounted there hangs;"
@@ -101,7 +101,7 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
                     return _hung_mount(mountpoint, pid)
     if answer is None:
         # There is no socket for this user: the mount is another user's, or its process has ended.
-        probe = look_at(mountpoint)
+        probe = probe_path(mountpoint)
         if probe is None:
             return _hung_mount(mountpoint, None)
         if probe.errno in (errno.EACCES, errno.EPERM):

@@ -59,7 +59,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str, sta
 
 def test_mount_point_that_is_a_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_one_sentence(run(place=tmp_path / "file"), f"{tmp_path}/file", "is not a folder")
+    assert_one_sentence(run(place=tmp_path / "file"), f"{tmp_path}/file", "is not a directory")
 
 
 def test_mount_point_below_a_file(run: Run, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from kinetics_fs.doctor.findings import examine
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.mount.probe import PathProbe, look_at
+from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, kinetics_fs
@@ -272,7 +272,7 @@ def test_disk_without_room(tmp_path: Path, settings: Settings) -> None:
         assert [one["state"] for one in found["cache space"] + found["cache disk"]] == ["problem", "warning"]
         assert "tmpfs" in found["cache disk"][0]["found"]
 
-        looked = look_at(disk)
+        looked = probe_path(disk)
         assert looked is not None
         large = Settings(cache_dir=disk, min_free=0, cache_size=10**9)
         one(cache_checks.space(large, looked), State.WARNING, "1.0 GB", "8.0 MB")
@@ -285,7 +285,7 @@ def test_disk_without_room(tmp_path: Path, settings: Settings) -> None:
 
 
 def test_network_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    looked = look_at(tmp_path)
+    looked = probe_path(tmp_path)
     assert looked is not None
     one(cache_checks.disk(looked), State.OK)
     monkeypatch.setattr(cache_checks, "filesystem_type", lambda _: "fuse.sshfs")
@@ -294,7 +294,7 @@ def test_network_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_cache_directory_of_another_user_or_with_other_files(tmp_path: Path, cache: Path) -> None:
     def folder(path: Path) -> Iterator[Finding]:
-        return cache_checks.folder(Settings(cache_dir=path), look_at(path))
+        return cache_checks.folder(Settings(cache_dir=path), probe_path(path))
 
     theirs = tmp_path / "thesis"
     theirs.mkdir(mode=0o755)
@@ -482,7 +482,7 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     try:
         one(fuse.mount(mounted.root, find_mounts(), timeout=0.5), State.PROBLEM, "does not answer", "umount --lazy")
         below = mounted.root / "cache"
-        one(cache_checks.folder(Settings(cache_dir=below), look_at(below, 0.5)), State.PROBLEM, "does not answer")
+        one(cache_checks.folder(Settings(cache_dir=below), probe_path(below, 0.5)), State.PROBLEM, "does not answer")
         found = doctor("--offline", "--cache-dir", below, mounted.root, status=1)
         assert "does not answer" in found["mount"][0]["found"]
         assert "does not answer" in found["cache directory"][0]["found"]
@@ -492,7 +492,7 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     # It is dead.
     os.kill(mounted.pid, signal.SIGKILL)
     assert has_ended(mounted.pid, within=20)
-    one(cache_checks.folder(Settings(cache_dir=below), look_at(below)), State.PROBLEM, "not connected")
+    one(cache_checks.folder(Settings(cache_dir=below), probe_path(below)), State.PROBLEM, "not connected")
     [finding] = doctor(*where, status=1)["mount"]
     assert finding["state"] == "problem"
     assert "is dead" in finding["found"]
