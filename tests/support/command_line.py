@@ -1,9 +1,10 @@
-"""What tests share: the command line as a process, mounts that are always cleaned up."""
+"""The command line, as a process or inside this one, and mounts that are always cleaned up."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -11,11 +12,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from kinetics_fs.cli import run
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")} | {
     # Loopback is never behind a proxy, and no plugin that a developer has installed plays a part.
@@ -29,10 +32,21 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 
 
 def kinetics_fs(*arguments: str | Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `kinetics-fs` to its end, without any configuration of the user's unless `arguments` name one."""
-    config = [] if "--config" in arguments else ["--config", os.devnull]
+    """Run `kinetics-fs` as a process, to its end.
+
+    Args:
+        arguments: of the program. Without `--config`, no configuration file is read.
+        timeout: seconds after which the process is killed.
+        environment: variables besides `ENVIRONMENT`.
+
+    Returns:
+        The exit code, and what the program wrote.
+
+    Raises:
+        subprocess.TimeoutExpired: the program did not end in time.
+    """
     return subprocess.run(
-        [sys.executable, "-m", "kinetics_fs", *config, *map(str, arguments)],
+        [sys.executable, "-m", "kinetics_fs", *_with_config(arguments)],
         env={**ENVIRONMENT, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -40,6 +54,91 @@ def kinetics_fs(*arguments: str | Path, timeout: float = 60, **environment: str)
         timeout=timeout,
         check=False,
     )
+
+
+def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `kinetics-fs` inside this process, which takes a fraction of the time of `kinetics_fs`.
+
+    Not for `mount` in the background, which forks, and not where signals, crashes or the end of the process matter.
+    The environment, the standard streams and the logging of this process are as before afterwards.
+
+    Args:
+        arguments: of the program. Without `--config`, no configuration file is read.
+        environment: variables besides `ENVIRONMENT`.
+
+    Returns:
+        The exit code, and what the program and its children wrote.
+    """
+    given = _with_config(arguments)
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
+        _environment({**ENVIRONMENT, **environment}),
+        _logging_restored(),
+        _standard_streams(output.fileno(), errors.fileno()),
+    ):
+        try:
+            status = run(given)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(["kinetics-fs", *given], status, output.read(), errors.read())
+
+
+def _with_config(arguments: Sequence[str | Path]) -> list[str]:
+    config = [] if "--config" in arguments else ["--config", os.devnull]
+    return [*config, *map(str, arguments)]
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    tempfile.tempdir = None  # depends on TMPDIR, and is determined once
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        tempfile.tempdir = None
+
+
+@contextmanager
+def _logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def _standard_streams(output: int, errors: int) -> Iterator[None]:
+    """Connect the standard streams to nothing, `output` and `errors`, for Python and for child processes."""
+    before = [os.dup(number) for number in range(3)]
+    names = "stdin", "stdout", "stderr"
+    streams = [getattr(sys, name) for name in names]
+    for stream in streams[1:]:
+        stream.flush()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    try:
+        for number, fd in enumerate((nothing, output, errors)):
+            os.dup2(fd, number)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, names[number], open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+        yield
+    finally:
+        for number in range(3):
+            setattr(sys, names[number], streams[number])
+            os.dup2(before[number], number)
+            os.close(before[number])
+        os.close(nothing)
 
 
 class Mounted:
