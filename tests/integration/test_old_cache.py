@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from kinetics_fs import Library
-from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.command_line import Mounted, run_command
 
 pytestmark = pytest.mark.server
 
@@ -70,7 +70,7 @@ class Old:
 
     def run(self, *command: str | Path, selection: bool = True, code: int = 0) -> Any:
         """Run a command and return the JSON that it prints."""
-        done = kinetics_fs(*command, "--json", *self.arguments(selection=selection), timeout=110)
+        done = run_command(*command, "--json", *self.arguments(selection=selection))
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout)
 
@@ -159,7 +159,7 @@ def test_pins(old: Old, tmp_path: Path) -> None:
     assert old.run("prefetch", "--from-list", listing, *source, "--cache-size", limit)["fetched"] == 1
     assert set(old.sums()) == {"archery__01_000000_000010", "archery__02_000000_000010", new}
 
-    done = kinetics_fs("pin", "remove", "--all", *old.arguments(selection=False))
+    done = run_command("pin", "remove", "--all", *old.arguments(selection=False))
     assert done.returncode == 0, done.stderr
     assert old.run("pin", "list")["total"]["clips"] == 0
 

@@ -16,7 +16,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Store
 from tests.conftest import made_once
 from tests.integration.cli.conftest import ROWS, as_csv
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 
 HOSTILE = '"><script>document.title="stolen"'
 IMAGE = "<img src=http://localhost/asked onerror=document.title=location>"
@@ -57,7 +57,7 @@ def reported(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Reporte
             csv.writer(file).writerows(EXTRA)
         chosen = "--annotations", str(annotations), "--cache-dir", str(cache), "--min-free", "0"
         page = folder / "page.html"
-        done = kinetics_fs("report", *chosen, "--cache-size", "1GB", "-o", page)
+        done = run_command("report", *chosen, "--cache-size", "1GB", "-o", page)
         assert done.returncode == 0, done.stderr
         return Reported(cache, chosen, page)
 

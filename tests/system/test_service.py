@@ -18,7 +18,7 @@ import pytest
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from tests.conftest import Dataset
-from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, run_command
 from tests.support.mounts import command_line, descendants, wait_until
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -166,12 +166,12 @@ def held_up(thread: int) -> Iterator[None]:
 def test_only_a_dead_mount_is_cleared(services: Services, tmp_path: Path) -> None:
     manager, process = services.start(str(tmp_path / "notify"))
     manager.wait_for("READY", "1")
-    assert kinetics_fs("umount", "--dead", services.place).returncode == 0
+    assert run_command("umount", "--dead", services.place).returncode == 0
     assert services.place in find_mounts()
     process.kill()
     process.wait(30)
     assert services.place in find_mounts()
     for _ in range(2):
-        done = kinetics_fs("umount", "--dead", services.place)
+        done = run_command("umount", "--dead", services.place)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert services.place not in find_mounts()

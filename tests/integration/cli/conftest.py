@@ -9,7 +9,7 @@ import pytest
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import Dataset, made_once
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 
 ROWS = [
     ("surfing water", "-demo_video", 10, 12, "validate"),
@@ -52,7 +52,7 @@ def fetched(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "clips.csv").write_text(as_csv(ROWS[:3]))
         with VideoSite(dataset.videos) as site:
             everywhere = "--cache-dir", folder / "cache", "--min-free", "0", "--video-url", site.url_template
-            done = kinetics_fs("prefetch", "--annotations", folder / "clips.csv", *everywhere, timeout=110)
+            done = run_command("prefetch", "--annotations", folder / "clips.csv", *everywhere)
         assert done.returncode == 0, done.stderr
         return folder / "cache"
 
@@ -67,6 +67,6 @@ def prefetch(site: VideoSite, chosen: tuple[str | Path, ...]) -> Prefetch:
     """Runs `kinetics-fs prefetch` on the site, with further arguments."""
 
     def run(*arguments: str | Path) -> CompletedProcess[str]:
-        return kinetics_fs("prefetch", *chosen, "--video-url", site.url_template, *arguments, timeout=110)
+        return run_command("prefetch", *chosen, "--video-url", site.url_template, *arguments)
 
     return run

@@ -355,7 +355,7 @@ def test_limit_that_is_too_small(world: World, indexed: bool) -> None:
 def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
     size = sum(map(len, world.of(TRAIN).values()))
     assert world.fill("--split", "train").returncode == 0
-    pinned = kinetics_fs("pin", *world.arguments, "--split", "train")
+    pinned = kinetics_fs("pin", "add", *world.arguments, "--split", "train")
     assert pinned.returncode == 0, pinned.stderr
     more = min(sum((world.folder / name).stat().st_size for name in (SURFING, HEADS)), 7 * 2 * 1024 * 1024)
 
