@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_fs import __version__
+from kinetics_fs._version import __version__
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.control.status import FrontendStatus, MountStatus, SplitCounts
 from kinetics_fs.errors import FailureKind
