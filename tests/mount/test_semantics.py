@@ -1,4 +1,4 @@
-"""The examples of docs/semantics.md are true, with each front end."""
+"""Tests that run the examples of docs/semantics.md with each front end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.support.documents import examples, run
 from tests.support.mounts import Labelled, write_annotations
 from tests.support.youtube import FakeYouTube
 
-NOT_TO_BE_HAD = {
+UNAVAILABLE = {
     Clip("PrivateVid_", 0, 10): "private",
     Clip("SlowVideo_0", 0, 10): "stall",
     Clip("SlowVideo_0", 20, 30): "stall",
     Clip("RobotCheck0", 0, 10): "bot",
 }
-"""The clips that the page has beside the demo's, and what YouTube says of their videos."""
+"""The clips that the page adds to those of the demo, and the scenario of YouTube for their videos."""
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def youtube(dataset: Dataset) -> Iterator[FakeYouTube]:
     with FakeYouTube() as youtube:
         for video, seconds in VIDEOS.items():
             youtube.add_video(video, dataset.videos / f"{video}.mp4", duration=seconds)
-        for clip, scenario in NOT_TO_BE_HAD.items():
+        for clip, scenario in UNAVAILABLE.items():
             youtube.set_scenario(clip.youtube_id, scenario)
         yield youtube
 
 
 @pytest.fixture
 def environment(dataset: Dataset, youtube: FakeYouTube, frontend: tuple[str, ...], tmp_path: Path) -> dict[str, str]:
-    """That of a user who has `kinetics-fs` on the path, and a configuration file for all mounts of the page."""
-    rows = [Labelled("not to be had", clip, "validate") for clip in NOT_TO_BE_HAD]
+    """The environment of a user with `kinetics-fs` on the path and a configuration file for all mounts of the page."""
+    rows = [Labelled("unavailable", clip, "validate") for clip in UNAVAILABLE]
     annotations = [dataset.annotations, write_annotations(tmp_path / "more.csv", rows)]
     settings = {
         "annotations": [str(path) for path in annotations],
@@ -86,9 +86,9 @@ def test_the_examples_print_what_the_page_says(environment: dict[str, str], tmp_
 
 
 def end_all(folder: Path) -> None:
-    """Ends what the examples have mounted."""
-    for place in find_mounts():
-        if place.parent == folder and place.name != "mount":
-            mounted = Mounted(place)
+    """End the mounts that the examples have made."""
+    for path in find_mounts():
+        if path.parent == folder and path.name != "mount":
+            mounted = Mounted(path)
             mounted.pid = mounted.status()["pid"]
             mounted.end()
