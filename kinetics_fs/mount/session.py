@@ -1,0 +1,280 @@
+"""A mount from its settings to its end: check, compose, serve, and close everything in order."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinetics_fs.app import (
+    check_source_settings,
+    index_db_path,
+    make_fetcher,
+    open_selected_catalog,
+    open_store,
+)
+from kinetics_fs.catalog import Catalog, ClassNames, Selection, only, select
+from kinetics_fs.config import Settings, default_log_dir
+from kinetics_fs.control import ControlServer
+from kinetics_fs.control.status import FrontendStatus
+from kinetics_fs.errors import ArchiveError, MountError, SettingError
+from kinetics_fs.fetch.prefetch_manager import PrefetchManager
+from kinetics_fs.mount.collector import StatusCollector
+from kinetics_fs.mount.daemon import run_in_background
+from kinetics_fs.mount.handlers import make_handlers
+from kinetics_fs.mount.mountpoint import prepare_mountpoint
+from kinetics_fs.mount.systemd import Notifier, Service
+from kinetics_fs.store import ActivityCounts, HistoryRecorder
+from kinetics_fs.store.coverage import measure_coverage
+from kinetics_fs.util import logs
+from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, Readahead
+
+_log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes lets the thread that answers the kernel run."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """A mount that has been checked and can be served.
+
+    Attributes:
+        settings: settings of the mount.
+        mountpoint: absolute path of a prepared mount point.
+        catalog_path: file of the catalog of the clips to show.
+        title: the release and the number of clips, in words.
+        prefetch: clips to prefetch once it is mounted; None for none.
+    """
+
+    settings: Settings
+    mountpoint: Path
+    catalog_path: Path
+    title: str
+    prefetch: Selection | None
+
+
+def plan_mount(
+    settings: Settings,
+    mountpoint: Path,
+    *,
+    prefetch_classes: Sequence[str] = (),
+    on_catalog: Callable[[Catalog], None] = lambda catalog: None,
+) -> MountPlan:
+    """Check the settings, prepare the mount point, and compile the catalog.
+
+    No database stays open: none may be carried over a fork.
+
+    Args:
+        settings: settings of the mount.
+        mountpoint: where to mount.
+        prefetch_classes: labels of classes to prefetch once it is mounted.
+        on_catalog: called with the catalog of the selection while it is open.
+
+    Raises:
+        SettingError: a setting is invalid.
+        MountError: the mount point or FUSE cannot be used.
+        CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
+        StoreError: the cache directory cannot be used.
+    """
+    check_source_settings(settings)
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", settings.fsname):
+        raise SettingError(f"cannot use --fsname {settings.fsname!r}; use letters, digits and . _ : - only")
+    if settings.frontend == "fusepy":
+        from kinetics_fs.mount import fusepy  # noqa: F401  # fails without libfuse, before anything is downloaded
+    mountpoint = prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
+    prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
+    with open_selected_catalog(settings) as catalog:
+        on_catalog(catalog)
+        path, title = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
+        if settings.only == "cached":
+            path, title = _select_cached(settings, catalog)
+        if prefetch is not None:
+            select(catalog, prefetch, path.parent)  # fails if there are no such classes
+    return MountPlan(settings, mountpoint, path, title, prefetch)
+
+
+def _select_cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
+    """Write a catalog of the cached clips, for this mount only; return its path and its title."""
+    with (
+        open_store(settings) as store,
+        only(catalog, (clip for clip, _ in store.cached_clips()), catalog.path.parent) as cached,
+    ):
+        return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} cached clips"
+
+
+def start(plan: MountPlan) -> tuple[int, Path]:
+    """Serve a mount in a process in the background; return when the mount can be used.
+
+    Returns:
+        The process id of the mount, and the path of its log.
+
+    Raises:
+        MountError: mounting failed, or the log cannot be written.
+    """
+    log = _prepare_log(plan)
+
+    def serve(ready: Callable[[], None]) -> None:
+        logs.reopen_on_hangup(log)
+        run(plan, Notifier(), ready)
+
+    return run_in_background(serve, log), log
+
+
+def _prepare_log(plan: MountPlan) -> Path:
+    name = str(plan.mountpoint).strip("/").replace("/", "-") or "root"
+    log = (plan.settings.log_file or default_log_dir() / f"{name}.log").absolute()
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    except OSError as error:
+        raise MountError(f"cannot write the log {log}: {error.strerror}; give another path with --log-file") from error
+    return log
+
+
+def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
+    """Serve a mount in this process until it is unmounted, or SIGTERM, SIGINT or SIGHUP arrives.
+
+    Call it in the main thread: it handles the signals.
+
+    Args:
+        plan: what to mount.
+        notifier: the service manager, if there is one.
+        ready: called once, when the mount can be used.
+
+    Raises:
+        MountError: mounting failed.
+        StoreError: the cache directory cannot be used.
+    """
+    settings, mountpoint = plan.settings, plan.mountpoint
+    if notifier:
+        logs.hold_hangups()  # the log belongs to the service manager
+    _prepare_process()
+    # Closed in reverse order: first the prefetches and whatever can start a fetch, then the fetcher, the store last.
+    with ExitStack() as parts:
+        if settings.only == "cached":
+            parts.callback(plan.catalog_path.unlink, missing_ok=True)
+        metrics_server = None
+        if settings.metrics_port is not None:
+            from kinetics_fs.mount.metrics import MetricsServer
+
+            metrics_server = parts.enter_context(MetricsServer(settings.metrics_port))
+        catalog = parts.enter_context(Catalog(plan.catalog_path))
+        store = parts.enter_context(open_store(settings))
+        fetcher = parts.enter_context(closing(make_fetcher(settings, store, plan.catalog_path)))
+
+        prefetches = PrefetchManager(
+            fetcher, store, catalog, store.layout.prefetches(mountpoint), window=2 * settings.workers
+        )
+        listeners: list[OnOpen] = [prefetches.notice]
+        if settings.readahead and settings.only == "all":
+            listeners.append(Readahead(catalog, store, fetcher, settings.readahead).on_open)
+        observer = parts.enter_context(closing(OpenObserver(listeners)))
+        budget = FetchBudget(
+            cached_only=settings.only == "cached", max_fetches=settings.max_fetches, max_bytes=settings.max_fetch_bytes
+        )
+        collector = StatusCollector(
+            mountpoint,
+            metrics_url=None if metrics_server is None else metrics_server.url,
+            catalog=catalog,
+            store=store,
+            fetcher=fetcher,
+            prefetches=prefetches,
+            budget=budget,
+        )
+        filesystem = Filesystem(
+            catalog,
+            store,
+            fetcher,
+            FilesystemOptions(
+                class_names=ClassNames(settings.class_names),
+                hide_unavailable=settings.hide_unavailable,
+                budget=budget,
+                indexed_sizes=_indexed_sizes(settings),
+                on_open=observer.on_open,
+                status=collector.status_json,
+                metrics=collector.metrics_text,
+            ),
+        )
+        collector.attach(filesystem)
+
+        def activity() -> ActivityCounts:
+            opens = filesystem.opens()
+            return ActivityCounts(fetcher.stats.fetched, fetcher.stats.failed, opens.from_cache, opens.not_in_cache)
+
+        parts.enter_context(HistoryRecorder(store.history, activity))
+        if metrics_server is not None:
+            metrics_server.start(collector.metrics())
+
+        def coverage() -> list[dict[str, Any]]:
+            classes: list[dict[str, Any]] = measure_coverage(catalog, store).as_json()["classes"]
+            return classes
+
+        handlers = make_handlers(
+            mountpoint, status=collector.status, store=store, prefetches=prefetches, coverage=coverage
+        )
+        try:
+            parts.enter_context(ControlServer(mountpoint, handlers))
+        except MountError as error:
+            _log.error("%s; commands cannot reach this mount", error)
+        parts.callback(prefetches.close)  # before the control socket, so that its clients learn that they ended
+        service = parts.enter_context(Service(notifier, mountpoint, collector.status))
+
+        def begin(frontend: Callable[[], FrontendStatus]) -> None:
+            collector.set_frontend(frontend)
+            threading.Thread(target=prefetches.resume, args=(plan.prefetch,), daemon=True).start()
+            service.ready()
+            ready()
+
+        _serve(filesystem, plan, begin)
+
+
+def _prepare_process() -> None:
+    """Set limits and handlers of the process for serving a mount."""
+    logging.getLogger().setLevel(logging.INFO)
+    # A descriptor per open clip: shells allow 1,024, and more on request.
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    # Tracebacks of all threads go to the log: on SIGUSR1, and when the service manager aborts a mount that hangs.
+    faulthandler.register(signal.SIGUSR1)
+    faulthandler.enable()
+
+
+def _serve(filesystem: Filesystem, plan: MountPlan, ready: Callable[[Callable[[], FrontendStatus]], None]) -> None:
+    """Run the front end that the settings choose, until it is unmounted."""
+    settings = plan.settings
+    shared: dict[str, Any] = {"allow_other": settings.allow_other, "source": settings.fsname, "ready": ready}
+    if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
+        from kinetics_fs.mount import fusepy
+
+        fusepy.serve(filesystem, plan.mountpoint, **shared)
+    else:
+        from kinetics_fs.mount import native
+
+        passthrough = settings.cache_dir if settings.passthrough else None
+        native.serve(filesystem, plan.mountpoint, passthrough=passthrough, **shared)
+
+
+def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
+    """Return the function that looks sizes up in the archive indexes; None if clips come from another source first."""
+    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+
+    if settings.source[0] != "archive":
+        return None
+    try:
+        # Created if it is missing: archives may be indexed while this is mounted.
+        return ArchiveIndexDB(index_db_path(settings)).sizes
+    except ArchiveError as error:
+        _log.error("cannot open the archive indexes: %s; sizes are estimates", error)
+        return None
