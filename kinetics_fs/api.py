@@ -13,14 +13,16 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
-from kinetics_fs.app import make_fetcher, open_selected_catalog, open_store
+from kinetics_fs.app import index_db_path, make_fetcher, open_index_db, open_selected_catalog, open_store
 from kinetics_fs.catalog import (
     Catalog,
     ClassNames,
@@ -31,11 +33,26 @@ from kinetics_fs.catalog import (
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind
-from kinetics_fs.store import ActivityCounts, Failure, HistoryRecorder, PinCounts, Pinned, Store
+from kinetics_fs.store import (
+    ActivityCounts,
+    CacheLayout,
+    Failure,
+    HistoryRecorder,
+    PinCounts,
+    Pinned,
+    Store,
+    prepare_folder,
+)
 from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_coverage, unavailable_clips
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.fill.importer import ImportResult
+    from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
+    from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
+    from kinetics_fs.media.verify import VerifyLevel
+    from kinetics_fs.sources.archive.index_db import Indexed
+    from kinetics_fs.store.export import ExportResult
 
 
 class Library:
@@ -176,6 +193,116 @@ class Library:
                 prefetch.cancel()
         return prefetch.progress()
 
+    def fill(
+        self,
+        archives: Sequence[str] = (),
+        *,
+        verify: VerifyLevel | str = "container",
+        index: bool = True,
+        processes: int = 2,
+        progress: ArchiveProgress | None = None,
+    ) -> FillResult:
+        """Fill the cache with the selection from the archives that hold it, in one pass over each archive.
+
+        A fill may end at any point, and be repeated: it reads no archive again that it has finished.
+
+        Args:
+            archives: names of the archives to read, below `archive_url`; empty for all that hold the selection.
+            verify: how to verify each clip: `none`, `container` or `decode`.
+            index: index the archives on the way, so that clips can be fetched from them later.
+            processes: number of archives to read at the same time.
+            progress: receives the progress.
+
+        Raises:
+            KineticsError: the clips do not fit into the cache or on the disk.
+            FetchError: the list of archives cannot be read.
+            ArchiveError: the list of archives is damaged.
+        """
+        from kinetics_fs.fill.runner import FillSettings, fill_store
+        from kinetics_fs.media.verify import VerifyLevel
+
+        settings = self.settings
+        return fill_store(
+            FillSettings(
+                base=settings.archive_url,
+                archives=archives,
+                whole=_has_all_classes(settings),
+                limit=settings.cache_size,
+                min_free=settings.min_free,
+                index_db=index_db_path(settings),
+                index=index,
+                # What an archive has for one selection proves nothing for another: each has a folder of its own.
+                states=self.store.layout.fill_states(self.catalog.digest),
+                verify=VerifyLevel(verify),
+                processes=processes,
+            ),
+            self.catalog,
+            self.store,
+            progress=progress,
+        )
+
+    def import_(
+        self,
+        folder: str | Path,
+        *,
+        verify: VerifyLevel | str = "container",
+        link: bool = True,
+        on_progress: Callable[[ImportResult], object] = lambda result: None,
+    ) -> ImportResult:
+        """Import the clips of the selection that are anywhere below a folder. Nothing is evicted for them.
+
+        Args:
+            folder: the folder.
+            verify: how to verify each file: `none`, `container` or `decode`.
+            link: make hard links where possible, which take no space; else copy.
+            on_progress: receives the result so far after each file.
+
+        Raises:
+            KineticsError: the clips do not fit into the cache or on the disk.
+        """
+        from kinetics_fs.fill.importer import import_folder
+        from kinetics_fs.media.verify import VerifyLevel
+
+        return import_folder(
+            Path(folder).absolute(),
+            self.store,
+            self.catalog,
+            verify=VerifyLevel(verify),
+            link=link,
+            limit=self.settings.cache_size,
+            min_free=self.settings.min_free,
+            on_progress=on_progress,
+        )
+
+    def export(
+        self,
+        folder: str | Path,
+        *,
+        link: bool = True,
+        on_progress: Callable[[ExportResult], object] = lambda result: None,
+    ) -> ExportResult:
+        """Write the cached clips of the selection as `split/class/clip.mp4`. Nothing is fetched or overwritten.
+
+        Args:
+            folder: the folder to write into; created if it does not exist.
+            link: make hard links where possible, which take no space and only you can read; else copy.
+            on_progress: receives the result so far after each clip.
+
+        Raises:
+            CatalogError: two classes would share a folder.
+        """
+        from kinetics_fs.store.export import export_clips
+
+        style = ClassNames(self.settings.class_names)
+        return export_clips(
+            self.store, self.catalog, Path(folder), class_names=style, link=link, on_progress=on_progress
+        )
+
+    @property
+    def indexes(self) -> ArchiveIndexes:
+        """The archive indexes of the cache."""
+        return ArchiveIndexes(self)
+
     def status(self) -> StoreStatus:
         """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""
         return self.store.status()
@@ -227,6 +354,112 @@ class ClassPins(NamedTuple):
     split: str
     label: str
     counts: PinCounts
+
+
+class ArchiveIndexes:
+    """The archive indexes of a cache, by which clips are fetched straight out of archives."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._settings = library.settings
+
+    def build(
+        self, archives: Sequence[str] = (), *, processes: int = 2, progress: ArchiveProgress | None = None
+    ) -> ArchiveResults:
+        """Index archives in one pass over each. No clip is stored.
+
+        Args:
+            archives: names of the archives, below `archive_url`; empty for all that hold the selection.
+            processes: number of archives to read at the same time.
+            progress: receives the progress.
+
+        Raises:
+            FetchError: the list of archives cannot be read.
+            ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
+        """
+        from kinetics_fs.fill.indexes import build_indexes
+        from kinetics_fs.fill.plan import archives_holding
+
+        settings = self._settings
+        prepare_folder(settings.cache_dir)
+        return build_indexes(
+            settings.archive_url,
+            archives or archives_holding(settings.archive_url, self._library.catalog, whole=_has_all_classes(settings)),
+            index_db_path(settings),
+            cache=settings.cache_dir,
+            states=CacheLayout(settings.cache_dir).index_states,
+            processes=processes,
+            progress=progress,
+        )
+
+    def list(self) -> builtins.list[Indexed]:
+        """Return the archives that are indexed, by name."""
+        if not index_db_path(self._settings).exists():
+            return []
+        with open_index_db(self._settings) as index_db:
+            return index_db.archives()
+
+    def verify(
+        self,
+        archives: Sequence[str] = (),
+        *,
+        sample: int | None = 100,
+        on_progress: Callable[[IndexCheck], object] = lambda check: None,
+    ) -> IndexCheck:
+        """Read clips by the indexes, and compare their sizes and checksums. No clip is stored.
+
+        Args:
+            archives: names of the archives; empty for all that are indexed.
+            sample: number of clips to read, at random; None for all.
+            on_progress: receives the check so far after each clip.
+
+        Raises:
+            ArchiveError: the cache has no indexes, or none of one of these archives.
+        """
+        from kinetics_fs.fill.indexes import select_archives, verify_indexes
+
+        with open_index_db(self._settings) as index_db:
+            names = select_archives(index_db, archives)
+            return verify_indexes(self._settings.archive_url, names, index_db, sample=sample, on_progress=on_progress)
+
+    def export(self, file: BinaryIO, archives: Sequence[str] = ()) -> int:
+        """Write indexes to a file, and return how many were written. Such files may be concatenated.
+
+        Raises:
+            ArchiveError: the cache has no indexes, or none of one of these archives.
+        """
+        from kinetics_fs.fill.indexes import export_indexes, select_archives
+
+        with open_index_db(self._settings) as index_db:
+            return export_indexes(index_db, select_archives(index_db, archives), file)
+
+    def import_(self, file: BinaryIO) -> ImportedIndexes:
+        """Import the indexes in a file that `export` wrote. An index replaces an earlier one of the same archive.
+
+        Raises:
+            ArchiveError: the first index in the file is invalid, so that nothing was imported.
+        """
+        from kinetics_fs.fill.indexes import import_indexes
+        from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+
+        prepare_folder(self._settings.cache_dir)
+        with ArchiveIndexDB(index_db_path(self._settings)) as index_db:
+            return import_indexes(index_db, file)
+
+    def remove(self, archives: Sequence[str] = ()) -> int:
+        """Remove the indexes of these archives, or all if none is named, and return how many. Cached clips stay.
+
+        Raises:
+            ArchiveError: the cache has no indexes, or none of one of these archives.
+        """
+        from kinetics_fs.fill.indexes import select_archives
+
+        with open_index_db(self._settings) as index_db:
+            return sum(index_db.remove(name) for name in select_archives(index_db, archives))
+
+
+def _has_all_classes(settings: Settings) -> bool:
+    return not settings.klass and not settings.annotations
 
 
 def _clip(clip: Clip | str) -> Clip:

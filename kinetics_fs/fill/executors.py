@@ -1,10 +1,9 @@
-"""Who does jobs: processes of this machine, or whatever else has a `submit`."""
+"""Executors of jobs: processes of this machine, or anything else with a `submit`."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -18,59 +17,68 @@ from typing import NamedTuple, Protocol
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill.archive_job import Job, Summary, fill_archive
 from kinetics_fs.util import logs
+from kinetics_fs.util.processes import end_with_parent
 
 _SPAWN = multiprocessing.get_context("spawn")
-_REPORT_EVERY = 0.2
-_GRACE = 5.0
-"""Seconds that a process has to leave what it is at."""
+_REPORT_INTERVAL = 0.2
+_SHUTDOWN_TIMEOUT = 5.0
+"""Seconds that a process has to end after SIGTERM before it is killed."""
 
 
 class Executor(Protocol):
-    """Does jobs, here or elsewhere."""
+    """Does jobs, on this machine or on another."""
 
     def submit(self, job: Job) -> Future[Summary]:
-        """Takes a job on. The future fails with a `KineticsError`."""
+        """Accept a job. The future fails with a `KineticsError`."""
         ...
 
 
 class _Failure(NamedTuple):
-    """A failure on its way between processes: exceptions with arguments of their own do not survive it."""
+    """A failure on its way between processes: exceptions with arguments of their own cannot be unpickled."""
 
     kind: FailureKind | None
     text: str
 
 
 class ProcessExecutor:
-    """Does each job in a process of its own, so that whatever ends one does not end the others.
+    """Executor that does each job in a process of its own, so that a process that dies takes no other job with it.
+
+    The processes end with this one, however this one ends.
 
     Args:
-        at_once: processes.
-        report: told now and then of a job: bytes of the archive that are done, and all; by several threads.
+        processes: number of jobs to do at the same time.
+        report: receives the progress of each job: bytes of the archive that are done, and all bytes. Called by several
+            threads.
     """
 
-    def __init__(self, at_once: int, report: Callable[[Job, int, int], None]) -> None:
+    def __init__(self, processes: int, report: Callable[[Job, int, int], None]) -> None:
         self._report = report
-        # Ctrl-C goes to all processes of a terminal; only the first is to act on it. A mask is inherited.
+        # A terminal sends Ctrl-C to all processes of the command, but only the first may act on it. Processes inherit
+        # the signal mask of the thread that starts them.
         self._threads = ThreadPoolExecutor(
-            at_once, initializer=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            processes, initializer=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         )
         self._lock = threading.Lock()
         self._processes: set[SpawnProcess] = set()
-        self._ended = False
+        self._closing = False
 
     def submit(self, job: Job) -> Future[Summary]:
+        """Accept a job; it begins when a process is free."""
         return self._threads.submit(self._run, job)
 
-    def end(self) -> None:
-        """Gives up what is under way, where it can be gone on with, and what has not begun."""
+    def shutdown(self) -> None:
+        """Cancel jobs that have not begun, end those in progress, and wait for the end of their processes.
+
+        SIGTERM lets a process leave a state from which the same job resumes. A process that ignores it is killed.
+        """
         with self._lock:
-            self._ended = True
+            self._closing = True
             for process in self._processes:
                 process.terminate()
-        impatience = threading.Timer(_GRACE, self._kill)
-        impatience.start()
+        timer = threading.Timer(_SHUTDOWN_TIMEOUT, self._kill)
+        timer.start()
         self._threads.shutdown(cancel_futures=True)
-        impatience.cancel()
+        timer.cancel()
 
     def _kill(self) -> None:
         with self._lock:
@@ -82,12 +90,12 @@ class ProcessExecutor:
         process = _SPAWN.Process(target=_work, args=(job, sender, logging.getLogger().level), daemon=True)
         with receiver:
             with sender, self._lock:
-                if self._ended:
-                    raise FetchError(FailureKind.TRANSIENT, "given up before it began")
+                if self._closing:
+                    raise FetchError(FailureKind.TRANSIENT, "ended before it began")
                 process.start()
                 self._processes.add(process)
             try:
-                answer = self._answer(job, receiver)
+                answer = self._receive_answer(job, receiver)
             finally:
                 process.join()
                 with self._lock:
@@ -98,28 +106,30 @@ class ProcessExecutor:
             raise FetchError(FailureKind.TRANSIENT, f"its process ended early (exit code {process.exitcode})")
         raise FetchError(answer.kind, answer.text) if answer.kind else KineticsError(answer.text)
 
-    def _answer(self, job: Job, receiver: Connection) -> Summary | _Failure | None:
+    def _receive_answer(self, job: Job, receiver: Connection) -> Summary | _Failure | None:
         while True:
             try:
-                word: Summary | _Failure | tuple[int, int] = receiver.recv()
+                message: Summary | _Failure | tuple[int, int] = receiver.recv()
             except EOFError:
                 return None
-            if isinstance(word, Summary | _Failure):
-                return word
-            self._report(job, *word)
+            if isinstance(message, Summary | _Failure):
+                return message
+            self._report(job, *message)
 
 
 def _work(job: Job, sender: Connection, log_level: int) -> None:
-    """What a process does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves all contexts, and so nothing behind
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Do a job; the main function of a process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves all contexts, and so no unfinished files
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_with_parent(parent.sentinel)
     logs.set_up(log_level)
-    reported = 0.0
+    reported_at = 0.0
 
     def report(done: int, total: int) -> None:
-        nonlocal reported
-        if done == total or time.monotonic() - reported >= _REPORT_EVERY:
-            reported = time.monotonic()
+        nonlocal reported_at
+        if done == total or time.monotonic() - reported_at >= _REPORT_INTERVAL:
+            reported_at = time.monotonic()
             sender.send((done, total))
 
     answer: Summary | _Failure
@@ -129,12 +139,5 @@ def _work(job: Job, sender: Connection, log_level: int) -> None:
         answer = _Failure(error.kind, error.reason)
     except KineticsError as error:
         answer = _Failure(None, str(error))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is held any more
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
     sender.send(answer)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

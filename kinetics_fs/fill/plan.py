@@ -1,63 +1,284 @@
-"""Which archives hold a selection, and which of them were done before."""
+"""The plan of a fill: archives to read, and the space that their clips need. Its verdict: clips that no archive has."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinetics_fs.catalog import Catalog
+from rich import filesize
+
+from kinetics_fs.catalog import Catalog, Clip
+from kinetics_fs.errors import KineticsError
 from kinetics_fs.sources.archive.base import Version
-from kinetics_fs.sources.archive.layout import archive_of_class, list_archives, stem
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, list_archives, stem
+from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.store import Store, selection_pages
 from kinetics_fs.util.files import atomic_write
+
+_MAX_REQUESTS = 8
+"""Archives whose versions are asked for at the same time."""
+
+_MAX_MEAN_CLIP_BYTES = 2 * 1024 * 1024
+"""Upper bound of the mean size of clips whose sizes are unknown. The mean of Kinetics is 1.5 MB."""
+
+
+# Names and versions of archives
 
 
 def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
-    """The names of the archives that hold the clips of a catalog, those of replacements first.
+    """Return the names of the archives that hold the clips of a catalog, replacements first.
 
     Args:
-        base: where all archives are: an http(s) or s3 address, or a folder.
+        base: http(s) or s3 address, or folder, that has the archives.
         catalog: a release, or a selection from it.
-        whole: it has all classes of its release, so that all archives of its splits are wanted.
+        whole: the catalog has all classes of its release, so that it needs all archives of its splits.
 
     Raises:
-        FetchError, ArchiveError: the archives that are there cannot be found out.
+        FetchError: the list of archives cannot be read.
+        ArchiveError: the list of archives is damaged.
     """
     labels = catalog.labels()
     names: list[str] = []
     for split in catalog.splits():
-        there = list_archives(base, catalog.release, split.split)
+        available = list_archives(base, catalog.release, split.split)
         classes = [str(directory.label) for directory in catalog.classes(split)]
         if not whole:
             wanted = [archive_of_class(catalog.release, split.split, label, labels) for label in classes]
             by_class = {stem(name): name for name in wanted if name is not None}
             if len(by_class) == len(classes):
-                found = {stem(name): name for name in there}
-                there = [found.get(key, name) for key, name in by_class.items()]
-        names += there
+                found = {stem(name): name for name in available}
+                available = [found.get(key, name) for key, name in by_class.items()]
+        names += available
     return sorted(dict.fromkeys(names), key=lambda name: not is_replacement(name))
 
 
 def is_replacement(name: str) -> bool:
-    """Whether an archive was published in place of broken clips of others, and so must be read before them."""
+    """Return whether an archive replaces broken clips of other archives, and so must be read before them."""
     return "replacement" in name
 
 
+def find_versions(base: str, names: Sequence[str]) -> tuple[dict[str, Version], dict[str, str]]:
+    """Return the current version of each archive, and for each archive that cannot be read the reason."""
+
+    def find(name: str) -> Version | KineticsError:
+        try:
+            return open_archive(archive_address(base, name)).version()
+        except KineticsError as error:
+            return error
+
+    pool = ThreadPoolExecutor(_MAX_REQUESTS)
+    try:
+        found = dict(zip(names, pool.map(find, names), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    versions = {name: answer for name, answer in found.items() if isinstance(answer, Version)}
+    return versions, {name: str(answer) for name, answer in found.items() if isinstance(answer, KineticsError)}
+
+
+def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version]) -> set[str]:
+    """Return the names of the archives that are indexed in exactly these versions."""
+    return {
+        indexed.archive
+        for indexed in (index_db.archives() if index_db else ())
+        if indexed.archive in versions and indexed.version.matches(versions[indexed.archive])
+    }
+
+
+# Archives that were read to their end
+
+
 def remember_done(states: Path, name: str, version: Version) -> None:
-    """Writes down that an archive was passed over to its end."""
+    """Record that an archive was read to its end."""
     states.mkdir(parents=True, exist_ok=True)
     with atomic_write(_mark(states, name), durable=False) as file:
         file.write(json.dumps([version.size, version.etag]).encode())
 
 
 def was_done(states: Path, name: str, version: Version) -> bool:
-    """Whether this version of an archive was passed over to its end."""
+    """Return whether this version of an archive was read to its end."""
     try:
         size, etag = json.loads(_mark(states, name).read_text())
-    except (OSError, ValueError, TypeError):  # none, or one that a power cut has damaged
+    except (OSError, ValueError, TypeError):  # no such file, or one that a power cut damaged
         return False
     return Version(size, etag).matches(version)
 
 
 def _mark(states: Path, name: str) -> Path:
     return states / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.done"
+
+
+# The plan
+
+
+@dataclass(frozen=True)
+class SpaceEstimate:
+    """Space that a fill needs, in bytes.
+
+    Attributes:
+        cached: clips of the selection that are cached already.
+        incoming: clips that the archives are to bring. Exact for archives that are indexed, else estimated from their
+            sizes.
+        pinned: pinned clips of other selections, which the fill cannot evict.
+    """
+
+    cached: int
+    incoming: int
+    pinned: int
+
+    def check(self, store: Store, *, limit: int | None, min_free: int) -> None:
+        """Refuse a fill that does not fit.
+
+        Args:
+            store: the store to fill.
+            limit: maximum size of the cache, in bytes; None for no limit.
+            min_free: bytes of the disk to leave free.
+
+        Raises:
+            KineticsError: the limit or the disk is too small.
+        """
+        needed = self.cached + self.incoming
+        beside = f" beside {filesize.decimal(self.pinned)} of pinned clips" if self.pinned else ""
+        unpin = ", unpin clips (kinetics-fs pin remove)" if self.pinned else ""
+        if limit is not None and needed + self.pinned > limit:
+            raise KineticsError(
+                f"cannot fill the cache: the selection needs about {filesize.decimal(needed)}{beside}, and --cache-size"
+                f" is {filesize.decimal(limit)}; give a larger --cache-size{unpin} or select less"
+            )
+        usage = store.usage()
+        free = max(0, usage.disk_free - min_free + usage.bytes - self.cached - self.pinned)
+        if self.incoming > free:
+            raise KineticsError(
+                f"cannot fill the cache: the archives bring about {filesize.decimal(self.incoming)}, and the disk of"
+                f" {store.folder} has space for {filesize.decimal(free)}{beside}; give a --cache-dir on another"
+                f" disk{unpin} or select less"
+            )
+
+
+@dataclass(frozen=True)
+class FillPlan:
+    """Archives of a fill, by what is to be done with them.
+
+    Attributes:
+        to_read: archives to read, with their versions.
+        read_before: archives that were read to their end before, and lost no clip since.
+        failed: archives that cannot be read, with the reasons.
+        space: space that the fill needs.
+    """
+
+    to_read: dict[str, Version]
+    read_before: list[str]
+    failed: dict[str, str]
+    space: SpaceEstimate
+
+
+def plan_fill(
+    base: str,
+    names: Sequence[str],
+    catalog: Catalog,
+    store: Store,
+    index_db: ArchiveIndexDB | None,
+    states: Path,
+    *,
+    index: bool,
+) -> FillPlan:
+    """Decide which archives to read for a selection, and estimate the space that their clips need.
+
+    Args:
+        base: http(s) or s3 address, or folder, that has the archives.
+        names: the archives that hold the selection.
+        catalog: the selection.
+        store: the store to fill.
+        index_db: the archive indexes of the cache; None if there are none.
+        states: folder of the records of archives that were read to their end.
+        index: an archive that is not indexed is to be read again for its index.
+    """
+    versions, failed = find_versions(base, names)
+    indexed = indexed_archives(index_db, versions)
+    cached = _CachedPart.of(catalog, store, index_db)
+    read_before = [
+        name
+        for name, version in versions.items()
+        if was_done(states, name, version) and name not in cached.evicted_from and (name in indexed or not index)
+    ]
+    to_read = {name: version for name, version in versions.items() if name not in read_before}
+    incoming = 0
+    if index_db:
+        for archive in index_db.indexes([name for name in to_read if name in indexed]):
+            wanted = ((clip, record) for clip, record in archive.records.items() if catalog.locate(clip))
+            incoming += sum(record.size for clip, record in wanted if not store.is_cached(clip))
+    # Videos hardly deflate: an archive is about as large as its clips.
+    archive_bytes = sum(version.size for name, version in to_read.items() if name not in indexed)
+    incoming += min(max(0, archive_bytes - cached.bytes_not_indexed), cached.unknown * _MAX_MEAN_CLIP_BYTES)
+    pinned = store.pins.totals().bytes - cached.pinned
+    return FillPlan(to_read, read_before, failed, SpaceEstimate(cached.bytes, incoming, pinned))
+
+
+@dataclass
+class _CachedPart:
+    """The cached part of a selection before a fill.
+
+    Attributes:
+        bytes: size of the cached clips.
+        pinned: size of those of them that are pinned.
+        bytes_not_indexed: size of those of them that no index has.
+        unknown: number of clips that are neither cached nor indexed.
+        evicted_from: archives with clips that were cached once.
+    """
+
+    bytes: int = 0
+    pinned: int = 0
+    bytes_not_indexed: int = 0
+    unknown: int = 0
+    evicted_from: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> _CachedPart:
+        part = cls()
+        for page in selection_pages(catalog, store):
+            part.pinned += store.pins.of(page.keys).bytes
+            indexed = index_db.sizes(page.keys) if index_db else {}
+            for clip in (entry.clip for entry in page.entries):
+                known = page.sizes.get(clip.key)
+                if known is not None and known.cached:
+                    part.bytes += known.size
+                    part.bytes_not_indexed += 0 if clip.key in indexed else known.size
+                    continue
+                part.unknown += clip.key not in indexed
+                if known is not None and index_db:
+                    part.evicted_from.update(location.archive for location in index_db.find(clip))
+        return part
+
+
+# The verdict
+
+
+@dataclass
+class MissingClips:
+    """Clips of a selection that are not cached after a fill.
+
+    Attributes:
+        not_stored: an indexed archive has them, but they were unfit or another process is fetching them.
+        in_no_archive: no archive has them that was read to its end.
+    """
+
+    not_stored: list[Clip] = field(default_factory=list)
+    in_no_archive: list[Clip] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> MissingClips:
+        """Find the missing clips of a selection; each clip is listed once."""
+        missing = cls()
+        seen: set[Clip] = set()
+        for page in selection_pages(catalog, store):
+            clips = (entry.clip for entry in page.entries if not page.is_cached(entry))
+            absent = [clip for clip in clips if clip not in seen]
+            seen.update(absent)
+            indexed = index_db.sizes([clip.key for clip in absent]) if index_db else {}
+            for clip in absent:
+                (missing.not_stored if clip.key in indexed else missing.in_no_archive).append(clip)
+        return missing

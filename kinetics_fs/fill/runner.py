@@ -1,193 +1,278 @@
-"""Passing over many archives, with progress: what `fill` and `index build` share."""
+"""Reading many archives, several at a time, and filling a store from those that hold a selection."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-
-from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.config import Settings
+from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill import Job, Summary
+from kinetics_fs.fill.archive_job import Job, Summary
 from kinetics_fs.fill.executors import ProcessExecutor
-from kinetics_fs.fill.plan import is_replacement, remember_done
+from kinetics_fs.fill.plan import MissingClips, archives_holding, is_replacement, plan_fill, remember_done
+from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
-from kinetics_fs.sources.archive.layout import archive_address
-from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.store import ActivityCounts
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.libz import finds_block_boundaries
+from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
 
-_ASKED_AT_ONCE = 8
-_LOOK_EVERY = 1.0
+_TICK = 1.0
+
+
+class ArchiveProgress:
+    """Receives the progress of reading archives, and ignores it; subclass it to show it. Any thread may call it."""
+
+    def start(self, total: int) -> None:
+        """Reading begins: `total` bytes of all archives together."""
+
+    def advance(self, archive: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of an archive are read; called some times per second for each archive."""
+
+    def finish(self, archive: str) -> None:
+        """An archive was read to its end, or failed."""
+
+    def tick(self) -> None:
+        """About a second has passed."""
 
 
 @dataclass
-class Outcome:
-    """How it went.
+class ArchiveResults:
+    """Results of reading several archives.
 
     Attributes:
-        read: to its end, by name.
-        earlier: names of those that were read to their end before, and so not again.
-        failed: name → why.
-        hopeless: a failure of this machine, which every further archive would meet, too.
-        interrupted: by a person.
+        read: archives that were read to their end, and what came of each.
+        read_before: archives that were read to their end earlier, and so not again.
+        failed: archives that failed, with the reasons.
+        problem: a failure of this machine, which every further archive would meet, too.
+        interrupted: Ctrl-C ended the reading early.
     """
 
     read: dict[str, Summary] = field(default_factory=dict)
-    earlier: list[str] = field(default_factory=list)
+    read_before: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    hopeless: FetchError | None = None
+    problem: FetchError | None = None
     interrupted: bool = False
 
+    def sum(self, field: str) -> int:
+        """Return the sum of one number of the summaries."""
+        return sum(getattr(summary, field) for summary in self.read.values())
+
+    @property
     def refused(self) -> Counter[str]:
-        """How many members of the archives are no clips, by reason."""
+        """Number of members of the archives that are not clips, by reason."""
         return sum((summary.refused for summary in self.read.values()), Counter[str]())
 
-    def counts(self) -> ActivityCounts:
-        """What came of the archives that are through, for the history of the cache."""
-        summaries = list(self.read.values())  # at once, for others are added meanwhile
+    @property
+    def corrupt(self) -> Counter[str]:
+        """Number of clips that were unfit to be stored, by reason."""
+        return sum((summary.failed for summary in self.read.values()), Counter[str]())
+
+    def activity(self) -> ActivityCounts:
+        """Return the clips that the finished archives brought, for the history of the cache. For any thread."""
+        summaries = list(self.read.values())  # a copy: another thread adds to it
         return ActivityCounts(
             fetched=sum(summary.stored for summary in summaries),
             failed=sum(summary.failed.total() for summary in summaries),
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {"read": sorted(self.read), "read_before": sorted(self.earlier), "failed": self.failed}
-
-    def exit_code(self, *, complete: bool = True) -> int:
-        """The exit code, where nothing worse is to be told.
-
-        Args:
-            complete: all was had that was wanted, but for archives that failed.
-        """
-        if self.interrupted:
-            return 130
-        if self.failed and not (self.read or self.earlier):
-            return 1
-        return DONE_IN_PART if self.failed or not complete else 0
+        """Return the names of the archives by result."""
+        return {"read": sorted(self.read), "read_before": sorted(self.read_before), "failed": self.failed}
 
 
-def find_versions(settings: Settings, names: Sequence[str], outcome: Outcome) -> dict[str, Version]:
-    """Which version of each archive is there. Those that cannot be read are put down as failed."""
-
-    def ask(name: str) -> Version | KineticsError:
-        try:
-            return open_archive(archive_address(settings.archive_url, name)).version()
-        except KineticsError as error:
-            return error
-
-    pool = ThreadPoolExecutor(_ASKED_AT_ONCE)
-    try:
-        found = dict(zip(names, pool.map(ask, names), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    outcome.failed.update((name, str(answer)) for name, answer in found.items() if isinstance(answer, KineticsError))
-    return {name: answer for name, answer in found.items() if isinstance(answer, Version)}
-
-
-def pass_over(
+def read_archives(
     jobs: Iterable[Job],
     versions: Mapping[str, Version],
-    outcome: Outcome,
+    results: ArchiveResults,
     *,
-    at_once: int,
-    clips_here: Callable[[], int] | None = None,
+    processes: int,
+    progress: ArchiveProgress,
 ) -> None:
-    """Does all jobs, and puts down how they went; remembers which archives need not be read again.
+    """Do one job per archive, and remember which archives need not be read again.
+
+    Ctrl-C, or a failure of this machine, ends all jobs; the same jobs resume later where they stopped.
 
     Args:
         jobs: one for each archive.
-        versions: of the archives, by name.
-        outcome: to be added to.
-        at_once: archives to read at the same time.
-        clips_here: how many clips the cache has, to be shown; None if they do not matter.
+        versions: the versions of these archives, by name.
+        results: receives the result of each job as soon as it is known.
+        processes: number of archives to read at the same time.
+        progress: receives the progress.
     """
     jobs = list(jobs)
-    progress = _Progress(sum(versions[job.archive].size for job in jobs), clips_here)
-    executor = ProcessExecutor(at_once, progress.show)
-    under_way: dict[Future[Summary], Job] = {}
+    progress.start(sum(versions[job.archive].size for job in jobs))
+    executor = ProcessExecutor(processes, lambda job, done, total: progress.advance(job.archive, done, total))
+    running: dict[Future[Summary], Job] = {}
     try:
-        # The store keeps the first of each clip, so replacements must all be in it before what they replace.
+        # The store keeps the first copy of each clip: all replacements must be read before what they replace.
         for group in (
             [job for job in jobs if is_replacement(job.archive)],
             [job for job in jobs if not is_replacement(job.archive)],
         ):
-            under_way = {executor.submit(job): job for job in group}
-            while under_way and outcome.hopeless is None:
-                done, _ = wait(under_way, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+            running = {executor.submit(job): job for job in group}
+            while running and results.problem is None:
+                done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
                 for future in done:
-                    job = under_way.pop(future)
-                    _take(job, future, versions[job.archive], outcome)
-                    progress.end(job)
-                progress.look()
+                    job = running.pop(future)
+                    _add_result(job, future, versions[job.archive], results)
+                    progress.finish(job.archive)
+                progress.tick()
     except KeyboardInterrupt:
-        outcome.interrupted = True
+        results.interrupted = True
     finally:
-        executor.end()
-        progress.close()
-    for future, job in under_way.items():  # those that were through just before all was ended
+        executor.shutdown()
+    for future, job in running.items():  # jobs that finished just before the shutdown
         if not future.cancelled() and future.exception() is None:
-            _take(job, future, versions[job.archive], outcome)
+            _add_result(job, future, versions[job.archive], results)
 
 
-def say_failed(outcome: Outcome) -> None:
-    """Prints which archives failed, and how to go on."""
-    for name, reason in outcome.failed.items():
-        click.echo(f"  failed: {name}: {reason}")
-    if outcome.interrupted:
-        click.echo("Interrupted; the same command goes on from here.")
-
-
-def _take(job: Job, future: Future[Summary], version: Version, outcome: Outcome) -> None:
+def _add_result(job: Job, future: Future[Summary], version: Version, results: ArchiveResults) -> None:
     try:
         summary = future.result()
     except KineticsError as error:
-        outcome.failed[job.archive] = str(error)
+        results.failed[job.archive] = str(error)
         if isinstance(error, FetchError) and error.kind is FailureKind.LOCAL:
-            outcome.hopeless = error
+            results.problem = error
         return
-    outcome.read[job.archive] = summary
-    if not summary.busy:  # who fetches those may fail
+    results.read[job.archive] = summary
+    if not summary.busy:  # the processes that are fetching those clips may fail
         remember_done(job.states, job.archive, version)
 
 
-class _Progress:
-    """Bars on a terminal: one for all, and one for each archive that is being read. Silent elsewhere."""
+# Filling
 
-    def __init__(self, total: int, clips_here: Callable[[], int] | None) -> None:
-        from kinetics_fs.cli.progress import progress_bars
 
-        self._clips_here = clips_here
-        self._lock = threading.Lock()
-        self._bars = progress_bars("bytes")
-        self._bars.start()
-        self._all = self._bars.add_task("all archives", total=total, note="")
-        self._tasks: dict[str, Any] = {}
-        self._done: dict[str, int] = {}
+@dataclass(frozen=True)
+class FillSettings:
+    """Settings of a fill.
 
-    def show(self, job: Job, done: int, total: int) -> None:
-        with self._lock:
-            task = self._tasks.get(job.archive)
-            if task is None:
-                task = self._tasks[job.archive] = self._bars.add_task(Path(job.archive).name[:32], total=total, note="")
-            self._bars.advance(self._all, done - self._done.get(job.archive, 0))
-            self._done[job.archive] = done
-            self._bars.update(task, completed=done)
+    Args:
+        base: http(s) or s3 address, or folder, that has the archives.
+        archives: names of the archives to read; empty for all that hold the selection.
+        whole: the selection has all classes of its release, so that it needs all archives of its splits.
+        limit: maximum size of the cache, in bytes; None for no limit.
+        min_free: bytes of the disk to leave free.
+        index_db: file of the archive index database.
+        index: index the archives on the way.
+        states: folder for the state of half-read archives and the records of those that were read to their end.
+        verify: how to verify each clip.
+        processes: number of archives to read at the same time.
+    """
 
-    def end(self, job: Job) -> None:
-        with self._lock:
-            if (task := self._tasks.pop(job.archive, None)) is not None:
-                self._bars.remove_task(task)
+    base: str
+    archives: Sequence[str]
+    whole: bool
+    limit: int | None
+    min_free: int
+    index_db: Path
+    index: bool
+    states: Path
+    verify: VerifyLevel
+    processes: int
 
-    def look(self) -> None:
-        if self._clips_here is not None and not self._bars.disable:
-            self._bars.update(self._all, note=f"{self._clips_here():,} clips")
 
-    def close(self) -> None:
-        self._bars.stop()
+@dataclass
+class FillResult:
+    """The result of a fill.
+
+    Attributes:
+        archives: results of reading the archives.
+        missing: clips of the selection that are not cached in the end. Empty if the fill was interrupted or read only
+            archives that were named.
+    """
+
+    archives: ArchiveResults
+    missing: MissingClips
+
+    @property
+    def complete(self) -> bool:
+        """Whether the archives that were read brought all that they have, and the selection lacks nothing."""
+        unfit = any(summary.failed or summary.busy for summary in self.archives.read.values())
+        return not (unfit or self.missing.not_stored or self.missing.in_no_archive)
+
+    def as_json(self, *, names: bool = False) -> dict[str, Any]:
+        """Return the numbers, and on request the names of the missing clips."""
+        archives = self.archives
+        result = {
+            "stored": archives.sum("stored"),
+            "already_cached": archives.sum("present"),
+            "not_in_annotations": archives.sum("not_wanted"),
+            "busy": archives.sum("busy"),
+            "indexed": archives.sum("indexed"),
+            "bytes_read": archives.sum("bytes"),
+            "corrupt": dict(archives.corrupt),
+            "refused": dict(archives.refused),
+            "archives": archives.as_json(),
+            "not_stored": len(self.missing.not_stored),
+            "in_no_archive": len(self.missing.in_no_archive),
+            "interrupted": archives.interrupted,
+        }
+        if names:
+            result["clips_not_stored"] = [clip.key for clip in self.missing.not_stored]
+            result["clips_in_no_archive"] = [clip.key for clip in self.missing.in_no_archive]
+        return result
+
+
+def fill_store(
+    settings: FillSettings, catalog: Catalog, store: Store, *, progress: ArchiveProgress | None = None
+) -> FillResult:
+    """Fill a store with a selection from the archives that hold it, in one pass over each archive.
+
+    A clip that no archive has is remembered as gone, if all archives were read to their end and indexed.
+
+    Args:
+        settings: what to read, and how.
+        catalog: the selection.
+        store: the store to fill.
+        progress: receives the progress.
+
+    Raises:
+        KineticsError: the clips do not fit into the cache or on the disk.
+        FetchError: the list of archives cannot be read.
+        ArchiveError: the list of archives is damaged.
+    """
+    index = settings.index and finds_block_boundaries()
+    names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
+    with _open_if_exists(settings.index_db) as index_db:
+        plan = plan_fill(settings.base, names, catalog, store, index_db, settings.states, index=index)
+    plan.space.check(store, limit=settings.limit, min_free=settings.min_free)
+    results = ArchiveResults(read_before=plan.read_before, failed=plan.failed)
+    jobs = (
+        Job(
+            base=settings.base,
+            archive=name,
+            cache=store.folder,
+            limit=settings.limit,
+            min_free=settings.min_free,
+            catalog=catalog.path,
+            index_db=settings.index_db if index else None,
+            states=settings.states,
+            verify=settings.verify,
+        )
+        for name in plan.to_read
+    )
+    with HistoryRecorder(store.history, results.activity):
+        read_archives(jobs, plan.to_read, results, processes=settings.processes, progress=progress or ArchiveProgress())
+    # Some archives, or a part of them, prove nothing about clips that others may have.
+    missing = MissingClips()
+    if not settings.archives and not results.interrupted:
+        with _open_if_exists(settings.index_db) as index_db:
+            missing = MissingClips.of(catalog, store, index_db)
+        if index and not results.failed and not results.problem:
+            gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
+            store.failure_log.remember_all(missing.in_no_archive, gone)
+    return FillResult(results, missing)
+
+
+@contextmanager
+def _open_if_exists(path: Path) -> Iterator[ArchiveIndexDB | None]:
+    if not path.exists():
+        yield None
+        return
+    with ArchiveIndexDB(path) as index_db:
+        yield index_db

@@ -1,4 +1,4 @@
-"""The clips of a store as a plain tree of files, for tools that are to have them without a mount."""
+"""Export of a store as plain files, for programs that need the clips without a mount."""
 
 from __future__ import annotations
 
@@ -10,65 +10,105 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
-from kinetics_fs.errors import StoreError
+from kinetics_fs.errors import KineticsError, StoreError
 from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
 from kinetics_fs.util.files import fsync, link_or_copy
 
-Report = Callable[[int], object]
-"""Told now and then how many more clips are done."""
+OnProgress = Callable[["ExportResult"], object]
+"""Receives the result so far after each clip."""
 
 
 @dataclass
-class Exported:
-    """What an export came to, in files.
+class ExportResult:
+    """The result of an export, in files unless said otherwise.
 
     Attributes:
-        written: made now.
+        clips: number of clips to export.
+        done: number of clips that were exported, skipped or found missing so far.
+        written: files that were created.
         linked: those of them that are hard links.
-        already_there: with the right content.
-        kept: something else has the name, and was left as it is.
-        not_here: clips that the store does not have.
+        already_there: files that existed with the right content.
+        skipped: names that something else has, which was left as it is.
+        missing: clips that are not cached.
+        problem: the failure that ended the export early.
+        interrupted: Ctrl-C ended the export early.
     """
 
+    clips: int
+    done: int = 0
     written: int = 0
     linked: int = 0
     already_there: int = 0
-    kept: int = 0
-    not_here: int = 0
+    skipped: int = 0
+    missing: int = 0
+    problem: KineticsError | None = None
+    interrupted: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every clip is there as a file."""
+        return not (self.skipped or self.missing or self.problem or self.interrupted)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers without the progress."""
+        left_out = ("clips", "done", "problem")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
-class Export:
-    """Writes `split/class/clip.mp4` for all clips of a catalog that are in a store.
+def export_clips(
+    store: Store,
+    catalog: Catalog,
+    folder: Path,
+    *,
+    class_names: ClassNames,
+    link: bool = True,
+    on_progress: OnProgress = lambda result: None,
+) -> ExportResult:
+    """Write `split/class/clip.mp4` for each clip of a catalog that is cached.
 
-    A file is there whole or not at all, and what has its name already is never touched.
+    A file appears complete or not at all, and whatever has its name already is never changed. An export may end at any
+    point, and be repeated.
 
     Args:
-        store: where the clips are.
-        catalog: which of them are wanted.
-        folder: what to write into; made if it is not there.
+        store: the store that has the clips.
+        catalog: the clips that are wanted.
+        folder: the folder to write into; created if it does not exist.
         class_names: how the folders of classes are named.
-        link: whether hard links will do: those are readable by the owner of the store alone.
+        link: make hard links where possible; only the owner of the store can read them. Else copy.
+        on_progress: receives the result so far.
 
     Raises:
         CatalogError: two classes would share a folder.
     """
+    name_table(catalog.labels(), class_names)
+    export = _Export(store, catalog, folder, class_names, link, on_progress)
+    try:
+        export.run()
+    except KeyboardInterrupt:
+        export.result.interrupted = True
+    except KineticsError as error:
+        export.result.problem = error
+    return export.result
 
+
+class _Export:
     def __init__(
-        self, store: Store, catalog: Catalog, folder: Path, *, class_names: ClassNames, link: bool = True
+        self, store: Store, catalog: Catalog, folder: Path, style: ClassNames, link: bool, on_progress: OnProgress
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._folder = folder
-        self._style = class_names
+        self._style = style
         self._link = link
-        self.exported = Exported()
-        name_table(catalog.labels(), class_names)
+        self._on_progress = on_progress
+        self.result = ExportResult(catalog.clip_count)
 
-    def run(self, report: Report = lambda clips: None) -> None:
-        """Does it; may be broken off at any point, and done again.
+    def run(self) -> None:
+        """Export all clips.
 
         Raises:
             StoreError: the folder cannot be written, or another export is writing there.
@@ -76,58 +116,61 @@ class Export:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
-                self._write_all(report)
+            with self._lock_folder():
+                self._write_all()
         except OSError as error:
             raise StoreError(f"cannot write {error.filename or self._folder}: {error.strerror}") from error
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other exports out of the folder, for names of unfinished files are always the same."""
+    def _lock_folder(self) -> Iterator[None]:
+        """Keep other exports out of the folder: the names of unfinished files are always the same."""
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(f"another export is writing to {self._folder}: let it end first") from None
-            except OSError:  # some file servers cannot lock a folder
+                raise StoreError(
+                    f"cannot export to {self._folder}: another export is writing there; wait until it ends"
+                ) from None
+            except OSError:  # some network filesystems cannot lock a folder
                 pass
             yield
         finally:
             os.close(fd)
 
-    def _write_all(self, report: Report) -> None:
+    def _write_all(self) -> None:
         for page in selection_pages(self._catalog, self._store):
-            place = self._folder / page.directory.split / class_name(str(page.directory.label), self._style)
+            class_folder = self._folder / page.directory.split / class_name(str(page.directory.label), self._style)
             for entry in page.entries:
                 if page.is_cached(entry):
-                    self._export(entry.clip, place)
+                    self._export(entry.clip, class_folder)
                 else:
-                    self.exported.not_here += 1
-                report(1)
+                    self.result.missing += 1
+                self.result.done += 1
+                self._on_progress(self.result)
 
-    def _export(self, clip: Clip, place: Path) -> None:
+    def _export(self, clip: Clip, class_folder: Path) -> None:
         stored = self._store.open(clip)
-        if stored is None:  # evicted meanwhile, or lost
-            self.exported.not_here += 1
+        if stored is None:  # evicted or lost since the page was read
+            self.result.missing += 1
             return
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            target = place / clip.name
+            class_folder.mkdir(parents=True, exist_ok=True)
+            target = class_folder / clip.name
             if os.path.lexists(target):
                 if self._is_right(clip, stored, target):
-                    self.exported.already_there += 1
+                    self.result.already_there += 1
                 else:
-                    self.exported.kept += 1
+                    self.result.skipped += 1
             elif self._write(stored, target):
-                self.exported.written += 1
+                self.result.written += 1
             else:
-                self.exported.kept += 1
+                self.result.skipped += 1
         finally:
             stored.close()
 
     def _is_right(self, clip: Clip, stored: StoredClip, path: Path) -> bool:
-        """Whether a file has the content of a clip."""
+        """Return whether a file has the content of a clip."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -142,28 +185,28 @@ class Export:
             return record is not None and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
     def _write(self, stored: StoredClip, target: Path) -> bool:
-        """Makes a file; whether nobody else made one of this name meanwhile."""
+        """Write a file; return False if another process created one of this name meanwhile."""
         unfinished = target.with_name(f".{target.name}.part")
-        unfinished.unlink(missing_ok=True)  # of an export that was killed
+        unfinished.unlink(missing_ok=True)  # left by an export that was killed
         linked = link_or_copy(stored.fd, unfinished, most=stored.size, link=self._link)
         try:
             if not linked:
                 fsync(unfinished)
-            if not _give_name(unfinished, target):
+            if not _link_new(unfinished, target):
                 return False
         finally:
             unfinished.unlink(missing_ok=True)
-        self.exported.linked += linked
+        self.result.linked += linked
         return True
 
 
-def _give_name(file: Path, name: Path) -> bool:
-    """Gives a file a name that nothing has, at once; whether nothing had it."""
+def _link_new(file: Path, name: Path) -> bool:
+    """Give a file a name atomically; return False if something has that name."""
     try:
         os.link(file, name, follow_symlinks=False)
     except FileExistsError:
         return False
-    except OSError:  # a filesystem without hard links
+    except OSError:  # the filesystem has no hard links
         if os.path.lexists(name):
             return False
         file.rename(name)

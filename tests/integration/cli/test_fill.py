@@ -191,7 +191,7 @@ def test_from_a_folder(world: World, depth: str) -> None:
     told = result(first)
     assert (told["stored"], told["already_cached"], told["indexed"]) == (8, 0, 8)
     assert told["archives"] == {"read": sorted(world.clips), "read_before": [], "failed": {}}
-    assert world.report() == told | {"clips_not_taken": [], "clips_in_no_archive": []}
+    assert world.report() == told | {"clips_not_stored": [], "clips_in_no_archive": []}
 
     again = world.fill("--json")
     assert again.returncode == 0
@@ -210,9 +210,9 @@ def test_from_a_server_only_what_is_wanted(world: World) -> None:
         assert {sent.name for sent in site.requests} == {HEADS, "600/val/k600_val_path.txt"}
         assert world.held() == world.of(HEADS)
         assert done.stdout.splitlines() == [
-            "3 clips stored, 0 already here, 0 not in the annotations, 0 corrupt",
+            "3 clips stored, 0 already cached, 0 not in the annotations, 0 corrupt",
             "1 archives read, 0 read before, 0 failed",
-            f"All of it, with the names of these clips: {world.cache / 'fill-report.json'}",
+            f"Report with the names of missing clips: {world.cache / 'fill-report.json'}",
         ]
         # Another selection is another matter, and what is finished of it is not read again.
         site.requests.clear()
@@ -381,7 +381,7 @@ def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World
     assert done.returncode == 3
     told = result(done)
     assert (told["stored"], told["not_in_annotations"], sum(told["corrupt"].values())) == (4, 1, 1)
-    assert world.report()["clips_not_taken"] == [noise.key]
+    assert world.report()["clips_not_stored"] == [noise.key]
     assert world.report()["clips_in_no_archive"] == [absent.key]
     assert world.held() == world.of(SURFING)
     [gone] = json.loads(kinetics_fs("failures", "list", "--json", "--cache-dir", world.cache).stdout)
@@ -425,7 +425,7 @@ def test_archives_by_name(world: World) -> None:
 
     assert done.returncode == 3
     assert list(result(done)["archives"]["failed"]) == ["600/val/nothing.tar.gz"]
-    assert (result(done)["in_no_archive"], result(done)["not_taken"]) == (0, 0)
+    assert (result(done)["in_no_archive"], result(done)["not_stored"]) == (0, 0)
     assert world.held() == world.of(HEADS)
 
 

@@ -135,13 +135,13 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     told = result(first)
     corrupt = told.pop("corrupt")
     assert told == {
-        "taken": 4,
+        "imported": 4,
         "linked": 4,
         "already_cached": 1,
         "not_in_annotations": 1,
         "busy": 0,
         "unreadable": {"cannot be read: No such file or directory": 1},
-        "passed_over": {"hidden": 2, "not the name of a clip": 3, "not a regular file": 1},
+        "skipped": {"hidden": 2, "not the name of a clip": 3, "not a regular file": 1},
         "interrupted": False,
     }
     assert sum(corrupt.values()) == 3
@@ -160,7 +160,7 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     assert again.returncode == 3
     assert (
         again.stdout.splitlines()[0]
-        == "0 clips taken (0 as hard links), 5 already here, 1 not in the annotations, 3 corrupt"
+        == "0 clips imported (0 as hard links), 5 already cached, 1 not in the annotations, 3 corrupt"
     )
 
 
@@ -168,14 +168,14 @@ def test_import_of_a_selection_reads_no_more(world: World) -> None:
     done = world.run("import", "--split", "train", "--json", "--verify", "decode", world.held)
 
     assert done.returncode == 0, "nothing of the selection was broken"
-    assert (result(done)["taken"], result(done)["not_in_annotations"]) == (1, 6)
+    assert (result(done)["imported"], result(done)["not_in_annotations"]) == (1, 6)
     assert world.in_cache() == {D: world.content[D]}
 
 
 def test_import_as_copies(world: World) -> None:
     done = world.run("import", "--split", "train", "--copy", "--json", world.held)
 
-    assert (result(done)["taken"], result(done)["linked"]) == (1, 0)
+    assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
     assert mode(world.cached_file(D)) == 0o400
     world.files[D].write_bytes(b"changed")
     assert world.in_cache() == {D: world.content[D]}
@@ -192,7 +192,7 @@ def test_import_from_another_filesystem(world: World) -> None:
         assert "copied" in refused.stderr
         done = world.run("import", "--json", place)
 
-    assert (done.returncode, result(done)["taken"], result(done)["linked"]) == (0, 1, 0)
+    assert (done.returncode, result(done)["imported"], result(done)["linked"]) == (0, 1, 0)
     assert world.in_cache() == {D: world.content[D]}
 
 
@@ -233,7 +233,7 @@ def test_import_of_what_is_there_many_times(world: World) -> None:
     assert told["busy"] == 0
     assert world.in_cache() == {clip: world.content[clip] for clip in (A, B, D)} | {CUT: world.content[A]}
     # The others of a clip that is here are not looked at.
-    assert told["taken"] + told["already_cached"] + sum(told["corrupt"].values()) == 2 + 13 + 14
+    assert told["imported"] + told["already_cached"] + sum(told["corrupt"].values()) == 2 + 13 + 14
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -264,15 +264,15 @@ def test_import_broken_off_and_gone_on_with(world: World, number: signal.Signals
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:
-        assert (process.returncode, complaints) == (130, "Interrupted; the same command goes on from here.\n")
-        assert (json.loads(said)["taken"], json.loads(said)["interrupted"]) == (before, True)
+        assert (process.returncode, complaints) == (130, "Interrupted. Run the same command again to resume.\n")
+        assert (json.loads(said)["imported"], json.loads(said)["interrupted"]) == (before, True)
 
     done = world.run("import", "--json", many)
 
     assert done.returncode == 0, done.stderr
     # One may have been moved in, and its process killed before anyone knew: it is taken anew.
-    assert result(done)["taken"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
-    assert result(done)["taken"] + result(done)["already_cached"] == len(clips)
+    assert result(done)["imported"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
+    assert result(done)["imported"] + result(done)["already_cached"] == len(clips)
     assert not list(CacheLayout(world.cache).incoming.iterdir())
     assert {path.stat().st_nlink for path in many.iterdir()} == {2}
 
@@ -284,7 +284,7 @@ def test_import_passes_the_cache_over(world: World) -> None:
         with claim:
             (claim.folder / ABSENT.name).write_bytes(world.content[A])
             done = world.run("import", "--json", world.root)
-    assert (result(done)["taken"], result(done)["busy"]) == (4, 0)
+    assert (result(done)["imported"], result(done)["busy"]) == (4, 0)
 
 
 def test_import_from_a_mount_takes_what_is_fetched_there(world: World, mount: MountFactory, site: VideoSite) -> None:
@@ -294,7 +294,7 @@ def test_import_from_a_mount_takes_what_is_fetched_there(world: World, mount: Mo
     other = world.root / "other"
     done = kinetics_fs("import", *world.arguments, "--cache-dir", other, "--json", there.root)
 
-    assert (result(done)["taken"], result(done)["linked"]) == (1, 0)
+    assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
     assert site.requests == []
 
 
@@ -418,8 +418,8 @@ def test_export_and_import_again(world: World) -> None:
         "written": 4,
         "linked": 4,
         "already_there": 0,
-        "kept": 0,
-        "not_here": 4,
+        "skipped": 0,
+        "missing": 4,
         "interrupted": False,
     }
     assert tree(out) == exported(world, "torchvision")
@@ -431,7 +431,7 @@ def test_export_and_import_again(world: World) -> None:
     assert whole.stdout == "0 files written (0 as hard links), 1 already there, 0 not in the cache\n"
 
     back = kinetics_fs("import", *world.arguments, "--cache-dir", world.root / "other", "--json", out)
-    assert (back.returncode, result(back)["taken"]) == (0, 4)
+    assert (back.returncode, result(back)["imported"]) == (0, 4)
     # And the cache gives a clip up without harm to what was exported.
     with Store(world.cache) as store:
         store.drop(D)
@@ -454,7 +454,7 @@ def test_export_as_copies_never_overwrites(world: World) -> None:
 
     assert done.returncode == 3
     told = result(done)
-    assert (told["written"], told["linked"], told["already_there"], told["kept"]) == (1, 0, 1, 2)
+    assert (told["written"], told["linked"], told["already_there"], told["skipped"]) == (1, 0, 1, 2)
     assert places[A].read_bytes() == other
     assert places[B].is_symlink()
     assert places[D].read_bytes() == world.content[D]
@@ -484,7 +484,7 @@ def test_export_where_it_cannot_be(world: World) -> None:
         os.close(fd)
     assert (busy.returncode, busy.stderr) == (
         1,
-        f"kinetics-fs: another export is writing to {out}: let it end first\n",
+        f"kinetics-fs: cannot export to {out}: another export is writing there; wait until it ends\n",
     )
     (out / "train").write_bytes(b"a file")
     blocked = world.run("export", out)

@@ -39,8 +39,8 @@ def index(world: World, name: str, *arguments: str | Path, cache: Path | None = 
     return kinetics_fs("index", name, *options, *arguments, timeout=110)
 
 
-def info(world: World, cache: Path | None = None) -> list[dict[str, Any]]:
-    rows = json.loads(index(world, "info", "--json", cache=cache).stdout)
+def listed(world: World, cache: Path | None = None) -> list[dict[str, Any]]:
+    rows = json.loads(index(world, "list", "--json", cache=cache).stdout)
     assert isinstance(rows, list)
     return rows
 
@@ -53,8 +53,8 @@ def built(world: World) -> World:
 
 
 def test_build(world: World) -> None:
-    assert index(world, "info").stdout == "No index of an archive is here.\n"
-    assert info(world) == []
+    assert index(world, "list").stdout == "No archive is indexed.\n"
+    assert listed(world) == []
 
     done = index(world, "build", "--split", "validation", "--json")
 
@@ -67,8 +67,8 @@ def test_build(world: World) -> None:
     }
     assert world.held() == {}, "no clip is kept"
     size = (world.folder / HEADS).stat().st_size
-    assert info(world)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
-    lines = [line.split() for line in index(world, "info").stdout.splitlines()]
+    assert listed(world)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
+    lines = [line.split() for line in index(world, "list").stdout.splitlines()]
     assert lines[0] == ["archive", "clips", "size"]
     assert lines[-1][:3] == ["2", "archives", "7"]
 
@@ -88,7 +88,7 @@ def test_build_in_part(world: World) -> None:
 
     assert part.returncode == 3
     assert f"failed: {SURFING}: " in part.stdout
-    assert [row["archive"] for row in info(world)] == [HEADS]
+    assert [row["archive"] for row in listed(world)] == [HEADS]
 
 
 def test_mount_opens_clips_out_of_archives(
@@ -115,9 +115,9 @@ def test_verify(built: World) -> None:
     assert every.returncode == 0
     assert json.loads(every.stdout) == {"archives": 3, "wrong_archives": {}, "clips_read": 8, "wrong_clips": {}}
     some = index(built, "verify", "--sample", "5")
-    assert some.stdout == "3 archives looked at, 0 wrong; 5 clips, 0 wrong\n"
+    assert some.stdout == "3 archives checked, 0 wrong; 5 clips read, 0 wrong\n"
     one = index(built, "verify", "--archive", HEADS)
-    assert one.stdout == "1 archives looked at, 0 wrong; 3 clips, 0 wrong\n"
+    assert one.stdout == "1 archives checked, 0 wrong; 3 clips read, 0 wrong\n"
 
     damaged(built.folder / HEADS)  # its length stays
     built.write(TRAIN, b"something else")
@@ -144,7 +144,7 @@ def test_handed_on(built: World, tmp_path: Path) -> None:
         0,
         "3 indexes of 8 clips imported, 0 of them in place of earlier ones\n",
     )
-    assert info(built, other) == info(built)
+    assert listed(built, other) == listed(built)
     again = json.loads(index(built, "import", "--json", file, cache=other).stdout)
     assert again == {"imported": 3, "replaced": 3, "clips": 8, "refused": None}
     assert index(built, "verify", "--all", cache=other).returncode == 0
@@ -160,7 +160,7 @@ def test_handed_on(built: World, tmp_path: Path) -> None:
         check=False,
     )
     assert piped.returncode == 0, piped.stderr
-    assert [row["archive"] for row in info(built, tmp_path / "third")] == [HEADS]
+    assert [row["archive"] for row in listed(built, tmp_path / "third")] == [HEADS]
 
 
 def test_untrusted_file(built: World, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_untrusted_file(built: World, tmp_path: Path) -> None:
     assert len(part.stderr.splitlines()) == 1
     assert f"index 2 in {file}: " in part.stderr
     assert json.loads(part.stdout)["imported"] == 1
-    assert [row["archive"] for row in info(built, other)] == [first]
+    assert [row["archive"] for row in listed(built, other)] == [first]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_file_that_is_none(world: World, tmp_path: Path, content: bytes) -> None
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
     assert f"index 1 in {file}: " in done.stderr
-    assert info(world) == []
+    assert listed(world) == []
 
 
 def test_remove(built: World) -> None:
@@ -214,11 +214,11 @@ def test_remove(built: World) -> None:
     for misused in ((), ("--all", "--archive", HEADS)):
         assert index(built, "remove", *misused).returncode == 2
     assert index(built, "remove", "--archive", "600/val/nothing.tar.gz").returncode == 1
-    assert len(info(built)) == 3
+    assert len(listed(built)) == 3
     assert index(built, "remove", "--archive", HEADS).stdout == "1 removed\n"
-    assert [row["archive"] for row in info(built)] == [TRAIN, SURFING]
+    assert [row["archive"] for row in listed(built)] == [TRAIN, SURFING]
     assert index(built, "remove", "--all").stdout == "2 removed\n"
-    assert info(built) == []
+    assert listed(built) == []
 
 
 @pytest.mark.parametrize("name", ["verify", "export", "remove"])

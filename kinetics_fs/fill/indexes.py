@@ -1,0 +1,236 @@
+"""Archive indexes of a cache as a whole: build, verify, export and import them."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import ArchiveError, KineticsError
+from kinetics_fs.fill.archive_job import Job
+from kinetics_fs.fill.plan import find_versions, indexed_archives
+from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archives
+from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.sources.archive.base import Version
+from kinetics_fs.sources.archive.extract import extract
+from kinetics_fs.sources.archive.index import ArchiveIndex, Record, read_indexes, write_index
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.libz import finds_block_boundaries
+from kinetics_fs.sources.archive.reader import open_archive
+
+_MAX_READS = 4
+
+
+def select_archives(index_db: ArchiveIndexDB, names: Sequence[str]) -> list[str]:
+    """Return these names, each once, or the names of all indexed archives if there are none.
+
+    Raises:
+        ArchiveError: one of the archives is not indexed.
+    """
+    indexed = [archive.archive for archive in index_db.archives()]
+    for name in names:
+        if name not in indexed:
+            raise ArchiveError(f"the cache has no index of {name}; see kinetics-fs index list")
+    return list(dict.fromkeys(names)) or indexed
+
+
+def build_indexes(
+    base: str,
+    names: Sequence[str],
+    index_db: Path,
+    *,
+    cache: Path,
+    states: Path,
+    processes: int,
+    progress: ArchiveProgress | None = None,
+) -> ArchiveResults:
+    """Index archives in one pass over each. Archives that are indexed in their current version are not read again.
+
+    Args:
+        base: http(s) or s3 address, or folder, that has the archives.
+        names: the archives to index.
+        index_db: file of the archive index database; created if it does not exist.
+        cache: the cache directory.
+        states: folder for the state of half-read archives.
+        processes: number of archives to read at the same time.
+        progress: receives the progress.
+
+    Raises:
+        ArchiveError: this Python cannot build indexes.
+    """
+    if not finds_block_boundaries():
+        raise ArchiveError("cannot build an index: this Python links zlib statically; use a Python with a shared libz")
+    versions, failed = find_versions(base, names)
+    with ArchiveIndexDB(index_db) as opened:
+        indexed = indexed_archives(opened, versions)
+    results = ArchiveResults(read_before=[name for name in versions if name in indexed], failed=failed)
+    jobs = (
+        Job(
+            base=base,
+            archive=name,
+            cache=cache,
+            limit=None,
+            min_free=0,
+            catalog=None,
+            index_db=index_db,
+            states=states,
+            verify=VerifyLevel.NONE,
+            keep=False,
+        )
+        for name in versions
+        if name not in indexed
+    )
+    read_archives(jobs, versions, results, processes=processes, progress=progress or ArchiveProgress())
+    return results
+
+
+# Verification
+
+
+@dataclass
+class IndexCheck:
+    """The result of verifying indexes.
+
+    Attributes:
+        archives: number of archives.
+        clips: number of clips to read.
+        clips_read: number of clips that were read.
+        wrong_archives: archives that cannot be read, or are not the version that was indexed, with the reasons.
+        wrong_clips: clips that cannot be read by the index, as `archive: clip`, with the reasons.
+    """
+
+    archives: int
+    clips: int = 0
+    clips_read: int = 0
+    wrong_archives: dict[str, str] = field(default_factory=dict)
+    wrong_clips: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """Wrong archives and clips, with the reasons."""
+        return self.wrong_archives | self.wrong_clips
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all but the number of clips to read."""
+        result = dataclasses.asdict(self)
+        del result["clips"]
+        return result
+
+
+def verify_indexes(
+    base: str,
+    names: Sequence[str],
+    index_db: ArchiveIndexDB,
+    *,
+    sample: int | None,
+    on_progress: Callable[[IndexCheck], object] = lambda check: None,
+) -> IndexCheck:
+    """Read clips by the indexes, and compare their sizes and checksums. Nothing is stored.
+
+    Args:
+        base: http(s) or s3 address, or folder, that has the archives.
+        names: the archives to verify; all of them are indexed.
+        index_db: the indexes.
+        sample: number of clips to read, at random; None for all.
+        on_progress: receives the check so far after each clip.
+    """
+    indexed = {archive.archive: archive for archive in index_db.archives()}
+    versions, failed = find_versions(base, names)
+    check = IndexCheck(len(names), wrong_archives=failed)
+    for name, version in versions.items():
+        if indexed[name].version.size != version.size:
+            check.wrong_archives[name] = "not the version that was indexed"
+    readable = [name for name in versions if name not in check.wrong_archives]
+    total = sum(indexed[name].clips for name in readable)
+    chosen = range(total) if sample is None else sorted(random.sample(range(total), min(sample, total)))
+    check.clips = len(chosen)
+    first = 0
+    with ThreadPoolExecutor(_MAX_READS) as pool:
+        for name in readable:
+            numbers = [number - first for number in chosen if first <= number < first + indexed[name].clips]
+            first += indexed[name].clips
+            for index in index_db.indexes([name]) if numbers else ():
+                # A copy elsewhere may have another entity tag: its clips tell whether it is the same archive.
+                current = dataclasses.replace(index, etag=versions[name].etag)
+                records = sorted(current.records.items())
+                clips = [records[number] for number in numbers]
+                mistakes = pool.map(lambda clip, current=current: _find_mistake(base, current, *clip), clips)
+                for (clip, _), mistake in zip(clips, mistakes, strict=True):
+                    check.clips_read += 1
+                    if mistake:
+                        check.wrong_clips[f"{name}: {clip.key}"] = mistake
+                    on_progress(check)
+    return check
+
+
+def _find_mistake(base: str, index: ArchiveIndex, clip: Clip, record: Record) -> str | None:
+    """Return why a clip cannot be read by an index; None if it can."""
+    archive = open_archive(archive_address(base, index.archive))
+    try:
+        with closing(archive.read(record.begin, record.end, Version(index.size, index.etag))) as pieces:
+            for _ in extract(clip, record, pieces, gzipped=index.gzipped):
+                pass
+    except KineticsError as error:
+        return str(error)
+    return None
+
+
+# Index files
+
+
+@dataclass
+class ImportedIndexes:
+    """The result of importing indexes.
+
+    Attributes:
+        imported: number of indexes that were imported.
+        replaced: number of those of them that replaced an earlier index.
+        clips: number of clips in them.
+        refused: why an index was refused, with everything that follows it in the file; None if none was.
+    """
+
+    imported: int = 0
+    replaced: int = 0
+    clips: int = 0
+    refused: str | None = None
+
+
+def export_indexes(index_db: ArchiveIndexDB, names: Sequence[str], file: BinaryIO) -> int:
+    """Write indexes to a file, and return how many were written. Such files may be concatenated."""
+    count = 0
+    for index in index_db.indexes(names):
+        write_index(index, file)
+        count += 1
+    return count
+
+
+def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO) -> ImportedIndexes:
+    """Import the indexes in a file that `export_indexes` wrote. An index replaces an earlier one of the same archive.
+
+    Raises:
+        ArchiveError: the first index in the file is invalid, so that nothing was imported.
+    """
+    earlier: Collection[str] = {archive.archive for archive in index_db.archives()}
+    result = ImportedIndexes()
+    indexes = read_indexes(file)
+    while True:
+        try:
+            index = next(indexes, None)
+        except ArchiveError as error:
+            result.refused = f"index {result.imported + 1:,} in {file.name}: {error}"
+            if not result.imported:
+                raise ArchiveError(result.refused) from error
+            return result
+        if index is None:
+            return result
+        index_db.add(index)
+        result.imported += 1
+        result.clips += len(index.records)
+        result.replaced += index.archive in earlier
