@@ -51,7 +51,7 @@ class SourceStatus:
     Attributes:
         blocked_for: seconds until a clip is requested from the source again; 0 if that request is due or in progress;
             None if the source is not blocked.
-        reason: what the source answered when it blocked this machine; empty if it never did.
+        reason: answer with which the source blocked this machine; empty if it never did.
         fetches_last_hour: number of clips requested from it in the last hour.
     """
 
@@ -275,7 +275,7 @@ class OpenCounts:
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """What the opens of a mount may fetch, and what they have fetched.
+    """The limits on the fetches that opens may start, and how much of them is used.
 
     Attributes:
         allowed: whether opens may fetch at all; false with `--only cached`.
@@ -314,7 +314,7 @@ class MountStatus:
         cache: the cache, as in `StoreStatus`.
         sources: the sources, as in `StoreStatus`.
         failures: the remembered failures, as in `StoreStatus`.
-        budget: what opens may fetch.
+        budget: the limits on fetches that opens start.
         evicted: number of clips that this mount evicted.
         prefetches: the running prefetches and the last ones that ended.
     """

@@ -33,7 +33,7 @@ class StatusCollector:
         store: the cache.
         fetcher: the fetcher of the mount.
         prefetches: the prefetches of the mount.
-        budget: what opens may fetch.
+        budget: the limits on fetches that opens start.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite)
         listed = subprocess.run(["ls", "-lR", slow.root], capture_output=True, check=True, timeout=60)
         assert listed.stdout.count(b".mp4") > 30
         status = kinetics_fs("status", slow.root, timeout=60)
-        assert "30 under way" in status.stdout
+        assert "30 pending" in status.stdout
         assert [reader.poll() for reader in readers] == [None] * 30
 
 

@@ -118,7 +118,7 @@ def test_it_says_when_it_is_ready_and_how_it_is(services: Services, tmp_path: Pa
 def test_without_a_watchdog_there_are_no_signs_of_life(services: Services) -> None:
     manager, process = services.start(f"@kinetics-fs-test-{os.getpid()}", WATCHDOG_USEC="400000", WATCHDOG_PID="1")
     manager.wait_for("STATUS", "0 clips in the cache")
-    assert not [pid for pid in descendants(process.pid) if "watchdog" in command_line(pid)]
+    assert not [pid for pid in descendants(process.pid) if "mount.systemd" in command_line(pid)]
     process.terminate()
     manager.wait_for("STOPPING", "1")
     assert not [message for message in manager.messages if "WATCHDOG" in message]
@@ -137,7 +137,7 @@ def test_no_sign_of_life_while_the_loop_is_stuck(services: Services, tmp_path: P
         pytest.skip("looking into the kernel's waits needs root")
     manager, process = services.start(str(tmp_path / "notify"), WATCHDOG_USEC="400000")
     manager.wait_for("WATCHDOG", "1")
-    [watchdog] = [pid for pid in descendants(process.pid) if "watchdog" in command_line(pid)]
+    [watchdog] = [pid for pid in descendants(process.pid) if "mount.systemd" in command_line(pid)]
     assert b"NOTIFY_SOCKET" not in Path(f"/proc/{watchdog}/environ").read_bytes()
     with held_up(process.pid):
         wait_until(lambda: "request_wait_answer" in Path(f"/proc/{watchdog}/wchan").read_text())

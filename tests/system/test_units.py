@@ -1,4 +1,4 @@
-"""The units, and what installs them; `test_boot` has them live."""
+"""The systemd units and their installation; `test_boot` boots a Debian with them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_systemd_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(name: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     for path in (UNITS / name).parent.glob("*@.*"):
-        # As if the programs were installed for the system.
+        # systemd resolves program names only in the directories of the system.
         text = re.sub(r"^(Exec\w+=-?)kinetics-fs ", rf"\1{BIN}/kinetics-fs ", path.read_text(), flags=re.MULTILINE)
         (tmp_path / path.name).write_text(text)
     unit = tmp_path / Path(name).name.replace("@.", "@mnt-kinetics.")
@@ -31,12 +31,12 @@ def test_systemd_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_nothing_hides_the_mount() -> None:
+def test_no_option_hides_the_mount() -> None:
     text = (UNITS / "kinetics-fs@.service").read_text()
-    given = {line.split("=")[0] for line in text.splitlines() if "=" in line and not line.startswith("#")}
+    options = {line.split("=")[0] for line in text.splitlines() if "=" in line and not line.startswith("#")}
     hiding = r"Private(Tmp|Devices|Mounts|IPC|Users)|Protect(System|Home|Kernel\w+|Proc|ControlGroups)|ProcSubset"
     hiding += r"|\w+Paths|TemporaryFileSystem|MountFlags|Root\w+|DynamicUser"
-    assert not [name for name in given if re.fullmatch(hiding, name)]
+    assert not [name for name in options if re.fullmatch(hiding, name)]
 
 
 def install(root: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -65,13 +65,13 @@ def test_install_and_remove(tmp_path: Path) -> None:
     assert (root / "usr/sbin/mount.fuse.kinetics-fs").readlink() == programs / "mount.kinetics-fs"
 
     (root / "usr/local/bin/kinetics-fs").unlink()
-    (root / "usr/local/bin/kinetics-fs").write_text("somebody else's")
-    assert "left alone" in install(root, programs).stderr
+    (root / "usr/local/bin/kinetics-fs").write_text("a file of another package")
+    assert "usr/local/bin/kinetics-fs: it is not a link of kinetics-fs" in install(root, programs).stderr
     assert install(root, "--remove", programs).returncode == 0
     assert installed(root) == {"usr/local/bin/kinetics-fs"}
 
 
-def test_install_without_programs_says_so(tmp_path: Path) -> None:
+def test_install_without_programs_is_refused(tmp_path: Path) -> None:
     done = install(tmp_path / "root", tmp_path)
     assert done.returncode == 1
     assert str(tmp_path) in done.stderr

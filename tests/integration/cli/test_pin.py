@@ -60,7 +60,7 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
     assert "more than --cache-size (1.0 kB)" in again.stderr
     listed = said("list", *filled)
     assert listed["total"]["clips"] == 6
-    assert "; 6 clips are pinned, 3 of them here, " in kinetics_fs("status", "--cache-dir", cache).stdout
+    assert "; 6 clips pinned, 3 of them cached, " in kinetics_fs("status", "--cache-dir", cache).stdout
     assert [(row["split"], row["label"], row["clips"], row["cached"]) for row in listed["classes"]] == [
         ("train", SURFING, 2, 0),
         ("validation", MASSAGE, 1, 1),

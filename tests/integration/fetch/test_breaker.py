@@ -90,7 +90,7 @@ def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, s
     error_of(fetcher().request(CLIP))
 
     said = kinetics_fs("status", "--cache-dir", store.folder).stdout
-    assert "youtube: left alone for another" in said
+    assert "youtube: blocked, not used for another" in said
     report = json.loads(kinetics_fs("status", "--json", "--cache-dir", store.folder).stdout)
     assert 0 < report["sources"]["youtube"]["blocked_for"] <= 60
 
