@@ -181,16 +181,17 @@ class _FolderImport:
             KineticsError: the limit or the disk is too small.
         """
         usage = self._store.usage()
+        refusal = f"cannot import {one_line(str(self._folder))}"
         if self._bytes and limit is not None and usage.bytes + self._bytes > limit:
             raise KineticsError(
-                f"cannot import {one_line(str(self._folder))}: its clips have {filesize.decimal(self._bytes)}, the cached clips"
+                f"{refusal}: its clips have {filesize.decimal(self._bytes)}, the cached clips"
                 f" {filesize.decimal(usage.bytes)}, and --cache-size is {filesize.decimal(limit)}; give a larger"
                 " --cache-size or select less"
             )
         free = max(0, usage.disk_free - min_free)
         if self._bytes_to_copy > free:
             raise KineticsError(
-                f"cannot import {one_line(str(self._folder))}: {filesize.decimal(self._bytes_to_copy)} must be copied, and the disk of"
+                f"{refusal}: {filesize.decimal(self._bytes_to_copy)} must be copied, and the disk of"
                 f" {self._store.folder} has space for {filesize.decimal(free)}; give a --cache-dir on another disk or"
                 " select less"
             )
