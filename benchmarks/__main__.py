@@ -1,4 +1,7 @@
-"""`python -m benchmarks NAME… [--quick] [--json FILE]`: measures, prints a table, and writes the same as JSON."""
+"""Benchmarks against peers: `python -m benchmarks NAME… [--quick] [--json FILE]`.
+
+Each benchmark prints a table. With `--json`, the rows of all tables are written to a file too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from benchmarks.report import Row, machine, table
 
 
 class Benchmark(Protocol):
-    """Measures, on less and less often if it is to be `quick`."""
+    """Measure and return rows; with `quick`, on less data and in fewer rounds."""
 
     def __call__(self, *, quick: bool) -> Sequence[Row]: ...
 
@@ -33,10 +36,12 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure kinetics-fs against peers. Print a table for each benchmark."
+    )
     parser.add_argument("names", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--quick", action="store_true", help="measure less, in under a minute each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    parser.add_argument("--quick", action="store_true", help="measure less data in fewer rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of all benchmarks to FILE too")
     arguments = parser.parse_args()
 
     rows: list[Row] = []

@@ -1,18 +1,17 @@
-"""Archives of clips: one clip out of a `.tar.gz`, the index that it takes, and whole archives into a folder or store.
+"""Archives of clips: one clip out of a `.tar.gz`, its index, and whole archives into a folder or a store.
 
-The clips are made here: h264 and aac, of noise, movement and flat parts, so that they deflate as little as real ones
-do (to 0.99; real archives: 0.993). No real archive was at hand: see what these numbers become on one before promising
-them. The archive is `tar | gzip -6` of many clips of which some are alike, too far apart for deflate to notice.
+The benchmark makes the clips: h264 and aac, with noise, movement and flat parts, so that they deflate as little as real
+clips do (to 0.99; real archives: 0.993). No real archive was measured: repeat this on one before you rely on a number.
+The archive is `tar | gzip -6` of many clips. Some are alike, too far apart for deflate to find the repetition.
 
-Whole archives: from a disk to a disk, in one process; the peers are what people run, `tar xzf`, the best that there is
-in C, `bsdtar`, and as floors a tar without compression and a copy of the clips. From nginx: `kinetics-fs fill` as it is
-and doing no more than others do, beside `wget` then `tar xzf` and the like, with and without a limit on each
-connection, on one core and on all.
+- Whole archives, from disk to disk, in one process. Peers: `tar xzf`, which people run; `bsdtar`, the fastest in C; as
+  lower bounds, a tar without compression and a copy of the clips.
+- Whole archives from nginx: `kinetics-fs fill`, once as it is and once without index and verification, next to `wget`
+  then `tar xzf` and the like. With and without a limit on each connection, on one core and on all cores.
+- One clip, by closed range requests to nginx, directly and over a link with a round-trip time of 50 ms. Peer: the clip
+  as a file on the same server, which is a lower bound.
 
-One clip: closed requests to nginx, directly and over a line of 50 ms; the peer is the clip itself as a file on the same
-server, which is the best that there can be.
-
-Peers take turns within each round. Of a peer that is not installed the row says so.
+Peers run in turn within each round. A peer that is not installed has a row without a number.
 """
 
 from __future__ import annotations
@@ -53,17 +52,19 @@ _ID = string.ascii_letters + string.digits + "-_"
 
 NAME = "600/train/juggling.tar.gz"
 ROUND_TRIP = 0.05
-"""Seconds, of the line."""
+"""Round-trip time of the link, in seconds."""
 
 
 class Scale(NamedTuple):
+    """How much is measured."""
+
     distinct: int
-    """Clips that are really encoded."""
+    """Number of different encodings; further clips are copies with another trailing box."""
     clips: int
     rounds: int
     served_rounds: int
     slow_rounds: int
-    """With a limit on each connection."""
+    """Rounds with a limit on each connection."""
     reads: int
 
 
@@ -72,7 +73,7 @@ QUICK = Scale(6, 30, 1, 1, 1, 10)
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Measures everything; takes some six minutes, with `quick` less than one."""
+    """Measure everything, in about six minutes; with `quick` in less than one."""
     scale = QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
@@ -80,7 +81,7 @@ def run(*, quick: bool = False) -> Sequence[Row]:
         clips = make_archive(folder, scale)
         rows = _whole(folder, clips, scale)
         if find_nginx() is None:
-            return [*rows, Row("from a server: NOT MEASURED, nginx is not installed", None)]
+            return [*rows, Row("from a server: not measured, nginx is not installed", None)]
         state = folder / "nginx"
         state.mkdir()
         with nginx(folder, state, rate="20m") as url:
@@ -89,11 +90,11 @@ def run(*, quick: bool = False) -> Sequence[Row]:
         return rows
 
 
-# What is measured -------------------------------------------------------------------------------------------------
+# Measurements -----------------------------------------------------------------------------------------------------
 
 
 def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
-    archive = folder / "held" / NAME
+    archive = folder / "archives" / NAME
     size = sum(path.stat().st_size for path in clips.values())
     plain = folder / "plain.tar"
     subprocess.run(["tar", "cf", plain, "-C", folder, "clips"], check=True)
@@ -113,9 +114,9 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
         scan.finish()
 
     def fill(out: Path) -> None:
-        base = str(folder / "held")
+        base = str(folder / "archives")
         summary = fill_archive(
-            Job(base, NAME, out / "cache", None, 0, None, out / "shelf", out / "fills", VerifyLevel.CONTAINER)
+            Job(base, NAME, out / "cache", None, 0, None, out / "index", out / "fills", VerifyLevel.CONTAINER)
         )
         assert summary.stored == len(clips), summary
 
@@ -148,7 +149,7 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
 
 
 def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> list[Row]:
-    """From a server into a folder: our command beside those of others."""
+    """Measure `fill` from a server into a cache, next to downloads and unpackers."""
     size = sum(path.stat().st_size for path in clips.values())
     annotations = folder / "annotations.csv"
     lines = (f"juggling,{clip.youtube_id},{clip.start},{clip.end},train" for clip in clips)
@@ -178,9 +179,9 @@ def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
     rows, _ = _without_missing(ways(url))
     cores = sorted(os.sched_getaffinity(0))
     situations = [
-        ("all cores", f"{url}/held", cores, scale.served_rounds, 0.5),
-        ("one core", f"{url}/held", cores[:1], scale.served_rounds, None),
-        ("20 MB/s a connection", f"{url}/limited/held", cores, scale.slow_rounds, 0.2),
+        ("all cores", f"{url}/archives", cores, scale.served_rounds, 0.5),
+        ("one core", f"{url}/archives", cores[:1], scale.served_rounds, None),
+        ("20 MB/s a connection", f"{url}/limited/archives", cores, scale.slow_rounds, 0.2),
     ]
     for situation, base, some, rounds, bound in situations:
         _, there = _without_missing(ways(base))
@@ -193,7 +194,7 @@ def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
                 for what, goal in (("wall", target), ("cpu", None)):
                     own, other = (getattr(costs[one], what) / size * 1e9 for one in (ours, name))
                     rows.append(Row(f"{ours}, {situation}: {what} s/GB", own, other, name, goal))
-        if some == cores and base == f"{url}/held":
+        if some == cores and base == f"{url}/archives":
             rows.append(Row("fill: peak memory, MB", costs["fill"].memory / 1e6))
             own, other = ((_peak_disk(there[name], folder / "out") - size) / 1e6 for name in ("fill", _USUAL))
             rows.append(Row("fill: peak disk beyond the clips, MB", own, other, _USUAL))
@@ -201,7 +202,7 @@ def _served(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
 
 
 def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> list[Row]:
-    base = f"{url}/held"
+    base = f"{url}/archives"
     scan = Scan()
     archive = open_archive(f"{base}/{NAME}")
     version = archive.version()
@@ -214,7 +215,7 @@ def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
     path = folder / "index"
     with path.open("wb") as file:
         write_index(index, file)
-    with ArchiveIndexDB(folder / "shelf") as index_db:
+    with ArchiveIndexDB(folder / "indexes.sqlite") as index_db:
         index_db.add(index)
     asked = [(record.end - record.begin) / record.size for record in scan.records.values()]
     rows = [
@@ -222,12 +223,12 @@ def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
         Row("index: kB a GB of archive", path.stat().st_size / version.size * 1e6),
         Row("index: share of clips in it", len(scan.records) / len(clips), target=Target("ours", ">=", 1)),
         Row("one clip: bytes asked for, in clips (median)", median(asked), target=Target("ours", "<=", 1.05)),
-        Row("one clip: the same (largest)", max(asked)),
+        Row("one clip: bytes asked for, in clips (largest)", max(asked)),
     ]
     chosen = random.Random(1).sample(sorted(clips), min(scale.reads, len(clips)))
     with Link(int(url.rsplit(":", 1)[1]), rtt=ROUND_TRIP) as link:
-        for line, address in (("loopback", url), (f"{ROUND_TRIP * 1e3:.0f} ms", link.url)):
-            source = ArchiveSource(f"{address}/held", folder / "shelf")
+        for link_name, address in (("loopback", url), (f"{ROUND_TRIP * 1e3:.0f} ms", link.url)):
+            source = ArchiveSource(f"{address}/archives", folder / "indexes.sqlite")
             ours, peer = [], []
             for clip in [chosen[0], *chosen]:  # the first opens the connection
                 job = folder / "job"
@@ -244,7 +245,7 @@ def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
                 shutil.rmtree(job)
             rows.append(
                 Row(
-                    f"one clip, {line}: ms (median)",
+                    f"one clip, {link_name}: ms (median)",
                     median(ours[1:]) * 1e3,
                     median(peer[1:]) * 1e3,
                     "the clip as a file",
@@ -254,27 +255,27 @@ def _single(folder: Path, clips: dict[Clip, Path], url: str, scale: Scale) -> li
 
 
 _Way = Callable[[Path], int | None]
-"""Puts the clips into a folder; says how many bytes of memory other processes took for it, at most."""
+"""Writes the clips into a folder. Returns the peak memory of its child processes in bytes."""
 
 _USUAL = "wget; tar xzf"
-"""What people do."""
+"""The usual way to get the clips of an archive."""
 
 _OUT = Path("/out")
-"""In a command: the folder for the clips."""
+"""Placeholder in a command for the output folder."""
 
 
 class _Cost(NamedTuple):
     cpu: float
     wall: float
     memory: float
-    """Bytes of other processes, at most. Less than this one has cannot be seen: they begin as copies of it."""
+    """Peak memory of child processes in bytes; at least that of this process, which they begin as copies of."""
 
 
 def _pipe(*commands: Sequence[str | Path]) -> _Way:
-    """The way of commands of which each reads what the one before writes."""
+    """Return a way that runs a pipeline of commands."""
 
     def way(out: Path) -> int:
-        # Only whole words, and the beginnings of paths, stand for the folder.
+        # `_OUT` is replaced where it is a whole word or the beginning of a path.
         places = [[_placed(word, out) for word in command] for command in commands]
         processes: list[subprocess.Popen[bytes]] = []
         for number, command in enumerate(places):
@@ -302,14 +303,14 @@ def _placed(word: str | Path, out: Path) -> str:
 
 
 def _without_missing(ways: dict[str, _Way]) -> tuple[list[Row], dict[str, _Way]]:
-    """A row for each way whose programs are not all here, and the others."""
+    """Return a row for each way with a program that is not installed, and the other ways."""
     missing = {name for name, way in ways.items() if not all(map(shutil.which, getattr(way, "programs", [])))}
-    rows = [Row(f"beside {name}: NOT MEASURED, it is not installed", None) for name in sorted(missing)]
+    rows = [Row(f"next to {name}: not measured, it is not installed", None) for name in sorted(missing)]
     return rows, {name: way for name, way in ways.items() if name not in missing}
 
 
 def _compare(out: Path, ways: dict[str, _Way], rounds: int) -> dict[str, _Cost]:
-    """The medians of what each way costs: in each round all ways take their turn."""
+    """Return the median cost of each way. All ways run in turn in each round."""
     costs: dict[str, list[_Cost]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -333,30 +334,30 @@ def _cost(way: _Way, out: Path) -> _Cost:
 def _peak_disk(way: _Way, out: Path) -> int:
     out.mkdir()
     ended = threading.Event()
-    most = 0
+    peak = 0
 
-    def look() -> None:
-        nonlocal most
+    def watch() -> None:
+        nonlocal peak
         while not ended.wait(0.03):
             total = 0
             for path in out.rglob("*"):
                 with suppress(FileNotFoundError):
                     total += path.lstat().st_size if not path.is_dir() else 0
-            most = max(most, total)
+            peak = max(peak, total)
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     way(out)
     time.sleep(0.1)
     ended.set()
-    looking.join()
+    watcher.join()
     shutil.rmtree(out)
-    return most
+    return peak
 
 
 @contextmanager
 def _on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """What is started here has these cores."""
+    """Restrict this process, and the processes that it starts, to these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -365,11 +366,11 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-# What is needed for it --------------------------------------------------------------------------------------------
+# Data -------------------------------------------------------------------------------------------------------------
 
 
 def make_archive(folder: Path, scale: Scale) -> dict[Clip, Path]:
-    """The archive below `held`, and its clips as files below `clips`."""
+    """Write the archive below `archives`, and its clips as files below `clips`; return those files."""
     made = [folder / f"{number}.mp4" for number in range(scale.distinct)]
     for number, path in enumerate(made):
         chance = random.Random(number)
@@ -393,11 +394,11 @@ def make_archive(folder: Path, scale: Scale) -> dict[Clip, Path]:
         start = chance.randrange(300)
         clip = Clip("".join(chance.choices(_ID, k=11)), start, start + 10)
         clips[clip] = files / clip.name
-        # Each is made different by a box at its end that says nothing (ISO/IEC 14496-12, 8.1.2).
+        # A free box at the end makes each file different (ISO/IEC 14496-12, 8.1.2).
         filler = chance.randbytes(chance.randrange(4_000))
         box = struct.pack(">I4s", len(filler) + 8, b"free") + filler
         clips[clip].write_bytes(made[number % scale.distinct].read_bytes() + box)
-    archive = folder / "held" / NAME
+    archive = folder / "archives" / NAME
     archive.parent.mkdir(parents=True)
     names = "".join(f"./{clip.name}\n" for clip in clips).encode()
     with archive.open("wb") as packed:

@@ -1,8 +1,8 @@
 """The catalog at full size: 650,000 rows, as many as the largest release has.
 
-The peer is what tools that keep annotations in memory do: `csv.DictReader` into a dict of lists, per split and class.
-Each measurement runs in a fresh interpreter that has imported the same modules, so that memory is the task's own: the
-peak of the process less the peak of one that did nothing. All numbers are medians of three runs.
+The peer does as tools that keep annotations in memory do: `csv.DictReader` into a dict of lists, per split and class.
+Each measurement runs in a new interpreter with the same modules imported. Its memory is the peak of that process less
+the peak of a process that did nothing. All numbers are medians of three runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PEER = "csv.DictReader into memory"
 
 
 def write_annotations(annotations: Path, rows: int) -> None:
-    """Makes a list like DeepMind's: sorted by id, five columns, starts spread as in Kinetics-600 (median 25 s)."""
+    """Write annotations like DeepMind's: sorted by id, five columns, starts spread as in Kinetics-600 (median 25 s)."""
     draw = random.Random(600)
     labels = [f"class of people doing thing {number}" for number in range(CLASSES)]
     ids = sorted("".join(draw.choices(_ID, k=11)) for _ in range(rows))

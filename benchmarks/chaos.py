@@ -1,9 +1,9 @@
-"""Three minutes in which nothing is left alone: processes are killed and the network breaks, and no clip is wrong.
+"""Three minutes of crashes and network faults, in which no clip may be wrong.
 
-A mount and a prefetch on one cache fetch from a YouTube on this machine, by the real extractor, while readers check
-every clip that they get. Meanwhile, at random, worker processes, their ffmpeg, the prefetch and the mount are killed
-(SIGKILL; the mount is mounted anew each time), and media and player API answer wrongly. In the end all is killed at
-once, and what is left on the disk is compared with what it must be: to the frame, by the numbers burned into them.
+A mount and a prefetch share a cache and fetch from a fake YouTube, by the real extractor, while readers check every
+clip that they get. At random, worker processes, their ffmpeg, the prefetch and the mount are killed (SIGKILL; the mount is
+mounted again each time), and the media and the player API give wrong answers. At the end all processes are killed at
+once, and every clip on the disk is checked to the frame, by the numbers burned into its frames.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
 
 _FULL, _QUICK = 180.0, 30.0  # seconds
 _READERS = 6
-_WORKERS = 2  # of the mount, and as many of the prefetch
+_WORKERS = 2  # of the mount, and of the prefetch
 _VIDEO_SECONDS = 60
 _SHAPES = ("progressive", "index_last", "adaptive", "hls", "progressive", "adaptive")
 _STARTS = range(0, _VIDEO_SECONDS - 3, 3)
-_LIMIT = 10_000_000  # bytes of the cache: some third of all clips
+_LIMIT = 10_000_000  # size of the cache in bytes: about a third of all clips
 _LIFE = (4.0, 12.0)  # seconds that a mount lives
-_PAUSE = (0.1, 0.8)  # seconds from one blow to the next
+_PAUSE = (0.1, 0.8)  # seconds between two faults
 _FORGIVE_EVERY = 1.0  # seconds
 _TIMEOUT = 12  # seconds for a clip
 _SCENARIOS = ("http-429", "http-500", "http-503", "reset", "html", "rate-limit")
@@ -54,17 +54,17 @@ _VICTIMS = ("mount", "prefetch", "worker", "ffmpeg")
 _ENDED_WITHIN = 20.0
 _AFTERWARDS = 8
 _NONE = Target("ours", "<=", 0)
-_SOME = Target("ours", ">=", 1)  # else it was no chaos
+_SOME = Target("ours", ">=", 1)  # a run without any proves nothing
 
 _OF_A_FETCH = {errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR}
-"""What failures are told as; never ENOSPC, for there is room."""
+"""Errnos of a failed fetch; never ENOSPC, because there is space."""
 _OF_A_DEAD_MOUNT = {errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOENT}
-"""And of the folder below it, until the next one is there."""
+"""Errnos of a dead mount, and of the folder below it until the next mount."""
 
 
 @dataclass
 class _Seen:
-    """What was done, and what came of it."""
+    """Counts of faults and of their effects."""
 
     exact: int = 0
     wrong: int = 0
@@ -82,7 +82,7 @@ class _Seen:
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Takes three minutes and a half, with `quick` one."""
+    """Measure, in three and a half minutes; with `quick` in one."""
     with ending_by_signal(), tempfile.TemporaryDirectory(prefix="kinetics-fs-chaos-") as made:
         seen = _Chaos(Path(made)).run(_QUICK if quick else _FULL)
     by_errno = ", ".join(f"{name} {number}" for name, number in seen.errors.most_common())
@@ -101,8 +101,8 @@ def run(*, quick: bool = False) -> Sequence[Row]:
         Row("files in incoming/ after a restart", seen.left_files, target=_NONE),
         Row("clips in the store", seen.stored, target=_SOME),
         Row("clips in the store that are wrong", seen.wrong_stored, target=_NONE),
-        Row("differences of ledger, table and files", seen.disagreements, target=_NONE),
-        Row("clips not to be had when all is well again", seen.lost_afterwards, target=_NONE),
+        Row("differences between database, table and files", seen.disagreements, target=_NONE),
+        Row("clips unavailable after all faults have ended", seen.lost_afterwards, target=_NONE),
     ]
 
 
@@ -118,9 +118,9 @@ class _Chaos:
         self._lock = threading.Lock()
         self._proved: set[tuple[Clip, str]] = set()
         self._started: dict[int, str] = {}
-        """Every process that was below ours, with the time of its start: a number may come again."""
+        """Start time of every descendant process by id, because the kernel reuses ids."""
         self._lives = 0
-        """Of the mount; even between two of them."""
+        """Number of starts and ends of the mount: odd while it is mounted."""
         self._prefetching: subprocess.Popen[bytes] | None = None
 
     def run(self, seconds: float) -> _Seen:
@@ -162,14 +162,14 @@ class _Chaos:
             *("--workers", _WORKERS, "--timeout", _TIMEOUT, "--max-fetches-per-hour", 0),
         ]
 
-    # What is done to it
+    # Faults
 
     def _live(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with self._system.mounted(self._place) as mounted:
                 self._lives += 1
-                self._torment(mounted, min(end, time.monotonic() + self._draw.uniform(*_LIFE)))
+                self._inject_faults(mounted, min(end, time.monotonic() + self._draw.uniform(*_LIFE)))
                 last = time.monotonic() >= end
                 if last:
                     self._end_prefetch()
@@ -177,31 +177,31 @@ class _Chaos:
                 self._lives += 1
                 self._kill(mounted.pid, "mount")
 
-    def _torment(self, mounted: Mounted, until: float) -> None:
-        blows = [self._kill_one_below, self._kill_one_below, self._break, self._break, self._mend, self._kill_prefetch]
+    def _inject_faults(self, mounted: Mounted, until: float) -> None:
+        faults = [self._kill_one_below, self._kill_one_below, self._break, self._break, self._mend, self._kill_prefetch]
         weights = (3, 3, 4, 4, 4, 1)
         forgiven = 0.0
         while time.monotonic() < until:
             if self._prefetching is None or self._prefetching.poll() is not None:
-                # It ends when all is fetched, or when the source asks to be left alone.
+                # It ends when all clips are fetched, or when the source rate-limits it.
                 self._prefetching = subprocess.Popen(
                     self._prefetch, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL, start_new_session=True,
                 )  # fmt: skip
             if time.monotonic() > forgiven + _FORGIVE_EVERY:
-                # Else everything would soon be waiting: for an hour of the source's, or of a clip's.
+                # Without this, every clip would soon wait for the end of a rate limit or for its next try.
                 with Store(self._cache) as store:
                     store.origins.forgive()
                     store.forget_failures()
                 forgiven = time.monotonic()
             self._note(mounted)
-            [blow] = self._draw.choices(blows, weights)
-            blow(mounted)
+            [fault] = self._draw.choices(faults, weights)
+            fault(mounted)
             time.sleep(self._draw.uniform(*_PAUSE))
 
     def _kill_one_below(self, mounted: Mounted) -> None:
         name = self._draw.choice(["worker", "ffmpeg"])
-        for _ in range(20 if name == "ffmpeg" else 1):  # an ffmpeg does not live long
+        for _ in range(20 if name == "ffmpeg" else 1):  # an ffmpeg runs for a short time
             below = [pid for pid in self._below(mounted) if _is(pid, name)]
             if below:
                 return self._kill(self._draw.choice(below), name)
@@ -238,7 +238,7 @@ class _Chaos:
             self._seen.killed[name] += 1
 
     def _below(self, mounted: Mounted) -> set[int]:
-        """The processes of the mount and of the prefetch, these two left out."""
+        """Return the descendants of the mount and of the prefetch."""
         roots = [mounted.pid, *([self._prefetching.pid] if self._prefetching is not None else [])]
         return {pid for root in roots for pid in descendants(root)}
 
@@ -247,7 +247,7 @@ class _Chaos:
             if (started := _started(pid)) is not None:
                 self._started[pid] = started
 
-    # What comes of it
+    # Checks
 
     def _read(self) -> None:
         draw = random.Random()
@@ -278,7 +278,7 @@ class _Chaos:
             copy.flush()
             try:
                 found = frame_numbers(Path(copy.name))
-            except ValueError as error:  # what PyAV makes of invalid data is one
+            except ValueError as error:  # PyAV raises it for invalid data
                 print(f"{clip.key}: {error}", file=sys.stderr)
                 return False
         if found != list(range(clip.start * RATE, clip.end * RATE)):
@@ -299,7 +299,7 @@ class _Chaos:
         self._seen.left_processes = len(left)
         with Store(self._cache):
             self._seen.left_files = sum(1 for _ in CacheLayout(self._cache).incoming.rglob("*"))
-        self._look_into_the_store()
+        self._check_store()
         self._youtube.media_fault.clear()
         for video in self._ids:
             self._youtube.set_scenario(video, "ok")
@@ -319,7 +319,7 @@ class _Chaos:
                     self._seen.lost_afterwards += 1
 
     def _left(self) -> set[int]:
-        """What lives of all that was seen, and whatever works in the cache folder."""
+        """Return the noted processes that still run, and all that work in the cache folder."""
         found = {pid for pid, started in self._started.items() if _started(pid) == started}
         for process in Path("/proc").glob("[0-9]*"):
             pid = int(process.name)
@@ -330,24 +330,28 @@ class _Chaos:
                 found.add(pid)
         return found
 
-    def _look_into_the_store(self) -> None:
-        """Table, ledger and files say the same, and each file is its clip."""
+    def _check_store(self) -> None:
+        """Check that the table, the database and the files agree, and that each file is its clip."""
         with closing(sqlite3.connect(CacheLayout(self._cache).clip_table)) as db:
             table = {key: (filename, json.loads(tag)) for key, filename, tag in db.execute(
                 "SELECT key, filename, tag FROM Cache"
             )}  # fmt: skip
             counted = dict(db.execute("SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
         with closing(sqlite3.connect(CacheLayout(self._cache).state_database)) as db:
-            ledger = {key: (size, digest) for key, size, digest in db.execute(
+            database = {key: (size, digest) for key, size, digest in db.execute(
                 "SELECT key, size, sha256 FROM clip WHERE held"
             )}  # fmt: skip
             [(fetches,)] = db.execute("SELECT count(*) FROM flight")
         clips = CacheLayout(self._cache).clips
         files = {str(path.relative_to(clips)) for path in clips.glob("*/*")}
         different = [
-            *(ledger.keys() ^ table.keys()),
+            *(database.keys() ^ table.keys()),
             *(files ^ {filename for filename, _ in table.values()}),
-            *(["counts"] if counted != {"count": len(table), "size": sum(size for size, _ in ledger.values())} else []),
+            *(
+                ["counts"]
+                if counted != {"count": len(table), "size": sum(size for size, _ in database.values())}
+                else []
+            ),
             *(["flights"] if fetches else []),
         ]
         for key, (filename, record) in table.items():
@@ -355,7 +359,7 @@ class _Chaos:
             clip = parse_clip_name(f"{key}.mp4")
             assert clip is not None
             truth = (len(content), hashlib.sha256(content).hexdigest())
-            if truth != (record["size"], record["sha256"]) or ledger.get(key) != truth:
+            if truth != (record["size"], record["sha256"]) or database.get(key) != truth:
                 different.append(key)
             self._seen.stored += 1
             self._seen.wrong_stored += not self._is_exact(clip, content)
@@ -389,7 +393,7 @@ def _is(pid: int, name: str) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started; None if it is gone."""
+    """Return the start time of a process; None if it has ended."""
     with suppress(OSError):
         # proc_pid_stat(5): the name, in parentheses, may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

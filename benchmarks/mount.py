@@ -1,16 +1,16 @@
-"""The mount against the disk itself, bindfs, rclone, and our own portable front end.
+"""The mount against the disk itself, bindfs, rclone, and the portable front end of kinetics-fs.
 
 Three trees:
 
-- a small one of clips that are all here (random bytes, 1.5 MB in the mean, and a few real videos), for reading. All
-  systems show the same files, by hard links, so that no one's disk is warmer than another's;
-- the whole of Kinetics-700 with next to nothing here, for listing, against as many empty files on the disk, whose
-  names and inodes are all in memory: the hardest peer there is;
-- the small one with a thousand clips more that a site keeps waiting.
+- a small one of cached clips (random bytes, 1.5 MB on average, and a few real videos), for reading. All systems show
+  the same files, by hard links, so that the page cache is as warm for each of them;
+- all of Kinetics-700 with 50 cached clips, for listing. Its peer has as many empty files on the disk, with all names
+  and inodes in memory: no filesystem can list faster;
+- the small one with a thousand more clips, from a site that does not answer.
 
-Rounds go over all systems in turn, so that whatever else this machine does hits all of them; every number is the
-median over the rounds. Readers are processes of their own (`benchmarks.readers`). Cold is a disk whose pages of these
-clips were evicted one by one, which hurts nobody else.
+Each round goes over all systems in turn, so that other load of the machine affects all of them. Every number is the
+median over the rounds. Readers are separate processes (`benchmarks.readers`). For a cold disk, the pages of these clips
+are evicted from the page cache one file after the other.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class _Scale:
     """How much is measured.
 
     Attributes:
-        rounds: over all systems.
-        classes: in the small tree.
-        clips: in each of them.
-        sample: how many clips are read.
-        opens: how many opens are timed.
-        seconds: the longest that one task goes on.
-        rows: clips in the large tree.
-        large_rounds: over it.
-        waiting: how many opens wait.
+        rounds: number of rounds over all systems.
+        classes: number of classes in the small tree.
+        clips: number of clips in each class.
+        sample: number of clips that are read.
+        opens: number of opens that are timed.
+        seconds: maximum duration of a task.
+        rows: number of clips in the large tree.
+        large_rounds: number of rounds over the large tree.
+        waiting: numbers of opens that wait at the same time.
     """
 
     rounds: int
@@ -77,10 +77,10 @@ _VIDEOS = 24
 _VIDEO_SECONDS = 4
 _TAR_FOLDERS = 3
 _LARGE_SECONDS = 30.0  # for a walk of the large tree
-_SLOW_SECONDS = 6.0  # for one by those who would take minutes
+_SLOW_SECONDS = 6.0  # for a walk by a system that would take minutes
 _MAKING_SECONDS = 60.0  # for its twin on the disk
-_FEWER = 10  # times fewer files in the twin, if it took longer
-_HELD = 50  # clips that are here
+_FEWER = 10  # divides the number of files in the twin, if it took longer
+_CACHED = 50  # clips in the cache
 _SITE_SECONDS = 600.0  # until the site answers
 _TRACED = 50
 _WAIT_WITHIN = 60.0
@@ -91,7 +91,7 @@ _PASSTHROUGH, _PAGE_CACHE, _NOBODY, _FUSEPY = "passthrough", "page cache", "unpr
 
 @dataclass(frozen=True)
 class _Metric:
-    key: str  # as the readers call it
+    key: str  # the name that the readers use
     name: str
     targets: Mapping[str, Target]
 
@@ -115,11 +115,11 @@ _RESIDENT = Target("ours", "<=", 120)
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Measures everything; takes five minutes, with `quick` less than one."""
+    """Measure everything, in five minutes; with `quick` in less than one."""
     scale = _QUICK if quick else _FULL
     with ending_by_signal(), tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
-        folder.chmod(0o755)  # nobody reads here, too
+        folder.chmod(0o755)  # so that the user nobody can read too
         small = _Small(folder / "small", scale)
         return [
             *_compare(small, folder / "mounts", scale),
@@ -136,11 +136,11 @@ class _Small:
     """Clips in a store, and the same files under the names of the mount.
 
     Attributes:
-        annotations: of all of them.
-        cache: the store's folder.
-        cache_of_nobody: the same, as another user must have it.
-        tree: the files on the disk, as the mount shows them.
-        clips, videos, folders: what is read, below the root.
+        annotations: of all clips.
+        cache: the folder of the store.
+        cache_of_nobody: another store with the same files, owned by the user nobody.
+        tree: the files on the disk, with the paths that the mount shows.
+        clips, videos, folders: paths below the root, for the readers.
     """
 
     def __init__(self, folder: Path, scale: _Scale) -> None:
@@ -192,13 +192,13 @@ class _Small:
             target.hardlink_to(stored[target.stem])
 
     def evict(self) -> None:
-        """Drops the clips' pages from memory."""
+        """Drop the pages of the clips from memory."""
         for path in self.clips:
             with (self.tree / path).open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def warm(self) -> None:
-        """Has them all in memory."""
+        """Read all clips into memory."""
         for path in self.tree.rglob("*.mp4"):
             path.read_bytes()
 
@@ -210,7 +210,7 @@ def _random_file(noise: bytes, draw: random.Random) -> Callable[[Path], object]:
 
 
 def _copy_for_nobody(cache: Path, copy: Path) -> None:
-    """Another user's store of the same files: each must own theirs, but root may read all."""
+    """Copy the store for another user, with links to the same files: a user must own their cache."""
 
     def link(source: str, target: str) -> None:
         if source.endswith(".mp4"):
@@ -245,7 +245,7 @@ def _systems(small: _Small, scratch: Path) -> list[System]:
 
 
 def _compare(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
-    """All systems on the small tree."""
+    """Measure all systems on the small tree."""
     folder.mkdir()
     systems = _systems(small, folder / "rclone")
     absent = {system.name: system.absent() for system in systems if system.absent()}
@@ -307,7 +307,7 @@ def _compare(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
 
 
 def _check_mode(system: System, mounted: Mounted) -> None:
-    """Makes sure that what is measured under a name is what the name says."""
+    """Warn if the system does not run in the mode of its name."""
     if system.name != _PASSTHROUGH:
         return
     mode = mounted.status()["frontend"]["mode"]
@@ -319,7 +319,7 @@ def _check_mode(system: System, mounted: Mounted) -> None:
 
 
 def _count_requests(small: _Small, folder: Path) -> list[Row]:
-    """How often the kernel asks for one open, read and close of a cached clip: by watching what the mount receives."""
+    """Count the requests of the kernel for one open, read and close of a cached clip, with strace."""
     folder.mkdir()
     rows = []
     for system in _systems(small, folder / "rclone"):
@@ -343,7 +343,7 @@ def _count_requests(small: _Small, folder: Path) -> list[Row]:
 
 @contextmanager
 def _traced(pid: int, record: Path) -> Iterator[Counter[str]]:
-    """Counts by opcode what a process reads from /dev/fuse while the block runs; filled in at its end."""
+    """Count by opcode the messages that a process reads from /dev/fuse during the block; filled in at its end."""
     from kinetics_fs.mount.native.protocol import Opcode
 
     found: Counter[str] = Counter()
@@ -368,7 +368,7 @@ def _traced(pid: int, record: Path) -> Iterator[Counter[str]]:
 
 
 def _keep_waiting(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
-    """Opens of cached clips while many others wait for a site that does not answer."""
+    """Measure opens of cached clips while many others wait for a site that does not answer."""
     folder.mkdir()
     (folder / "site").mkdir()
     most = max(scale.waiting)
@@ -435,7 +435,7 @@ def _keep_waiting(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
 
 @contextmanager
 def _waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[None]:
-    """A process whose threads open these clips, and wait."""
+    """Start a process whose threads open these clips, and wait."""
     request = _request(mounted, "wait", clips=[f"test/waiting/{clip.name}" for clip in clips])
     with subprocess.Popen(_READER, stdin=subprocess.PIPE, text=True) as process:
         try:
@@ -448,11 +448,11 @@ def _waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[None]:
 
 
 def _wait_until(mounted: Mounted, number: int, site: VideoSite) -> None:
-    """Returns when so many opens wait, and the site has been asked for some of them."""
+    """Wait until `number` opens wait, and the site has been asked for some of them."""
     deadline = time.monotonic() + _WAIT_WITHIN
     while mounted.status()["frontend"]["waiting_opens"] != number or (number and not site.requests):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{number} opens were to wait: {mounted.status()}")
+            raise RuntimeError(f"{number} opens do not wait within {_WAIT_WITHIN} s: {mounted.status()}")
         time.sleep(0.1)
     time.sleep(1)  # for the fetching processes, which load their libraries
 
@@ -467,13 +467,13 @@ def _children(pid: int) -> list[int]:
 
 
 def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
-    """All of Kinetics-700, next to nothing of it here."""
+    """Measure listings of all of Kinetics-700, with a few cached clips."""
     folder.mkdir()
     annotations, cache = folder / "annotations.csv", folder / "cache"
     write_annotations(annotations, scale.rows)
     prepare_folder(cache)
     with Catalog(compile_catalog([annotations], find_release("700-2020"), CacheLayout(cache).catalogs)) as catalog:
-        _hold_a_few(catalog, cache)
+        _publish_a_few(catalog, cache)
         tree, entries = _make_twin(catalog, folder / "tree")
     arguments = ["--release", "700-2020", "--annotations", annotations, "--cache-dir", cache, "--min-free", "0"]
     mode = _PASSTHROUGH if os.geteuid() == 0 else _PAGE_CACHE
@@ -486,7 +486,7 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
     for number in range(scale.large_rounds):
         for name, system in systems.items():
             if name == "fusepy" and number:
-                continue  # it takes its time, and hardly varies
+                continue  # slow, and varies little
             place = folder / f"{number}-{name}"
             place.mkdir()
             with system.mounted(place) as mounted:
@@ -498,7 +498,7 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
     peer = f"{systems['disk'].name}, {entries:,} empty files"
     of = f"of {scale.rows:,} clips"
     walk, stat = _of(measured["ours"], "walk"), _of(measured["ours"], "stat")
-    # What `ls -lR`, du and rsync do: fusepy's walk is quick, but leaves all the work to the sweep.
+    # As `ls -lR`, du and rsync do: the walk of fusepy is fast, but leaves all the work to the sweep.
     both = {name: _one_after_the_other(found["walk"], found["stat"]) for name, found in measured.items()}
     fusepy = f"fusepy, {int(measured['fusepy']['entries'][0]):,} of them"
     return [
@@ -515,14 +515,14 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
 
 
 def _one_after_the_other(first: Sequence[float], second: Sequence[float]) -> float:
-    """The rate of doing both, from their rates."""
+    """Return the rate of both tasks together, from their rates."""
     return 1 / (1 / median(first) + 1 / median(second))
 
 
-def _hold_a_few(catalog: Catalog, cache: Path) -> None:
-    """Puts the first clip of some classes there: with nothing at all, sizes would be too easy to tell."""
+def _publish_a_few(catalog: Catalog, cache: Path) -> None:
+    """Publish the first clip of some classes: with an empty store, the size of every clip is an estimate."""
     with Store(cache) as store:
-        for directory in catalog.classes(catalog.splits()[0])[:_HELD]:
+        for directory in catalog.classes(catalog.splits()[0])[:_CACHED]:
             clip = catalog.entries(directory, 0, 1)[0].clip
             claim = store.claim(clip)
             assert claim is not None
@@ -533,10 +533,10 @@ def _hold_a_few(catalog: Catalog, cache: Path) -> None:
 
 
 def _make_twin(catalog: Catalog, tree: Path) -> tuple[Path, int]:
-    """Empty files of the same names; only of every tenth class if the disk is too slow for all."""
+    """Create empty files of the same names; only those of every tenth class if the disk is too slow for all."""
     classes = [(split.split, directory) for split in catalog.splits() for directory in catalog.classes(split)]
     entries, started = 0, time.perf_counter()
-    # In an order of which any part is a sample of the whole.
+    # Any part of this order is a sample of all classes.
     for step in range(_FEWER):
         for split, directory in classes[step::_FEWER]:
             folder = tree / split / (directory.label or "")
@@ -555,7 +555,7 @@ def _make_twin(catalog: Catalog, tree: Path) -> tuple[Path, int]:
 
 
 def _read(mounted: Mounted, *tasks: str, by: tuple[str, ...] = (), **what: object) -> dict[str, float]:
-    """Has tasks of `benchmarks.readers` done in a process of its own, and returns what it measured."""
+    """Run tasks of `benchmarks.readers` in a separate process, and return the measurements."""
     done = subprocess.run(
         [*by, *_READER], input=_request(mounted, *tasks, **what), stdout=subprocess.PIPE, text=True, check=True
     )

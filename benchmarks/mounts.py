@@ -1,7 +1,7 @@
-"""Who is compared: the disk itself, other FUSE filesystems that show a folder, and our own front ends.
+"""The systems under comparison: the disk, other FUSE filesystems that show a folder, and the front ends of kinetics-fs.
 
-All show the same tree. Each is mounted anew for every round, and gone afterwards in any case; one that this machine
-does not have, or does not allow, says so instead.
+All show the same tree. Each is mounted for one round and always unmounted afterwards. A system that is not installed,
+or that this machine does not allow, gives the reason instead of numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AS_NOBODY = (
     f"--reuid={NOBODY}",
     f"--regid={NOBODY}",
     "--clear-groups",
-    # May read everything, for the interpreter can be in a home that is closed to others; may do nothing else.
+    # May read everything, because the interpreter can be in a home directory that is closed to others.
     "--inh-caps=-all,+dac_read_search",
     "--ambient-caps=-all,+dac_read_search",
     "--",
@@ -42,12 +42,12 @@ _END_WITHIN = 20.0
 
 @dataclass(frozen=True)
 class Mounted:
-    """A tree that can be read.
+    """A tree of files to read.
 
     Attributes:
-        root: where it is.
+        root: its folder.
         ready: seconds from the command to the first answer.
-        pid: of the process behind it; 0 for a tree on the disk.
+        pid: of the process that serves it; 0 for a tree on the disk.
     """
 
     root: Path
@@ -55,46 +55,46 @@ class Mounted:
     pid: int = 0
 
     def memory(self) -> float:
-        """What the process behind it keeps in memory, in MB; 0 if there is none."""
+        """Return the resident memory of the process that serves it, in MB; 0 if there is none."""
         return resident(self.pid) if self.pid else 0.0
 
     def status(self) -> dict[str, Any]:
-        """What `.kinetics/status.json` says; only a mount of ours has it."""
+        """Return `.kinetics/status.json`, which only a mount of kinetics-fs has."""
         status: dict[str, Any] = json.loads((self.root / ".kinetics/status.json").read_text())
         return status
 
 
 def resident(pid: int) -> float:
-    """What a process keeps in memory, in MB."""
+    """Return the resident memory of a process, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     match = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) * 1024 / 1e6 if match else 0.0
 
 
 class System:
-    """Something that shows the tree.
+    """A system that shows the tree.
 
     Attributes:
         name: for the table.
-        reader: words before the command of who reads it.
+        reader: prefix of the command of a process that reads from it.
     """
 
     name: str
     reader: tuple[str, ...] = ()
 
     def absent(self) -> str:
-        """Why it cannot be measured here; empty if it can."""
+        """Return why this machine cannot measure it; empty if it can."""
         raise NotImplementedError
 
     @contextmanager
     def mounted(self, place: Path) -> Iterator[Mounted]:
-        """Mounts it on an empty folder, until the end of the block."""
+        """Mount it on an empty folder until the end of the block."""
         raise NotImplementedError
         yield
 
 
 class Disk(System):
-    """The tree as it is."""
+    """The tree on the disk."""
 
     def __init__(self, tree: Path) -> None:
         self.name = f"{_filesystem(tree)} itself"
@@ -113,7 +113,7 @@ class Program(System):
 
     Args:
         name: for the table.
-        command: its first word is the program; `{place}` stands for the mount point.
+        command: its first word is the program; `{place}` is replaced by the mount point.
         scratch: a folder that is emptied before each mount.
     """
 
@@ -154,9 +154,9 @@ class Ours(System):
     Args:
         name: for the table.
         arguments: of the command.
-        nobody: mount and read as a user without rights, instead of as who runs this.
-        needs: what keeps it from being measured; empty if nothing does.
-        config: its configuration file; none otherwise, whatever the user has.
+        nobody: mount and read as a user without privileges, not as the current user.
+        needs: a requirement that this machine does not meet; empty if it meets all.
+        config: configuration file; by default none is read.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Ours(System):
 
 
 def unmount(place: Path) -> None:
-    """Takes away what is mounted there, if anything is."""
+    """Unmount `place` if it is a mount point."""
     subprocess.run(["umount", "-l", place], capture_output=True, check=False)
     if os.geteuid() != 0:
         subprocess.run(["fusermount3", "-u", "-z", place], capture_output=True, check=False)
@@ -221,7 +221,7 @@ def unmount(place: Path) -> None:
 
 @contextmanager
 def ending_by_signal() -> Iterator[None]:
-    """Lets SIGTERM unwind all that is mounted, as Ctrl-C does."""
+    """Make SIGTERM unmount everything, as Ctrl-C does."""
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
@@ -235,7 +235,7 @@ def ending_by_signal() -> Iterator[None]:
 
 @contextmanager
 def _device_open_to_all() -> Iterator[None]:
-    """Some machines keep /dev/fuse to root; a user's mount needs it for as long as it is being made."""
+    """Let all users open /dev/fuse, which some machines reserve for root; needed while a user mounts."""
     before = stat.S_IMODE(_DEVICE.stat().st_mode)
     if before & 0o006 == 0o006:
         yield
@@ -248,7 +248,7 @@ def _device_open_to_all() -> Iterator[None]:
 
 
 def _filesystem(path: Path) -> str:
-    """The type of the filesystem that a path is on."""
+    """Return the type of the filesystem of a path."""
     best = ("", "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")

@@ -1,7 +1,7 @@
-"""What readers do with a tree of files: `python -m benchmarks.readers`, a fresh process for each lot of tasks.
+"""Tasks of a process that reads from a tree of files: `python -m benchmarks.readers`.
 
-It takes a JSON object on its standard input (the arguments of `_Reader`, and `tasks`, names of its methods), and
-prints one with all that they measured.
+The process takes a JSON object from its standard input (the arguments of `_Reader`, and `tasks`, names of its methods),
+and prints a JSON object with all measurements.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _STACK = 128 << 10  # of a thread that does nothing but wait
 
 
 class _Reader:
-    """Tasks; each hands back numbers by name.
+    """Tasks; each returns numbers by name.
 
     Args:
         root: of the tree.
         clips: paths of clips to read, below the root.
         videos: paths of clips that can be decoded.
         folders: paths of folders to pack.
-        seconds: the longest that a task goes on; rates are of what it managed until then.
-        opens: how many opens to time.
+        seconds: maximum duration of a task; rates are of the part that was done by then.
+        opens: number of opens to time.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class _Reader:
         self._buffer = bytearray(_BUFFER)
 
     def walk(self) -> dict[str, float]:
-        """`os.walk`, which is scandir for every folder."""
+        """Walk the tree with `os.walk`, which calls scandir for every folder."""
         entries = 0
         clock = _Clock(self._seconds)
         for folder, folders, files in os.walk(self._root):
             if folder == self._root and ".kinetics" in folders:
-                folders.remove(".kinetics")  # others have none
+                folders.remove(".kinetics")  # other systems have no such folder
             entries += len(folders) + len(files)
             self._found += [f"{folder}/{file}" for file in files]
             if clock.is_over():
@@ -62,18 +62,18 @@ class _Reader:
         return {"walk": entries / clock.elapsed(), "entries": entries}
 
     def stat(self) -> dict[str, float]:
-        """A stat of every file that `walk` found, in that order."""
+        """Stat every file that `walk` found, in that order."""
         done = 0
         clock = _Clock(self._seconds)
         while done < len(self._found) and not clock.is_over():
             some = self._found[done : done + 1000]
             for path in some:
-                os.stat(path)  # noqa: PTH116  # pathlib costs as much again
+                os.stat(path)  # noqa: PTH116  # pathlib doubles the cost
             done += len(some)
         return {"stat": done / clock.elapsed()}
 
     def latency(self) -> dict[str, float]:
-        """Open and close, nothing else, of clips in random order; all of them were open once before."""
+        """Open and close clips in random order; all of them were open once before."""
         for path in self._clips:
             os.close(os.open(path, os.O_RDONLY))
         draw = random.Random(1)
@@ -85,15 +85,15 @@ class _Reader:
         return {"open": median(times) * 1e6, "open p99": quantiles(times, n=100)[98] * 1e6}
 
     def read(self) -> dict[str, float]:
-        """Whole clips, one after the other, into one buffer: no reader is quicker."""
+        """Read whole clips, one after the other, into one buffer: no reader is faster."""
         return {"read": self._read_clips()}
 
     def read_again(self) -> dict[str, float]:
-        """The same ones."""
+        """Read the same clips again."""
         return {"read again": self._read_clips()}
 
     def read_cold(self) -> dict[str, float]:
-        """The same, named as what it is when the disk's pages were evicted before."""
+        """Read the clips after their pages were evicted."""
         return {"read cold": self._read_clips()}
 
     def _read_clips(self) -> float:
@@ -109,7 +109,7 @@ class _Reader:
         return size / clock.elapsed() / 1e6
 
     def evict(self) -> dict[str, float]:
-        """Drops the clips' pages from memory, those of the filesystem that is read here."""
+        """Drop the pages of the clips in this filesystem from memory."""
         for path in self._clips:
             fd = os.open(path, os.O_RDONLY)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -117,7 +117,7 @@ class _Reader:
         return {}
 
     def tar(self) -> dict[str, float]:
-        """`tar c`, into a pipe: with /dev/null as its output it would read nothing."""
+        """Run `tar c` into a pipe: tar reads nothing when its output is /dev/null."""
         clock = _Clock(self._seconds)
         with subprocess.Popen(
             ["tar", "-c", "-C", self._root, *self._folders], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -133,16 +133,16 @@ class _Reader:
         return {"tar": size / elapsed / 1e6}
 
     def load(self) -> dict[str, float]:
-        """Two processes that decode every frame, as the workers of a training loader do."""
+        """Decode every frame in two processes, as the workers of a training loader do."""
         with ProcessPoolExecutor(2, get_context("fork")) as workers:
-            # Both are up, and have loaded the decoder, before the time is taken.
+            # Both processes have loaded the decoder before the time is taken.
             list(workers.map(_frames, self._videos[:2]))
             clock = _Clock(self._seconds)
             frames = sum(workers.map(_frames, self._videos))
             return {"decode": frames / clock.elapsed()}
 
     def wait(self) -> dict[str, float]:
-        """Opens every clip at once, each in a thread; goes on until it is killed."""
+        """Open every clip at the same time, each in a thread, until the process is killed."""
         threading.stack_size(_STACK)
         for path in self._clips:
             threading.Thread(target=_open_in_vain, args=(path,), daemon=True).start()
@@ -163,7 +163,7 @@ class _Clock:
 
 
 def _frames(path: str) -> int:
-    import av  # here, for it takes longer to load than most tasks do
+    import av  # in this task only, because loading it takes longer than most tasks
 
     with av.open(path) as container:
         return sum(1 for _ in container.decode(video=0))

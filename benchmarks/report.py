@@ -1,4 +1,4 @@
-"""What every benchmark hands back: rows of a table, with a peer measured in the same run and a target to meet."""
+"""Rows of a benchmark's table: a measurement, a peer measured in the same run, and a target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on what was measured, or on its ratio to the peer."""
+    """A bound on the measurement, or on its ratio to the peer."""
 
     of: Literal["ours", "ratio"]
     sense: Literal["<=", ">="]
@@ -21,7 +21,7 @@ class Target:
         return f"{self.of} {self.sense} {self.value:g}"
 
     def met(self, row: Row) -> bool:
-        """Whether `row` keeps it; a ratio without a peer does not."""
+        """Return whether `row` meets the target; a ratio without a peer does not."""
         measured = row.ours if self.of == "ours" else row.ratio
         if measured is None:
             return False
@@ -30,7 +30,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: the name says of what and in which unit. Without a number of ours it could not be made here."""
+    """One measurement of kinetics-fs. The name states what was measured and the unit.
+
+    `ours` is None if this machine cannot make the measurement.
+    """
 
     name: str
     ours: float | None
@@ -40,10 +43,11 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Ours in parts of the peer's."""
+        """The measurement divided by that of the peer."""
         return self.ours / self.peer if self.peer and self.ours is not None else None
 
     def as_json(self) -> dict[str, Any]:
+        """Return the row as an object of `--json`."""
         return {
             "name": self.name,
             "ours": self.ours,
@@ -56,7 +60,7 @@ class Row:
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers are from."""
+    """Describe the machine that the numbers are from."""
     return {
         "system": platform.platform(),
         "processor": platform.machine(),
@@ -66,7 +70,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for a person; a target that was missed says so."""
+    """Return the rows as a table in text, with a verdict on each target."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"

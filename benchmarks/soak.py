@@ -1,9 +1,9 @@
-"""Hours of use in ten minutes: many readers of far more clips than the cache may hold, all of them checked.
+"""Hours of use in ten minutes: many readers of far more clips than the cache can hold, with every read checked.
 
-Clips are fetched from a site on this machine, evicted, and fetched again, while eight processes
-(`benchmarks.soak_reader`) read, map, decode, stat and list them. What each clip must be is known from the numbers on
-its frames, and from the digest in its extended attributes. In the end the mount is taken away amid fetches, and
-nothing may be left.
+The mount fetches clips from a site on this machine, evicts them, and fetches them again, while eight processes
+(`benchmarks.soak_reader`) read, map, decode, stat and list them. The numbers on the frames, and the digest in the
+extended attributes, tell whether a clip is right. At the end the mount is unmounted during fetches, and no process and
+no temporary file may remain.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from tests.support.mounts import (
 _FULL, _QUICK = 600.0, 20.0  # seconds
 _READERS = 8
 _WORKERS = 2
-_LIMIT = 6_000_000  # bytes of the cache: the clips have eleven times as many
+_LIMIT = 6_000_000  # size of the cache in bytes; the clips together have eleven times as many
 _CLIP_SECONDS = (2, 3, 4)
-_EARLY = 0.1  # of the time, after which nothing should grow any more
-_LOOK_EVERY = 0.5
+_EARLY = 0.1  # part of the time after which memory must not grow any more
+_POLL_INTERVAL = 0.5
 _READERS_END_WITHIN = 60.0
 _MOUNT_ENDS_WITHIN = 20.0
 _NONE = Target("ours", "<=", 0)
@@ -56,7 +56,7 @@ _NONE = Target("ours", "<=", 0)
 
 @dataclass
 class _Seen:
-    """What the readers reported, and what was seen of the mount from outside."""
+    """The reports of the readers, and observations of the mount from outside."""
 
     opens: int = 0
     wrong: int = 0
@@ -75,28 +75,28 @@ class _Seen:
 
 
 def run(*, quick: bool = False, passthrough: bool = True) -> Sequence[Row]:
-    """Takes ten minutes, with `quick` twenty seconds; without `passthrough` the mount itself answers every read."""
+    """Measure, for ten minutes; with `quick` for twenty seconds. Without `passthrough` the mount answers every read."""
     kernel_log = _kernel_log()
     with ending_by_signal(), tempfile.TemporaryDirectory(prefix="kinetics-fs-soak-") as made:
         mode, seen = _soak(Path(made), _QUICK if quick else _FULL, [] if passthrough else ["--no-passthrough"])
     news = None if kernel_log is None else [line for line in _kernel_log() or [] if line not in kernel_log]
     for line in news or []:
         print(line, file=sys.stderr)
-    # None at all if the mount broke at once, and then the other rows are what matters.
+    # There are no times if the mount broke at once; then the other rows show it.
     percentiles = quantiles(seen.cached, n=100) if len(seen.cached) > 1 else [None] * 99
     by_errno = ", ".join(f"{name} {number}" for name, number in seen.errors.most_common())
     early, before = "after a tenth of it", "before the first read"
     rows = [
         Row("opens", seen.opens),
-        Row("evictions", seen.evictions, target=Target("ours", ">=", 1)),  # else it was no soak
+        Row("evictions", seen.evictions, target=Target("ours", ">=", 1)),  # without evictions, the run proves nothing
         Row("wrong contents, sizes, listings", seen.wrong, target=_NONE),
-        # An encoder makes the same of the same: a difference is damage in fetching that spared the numbers.
+        # The same input gives the same clip. A second content is damage by fetching that spared the numbers on frames.
         Row("contents beyond a clip's first", seen.contents_beyond_the_first, target=_NONE),
         Row(f"errors{by_errno and f' ({by_errno})'}", seen.errors.total(), target=_NONE),
         Row("readers that died or hung", seen.lost_readers, target=_NONE),
         Row("open of a cached clip, median, µs", percentiles[49]),
         Row("open of a cached clip, p99, µs", percentiles[98]),
-        Row("bytes held beyond the limit, most", seen.over_limit, target=_NONE),
+        Row("bytes in the cache beyond the limit, maximum", seen.over_limit, target=_NONE),
         Row("resident memory of the mount, MB", seen.memory[-1], seen.memory[0], early, Target("ratio", "<=", 1.2)),
         Row(
             "resident memory of the fetching processes, MB",
@@ -114,7 +114,7 @@ def run(*, quick: bool = False, passthrough: bool = True) -> Sequence[Row]:
 
 
 def _kernel_log() -> list[str] | None:
-    """The kernel's lines about fuse; None if they are not for us to see."""
+    """Return the lines about FUSE in the log of the kernel; None if this user may not read it."""
     with suppress(OSError):
         done = subprocess.run(["dmesg"], capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -147,14 +147,14 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
             seen.contents_beyond_the_first = len(proved) - len(set(proved))
             status = mounted.status()
             seen.evictions = status["fetch"]["fetched"] - status["cache"]["clips"]
-            _look_at_the_end(mounted, cache, seen)
+            _count_descriptors(mounted, cache, seen)
             _end_amid_fetches(mounted, [place / path for path in paths], cache, seen)
     return mode, seen
 
 
 @contextmanager
 def _readers(request: dict[str, Any]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that read at the same time; none outlives the block."""
+    """Start processes that read at the same time; all are killed at the end of the block."""
     readers: list[subprocess.Popen[str]] = []
     try:
         for seed in range(_READERS):
@@ -188,35 +188,35 @@ def _take_report(reader: subprocess.Popen[str], seen: _Seen) -> None:
 
 
 def _watch(mounted: Mounted, seconds: float, seen: _Seen) -> None:
-    """Looks at the mount until the readers are about to end."""
+    """Observe the mount until the readers are about to end."""
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds:
-        held = mounted.status()["cache"]["bytes"]
-        seen.over_limit = max(seen.over_limit, held - _LIMIT)
+        used = mounted.status()["cache"]["bytes"]
+        seen.over_limit = max(seen.over_limit, used - _LIMIT)
         if not seen.memory and elapsed >= seconds * _EARLY:
             _weigh(mounted, seen)
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_INTERVAL)
     _weigh(mounted, seen)
 
 
 def _weigh(mounted: Mounted, seen: _Seen) -> None:
     seen.memory.append(mounted.memory())
-    # An ffmpeg among them may end while we look.
+    # Only workers: an ffmpeg can end before its memory is read.
     workers = [pid for pid in descendants(mounted.pid) if "kinetics_fs.fetch.worker" in command_line(pid)]
     seen.memory_of_workers.append(sum(map(resident, workers)))
 
 
 def _descriptors(mounted: Mounted) -> list[str]:
-    """What the mount has open."""
+    """Return the targets of the open file descriptors of the mount."""
     found = []
     for link in Path(f"/proc/{mounted.pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            found.append(os.readlink(link))  # noqa: PTH115  # some lead to no path
+            found.append(os.readlink(link))  # noqa: PTH115  # some targets are not paths
     return found
 
 
-def _look_at_the_end(mounted: Mounted, cache: Path, seen: _Seen) -> None:
-    """What stays open when nobody reads any more: the kernel tells of a close only some time after it."""
+def _count_descriptors(mounted: Mounted, cache: Path, seen: _Seen) -> None:
+    """Count open descriptors after the last read. The kernel reports a close some time after it."""
 
     def of_clips() -> list[str]:
         return [target for target in _descriptors(mounted) if target.startswith(f"{cache}/clips/") and ".mp4" in target]
@@ -228,7 +228,7 @@ def _look_at_the_end(mounted: Mounted, cache: Path, seen: _Seen) -> None:
 
 
 def _end_amid_fetches(mounted: Mounted, paths: list[Path], cache: Path, seen: _Seen) -> None:
-    """Unmounts while clips are fetched for readers who are gone; what has begun would go on."""
+    """Unmount while clips are fetched for readers that have gone, and count the remaining processes and files."""
     absent = [path for path in paths if state(path) == "absent"][:_WORKERS]
     with reading(absent):
         wait_until(lambda: len(incoming(cache)) == _WORKERS)
@@ -238,7 +238,7 @@ def _end_amid_fetches(mounted: Mounted, paths: list[Path], cache: Path, seen: _S
         raise RuntimeError(f"cannot unmount: {done.stderr}")
     end = time.monotonic() + _MOUNT_ENDS_WITHIN
     left = {pid for pid in processes if not has_ended(pid, within=max(0, end - time.monotonic()))}
-    # Some may have begun after we looked; whatever works on a clip has the cache folder in its command.
+    # A process may have started since. Every process that works on a clip has the cache folder in its command.
     pids = [int(process.name) for process in Path("/proc").glob("[0-9]*")]
     left |= {pid for pid in pids if str(cache) in command_line(pid)}
     seen.left_processes = len(left)

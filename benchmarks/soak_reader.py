@@ -1,7 +1,7 @@
-"""A reader of the soak: `python -m benchmarks.soak_reader`, one of several that want the same clips.
+"""A reader of the soak: `python -m benchmarks.soak_reader`, one of several that read the same clips.
 
-It takes a JSON object on its standard input (the arguments of `_Reader`), reads for as long as that says, prints what
-went wrong to its standard error, and in the end one JSON object with what it saw.
+The process takes a JSON object from its standard input (the arguments of `_Reader`). It reads for the given time,
+prints every fault to its standard error, and at the end prints a JSON object with its counts.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from kinetics_fs.demo.media import frame_numbers
 _FAVOURITES = 6
 _FAVOURITES_FOR = 10.0  # seconds
 _OTHERS = 0.05  # of all turns
-_LONGEST_PAUSE = 1.0  # seconds, in the middle of a slow read
+_MAX_PAUSE = 1.0  # seconds, in the middle of a slow read
 
 
 class _Reader:
-    """Takes turns at random. What it reads must have the numbers on its frames that the clip must have, and the
-    digest that the store took when the clip came. Contents that any reader has proved are known by their digest.
+    """A reader that takes random turns and checks every content that it reads.
+
+    The numbers on the frames must be those of the clip, and the digest must be the one that the store has computed for
+    it. A content that any reader has checked is known by its digest.
 
     Args:
         root: of the mount.
         paths: of all its clips, below the root.
-        proofs: folder where each proved content has an empty file, `<clip>.<digest>`; of all readers.
-        seconds: how long to go on.
-        seed: of what is drawn.
+        proofs: folder that all readers share, with an empty file `<clip>.<digest>` for each checked content.
+        seconds: duration.
+        seed: of the random turns.
     """
 
     def __init__(self, root: str, paths: list[str], proofs: str, seconds: float, seed: int) -> None:
@@ -52,7 +54,7 @@ class _Reader:
         self._seconds = seconds
         self._draw = random.Random(seed)
         self._sizes: dict[Path, set[int]] = defaultdict(set)
-        """Of contents that were read here."""
+        """Sizes of the contents that this reader has checked."""
         self._opens = 0
         self._wrong = 0
         self._errors: Counter[str] = Counter()
@@ -67,7 +69,7 @@ class _Reader:
             path = self._pick()
             try:
                 turn(path)
-            except ValueError as error:  # what PyAV makes of invalid data is one
+            except ValueError as error:  # PyAV raises it for invalid data
                 self._wrong += 1
                 print(f"{turn.__name__} {path}: {error}", file=sys.stderr)
             except OSError as error:
@@ -81,7 +83,7 @@ class _Reader:
         }
 
     def _pick(self) -> Path:
-        """Mostly one of a few that all readers like at the moment; what was liked before is evicted, and comes back."""
+        """Return mostly one of a few clips that all readers prefer at the moment. Former favourites get evicted."""
         if self._draw.random() < _OTHERS:
             return self._draw.choice(self._paths)
         favourites = random.Random(int(time.monotonic() / _FAVOURITES_FOR)).sample(self._paths, _FAVOURITES)
@@ -94,11 +96,11 @@ class _Reader:
             self._check(path, _rest(fd), os.fstat(fd).st_size)
 
     def _read_slowly(self, path: Path) -> None:
-        """Long enough for the clip to be evicted in the middle."""
+        """Read with a pause in the middle, long enough for the clip to be evicted."""
         with self._opened(path) as fd:
             size = os.fstat(fd).st_size
             content = os.read(fd, size // 2)
-            time.sleep(self._draw.uniform(0, _LONGEST_PAUSE))
+            time.sleep(self._draw.uniform(0, _MAX_PAUSE))
             self._check(path, content + _rest(fd), size)
 
     def _map(self, path: Path) -> None:
@@ -112,15 +114,15 @@ class _Reader:
     def _look(self, path: Path) -> None:
         size = path.stat().st_size
         if self._sizes[path] and size not in self._sizes[path]:
-            raise ValueError(f"stat says {size} bytes, it has {self._sizes[path]}")
-        if set(os.listdir(path.parent)) != self._names[path.parent]:  # noqa: PTH208  # names are all that is wanted
-            raise ValueError(f"{path.parent} is not listed as it is")
+            raise ValueError(f"stat returns {size} bytes, the clip has {self._sizes[path]}")
+        if set(os.listdir(path.parent)) != self._names[path.parent]:  # noqa: PTH208  # only names are needed
+            raise ValueError(f"the listing of {path.parent} is wrong")
 
     # ------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
-        """Opens a clip, and takes the time if it is in the cache just before."""
+        """Open a clip; take the time if it was cached just before."""
         cached = os.getxattr(path, "user.kinetics.state") == b"cached"
         started = time.perf_counter()
         fd = os.open(path, os.O_RDONLY)
@@ -134,14 +136,14 @@ class _Reader:
 
     def _check(self, path: Path, content: bytes, size: int) -> None:
         if size != len(content):
-            raise ValueError(f"{len(content)} bytes were read, fstat says {size}")
+            raise ValueError(f"{len(content)} bytes were read, fstat returns {size}")
         digest = hashlib.sha256(content).hexdigest()
         proof = self._proofs / f"{path.name}.{digest}"
         if not proof.exists():
             with NamedTemporaryFile(suffix=".mp4") as copy:
                 Path(copy.name).write_bytes(content)
                 _check_frames(Path(copy.name), path.name)
-            # The numbers survive some damage, the digest that the store took of the new clip does not.
+            # Some damage leaves the numbers on the frames legible, but changes the digest.
             stored = _stored_digest(path)
             if stored is None:
                 return
@@ -152,7 +154,7 @@ class _Reader:
 
 
 def _stored_digest(path: Path) -> str | None:
-    """What the store says of a clip; None if it was evicted."""
+    """Return the digest of a clip in the store; None if the clip was evicted."""
     try:
         return os.getxattr(path, "user.kinetics.sha256").decode()
     except OSError as error:

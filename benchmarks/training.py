@@ -1,9 +1,13 @@
-"""A training loop over a mount whose clips are far away, beside the same loop over files on the disk.
+"""A training loop over a mount of remote clips, next to the same loop over files on the disk.
 
-The clips are in an archive that is indexed, behind nginx and a line of 50 ms. A loop reads and decodes one clip after
-the other in a shuffled order, and does nothing for a while after each, as a process does that waits for an accelerator.
-The mount is cold each time: once it is told the order before (`prefetch MOUNT --from-list`), once it is not. Once more
-it is told, with room for a quarter of the clips only; and once, in a second epoch, all are here.
+The clips are in an indexed archive, behind nginx and a link with a round-trip time of 50 ms. The loop reads and decodes
+one clip after the other in a shuffled order, and sleeps after each, as a process does that waits for an accelerator.
+The cache is empty at the beginning of each epoch but the last one:
+
+- the mount prefetches the order of the loop (`prefetch MOUNTPOINT --list`)
+- the same, with room for a quarter of the clips
+- the mount does not know the order
+- a second epoch, with all clips in the cache
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from tests.support.servers import find_nginx, nginx
 
 _FULL = Scale(24, 120, 3, 1, 1, 60)
 _STEP = 0.25
-"""Seconds that the loop does nothing after each clip."""
+"""Seconds that the loop sleeps after each clip."""
 
 _LOOP = """
 import sys, time
@@ -42,10 +46,10 @@ print(time.perf_counter() - began)
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Measures; takes some four minutes, with `quick` less than one."""
+    """Measure, in about four minutes; with `quick` in less than one."""
     scale = QUICK if quick else _FULL
     if find_nginx() is None:
-        return [Row("training: nginx is not installed", None)]
+        return [Row("training: not measured, nginx is not installed", None)]
     with tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
         folder.chmod(0o755)
@@ -54,22 +58,22 @@ def run(*, quick: bool = False) -> Sequence[Row]:
         (folder / "nginx").mkdir()
         seconds: dict[str, list[float]] = {}
         with nginx(folder, folder / "nginx") as url, Link(int(url.rsplit(":", 1)[1]), rtt=ROUND_TRIP) as link:
-            world = _World(folder, clips, f"{link.url}/held")
+            loop = _TrainingLoop(folder, clips, f"{link.url}/archives")
             for number in range(scale.rounds):
                 order = random.Random(number).sample(sorted(clips), len(clips))
-                for name, took in world.measure(order, size):
+                for name, took in loop.measure(order, size):
                     seconds.setdefault(name, []).append(took)
     peer = median(seconds.pop("files"))
     names = {
-        "told": "told the order",
-        "told, small": "told the order, room for a quarter",
-        "not told": "not told",
-        "here": "all are here",
+        "known": "order known",
+        "known, small": "order known, room for a quarter",
+        "unknown": "order unknown",
+        "cached": "all cached",
     }
     return [Row(f"an epoch, {names[name]}: s", median(took), peer, "files") for name, took in seconds.items()]
 
 
-class _World:
+class _TrainingLoop:
     def __init__(self, folder: Path, clips: dict[Clip, Path], base: str) -> None:
         self._folder = folder
         self._clips = clips
@@ -85,14 +89,14 @@ class _World:
 
     def measure(self, order: list[Clip], size: int) -> Iterator[tuple[str, float]]:
         yield "files", _epoch([self._clips[clip] for clip in order])
-        for name, limit in (("told", None), ("told, small", size // 4), ("not told", None)):
+        for name, limit in (("known", None), ("known, small", size // 4), ("unknown", None)):
             with self._mounted(limit) as root:
                 paths = [root / "train/juggling" / clip.name for clip in order]
-                if name != "not told":
+                if name != "unknown":
                     _kinetics_fs("prefetch", root, "--from-list", "-", lines=[str(path) for path in paths])
                 yield name, _epoch(paths)
-                if name == "not told":
-                    yield "here", _epoch(paths)
+                if name == "unknown":
+                    yield "cached", _epoch(paths)
 
     @contextmanager
     def _mounted(self, limit: int | None) -> Iterator[Path]:
@@ -113,7 +117,7 @@ class _World:
 
 
 def _epoch(paths: Sequence[Path]) -> float:
-    """Seconds that the loop takes."""
+    """Return the seconds that the loop takes."""
     done = subprocess.run(
         [sys.executable, "-c", _LOOP, str(_STEP)],
         input="\n".join(map(str, paths)),

@@ -1,13 +1,14 @@
-"""Ten seconds out of a ten-minute video, over a line with 50 ms round trips and 4 MB/s per connection.
+"""Ten seconds out of a ten-minute video, over a link with 50 ms round trips and 4 MB/s per connection.
 
-A YouTube on loopback (`tests.fakes`) has the video as one progressive mp4 (itag 18) and as an adaptive pair (134 and
-140), 360 lines, about a megabit a second; its media, not its player API, are behind the line. Once they come at full
-speed however they are asked for, and once throttled as YouTube does it: a request without an end gets 256 KiB, and
-the rest at 32 KiB/s. Every frame carries its number, so a clip is right or it is not.
+A fake YouTube (`tests.support.youtube`) has the video as a progressive mp4 (itag 18) and as an adaptive pair (134 and
+140), with 360 lines and about a megabit a second. Its media, not its player API, are behind the link. Media come once
+at full speed for every request, and once throttled as YouTube does it: a request without an end gets 256 KiB, and the
+rest at 32 KiB/s. Every frame carries its number, so each frame of a clip can be checked.
 
-Ours is the fetcher with its worker process, from the request to the published clip. The peers are worker processes as
-well, with one `YoutubeDL` each: yt-dlp's own sections (`--download-sections` with `--force-keyframes-at-cuts`), and the
-whole video, cut afterwards. A first fetch begins with starting the process, a later one has it waiting.
+The measurement is of the fetcher with its worker process, from the request to the published clip. The peers are worker
+processes too, with one `YoutubeDL` each: yt-dlp's own sections (`--download-sections` with
+`--force-keyframes-at-cuts`), and the whole video, cut afterwards. The first fetch starts the process; the next one
+finds it running.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class _Scale:
 
     Attributes:
         seconds: length of the video.
-        rounds: over ours and yt-dlp's sections; the whole video is downloaded once.
-        slow_peers: whether peers are measured where they are throttled, which takes minutes.
+        rounds: of kinetics-fs and of yt-dlp's sections; the whole video is downloaded once.
+        slow_peers: whether peers are measured when throttled, which takes minutes.
     """
 
     seconds: int
@@ -80,11 +81,11 @@ class _Measured:
     bytes: int
     requests: int
     frames: int
-    """At their right places."""
+    """Number of frames at the right time."""
 
 
 def run(*, quick: bool = False) -> Sequence[Row]:
-    """Measures everything; takes ten minutes, with `quick` about one."""
+    """Measure everything, in ten minutes; with `quick` in about one."""
     scale = _QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="kinetics-fs-benchmark-") as made:
         folder = Path(made)
@@ -114,18 +115,18 @@ def run(*, quick: bool = False) -> Sequence[Row]:
         ]
 
 
-# What is measured -------------------------------------------------------------------------------------------------
+# Measurements -----------------------------------------------------------------------------------------------------
 
 
 class _Method(Protocol):
-    """A way to a clip, as a context: within it, its process goes on from one fetch to the next."""
+    """A way to get clips, as a context that keeps its process from one fetch to the next."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def fetch(self, clip: Clip, folder: Path) -> Callable[[], Path]:
-        """Gets a clip; where it is may be asked when the time has been taken."""
+        """Fetch a clip. Return a function for its path, to call after the time is taken."""
         ...
 
 
@@ -205,7 +206,7 @@ def _site(videos: Videos, shape: str, throttled: bool, clips: Sequence[Clip]) ->
 def _fetch_two(
     make: Callable[[dict[str, Any], Path], _Method], videos: Videos, shape: str, throttled: bool, start: int
 ) -> list[_Measured]:
-    """The first fetch of a process and the next one, each of a video that it has not seen."""
+    """Measure the first fetch of a process and the next one, each of another video."""
     clips = [Clip(f"video-{number:05d}", start, start + LENGTH) for number in range(2)]
     measured = []
     with (
@@ -219,25 +220,25 @@ def _fetch_two(
             before, began = link.to_client, time.monotonic()
             path = method.fetch(clip, folder)
             wall = time.monotonic() - began
-            time.sleep(0.2)  # the link counts what is still on its way to who has hung up
+            time.sleep(0.2)  # the link still counts bytes on their way to a client that has closed its connection
             requests = len(youtube.media_requests(clip.youtube_id))
             measured.append(_Measured(wall, link.to_client - before, requests, _right_frames(path(), start)))
     return measured
 
 
 def _right_frames(path: Path, start: int) -> int:
-    """How many frames stand where they should; each that is too many takes one off."""
+    """Return the number of frames at their right position, less the number of surplus frames."""
     expected = range(start * RATE, (start + LENGTH) * RATE)
     found = frame_numbers(path)
     return sum(map(int.__eq__, found, expected)) - max(0, len(found) - len(expected))
 
 
 def _own_samples(path: Path, start: int) -> int:
-    """Bytes of an mp4's samples of a section: from the keyframe that its first picture needs, and of its sound."""
+    """Return the bytes of a section's samples in an mp4: pictures from the keyframe before it, and sound."""
     total = 0
     with av.open(str(path)) as container:
         for stream in container.streams:
-            container.seek(start * av.time_base)  # to the keyframe; sound has no need of what is before the section
+            container.seek(start * av.time_base)  # to the keyframe; sound before the section is not needed
             for packet in container.demux(stream):
                 if packet.dts is None or packet.time_base is None:
                     break
@@ -248,7 +249,7 @@ def _own_samples(path: Path, start: int) -> int:
 
 
 def _own_fragments(path: Path, start: int) -> int:
-    """Bytes of the fragments that a section lies in, by the `sidx` of the file."""
+    """Return the bytes of the fragments with parts of a section, by the `sidx` of the file."""
     data = path.read_bytes()[:65536]
     box = data.index(b"sidx") + 4
     [scale] = struct.unpack_from(">I", data, box + 8)
@@ -265,7 +266,7 @@ def _own_fragments(path: Path, start: int) -> int:
 
 
 def _before_media(path: Path) -> int:
-    """Bytes in front of the media, which are the index of the whole video."""
+    """Return the bytes in front of the media: the index of the whole video."""
     with path.open("rb") as file:
         position = 0
         while (header := file.read(8))[4:] not in (b"moof", b"mdat"):
@@ -298,7 +299,7 @@ def _compare(videos: Videos, shape: str, throttled: bool, start: int, own: int, 
     rows = []
     for name, what, fetch, target in (
         ("MB over the line", lambda one: one.bytes / 1e6, 1, None),
-        ("the same, in parts of the clip's own", lambda one: one.bytes / own, 1, _MOST_BYTES),
+        ("MB over the line, in parts of the clip's own", lambda one: one.bytes / own, 1, _MOST_BYTES),
         ("requests for media", lambda one: one.requests, 1, None),
         ("first clip, s", lambda one: one.wall, 0, None),
         ("next clip, s", lambda one: one.wall, 1, _WALL),
