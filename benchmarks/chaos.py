@@ -1,8 +1,8 @@
 """Three minutes of crashes and network faults, in which no clip may be wrong.
 
 A mount and a prefetch share a cache and fetch from a fake YouTube, by the real extractor, while readers check every
-clip that they get. At random, worker processes, their ffmpeg, the prefetch and the mount are killed (SIGKILL; the mount is
-mounted again each time), and the media and the player API give wrong answers. At the end all processes are killed at
+clip that they get. At random, worker processes, their ffmpeg, the prefetch and the mount are killed (SIGKILL; the mount
+is mounted again each time), and the media and the player API give wrong answers. At the end all processes are killed at
 once, and every clip on the disk is checked to the frame, by the numbers burned into its frames.
 """
 
