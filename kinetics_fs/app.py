@@ -115,12 +115,15 @@ def _usable_sources(settings: Settings, catalog: Path | None) -> tuple[str, ...]
     }
     order = tuple(source for source in settings.source if usable[source])
     if not order:
-        missing = {
-            "archive": "the cache has no index of an archive; see kinetics-fs index --help",
-            "folder": "no folder is given; name one with --folder",
-            "whole-archive": "the class of a clip is known only if a selection is given",
+        remedies = {
+            "archive": "build an index of an archive with kinetics-fs index build",
+            "folder": "name a folder with --folder",
+            "whole-archive": "give a selection, because it tells the class of a clip",
         }
-        raise SettingError("; ".join(f"--source {source}: {missing[source]}" for source in settings.source))
+        raise SettingError(
+            f"cannot fetch clips: --source {','.join(settings.source)} has no source that can be used;"
+            f" {', or '.join(remedies[source] for source in settings.source)}"
+        )
     return order
 
 
@@ -139,7 +142,9 @@ def open_index_db(settings: Settings) -> ArchiveIndexDB:
 
     path = index_db_path(settings)
     if not path.exists():
-        raise ArchiveError(f"{settings.cache_dir} has no index of an archive; see kinetics-fs index --help")
+        raise ArchiveError(
+            f"cannot open the indexes of archives: {settings.cache_dir} has none; see kinetics-fs index build --help"
+        )
     return ArchiveIndexDB(path)
 
 
@@ -156,10 +161,13 @@ def check_source_settings(settings: Settings) -> None:
         usable = False
     if not usable:
         raise SettingError(
-            "--proxy is not an address such as socks5://127.0.0.1:1080; percent-encode special characters in a password"
+            "cannot use --proxy: it is not a URL such as socks5://127.0.0.1:1080; percent-encode the special characters"
+            " of a password"
         )
     if "{id}" not in settings.video_url:
-        raise SettingError(f"--video-url {settings.video_url!r} does not contain {{id}}")
+        raise SettingError(
+            f"cannot use --video-url {settings.video_url!r}: it has no {{id}}; write {{id}} where the id belongs"
+        )
     for folder in settings.folder:
         if not folder.is_dir():
-            raise SettingError(f"--folder {str(folder)!r} is not a folder")
+            raise SettingError(f"cannot use --folder {str(folder)!r}: there is no such folder; give one that exists")

@@ -110,41 +110,6 @@ def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], a
         click.echo("\n".join(failure_lines(FailureCounts.of(failures)) if summarize else _table(failures)))
 
 
-@command.command("report", short_help="Say before a training what is here, and what is not and why.")
-@with_settings("selection", "cache")
-@json_option
-@csv_option
-def report(settings: Settings, as_json: bool, as_csv: bool) -> None:
-    """Say before a training what of a selection is here, and what cannot be had and why.
-
-    Asks the cache alone, not the network: of clips that were never tried nobody knows. With --csv: path, label, kind
-    and reason of each clip that could not be had, to leave it out.
-
-    \b
-    kinetics-fs failures report --split train --split validation
-    kinetics-fs failures report --release 400 --csv > missing.csv
-    """
-    from kinetics_fs.cli.coverage import coverage_lines
-    from kinetics_fs.cli.library import open_library
-
-    check_format(as_json, as_csv)
-    with open_library(settings) as library:
-        if as_csv:
-            print_csv(
-                ["path", "label", "kind", "reason"],
-                (
-                    [one.path, one.directory.label, one.failure.kind, one.failure.reason]
-                    for one in library.unavailable()
-                ),
-            )
-            return
-        coverage = library.coverage()
-    if as_json:
-        click.echo(json.dumps(coverage.as_json(), indent=2, ensure_ascii=False))
-    else:
-        click.echo("\n".join(coverage_lines(coverage)))
-
-
 @command.command("retry", short_help="Fetch clips again that failed.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Retry all failures.")

@@ -184,6 +184,11 @@ def given_settings() -> set[str]:
     }
 
 
+def selection_flags() -> set[str]:
+    """Return the names of the settings of the selection that the current command was given as flags."""
+    return {name for name in given_settings() if table()[name].about.group == "selection"}
+
+
 def json_option(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--json`."""
     return click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print JSON.")(function)

@@ -9,8 +9,8 @@ import click
 from rich import filesize
 
 from kinetics_fs.cli.command import Group
-from kinetics_fs.cli.options import given_settings, json_option, selection_given, with_settings
-from kinetics_fs.config import Settings, table
+from kinetics_fs.cli.options import json_option, selection_flags, selection_given, with_settings
+from kinetics_fs.config import Settings
 
 if TYPE_CHECKING:
     from kinetics_fs.store import PinCounts
@@ -76,8 +76,7 @@ def remove(everything: bool, settings: Settings, as_json: bool) -> None:
     from kinetics_fs.cli.library import open_library
 
     # A selection in the environment or in the file is meant for mounts, and does not conflict with --all.
-    flags = any(table()[name].about.group == "selection" for name in given_settings())
-    if everything and flags:
+    if everything and selection_flags():
         raise click.UsageError("cannot unpin clips: a selection and --all exclude each other; give one of them")
     if not everything and not selection_given():
         raise click.UsageError(_NO_SELECTION.format(", or --all"))

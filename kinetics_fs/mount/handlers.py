@@ -14,6 +14,7 @@ from kinetics_fs.errors import KineticsError
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager, clip_in_line
 from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
+from kinetics_fs.store.coverage import Coverage
 
 _DEFAULT_FAILURES, _MAX_FAILURES = 100, 10_000
 
@@ -24,7 +25,7 @@ def make_handlers(
     status: Callable[[], MountStatus],
     store: Store,
     prefetches: PrefetchManager,
-    coverage: Callable[[], list[dict[str, Any]]],
+    coverage: Callable[[], Coverage],
 ) -> Mapping[str, Handler]:
     """Return the handlers of a mount, by the name of their request.
 
@@ -33,7 +34,7 @@ def make_handlers(
         status: returns the status of the mount.
         store: the cache.
         prefetches: the prefetches of the mount.
-        coverage: returns the number of cached and unavailable clips of each class.
+        coverage: measures how much of the mount is cached.
     """
 
     def prefetch(request: Request) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def make_handlers(
 
     return {
         "status": lambda request: status().to_json(),
-        "coverage": lambda request: coverage(),
+        "coverage": lambda request: coverage().as_json(),
         "prefetch": prefetch,
         "prefetches": lambda request: [one.to_json() for one in prefetches.statuses()],
         "watch": watch,

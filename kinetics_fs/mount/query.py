@@ -15,12 +15,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinetics_fs.control import Connection, connect
 from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
 from kinetics_fs.mount.probe import probe_path
+
+if TYPE_CHECKING:
+    from kinetics_fs.store.coverage import Coverage
 
 _STATUS_TIMEOUT = 5.0
 """Seconds that a mount may take to report its status."""
@@ -128,8 +132,12 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
         )
 
 
-def connect_to_mount(mountpoint: Path) -> Connection:
+def connect_to_mount(mountpoint: Path, timeout: float | None = None) -> Connection:
     """Open a connection for one request to the mount on a path.
+
+    Args:
+        mountpoint: path of the mount, or a link to it.
+        timeout: time to wait for an answer, in seconds; None for the default of `connect`.
 
     Raises:
         MountError: there is no mount, it is another user's, it is dead, or it hangs.
@@ -138,7 +146,7 @@ def connect_to_mount(mountpoint: Path) -> Connection:
     status = query_status(path)  # a mount that hangs is noticed sooner than by the request itself
     if isinstance(status, UnreachableMount):
         raise MountError(str(status))
-    connection = connect(path)
+    connection = connect(path) if timeout is None else connect(path, timeout)
     if connection is None:
         raise MountError(
             f"cannot connect to the mount on {path}: only the user who mounted it and root may;"
@@ -147,26 +155,23 @@ def connect_to_mount(mountpoint: Path) -> Connection:
     return connection
 
 
-def query_coverage(mountpoint: Path) -> list[dict[str, object]]:
-    """Return the number of clips, cached clips and unavailable clips of each class in each split of a mount.
-
-    It may take seconds, because the mount goes through all of its clips.
-
-    Args:
-        mountpoint: path from `find_mount`.
+def query_coverage(mountpoint: Path) -> Coverage:
+    """Return how much of a mount is cached. This may take seconds, because the mount goes through all of its clips.
 
     Raises:
-        MountError: the mount is another user's, or does not answer.
+        MountError: as `connect_to_mount`, or the mount runs another version of kinetics-fs.
     """
-    connection = connect(mountpoint, _COVERAGE_TIMEOUT)
-    if connection is None:
+    from kinetics_fs.store.coverage import Coverage
+
+    with connect_to_mount(mountpoint, _COVERAGE_TIMEOUT) as connection:
+        answer = connection.request("coverage")
+    try:
+        return Coverage.from_json(answer)
+    except (LookupError, TypeError, ValueError) as error:
         raise MountError(
-            f"cannot connect to the mount on {mountpoint}: only the user who mounted it and root may;"
-            " run this command as one of them"
-        )
-    with connection:
-        classes: list[dict[str, object]] = connection.request("coverage")
-        return classes
+            f"cannot read the coverage of the mount on {mountpoint}: it runs another version of kinetics-fs; unmount it"
+            " and mount it again"
+        ) from error
 
 
 def unmount_and_wait(mountpoint: Path, *, lazy: bool = False) -> None:

@@ -35,7 +35,7 @@ from kinetics_fs.mount.handlers import make_handlers
 from kinetics_fs.mount.mountpoint import prepare_mountpoint
 from kinetics_fs.mount.systemd import Notifier, Service
 from kinetics_fs.store import ActivityCounts, HistoryRecorder
-from kinetics_fs.store.coverage import measure_coverage
+from kinetics_fs.store.coverage import Coverage, measure_coverage
 from kinetics_fs.util import logs
 from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, Readahead
 
@@ -216,9 +216,8 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
         if metrics_server is not None:
             metrics_server.start(collector.metrics())
 
-        def coverage() -> list[dict[str, Any]]:
-            classes: list[dict[str, Any]] = measure_coverage(catalog, store).as_json()["classes"]
-            return classes
+        def coverage() -> Coverage:
+            return measure_coverage(catalog, store)
 
         handlers = make_handlers(
             mountpoint, status=collector.status, store=store, prefetches=prefetches, coverage=coverage

@@ -84,7 +84,7 @@ def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> No
         library.catalog  # noqa: B018
     with (
         Library(**{**values, "video_url": "http://127.0.0.1/"}) as library,
-        pytest.raises(SettingError, match="does not contain"),
+        pytest.raises(SettingError, match="has no"),
     ):
         library.prefetch()
 

@@ -62,7 +62,7 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
         with asked:
             by_http = parsed(asked.read().decode())
         said = kinetics_fs("status", mounted.root)
-        classes = kinetics_fs("status", "--classes", mounted.root)
+        coverage = kinetics_fs("status", "--coverage", mounted.root)
 
     # The status
     opens, fetch = status["opens"], status["fetch"]
@@ -82,7 +82,7 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
     assert (status["evicted"], status["cache"]["clips"]) == (1, 1)
     for words in ("(hit rate 20.0%); 5 waiting", "4 foreground", "2.0 clips/min", LOST.key, status["metrics_url"]):
         assert words in said.stdout
-    [row] = [line.split() for line in classes.stdout.splitlines() if CLASS in line]
+    [row] = [line.split() for line in coverage.stdout.splitlines() if CLASS in line]
     assert row == ["validation", *CLASS.split(), "9", "1", "11.1%", "1"]
 
     # The metrics, the same in the file and by HTTP

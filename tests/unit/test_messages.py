@@ -29,7 +29,6 @@ RULED_OUT = re.compile(
 
 
 PENDING: set[str] = {
-    "app.py",
     "catalog/__init__.py",
     "catalog/annotations.py",
     "catalog/catalog.py",
@@ -108,7 +107,7 @@ MESSAGES = list(messages())
 
 def test_there_are_messages() -> None:
     assert {message.error for message in MESSAGES} == REASONS | SENTENCES | ADVICE
-    assert len(MESSAGES) > 150
+    assert len(MESSAGES) > 80
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.where)

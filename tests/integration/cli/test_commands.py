@@ -20,9 +20,9 @@ from tests.support.command_line import ENVIRONMENT, kinetics_fs
 Arguments = tuple[str | Path, ...]
 
 LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "top", "verify", "doctor"),
+    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "verify", "doctor"),
     *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
-    *(f"failures {name}" for name in ("list", "report", "retry", "clear", "export", "import")),
+    *(f"failures {name}" for name in ("list", "retry", "clear", "export", "import")),
     *(f"pin {name}" for name in ("add", "remove", "list")),
     *("classes", "report", "demo"),
 ]

@@ -55,6 +55,12 @@ def failures(*arguments: str | Path, code: int = 0, **more: Any) -> Done:
     return done
 
 
+def coverage(*arguments: str | Path, code: int = 0) -> Done:
+    done = kinetics_fs("status", "--coverage", *arguments)
+    assert done.returncode == code, done.stderr
+    return done
+
+
 def keys(*arguments: str | Path, **more: Any) -> list[str]:
     return [failure["key"] for failure in json.loads(failures("list", "--json", *arguments, **more).stdout)]
 
@@ -137,7 +143,7 @@ def test_list_summary_counts_failures_by_reason(failed: Arguments, annotations: 
 # Before a training
 
 
-def test_report(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Arguments) -> None:
+def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Arguments) -> None:
     assert (
         prefetch("--class", "surfing water", "--split", "train", "--class", "massaging person's head").returncode == 0
     )
@@ -145,7 +151,7 @@ def test_report(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Argu
         store.drop(TRAIN)  # evicted
         store.remember_failure(Clip("DEMOvideo-5", 8, 10), FetchError(FailureKind.GONE, "no more"))  # but it is here
 
-    told = json.loads(failures("report", "--json", *chosen).stdout)
+    told = json.loads(coverage("--json", *chosen).stdout)
 
     assert {name: value for name, value in told.items() if name not in ("kinds", "classes")} == {
         "release": "600",
@@ -174,13 +180,13 @@ def test_report(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Argu
             ("validation", "surfing water", 2, 0, 0, 1, 1),
         ]
     ]
-    lines = [line.split() for line in failures("report", *chosen).stdout.splitlines()]
+    lines = [line.split() for line in coverage(*chosen).stdout.splitlines()]
     assert ["Kinetics-600,", "6", "clips:"] in lines
     assert ["1", "cached"] in lines
     assert lines[-1] == ["3", "unavailable"]
     assert ["validation", "surfing", "water", "2", "0", "0.0%", "1"] in lines
 
-    table = rows(failures("report", "--csv", *chosen).stdout)
+    table = rows(coverage("--csv", *chosen).stdout)
     assert {row["path"]: (row["label"], row["kind"]) for row in table} == {
         f"validation/surfing water/{SURF.name}": ("surfing water", "blocked"),
         f"validation/massaging person's head/{MASSAGE.name}": ("massaging person's head", "credentials"),
@@ -191,12 +197,12 @@ def test_report(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Argu
     }
 
 
-def test_report_of_a_part(chosen: Arguments, failed: Arguments) -> None:
-    told = json.loads(failures("report", "--json", *chosen, "--split", "train").stdout)
+def test_coverage_of_a_part(chosen: Arguments, failed: Arguments) -> None:
+    told = json.loads(coverage("--json", *chosen, "--split", "train").stdout)
     assert (told["clips"], told["unavailable"], told["due"], told["untried"]) == (2, 1, 1, 1)
-    said = failures("report", *chosen, "--split", "train").stdout
+    said = coverage(*chosen, "--split", "train").stdout
     assert "1 of them are retried at the next open" in said
-    nothing = failures("report", *chosen, "--split", "train", "--max-samples", "1", "--class", "surfing water")
+    nothing = coverage(*chosen, "--split", "train", "--max-samples", "1", "--class", "surfing water")
     assert "unavailable" in nothing.stdout
 
 

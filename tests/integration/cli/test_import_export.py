@@ -370,7 +370,7 @@ def test_prefetch_from_folders_of_the_environment(world: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("prefetch", "--folder", "/nowhere at all"), "is not a folder"),
+        (("prefetch", "--folder", "/nowhere at all"), "there is no such folder"),
         (("prefetch", "--source", "folder"), "--folder"),
         (("import", "/nowhere at all"), "does not exist"),
         (("import", "--verify", "much", "/"), "--verify"),

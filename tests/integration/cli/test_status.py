@@ -90,12 +90,13 @@ def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> 
     try:
         done = kinetics_fs("status", "--json", mounted.root)
         assert json.loads(done.stdout)["mounts"][0]["pid"] == mounted.pid
-        refused = kinetics_fs("status", "--classes", mounted.root)
+        refused = kinetics_fs("status", "--coverage", mounted.root)
         assert refused.returncode == 1
         assert "only the user who mounted it and root may" in refused.stderr
     finally:
         path.with_suffix(".away").rename(path)
-    assert kinetics_fs("status", "--classes").returncode == 2
+    assert "leave out MOUNTPOINT" in kinetics_fs("status", "--coverage", "--split", "train", mounted.root).stderr
+    assert kinetics_fs("status", "--split", "train").returncode == 2
     assert kinetics_fs("status", "--watch", "--json").returncode == 2
 
 
