@@ -93,7 +93,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
                 ytdlp_cache=str(layout.ytdlp_cache),
                 archive_url=settings.archive_url,
                 archive_index=str(layout.archive_indexes),
-                archive_stream_limit=settings.archive_stream_limit,
+                max_archive_download=settings.max_archive_download,
                 folders=tuple(map(str, settings.folder)),
                 catalog=str(catalog or ""),
             ),
@@ -108,17 +108,15 @@ def _usable_sources(settings: Settings, catalog: Path | None) -> tuple[str, ...]
         SettingError: there are none.
     """
     usable = {
-        "archive": index_db_path(settings).exists() or (catalog is not None and settings.archive_stream_limit > 0),
+        "archive": index_db_path(settings).exists() or catalog is not None,
         "folder": bool(settings.folder),
         "youtube": True,
-        "whole-archive": catalog is not None,
     }
     order = tuple(source for source in settings.source if usable[source])
     if not order:
         remedies = {
-            "archive": "build an index of an archive with kinetics-fs index build",
+            "archive": "build an index of an archive with kinetics-fs index build, or give a selection",
             "folder": "name a folder with --folder",
-            "whole-archive": "give a selection, because it tells the class of a clip",
         }
         raise SettingError(
             f"cannot fetch clips: --source {','.join(settings.source)} has no source that can be used;"

@@ -19,7 +19,7 @@ import platformdirs
 
 from kinetics_fs.catalog.naming import ClassNames
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
+from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD, PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
 from kinetics_fs.util import logs
 
 ENVIRONMENT_PREFIX = "KINETICS_FS_"
@@ -174,8 +174,8 @@ class Settings:
     source: tuple[str, ...] = _setting(
         SOURCES,
         "sources",
-        "Sources of clips, in the order in which they are tried: archive (indexed, or that of a small class), folder"
-        " (see --folder), youtube, and whole-archive (that of a class, however large).",
+        "Sources of clips, in the order in which they are tried: archive (see --max-archive-download), folder (see"
+        " --folder) and youtube.",
         metavar="NAMES",
         kind="order",
         choices=SOURCES,
@@ -196,11 +196,11 @@ class Settings:
         "Location of the archives of clips: an http, https or s3 URL, or a folder.",
         metavar="URL|PATH",
     )
-    archive_stream_limit: int = _setting(
-        200 * 10**6,
+    max_archive_download: int = _setting(
+        MAX_ARCHIVE_DOWNLOAD,
         "sources",
-        "Maximum size of an archive without an index that is read whole for the first clip of its class; 0 disables"
-        " this.",
+        "Maximum number of bytes that opening one clip may download from archives. A class archive without an index is"
+        " read whole only if it is not larger.",
         metavar="SIZE",
         kind="size",
         default_text="200MB",

@@ -25,7 +25,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import probe_path
-from kinetics_fs.sources.settings import ARCHIVES, PUBLIC_ARCHIVES, YOUTUBE_URL
+from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.health import summarize_cache
 
@@ -178,7 +178,7 @@ def indexes(settings: Settings) -> Iterator[Finding]:
 
     name, path = "archive indexes", CacheLayout(settings.cache_dir).archive_indexes
     if not path.exists():
-        limit = settings.archive_stream_limit
+        limit = settings.max_archive_download
         if settings.source == ("archive",) and not limit:
             fix = "Build or import one (kinetics-fs index), or add another --source."
             yield Finding(name, State.PROBLEM, "none, and archives are the only source", fix)
@@ -247,7 +247,7 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
         indexed: True if the cache has archive indexes. Without any, clips usually have another source, so an
             unreachable archive is only a warning.
     """
-    if ARCHIVES.isdisjoint(settings.source):
+    if "archive" not in settings.source:
         return
     needed = indexed or settings.archive_url != PUBLIC_ARCHIVES or "youtube" not in settings.source
     bad = State.PROBLEM if needed else State.WARNING

@@ -24,7 +24,7 @@ from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip
-from kinetics_fs.sources.settings import ARCHIVES
+from kinetics_fs.sources.archive.limit import failed_below
 from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ _LOOK_FOR_OTHERS = 1.0
 
 _LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
 """The same, where the budget is used up, for who waits in `open` and for who does not."""
+
+_MAX_REASON = 350
+"""Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
 
 KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
@@ -136,7 +139,6 @@ class Fetcher:
         self._closing = False
         self.stats = FetchStats()
         self.max_fetches_per_hour = settings.max_fetches_per_hour
-        self._asks_beyond_archives = not ARCHIVES.issuperset(settings.sources.order)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -189,9 +191,12 @@ class Fetcher:
         failure = self._store.failure(clip)
         if failure is None or failure.retry_at <= time.time():
             return None
-        by = failure.source.rpartition(" ")[2]  # "imported archive", too
-        if failure.kind is FailureKind.GONE and by in ARCHIVES and self._asks_beyond_archives:
-            return None  # found out by `fill`, or where nobody else is asked
+        sources = self._settings.sources
+        if "archive" in sources.order and failed_below(failure.reason, sources.max_archive_download):
+            return None  # --max-archive-download was raised
+        found_by = failure.source.removeprefix("imported ")
+        if failure.kind is FailureKind.GONE and found_by == "archive" and sources.order != ("archive",):
+            return None  # the archives lack the clip, which says nothing about the other sources
         return failure.error()
 
     def is_fetching(self, clip: Clip) -> bool:
@@ -335,7 +340,7 @@ class Fetcher:
 
     def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
         """Asks one source after the other."""
-        clip, failures = fetch.clip, []
+        clip, failures, note = fetch.clip, list[FetchError](), ""
         started = time.monotonic()
         for source in self._settings.sources.order:
             folder = claim.folder / source
@@ -345,7 +350,8 @@ class Fetcher:
                 path = self._ask(worker, source, fetch, folder, started + self._settings.timeout, arrival.on_clip)
                 if path is not None:
                     arrival.publish(path)
-            except NotInSource:
+            except NotInSource as missing:
+                note = missing.note or note
                 continue
             except InProgressElsewhere:
                 raise RetryLater(_LOOK_FOR_OTHERS) from None
@@ -360,14 +366,23 @@ class Fetcher:
                 fetch.source = None
             if arrival.delivered:
                 return
-        if not failures:
-            # No verdict: it may be in an archive whose index is not here.
-            raise FetchError(
-                FailureKind.CONFIG,
-                "no source has this clip; archives are asked where an index is here, folders where one is given",
+        if failures:
+            # Of two failures of one kind the later one counts: the archives cannot say why a clip is gone.
+            failure = min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
+        else:
+            # Without the name of a source, so that a prefetch goes on: the next clip may be in another archive.
+            advice = "" if note else "; give an index of its archive (kinetics-fs index), or a --folder that has it"
+            failure = FetchError(FailureKind.CONFIG, f"no source has this clip{advice}")
+        if note:
+            # Remembered with the failure, so that a higher limit makes `known_failure` try again.
+            failure = FetchError(
+                failure.kind,
+                f"{failure.reason[:_MAX_REASON]}; {note}",
+                source=failure.source,
+                errno=failure.errno,
+                retry_after=failure.retry_after,
             )
-        # Of two that say the same, the later one: the archives' "gone" does not know why.
-        raise min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
+        raise failure
 
     def _ask(
         self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip

@@ -200,7 +200,7 @@ def _parse_answer(answer: Any, folder: Path) -> Path | None:
             retry_after=None if retry_after is None else float(retry_after),
         )
     if "not_in_source" in answer:
-        raise NotInSource
+        raise NotInSource(str(answer["not_in_source"]))
     if "in_progress_elsewhere" in answer:
         raise InProgressElsewhere
     return None if answer["file"] is None else folder / Path(answer["file"]).name

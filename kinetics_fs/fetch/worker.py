@@ -9,7 +9,8 @@ each the name of a verified clip in the job's folder, which is the requested cli
 last one of these:
 
 * ``{"file": NAME}``: the requested clip in the job's folder, or null if it was among the clips before.
-* ``{"not_in_source": true}``: the source does not have the clip.
+* ``{"not_in_source": NOTE}``: the source does not have the clip. The note says why it did not look further; it may be
+  empty.
 * ``{"in_progress_elsewhere": true}``: another process is reading the archive that has the clip.
 * ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``: the fields of a `FetchError`.
 
@@ -100,8 +101,8 @@ class _Worker:
         try:
             path = self._fetch(clip, job["source"], Path(job["folder"]))
             return {"file": None if path is None else path.name}
-        except NotInSource:
-            return {"not_in_source": True}
+        except NotInSource as missing:
+            return {"not_in_source": missing.note}
         except InProgressElsewhere:
             return {"in_progress_elsewhere": True}
         except FetchError as error:

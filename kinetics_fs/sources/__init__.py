@@ -1,6 +1,6 @@
-"""Where a clip can be had.
+"""The sources of clips: archives, folders and YouTube.
 
-A source takes a clip and a private folder, and leaves a media file there that contains the clip, or raises
+A source receives a clip and a private folder. It leaves a media file there that contains the clip, or raises
 `kinetics_fs.errors.FetchError`. Sources run in worker processes (see `kinetics_fs.fetch`), never in the mount.
 """
 
@@ -13,17 +13,22 @@ __all__ = ["InProgressElsewhere", "NotInSource", "OnClip", "Source", "SourceSett
 
 
 def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
-    """The source of that name, one of `SourceSettings.order`."""
-    # Imported here, for yt-dlp and others come with them: only worker processes may pay for that.
+    """Create a source.
+
+    Args:
+        name: one of `SourceSettings.order`.
+        settings: settings of all sources.
+        on_clip: receives the clips of a source that reads many at once.
+    """
+    # Imported here because yt-dlp and requests are slow to load: only worker processes need them.
     catalog = Path(settings.catalog) if settings.catalog else None
-    if name in ("archive", "whole-archive"):
-        from kinetics_fs.sources.archive.source import ArchiveSource, WholeArchiveSource
+    if name == "archive":
+        from kinetics_fs.sources.archive.source import ArchiveSource
         from kinetics_fs.sources.archive.stream import ArchiveStreamer
 
-        index_db = Path(settings.archive_index)
-        most = None if name == "whole-archive" else settings.archive_stream_limit
-        whole = ArchiveStreamer(settings.archive_url, index_db, catalog, most, on_clip)
-        return ArchiveSource(settings.archive_url, index_db, whole) if name == "archive" else WholeArchiveSource(whole)
+        index_db, limit = Path(settings.archive_index), settings.max_archive_download
+        streamer = ArchiveStreamer(settings.archive_url, index_db, catalog, limit, on_clip)
+        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

@@ -15,7 +15,15 @@ below this at 360 lines."""
 
 
 class NotInSource(Exception):
-    """A source does not have the clip. That is no failure of the clip, unless no other source has it either."""
+    """A source does not have the clip. That is no failure of the clip, unless no other source has it either.
+
+    Args:
+        note: why the source did not look further, for the failure if no other source has the clip; empty if it did.
+    """
+
+    def __init__(self, note: str = "") -> None:
+        super().__init__(note)
+        self.note = note
 
 
 class InProgressElsewhere(Exception):

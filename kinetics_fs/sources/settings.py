@@ -1,4 +1,4 @@
-"""What the sources need to know, as plain values: it crosses to the worker processes as JSON."""
+"""Settings of the sources, as plain values: they are sent to the worker processes as JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 PUBLIC_ARCHIVES = "https://s3.amazonaws.com/kinetics"
 """The public bucket of the Common Visual Data Foundation."""
 
-SOURCES = ("archive", "folder", "youtube", "whole-archive")
-"""All there are. First the archives, where that is cheap: one request to a server without limits, for the very clip
-that everybody has. A gigabyte for one clip, with all others of its class, comes last."""
+SOURCES = ("archive", "folder", "youtube")
+"""Names of all sources, in their default order. Archives are first because they are cheapest: one request to a server
+without rate limits, for the same clip that all users have."""
 
-ARCHIVES = frozenset({"archive", "whole-archive"})
-"""Those that ask the archives: of what these never had, others may know."""
+MAX_ARCHIVE_DOWNLOAD = 200 * 10**6
+"""Default of the bytes that one open may download from archives. All class archives of validation splits are
+smaller."""
 
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
 
@@ -23,21 +24,21 @@ class SourceSettings:
     """Settings of the sources.
 
     Args:
-        order: names of the sources, in the order in which they are to be asked.
+        order: names of the sources, in the order in which they are tried.
         video_url: address of a video's page; `{id}` stands for the YouTube id.
-        max_height: most lines of picture to ask for.
+        max_height: maximum height of the picture in lines.
         max_bandwidth: bytes that one worker may receive per second; None for no limit.
         cookies: path of a Netscape cookie file; empty for none.
-        proxy: URL; empty for none.
-        source_address: local address to ask from; empty for the system's choice.
-        exact: cut to the frame, by encoding anew; else copy, from a keyframe on.
-        ytdlp: parameters for `yt_dlp.YoutubeDL`, over our own.
-        ytdlp_cache: folder for what yt-dlp keeps between runs.
-        archive_url: where the archives are: an http(s) or s3 address, or a folder.
-        archive_index: file of the indexes of archives that are here; empty if no archive is to be asked.
-        archive_stream_limit: bytes up to which the archive of a class is read whole by the source `archive`.
-        folders: folders of clips; none if no folder is to be asked.
-        catalog: file of the catalog, which tells split and class of a clip; empty if none is at hand.
+        proxy: URL of the proxy for YouTube; empty for none.
+        source_address: local address for connections to YouTube; empty for the system's choice.
+        exact: cut to the exact frame by re-encoding; otherwise copy from a keyframe on.
+        ytdlp: parameters of `yt_dlp.YoutubeDL` that override those of kinetics-fs.
+        ytdlp_cache: folder of the files that yt-dlp keeps between runs.
+        archive_url: location of the archives: an http(s) or s3 address, or a folder.
+        archive_index: file of the archive index database.
+        max_archive_download: bytes that one open may download from archives.
+        folders: folders of clips that the user already has.
+        catalog: file of the catalog, which gives the split and class of a clip; empty if there is none.
     """
 
     order: tuple[str, ...] = ("youtube",)
@@ -52,6 +53,6 @@ class SourceSettings:
     ytdlp_cache: str = ""
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
-    archive_stream_limit: int = 0
+    max_archive_download: int = MAX_ARCHIVE_DOWNLOAD
     folders: tuple[str, ...] = ()
     catalog: str = ""

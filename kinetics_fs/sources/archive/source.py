@@ -1,5 +1,7 @@
-"""Clips out of archives: of one whose index is here by one request for little more than the clip's own bytes; of the
-archive of a class also with all others that are in it.
+"""Archives as a source of clips.
+
+A clip of an indexed archive is read by one range request for little more than its own bytes. A class archive without an
+index is read whole, if it is small enough, and all its clips are stored.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, ClipLocation
 from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.limit import limit_note
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.stream import ArchiveStreamer
 from kinetics_fs.sources.base import NotInSource
+from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD
 
 _log = logging.getLogger(__name__)
 
@@ -25,100 +29,103 @@ class ArchiveSource:
     """The archives below one address.
 
     Args:
-        base: where they all are: an http(s) or s3 address, or a folder.
-        shelf: file of their indexes.
-        whole: reads those that are not indexed, or are by now another version; None if nothing does.
+        base: location of all archives: an http(s) or s3 address, or a folder.
+        index_db: file of the archive index database.
+        limit: maximum number of bytes to read by index for one clip.
+        streamer: reads class archives that have no index, or have changed; None reads by index only.
     """
 
     name = "archive"
 
-    def __init__(self, base: str, index_db: Path, whole: ArchiveStreamer | None = None) -> None:
+    def __init__(
+        self,
+        base: str,
+        index_db: Path,
+        *,
+        limit: int = MAX_ARCHIVE_DOWNLOAD,
+        streamer: ArchiveStreamer | None = None,
+    ) -> None:
         self._base = base
-        self._path = index_db
-        self._whole = whole
+        self._index_db_path = index_db
+        self._limit = limit
+        self._streamer = streamer
         self._index_db: ArchiveIndexDB | None = None
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
         try:
-            # Only now: a damaged one must not keep other sources from being asked.
-            self._index_db = self._index_db or ArchiveIndexDB(self._path)
-            places = self._index_db.find(clip)
-            failures: list[FetchError] = []
-            media = self._by_index(clip, places, folder, failures)
-            if media is not None:
-                return media
-            if self._whole is not None and self._whole.bring(clip, folder):
-                return None
+            # Opened here and not before, so that a damaged database does not keep other sources from being tried.
+            self._index_db = self._index_db or ArchiveIndexDB(self._index_db_path)
+            return self._fetch(clip, folder)
         except ArchiveError as error:
             raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
-        if not failures:
-            raise NotInSource
-        # One that may yet bring it says more than one that never will.
-        raise min(failures, key=lambda failure: failure.kind is FailureKind.CORRUPT)
 
-    def _by_index(
-        self, clip: Clip, places: list[ClipLocation], folder: Path, failures: list[FetchError]
-    ) -> Media | None:
-        for place in places:
+    def _fetch(self, clip: Clip, folder: Path) -> Media | None:
+        """Try the archives whose index has the clip, then the class archive."""
+        assert self._index_db is not None
+        failures: list[FetchError] = []
+        note = ""
+        for location in self._index_db.find(clip):
+            size = location.record.end - location.record.begin
+            if size > self._limit:
+                note = limit_note(f"its part in {location.archive}", size, self._limit)
+                continue
             path = folder / clip.name
             try:
-                self._read(clip, place, path)
-            except ArchiveError as error:
-                failures.append(FetchError(FailureKind.CORRUPT, f"{place.archive}: {error}", source=self.name))
-            except FetchError as error:
-                if isinstance(error, ArchiveChanged) and self._whole is not None:
-                    self._whole.invalidate(place.archive)
-                error.source = self.name
-                failures.append(error)
-            else:
+                self._read(clip, location, path)
                 return Media(path, 0.0, None, whole=True)
-            _log.info("%s: %s", clip.key, failures[-1].reason)
+            except ArchiveError as error:
+                failure = FetchError(FailureKind.CORRUPT, f"{location.archive}: {error}", source=self.name)
+            except FetchError as error:
+                failure = error
+                failure.source = self.name
+                if isinstance(error, ArchiveChanged) and self._streamer is not None:
+                    self._streamer.forget_version(location.archive)
+            _log.info("%s: %s", clip.key, failure.reason)
+            failures.append(failure)
             path.unlink(missing_ok=True)
-        return None
+        if self._streamer is not None:
+            try:
+                self._streamer.read_for(clip, folder)
+                return None
+            except NotInSource as missing:
+                if missing.note:
+                    # A changed archive is one without an index, so its size is the reason.
+                    note = missing.note
+                    failures = [failure for failure in failures if not isinstance(failure, ArchiveChanged)]
+        if not failures:
+            raise NotInSource(note)
+        # A failure that may pass says more than one that will not.
+        raise min(failures, key=lambda failure: failure.kind is FailureKind.CORRUPT)
 
-    def _read(self, clip: Clip, place: ClipLocation, path: Path) -> None:
-        archive = open_archive(archive_address(self._base, place.archive))
+    def _read(self, clip: Clip, location: ClipLocation, path: Path) -> None:
+        """Read a clip by its index record into a file.
+
+        Raises:
+            ArchiveChanged: the archive is another version than the indexed one.
+            FetchError: the archive cannot be read.
+            ArchiveError: the bytes are not those of the clip.
+        """
+        archive = open_archive(archive_address(self._base, location.archive))
         try:
-            _extract(clip, place, archive, place.version, path)
+            _extract(clip, location, archive, location.version, path)
         except ArchiveChanged:
-            # A copy on another server goes by another tag. Whether it is one, the clip itself tells: what stands before
-            # it, and its checksum.
+            # A copy on another server has another tag. The tar header before the clip, and the clip's checksum, show
+            # whether it is the same archive.
             version = archive.version()
-            if version.size != place.version.size:
+            if version.size != location.version.size:
                 raise
             path.unlink(missing_ok=True)
             try:
-                _extract(clip, place, archive, version, path)
+                _extract(clip, location, archive, version, path)
             except ArchiveError as error:
                 raise ArchiveChanged(archive.address) from error
             assert self._index_db is not None
-            self._index_db.update_etag(place.archive, version.etag)
+            self._index_db.update_etag(location.archive, version.etag)
 
 
-class WholeArchiveSource:
-    """The archives of classes, however large, where they are not indexed.
-
-    Args:
-        whole: reads them.
-    """
-
-    name = "whole-archive"
-
-    def __init__(self, whole: ArchiveStreamer) -> None:
-        self._whole = whole
-
-    def fetch(self, clip: Clip, folder: Path) -> None:
-        try:
-            if self._whole.bring(clip, folder):
-                return
-        except ArchiveError as error:
-            raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
-        raise NotInSource
-
-
-def _extract(clip: Clip, place: ClipLocation, archive: Archive, version: Version, path: Path) -> None:
-    record = place.record
+def _extract(clip: Clip, location: ClipLocation, archive: Archive, version: Version, path: Path) -> None:
+    record = location.record
     with path.open("xb") as file:
         pieces = archive.read(record.begin, record.end, version)
-        for piece in extract(clip, record, pieces, gzipped=place.gzipped):
+        for piece in extract(clip, record, pieces, gzipped=location.gzipped):
             file.write(piece)

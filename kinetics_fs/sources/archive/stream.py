@@ -1,4 +1,8 @@
-"""Archives of classes, read whole for the first clip that is wanted of one: all others of its class come with it."""
+"""Reading of whole archives: the loop that writes their clips to files, and the reading of class archives on demand.
+
+When a clip of a class is requested whose archive has no index, the archive is read once: all its clips are stored, and
+it is indexed on the way, so that it need not be read again.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,22 @@ from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
+from kinetics_fs.sources.archive.limit import limit_note
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
-from kinetics_fs.sources.base import InProgressElsewhere, OnClip
+from kinetics_fs.sources.base import InProgressElsewhere, NotInSource, OnClip
 
 _log = logging.getLogger(__name__)
 
-_ASK_AGAIN = 600.0
-"""Seconds for which it is believed that an archive is there, or is not."""
-_ASK_AGAIN_AFTER_FAILURE = 300.0
-"""Seconds for which it is believed that none can be reached: clips of hundreds of classes may be wanted meanwhile, and
-each would wait for a server that does not answer before it is asked for elsewhere."""
+_VERSION_TTL = 600.0
+"""Seconds for which the version of an archive, or its absence, is remembered."""
+_UNREACHABLE_TTL = 300.0
+"""Seconds for which an unreachable server is not asked again. Otherwise each clip of hundreds of classes would wait for
+its timeout before the next source is asked."""
 
 _TRIES = 2
-"""To find out whether there is an archive at all: other sources are at hand."""
+"""Tries of the request for a version; there are other sources."""
 
 
 def stream_clips(
@@ -90,64 +95,72 @@ def stream_clips(
 
 
 class ArchiveStreamer:
-    """Reads the archives of classes. It becomes indexed on the way: then it need not be read whole again.
+    """Reads class archives that have no index, and indexes them on the way.
 
     Args:
-        base: where all archives are: an http(s) or s3 address, or a folder.
-        shelf: file of the indexes; beside it is the lock by which no two processes read one archive.
-        catalog: file of the catalog, which tells the class of a clip; None if there is none.
-        most: bytes up to which an archive is read; None for any.
-        on_clip: takes the clips.
+        base: location of all archives: an http(s) or s3 address, or a folder.
+        index_db: file of the archive index database. With a lock file beside it, only one process at a time reads an
+            archive.
+        catalog: file of the catalog, which gives the class of a clip; None if there is none.
+        limit: size in bytes up to which an archive is read.
+        on_clip: receives the clips.
     """
 
-    def __init__(self, base: str, index_db: Path, catalog: Path | None, most: int | None, on_clip: OnClip) -> None:
+    def __init__(self, base: str, index_db: Path, catalog: Path | None, limit: int, on_clip: OnClip) -> None:
         self._base = base
         self._index_db_path = index_db
         self._catalog_path = catalog
-        self._most = most
-        self._emit_clip = on_clip
+        self._limit = limit
+        self._on_clip = on_clip
         self._index_db: ArchiveIndexDB | None = None
         self._catalog: Catalog | None = None
-        self._lock: int | None = None
-        self._asked: dict[str, tuple[float, Version | None]] = {}
-        """Until when what is believed of each archive."""
+        self._lock_fd: int | None = None
+        self._versions: dict[str, tuple[float, Version | None]] = {}
+        """Known versions of archives, None for a missing one, and the monotonic time until which each is valid."""
         self._unreachable: tuple[float, FetchError] | None = None
 
-    def bring(self, clip: Clip, folder: Path) -> bool:
-        """Reads the archive of the clip's class, unless it is indexed, too large, or not there; whether it did.
+    def read_for(self, clip: Clip, folder: Path) -> None:
+        """Read the class archive of a clip, and pass its clips to the callback.
+
+        Args:
+            clip: the requested clip.
+            folder: folder for the files.
 
         Raises:
-            InProgressElsewhere: somebody is reading it.
-            FetchError: it cannot be read, or does not have the clip (GONE).
+            NotInSource: there is no class archive, it is indexed, or it exceeds the limit; then there is a note.
+            InProgressElsewhere: another process is reading the archive.
+            FetchError: the archive cannot be read, or does not contain the clip (GONE).
         """
-        if self._catalog_path is None or self._most == 0:
-            return False
+        if self._catalog_path is None:
+            raise NotInSource
         self._catalog = self._catalog or Catalog(self._catalog_path)
         self._index_db = self._index_db or ArchiveIndexDB(self._index_db_path)
-        without = []
+        note = ""
+        indexed = []
         for name in archives_of_clip(self._base, self._catalog, clip):
-            archive = open_archive(archive_address(self._base, name))
             version = self._version(name)
             if version is None:
                 continue
             if self._is_indexed(name, version):
-                without.append(name)
-            elif self._most is None or version.size <= self._most:
-                self._read(name, archive, version, clip, folder)
-                return True
-        if without and not self._index_db.find(clip):
-            raise _not_in(without[0])
-        return False
+                indexed.append(name)
+            elif version.size > self._limit:
+                note = limit_note("its class archive", version.size, self._limit)
+            else:
+                self._read_locked(name, version, clip, folder)
+                return
+        if indexed and not note and not self._index_db.find(clip):
+            raise _not_in(indexed[0])
+        raise NotInSource(note)
 
-    def invalidate(self, name: str) -> None:
-        """Forgets what is believed of an archive: it turned out to be another version."""
-        self._asked.pop(name, None)
+    def forget_version(self, name: str) -> None:
+        """Ask for the version of an archive again, because it has changed."""
+        self._versions.pop(name, None)
 
     def _version(self, name: str) -> Version | None:
-        """Which version of an archive is there; None if none is."""
+        """Return the current version of an archive; None if it does not exist."""
         now = time.monotonic()
-        until, version = self._asked.get(name, (now, None))
-        if until > now:
+        valid_until, version = self._versions.get(name, (now, None))
+        if valid_until > now:
             return version
         if self._unreachable is not None and self._unreachable[0] > now:
             raise self._unreachable[1]
@@ -155,10 +168,10 @@ class ArchiveStreamer:
             version = open_archive(archive_address(self._base, name), tries=_TRIES).version()
         except FetchError as error:
             if error.kind is not FailureKind.CONFIG:
-                self._unreachable = time.monotonic() + _ASK_AGAIN_AFTER_FAILURE, error
+                self._unreachable = time.monotonic() + _UNREACHABLE_TTL, error
                 raise
             version = None
-        self._asked[name] = time.monotonic() + _ASK_AGAIN, version
+        self._versions[name] = time.monotonic() + _VERSION_TTL, version
         return version
 
     def _is_indexed(self, name: str, version: Version) -> bool:
@@ -166,26 +179,28 @@ class ArchiveStreamer:
         indexed = self._index_db.version(name)
         return indexed is not None and indexed.matches(version)
 
-    def _read(self, name: str, archive: Archive, version: Version, clip: Clip, folder: Path) -> None:
-        place = int.from_bytes(hashlib.sha256(f"{self._base} {name}".encode()).digest()[:7], "little")
-        if self._lock is None:
-            self._lock = os.open(f"{self._index_db_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
+    def _read_locked(self, name: str, version: Version, clip: Clip, folder: Path) -> None:
+        """Read an archive, unless another process is reading it or has just read it."""
+        offset = int.from_bytes(hashlib.sha256(f"{self._base} {name}".encode()).digest()[:7], "little")
+        if self._lock_fd is None:
+            self._lock_fd = os.open(f"{self._index_db_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            # One byte of the file for each archive. The kernel lets go of it when this process dies.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            # Each archive has one byte of the lock file. The kernel releases the lock when this process dies.
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError as error:
             raise InProgressElsewhere from error
         try:
-            if self._is_indexed(name, version):  # by who was at it a moment ago
+            if self._is_indexed(name, version):
                 raise InProgressElsewhere
-            self._stream(name, archive, version, clip, folder)
+            self._read(name, version, clip, folder)
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, place)
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, offset)
 
-    def _stream(self, name: str, archive: Archive, version: Version, wanted: Clip, folder: Path) -> None:
-        _log.info("%s: reading all of %s, %d bytes", wanted.key, name, version.size)
+    def _read(self, name: str, version: Version, requested: Clip, folder: Path) -> None:
+        _log.info("%s: reading all of %s, %d bytes", requested.key, name, version.size)
         assert self._catalog is not None and self._index_db is not None
         catalog = self._catalog
+        archive = open_archive(archive_address(self._base, name))
         scan = Scan(index=finds_block_boundaries())
         failure: FetchError | None = _not_in(name)
 
@@ -196,8 +211,8 @@ class ArchiveStreamer:
             with closing(stream_clips(archive, version, scan, path_of)) as clips:
                 for clip, path in clips:
                     if path is not None:
-                        error = self._give(clip, path, name)
-                        failure = error if clip == wanted else failure
+                        error = self._emit(clip, path, name)
+                        failure = error if clip == requested else failure
         except ArchiveError as error:
             raise FetchError(FailureKind.CORRUPT, f"{name}: {error}") from error
         if finds_block_boundaries():
@@ -205,12 +220,12 @@ class ArchiveStreamer:
         if failure is not None:
             raise failure
 
-    def _give(self, clip: Clip, path: Path, name: str) -> FetchError | None:
-        """Hands a clip over; why it could not be, if so."""
+    def _emit(self, clip: Clip, path: Path, name: str) -> FetchError | None:
+        """Pass a clip to the callback. Return the reason if the callback refuses it."""
         try:
-            self._emit_clip(clip, path)
+            self._on_clip(clip, path)
         except FetchError as error:
-            _log.warning("%s: not taken from %s: %s", clip.key, name, error.reason)
+            _log.warning("%s: not stored from %s: %s", clip.key, name, error.reason)
             path.unlink(missing_ok=True)
             return error
         return None

@@ -355,7 +355,7 @@ def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> Non
 
 def test_indexes(settings: Settings, cache: Path) -> None:
     one(sources.indexes(settings), State.OK, "none", "200.0 MB")
-    alone = Settings(cache_dir=cache, source=("archive",), archive_stream_limit=0)
+    alone = Settings(cache_dir=cache, source=("archive",), max_archive_download=0)
     one(sources.indexes(alone), State.PROBLEM, "kinetics-fs index")
 
 

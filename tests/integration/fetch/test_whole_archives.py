@@ -12,12 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from rich import filesize
 
 from kinetics_fs.catalog import Clip, Selection, find_release, open_catalog
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.fetch.prefetch import Prefetch, State
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
@@ -91,7 +93,7 @@ def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path,
                 ytdlp=NO_SLEEP,
                 archive_url=archives.url,
                 archive_index=str(tmp_path / "archives.sqlite"),
-                archive_stream_limit=limit,
+                max_archive_download=limit,
                 catalog=str(catalog),
             )
             made = Fetcher(into, FetchSettings(workers=workers, timeout=PATIENCE, sources=sources))
@@ -169,17 +171,126 @@ def test_two_processes_read_it_once(fetcher: Make, store: Store, archives: Archi
     assert read_whole(archives) < 1.2, "once, and the few whose turn had come in the other process by index"
 
 
-def test_a_large_one_comes_after_the_others(
-    fetcher: Make, store: Store, archives: ArchiveSite, site: VideoSite
-) -> None:
-    size = len(archives.files[ARCHIVE])
-    made = fetcher("archive", "youtube", "whole-archive", limit=size - 1)
-    made.request(ELSEWHERE).result(PATIENCE)
-    assert [sent.bytes for sent in archives.requests] == [1], "it was only asked how large it is"
+# The limit on what one open may download
 
-    made.request(CLIPS[7]).result(PATIENCE)
-    assert store.record(CLIPS[7]).source == "whole-archive"  # type: ignore[union-attr]
+
+def below(archives: ArchiveSite) -> int:
+    """A limit that the archive exceeds by one byte."""
+    return len(archives.files[ARCHIVE]) - 1
+
+
+def test_an_archive_above_the_limit_is_left_to_the_next_source(
+    fetcher: Make, store: Store, archives: ArchiveSite
+) -> None:
+    fetcher("archive", "youtube", limit=below(archives)).request(ELSEWHERE).result(PATIENCE)
+    assert store.record(ELSEWHERE).source == "youtube"  # type: ignore[union-attr]
+    assert [sent.bytes for sent in archives.requests] == [1], "only its size was requested"
+
+
+def test_an_archive_of_exactly_the_limit_is_read(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
+    assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
     assert read_whole(archives) < 1.01
+
+
+def test_the_failure_names_the_option_and_the_size(fetcher: Make, archives: ArchiveSite) -> None:
+    limit = below(archives)
+    error = error_of(fetcher("archive", "youtube", limit=limit).request(CLIPS[7]))
+    assert (error.kind, error.source) == (FailureKind.GONE, "youtube")
+    size = filesize.decimal(limit + 1)
+    assert error.reason.endswith(f"; its class archive ({size}) exceeds --max-archive-download ({limit}B)")
+
+
+def test_round_limits_are_shown_with_their_unit(fetcher: Make, archives: ArchiveSite, videos: list[bytes]) -> None:
+    archives.files[ARCHIVE] = make_archive(videos, padding=3 * 10**6)
+    error = error_of(fetcher("archive", limit=3 * 10**6).request(CLIPS[7]))
+    assert error.reason.endswith("exceeds --max-archive-download (3MB)")
+
+
+def test_youtube_is_not_asked_again_while_the_limit_stays(
+    fetcher: Make, site: VideoSite, archives: ArchiveSite
+) -> None:
+    limit = below(archives)
+    first = error_of(fetcher("archive", "youtube", limit=limit).request(CLIPS[7]))
+    for lower in (limit, limit - 1):
+        assert error_of(fetcher("archive", "youtube", limit=lower).request(CLIPS[7])).reason == first.reason
+    # Without the archives a higher limit makes no difference.
+    assert error_of(fetcher("youtube", limit=10**9).request(CLIPS[7])).reason == first.reason
+    assert site.video_fetches(CLIPS[7].youtube_id) == 1
+
+
+def test_a_raised_limit_tries_the_archive_at_the_next_open(
+    fetcher: Make, store: Store, site: VideoSite, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
+    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
+    assert content(store, CLIPS[7]) == videos[7 % len(videos)]
+    assert site.video_fetches(CLIPS[7].youtube_id) == 1
+    assert store.failure(CLIPS[7]) is None
+
+
+def test_a_limit_that_is_raised_too_little_asks_youtube_once_more(
+    fetcher: Make, site: VideoSite, archives: ArchiveSite
+) -> None:
+    for limit in (below(archives) - 1, below(archives), below(archives)):
+        error = error_of(fetcher("archive", "youtube", limit=limit).request(CLIPS[7]))
+        assert f"({limit}B)" in error.reason
+    assert site.video_fetches(CLIPS[7].youtube_id) == 2
+
+
+def test_without_another_source_the_next_open_tries_again(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    limit = below(archives)
+    error = error_of(fetcher("archive", limit=limit).request(CLIPS[7]))
+    assert error.kind is FailureKind.CONFIG
+    assert f"exceeds --max-archive-download ({limit}B)" in error.reason
+    assert not error.source, "the next clip may be in a smaller archive"
+    fetcher("archive", limit=limit + 1).request(CLIPS[7]).result(PATIENCE)
+    assert content(store, CLIPS[7]) == videos[7 % len(videos)]
+
+
+@pytest.mark.parametrize("order", [("archive",), ("archive", "youtube")])
+def test_an_archive_above_the_limit_does_not_stop_a_prefetch(
+    fetcher: Make, store: Store, archives: ArchiveSite, order: tuple[str, ...]
+) -> None:
+    made = fetcher(*order, limit=below(archives))
+    clips = [*CLIPS, ELSEWHERE]
+    prefetch = Prefetch(made, store, clips, len(clips), window=2)
+    prefetch.run()
+    assert (prefetch.state, prefetch.problem) == (State.DONE, None)
+    assert (prefetch.fetched, prefetch.failed) == ((1, len(CLIPS)) if "youtube" in order else (0, len(clips)))
+
+
+def test_a_range_above_the_limit_is_not_read(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    """The limit holds for reads by index, too."""
+    made = fetcher()
+    made.request(CLIPS[5]).result(PATIENCE)
+    until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
+    store.drop(CLIPS[5])
+    archives.requests.clear()
+    limit = len(videos[5 % len(videos)]) // 2
+    error = error_of(fetcher("archive", limit=limit).request(CLIPS[5]))
+    assert f"in {ARCHIVE} (" in error.reason
+    assert f"exceeds --max-archive-download ({limit}B)" in error.reason
+    assert sum(sent.bytes for sent in archives.requests) <= 1
+
+
+def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    fetcher().request(CLIPS[0]).result(PATIENCE)
+    until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
+    store.drop(CLIPS[4])
+    archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]], padding=9)
+    error = error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[4]))
+    assert (error.kind, error.source) == (FailureKind.GONE, "youtube")
+    assert "exceeds --max-archive-download" in error.reason
+
+
+# Clips that the archive lacks
 
 
 def test_what_is_not_in_it(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
