@@ -1,4 +1,4 @@
-"""Kinetics from Python, and the way from settings to all that works on them: the command line is built on this.
+"""Kinetics from Python: everything that the commands do. The command line uses this module.
 
 ::
 
@@ -7,7 +7,7 @@
     with Library(release="600", split="validation", classes=["surfing water"], max_samples=10) as library:
         library.prefetch()
         for path in library.paths():                # validation/surfing water/-a1B2c3D4e5_000010_000020.mp4
-            with library.open(path) as file:        # fetched if it is not here
+            with library.open(path) as file:        # fetched if it is not cached
                 ...
 """
 
@@ -133,32 +133,39 @@ class Library:
             return self._fetcher
 
     def clips(self) -> Iterator[Clip]:
-        """The clips of the selection, in the order of splits, classes and names."""
+        """Yield the clips of the selection, in the order of splits, classes and names."""
         return (entry.clip for entry in self.catalog.clips())
 
     def paths(self) -> Iterator[str]:
-        """The same as paths, as a mount shows them: `split/class/clip.mp4`."""
+        """Yield the path of each clip of the selection in a mount: `split/class/clip.mp4`."""
         style = ClassNames(self.settings.class_names)
         for entry in self.catalog.clips():
-            place = self.catalog.directory(entry.directory)
-            assert place is not None
-            yield f"{place.split}/{class_name(place.label or '', style)}/{entry.clip.name}"
+            directory = self.catalog.directory(entry.directory)
+            assert directory is not None
+            yield f"{directory.split}/{class_name(directory.label or '', style)}/{entry.clip.name}"
 
-    def held(self, clip: Clip | str) -> bool:
-        """Whether a clip is here: one of `clips`, or of `paths`, or any path that ends with its name."""
-        return self.store.is_cached(_clip(clip))
-
-    def open(self, clip: Clip | str) -> BinaryIO:
-        """Opens a clip, and fetches it first if it is not here. What is open stays readable, evicted or not.
+    def is_cached(self, clip: Clip | str) -> bool:
+        """Return whether a clip is in the cache.
 
         Args:
-            clip: as for `held`.
+            clip: a clip, or a path that ends in its file name, such as one of `paths`.
 
         Raises:
-            FetchError: it cannot be had; says why.
-            CatalogError: it is not in the selection.
+            CatalogError: the path does not end in the file name of a clip.
         """
-        clip = _clip(clip)
+        return self.store.is_cached(_to_clip(clip))
+
+    def open(self, clip: Clip | str) -> BinaryIO:
+        """Open a clip for reading; fetch it first if it is not cached. An open file stays readable after an eviction.
+
+        Args:
+            clip: as in `is_cached`.
+
+        Raises:
+            FetchError: the clip is unavailable.
+            CatalogError: the clip is not in the selection.
+        """
+        clip = _to_clip(clip)
         if not self.catalog.locate(clip):
             raise CatalogError(f"cannot open the clip {clip.key}: it is not in the selection")
         while (stored := self.store.open(clip)) is None:
@@ -166,10 +173,10 @@ class Library:
         return os.fdopen(stored.fd, "rb")
 
     def prefetch(self, changed: Callable[[PrefetchProgress], None] = lambda progress: None) -> PrefetchProgress:
-        """Fetches all clips of the selection that are not here.
+        """Fetch all clips of the selection that are not cached.
 
         Args:
-            changed: told how it is going, often, and from any thread.
+            changed: receives the progress, several times per second and from any thread.
 
         Returns:
             The state and the number of clips by result.
@@ -231,7 +238,7 @@ class Library:
                 min_free=settings.min_free,
                 index_db=index_db_path(settings),
                 index=index,
-                # What an archive has for one selection proves nothing for another: each has a folder of its own.
+                # An archive that lacks no clip of one selection may lack clips of another: each has its own states.
                 states=self.store.layout.fill_states(self.catalog.digest),
                 verify=VerifyLevel(verify),
                 processes=processes,
@@ -462,7 +469,7 @@ def _has_all_classes(settings: Settings) -> bool:
     return not settings.klass and not settings.annotations
 
 
-def _clip(clip: Clip | str) -> Clip:
+def _to_clip(clip: Clip | str) -> Clip:
     if isinstance(clip, Clip):
         return clip
     parsed = parse_clip_name(clip.rpartition("/")[2])

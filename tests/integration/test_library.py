@@ -1,4 +1,4 @@
-"""Kinetics from Python: the same as by commands, without a mount."""
+"""`Library`: Kinetics from Python, without a mount."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def library(values: dict[str, Any]) -> Iterator[Library]:
         yield library
 
 
-def test_selected_and_opened(library: Library, site: VideoSite, tmp_path: Path) -> None:
+def test_open_fetches_a_clip_once(library: Library, site: VideoSite, tmp_path: Path) -> None:
     paths = list(library.paths())
     assert len(paths) == len(list(library.clips())) == sum(row.split == "validate" for row in ROWS)
     assert site.requests == [], "looking is free"
     [path] = [path for path in paths if path.startswith("validation/massaging_persons_head/demo-video2")]
-    assert not library.held(path)
+    assert not library.is_cached(path)
     with library.open(path) as file:
         (tmp_path / "clip.mp4").write_bytes(file.read())
     [clip] = [row.clip for row in ROWS if row.clip.name == Path(path).name]
@@ -52,32 +52,32 @@ def test_selected_and_opened(library: Library, site: VideoSite, tmp_path: Path) 
     asked = len(site.requests)
     with library.open(clip) as file:
         assert file.read() == (tmp_path / "clip.mp4").read_bytes()
-    assert library.held(clip) and len(site.requests) == asked
+    assert library.is_cached(clip) and len(site.requests) == asked
 
 
-def test_what_cannot_be_had(library: Library) -> None:
+def test_open_raises_for_clips_that_are_gone_unselected_or_misnamed(library: Library) -> None:
     [path] = [path for path in library.paths() if GONE in path]
     with pytest.raises(FetchError, match="404"):
         library.open(path)
     with pytest.raises(CatalogError, match="not in the selection"):
         library.open("-aaaaaaaaaa_000000_000010.mp4")
     with pytest.raises(CatalogError, match="cannot find the clip"):
-        library.held("../../etc/passwd")
+        library.is_cached("../../etc/passwd")
 
 
-def test_prefetched(values: dict[str, Any]) -> None:
+def test_prefetch_fetches_the_selection_and_reports_progress(values: dict[str, Any]) -> None:
     reports: list[Any] = []
     with Library(**values, classes=HEADS) as library:
         report = library.prefetch(reports.append)
         assert (report.state, report.clips, report.fetched, report.failed) == ("done", 2, 2, 0)
         assert reports[-1] == report
         assert library.status().cache.clips == 2
-        assert all(library.held(clip) for clip in library.clips())
+        assert all(library.is_cached(clip) for clip in library.clips())
         assert library.prefetch().already_cached == 2
         assert sum(sample.fetched for sample in library.store.history.samples()) == 2
 
 
-def test_values_that_make_no_sense(values: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         Library(**values, splits="validation")
     with Library(**values, classes=["surfing watr"]) as library, pytest.raises(CatalogError, match="no class"):

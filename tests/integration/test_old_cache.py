@@ -79,7 +79,7 @@ class Old:
         found = {}
         with Library(annotations=FACTS["annotations"], cache_dir=self.cache, min_free=0) as library:
             for path in library.paths():
-                if library.held(path):
+                if library.is_cached(path):
                     with library.open(path) as file:
                         found[Path(path).stem] = hashlib.sha256(file.read()).hexdigest()
         return found
