@@ -1,4 +1,4 @@
-"""Fixtures: a dataset made once, a site that hosts it, and mounts of it."""
+"""Fixtures: a dataset that is generated once, a site that hosts it, and mounts of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Dataset(NamedTuple):
 
 
 SERVERS = frozenset({"archives", "fetched", "host", "mount", "serve", "site", "yt"})
-"""Fixtures that start a server, or use one."""
+"""Names of fixtures that start a server or use one."""
 
 T = TypeVar("T")
 
@@ -41,14 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], T]) -> T:
-    """What `make` makes in a folder, for all the processes that the tests run in; the first of them does."""
+    """Return the result of `make` for a folder; one process of a test run calls it, and the others get its result."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.exists():
-            made: T = pickle.loads(done.read_bytes())  # noqa: S301  # our own, of a moment ago
+            made: T = pickle.loads(done.read_bytes())  # noqa: S301  # written by this run of the tests
             return made
         folder.mkdir()
         made = make(folder)
@@ -81,7 +81,7 @@ MountFactory = Callable[..., Mounted]
 
 @pytest.fixture
 def mount(dataset: Dataset, site: VideoSite, tmp_path: Path) -> Iterator[MountFactory]:
-    """Makes mounts of the dataset, with further arguments of `kinetics-fs mount`; all of one cache unless told."""
+    """Mount the dataset, with further arguments of `kinetics-fs mount`; by default all mounts share a cache."""
     with ExitStack() as mounts:
         numbers = iter(range(1, 100))
 

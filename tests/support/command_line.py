@@ -21,13 +21,13 @@ from typing import Any, Self
 from kinetics_fs.cli import run
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")} | {
-    # Loopback is never behind a proxy, and no plugin that a developer has installed plays a part.
+    # Loopback is never behind a proxy, and plugins that a developer has installed are not used.
     "no_proxy": "127.0.0.1",
     "NO_PROXY": "127.0.0.1",
     "YTDLP_NO_PLUGINS": "1",
     # The default is on the internet.
     "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",
-    "AWS_EC2_METADATA_DISABLED": "true",  # where it does not exist, it is waited for
+    "AWS_EC2_METADATA_DISABLED": "true",  # otherwise botocore waits for a service that does not exist
 }
 
 
@@ -142,16 +142,17 @@ def _standard_streams(output: int, errors: int) -> Iterator[None]:
 
 
 class Mounted:
-    """`kinetics-fs mount`, as a context: in the background, as a user has it, and gone afterwards in any case.
+    """`kinetics-fs mount` in the background, as a context that always unmounts.
 
     Args:
-        place: folder to mount on; made if it is not there.
+        mountpoint: folder to mount on; created if it does not exist.
         arguments: further arguments of the command.
+        config: configuration file; by default none is read.
     """
 
-    def __init__(self, place: Path, *arguments: str | Path, config: Path | None = None) -> None:
-        self.root = place
-        self.log = place.with_name(place.name + ".log")
+    def __init__(self, mountpoint: Path, *arguments: str | Path, config: Path | None = None) -> None:
+        self.root = mountpoint
+        self.log = mountpoint.with_name(mountpoint.name + ".log")
         self._arguments = arguments
         self._config = config or Path(os.devnull)
         self.pid = 0
@@ -171,13 +172,13 @@ class Mounted:
         self.end()
 
     def status(self) -> dict[str, Any]:
-        """What `.kinetics/status.json` says."""
+        """Return the content of `.kinetics/status.json`."""
         status = json.loads((self.root / ".kinetics/status.json").read_text())
         assert isinstance(status, dict)
         return status
 
     def end(self) -> None:
-        """Unmounts, by force if need be, and waits for the process to be gone."""
+        """Unmount lazily, and wait for the process to end."""
         subprocess.run(["umount", "-l", self.root], capture_output=True, check=False)
         pid, self.pid = self.pid, 0
         if pid and not has_ended(pid, within=20):
@@ -186,7 +187,7 @@ class Mounted:
 
 
 def has_ended(pid: int, *, within: float) -> bool:
-    """Whether a process ends within so many seconds; one that nobody has reaped yet has ended."""
+    """Return whether a process ends within so many seconds. A zombie has ended."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -199,7 +200,7 @@ def has_ended(pid: int, *, within: float) -> bool:
 
 @contextmanager
 def fuse_device_open_to_all() -> Iterator[None]:
-    """For a while anybody may mount: some machines keep /dev/fuse to root. One test at a time, over all processes."""
+    """Let all users mount, one test at a time over all processes. Some machines reserve /dev/fuse for root."""
     device = Path("/dev/fuse")
     with (Path(tempfile.gettempdir()) / "kinetics-fs-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -212,5 +213,5 @@ def fuse_device_open_to_all() -> Iterator[None]:
 
 
 def reason(path: Path) -> str:
-    """Why a clip could not be had, as the file itself says."""
+    """Return the reason why a clip is unavailable, from the extended attribute of its file."""
     return os.getxattr(path, "user.kinetics.error").decode()

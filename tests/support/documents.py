@@ -1,4 +1,4 @@
-"""Examples in the documents, as tests run them."""
+"""Examples in the documents, for tests that run them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Example(NamedTuple):
-    """A command of a console block, and what it prints; `…` in it stands for anything."""
+    """A command of a console block, and its output; `…` in the output matches any text."""
 
     command: str
     output: str
 
     def matches(self, printed: str) -> bool:
-        """Whether a command that printed this did what the document says."""
+        """Return whether the output of a command is that of the document."""
         pattern = ".*".join(map(re.escape, self.output.split("…")))
         return re.fullmatch(pattern, printed.rstrip("\n")) is not None
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The code blocks of a language in a document of `docs`."""
+    """Return the code blocks of a language in a document of `docs`."""
     text = (DOCS / document).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def examples(document: str) -> list[Example]:
-    """All commands in the console blocks of a document, in order."""
+    """Return all commands in the console blocks of a document, in order."""
     found: list[Example] = []
     for block in blocks(document, "console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -40,7 +40,7 @@ def examples(document: str) -> list[Example]:
 
 
 def run(shown: list[Example], folder: Path, environment: Mapping[str, str], *, timeout: float) -> Iterator[str]:
-    """Runs commands in one shell, as who reads a document would type them; yields what each of them prints."""
+    """Run commands in one shell, as a reader of the document would; yield the output of each."""
     end = "\nprintf '\\0'\n"
     done = subprocess.run(
         ["bash", "-c", end.join(example.command for example in shown) + end],

@@ -1,6 +1,6 @@
-"""Processes that use a store, and the deaths they die.
+"""Processes that use a store, and that can be killed before any change to a file.
 
-They are forked from a server that has the store imported already, so that each one costs milliseconds.
+They are forked from a server that has imported the store, so that each one costs milliseconds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ KILLED = -signal.SIGKILL
 
 
 def start(work: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Begins a function of a module in a process of its own."""
+    """Start a function of a module in a separate process."""
     process = CONTEXT.Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 
 
 def end(process: BaseProcess) -> int | None:
-    """Waits for a process; returns its exit code, negative for a signal."""
+    """Wait for a process. Return its exit code, negative for a signal."""
     process.join(60)
     code = process.exitcode
     process.kill()
@@ -39,7 +39,7 @@ def end(process: BaseProcess) -> int | None:
 
 
 def die() -> None:
-    """`kill -9` of this very process: nothing of it runs afterwards, no `finally`, no exit handler."""
+    """Kill this process with SIGKILL: no `finally` and no exit handler runs."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -47,12 +47,12 @@ _EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.tru
 
 
 class Steps:
-    """Counts every time that this process changes a file or commits to a database, and lets it die just before one.
+    """Counts the changes of files and the commits of this process, and kills it before one of them.
 
-    Must be made before the store is opened, to see what it tells its databases.
+    Create it before the store is opened, because it traces only connections that are made afterwards.
 
     Args:
-        log: file that each step is written to before it is taken.
+        log: file to which each step is written before it happens.
     """
 
     def __init__(self, log: Path) -> None:
@@ -69,7 +69,7 @@ class Steps:
         sys.addaudithook(self._event)
 
     def die_before(self, number: int) -> None:
-        """Begins to count."""
+        """Start to count; die before the step with this number."""
         self._left = number
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -89,5 +89,5 @@ class Steps:
 
 
 def steps(log: Path) -> list[str]:
-    """The steps of a process, up to the one that it died before."""
+    """Return the steps of a process, with the one before which it was killed at the end."""
     return log.read_text().splitlines()

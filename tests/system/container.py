@@ -1,4 +1,4 @@
-"""A Debian that is booted: systemd as process 1, in namespaces of its own."""
+"""A Debian that boots in namespaces: systemd is process 1."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Self
 from tests.support.mounts import wait_until
 
 ROOTS = Path("/var/tmp/kinetics-fs-tests")
-"""Roots are kept here from one run to the next: making one takes a minute and a mirror of Debian's."""
+"""Folder of the roots, which are kept for the next run: to create one takes a minute and a Debian mirror."""
 
 SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
-"""Debian's release with the Python that we run on: what is built here is to run there."""
+"""Debian releases by their Python: the wheels for this Python must run in the root."""
 
 PACKAGES = "systemd,systemd-sysv,dbus,fuse3,python3,python3-venv,mount"
 
@@ -26,15 +26,15 @@ PROJECT = Path(__file__).parents[2]
 
 
 def debian() -> Path:
-    """A root as debootstrap makes it, with systemd, python3 and fuse3, and nothing of ours.
+    """Return a root with systemd, python3 and fuse3, and without kinetics-fs; create it if there is none yet.
 
     Raises:
-        LookupError: there is no Debian with this Python.
+        LookupError: no Debian release has this Python.
         subprocess.CalledProcessError: debootstrap failed.
     """
     suite = SUITES.get(sys.version_info[:2])
     if suite is None:
-        raise LookupError(f"no Debian has Python {sys.version_info[0]}.{sys.version_info[1]}")
+        raise LookupError(f"no Debian release has Python {sys.version_info[0]}.{sys.version_info[1]}")
     root = ROOTS / f"debian-{suite}"
     if not root.exists():
         ROOTS.mkdir(exist_ok=True)
@@ -46,10 +46,10 @@ def debian() -> Path:
 
 
 class Container:
-    """Boots a root folder, from `__enter__` to `__exit__`.
+    """A root folder that is booted, as a context.
 
     Args:
-        root: is written to.
+        root: folder of the root; the system writes to it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -78,7 +78,7 @@ class Container:
         self._end()
 
     def boot(self) -> None:
-        """Starts systemd, and waits until it says that the system is up."""
+        """Start systemd, and wait until it reports that the system is running."""
         self._init = 0
         self._process = subprocess.Popen(
             [Path(__file__).with_name("boot.sh"), self._cgroup, self.root], stdin=subprocess.DEVNULL
@@ -88,14 +88,14 @@ class Container:
         assert self._state() == "running", self.output("systemctl", "--failed")
 
     def reboot(self) -> None:
-        """Has the system go down as it does for a reboot, and boots it again."""
+        """Shut the system down as for a reboot, and boot it again."""
         assert self._process is not None
         self.run("systemctl", "reboot")
         self._process.wait(120)
         self.boot()
 
     def run(self, *command: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Runs a command in it, to its end."""
+        """Run a command in the container to its end."""
         return subprocess.run(
             ["nsenter", f"--target={self._init}", "--all", "--", *command],
             env={
@@ -111,13 +111,13 @@ class Container:
         )
 
     def output(self, *command: str | Path, timeout: float = 60) -> str:
-        """What a command in it prints; it has to succeed."""
+        """Return the output of a command in the container, which must succeed."""
         done = self.run(*command, timeout=timeout)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
     def write(self, path: str, text: str) -> None:
-        """Writes a file in it, and makes its folder."""
+        """Write a file in the root, and create its folder."""
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -126,7 +126,7 @@ class Container:
         return self.run("systemctl", "is-system-running").stdout.strip()
 
     def _find_init(self) -> bool:
-        """Whether systemd has begun; from then on the namespaces can be entered."""
+        """Return whether systemd has started; the namespaces can be entered from then on."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"the container ended with status {self._process.returncode}")
@@ -138,7 +138,7 @@ class Container:
 
     def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
-            # The end of process 1 is the end of all others in its namespace.
+            # When process 1 ends, the kernel kills all others in its namespace.
             if self._init:
                 os.kill(self._init, signal.SIGKILL)
             else:

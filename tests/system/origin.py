@@ -1,4 +1,4 @@
-"""The demo's site as a service: `origin.py VIDEOS CONFIG`. Writes its address into a configuration file."""
+"""The site of the demo as a service: `origin.py VIDEOS CONFIG`. Writes its address to a configuration file."""
 
 import sys
 import threading

@@ -1,6 +1,6 @@
-"""A Debian with systemd is booted for real, and lives with kinetics-fs: `pytest -m boot`; as root.
+"""A Debian with systemd boots, and runs kinetics-fs as a service: `pytest -m boot`, as root.
 
-One test, for the steps follow from one another as they do on a machine.
+It is one test, because each step needs the state that the steps before have left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLACE = "/mnt/kinetics"
 UNIT = "kinetics-fs@mnt-kinetics.service"
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 EXPOSURE = {"kinetics-fs@": 42, "kinetics-fs-prefetch@": 21, "kinetics-fs-fill@": 21}
-"""Most that `systemd-analyze security` may find, in tenths."""
+"""Maximum exposure that `systemd-analyze security` may report, in tenths."""
 
 BY_FSTAB = "/srv/by fstab"
 
@@ -53,7 +53,7 @@ ExecStart=sha256sum "/mnt/kinetics/validation/surfing water/-demo_video_000010_0
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wheels of the working tree and of all that it needs."""
+    """Wheels of the working tree and of its dependencies."""
     folder = tmp_path_factory.mktemp("wheels")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder)]
     subprocess.run([*pip, "--constraint", PROJECT / "constraints.txt", PROJECT], check=True)
@@ -62,7 +62,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machine(wheels: Path, dataset: Dataset, tmp_path: Path) -> Iterator[Container]:
-    """A Debian on which kinetics-fs is installed as its documentation says; booted."""
+    """A booted Debian with kinetics-fs, installed as the documentation describes."""
     if os.geteuid() != 0:
         pytest.skip("booting needs root")
     if shutil.which("debootstrap") is None:
@@ -104,7 +104,7 @@ def wait_for_restart(machine: Container, number: int) -> None:
 
 
 def read_by_another_unit(machine: Container) -> str:
-    """The digest of a clip, as another service, and another user, reads it."""
+    """Return the digest of a clip that another service reads as another user."""
     machine.output("systemctl", "start", "reader.service")
     log = machine.output("journalctl", "--unit=reader.service", "--output=cat", "--no-pager")
     return str(re.findall(r"^[0-9a-f]{64}", log, re.MULTILINE)[-1])
@@ -114,10 +114,10 @@ def digest(machine: Container, path: str) -> str:
     return machine.output("sha256sum", "--", path).split()[0].lstrip("\\")
 
 
-def test_life_on_a_machine(machine: Container) -> None:
+def test_service_through_crashes_a_full_disk_and_a_reboot(machine: Container) -> None:
     units_are_sound(machine)
 
-    # Enabled and started: it says so when the mount can be used, and everybody sees it.
+    # The unit is started when the mount can be used, by all users.
     machine.output("systemctl", "enable", "--now", UNIT)
     assert is_mounted(machine)
     assert shown(machine, "ActiveState") == "active"
@@ -142,7 +142,7 @@ def test_life_on_a_machine(machine: Container) -> None:
     machine.reboot()
     assert is_mounted(machine)
     assert read_by_another_unit(machine) == clip
-    assert not is_mounted(machine, BY_FSTAB)  # nobody asked yet
+    assert not is_mounted(machine, BY_FSTAB)  # no process has used the path yet
     assert digest(machine, f"{BY_FSTAB}/{SURFING}") == clip
 
     machine.output("systemctl", "stop", UNIT)
@@ -163,7 +163,7 @@ def units_are_sound(machine: Container) -> None:
 
 
 def killed_and_stuck(machine: Container) -> None:
-    """What ends or holds up its process, and what becomes of the mount."""
+    """Signals that end or stop the process, and the state of the mount afterwards."""
     end_main_process(machine, "HUP")
     assert is_mounted(machine)
     assert shown(machine, "NRestarts") == "0"
@@ -180,7 +180,7 @@ def killed_and_stuck(machine: Container) -> None:
     wait_for_restart(machine, int(before) + 1)
     assert "Watchdog timeout" in machine.output("journalctl", f"--unit={UNIT}", "--output=cat", "--no-pager")
 
-    # Dead, and nobody to start it again: no dead mount stays behind.
+    # Without a restart, no dead mount remains.
     machine.write(drop_in, "[Service]\nRestart=no\n")
     machine.output("systemctl", "daemon-reload")
     end_main_process(machine, "KILL")
@@ -204,7 +204,7 @@ def by_fstab(machine: Container, clip: str) -> None:
     assert digest(machine, f"{BY_FSTAB}/{SURFING}") == clip
     assert is_mounted(machine, BY_FSTAB)
     assert machine.output("ls", BY_FSTAB).split() == ["val", "validation"]
-    machine.output("mount", "--all")  # is content with what is there
+    machine.output("mount", "--all")  # succeeds with everything mounted
     assert machine.output(
         "findmnt", "--types=fuse.kinetics-fs", "--noheadings", "--output=SOURCE", BY_FSTAB
     ).split() == ["kinetics-600"]

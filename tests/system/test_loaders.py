@@ -1,4 +1,4 @@
-"""The Python blocks of docs/loaders.md work on a mount, and other loaders find there what they take."""
+"""The Python blocks of docs/loaders.md work on a mount, and the files for other loaders have the right format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def root(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             *("--cache-dir", folder / "cache"),
             *("--min-free", "0"),
             *("--class-names", "underscore"),
-            # One clip that can be had, and one that cannot.
+            # One available clip, and one unavailable clip.
             *("--class", "passing American football (in game)"),
         ) as mounted,
     ):
@@ -47,7 +47,7 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_works(root: Path, recipe: str) -> None:
     for package in re.findall(r"^import (\w+)", recipe, re.MULTILINE):
         if find_spec(package) is None:
-            pytest.skip(f"NOT TESTED: the recipe of docs/loaders.md with {package}, which is not installed")
+            pytest.skip(f"NOT TESTED: the recipe of docs/loaders.md with {package}, because it is not installed")
     done = subprocess.run(
         [sys.executable, "-c", recipe.replace("/mnt/kinetics", str(root))],
         env={**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
@@ -60,8 +60,8 @@ def test_a_recipe_works(root: Path, recipe: str) -> None:
     assert done.stdout
 
 
-def test_a_list_has_what_pyslowfast_and_mmaction2_take_from_it(root: Path) -> None:
-    """They split a line at its spaces, older ones at any white space, and put a prefix before the first part."""
+def test_a_list_has_the_format_of_pyslowfast_and_mmaction2(root: Path) -> None:
+    """They split a line at its spaces (older versions at any white space), and prefix the first part with a folder."""
     classes = (root / ".kinetics/classes.txt").read_text().splitlines()
     paths = []
     for line in (root / ".kinetics/val.csv").read_text().splitlines():
@@ -69,9 +69,9 @@ def test_a_list_has_what_pyslowfast_and_mmaction2_take_from_it(root: Path) -> No
         assert line.split() == [path, label]
         assert Path(path).parent.name == classes[int(label)]
         paths.append(f"{root}/{path}")
-    # Who takes folders, and does not follow links, finds the same.
+    # Loaders that walk folders, and do not follow links, find the same clips.
     assert paths == sorted(str(clip) for clip in root.rglob("*.mp4"))
-    gone, here = paths
+    gone, available = paths
     with pytest.raises(OSError):
         Path(gone).read_bytes()
-    assert Path(here).read_bytes()[4:8] == b"ftyp"
+    assert Path(available).read_bytes()[4:8] == b"ftyp"

@@ -1,4 +1,4 @@
-"""`mount.kinetics-fs`, as mount(8) calls it."""
+"""`mount.kinetics-fs`, with the arguments that mount(8) passes."""
 
 from __future__ import annotations
 

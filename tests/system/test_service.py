@@ -1,4 +1,4 @@
-"""A mount as a service: what it tells the manager that started it, and when."""
+"""A mount as a service: the notifications to the service manager, and their times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 
 
 class Manager:
-    """The side of the service manager."""
+    """The service manager's side of sd_notify(3)."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -40,7 +40,11 @@ class Manager:
         self._socket.close()
 
     def wait_for(self, name: str, begins: str = "", within: float = 60) -> None:
-        """Takes messages until one says this. TimeoutError: none did."""
+        """Receive messages until one has this variable.
+
+        Raises:
+            TimeoutError: no such message came in time.
+        """
         self._socket.settimeout(within)
         while True:
             message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().split("\n"))
@@ -49,7 +53,7 @@ class Manager:
                 return
 
     def drain(self) -> None:
-        """Takes what has come so far."""
+        """Receive the messages that have come so far."""
         self._socket.settimeout(0)
         try:
             while True:
@@ -59,7 +63,7 @@ class Manager:
 
 
 class Services:
-    """Starts services on `place`; their processes are gone in the end."""
+    """Starts services on `place`; their processes are killed at the end of the test."""
 
     def __init__(self, dataset: Dataset, site: VideoSite, folder: Path, stack: ExitStack) -> None:
         self.place = folder / "place"
@@ -132,7 +136,7 @@ def test_what_fails_is_never_ready(services: Services, tmp_path: Path) -> None:
 
 
 def test_no_sign_of_life_while_the_loop_is_stuck(services: Services, tmp_path: Path) -> None:
-    """Stuck is only the thread that answers the kernel; all others go on."""
+    """Only the thread that answers the kernel is stuck; all others run."""
     if os.geteuid() != 0:
         pytest.skip("looking into the kernel's waits needs root")
     manager, process = services.start(str(tmp_path / "notify"), WATCHDOG_USEC="400000")
@@ -149,7 +153,7 @@ def test_no_sign_of_life_while_the_loop_is_stuck(services: Services, tmp_path: P
 
 @contextmanager
 def held_up(thread: int) -> Iterator[None]:
-    """One thread stands still, as a debugger has it."""
+    """Stop one thread, as a debugger does."""
     seize, interrupt, detach, any_thread = 0x4206, 0x4207, 17, 0x40000000
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
