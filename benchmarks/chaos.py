@@ -191,8 +191,8 @@ class _Chaos:
             if time.monotonic() > forgiven + _FORGIVE_EVERY:
                 # Without this, every clip would soon wait for the end of a rate limit or for its next try.
                 with Store(self._cache) as store:
-                    store.origins.forgive()
-                    store.forget_failures()
+                    store.throttle.reset_blocks()
+                    store.failures.forget()
                 forgiven = time.monotonic()
             self._note(mounted)
             [fault] = self._draw.choices(faults, weights)
@@ -304,8 +304,8 @@ class _Chaos:
         for video in self._ids:
             self._youtube.set_scenario(video, "ok")
         with Store(self._cache) as store:
-            store.origins.forgive()
-            store.forget_failures()
+            store.throttle.reset_blocks()
+            store.failures.forget()
         with self._system.mounted(self._place):
             paths = [self._place / "train" / CLASS / clip.name for clip in self._clips]
             absent = [path for path in paths if state(path) == "absent"][:_AFTERWARDS]

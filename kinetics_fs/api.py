@@ -334,7 +334,7 @@ class Library:
         """
         wanted = set(clips)
         catalog = None if whole_cache else self.catalog
-        for failure in self.store.failure_log.all(kinds):
+        for failure in self.store.failures.all(kinds):
             if (not wanted or failure.clip in wanted) and (catalog is None or catalog.locate(failure.clip)):
                 yield failure
 

@@ -141,7 +141,7 @@ def retry(
 
         def due() -> Iterator[Clip]:
             for failure in failures:
-                library.store.failure_log.make_due(failure.clip)
+                library.store.failures.make_due(failure.clip)
                 yield failure.clip
 
         return fetch_clips(due(), len(failures), library.store, settings, catalog=None, as_json=as_json)
@@ -169,8 +169,8 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
     if (keys and everything) or not (keys or everything or kinds):
         raise click.UsageError(_WHICH_CLIPS.format("clear", "name clips, or give --kind or --all"))
     with open_library(settings, whole_cache=True) as library:
-        number = library.store.failure_log.forget(clips or None, kinds)
-        sources = library.store.origins.forgive() if everything or FailureKind.BLOCKED in kinds else 0
+        number = library.store.failures.forget(clips or None, kinds)
+        sources = library.store.throttle.reset_blocks() if everything or FailureKind.BLOCKED in kinds else 0
     click.echo(f"{number:,} failures forgotten")
     if sources:
         click.echo("Sources that were blocked may be used again.")
@@ -237,7 +237,7 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
                 counts["other_kind"] += 1
 
     with open_library(settings, whole_cache=True) as library:
-        imported = library.store.failure_log.import_reports(reports())
+        imported = library.store.failures.import_reports(reports())
     if counts["refused"]:
         click.echo(f"kinetics-fs: {counts['refused']:,} invalid lines were skipped:", err=True)
         for line in refused:

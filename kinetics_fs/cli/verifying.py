@@ -17,7 +17,7 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.fetching import Outcome, say_fetched
 from kinetics_fs.cli.progress import progress_bars
 from kinetics_fs.errors import FetchError
-from kinetics_fs.store import Condition, Store, Verdict, drop_bad, one_line, selection_pages, verify_clips
+from kinetics_fs.store import Condition, Store, Verdict, one_line, remove_bad, selection_pages, verify_clips
 
 _OF_THIS_MACHINE = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Why a file could not be decoded that say nothing of the file."""
@@ -46,7 +46,7 @@ class Report:
         if verdict.condition is Condition.GOOD:
             return
         self.bad.append(verdict)
-        if self.repairing and verdict.condition is not Condition.UNREADABLE and drop_bad(store, verdict):
+        if self.repairing and verdict.condition is not Condition.UNREADABLE and remove_bad(store, verdict):
             self.dropped.append(verdict.clip)
 
     def add_unknown(self, path: Path, store: Store) -> None:

@@ -16,7 +16,7 @@ from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import StoreError
 from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.mount.probe import PathProbe
-from kinetics_fs.store.health import quick_check, summarize_cache
+from kinetics_fs.store.check import quick_check, summarize_cache
 from kinetics_fs.store.layout import CacheLayout, is_own_or_empty
 
 _ANOTHER = "Choose another folder with --cache-dir."

@@ -27,7 +27,7 @@ from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
-from kinetics_fs.store.health import summarize_cache
+from kinetics_fs.store.check import summarize_cache
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 """Installs into the environment of this interpreter. Plain `pip` is the system's, which Debian blocks (PEP 668)."""
@@ -162,14 +162,14 @@ def blocks(settings: Settings) -> Iterator[Finding]:
         seen = summarize_cache(settings.cache_dir)
     except StoreError:  # reported by the check of the databases
         return
-    for origin in seen.origins if seen else ():
-        if origin.blocked_until is not None:
-            wait = max(0.0, origin.blocked_until - time.time())
+    for source in seen.sources if seen else ():
+        if source.blocked_until is not None:
+            wait = max(0.0, source.blocked_until - time.time())
             until = f"for another {timedelta(seconds=round(wait))}" if wait else "until the next clip tests it"
             fix = "Wait. After a change of address or cookies, run: kinetics-fs failures clear --kind blocked"
-            yield Finding(origin.name, State.WARNING, f"blocked {until}: {origin.reason}", fix)
+            yield Finding(source.name, State.WARNING, f"blocked {until}: {source.reason}", fix)
         else:
-            yield Finding(origin.name, State.OK, f"{origin.fetches_last_hour:,} clips requested in the last hour")
+            yield Finding(source.name, State.OK, f"{source.fetches_last_hour:,} clips requested in the last hour")
 
 
 def indexes(settings: Settings) -> Iterator[Finding]:

@@ -188,7 +188,7 @@ class Fetcher:
 
     def known_failure(self, clip: Clip) -> FetchError | None:
         """Why a clip need not be tried now: what is remembered of it, and not yet due for another try."""
-        failure = self._store.failure(clip)
+        failure = self._store.failures.get(clip)
         if failure is None or failure.retry_at <= time.time():
             return None
         sources = self._settings.sources
@@ -391,19 +391,22 @@ class Fetcher:
         permit = self._permit(source, fetch)
         fetch.source = source
         outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
+        asked = True
         try:
             left = max(0.0, deadline - time.monotonic())
             path = worker.fetch(fetch.clip, source, folder, timeout=left, on_clip=on_clip)
             outcome = None
         except (NotInSource, InProgressElsewhere):
-            outcome = None
-            self._store.origins.withdraw(permit)
+            asked = False
             raise
         except FetchError as error:
             outcome = error
             raise
         finally:
-            self._store.origins.answered(permit, outcome)
+            if asked:
+                self._store.throttle.record(permit, outcome)
+            else:
+                self._store.throttle.cancel(permit)
         return path
 
     def _permit(self, source: str, fetch: Fetch) -> Permit:
@@ -416,7 +419,7 @@ class Fetcher:
         urgent = fetch.priority is Priority.FOREGROUND
         hourly = self._settings.max_fetches_per_hour if source == "youtube" else None
         try:
-            return self._store.origins.ask(source, hourly=hourly, urgent=urgent)
+            return self._store.throttle.acquire(source, max_per_hour=hourly, urgent=urgent)
         except RateLimited as budget:
             waited = time.monotonic() - fetch.since
             if urgent and waited + budget.seconds > self._settings.timeout:
@@ -437,7 +440,7 @@ class Fetcher:
             _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason, extra=facts)
             return
         try:
-            failure = self._store.remember_failure(clip, error)
+            failure = self._store.failures.remember(clip, error)
         except StoreError as trouble:
             self.stats.record_failed(clip, source, error.kind, reason, None)
             facts = _facts(clip, error, None)
@@ -457,7 +460,7 @@ class Fetcher:
 
     def _asked_again(self, error: FetchError) -> float | None:
         """When the source that blocked us is asked again, in seconds since the epoch."""
-        until = {origin.name: origin.blocked_until for origin in self._store.origins.states()}.get(error.source)
+        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
     def _store_sibling(self, clip: Clip, path: Path, source: str) -> None:

@@ -209,7 +209,7 @@ class Prefetch:
         """Whether it looks as if there were no network. What is remembered from before says nothing of now."""
         if error.kind is not FailureKind.TRANSIENT:
             self._faults = 0
-        elif (failure := self._store.failure(clip)) is not None and failure.last_at >= self._began:
+        elif (failure := self._store.failures.get(clip)) is not None and failure.last_at >= self._began:
             self._faults += 1
         return self._faults >= _MOST_FAULTS and not self._patient
 

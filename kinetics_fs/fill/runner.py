@@ -265,7 +265,7 @@ def fill_store(
             missing = MissingClips.of(catalog, store, index_db)
         if index and not results.failed and not results.problem:
             gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
-            store.failure_log.remember_all(missing.in_no_archive, gone)
+            store.failures.remember_all(missing.in_no_archive, gone)
     return FillResult(results, missing)
 
 

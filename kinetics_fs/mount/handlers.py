@@ -58,7 +58,7 @@ def make_handlers(
         count = request.get("count", int, _DEFAULT_FAILURES)
         return [
             {"clip": one.key, "kind": one.kind, "reason": one.reason, "source": one.source, "retry_at": one.retry_at}
-            for one in islice(store.failures(), max(0, min(count, _MAX_FAILURES)))
+            for one in islice(store.failures.all(), max(0, min(count, _MAX_FAILURES)))
         ]
 
     def umount(request: Request) -> None:

@@ -1,7 +1,8 @@
-"""Checks of the clips that are here: whether their bytes are still those that were stored.
+"""Checks of a cache: a quick look at its databases, and the verification of every byte of its clips.
 
-Nothing is changed, nobody is held up, and no check counts as a use. A file is read through one descriptor from its
-beginning to its end, so that a clip that is evicted or replaced meanwhile is judged by the bytes that it had.
+A check changes nothing, delays no other process, and does not count as a use of a clip. A file is read through one
+descriptor from its beginning to its end, so that a clip that is evicted or replaced meanwhile is judged by the bytes
+that it had.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from enum import StrEnum
 from io import FileIO
 from pathlib import Path
@@ -20,52 +24,108 @@ from typing import NamedTuple
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store.clip_files import OpenClipFile
+from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.store.store import Store
+from kinetics_fs.store.throttle import SourceState, Throttle
 
 _QUEUED_PER_THREAD = 4
 
 Decode = Callable[[Path], None]
-"""Raises FetchError if a file does not decode, OSError if that cannot be told now."""
+"""Raises FetchError if a file does not decode, OSError if this cannot be decided now."""
+
+
+class CacheSummary(NamedTuple):
+    """What the state database says about a cache."""
+
+    clips: int
+    """Cached clips."""
+    bytes: int
+    """Their bytes."""
+    sources: list[SourceState]
+
+
+def summarize_cache(folder: Path) -> CacheSummary | None:
+    """Return the summary of a cache directory without opening it as a `Store`, which would repair it.
+
+    Returns:
+        None if the directory has no state database.
+
+    Raises:
+        StoreError: the state database cannot be read.
+    """
+    path = CacheLayout(folder).state_database
+    if not path.exists():
+        return None
+    with closing(StateDatabase(path)) as database:
+        [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held")
+        return CacheSummary(clips, size, Throttle(database).states())
+
+
+def quick_check(database: Path, timeout: float) -> str:
+    """Run SQLite's quick check on a database.
+
+    Args:
+        database: the file.
+        timeout: seconds after which the check stops; a fault that was not found until then stays unknown.
+
+    Returns:
+        The first fault; empty if none was found.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+    """
+    database.stat()
+    deadline = time.monotonic() + timeout
+    try:
+        # Opened for writing, because a crash may have left a journal that SQLite must apply first.
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)) as db:
+            db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            [(result,), *_] = db.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        return "" if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT else str(error)
+    return "" if result == "ok" else str(result)
 
 
 class Condition(StrEnum):
-    """How a clip is that should be here."""
+    """The condition of a clip that should be cached."""
 
     GOOD = "good"
     DAMAGED = "damaged"
-    """Its bytes are not those that were stored."""
+    """Its bytes differ from those that were stored."""
     LOST = "lost"
     """It has no file."""
     UNREADABLE = "unreadable"
-    """Its file cannot be read now, which says nothing of its bytes."""
+    """Its file cannot be read now, which proves nothing about its bytes."""
     EVICTED = "evicted"
-    """It went while the others were checked, as clips do."""
+    """It was evicted while other clips were checked."""
 
 
 class Verdict(NamedTuple):
-    """What a check found. `reason` is empty of a good clip."""
+    """The result of checking one clip."""
 
     clip: Clip
     size: int
     condition: Condition
     reason: str = ""
+    """Empty if the clip is good."""
     filename: str | None = None
-    """The file that was looked at."""
+    """The file that was checked; None if there was none."""
 
 
 def verify_clips(
     store: Store, clips: Iterable[tuple[Clip, int]], *, decode: Decode | None = None, threads: int | None = None
 ) -> Iterator[Verdict]:
-    """Checks clips against the size and the SHA-256 with which they were stored, several at a time.
+    """Compare clips with the size and the SHA-256 with which they were stored, several at a time.
 
     Args:
-        store: where they are.
-        clips: with their sizes, as `Store.held` has them; drawn a few before they are checked.
-        decode: to be tried with each file whose bytes are right; None for none.
-        threads: to check with, which let each other compute at the same time; None for as many as there are cores.
+        store: the store that has the clips.
+        clips: clips and their sizes in bytes, as from `Store.cached_clips`. Consumed a few ahead of the verdicts.
+        decode: called with each file whose bytes are right; None to skip this.
+        threads: number of files to check at a time; None for the number of cores.
 
     Yields:
-        A verdict on each clip, in the order in which they came.
+        A verdict for each clip, in the order of `clips`.
     """
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
@@ -81,51 +141,53 @@ def verify_clips(
         pool.shutdown(cancel_futures=True)
 
 
-def drop_bad(store: Store, verdict: Verdict) -> bool:
-    """Removes a damaged or lost clip, so that it can be fetched again; not if it was replaced meanwhile.
+def remove_bad(store: Store, verdict: Verdict) -> bool:
+    """Remove a damaged or lost clip, so that it can be fetched again, unless it was replaced since it was checked.
+
+    A process that has the clip open keeps the bytes that it has.
 
     Returns:
-        Whether it was removed. Who has it open keeps the bytes that it has.
+        True if the clip was removed.
     """
-    return store.drop_file(verdict.clip, verdict.filename)
+    return store.remove_if_unchanged(verdict.clip, verdict.filename)
 
 
 def _verify(store: Store, clip: Clip, size: int, decode: Decode | None) -> Verdict:
     try:
-        found = store.peek(clip)
+        opened = store.peek(clip)
     except FileNotFoundError:
         return Verdict(clip, size, Condition.LOST, "it has no file")
     except FetchError as error:
         return Verdict(clip, size, Condition.UNREADABLE, error.reason)
-    if found is None:
-        return Verdict(clip, size, Condition.EVICTED, "it was evicted meanwhile")
+    if opened is None:
+        return Verdict(clip, size, Condition.EVICTED, "it was evicted during the check")
     try:
-        with os.fdopen(found.fd, "rb", buffering=0) as file:
-            fault = _fault(file, found, decode)
+        with os.fdopen(opened.fd, "rb", buffering=0) as file:
+            fault = _find_fault(file, opened, decode)
     except OSError as error:
-        return Verdict(clip, size, Condition.UNREADABLE, f"cannot read: {error.strerror}")
-    return Verdict(clip, size, Condition.DAMAGED if fault else Condition.GOOD, fault, found.filename)
+        return Verdict(clip, size, Condition.UNREADABLE, f"cannot read the file: {error.strerror}")
+    return Verdict(clip, size, Condition.DAMAGED if fault else Condition.GOOD, fault, opened.filename)
 
 
-def _fault(file: FileIO, found: OpenClipFile, decode: Decode | None) -> str:
-    """What is wrong with a clip's file; empty if nothing is.
+def _find_fault(file: FileIO, opened: OpenClipFile, decode: Decode | None) -> str:
+    """Return why a clip's file is damaged; empty if it is intact.
 
     Raises:
-        OSError: it cannot be read now.
+        OSError: the file cannot be read now.
     """
-    if found.size != found.record.size:
-        return f"it has {found.size:,} bytes instead of {found.record.size:,}"
+    if opened.size != opened.record.size:
+        return f"it has {opened.size:,} bytes instead of {opened.record.size:,}"
     try:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         if error.errno == errno.EIO:
             return "the disk cannot read it"
         raise
-    if digest != found.record.sha256:
-        return "its bytes are not those that were stored (SHA-256)"
+    if digest != opened.record.sha256:
+        return "its bytes differ from those that were stored (SHA-256)"
     if decode is not None:
         try:
-            # The same file, whatever has become of its name.
+            # By the descriptor: the same file, even if its name was removed or given to another file.
             decode(Path(f"/dev/fd/{file.fileno()}"))
         except FetchError as error:
             return error.reason

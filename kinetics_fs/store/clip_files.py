@@ -1,16 +1,27 @@
-"""The table of files: clip key → file, kept by diskcache. The only module that knows how it keeps it.
+"""The files of the cached clips, and the table that maps the key of a clip to its file.
 
-diskcache's own way of removing, row first and file after, would leave a file that nobody finds when its process dies
-in between; and it believes whatever stands in its settings. Both are done here instead.
+The table is diskcache's; only this module knows how diskcache keeps it. Files are moved in and never copied, and
+nothing is ever unpickled: diskcache would store any Python object, by pickle if it must, but a cache directory can be
+moved from one machine to another, so its content is untrusted input. A row is a clip file under a name that this
+module built, or it counts as missing.
+
+Three things are not left to diskcache. It removes the row first and the file after it, so that a process that dies in
+between leaves a file that nothing ever finds. It trusts any setting in its table. And its `get` takes twice the time
+of all the rest of an open.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
+import shutil
 import sqlite3
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +31,46 @@ import diskcache
 from diskcache.core import METADATA, MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
-from kinetics_fs.store.disk import ClipDisk, Staged, clip_filename, is_file_of, open_clip_file
+from kinetics_fs.store.layout import CacheLayout
+from kinetics_fs.util.files import fsync
 
 _SETTINGS = {
     **diskcache.DEFAULT_SETTINGS,
-    # Eviction is the store's alone: it must count what is being fetched, too.
+    # The store evicts: it must also count the fetches in progress.
     "eviction_policy": "none",
     "cull_limit": 0,
-    "sqlite_synchronous": 2,  # every commit is on the disk when it returns
+    "sqlite_synchronous": 2,  # FULL: every commit is on the disk when it returns
 }
 
-_MOST_PLACES = 16384
-"""Of how many clips the row is remembered: some 10 MB."""
+_MAX_KNOWN_FILES = 16384
+"""Number of clips whose row is kept in memory: about 10 MB."""
+
+_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+_MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
+"""Errors of `open` that prove that a path is no clip file. Others, such as EMFILE, prove nothing about the file."""
+
+
+class Unreadable(Exception):
+    """A clip file exists but cannot be opened now."""
+
+    def __init__(self, errno: int | None, *rest: object) -> None:
+        super().__init__(errno, *rest)
+        self.errno = errno
 
 
 @dataclass(frozen=True, slots=True)
 class ClipRecord:
-    """What is known of a clip that was ever here. `size` in bytes, `sha256` hexadecimal."""
+    """The metadata of a clip that is or was in the cache.
+
+    Attributes:
+        size: bytes.
+        sha256: digest of the whole file, hexadecimal.
+        source: name of the source that delivered the clip.
+        stored_at: when the clip was published, in seconds since the epoch.
+        cached: whether the bytes are on the disk now.
+    """
 
     size: int
     sha256: str
@@ -46,61 +80,123 @@ class ClipRecord:
 
 
 class OpenClipFile(NamedTuple):
-    """A clip's open file and its size in bytes, and what the table says of it. Whoever gets it closes `fd`."""
+    """An open clip file. The caller closes `fd`."""
 
     fd: int
     size: int
+    """Bytes of the file; those of the record if the file is intact."""
     filename: str
+    """The path below the clips folder."""
     record: ClipRecord
 
 
-class ClipFiles:
-    """The files of one folder.
+class StagedFile(NamedTuple):
+    """A finished file that is to become a clip. It is moved, so it must be on the filesystem of the cache."""
 
-    Reading is safe from any thread and process; writing is for who holds the ledger's lock.
+    path: Path
+    size: int
+    token: str
+    """32 hexadecimal digits that belong to one fetch: they make the final name unique, and findable after a crash."""
+
+
+def clip_filename(key: str, token: str) -> str:
+    """Return the path of a clip's file below the clips folder. 256 folders keep each one small at 650,000 clips."""
+    return f"{zlib.crc32(key.encode()) % 256:02x}/{key}.{token}.mp4"
+
+
+def key_of_filename(filename: str) -> str | None:
+    """Return the key of the clip that a path below the clips folder belongs to; None if it is not a clip's path."""
+    match = _FILE_NAME.fullmatch(filename)
+    return match["key"] if match and _is_filename_of(filename, match["key"]) else None
+
+
+def _is_filename_of(filename: str, key: str) -> bool:
+    token = filename[-36:-4]
+    return filename == clip_filename(key, token) and _TOKEN.fullmatch(token) is not None
+
+
+def _open_file(folder: str, filename: str) -> tuple[int, int] | None:
+    """Open a clip file. Return its descriptor and its size; None if there is none.
+
+    Only a regular file is opened, never through a symbolic link, and without waiting for the writer of a pipe.
+
+    Raises:
+        Unreadable: the file exists but cannot be opened now.
+    """
+    shard, _, name = filename.partition("/")
+    try:
+        shard_fd = os.open(f"{folder}/{shard}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=shard_fd)
+        finally:
+            os.close(shard_fd)
+    except OSError as error:
+        if error.errno in _MISSING_ERRNOS:
+            return None
+        raise Unreadable(error.errno, error.strerror, filename) from error
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return fd, status.st_size
+    os.close(fd)
+    return None
+
+
+class ClipFiles:
+    """The clip files of one cache. Reading is safe from any thread and process.
+
+    A caller that writes must hold the lock of the state database (`StateDatabase.exclusive`).
+
+    Args:
+        layout: the paths of the cache. The clips folder must exist.
 
     Raises:
         sqlite3.DatabaseError: the table cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._path = str(folder)
-        self._places: dict[str, tuple[str, ClipRecord]] = {}
-        _remove_unknown_settings(folder / "cache.db")
-        self._cache = diskcache.Cache(str(folder), disk=ClipDisk, **_SETTINGS)
+    def __init__(self, layout: CacheLayout) -> None:
+        self._folder = layout.clips
+        self._path = str(layout.clips)
+        self._known: dict[str, tuple[str, ClipRecord]] = {}
+        _remove_unknown_settings(layout.clip_table)
+        self._cache = diskcache.Cache(self._path, disk=_ClipDisk, **_SETTINGS)
 
     def close(self) -> None:
+        """Close the table."""
         self._cache.close()
 
-    def find(self, key: str) -> OpenClipFile | None:
-        """Opens a clip's file; None if there is none, or a row that is not of our making.
+    def open(self, key: str) -> OpenClipFile | None:
+        """Open the file of a clip; return None if there is no file, or its row is invalid.
 
         Raises:
-            Unreadable: the file is there, but cannot be opened now.
+            Unreadable: the file exists but cannot be opened now.
         """
-        # In the path of every open. A file's name never comes again, so that what was once read of it holds as long as
-        # it is there.
-        if (known := self._places.get(key)) is not None:
-            if (opened := open_clip_file(self._path, known[0])) is not None:
+        # Every open of a cached clip runs this. File names are never reused, so what was once read about a file holds
+        # as long as the file exists.
+        if (known := self._known.get(key)) is not None:
+            if (opened := _open_file(self._path, known[0])) is not None:
                 return OpenClipFile(*opened, *known)
-            self._places.pop(key, None)
-        # Not by `Cache.get`, which takes twice the time of all the rest.
+            self._known.pop(key, None)
         rows = self._sql("SELECT mode, filename, tag FROM Cache WHERE key = ? AND raw = 1", key)
         for mode, filename, tag in rows:
             record = _parse_tag(tag)
-            if mode == MODE_BINARY and isinstance(filename, str) and is_file_of(filename, key) and record is not None:
-                opened = open_clip_file(self._path, filename)
+            is_valid = mode == MODE_BINARY and isinstance(filename, str) and _is_filename_of(filename, key)
+            if is_valid and record is not None:
+                opened = _open_file(self._path, filename)
                 if opened is None:
                     return None
-                if len(self._places) >= _MOST_PLACES:
-                    self._places.clear()
-                self._places[key] = filename, record
+                if len(self._known) >= _MAX_KNOWN_FILES:
+                    self._known.clear()
+                self._known[key] = filename, record
                 return OpenClipFile(*opened, filename, record)
         return None
 
-    def put(self, key: str, file: Staged, record: ClipRecord) -> None:
-        """Moves a finished file in, and commits its row; what was there before goes."""
+    def put(self, key: str, file: StagedFile, record: ClipRecord) -> None:
+        """Move a finished file in and commit its row. An earlier file of the clip is removed first.
+
+        Raises:
+            OSError: the file cannot be moved.
+            sqlite3.Error: the row cannot be written.
+        """
         self.remove(key)
         fields = {"size": record.size, "sha256": record.sha256, "source": record.source, "stored_at": record.stored_at}
         try:
@@ -110,22 +206,22 @@ class ClipFiles:
             raise
 
     def remove(self, key: str) -> bool:
-        """Removes a clip; whether there was one.
+        """Remove a clip. Return whether it was in the table.
 
-        The file before its row: a process that dies between leaves a row without a file, which is a miss.
+        The file is removed before its row: a process that dies in between leaves a row without a file, which is a miss.
         """
         for (filename,) in self._sql("SELECT filename FROM Cache WHERE key = ? AND raw = 1", key):
-            if isinstance(filename, str) and is_file_of(filename, key):
+            if isinstance(filename, str) and _is_filename_of(filename, key):
                 self._cache.disk.remove(filename)
         with self._cache.transact(retry=True):
             return bool(self._sql("DELETE FROM Cache WHERE key = ? RETURNING 1", key))
 
     def remove_file(self, key: str, token: str) -> None:
-        """Removes the file that a publication may have moved in without committing its row."""
+        """Remove the file that a publication may have moved in without committing its row."""
         (self._folder / clip_filename(key, token)).unlink(missing_ok=True)
 
-    def names(self, keys: Iterable[str]) -> set[str]:
-        """The names of the files that these clips have."""
+    def filenames(self, keys: Iterable[str]) -> set[str]:
+        """Return the file names that the table has for these clips."""
         rows = self._sql(
             "SELECT filename FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))",
             json.dumps(list(keys)),
@@ -133,34 +229,34 @@ class ClipFiles:
         return {filename for (filename,) in rows if isinstance(filename, str)}
 
     def remove_unknown(self, filename: str) -> None:
-        """Removes what no row names, whatever it is, if it has a name that we give."""
+        """Remove a file that no row names, provided that its name is one that this module gives."""
         self._cache.disk.remove(filename)
 
     def totals(self) -> tuple[int, int]:
-        """How many clips there are, and how many bytes: as diskcache counts them along."""
+        """Return the number of clips and their bytes, as diskcache keeps count of them."""
         return len(self._cache), int(self._cache.reset("size"))
 
-    def counted(self) -> tuple[int, int]:
-        """The same, counted anew."""
+    def count(self) -> tuple[int, int]:
+        """Return the number of clips and their bytes, counted row by row."""
         [(rows, size)] = self._sql("SELECT count(*), coalesce(sum(size), 0) FROM Cache")
         return rows, size
 
-    def mend(self) -> Iterator[tuple[str, ClipRecord]]:
-        """Removes rows without a file and files without a row, and sets the totals right; yields what is left."""
+    def repair(self) -> Iterator[tuple[str, ClipRecord]]:
+        """Remove rows without a file and files without a row, and correct the totals. Yield the remaining clips."""
         known, bad = set(), []
         for rowid, key, raw in self._sql("SELECT rowid, key, raw FROM Cache"):
             is_clip = isinstance(key, str) and raw == 1 and parse_clip_name(f"{key}.mp4") is not None
-            found = self.find(key) if is_clip else None
-            if found is None:
+            opened = self.open(key) if is_clip else None
+            if opened is None:
                 bad.append(rowid)
             else:
-                os.close(found.fd)
-                known.add(found.filename)
-                yield key, found.record
+                os.close(opened.fd)
+                known.add(opened.filename)
+                yield key, opened.record
         with self._cache.transact(retry=True):
             for rowid in bad:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", rowid)
-            rows, size = self.counted()
+            rows, size = self.count()
             self._sql("UPDATE Settings SET value = ? WHERE key = 'count'", rows)
             self._sql("UPDATE Settings SET value = ? WHERE key = 'size'", size)
         for path in self._folder.glob("*/*"):
@@ -173,8 +269,46 @@ class ClipFiles:
         return rows
 
 
+class _ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annotations
+    """A `Disk` of diskcache whose keys are clip keys and whose values are `StagedFile`s, which are moved in."""
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if not isinstance(key, str) or parse_clip_name(f"{key}.mp4") is None:
+            raise ValueError(f"not a clip key: {key!r}")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        return self.put(key)[0]
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str, None]:
+        if not isinstance(value, StagedFile):
+            raise TypeError(f"only a StagedFile can be stored, not {type(value).__name__}")
+        filename = clip_filename(self.put(key)[0], value.token)
+        target = Path(self._directory, filename)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        value.path.rename(target)
+        fsync(target.parent)
+        return value.size, MODE_BINARY, filename, None
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> Any:
+        raise TypeError("values cannot be read through diskcache; use ClipFiles.open")
+
+    def remove(self, file_path: str) -> None:
+        if not isinstance(file_path, str) or not _FILE_NAME.fullmatch(file_path):
+            return
+        path = Path(self._directory, file_path)
+        # Whatever another program put at this path is removed, but nothing outside of the folder.
+        if path.parent.is_symlink():
+            path.parent.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with contextlib.suppress(NotADirectoryError):
+                path.unlink(missing_ok=True)
+
+
 def _remove_unknown_settings(database: Path) -> None:
-    """Remove rows that diskcache would make attributes of itself."""
+    """Remove the settings that diskcache does not define: it makes an attribute of itself of every one it finds."""
     names = sorted({*diskcache.DEFAULT_SETTINGS, *METADATA})
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as db, db:
         if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
@@ -182,11 +316,11 @@ def _remove_unknown_settings(database: Path) -> None:
 
 
 def _parse_tag(tag: object) -> ClipRecord | None:
-    """The record in a row of the table, or None if it is not one that we wrote."""
+    """Return the record in a row of the table; None if this module did not write the row."""
     with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        fields = json.loads(tag)  # type: ignore[arg-type]  # whatever it is, a TypeError says so
+        fields = json.loads(tag)  # type: ignore[arg-type]  # any other type raises TypeError
         size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
-        (sha256 + source).encode()  # half a surrogate is no text
+        (sha256 + source).encode()  # a lone surrogate is not text
         if isinstance(size, int) and 0 <= size < 2**63 and math.isfinite(stored_at):
             return ClipRecord(size, sha256, source, float(stored_at), cached=True)
     return None

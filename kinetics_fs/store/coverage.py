@@ -194,4 +194,4 @@ def unavailable_clips(catalog: Catalog, store: Store) -> Iterator[UnavailableCli
 
 def _failures(page: SelectionPage, store: Store) -> dict[Clip, Failure]:
     """Return the failures of the clips of a page that are not cached."""
-    return store.failure_log.of([entry.clip for entry in page.entries if not page.is_cached(entry)])
+    return store.failures.of([entry.clip for entry in page.entries if not page.is_cached(entry)])

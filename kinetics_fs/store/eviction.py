@@ -1,4 +1,8 @@
-"""Room: how much a store may hold, and which clips go for others."""
+"""Eviction: how much the cache may hold, and which clips are removed for others.
+
+The least recently opened clips go first. Access times are collected in memory (`AccessTimes`) and written to the state
+database every few seconds; `Evictor.make_room` reads them there.
+"""
 
 from __future__ import annotations
 
@@ -8,130 +12,145 @@ import logging
 import math
 import os
 import sqlite3
-from pathlib import Path
+import threading
+import time
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store.clip_files import ClipFiles
+from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.store.layout import CacheLayout
 
 _log = logging.getLogger(__name__)
 
 TYPICAL_CLIP_BYTES = 2 * 1024 * 1024
-"""Room kept for a clip of unknown size while it is fetched: a little over the mean of Kinetics clips (1.5 MB)."""
+"""Space reserved while a clip of unknown size is fetched: a little over the mean of Kinetics clips (1.5 MB)."""
 
-_IN_ORDER_OF_USE = (
+_BY_ACCESS_TIME = (
     "FROM clip INDEXED BY clip_by_pin_and_use WHERE held AND pinned = {} AND opened_at < ? ORDER BY opened_at"
 )
-EVICTABLE = _IN_ORDER_OF_USE.format(0)
-PINNED = _IN_ORDER_OF_USE.format(1)
-"""Parts of statements, with one value: the time, in seconds since the epoch, after which what was used stays."""
+EVICTABLE = _BY_ACCESS_TIME.format(0)
+PINNED = _BY_ACCESS_TIME.format(1)
+"""Parts of statements. Their one value is a time in seconds since the epoch: clips used since then are protected."""
 
-_EVICT_AT_ONCE = 64
+_BATCH = 64
+
+_WRITE_INTERVAL = 5.0
+"""Seconds between two writes of access times: a write for each open would cost four times the open itself."""
+
+_NEVER = 0.0
+"""The access time of a clip that counts as never used."""
 
 
-class Room:
-    """The room of one store. All that changes it is done in a transaction of the ledger, which is the lock for it.
+class Evictor:
+    """Keeps a cache below its limit. Every change happens in a transaction of the state database, which is the lock.
 
     Args:
-        folder: the cache folder.
-        incoming: the folder in it where fetches under way write.
-        table: the files that are here.
-        limit: most bytes of clips to hold, None for no limit of our own.
-        min_free: bytes of the disk to leave free, whatever the limit says.
+        layout: the paths of the cache.
+        files: the clip files.
+        limit: maximum bytes of clips; None for no limit.
+        min_free: bytes to leave free on the disk, whatever the limit is.
     """
 
-    def __init__(self, folder: Path, incoming: Path, table: ClipFiles, *, limit: int | None, min_free: int) -> None:
-        self._folder = folder
-        self._incoming = incoming
-        self._table = table
+    def __init__(self, layout: CacheLayout, files: ClipFiles, *, limit: int | None, min_free: int) -> None:
+        self._layout = layout
+        self._incoming = str(layout.incoming)
+        self._files = files
         self._min_free = min_free
         self.limit = limit
         self.evicted = 0
-        """Clips that were evicted by this process."""
+        """Clips that this process has evicted."""
 
     def capacity(self) -> int:
-        """The bytes of clips that there can be at most, as limit and disk are now."""
-        most = self._held() + self.disk_free() - self._min_free
-        return most if self.limit is None else min(most, self.limit)
+        """Return the maximum bytes of clips that the limit and the disk allow now."""
+        capacity = self._cached_bytes() + self.disk_free() - self._min_free
+        return capacity if self.limit is None else min(capacity, self.limit)
 
     def disk_free(self) -> int:
-        """Bytes."""
+        """Return the free bytes of the disk."""
         disk = os.statvfs(self._incoming)
         return disk.f_bavail * disk.f_frsize
 
-    def make(
+    def make_room(
         self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, protect_used_since: float
     ) -> None:
-        """Evicts the least recently opened clips until `wanted` more bytes fit beside all that is under way.
+        """Evict the least recently opened clips until `wanted` more bytes fit beside the fetches in progress.
 
-        What was used after `protect_used_since` stays: where it does, they must fit without that.
+        A fetch that begins is not `certain`: its size and those of the others in progress are estimates, so the fetch
+        may begin as long as only the estimates are too much. A finished clip is certain: it fails if it would exceed
+        the limit. Space that pins hold never becomes free, so a clip that does not fit beside them by its estimate
+        is not even begun.
 
-        A fetch that begins is not `certain`: its size and those of the others under way are guesses, so that it
-        may begin as long as the guesses alone are too much. A finished clip is: what would break the limit fails.
-        Where pins hold room, that cannot get better: a clip that does not fit beside them is not begun, by its guess.
+        Args:
+            db: a connection in a transaction.
+            wanted: bytes.
+            certain: True if `wanted` is the size of a finished file, which is on the disk already.
+            known: True if `wanted` is the exact size, False if it is an estimate.
+            protect_used_since: clips used since this time stay, in seconds since the epoch. If any clip is protected
+                this way, `wanted` must fit without evicting it.
 
         Raises:
-            FetchError: there is no room (LOCAL, ENOSPC).
+            FetchError: there is not enough space (LOCAL, ENOSPC).
         """
         (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
-        # Asked once, for some filesystems count the room of a removed file much later.
-        short = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
+        # Read once, because some filesystems count the space of a removed file much later.
+        shortage = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
         too_large = known and self.limit is not None and wanted > self.limit
-        # Judged before anything goes: what cannot be had must not cost the clips that are here.
+        # Decided before anything is evicted: a clip that cannot be stored must not cost any that are cached.
         protects = protect_used_since < math.inf
         pins = False
-        if short > 0:
-            lacking = short - _evictable(db, protect_used_since, enough=short)
-            pins = lacking > 0 and _pins_hold(db, protect_used_since)
+        if shortage > 0:
+            lacking = shortage - _evictable_bytes(db, protect_used_since, enough=shortage)
+            pins = lacking > 0 and _pins_hold_space(db, protect_used_since)
             if protects or pins or not certain:
                 tolerable = 0 if protects else reserved if pins else wanted + reserved
                 too_large = too_large or lacking > tolerable
         if too_large:
-            raise self._none(wanted, pins=pins)
-        self._evict(db, short, protect_used_since)
-        if certain and self.limit is not None and self._held() + wanted > self.limit:
-            raise self._none(wanted, pins=pins)
+            raise self._no_space(wanted, pins=pins)
+        self._evict(db, shortage, protect_used_since)
+        if certain and self.limit is not None and self._cached_bytes() + wanted > self.limit:
+            raise self._no_space(wanted, pins=pins)
 
-    def drop(self, db: sqlite3.Connection, key: str) -> bool:
-        """Removes a clip, whose size stays known; whether it was there."""
+    def remove(self, db: sqlite3.Connection, key: str) -> bool:
+        """Remove a clip; its size stays known. Return whether it was cached."""
         db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
-        return self._table.remove(key)
+        return self._files.remove(key)
 
-    def _evict(self, db: sqlite3.Connection, short: int, protect_used_since: float) -> None:
-        """Evicts so many bytes, or all that may go."""
-        while short > 0:
-            victims = db.execute(
-                f"SELECT key, size {EVICTABLE} LIMIT ?", (protect_used_since, _EVICT_AT_ONCE)
-            ).fetchall()
+    def _evict(self, db: sqlite3.Connection, shortage: int, protect_used_since: float) -> None:
+        """Evict clips until `shortage` bytes are freed or no clip is left that may go."""
+        while shortage > 0:
+            victims = db.execute(f"SELECT key, size {EVICTABLE} LIMIT ?", (protect_used_since, _BATCH)).fetchall()
             if not victims:
                 return
             for key, size in victims:
-                if self.drop(db, key):
+                if self.remove(db, key):
                     self.evicted += 1
                     _log.info("%s: evicted, %d bytes", key, size)
-                    short -= size
-                if short <= 0:
+                    shortage -= size
+                if shortage <= 0:
                     return
 
     def _shortage(self, wanted: int, on_disk: int) -> int:
-        """How many bytes must go before `wanted` more bytes, some of them on the disk already, keep both limits."""
-        short = wanted - on_disk + self._min_free - self.disk_free()
+        """Return how many bytes must go before `wanted` more, of which some are on the disk, keep both limits."""
+        shortage = wanted - on_disk + self._min_free - self.disk_free()
         if self.limit is not None:
-            short = max(short, self._held() + wanted - self.limit)
-        return short
+            shortage = max(shortage, self._cached_bytes() + wanted - self.limit)
+        return shortage
 
-    def _held(self) -> int:
-        return self._table.totals()[1]
+    def _cached_bytes(self) -> int:
+        return self._files.totals()[1]
 
-    def _none(self, wanted: int, *, pins: bool) -> FetchError:
-        what = f"no room for {wanted:,} bytes in {self._folder}"
-        ways = "see --cache-size and --min-free"
+    def _no_space(self, wanted: int, *, pins: bool) -> FetchError:
+        cause, remedy = (
+            f"no space for {wanted:,} bytes in {self._layout.root}",
+            "raise --cache-size or lower --min-free",
+        )
         if pins:
-            what, ways = f"{what} beside the clips that are pinned", f"kinetics-fs pin remove gives room back; {ways}"
-        return FetchError(FailureKind.LOCAL, f"{what} ({ways})", errno=errno.ENOSPC)
+            cause, remedy = f"{cause} beside the pinned clips", f"unpin clips (kinetics-fs pin remove), {remedy}"
+        return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", errno=errno.ENOSPC)
 
 
-def _evictable(db: sqlite3.Connection, protect_used_since: float, *, enough: int) -> int:
-    """The bytes that may go; counted no further than to `enough`, for a cache may hold very many clips."""
+def _evictable_bytes(db: sqlite3.Connection, protect_used_since: float, *, enough: int) -> int:
+    """Return the bytes that may be evicted, counted up to `enough`: a cache may hold very many clips."""
     total = 0
     with contextlib.closing(db.execute(f"SELECT size {EVICTABLE}", (protect_used_since,))) as sizes:
         for (size,) in sizes:
@@ -141,6 +160,54 @@ def _evictable(db: sqlite3.Connection, protect_used_since: float, *, enough: int
     return total
 
 
-def _pins_hold(db: sqlite3.Connection, protect_used_since: float) -> bool:
-    """Whether there is anything that could go but for a pin."""
+def _pins_hold_space(db: sqlite3.Connection, protect_used_since: float) -> bool:
+    """Return whether a pin alone keeps any clip from being evicted."""
     return db.execute(f"SELECT 1 {PINNED} LIMIT 1", (protect_used_since,)).fetchone() is not None
+
+
+class AccessTimes:
+    """When each clip was last used. Times are collected in memory and written every few seconds. Safe for threads.
+
+    Args:
+        database: where the times are written.
+    """
+
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._times: dict[str, float] = {}
+        self._timer: threading.Timer | None = None
+
+    def touch(self, key: str) -> None:
+        """Set the access time of a clip to now."""
+        self._set(key, time.time())
+
+    def reset(self, key: str) -> None:
+        """Make a clip count as never used: it is among the first to be evicted."""
+        self._set(key, _NEVER)
+
+    def _set(self, key: str, at: float) -> None:
+        with self._lock:
+            self._times[key] = at
+            if self._timer is None:
+                self._timer = threading.Timer(_WRITE_INTERVAL, self.write)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def write(self) -> None:
+        """Write the times that are only in memory.
+
+        Raises:
+            StoreError: the state database cannot be written.
+        """
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            times, self._times = self._times, {}
+        if times:
+            with self._database.exclusive() as db:
+                db.executemany(
+                    "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
+                    [(at, _NEVER, key) for key, at in times.items()],
+                )

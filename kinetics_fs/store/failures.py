@@ -1,4 +1,13 @@
-"""Remembered failures: what is known of a clip that could not be had, and when to try again."""
+"""Remembered failures: why a clip is unavailable, when to try again, and their exchange between machines.
+
+The exchange file has JSON lines, an object for each clip, with the names of `Failure`::
+
+    {"key": "-a1B2c3D4e5_000010_000020", "kind": "gone", "reason": "Video unavailable", "source": "youtube",
+     "first_at": 1767225600, "last_at": 1769904000, "attempts": 2}
+
+(on one line). JSON lines rather than CSV, because every line is a record whatever it contains: a broken line affects
+no other, as an open quote would. Only `key`, `kind` and `last_at` are required; unknown names are ignored.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +18,68 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from errno import errorcode
-from itertools import dropwhile
-from typing import Any, NamedTuple
+from itertools import count, dropwhile
+from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.util.sqlite import transaction
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
 _RETRY_AFTER: dict[FailureKind, tuple[float, float]] = {
-    # kind: (seconds after the first failure, the most it grows to); doubled with each further attempt.
+    # kind: (seconds after the first failure, the maximum); doubled with each further attempt.
     FailureKind.GONE: (7 * _DAY, 90 * _DAY),
     FailureKind.CREDENTIALS: (_DAY, 30 * _DAY),
     FailureKind.BLOCKED: (5 * _MINUTE, _HOUR),
     FailureKind.TRANSIENT: (30.0, _HOUR),
     FailureKind.CORRUPT: (_HOUR, 7 * _DAY),
-    # The fault is on this machine, where it can be mended any moment: shown, but never in the way of a new try.
+    # The cause is on this machine, where it can be removed at any moment: shown, but never delays the next try.
     FailureKind.CONFIG: (0.0, 0.0),
     FailureKind.LOCAL: (0.0, 0.0),
 }
 
-_MOST_ASKED_FOR = _DAY
-"""The longest wait that an origin may ask for: what it says is a header, and must not ban a clip for ever."""
+_MAX_REQUESTED_DELAY = _DAY
+"""The longest delay that a source may request: it comes in a header, and must not ban a clip for ever."""
 
 _IMPORTED = "imported"
-_LONGEST_TEXT = 500
-_MOST_ATTEMPTS = 10**9
-LAST_TIME = 1e11
-"""A time that is far off, but still in the calendar; times in milliseconds are beyond it."""
+_MAX_TEXT = 500
+_MAX_ATTEMPTS = 10**9
+_MAX_TIME = 1e11
+"""A time far in the future that is still in the calendar. Times in milliseconds exceed it."""
 _KEY_PATTERN = "[-_A-Za-z0-9]" * 11 + ("_" + "[0-9]" * 6) * 2
-"""`Clip.key`, in SQL's GLOB."""
+"""`Clip.key` as a GLOB pattern of SQL."""
 _UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
-"""What makes a reason unique: a token, or a number that is no status and not part of a word."""
+"""The parts that make a reason unique: a token, or a number that is neither a status code nor part of a word."""
+
+SHAREABLE_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
+"""The kinds that may describe the clip itself. The others describe a machine, its network or a moment."""
+
+KINDS_SHARED_BY_DEFAULT = (FailureKind.GONE,)
+"""The kind that is true on every machine. A clip may be corrupt only because of a bad connection or an old ffmpeg, and
+whether credentials are missing depends on the country and the account."""
+
+_MAX_LINE_BYTES = 8192
+_MAX_FILE_BYTES = 256 * 1024**2  # a file with all clips of the largest release has 150 MB
+_MAX_SHARED_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a clip could not be had. Times are seconds since the epoch; `attempts` since `first_at` failed alike."""
+    """Why a clip is unavailable.
+
+    Attributes:
+        key: `Clip.key`.
+        kind: class of the failure.
+        reason: one line.
+        source: name of the source that failed; empty if no source was asked.
+        errno: the errno of the operating system; None if there was none.
+        first_at: first of the failures of this kind in a row, in seconds since the epoch.
+        last_at: last of them.
+        attempts: their number.
+        retry_at: before this time the clip is not tried again.
+    """
 
     key: str
     kind: FailureKind
@@ -61,21 +93,21 @@ class Failure:
 
     @property
     def clip(self) -> Clip:
-        """The clip of that key."""
+        """The clip with this key."""
         return Clip(self.key[:11], int(self.key[12:18]), int(self.key[19:]))
 
     @property
     def group(self) -> str:
-        """The reason, with `…` for what makes it unique: the id of the video, tokens and numbers."""
+        """The reason with `…` for the parts that make it unique: the id of the video, tokens and numbers."""
         return _UNIQUE.sub("…", self.reason.replace(self.key[:11], "…"))
 
     def error(self) -> FetchError:
-        """The failure as the exception that it was."""
+        """Return the failure as the exception that it was."""
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
 
 
 class FailureReport(NamedTuple):
-    """What somebody else found out about a clip. Times are seconds since the epoch."""
+    """A failure that another machine met. Times are seconds since the epoch."""
 
     clip: Clip
     kind: FailureKind
@@ -86,31 +118,44 @@ class FailureReport(NamedTuple):
     attempts: int
 
 
+class RefusedLine(NamedTuple):
+    """An invalid line of an exchange file."""
+
+    number: int
+    reason: str
+
+
 class ImportedFailures(NamedTuple):
-    """What became of reports: how many were news, how many not, and of how many the clip itself is or was here."""
+    """How many failure reports were imported, and how many were not."""
 
     new: int
     known: int
+    """Reports that are not newer than a failure that is remembered already."""
     cached: int
+    """Reports about clips that are cached, or were stored after the failure."""
 
 
 def one_line(text: str) -> str:
-    """`text` cut to 500 characters, in one line, and with everything escaped that a terminal may take for an order."""
-    text = " ".join(text[:_LONGEST_TEXT].split())
+    """Return `text` on one line of at most 500 characters, with escapes for all that a terminal may interpret."""
+    text = " ".join(text[:_MAX_TEXT].split())
     if not text.isprintable():
         text = "".join(
             sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in text
         )
-    return text[:_LONGEST_TEXT]
+    return text[:_MAX_TEXT]
 
 
-def retry_delay(kind: FailureKind, attempts: int, asked: float | None = None) -> float:
-    """Seconds to leave a clip alone after its `attempts`-th failure of this kind in a row.
+def retry_delay(kind: FailureKind, attempts: int, requested: float | None = None) -> float:
+    """Return how many seconds to wait after a failure before the clip is tried again.
 
-    A wait that the origin `asked` for is honoured where it is longer, up to a day.
+    Args:
+        kind: class of the failure.
+        attempts: number of failures of this kind in a row.
+        requested: delay that the source requested; it counts if it is longer, up to a day.
     """
-    first, most = _RETRY_AFTER[kind]
-    return max(min(first * 2.0 ** min(attempts - 1, 32), most), min(asked or 0.0, _MOST_ASKED_FOR))
+    first, maximum = _RETRY_AFTER[kind]
+    delay = min(first * 2.0 ** min(attempts - 1, 32), maximum)
+    return max(delay, min(requested or 0.0, _MAX_REQUESTED_DELAY))
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Failure))
@@ -118,14 +163,14 @@ _MARKS = ", ".join("?" for _ in fields(Failure))
 _OF_KINDS = "kind IN (SELECT value FROM json_each(?))"
 
 
-def _list(texts: Iterable[str]) -> str:
+def _json_list(texts: Iterable[str]) -> str:
     return json.dumps(list(texts))
 
 
 def _from_row(
     key: Any, kind: Any, reason: Any, source: Any, errno: Any, first_at: Any, last_at: Any, attempts: Any, retry_at: Any
 ) -> Failure | None:
-    """The failure in a row of the ledger, or None if it is not one that we wrote: a cache may come from elsewhere."""
+    """Return the failure in a row; None if the row is invalid: a cache may come from another machine."""
     try:
         failure = Failure(
             key=str(key),
@@ -141,63 +186,72 @@ def _from_row(
     except (ValueError, TypeError, OverflowError):
         return None
     times = (failure.first_at, failure.last_at, failure.retry_at)
-    is_ours = (
+    is_valid = (
         parse_clip_name(f"{failure.key}.mp4") is not None
-        and all(0 <= at <= LAST_TIME for at in times)
-        and 1 <= failure.attempts <= _MOST_ATTEMPTS
+        and all(0 <= at <= _MAX_TIME for at in times)
+        and 1 <= failure.attempts <= _MAX_ATTEMPTS
     )
-    return failure if is_ours else None
+    return failure if is_valid else None
 
 
 class FailureLog:
-    """The failures that a ledger remembers, one per clip. Safe for threads and processes."""
+    """The remembered failures, at most one for each clip. Safe for threads and processes.
+
+    Args:
+        database: keeps the failures.
+    """
 
     def __init__(self, database: StateDatabase) -> None:
         self._database = database
 
     def get(self, clip: Clip) -> Failure | None:
-        """Why the clip could not be had when last tried; None when it is here or was never tried."""
+        """Return the failure of a clip; None if the clip is cached or was never tried."""
         return next(self._select("WHERE key = ?", clip.key), None)
 
     def all(self, kinds: Collection[FailureKind] = ()) -> Iterator[Failure]:
-        """All of them, or those of these kinds; the latest first."""
-        return self._select(f"WHERE {_OF_KINDS} ORDER BY last_at DESC", _list(kinds or FailureKind))
+        """Return all failures, or those of these kinds; the latest first."""
+        return self._select(f"WHERE {_OF_KINDS} ORDER BY last_at DESC", _json_list(kinds or FailureKind))
 
     def of(self, clips: Sequence[Clip]) -> dict[Clip, Failure]:
-        """Those of these clips."""
-        failures = self._select("WHERE key IN (SELECT value FROM json_each(?))", _list(clip.key for clip in clips))
+        """Return the failures of these clips."""
+        failures = self._select("WHERE key IN (SELECT value FROM json_each(?))", _json_list(clip.key for clip in clips))
         return {failure.clip: failure for failure in failures}
 
     def counts(self) -> dict[FailureKind, int]:
-        """How many there are of each kind."""
+        """Return the number of failures of each kind."""
         with self._database.connection() as db:
             rows = db.execute(
                 f"SELECT kind, count(*) FROM failure WHERE {_OF_KINDS} GROUP BY kind ORDER BY kind",
-                (_list(FailureKind),),
+                (_json_list(FailureKind),),
             ).fetchall()
         return {FailureKind(kind): number for kind, number in rows}
 
     def gone(self, among: Collection[str] | None = None) -> dict[str, float]:
-        """The clips that are known to be gone, are not here, and not due for another try; of these keys, or of all.
+        """Return the clips that are known to be gone, are not cached, and are not due for another try.
+
+        Args:
+            among: look only at clips with these keys; None for all.
 
         Returns:
-            `Clip.key` → when it may be tried again, in seconds since the epoch.
+            `Clip.key` → when the clip may be tried again, in seconds since the epoch.
         """
         keys = "" if among is None else "key IN (SELECT value FROM json_each(:keys)) AND"
         with self._database.connection() as db:
-            # Many at once and not looked at one by one, as `_from_row` would: of a row that is not ours only these
-            # three columns are believed, and a key that is no clip's is found nowhere.
+            # The rows may be many, so they are not checked one by one as in `_from_row`. Only these three columns of
+            # a row are used, and an invalid key matches no clip of the catalog.
             rows = db.execute(
                 f"SELECT key, retry_at FROM failure WHERE {keys} kind = :kind AND retry_at > :now AND retry_at <= :last"
                 f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
-                {"keys": _list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": LAST_TIME},
+                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME},
             ).fetchall()
         return dict(rows)
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
-        """A question that costs next to nothing: whether anything was written, by whatever process, since it was asked
-        last. The first time it was. To be asked by one thread at a time.
+        """Yield a function that returns whether any process has written to the database since its last call.
+
+        A call costs next to nothing. The first call returns True. The function must not be called by two threads at
+        once.
         """
         with self._database.connection() as db:
             seen = None
@@ -210,20 +264,23 @@ class FailureLog:
             yield has_changed
 
     def _select(self, rest: str, value: str) -> Iterator[Failure]:
-        with self._database.connection() as db:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM failure {rest}", (value,)).fetchall()
+        rows = self._database.query(f"SELECT {_COLUMNS} FROM failure {rest}", (value,))
         return (failure for row in rows if (failure := _from_row(*row)) is not None)
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
-        """Records that a clip could not be had; the wait until the next try grows with each alike failure in a row."""
+        """Record a failure of a clip. The delay until the next try grows with each failure of the same kind in a row.
+
+        Returns:
+            The failure as it is remembered now.
+        """
         now = time.time()
         with self._database.exclusive() as db:
             row = db.execute(f"SELECT {_COLUMNS} FROM failure WHERE key = ?", (clip.key,)).fetchone()
-            before = _from_row(*row) if row else None
-            if before is None or before.kind is not error.kind:
+            earlier = _from_row(*row) if row else None
+            if earlier is None or earlier.kind is not error.kind:
                 first_at, attempts = now, 1
             else:
-                first_at, attempts = before.first_at, before.attempts + 1
+                first_at, attempts = earlier.first_at, earlier.attempts + 1
             failure = Failure(
                 key=clip.key,
                 kind=error.kind,
@@ -239,7 +296,7 @@ class FailureLog:
         return failure
 
     def remember_all(self, clips: Iterable[Clip], error: FetchError) -> None:
-        """Records of many clips at once that they could not be had, where nothing of this kind is known already."""
+        """Record the same failure of many clips, except of those with a failure of this kind already."""
         now = time.time()
         failures = (
             Failure(
@@ -256,28 +313,38 @@ class FailureLog:
             )
 
     def forget(self, clips: Iterable[Clip] | None = None, kinds: Collection[FailureKind] = ()) -> int:
-        """Forgets the failures of these clips, or all; of these kinds, or any. Returns how many there were."""
+        """Forget failures.
+
+        Args:
+            clips: the clips whose failures are forgotten; None for all.
+            kinds: the kinds that are forgotten; none for all.
+
+        Returns:
+            The number of forgotten failures.
+        """
         with self._database.exclusive() as db:
             if clips is None:
-                # With those of unknown kinds, unless kinds are named.
-                return db.execute(f"DELETE FROM failure WHERE ? OR {_OF_KINDS}", (not kinds, _list(kinds))).rowcount
-            statement, of_kinds = f"DELETE FROM failure WHERE key = ? AND {_OF_KINDS}", _list(kinds or FailureKind)
+                # Includes rows of unknown kinds, unless kinds are named.
+                return db.execute(
+                    f"DELETE FROM failure WHERE ? OR {_OF_KINDS}", (not kinds, _json_list(kinds))
+                ).rowcount
+            statement, of_kinds = f"DELETE FROM failure WHERE key = ? AND {_OF_KINDS}", _json_list(kinds or FailureKind)
             return sum(db.execute(statement, (clip.key, of_kinds)).rowcount for clip in clips)
 
     def make_due(self, clip: Clip) -> None:
-        """Ends the wait of a clip, so that who asks for it next has it tried; what is known of it stays."""
+        """End the delay of a clip, so that the next request tries it again. Its failure stays remembered."""
         with self._database.exclusive() as db:
             db.execute("UPDATE failure SET retry_at = last_at WHERE key = ?", (clip.key,))
 
     def import_reports(self, reports: Iterable[FailureReport]) -> ImportedFailures:
-        """Believes what others found out, where nothing as new is known here; all of it, or, after an error, nothing.
+        """Import reports of other machines, except where something as new is known; all of them or, on error, none.
 
-        A report counts as old as it says. One of the future counts as of now, and only if nothing at all is known of
-        the clip: whose clock is wrong cannot tell what is news.
+        A report is as old as its time says. A report with a time in the future counts as of now, and is imported only
+        if nothing is known about the clip: with a wrong clock, it is impossible to tell which of the two is newer.
         """
         now = time.time()
         with self._database.connection() as db:
-            # Beside the ledger at first: who brings the reports may be slow, and nobody shall wait for that.
+            # Collected outside of the state database: `reports` may be slow, and must not keep its lock meanwhile.
             db.execute(f"CREATE TEMP TABLE report ({_COLUMNS}, early, PRIMARY KEY (key)) WITHOUT ROWID")
             try:
                 with transaction(db, "DEFERRED"):
@@ -286,7 +353,7 @@ class FailureLog:
                         f"INSERT INTO report VALUES ({_MARKS}, ?) ON CONFLICT (key) DO UPDATE SET"
                         + ", ".join(f" {column} = excluded.{column}" for column in columns)
                         + " WHERE excluded.last_at > last_at",
-                        ((*astuple(_believed(report, now)), report.last_at > now) for report in reports),
+                        ((*astuple(_as_failure(report, now)), report.last_at > now) for report in reports),
                     )
                 with transaction(db):
                     cached = db.execute(
@@ -305,7 +372,7 @@ class FailureLog:
         return ImportedFailures(new, known, cached)
 
 
-def _believed(report: FailureReport, now: float) -> Failure:
+def _as_failure(report: FailureReport, now: float) -> Failure:
     last_at = min(report.last_at, now)
     return Failure(
         key=report.clip.key,
@@ -318,3 +385,83 @@ def _believed(report: FailureReport, now: float) -> Failure:
         attempts=report.attempts,
         retry_at=last_at + retry_delay(report.kind, report.attempts),
     )
+
+
+def report_line(failure: Failure) -> str:
+    """Return a failure as a line of the exchange file, without the line end."""
+    return json.dumps(
+        {
+            "key": failure.key,
+            "kind": failure.kind,
+            "reason": failure.reason,
+            "source": failure.source,
+            # Whole seconds, rounded down: a failure never comes back to its own machine as something newer.
+            "first_at": int(failure.first_at),
+            "last_at": int(failure.last_at),
+            "attempts": min(failure.attempts, _MAX_SHARED_ATTEMPTS),
+        },
+        ensure_ascii=False,
+    )
+
+
+def read_reports(file: BinaryIO) -> Iterator[FailureReport | RefusedLine]:
+    """Yield each line of an untrusted exchange file that is not empty: the report, or why the line is refused.
+
+    Raises:
+        KineticsError: the file is too long.
+    """
+    left = _MAX_FILE_BYTES
+    for number in count(1):
+        line = rest = file.readline(_MAX_LINE_BYTES + 1)
+        left -= len(line)
+        is_long = len(line) > _MAX_LINE_BYTES
+        while is_long and left >= 0 and rest and not rest.endswith(b"\n"):
+            rest = file.readline(_MAX_LINE_BYTES)
+            left -= len(rest)
+        if left < 0:
+            raise KineticsError(
+                f"cannot read the failures: the file is larger than {_MAX_FILE_BYTES:,} bytes; split it"
+            )
+        if not line:
+            return
+        try:
+            if is_long:
+                raise ValueError(f"it is longer than {_MAX_LINE_BYTES:,} bytes")
+            if line.strip():
+                yield _parse_line(line)
+        except ValueError as error:
+            yield RefusedLine(number, str(error))
+
+
+def _parse_line(line: bytes) -> FailureReport:
+    """Raise ValueError with the reason if the line is invalid."""
+    try:
+        values: Any = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    clip = parse_clip_name(f"{values.get('key')}.mp4")
+    if clip is None:
+        raise ValueError("its key is not the key of a clip")
+    kind = values.get("kind")
+    if kind not in SHAREABLE_KINDS:
+        raise ValueError(f"its kind is not one of {', '.join(SHAREABLE_KINDS)}")
+    last_at = _parse_time(values, "last_at", None)
+    first_at = _parse_time(values, "first_at", last_at)
+    if first_at > last_at:
+        raise ValueError("its first_at is after its last_at")
+    attempts = values.get("attempts", 1)
+    if type(attempts) is not int or not 1 <= attempts <= _MAX_SHARED_ATTEMPTS:
+        raise ValueError(f"its attempts is not a number from 1 to {_MAX_SHARED_ATTEMPTS:,}")
+    reason, source = values.get("reason", ""), values.get("source", "")
+    if not isinstance(reason, str) or not isinstance(source, str):
+        raise ValueError("its reason or its source is not text")
+    return FailureReport(clip, FailureKind(kind), one_line(reason), one_line(source), first_at, last_at, attempts)
+
+
+def _parse_time(values: dict[str, Any], name: str, default: float | None) -> float:
+    value: Any = values.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value <= _MAX_TIME:
+        raise ValueError(f"its {name} is not a time in seconds since 1970")
+    return float(value)

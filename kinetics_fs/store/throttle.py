@@ -1,16 +1,17 @@
-"""Origins that want to be left alone, and how much each was asked: one breaker and one budget for everyone.
+"""Protection of sources: a circuit breaker and a rate limit, both shared by all processes that use a cache.
 
-Both are in the ledger, so that all mounts and prefetches on one cache keep them together, and a restart forgets
-nothing. An origin is where a source gets its clips; it has the source's name.
+Both are kept in the state database, so that all mounts and prefetches on one cache obey them together and a restart
+forgets nothing. `Throttle` applies the two in one transaction.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 import time
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store.database import StateDatabase
@@ -19,160 +20,231 @@ _log = logging.getLogger(__name__)
 
 _HOUR = 3600.0
 
-_FIRST_WAIT = 60.0
-"""Seconds to leave an origin alone that blocked us and did not say for how long; doubled with each further block."""
-_LONGEST_WAIT = 24 * _HOUR
+_FIRST_PAUSE = 60.0
+"""Seconds without requests after a block that does not say how long to wait. Doubles with each further block."""
+_MAX_PAUSE = 24 * _HOUR
 _RECOVERED_AFTER = 6 * _HOUR
-"""Seconds without a block after which the next one counts as the first."""
+"""Seconds without a block after which the next block counts as the first."""
 
-_PROBE = 600.0
-"""Seconds after which a probe that nobody heard of again counts as lost."""
+_PROBE_TIMEOUT = 600.0
+"""Seconds after which a probe without an outcome counts as lost, for example because its process died."""
 
 _RESERVE = 0.2
-"""The part of the budget that is kept for who waits in `open`."""
+"""The part of the budget that is kept for fetches that a process waits for in `open`."""
 
 _ANSWERS = {None, FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT}
-"""Outcomes, None for a clip, that say that the origin talks to us."""
+"""Outcomes (None: the clip) that prove that the source serves this address."""
 
 
 class Permit(NamedTuple):
-    """The right to ask an origin for one clip."""
+    """The right to request one clip from a source."""
 
-    origin: str
+    source: str
     at: float
     """Seconds since the epoch."""
     is_probe: bool
-    """Whether it is the one that finds out if the origin blocks us still."""
+    """True if this request tests whether the source still blocks this address."""
 
 
 class RateLimited(Exception):
-    """The budget is used up.
+    """The budget of a source is used up.
 
     Args:
-        seconds: until there is room for the next one.
+        seconds: the time until the next request is allowed.
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"not for {seconds:.0f} s")
+        super().__init__(f"the next request is allowed in {seconds:.0f} s")
         self.seconds = seconds
 
 
-class OriginState(NamedTuple):
-    """How things are with an origin. Times are seconds since the epoch."""
+class SourceState(NamedTuple):
+    """How a source behaves. Times are seconds since the epoch."""
 
     name: str
     blocked_until: float | None
-    """None unless it is left alone; a time that has passed means that a probe is due or under way."""
+    """None if the source is in use. A time in the past means that a probe is due or in progress."""
     reason: str
+    """Why the source is blocked; empty if it is not."""
     fetches_last_hour: int
-    """How many clips it was asked for in the last hour."""
+    """Clips that were requested in the last hour."""
 
 
-class Origins:
-    """The origins that a ledger knows. Safe for threads and processes."""
+class Throttle:
+    """The circuit breaker and the rate limit of every source. Safe for threads and processes.
+
+    Args:
+        database: keeps the blocks and the times of requests.
+    """
 
     def __init__(self, database: StateDatabase) -> None:
         self._database = database
+        self._breaker = CircuitBreaker()
+        self._limiter = RateLimiter()
 
-    def ask(self, origin: str, *, hourly: int | None, urgent: bool) -> Permit:
-        """Asks for the right to ask an origin for one more clip. Its outcome is to be told to `answered`.
+    def acquire(self, source: str, *, max_per_hour: int | None, urgent: bool) -> Permit:
+        """Return a permit for one request. Pass the permit to `record` or to `cancel` afterwards.
 
         Args:
-            origin: its name.
-            hourly: most clips to ask it for in any 60 minutes; None for no limit.
-            urgent: whether somebody waits in `open`: may use the reserve.
+            source: name of the source.
+            max_per_hour: maximum number of requests in any 60 minutes; None for no limit.
+            urgent: True if a process waits in `open`: the request may use the reserve.
 
         Raises:
-            FetchError: it is left alone for now (BLOCKED).
-            RateLimited: see there.
+            FetchError: the source is blocked (BLOCKED).
+            RateLimited: the budget is used up.
         """
         now = time.time()
         with self._database.exclusive() as db:
-            blocked = _Blocked.read(db, origin, now)
-            if blocked is not None and blocked.recovered_at is None:
-                if max(blocked.until, blocked.probe_until) > now:
-                    raise blocked.error(origin)
-                db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + _PROBE, origin))
-            if hourly is not None:
-                most = hourly if urgent else max(1, math.floor(hourly * (1 - _RESERVE)))
-                db.execute("DELETE FROM asked WHERE origin = ? AND NOT at BETWEEN ? AND ?", (origin, now - _HOUR, now))
-                times = db.execute("SELECT at FROM asked WHERE origin = ? ORDER BY at DESC", (origin,)).fetchall()
-                if len(times) >= most:
-                    raise RateLimited(times[most - 1][0] + _HOUR - now)
-            db.execute("INSERT INTO asked (origin, at) VALUES (?, ?)", (origin, now))
-        return Permit(origin, now, is_probe=blocked is not None and blocked.recovered_at is None)
+            is_probe = self._breaker.admit(db, source, now)
+            if max_per_hour is not None:
+                self._limiter.check(db, source, now, max_per_hour=max_per_hour, urgent=urgent)
+            self._limiter.count(db, source, now)
+        return Permit(source, now, is_probe)
 
-    def answered(self, permit: Permit, error: FetchError | None) -> None:
-        """Tells what became of a permit: None if the clip was had."""
+    def record(self, permit: Permit, error: FetchError | None) -> None:
+        """Record the outcome of a request: the error, or None if the source delivered the clip."""
         if error is not None and error.kind is FailureKind.BLOCKED:
-            self._block(permit, error)
-        elif permit.is_probe:
-            now = time.time()
             with self._database.exclusive() as db:
-                if (error.kind if error else None) in _ANSWERS:
-                    db.execute("UPDATE origin SET recovered_at = ? WHERE name = ?", (now, permit.origin))
-                    _log.warning("%s: answers again", permit.origin)
-                else:
-                    db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (permit.origin,))
+                until = self._breaker.trip(db, permit, error)
+            if until is not None:
+                _log.error("%s: %s; no requests until %s", permit.source, error.reason, _clock(until))
+        elif permit.is_probe:
+            answered = (error.kind if error else None) in _ANSWERS
+            with self._database.exclusive() as db:
+                self._breaker.end_probe(db, permit.source, answered=answered)
+            if answered:
+                _log.warning("%s: no longer blocked", permit.source)
 
-    def withdraw(self, permit: Permit) -> None:
-        """Gives a permit back: the origin was not asked after all."""
+    def cancel(self, permit: Permit) -> None:
+        """Return a permit that was not used."""
         with self._database.exclusive() as db:
-            db.execute("DELETE FROM asked WHERE origin = ? AND at = ?", (permit.origin, permit.at))
+            self._limiter.uncount(db, permit.source, permit.at)
             if permit.is_probe:
-                db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (permit.origin,))
+                self._breaker.end_probe(db, permit.source, answered=False)
 
-    def _block(self, permit: Permit, error: FetchError) -> None:
-        now = time.time()
-        with self._database.exclusive() as db:
-            before = _Blocked.read(db, permit.origin, now)
-            if before is not None and before.at > permit.at:
-                return  # one of those that were under way when it began
-            trips = 1
-            if before is not None and (before.recovered_at or now) > now - _RECOVERED_AFTER:
-                trips = min(before.trips + 1, 32)
-            wait = min((error.retry_after or _FIRST_WAIT) * 2.0 ** (trips - 1), _LONGEST_WAIT)
-            db.execute(
-                "INSERT OR REPLACE INTO origin (name, reason, blocked_at, blocked_until, trips, probe_until)"
-                " VALUES (?, ?, ?, ?, ?, 0)",
-                (permit.origin, error.reason.encode(errors="replace").decode(), now, now + wait, trips),
-            )
-        _log.error("%s: %s; left alone until %s", permit.origin, error.reason, _clock(now + wait))
-
-    def states(self) -> list[OriginState]:
-        """All origins that were asked in the last hour, or are left alone."""
+    def states(self) -> list[SourceState]:
+        """Return every source that was used in the last hour or is blocked, by name."""
         now = time.time()
         with self._database.connection() as db:
-            asked = dict(
-                db.execute(
-                    "SELECT origin, count(*) FROM asked WHERE at BETWEEN ? AND ? GROUP BY origin", (now - _HOUR, now)
-                ).fetchall()
+            counts = self._limiter.counts(db, now)
+            blocks = self._breaker.blocks(db, now)
+        return [
+            SourceState(
+                name=name,
+                blocked_until=blocks[name].until if name in blocks else None,
+                reason=blocks[name].reason if name in blocks else "",
+                fetches_last_hour=counts.get(name, 0),
             )
-            names = sorted({*asked, *(name for (name,) in db.execute("SELECT name FROM origin"))}, key=str)
-            blocked = {name: _Blocked.read(db, name, now) for name in names}
-        states = []
-        for name in names:
-            one = blocked[name]
-            stops = one is not None and one.recovered_at is None
-            if stops or name in asked:
-                states.append(
-                    OriginState(
-                        str(name),
-                        one.until if one is not None and stops else None,
-                        one.reason if one is not None and stops else "",
-                        asked.get(name, 0),
-                    )
-                )
-        return states
+            for name in sorted({*counts, *blocks})
+        ]
 
-    def forgive(self) -> int:
-        """Ends all blocks, as after a change of address or cookies; returns how many there were."""
+    def reset_blocks(self) -> int:
+        """End all blocks, for example after a change of address or cookies. Return their number."""
         with self._database.exclusive() as db:
-            return db.execute("DELETE FROM origin WHERE recovered_at IS NULL").rowcount
+            return self._breaker.reset(db)
 
 
-class _Blocked(NamedTuple):
-    """A row of the table `origin`."""
+class CircuitBreaker:
+    """Blocks of sources: after a refusal, no requests for a while, then one probe at a time.
+
+    The pause doubles with each block in a row. Every method needs a connection; those that write need a transaction.
+    """
+
+    def admit(self, db: sqlite3.Connection, source: str, now: float) -> bool:
+        """Return whether a request must be a probe; note that the probe is in progress.
+
+        Raises:
+            FetchError: the source is blocked, or a probe is in progress (BLOCKED).
+        """
+        block = Block.read(db, source, now)
+        if block is None or block.recovered_at is not None:
+            return False
+        if max(block.until, block.probe_until) > now:
+            raise block.error(source, now)
+        db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + _PROBE_TIMEOUT, source))
+        return True
+
+    def trip(self, db: sqlite3.Connection, permit: Permit, error: FetchError) -> float | None:
+        """Block a source. Return the end of the block; None if the request began before an earlier block."""
+        now = time.time()
+        earlier = Block.read(db, permit.source, now)
+        if earlier is not None and earlier.at > permit.at:
+            return None
+        trips = 1
+        if earlier is not None and (earlier.recovered_at or now) > now - _RECOVERED_AFTER:
+            trips = min(earlier.trips + 1, 32)
+        until = now + min((error.retry_after or _FIRST_PAUSE) * 2.0 ** (trips - 1), _MAX_PAUSE)
+        db.execute(
+            "INSERT OR REPLACE INTO origin (name, reason, blocked_at, blocked_until, trips, probe_until)"
+            " VALUES (?, ?, ?, ?, ?, 0)",
+            (permit.source, error.reason.encode(errors="replace").decode(), now, until, trips),
+        )
+        return until
+
+    def end_probe(self, db: sqlite3.Connection, source: str, *, answered: bool) -> None:
+        """End a probe: the source answered and is no longer blocked, or the next request is a probe again."""
+        if answered:
+            db.execute("UPDATE origin SET recovered_at = ? WHERE name = ?", (time.time(), source))
+        else:
+            db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (source,))
+
+    def blocks(self, db: sqlite3.Connection, now: float) -> dict[str, Block]:
+        """Return the blocks that have not ended, by source."""
+        names = [name for (name,) in db.execute("SELECT name FROM origin").fetchall()]
+        blocks = {str(name): Block.read(db, name, now) for name in names}
+        return {name: block for name, block in blocks.items() if block is not None and block.recovered_at is None}
+
+    def reset(self, db: sqlite3.Connection) -> int:
+        """End all blocks. Return their number."""
+        return db.execute("DELETE FROM origin WHERE recovered_at IS NULL").rowcount
+
+
+class RateLimiter:
+    """A sliding window: the times of all requests in the last hour.
+
+    Every method needs a connection; those that write need a transaction.
+    """
+
+    def check(self, db: sqlite3.Connection, source: str, now: float, *, max_per_hour: int, urgent: bool) -> None:
+        """Check that the budget allows one more request.
+
+        Raises:
+            RateLimited: the budget is used up; of requests that are not urgent, without the reserve.
+        """
+        limit = max_per_hour if urgent else max(1, math.floor(max_per_hour * (1 - _RESERVE)))
+        db.execute("DELETE FROM asked WHERE origin = ? AND NOT at BETWEEN ? AND ?", (source, now - _HOUR, now))
+        times = db.execute("SELECT at FROM asked WHERE origin = ? ORDER BY at DESC", (source,)).fetchall()
+        if len(times) >= limit:
+            raise RateLimited(times[limit - 1][0] + _HOUR - now)
+
+    def count(self, db: sqlite3.Connection, source: str, now: float) -> None:
+        """Count a request."""
+        db.execute("INSERT INTO asked (origin, at) VALUES (?, ?)", (source, now))
+
+    def uncount(self, db: sqlite3.Connection, source: str, at: float) -> None:
+        """Remove a request that was counted at that time."""
+        db.execute("DELETE FROM asked WHERE origin = ? AND at = ?", (source, at))
+
+    def counts(self, db: sqlite3.Connection, now: float) -> dict[str, int]:
+        """Return the number of requests in the last hour, by source."""
+        rows = db.execute(
+            "SELECT origin, count(*) FROM asked WHERE at BETWEEN ? AND ? GROUP BY origin", (now - _HOUR, now)
+        ).fetchall()
+        return {str(source): number for source, number in rows}
+
+
+class Block(NamedTuple):
+    """A row of the table `origin`: a block of a source. Times are seconds since the epoch.
+
+    Attributes:
+        reason: why the source is blocked.
+        at: when the source refused a request.
+        until: the time of the first probe.
+        trips: the number of blocks in a row.
+        probe_until: when a probe in progress counts as lost; 0 if none is in progress.
+        recovered_at: when a probe was answered; None while the source is blocked.
+    """
 
     reason: str
     at: float
@@ -182,10 +254,11 @@ class _Blocked(NamedTuple):
     recovered_at: float | None
 
     @classmethod
-    def read(cls, db: Any, origin: str, now: float) -> _Blocked | None:
+    def read(cls, db: sqlite3.Connection, source: str, now: float) -> Block | None:
+        """Return the block of a source; None if there is none, or its row is invalid."""
         row = db.execute(
             "SELECT reason, blocked_at, blocked_until, trips, probe_until, recovered_at FROM origin WHERE name = ?",
-            (origin,),
+            (source,),
         ).fetchone()
         if row is None:
             return None
@@ -194,22 +267,22 @@ class _Blocked(NamedTuple):
             return cls(
                 str(reason),
                 min(float(at), now),
-                # A clock that was put back, or a ledger from elsewhere, must not stop us for years.
-                min(float(until), now + _LONGEST_WAIT),
+                # A clock that was set back, or a database from another machine, must not block a source for years.
+                min(float(until), now + _MAX_PAUSE),
                 int(trips),
-                min(float(probe_until), now + _PROBE),
+                min(float(probe_until), now + _PROBE_TIMEOUT),
                 None if recovered_at is None else float(recovered_at),
             )
         except (TypeError, ValueError, OverflowError):
             return None
 
-    def error(self, origin: str) -> FetchError:
-        now = time.time()
-        when = f"until {_clock(self.until)}" if self.until > now else "while it is being tried again"
+    def error(self, source: str, now: float) -> FetchError:
+        """Return the error for a request that the block forbids."""
+        when = f"until {_clock(self.until)}" if self.until > now else "while another clip tests the source"
         return FetchError(
             FailureKind.BLOCKED,
-            f"left alone {when}: {self.reason}",
-            source=origin,
+            f"no requests {when}: {self.reason}",
+            source=source,
             retry_after=max(0.0, self.until - now),
         )
 

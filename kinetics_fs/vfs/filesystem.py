@@ -110,7 +110,7 @@ class Filesystem:
         self._since = time.time()
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._directories = DirectoryTree(catalog, options.class_names)
-        self._hidden = HiddenIndex(catalog, store.failure_log) if options.hide_unavailable else None
+        self._hidden = HiddenIndex(catalog, store.failures) if options.hide_unavailable else None
         self._watcher: HiddenWatcher | None = None
         self._opens = ClipOpens(
             store,
@@ -148,7 +148,7 @@ class Filesystem:
         """
         if self._hidden is None:
             return None
-        self._watcher = HiddenWatcher(self._hidden, self._store.failure_log, on_change)
+        self._watcher = HiddenWatcher(self._hidden, self._store.failures, on_change)
         self._watcher.start()
         return self._watcher
 
@@ -328,7 +328,7 @@ class Filesystem:
 
     def _xattrs(self, entry: Entry) -> dict[str, str]:
         clip, directory = entry.clip, self._directory(entry.directory)
-        record, failure = self._store.record(clip), self._store.failure(clip)
+        record, failure = self._store.record(clip), self._store.failures.get(clip)
         values = {"id": clip.youtube_id, "start": str(clip.start), "end": str(clip.end)}
         if directory.label in self._catalog.labels():
             values["label"] = directory.label or ""
@@ -346,9 +346,9 @@ class Filesystem:
         return {_XATTR_PREFIX + name: value for name, value in values.items()}
 
     def _block(self) -> FetchError | None:
-        for origin in self._store.origins.states():
-            if origin.blocked_until is not None:
-                return FetchError(FailureKind.BLOCKED, f"{origin.name}: {origin.reason}")
+        for source in self._store.throttle.states():
+            if source.blocked_until is not None:
+                return FetchError(FailureKind.BLOCKED, f"{source.name}: {source.reason}")
         return None
 
     # Content

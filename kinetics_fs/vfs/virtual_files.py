@@ -145,7 +145,7 @@ class VirtualFiles:
 
     def _failures_csv(self) -> str:
         rows = []
-        for failure in self._store.failures():
+        for failure in self._store.failures.all():
             clip = parse_clip_name(f"{failure.key}.mp4")
             for entry in self._catalog.locate(clip) if clip else ():
                 rows.append(

@@ -135,11 +135,11 @@ def test_failures(old: Old) -> None:
 
 
 def test_block_and_budget_of_a_source(old: Old) -> None:
-    origins = old.run("status", selection=False)["sources"]
+    sources = old.run("status", selection=False)["sources"]
 
-    assert origins["youtube"]["reason"] == FACTS["origin"]["reason"]
-    assert origins["youtube"]["fetches_last_hour"] == FACTS["origin"]["asked_in_an_hour"]
-    assert 0 < origins["youtube"]["blocked_for"] <= 2 * HOUR
+    assert sources["youtube"]["reason"] == FACTS["origin"]["reason"]
+    assert sources["youtube"]["fetches_last_hour"] == FACTS["origin"]["asked_in_an_hour"]
+    assert 0 < sources["youtube"]["blocked_for"] <= 2 * HOUR
 
 
 def test_pins(old: Old, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path
         assert path_of(shown, clip).read_bytes() == cached_file(cache, clip).read_bytes()
 
     with Store(cache) as store:
-        store.drop(CLIPS[5])
+        store.remove(CLIPS[5])
     assert refused(path_of(shown, CLIPS[5])) == errno.EIO
     assert "--only cached" in reason(path_of(shown, CLIPS[5]))
     assert len(site.requests) == asked
@@ -114,7 +114,7 @@ def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> N
 
 def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Path, cache: Path) -> None:
     with Store(cache) as store:
-        store.remember_failure(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
+        store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
     mounted = mount("--annotations", annotations, "--max-fetches", "1")
     assert reason(path_of(mounted, CLIPS[1])) == "local: no room"
     read(mounted, CLIPS[:1])

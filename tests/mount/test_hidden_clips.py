@@ -134,7 +134,7 @@ def test_who_has_a_clip_open_keeps_it(hiding: Mounted, site: VideoSite, cache: P
         "from kinetics_fs.errors import FailureKind, FetchError; from pathlib import Path\n"
         "clip = Clip(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))\n"
         "with Store(Path(sys.argv[1])) as store:\n"
-        "    store.drop(clip); store.remember_failure(clip, FetchError(FailureKind.GONE, 'removed'))\n"
+        "    store.remove(clip); store.failures.remember(clip, FetchError(FailureKind.GONE, 'removed'))\n"
     )
     path = path_of(hiding, READY)
     content = path.read_bytes()

@@ -408,7 +408,7 @@ def test_attributes_of_a_clip_in_each_state(mount: MountFactory, site: VideoSite
 
     size = path.stat().st_size
     with Store(cache) as store:
-        store.drop(FETCHED)
+        store.remove(FETCHED)
     assert attributes(path) == {**always, "state": "absent"}
     assert path.stat().st_size == size
 

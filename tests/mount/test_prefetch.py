@@ -142,7 +142,7 @@ def test_ahead_of_a_reader_in_a_small_cache(
     scout.end()
     with Store(tmp_path / "cache") as store:
         for clip in first:
-            store.drop(clip)  # their sizes stay known
+            store.remove(clip)  # their sizes stay known
     mounted = mount("--annotations", annotations, "--cache-size", str(5 * size))
     asked = len(site.requests)
 

@@ -625,7 +625,7 @@ def test_open_reader_keeps_its_bytes_when_the_clip_is_evicted(battery: Battery) 
         beginning = file.read(SOME)
         truth = cached_file(battery.cache, clip).read_bytes()
         with Store(battery.cache) as store:
-            store.drop(clip)
+            store.remove(clip)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert beginning + file.readall() == truth
         assert path.stat().st_size == len(truth)
@@ -639,7 +639,7 @@ def test_open_reader_keeps_its_bytes_when_the_clip_comes_back_otherwise(battery:
         beginning = file.read(SOME)
         truth = cached_file(battery.cache, clip).read_bytes()
         with Store(battery.cache) as store:
-            store.drop(clip)
+            store.remove(clip)
             claim = store.claim(clip)
             assert claim is not None
             with claim:
@@ -664,7 +664,7 @@ def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[tuple[Mounte
     def change() -> None:
         make_video(folder / clip.name, seconds=2, ffmpeg=find_ffmpeg(), width=1280, height=720)
         with Store(tmp_path / "cache") as store:
-            store.drop(clip)
+            store.remove(clip)
 
     with Mounted(
         tmp_path / "mount",

@@ -44,9 +44,9 @@ def reported(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Reporte
         cache, annotations = folder / "cache", folder / "annotations.csv"
         shutil.copytree(fetched, cache)
         with Store(cache) as store:
-            store.drop(EVICTED)
-            store.remember_failure(Clip(GONE, 5, 15), FetchError(FailureKind.GONE, "Private video", source="youtube"))
-            store.remember_failure(REFUSED, FetchError(FailureKind.CREDENTIALS, f"{IMAGE}{HOSTILE}", source="youtube"))
+            store.remove(EVICTED)
+            store.failures.remember(Clip(GONE, 5, 15), FetchError(FailureKind.GONE, "Private video", source="youtube"))
+            store.failures.remember(REFUSED, FetchError(FailureKind.CREDENTIALS, f"{IMAGE}{HOSTILE}", source="youtube"))
             claim = store.claim(DAMAGED)
             assert claim is not None
             with claim:

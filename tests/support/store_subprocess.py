@@ -31,7 +31,7 @@ def claim_of(store: Store, number: int) -> Claim:
 
 def publish_beside(store: Store) -> None:
     """One clip that fits; there is a failure to be forgotten, too."""
-    store.drop(clip(0))
+    store.remove(clip(0))
     keep(store, clip(3))
 
 
@@ -57,7 +57,7 @@ def give_up(store: Store) -> None:
 
 
 def drop(store: Store) -> None:
-    store.drop(clip(1))
+    store.remove(clip(1))
 
 
 def open_damaged(store: Store) -> None:

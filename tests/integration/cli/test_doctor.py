@@ -335,7 +335,7 @@ def test_page_of_a_database(settings: Settings, cache: Path) -> None:
     with Store(cache) as store:
         for number in range(500):
             clip = Clip(f"a{number:010d}", 0, 10)
-            store.remember_failure(clip, FetchError(FailureKind.GONE, "gone " * 50))
+            store.failures.remember(clip, FetchError(FailureKind.GONE, "gone " * 50))
     one(cache_checks.databases(settings), State.OK, "ledger.sqlite")
     with CacheLayout(cache).state_database.open("r+b") as file:
         file.seek(4096 * 20 + 8)
@@ -347,9 +347,9 @@ def test_page_of_a_database(settings: Settings, cache: Path) -> None:
 def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> None:
     assert list(sources.blocks(settings)) == []
     with Store(cache) as store:
-        permit = store.origins.ask("youtube", hourly=None, urgent=True)
+        permit = store.throttle.acquire("youtube", max_per_hour=None, urgent=True)
         one(sources.blocks(settings), State.OK, "1 clips requested")
-        store.origins.answered(permit, FetchError(FailureKind.BLOCKED, "HTTP Error 429", retry_after=1000))
+        store.throttle.record(permit, FetchError(FailureKind.BLOCKED, "HTTP Error 429", retry_after=1000))
         one(sources.blocks(settings), State.WARNING, "HTTP Error 429", "0:16:", "failures clear")
 
 

@@ -44,7 +44,7 @@ def failed(cache: Path) -> Arguments:
     """A cache that remembers `FAILURES`, as arguments of a command."""
     with Store(cache) as store:
         for clip, error in FAILURES.items():
-            store.remember_failure(clip, error)
+            store.failures.remember(clip, error)
     return ("--cache-dir", cache)
 
 
@@ -148,8 +148,8 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
         prefetch("--class", "surfing water", "--split", "train", "--class", "massaging person's head").returncode == 0
     )
     with Store(cache) as store:
-        store.drop(TRAIN)  # evicted
-        store.remember_failure(Clip("DEMOvideo-5", 8, 10), FetchError(FailureKind.GONE, "no more"))  # but it is here
+        store.remove(TRAIN)  # evicted
+        store.failures.remember(Clip("DEMOvideo-5", 8, 10), FetchError(FailureKind.GONE, "no more"))  # but it is here
 
     told = json.loads(coverage("--json", *chosen).stdout)
 

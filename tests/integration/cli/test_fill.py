@@ -412,7 +412,7 @@ def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: P
     with ArchiveIndexDB(CacheLayout(world.cache).archive_indexes) as index_db:
         assert [one.archive for one in index_db.archives()] == [HEADS, SURFING]
     with Store(world.cache) as store:
-        store.drop(next(iter(world.clips[SURFING])))
+        store.remove(next(iter(world.clips[SURFING])))
     assert read() == [SURFING], "a clip of it is no longer here"
     assert read() == []
     world.write(HEADS, by_zlib(make_tar(world.clips[HEADS]), 1))

@@ -434,7 +434,7 @@ def test_export_and_import_again(world: World) -> None:
     assert (back.returncode, result(back)["imported"]) == (0, 4)
     # And the cache gives a clip up without harm to what was exported.
     with Store(world.cache) as store:
-        store.drop(D)
+        store.remove(D)
     assert tree(out) == exported(world, "torchvision")
 
 

@@ -124,7 +124,7 @@ def test_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annot
     status, said = verify(*chosen, "--class", "massaging person's head")
     assert (status, said["clips"], said["bad"]) == (0, 1, [])
     with Store(full) as store:
-        store.drop(Clip("demo-video2", 0, 2))
+        store.remove(Clip("demo-video2", 0, 2))
     # Neither those that never were here nor the one that is not here any more.
     status, said = verify(*chosen)
     assert (status, said["clips"], said["good"], said["damaged"]) == (3, 2, 1, 1)

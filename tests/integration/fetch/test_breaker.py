@@ -45,7 +45,7 @@ def test_block_answers_all_that_wait_and_asks_no_more(fetcher: FetcherFactory, s
     assert {error.kind for error in errors} == {FailureKind.BLOCKED}
     assert [errno_of(error) for error in errors] == [errno.EAGAIN] * 3
     assert [site.video_fetches(clip.youtube_id) for clip in (CLIP, OTHER, THIRD)] == [1, 0, 0]
-    assert list(store.failures()) == [], "it says nothing of the clips"
+    assert list(store.failures.all()) == [], "it says nothing of the clips"
     with Store(store.folder) as elsewhere:
         assert error_of(fetcher(into=elsewhere).request(FOURTH)).kind is FailureKind.BLOCKED
     assert site.video_fetches(FOURTH.youtube_id) == 0
@@ -73,14 +73,14 @@ def test_retry_after_of_the_player_api_is_honoured(store: Store, tmp_path: Path,
         one = Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources))
         try:
             error_of(one.request(OTHER))
-            [state] = store.origins.states()
+            [state] = store.throttle.states()
             assert (state.blocked_until or 0) - time.time() < 70  # of a warning only the sentence is known, no header
-            store.origins.forgive()
+            store.throttle.reset_blocks()
             told = error_of(one.request(CLIP)).reason
         finally:
             one.close()
     assert "--cookies" in told
-    [state] = store.origins.states()
+    [state] = store.throttle.states()
     assert (state.blocked_until or 0) - time.time() > 2 * 3600
     assert RETRY_AFTER < 70
 
@@ -95,7 +95,7 @@ def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, s
     assert 0 < report["sources"]["youtube"]["blocked_for"] <= 60
 
     kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", store.folder)
-    assert store.origins.states()[0].blocked_until is None
+    assert store.throttle.states()[0].blocked_until is None
 
 
 @pytest.fixture
@@ -122,6 +122,6 @@ def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
             db.execute("DELETE FROM asked")
         until(waiting.done, "there is room again")
         assert waiting.result() is None
-        assert store.origins.states()[0].blocked_until is None, "a budget is no block"
+        assert store.throttle.states()[0].blocked_until is None, "a budget is no block"
     finally:
         one.close()

@@ -358,7 +358,7 @@ def test_close_ends_everything_under_way(fetcher: FetcherFactory, store: Store, 
     until(lambda: not any(group(worker) for worker in workers), "no process is left")
     assert leftovers(store) == []
     # It was nobody's fault: nothing of it is remembered.
-    assert list(store.failures()) == []
+    assert list(store.failures.all()) == []
     assert error_of(one.request(CLIP)).reason == "shutting down"
     one.close()
 
@@ -409,27 +409,27 @@ def test_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: 
         db.execute("UPDATE failure SET retry_at = ?", (time.time() - 1,))
     assert error_of(one.request(DEAD)).kind is FailureKind.GONE
     assert site.video_fetches(GONE) == 2
-    assert next(store.failures()).attempts == 2
+    assert next(store.failures.all()).attempts == 2
 
 
 def test_failure_is_forgotten_when_the_clip_comes(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     one = fetcher()
     site.fail[CLIP.youtube_id] = 503
     assert error_of(one.request(CLIP)).kind is FailureKind.TRANSIENT
-    assert store.failure(CLIP) is not None
+    assert store.failures.get(CLIP) is not None
     del site.fail[CLIP.youtube_id]
-    store.forget_failures([CLIP])
+    store.failures.forget([CLIP])
 
     one.request(CLIP).result(PATIENCE)
 
-    assert store.failure(CLIP) is None
+    assert store.failures.get(CLIP) is None
 
 
 def test_nobody_listens(fetcher: FetcherFactory, store: Store) -> None:
     error = error_of(fetcher(url="http://127.0.0.1:9/{id}").request(CLIP))
 
     assert (error.kind, error.source) == (FailureKind.TRANSIENT, "youtube")
-    failure = store.failure(CLIP)
+    failure = store.failures.get(CLIP)
     assert failure is not None
     assert failure.retry_at - failure.last_at <= 3600
 

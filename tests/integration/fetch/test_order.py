@@ -91,7 +91,7 @@ def test_what_is_gone_there_may_be_here(fetcher: Make, store: Store) -> None:
     assert fetcher("youtube", "archive").request(DEAD).result(PATIENCE) is None
 
     assert source_of(store, DEAD) == "archive"
-    assert store.failure(DEAD) is None
+    assert store.failures.get(DEAD) is None
 
 
 def test_gone_means_gone_everywhere(fetcher: Make, held: Path, site: VideoSite) -> None:

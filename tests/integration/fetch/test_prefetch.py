@@ -29,7 +29,7 @@ def sizes(site: VideoSite, tmp_path: Path) -> dict[Clip, int]:
         Prefetch(fetcher, store, CLIPS, len(CLIPS), window=4).run()
         known = store.sizes([clip.key for clip in CLIPS])
         for clip in CLIPS:
-            store.drop(clip)
+            store.remove(clip)
     return {clip: known[clip.key].size for clip in CLIPS}
 
 
@@ -64,7 +64,7 @@ def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> N
         first.run()
         assert (first.state, first.fetched, held(small)) == (State.STOPPED, 3, CLIPS[:3])
         assert first.problem is not None and first.problem.kind is FailureKind.LOCAL
-        assert not list(small.failures()), "it says nothing of the clips"
+        assert not list(small.failures.all()), "it says nothing of the clips"
         again = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         again.run()
         assert (again.fetched, again.already_cached, held(small)) == (0, 3, CLIPS[:3])

@@ -134,10 +134,10 @@ def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, ar
     made.request(CLIPS[5]).result(PATIENCE)
     until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are here")
     until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
-    assert not store.failure(BROKEN), "nobody asked for it"
+    assert not store.failures.get(BROKEN), "nobody asked for it"
     assert made.stats.fetched == len(CLIPS)
 
-    store.drop(CLIPS[3])
+    store.remove(CLIPS[3])
     archives.requests.clear()
     made.request(CLIPS[3]).result(PATIENCE)
     assert read_whole(archives) < 0.2
@@ -226,7 +226,7 @@ def test_a_raised_limit_tries_the_archive_at_the_next_open(
     fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
     assert content(store, CLIPS[7]) == videos[7 % len(videos)]
     assert site.video_fetches(CLIPS[7].youtube_id) == 1
-    assert store.failure(CLIPS[7]) is None
+    assert store.failures.get(CLIPS[7]) is None
 
 
 def test_a_limit_that_is_raised_too_little_asks_youtube_once_more(
@@ -269,7 +269,7 @@ def test_a_range_above_the_limit_is_not_read(
     made = fetcher()
     made.request(CLIPS[5]).result(PATIENCE)
     until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
-    store.drop(CLIPS[5])
+    store.remove(CLIPS[5])
     archives.requests.clear()
     limit = len(videos[5 % len(videos)]) // 2
     error = error_of(fetcher("archive", limit=limit).request(CLIPS[5]))
@@ -283,7 +283,7 @@ def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
 ) -> None:
     fetcher().request(CLIPS[0]).result(PATIENCE)
     until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
-    store.drop(CLIPS[4])
+    store.remove(CLIPS[4])
     archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]], padding=9)
     error = error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[4]))
     assert (error.kind, error.source) == (FailureKind.GONE, "youtube")
@@ -373,7 +373,7 @@ def test_one_that_was_published_anew(
     until(lambda: not list(store.layout.incoming.iterdir()), "all that came with it is stored")
     before = index_db.version(ARCHIVE)
     for clip in CLIPS:
-        store.drop(clip)
+        store.remove(clip)
     archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]])
     archives.requests.clear()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import CacheLayout, Store, uses
+from kinetics_fs.store import CacheLayout, Store, eviction
 from tests.support import store_subprocess as children
 from tests.support.store import UNIT, clip, held, is_absent, keep, query, read
 from tests.support.subprocesses import end, start
@@ -69,7 +69,7 @@ def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "_WRITE_EVERY", 60.0)
+    monkeypatch.setattr(eviction, "_WRITE_INTERVAL", 60.0)
     with Store(three) as store:
         before = state_of(three)
         for _ in range(100):
@@ -80,7 +80,7 @@ def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "_WRITE_EVERY", 0.05)
+    monkeypatch.setattr(eviction, "_WRITE_INTERVAL", 0.05)
 
     def opened_at() -> list[float]:
         return [at for (at,) in query(CacheLayout(three).state_database, "SELECT opened_at FROM clip ORDER BY key")]

@@ -97,7 +97,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store(folder, limit=LIMIT) as store:
         for number, size in SIZES.items():
             keep(store, clip(number), size)
-        store.remember_failure(clip(3), FetchError(FailureKind.TRANSIENT, "not yet"))
+        store.failures.remember(clip(3), FetchError(FailureKind.TRANSIENT, "not yet"))
     return folder
 
 
@@ -107,7 +107,7 @@ def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
         here = is_whole(store, clip(number), size)
         assert here == store.is_cached(clip(number)), f"clip {number} is not as the ledger says"
         if here:
-            assert store.failure(clip(number)) is None, f"clip {number} is here, and so is its failure"
+            assert store.failures.get(clip(number)) is None, f"clip {number} is here, and so is its failure"
     assert store.usage().bytes <= LIMIT
     assert_in_step(store.folder)
 

@@ -138,9 +138,9 @@ def test_a_full_disk_is_an_error_that_says_so_and_no_clip(small_disk: SmallDisk,
 Act = Callable[[Store], object]
 
 ACTS: dict[str, Act] = {
-    "drop": lambda store: store.drop(clip(0)),
-    "remember a failure": lambda store: store.remember_failure(clip(7), FetchError(FailureKind.GONE, "x" * 10_000)),
-    "forget failures": lambda store: store.forget_failures(),
+    "drop": lambda store: store.remove(clip(0)),
+    "remember a failure": lambda store: store.failures.remember(clip(7), FetchError(FailureKind.GONE, "x" * 10_000)),
+    "forget failures": lambda store: store.failures.forget(),
 }
 
 

@@ -75,7 +75,7 @@ def test_a_claim_is_exclusive_over_two_stores_of_one_process(store: Store) -> No
         assert is_whole(other, clip(0))
         keep(other, clip(1))
         assert is_whole(store, clip(1))
-        store.drop(clip(1))
+        store.remove(clip(1))
         assert is_absent(other, clip(1))
         assert_in_step(store.folder, owners=2)
 
@@ -167,7 +167,7 @@ def test_threads_of_one_store_read_publish_and_drop_at_once(folder: Path) -> Non
                 is_whole(store, own)
                 is_whole(store, clip((thread + 1) % 4 * 100 + turn))
                 if turn % 3 == 0:
-                    store.drop(own)
+                    store.remove(own)
                 assert store.usage().bytes <= 6 * UNIT
 
         with ThreadPoolExecutor(4) as threads:

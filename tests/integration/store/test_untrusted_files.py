@@ -79,7 +79,7 @@ def assert_heals(folder: Path, others: int = 1) -> None:
             assert is_whole(store, clip(0))
             assert all(is_whole(store, clip(number)) for number in range(1, 1 + others))
             assert_in_step(folder)
-            store.drop(clip(0))
+            store.remove(clip(0))
 
 
 # Files

@@ -54,14 +54,14 @@ def mark_gone(cache: Path, clips: Collection[Clip]) -> None:
     """Says that these clips are gone, as another process does."""
     now = time.time()
     with Store(cache) as store:
-        store.failure_log.import_reports(
+        store.failures.import_reports(
             FailureReport(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips
         )
 
 
 def revive(cache: Path) -> None:
     with Store(cache) as store:
-        store.forget_failures()
+        store.failures.forget()
 
 
 def listed(mounted: Mounted) -> list[str]:
@@ -151,7 +151,7 @@ def test_readers_keep_what_they_have_open(hiding: Mounted, place: Path) -> None:
     content = path.read_bytes()
     with path.open("rb") as file:
         with Store(place / "cache") as store:
-            store.drop(clip)
+            store.remove(clip)
         mark_gone(place / "cache", [clip])
         wait_until(lambda: not path.exists())
         assert clip.name not in listed(hiding)

@@ -488,7 +488,7 @@ def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, place: Path, na
     first, second = content(clip), content(clip, 7_777, version=2)
     with path_of(mounted, clip).open("rb", buffering=0) as old, Store(place / "cache") as store:
         assert old.read(100) == first[:100]
-        store.drop(clip)
+        store.remove(clip)
         assert old.read(100) == first[100:200]
         put(store, clip, second)
         with path_of(mounted, clip).open("rb", buffering=0) as beside:

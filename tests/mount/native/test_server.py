@@ -181,7 +181,7 @@ def test_open_live_file_keeps_its_size(world: World, kernel: Kernel) -> None:
     out = kernel.open(ino)
     assert out.open_flags == p.OpenFlag.DIRECT_IO
     _, before = kernel.getattr(ino, out.fh)
-    world.store.remember_failure(CLIP, FetchError(FailureKind.GONE, "removed"))
+    world.store.failures.remember(CLIP, FetchError(FailureKind.GONE, "removed"))
     assert kernel.getattr(ino, out.fh)[1].size == before.size
     # It may be long in the making: what is known of its size is from the last time that somebody had it made.
     assert kernel.getattr(ino)[1].size == before.size
@@ -512,7 +512,7 @@ def test_clip_fetched_anew_is_announced_anew(world: World, kernel: Kernel) -> No
         assert out.open_flags == 0, "its cached pages are of another version"
         assert kernel.read(out.fh, 0, 65536) == content(CLIP, version=version)
         kernel.release(out.fh)
-        world.store.drop(CLIP)
+        world.store.remove(CLIP)
     assert [notice.code for notice in kernel.notified].count(p.NotifyCode.INVAL_INODE) == 3
 
 
@@ -520,7 +520,7 @@ def test_readers_of_an_evicted_clip_keep_its_bytes(world: World, kernel: Kernel)
     ino, other = world.ino(CLIP), world.ino(CLIP, "validation")
     put(world.store, CLIP, content(CLIP))
     first = kernel.open(ino)
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     put(world.store, CLIP, content(CLIP, version=2))
     # The same inode shows the same bytes; the clip's other place is another inode.
     second, elsewhere = kernel.open(ino), kernel.open(other)
@@ -540,7 +540,7 @@ def test_size_of_an_open_clip_stays_that_of_its_bytes(world: World, kernel: Kern
     ino = world.ino(CLIP)
     put(world.store, CLIP, content(CLIP, 10_000))
     out = kernel.open(ino)
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     put(world.store, CLIP, content(CLIP, 5_000, version=2))  # by another process, or for the clip's other place
     assert len(kernel.read(out.fh, 0, 65536)) == 10_000
     assert kernel.getattr(ino)[1].size == 10_000
@@ -1129,7 +1129,7 @@ def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096
 
 def mark_gone(world: World, clips: list[Clip]) -> None:
     for clip in clips:
-        world.store.remember_failure(clip, FetchError(FailureKind.GONE, "removed"))
+        world.store.failures.remember(clip, FetchError(FailureKind.GONE, "removed"))
 
 
 def wait_for_notifications(kernel: Kernel, number: int) -> None:
@@ -1164,7 +1164,7 @@ def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: World) -> N
         mark_gone(hiding, CLIPS[10:12])
         wait_for_notifications(kernel, 4)
         assert kernel.lookup(directory, CLIPS[10].name)[0] == (0, 0, DAY, 0, 0, 0)
-        hiding.store.forget_failures()
+        hiding.store.failures.forget()
         wait_for_notifications(kernel, 8)
         assert kernel.lookup(directory, CLIPS[10].name)[0].nodeid == hiding.ino(CLIPS[10])
     wanted = sorted(clip.name for clip in CLIPS[10:12])

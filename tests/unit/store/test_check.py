@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import CacheLayout, Condition, Store, Verdict, drop_bad, verify_clips
+from kinetics_fs.store import CacheLayout, Condition, Store, Verdict, remove_bad, verify_clips
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -115,7 +115,7 @@ def test_what_was_broken(three: Path, spoil: Spoil, condition: Condition) -> Non
         if spoil in (shorten, lengthen):  # it need not be read for that
             assert f"instead of {UNIT:,}" in verify(store)[1].reason
 
-        assert drop_bad(store, verify(store)[1])
+        assert remove_bad(store, verify(store)[1])
 
         assert conditions(store) == {0: Condition.GOOD, 2: Condition.GOOD}
         assert held(store, 3) == [0, 2]
@@ -133,7 +133,7 @@ def test_an_open_reader_keeps_what_it_has(three: Path) -> None:
     with Store(three) as store:
         opened = store.open(clip(1))
         assert opened is not None
-        assert drop_bad(store, verify(store)[1])
+        assert remove_bad(store, verify(store)[1])
         with os.fdopen(opened.fd, "rb") as file:
             assert file.read().startswith(head(clip(1)))
 
@@ -144,7 +144,7 @@ def test_replaced_after_the_verdict(three: Path) -> None:
         verdict = verify(store)[1]
         keep(store, clip(1))
 
-        assert not drop_bad(store, verdict)
+        assert not remove_bad(store, verdict)
         assert is_whole(store, clip(1))
 
 
@@ -153,7 +153,7 @@ def test_gone_while_it_is_read(three: Path, again: bool) -> None:
     with Store(three) as store:
 
         def decode(path: Path) -> None:
-            store.drop(clip(1))
+            store.remove(clip(1))
             if again:
                 keep(store, clip(1), UNIT // 2)
             assert path.read_bytes() == head(clip(1)).ljust(UNIT, b"\0")
@@ -167,7 +167,7 @@ def test_gone_while_it_is_read(three: Path, again: bool) -> None:
 def test_gone_before_it_is_read(three: Path) -> None:
     with Store(three) as store:
         chosen = list(store.cached_clips())
-        store.drop(clip(1))
+        store.remove(clip(1))
 
         verdicts = {verdict.clip.start: verdict.condition for verdict in verify_clips(store, chosen)}
 
@@ -179,7 +179,7 @@ def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
         found: list[Condition] = []
         with other._database.exclusive() as db:
             # Its file and its row are gone, but the ledger still says that it is here.
-            other._room.drop(db, clip(1).key)
+            other._evictor.remove(db, clip(1).key)
             thread = threading.Thread(
                 target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)
             )

@@ -90,7 +90,7 @@ def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> Non
                 case "open":
                     assert is_whole(store, clip(number), model.sizes.get(number, 1) * UNIT) == model.open(number)
                 case "drop":
-                    store.drop(clip(number))
+                    store.remove(clip(number))
                     model.drop(number)
                 case "reopen":
                     store.close()
@@ -142,7 +142,7 @@ def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
 def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
     with Store(folder, limit=4 * UNIT) as store:
         keep(store, clip(0), 3 * UNIT)
-        store.drop(clip(0))
+        store.remove(clip(0))
         keep(store, clip(1))
         keep(store, clip(2))
         claim = store.claim(clip(0))
@@ -196,7 +196,7 @@ def test_a_clip_known_to_be_larger_than_the_limit_is_not_even_fetched(folder: Pa
         for number in range(2):
             keep(store, clip(number))
         keep(store, clip(9), 4 * UNIT)
-        store.drop(clip(9))
+        store.remove(clip(9))
     with Store(folder, limit=3 * UNIT) as store:
         with pytest.raises(FetchError) as caught:
             store.claim(clip(9))

@@ -46,7 +46,7 @@ def read(*lines: bytes) -> list[FailureReport | RefusedLine]:
 
 def test_what_is_written_is_read(store: Store) -> None:
     said = 'he said: "gone", \\ 読み込み 🦊'
-    failure = store.remember_failure(clip(1), FetchError(FailureKind.GONE, said, source="youtube"))
+    failure = store.failures.remember(clip(1), FetchError(FailureKind.GONE, said, source="youtube"))
 
     [found] = read(report_line(failure).encode())
 
@@ -59,8 +59,8 @@ def test_what_is_written_is_read(store: Store) -> None:
 @pytest.mark.parametrize("sign", ["\\", '"', "🦊", "\x1b"])
 def test_the_longest_reason_and_source_fit_into_a_line(store: Store, sign: str) -> None:
     error = FetchError(FailureKind.GONE, sign * 9999, source=sign * 9999)
-    store.remember_failure(clip(0), error)
-    failure = store.failure(clip(0))
+    store.failures.remember(clip(0), error)
+    failure = store.failures.get(clip(0))
     assert failure is not None
 
     [found] = read(report_line(failure).encode())
@@ -152,7 +152,7 @@ class Endless(io.RawIOBase):
 
 @pytest.mark.parametrize("piece", [b"x", b"x" * 5000 + b"\n"])
 def test_a_file_without_an_end_is_left(piece: bytes) -> None:
-    with pytest.raises(KineticsError, match="longer than"):
+    with pytest.raises(KineticsError, match="larger than"):
         for _ in read_reports(io.BufferedReader(Endless(piece))):
             pass
 
@@ -161,13 +161,13 @@ def test_a_file_without_an_end_is_left(piece: bytes) -> None:
 
 
 def take(store: Store, *reports: FailureReport) -> ImportedFailures:
-    return store.failure_log.import_reports(reports)
+    return store.failures.import_reports(reports)
 
 
 def test_a_report_becomes_a_failure_that_says_where_it_is_from(store: Store) -> None:
     assert take(store, report(), report(1, attempts=1)) == ImportedFailures(new=2, known=0, cached=0)
 
-    failure = store.failure(clip(0))
+    failure = store.failures.get(clip(0))
     assert failure is not None
     assert (failure.kind, failure.reason, failure.source) == (FailureKind.GONE, "removed", "imported youtube")
     assert (failure.first_at, failure.last_at, failure.attempts) == (NOW - 9 * DAY, NOW - DAY, 2)
@@ -178,23 +178,23 @@ def test_a_report_becomes_a_failure_that_says_where_it_is_from(store: Store) -> 
 def test_to_import_twice_changes_nothing(store: Store) -> None:
     reports = [report(), report(1, kind=FailureKind.CORRUPT), report(2, last_at=NOW + 99 * DAY)]
     take(store, *reports)
-    before = list(store.failures())
+    before = list(store.failures.all())
 
     assert take(store, *reports) == ImportedFailures(new=0, known=3, cached=0)
 
-    assert list(store.failures()) == before
+    assert list(store.failures.all()) == before
 
 
 def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
     take(store, report())
-    failure = store.failure(clip(0))
+    failure = store.failures.get(clip(0))
     assert failure is not None
     [again] = read(report_line(failure).encode())
     assert isinstance(again, FailureReport)
 
     with Store(store.folder.with_name("other")) as other:
         take(other, again)
-        found = other.failure(clip(0))
+        found = other.failures.get(clip(0))
 
     assert found is not None
     assert found.source == "imported youtube"
@@ -202,15 +202,15 @@ def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
 
 
 def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
-    own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
+    own = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
 
     assert take(store, report(last_at=own.last_at - 5)) == ImportedFailures(new=0, known=1, cached=0)
 
-    assert store.failure(clip(0)) == own
+    assert store.failures.get(clip(0)) == own
 
 
 def test_newer_reports_replace_what_was_known(store: Store) -> None:
-    store.remember_failure(clip(0), FetchError(FailureKind.BLOCKED, "not a bot?", source="youtube"))
+    store.failures.remember(clip(0), FetchError(FailureKind.BLOCKED, "not a bot?", source="youtube"))
     query(store.layout.state_database, "UPDATE failure SET first_at = 5, last_at = 5")
     take(store, report(1))
 
@@ -218,50 +218,50 @@ def test_newer_reports_replace_what_was_known(store: Store) -> None:
         new=2, known=0, cached=0
     )
 
-    assert {failure.kind for failure in store.failures()} == {FailureKind.GONE}
-    assert {failure.reason for failure in store.failures()} == {"removed", "news"}
+    assert {failure.kind for failure in store.failures.all()} == {FailureKind.GONE}
+    assert {failure.reason for failure in store.failures.all()} == {"removed", "news"}
 
 
 def test_of_two_reports_of_a_clip_the_later_counts(store: Store) -> None:
     for order in (1, -1):
         take(store, *[report(0, reason="later"), report(0, last_at=NOW - 2 * DAY)][::order])
-        failure = store.failure(clip(0))
+        failure = store.failures.get(clip(0))
         assert failure is not None and failure.reason == "later"
-        store.forget_failures()
+        store.failures.forget()
 
 
 def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
     for number in range(2):
         keep(store, clip(number))
-    store.drop(clip(1))
+    store.remove(clip(1))
 
     reports = [report(number, last_at=last_at) for number in range(2) for last_at in (NOW - DAY, NOW + DAY)]
     for one in reports:
         assert take(store, one) == ImportedFailures(new=0, known=0, cached=1)
 
     assert is_whole(store, clip(0))
-    assert list(store.failures()) == []
+    assert list(store.failures.all()) == []
     query(store.layout.state_database, "UPDATE clip SET stored_at = 5")
     assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, cached=1)
 
 
 def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
     take(store, report(first_at=NOW + DAY, last_at=1e11, attempts=1))
-    failure = store.failure(clip(0))
+    failure = store.failures.get(clip(0))
     assert failure is not None
     assert failure.first_at <= failure.last_at <= time.time()
     assert failure.retry_at - failure.last_at == pytest.approx(7 * DAY)
 
 
 def test_a_report_of_the_future_overrides_nothing(store: Store) -> None:
-    own = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "timed out"))
+    own = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "timed out"))
     take(store, report(1))
-    before = store.failure(clip(1))
+    before = store.failures.get(clip(1))
 
     assert take(store, report(0, last_at=NOW + DAY), report(1, last_at=NOW + DAY)).new == 0
 
-    assert store.failure(clip(0)) == own
-    assert store.failure(clip(1)) == before
+    assert store.failures.get(clip(0)) == own
+    assert store.failures.get(clip(1)) == before
 
 
 def test_all_of_it_or_nothing(store: Store) -> None:
@@ -271,18 +271,18 @@ def test_all_of_it_or_nothing(store: Store) -> None:
 
     for _ in range(2):  # nor is anything left over that stands in the way of the next
         with pytest.raises(KineticsError):
-            store.failure_log.import_reports(reports())
-    assert list(store.failures()) == []
+            store.failures.import_reports(reports())
+    assert list(store.failures.all()) == []
     assert take(store, report(0)).new == 1
 
 
 def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> None:
     def reports() -> Iterator[FailureReport]:
         with Store(folder) as other:
-            other.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "meanwhile"))
+            other.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "meanwhile"))
             keep(other, clip(1))
         yield report(0)
         yield report(1)
         yield report(2)
 
-    assert store.failure_log.import_reports(reports()) == ImportedFailures(new=1, known=1, cached=1)
+    assert store.failures.import_reports(reports()) == ImportedFailures(new=1, known=1, cached=1)

@@ -40,7 +40,7 @@ def test_every_kind_has_its_wait() -> None:
 @pytest.mark.parametrize("kind", FailureKind)
 def test_the_wait_doubles_with_each_failure_up_to_a_most(store: Store, kind: FailureKind) -> None:
     first, most = FIRST_AND_MOST[kind]
-    waits = [wait(store.remember_failure(clip(0), FetchError(kind, "no"))) for _ in range(10)]
+    waits = [wait(store.failures.remember(clip(0), FetchError(kind, "no"))) for _ in range(10)]
     assert waits == pytest.approx([min(first * 2**attempt, most) for attempt in range(10)])
 
 
@@ -57,43 +57,43 @@ def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for_up_to
 
 @pytest.mark.parametrize("asked", [DAY + 1, 1e9, 1e300])
 def test_no_origin_can_ban_a_clip_for_longer_than_a_day(store: Store, asked: float) -> None:
-    failure = store.remember_failure(clip(0), FetchError(FailureKind.BLOCKED, "no", retry_after=asked))
+    failure = store.failures.remember(clip(0), FetchError(FailureKind.BLOCKED, "no", retry_after=asked))
     assert wait(failure) == pytest.approx(DAY)
 
 
 def test_a_failure_of_another_kind_begins_a_new_row(store: Store) -> None:
     for _ in range(3):
-        trouble = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "no"))
+        trouble = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "no"))
     assert trouble.attempts == 3
-    gone = store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
+    gone = store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no"))
     assert gone.attempts == 1
     assert wait(gone) == pytest.approx(7 * DAY)
     assert gone.first_at == gone.last_at > trouble.last_at
-    again = store.remember_failure(clip(0), FetchError(FailureKind.GONE, "for another reason"))
+    again = store.failures.remember(clip(0), FetchError(FailureKind.GONE, "for another reason"))
     assert (again.attempts, again.first_at) == (2, gone.first_at)
 
 
 def test_a_longer_wait_that_the_origin_asks_for_is_honoured(store: Store) -> None:
-    long = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "no", retry_after=5000))
-    short = store.remember_failure(clip(1), FetchError(FailureKind.TRANSIENT, "no", retry_after=5))
+    long = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "no", retry_after=5000))
+    short = store.failures.remember(clip(1), FetchError(FailureKind.TRANSIENT, "no", retry_after=5))
     assert wait(long) == pytest.approx(5000)
     assert wait(short) == pytest.approx(30)
 
 
 def test_a_fault_of_this_machine_is_shown_but_never_in_the_way(store: Store) -> None:
-    failure = store.remember_failure(clip(0), FetchError(FailureKind.CONFIG, "no ffmpeg"))
+    failure = store.failures.remember(clip(0), FetchError(FailureKind.CONFIG, "no ffmpeg"))
     assert failure.retry_at <= time.time()
-    assert store.failure(clip(0)) == failure
+    assert store.failures.get(clip(0)) == failure
 
 
 def test_all_that_is_known_of_a_failure_is_remembered_over_a_restart(folder: Path) -> None:
     error = FetchError(FailureKind.TRANSIENT, "timed out – 読み込み", source="youtube", errno=errno.ETIMEDOUT)
     before = time.time()
     with Store(folder) as store:
-        first = store.remember_failure(clip(0), FetchError(FailureKind.TRANSIENT, "at first"))
-        store.remember_failure(clip(0), error)
+        first = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "at first"))
+        store.failures.remember(clip(0), error)
     with Store(folder) as store:
-        failure = store.failure(clip(0))
+        failure = store.failures.get(clip(0))
     assert failure is not None
     assert (failure.key, failure.kind, failure.reason, failure.source, failure.errno, failure.attempts) == (
         clip(0).key,
@@ -114,55 +114,55 @@ def test_all_that_is_known_of_a_failure_is_remembered_over_a_restart(folder: Pat
 
 
 def test_a_clip_that_was_never_tried_has_no_failure(store: Store) -> None:
-    assert store.failure(clip(0)) is None
-    assert list(store.failures()) == []
+    assert store.failures.get(clip(0)) is None
+    assert list(store.failures.all()) == []
 
 
 def test_publishing_forgets_the_failure_of_that_clip_alone(store: Store) -> None:
     for number in range(2):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
     keep(store, clip(0))
-    assert store.failure(clip(0)) is None
-    assert store.failure(clip(1)) is not None
-    store.drop(clip(0))
-    assert wait(store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))) == pytest.approx(7 * DAY)
+    assert store.failures.get(clip(0)) is None
+    assert store.failures.get(clip(1)) is not None
+    store.remove(clip(0))
+    assert wait(store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no"))) == pytest.approx(7 * DAY)
 
 
 def test_failures_are_listed_the_latest_first(store: Store) -> None:
     for number in (1, 0, 2, 1):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
-    assert [failure.key for failure in store.failures()] == [clip(number).key for number in (1, 2, 0)]
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
+    assert [failure.key for failure in store.failures.all()] == [clip(number).key for number in (1, 2, 0)]
 
 
 def test_failures_are_counted_by_kind(store: Store) -> None:
-    assert store.failure_counts() == {}
+    assert store.failures.counts() == {}
     for number, kind in enumerate([FailureKind.GONE, FailureKind.BLOCKED, FailureKind.GONE]):
-        store.remember_failure(clip(number), FetchError(kind, "no"))
-    assert store.failure_counts() == {FailureKind.GONE: 2, FailureKind.BLOCKED: 1}
+        store.failures.remember(clip(number), FetchError(kind, "no"))
+    assert store.failures.counts() == {FailureKind.GONE: 2, FailureKind.BLOCKED: 1}
 
 
 def test_failures_can_be_forgotten_one_by_one_or_all_at_once(store: Store) -> None:
     for number in range(4):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
-    assert store.forget_failures([clip(0), clip(2), clip(9)]) == 2
-    assert {failure.key for failure in store.failures()} == {clip(1).key, clip(3).key}
-    assert store.forget_failures([]) == 0
-    assert store.forget_failures() == 2
-    assert store.forget_failures() == 0
-    assert list(store.failures()) == []
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
+    assert store.failures.forget([clip(0), clip(2), clip(9)]) == 2
+    assert {failure.key for failure in store.failures.all()} == {clip(1).key, clip(3).key}
+    assert store.failures.forget([]) == 0
+    assert store.failures.forget() == 2
+    assert store.failures.forget() == 0
+    assert list(store.failures.all()) == []
 
 
 def test_failures_of_another_process_are_known(store: Store) -> None:
     with Store(store.folder) as other:
-        other.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
-        assert store.failure(clip(0)) == other.failure(clip(0))
+        other.failures.remember(clip(0), FetchError(FailureKind.GONE, "no"))
+        assert store.failures.get(clip(0)) == other.failures.get(clip(0))
 
 
 def test_failures_of_some_kinds(store: Store) -> None:
     kinds = [FailureKind.GONE, FailureKind.BLOCKED, FailureKind.GONE, FailureKind.LOCAL]
     for number, kind in enumerate(kinds):
-        store.remember_failure(clip(number), FetchError(kind, "no"))
-    log = store.failure_log
+        store.failures.remember(clip(number), FetchError(kind, "no"))
+    log = store.failures
     assert [failure.clip for failure in log.all([FailureKind.GONE])] == [clip(2), clip(0)]
     assert len(list(log.all([FailureKind.GONE, FailureKind.LOCAL]))) == 3
     assert log.forget([clip(0), clip(1)], [FailureKind.GONE]) == 1
@@ -172,21 +172,21 @@ def test_failures_of_some_kinds(store: Store) -> None:
 
 def test_failures_of_some_clips(store: Store) -> None:
     for number in range(3):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, str(number)))
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, str(number)))
     wanted = [clip(number) for number in (2, 0, 7)]
-    found = store.failure_log.of(wanted)
+    found = store.failures.of(wanted)
     assert {wanted: failure.reason for wanted, failure in found.items()} == {clip(0): "0", clip(2): "2"}
-    assert store.failure_log.of([]) == {}
+    assert store.failures.of([]) == {}
 
 
 def test_a_wait_can_be_ended_without_forgetting(store: Store) -> None:
     for number in range(2):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
-    store.failure_log.make_due(clip(0))
-    due, other = store.failure(clip(0)), store.failure(clip(1))
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
+    store.failures.make_due(clip(0))
+    due, other = store.failures.get(clip(0)), store.failures.get(clip(1))
     assert due is not None and due.retry_at <= time.time()
     assert other is not None and other.retry_at > time.time()
-    assert store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 2
+    assert store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 2
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_reasons_are_grouped_over_what_makes_them_unique(store: Store, reason: s
     failures = []
     for number in range(2):
         text = reason.format(id=clip(number).youtube_id).replace("12.3", f"{number + 5}.{number}")
-        failures.append(store.remember_failure(clip(number), FetchError(FailureKind.GONE, text)))
+        failures.append(store.failures.remember(clip(number), FetchError(FailureKind.GONE, text)))
     assert len({failure.group for failure in failures}) == 1
     if "12.3" not in group:
         assert failures[0].group == group
@@ -213,7 +213,7 @@ def test_reasons_are_grouped_over_what_makes_them_unique(store: Store, reason: s
 
 def test_statuses_tell_reasons_apart(store: Store) -> None:
     groups = {
-        store.remember_failure(clip(0), FetchError(FailureKind.GONE, f"HTTP Error {status}: no")).group
+        store.failures.remember(clip(0), FetchError(FailureKind.GONE, f"HTTP Error {status}: no")).group
         for status in (404, 410)
     }
     assert len(groups) == 2
@@ -221,8 +221,8 @@ def test_statuses_tell_reasons_apart(store: Store) -> None:
 
 def test_no_reason_gives_orders_to_a_terminal(store: Store) -> None:
     reason = "one\r\ntwo \x1b[2J\x1b]0;title\x07 \x9b31m \u202e \u2028 \ud83d café"
-    remembered = store.remember_failure(clip(0), FetchError(FailureKind.GONE, reason))
-    assert store.failure(clip(0)) == remembered
+    remembered = store.failures.remember(clip(0), FetchError(FailureKind.GONE, reason))
+    assert store.failures.get(clip(0)) == remembered
     assert remembered.reason.isprintable()
     assert remembered.reason.startswith("one two \\x1b[2J")
     assert remembered.reason.endswith("café")
@@ -240,19 +240,19 @@ ODD: dict[str, list[object]] = {
 @pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in ODD.items() for value in values])
 def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value: object) -> None:
     for number in range(2):
-        store.remember_failure(clip(number), FetchError(FailureKind.GONE, "no"))
+        store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
     query(store.layout.state_database, f"UPDATE failure SET {column} = ? WHERE key = ?", value, clip(0).key)
-    assert [failure.clip for failure in store.failures()] == [clip(1)]
-    assert store.failure(clip(0)) is None
-    assert set(store.failure_counts()) == {FailureKind.GONE}
-    assert store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 1
-    assert store.forget_failures() == (3 if column == "key" else 2)
+    assert [failure.clip for failure in store.failures.all()] == [clip(1)]
+    assert store.failures.get(clip(0)) is None
+    assert set(store.failures.counts()) == {FailureKind.GONE}
+    assert store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no")).attempts == 1
+    assert store.failures.forget() == (3 if column == "key" else 2)
 
 
 def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
-    store.remember_failure(clip(0), FetchError(FailureKind.GONE, "no"))
+    store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no"))
     query(store.layout.state_database, "UPDATE failure SET reason = ?, errno = 99999", "\x1b[2J" + "x" * 10_000)
-    failure = store.failure(clip(0))
+    failure = store.failures.get(clip(0))
     assert failure is not None
     assert failure.reason.isprintable() and len(failure.reason) <= 500
     assert failure.errno is None
@@ -260,7 +260,7 @@ def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
 
 @pytest.mark.parametrize("reason", ["", "half of a character \ud83d", "a\0b", "x" * 1_000_000])
 def test_no_reason_is_too_strange_to_be_remembered(store: Store, reason: str) -> None:
-    store.remember_failure(clip(0), FetchError(FailureKind.GONE, reason))
-    failure = store.failure(clip(0))
+    store.failures.remember(clip(0), FetchError(FailureKind.GONE, reason))
+    failure = store.failures.get(clip(0))
     assert failure is not None
     assert failure.kind is FailureKind.GONE

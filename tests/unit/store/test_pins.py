@@ -54,7 +54,7 @@ def test_what_comes_later_and_comes_again_is_pinned_as_well(folder: Path) -> Non
             keep(store, clip(number))
         assert held(store, 3) == [0, 2]
 
-        store.drop(clip(0))
+        store.remove(clip(0))
         assert store.pins.totals() == (1, 0, 0)
         for number in (0, 1, 2):
             keep(store, clip(number))
@@ -76,7 +76,7 @@ def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
         for number in range(4, 6):
             keep(store, clip(number))
         assert held(store, 6) == [3, 4, 5]
-        store.drop(clip(3))
+        store.remove(clip(3))
         for number in (0, 1, 4):
             keep(store, clip(number))
         assert held(store, 6) == [0, 1, 4], "no clip that was pinned once is still"
@@ -230,7 +230,7 @@ def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
-        store.drop(clip(0))
+        store.remove(clip(0))
     for statement in _BEFORE_PINS.split(";"):
         query(CacheLayout(folder).state_database, statement)
 

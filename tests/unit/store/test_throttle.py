@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def ask(store: Store, *, hourly: int | None = None, urgent: bool = True) -> Permit:
-    return store.origins.ask("youtube", hourly=hourly, urgent=urgent)
+    return store.throttle.acquire("youtube", max_per_hour=hourly, urgent=urgent)
 
 
 def refused(store: Store) -> FetchError:
@@ -48,13 +48,13 @@ def pass_time(store: Store, seconds: float) -> None:
 
 def left(store: Store) -> float:
     """Seconds for which the origin is still left alone."""
-    [state] = store.origins.states()
+    [state] = store.throttle.states()
     assert state.blocked_until is not None
     return state.blocked_until - time.time()
 
 
 def test_block_stops_everyone_until_its_time(store: Store) -> None:
-    store.origins.answered(ask(store), blocked(retry_after=90))
+    store.throttle.record(ask(store), blocked(retry_after=90))
 
     error = refused(store)
     assert "HTTP 429" in error.reason
@@ -66,44 +66,44 @@ def test_block_stops_everyone_until_its_time(store: Store) -> None:
 
 
 def test_other_origins_go_on(store: Store) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
 
-    assert store.origins.ask("archive", hourly=None, urgent=True)
+    assert store.throttle.acquire("archive", max_per_hour=None, urgent=True)
 
 
 def test_one_probe_at_a_time(store: Store) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
     probe = ask(store)
-    assert "tried again" in refused(store).reason
-    store.origins.answered(probe, None)
+    assert "tests the source" in refused(store).reason
+    store.throttle.record(probe, None)
     assert not ask(store).is_probe
     assert not ask(store).is_probe
 
 
 @pytest.mark.parametrize("kind", [FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT])
 def test_verdict_on_a_clip_is_an_answer(store: Store, kind: FailureKind) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
-    store.origins.answered(ask(store), FetchError(kind, "…"))
+    store.throttle.record(ask(store), FetchError(kind, "…"))
 
     assert not ask(store).is_probe
 
 
 @pytest.mark.parametrize("kind", [FailureKind.TRANSIENT, FailureKind.LOCAL, FailureKind.CONFIG])
 def test_trouble_on_the_way_is_none(store: Store, kind: FailureKind) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
-    store.origins.answered(ask(store), FetchError(kind, "…"))
+    store.throttle.record(ask(store), FetchError(kind, "…"))
 
     assert ask(store).is_probe
 
 
 def test_probe_that_died_is_not_waited_for_for_ever(store: Store) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
     ask(store)
     refused(store)
@@ -114,12 +114,12 @@ def test_probe_that_died_is_not_waited_for_for_ever(store: Store) -> None:
 
 
 def test_wait_grows_and_has_an_end(store: Store) -> None:
-    store.origins.answered(ask(store), blocked(retry_after=1000))
+    store.throttle.record(ask(store), blocked(retry_after=1000))
     waits = []
     for _ in range(12):
         waits.append(left(store))
         pass_time(store, waits[-1] + 1)
-        store.origins.answered(ask(store), blocked(retry_after=1000))
+        store.throttle.record(ask(store), blocked(retry_after=1000))
 
     assert waits[:3] == [pytest.approx(1000, abs=5), pytest.approx(2000, abs=5), pytest.approx(4000, abs=5)]
     assert waits[-1] == pytest.approx(24 * HOUR, abs=5)
@@ -127,45 +127,45 @@ def test_wait_grows_and_has_an_end(store: Store) -> None:
 
 def test_growth_outlives_a_short_recovery_and_no_long_one(store: Store) -> None:
     for wait, peace in ((60, 60), (120, 7 * HOUR), (60, 0)):
-        store.origins.answered(ask(store), blocked())
+        store.throttle.record(ask(store), blocked())
         assert left(store) == pytest.approx(wait, abs=5)
         pass_time(store, wait + 1)
-        store.origins.answered(ask(store), None)
+        store.throttle.record(ask(store), None)
         pass_time(store, peace)
 
 
 def test_answers_of_what_was_under_way_change_nothing(store: Store) -> None:
     first, second, third = (ask(store) for _ in range(3))
-    store.origins.answered(first, blocked(retry_after=60))
+    store.throttle.record(first, blocked(retry_after=60))
 
-    store.origins.answered(second, blocked(retry_after=60))
-    store.origins.answered(third, None)
+    store.throttle.record(second, blocked(retry_after=60))
+    store.throttle.record(third, None)
 
     assert left(store) == pytest.approx(60, abs=5)
     refused(store)
 
 
 def test_no_block_ends_all_waits(store: Store) -> None:
-    store.origins.answered(ask(store), blocked(retry_after=10 * HOUR))
+    store.throttle.record(ask(store), blocked(retry_after=10 * HOUR))
 
-    assert store.origins.forgive() == 1
+    assert store.throttle.reset_blocks() == 1
 
     assert not ask(store).is_probe
-    assert store.origins.forgive() == 0
+    assert store.throttle.reset_blocks() == 0
 
 
 @pytest.mark.parametrize("until", ["1e300", "9e999", "'soon'", "NULL", "x'00'"])
 def test_nonsense_in_the_ledger_stops_nobody_for_long(store: Store, until: str) -> None:
-    store.origins.answered(ask(store), blocked())
+    store.throttle.record(ask(store), blocked())
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")
 
     assert not ask(store).is_probe
-    assert all(state.blocked_until is None for state in store.origins.states())
+    assert all(state.blocked_until is None for state in store.throttle.states())
 
 
 def test_clock_that_was_put_back(store: Store) -> None:
-    store.origins.answered(ask(store), blocked(retry_after=60))
+    store.throttle.record(ask(store), blocked(retry_after=60))
     pass_time(store, -1000 * HOUR)
 
     assert left(store) <= 24 * HOUR
@@ -184,7 +184,7 @@ def test_budget_of_an_hour(store: Store) -> None:
     assert 0 < caught.value.seconds <= 10
     pass_time(store, 11)
     ask(store, hourly=10)
-    assert [state.fetches_last_hour for state in store.origins.states()] == [1]
+    assert [state.fetches_last_hour for state in store.throttle.states()] == [1]
 
 
 def test_reserve_is_for_the_urgent(store: Store) -> None:
@@ -206,7 +206,7 @@ def test_smallest_budget_lets_everyone_through(store: Store) -> None:
 
 
 def test_budget_that_is_used_up_uses_no_probe(store: Store) -> None:
-    store.origins.answered(ask(store, hourly=1), blocked())
+    store.throttle.record(ask(store, hourly=1), blocked())
     pass_time(store, 61)
 
     with pytest.raises(RateLimited):

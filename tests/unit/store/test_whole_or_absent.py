@@ -142,7 +142,7 @@ def test_nobody_can_write_to_a_clip(store: Store) -> None:
 
 
 def forget_by_drop(store: Store) -> None:
-    store.drop(clip(0))
+    store.remove(clip(0))
 
 
 def forget_by_eviction(store: Store) -> None:
@@ -169,22 +169,22 @@ def test_an_open_clip_keeps_its_bytes(store: Store, forget: Callable[[Store], No
 
 def test_a_dropped_clip_is_absent_and_its_size_stays_known(store: Store) -> None:
     keep(store, clip(0))
-    store.drop(clip(0))
+    store.remove(clip(0))
     assert is_absent(store, clip(0))
     assert store.sizes([clip(0).key]) == {clip(0).key: (UNIT, False)}
     record = store.record(clip(0))
     assert record is not None
     assert not record.cached
     assert_in_step(store.folder)
-    store.drop(clip(0))  # once more does no harm
-    store.drop(clip(1))
+    store.remove(clip(0))  # once more does no harm
+    store.remove(clip(1))
 
 
 def test_all_is_as_before_after_a_restart(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(5):
             keep(store, clip(number), number + 1)
-        store.drop(clip(2))
+        store.remove(clip(2))
     with Store(folder) as store:
         assert held(store, 5) == [0, 1, 3, 4]
         assert all(is_whole(store, clip(number), number + 1) for number in (0, 1, 3, 4))
@@ -276,4 +276,4 @@ def test_both_databases_wait_for_the_disk(store: Store) -> None:
     full = (2,)
     with store._database.connection() as database:
         assert database.execute("PRAGMA synchronous").fetchone() == full
-    assert store._table._cache._sql("PRAGMA synchronous").fetchone() == full
+    assert store._files._cache._sql("PRAGMA synchronous").fetchone() == full

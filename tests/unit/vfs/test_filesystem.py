@@ -274,7 +274,7 @@ def test_size_is_exact_after_the_fetch_and_after_the_eviction(world: World) -> N
     world.keep(b"x" * 1001)
     here = world.tree.attributes(world.clip)
     assert (here.size, here.blocks) == (1001, 2)
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     evicted = world.tree.attributes(world.clip)
     assert (evicted.size, evicted.blocks) == (1001, 2)
     # It may come back with another size.
@@ -367,8 +367,8 @@ def test_text_files(still: World) -> None:
 
 def test_failures_are_listed_where_the_clip_stands(world: World) -> None:
     error = FetchError(FailureKind.GONE, 'it said "no",\nor so', source="youtube")
-    world.store.remember_failure(CLIP, error)
-    world.store.remember_failure(Clip("not_in_this", 1, 2), error)
+    world.store.failures.remember(CLIP, error)
+    world.store.failures.remember(Clip("not_in_this", 1, 2), error)
     handle = world.tree.open(world.find(".kinetics/failures.csv")).result()
     [row] = csv.DictReader(io.StringIO(content(handle).decode(), newline=""))
     assert row["path"] == f"validation/abseiling/{CLIP.name}"
@@ -440,7 +440,7 @@ def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:
 def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(world: World) -> None:
     world.keep(b"warm")
     world.tree.open(world.clip).result().close()
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     before = descriptors()
     cancelled, kept = world.tree.open(world.clip), world.tree.open(world.clip)
     assert cancelled.cancel()
@@ -458,7 +458,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
 ) -> None:
     world.keep(b"warm")
     world.tree.open(world.clip).result().close()
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     before = descriptors()
     opened = world.tree.open(world.clip)
     real_open = world.store.open_nowait
@@ -520,7 +520,7 @@ def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest
                 broken.setattr("kinetics_fs.vfs.opens.ClipHandle", fail)
             world.deliver(b"content")
         assert opened.exception(timeout=0) is error
-        world.store.drop(CLIP)
+        world.store.remove(CLIP)
 
 
 def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(world: World) -> None:
@@ -560,7 +560,7 @@ def test_all_open_handles_show_one_content(world: World) -> None:
     """A kernel has one set of pages for all of them."""
     world.keep(b"old content")
     first = world.tree.open(world.clip).result()
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     world.keep(b"new")
     second = world.tree.open(world.clip).result()
     assert isinstance(first, ClipHandle)
@@ -578,7 +578,7 @@ def test_all_open_handles_show_one_content(world: World) -> None:
 def test_size_shown_is_that_of_the_open_handles(world: World) -> None:
     world.keep(b"old content")
     first = world.tree.open(world.clip).result()
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     world.keep(b"new")
     assert world.tree.attributes(world.clip).size == first.size
     first.close()
@@ -597,7 +597,7 @@ def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalo
             return fresh
 
         assert [is_fresh() for _ in range(3)] == [True, False, False]
-        store.drop(CLIP)
+        store.remove(CLIP)
         world.keep(b"two")
         assert [is_fresh() for _ in range(3)] == [True, False, False]
         world.tree = make_tree(catalog, store, StubFetcher())
@@ -645,9 +645,9 @@ def test_attributes_follow_the_state(world: World) -> None:
     world.deliver(b"content")
     opened.result().close()
     assert state() == b"cached"
-    world.store.drop(CLIP)
+    world.store.remove(CLIP)
     assert state() == b"absent"
-    world.store.remember_failure(CLIP, FetchError(FailureKind.CREDENTIALS, "members only"))
+    world.store.failures.remember(CLIP, FetchError(FailureKind.CREDENTIALS, "members only"))
     assert state() == b"failed"
     assert world.tree.xattr(world.clip, "user.kinetics.error") == b"credentials: members only"
     for name in world.tree.list_xattrs(world.clip):

@@ -58,7 +58,7 @@ def look(world: World) -> set[Name]:
 
 def mark_gone(store: Store, clips: Collection[Clip], at: float | None = None) -> None:
     at = time.time() if at is None else at
-    store.failure_log.import_reports(
+    store.failures.import_reports(
         FailureReport(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips
     )
 
@@ -114,12 +114,12 @@ def odd_directory(world: World) -> int:
 
 def test_what_is_not_gone_or_is_here_or_is_due_stays(world: World) -> None:
     for clip, kind in zip(CLIPS, FailureKind, strict=False):
-        world.store.remember_failure(clip, FetchError(kind, "reason"))
+        world.store.failures.remember(clip, FetchError(kind, "reason"))
     gone = [clip for clip, kind in zip(CLIPS, FailureKind, strict=False) if kind is FailureKind.GONE]
     put(world.store, CLIPS[20], content(CLIPS[20]))
-    world.store.remember_failure(CLIPS[20], GONE)
-    world.store.remember_failure(CLIPS[21], GONE)
-    world.store.failure_log.make_due(CLIPS[21])
+    world.store.failures.remember(CLIPS[20], GONE)
+    world.store.failures.remember(CLIPS[21], GONE)
+    world.store.failures.make_due(CLIPS[21])
     mark_gone(world.store, [CLIPS[22]], time.time() - A_WEEK - 1)
     look(world)
     assert listed(world) == names(set(CLIPS) - set(gone))
@@ -128,14 +128,14 @@ def test_what_is_not_gone_or_is_here_or_is_due_stays(world: World) -> None:
 def test_clip_comes_back(world: World) -> None:
     mark_gone(world.store, CLIPS[:10])
     assert len(look(world)) == 10 + TWICE + 3
-    world.store.forget_failures(CLIPS[:1])
-    world.store.failure_log.make_due(CLIPS[1])
+    world.store.failures.forget(CLIPS[:1])
+    world.store.failures.make_due(CLIPS[1])
     put(world.store, CLIPS[2], content(CLIPS[2]))
     assert {name.name for name in look(world)} == {clip.name for clip in CLIPS[:3]}
     assert listed(world) == names(set(CLIPS) - set(CLIPS[3:10]))
     assert look(world) == set()
-    world.store.drop(CLIPS[2])
-    world.store.forget_failures()
+    world.store.remove(CLIPS[2])
+    world.store.failures.forget()
     look(world)
     assert listed(world) == names(CLIPS)
     assert world.tree.hidden.total == 0
@@ -181,7 +181,7 @@ def test_rows_that_are_not_ours_hide_nothing(world: World) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_listing_that_goes_on_neither_skips_nor_repeats(world: World, data: st.DataObject) -> None:
     """Whatever comes and goes meanwhile, all that was there all the time is listed once, in order."""
-    world.store.forget_failures()
+    world.store.failures.forget()
     look(world)
     directory, place = world.directory(), 0
     seen: list[str] = []
@@ -194,7 +194,7 @@ def test_listing_that_goes_on_neither_skips_nor_repeats(world: World, data: st.D
                 mark_gone(world.store, some)
                 ever_gone |= set(some)
             else:
-                world.store.forget_failures(some)
+                world.store.failures.forget(some)
             look(world)
         page = world.tree.entries_with_attributes(directory, place, data.draw(st.integers(1, 150)))
         if not page:
@@ -216,7 +216,7 @@ def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> N
 @given(gone=st.sets(st.sampled_from(CLIPS)), offset=st.integers(0, 30_000), size=st.integers(1, 30_000))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_part_of_the_split_list_is_that_part(world: World, gone: set[Clip], offset: int, size: int) -> None:
-    world.store.forget_failures()
+    world.store.failures.forget()
     mark_gone(world.store, gone)
     look(world)
     expected = "".join(f"train/{FULL}/{name} 0\n" for name in names(set(CLIPS) - gone)).encode()
@@ -257,7 +257,7 @@ def test_what_others_find_out_is_noticed(world: World) -> None:
         mark_gone(other, CLIPS[:50])
         told_of(told, CLIPS[:50], world.directory())
         assert listed(world) == names(CLIPS[50:])
-        other.forget_failures(CLIPS[:20])
+        other.failures.forget(CLIPS[:20])
         told_of(told, CLIPS[:20], world.directory())
         assert listed(world) == names(set(CLIPS) - set(CLIPS[20:50]))
 
@@ -281,7 +281,7 @@ def test_clip_that_an_open_finds_gone_is_left_out(world: World) -> None:
     with watched(world) as told:
         ino = world.ino(CLIPS[30])
         opened = world.tree.open(ino)
-        world.store.remember_failure(CLIPS[30], GONE)
+        world.store.failures.remember(CLIPS[30], GONE)
         world.errands.fail(CLIPS[30], GONE)
         assert opened.exception(timeout=30) is GONE
         told_of(told, CLIPS[30:31], world.directory())
@@ -291,7 +291,7 @@ def test_clip_that_an_open_finds_gone_is_left_out(world: World) -> None:
 
 def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.tree._hidden is not None
-    really: Callable[..., dict[str, float]] = world.store.failure_log.gone
+    really: Callable[..., dict[str, float]] = world.store.failures.gone
     failed: list[bool] = []
 
     def gone(*arguments: Collection[str]) -> dict[str, float]:
@@ -301,7 +301,7 @@ def test_watch_survives_a_ledger_that_fails(world: World, monkeypatch: pytest.Mo
                 db.execute("SELECT * FROM no_such_table")
         return really(*arguments)
 
-    monkeypatch.setattr(world.store.failure_log, "gone", gone)
+    monkeypatch.setattr(world.store.failures, "gone", gone)
     with watched(world) as told:
         wait_until(lambda: failed)
         mark_gone(world.store, CLIPS[:3])
