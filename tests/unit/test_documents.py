@@ -1,4 +1,4 @@
-"""Tests that links to sections of documents, and the modules and names in the description of the architecture, exist."""
+"""Tests that links to sections of documents, and the modules and names in docs/architecture.md, exist."""
 
 from __future__ import annotations
 
