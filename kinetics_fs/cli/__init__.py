@@ -74,8 +74,9 @@ class _Commands(click.Group):
     help="Configuration file (TOML).  [default: config.toml in the user's configuration directory, if it exists]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log progress too, not only warnings and errors.")
+@click.option("--debug", is_flag=True, help="Log also each FUSE operation and each step of a fetch, with its duration.")
 @click.pass_context
-def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
+def cli(ctx: click.Context, config: Path | None, verbose: bool, debug: bool) -> None:
     """All of the Kinetics video datasets as plain files.
 
     A clip is fetched and verified when a program opens its file, and cached.
@@ -91,7 +92,7 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool) -> None:
     from kinetics_fs.config import default_config_file, read_config
     from kinetics_fs.util import logs
 
-    logs.set_up(logging.INFO if verbose else logging.WARNING)
+    logs.set_up(logging.INFO if verbose or debug else logging.WARNING, debug=debug)
     if config is not None:
         ctx.default_map = read_config(config)
     elif os.access(default_config_file(), os.R_OK):

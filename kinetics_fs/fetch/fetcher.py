@@ -26,6 +26,7 @@ from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip
 from kinetics_fs.sources.archive.limit import failed_below
 from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
+from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -394,7 +395,8 @@ class Fetcher:
         asked = True
         try:
             left = max(0.0, deadline - time.monotonic())
-            path = worker.fetch(fetch.clip, source, folder, timeout=left, on_clip=on_clip)
+            with log_step(_log, f"fetch {fetch.clip.key}: {source}"):
+                path = worker.fetch(fetch.clip, source, folder, timeout=left, on_clip=on_clip)
             outcome = None
         except (NotInSource, InProgressElsewhere):
             asked = False

@@ -42,8 +42,9 @@ from kinetics_fs.media.verify import check_container, verify_clip
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.util import logs
+from kinetics_fs.util.logs import log_step
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("kinetics_fs.fetch.worker")  # __name__ is __main__ here
 
 Answer = dict[str, Any]
 """One line of output."""
@@ -134,18 +135,22 @@ class _Worker:
     def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
         if name not in self._sources:
             self._sources[name] = make_source(name, self._settings, self._emit_clip)
-        media = self._sources[name].fetch(clip, folder)
+        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: {name}"):
+            media = self._sources[name].fetch(clip, folder)
         if media is None:
             return None
         if media.whole:
-            verify_clip(media.path, None)
+            with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
+                verify_clip(media.path, None)
             return media.path
         expected = expected_span(media, clip.duration)
         target = folder / clip.name
         settings = self._settings
         ffmpeg = find_ffmpeg()
-        cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
-        verify_clip(target, expected)
+        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: cut"):
+            cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
+        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
+            verify_clip(target, expected)
         return target
 
 

@@ -1,8 +1,8 @@
 """The portable front end: libfuse 2 through fusepy (Linux, macOS, BSD).
 
-Threads: libfuse calls from threads of its own, one per waiting request, so that a waiting open holds up nobody.
-To Python each call comes from a new thread; what keeps something per thread (diskcache does) would make it anew
-each time, so that opens go through a few lasting threads.
+Threading: libfuse calls from threads of its own, one per waiting request, so that a waiting open delays no other
+request. To Python each call comes from a new thread. A library that keeps state per thread, as diskcache does, would
+create it again for each call; opens therefore go through a few permanent threads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,70 +22,75 @@ from typing import Any, NamedTuple
 
 from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
+from kinetics_fs.mount import trace
 from kinetics_fs.mount.mountpoint import SUBTYPE
 from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
 try:
     import fuse
-except OSError as error:  # fusepy looks for the library when it is imported
+except OSError as error:  # fusepy loads the library when it is imported
     raise MountError(
-        "libfuse 2 is not installed: install the package libfuse2 (libfuse2t64 on newer systems)"
+        "cannot mount with fusepy: libfuse 2 is not installed; install the package libfuse2 (libfuse2t64 on newer"
+        " systems)"
     ) from error
 
 _log = logging.getLogger(__name__)
 
 _BYTES_AS_TEXT = "latin-1"
-"""fusepy wants text, and fails on names that are not in its encoding. In this one any bytes are."""
+"""fusepy passes names as text and fails on bytes that its encoding lacks. This encoding has all bytes."""
 
-_POLL = 0.05
-"""Seconds between two looks whether a waiting reader was interrupted: libfuse 2 has no other way to tell."""
+_POLL_INTERVAL = 0.05
+"""Seconds between two checks whether a waiting open was interrupted: libfuse 2 has no notification of that."""
 
-_A_DAY = 86400
-_SOON = 5
-"""Seconds that the kernel believes in a name where names come and go: libfuse 2 cannot tell it."""
+_ENTRY_SECONDS = 86400
+"""How long the kernel may cache a name if names never change."""
+
+_CHANGING_ENTRY_SECONDS = 5
+"""The same if names can appear or disappear: libfuse 2 cannot notify the kernel."""
 
 _OPEN_THREADS = 4
-_BLOCK = 4096
+_BLOCK_SIZE = 4096
 
 
 def serve(
-    tree: Filesystem,
+    filesystem: Filesystem,
     mountpoint: Path,
     *,
     allow_other: bool,
     source: str,
     ready: Callable[[Callable[[], FrontendStatus]], None],
 ) -> None:
-    """Mounts the tree and serves it until it is unmounted, or SIGTERM, SIGINT or SIGHUP comes.
+    """Mount the filesystem and serve it until it is unmounted, or SIGTERM, SIGINT or SIGHUP arrives.
 
     Args:
-        tree: what to show.
-        mountpoint: a prepared place.
-        allow_other: let other users in.
-        source: what lists of mounts show as such.
+        filesystem: what to mount.
+        mountpoint: a prepared mount point.
+        allow_other: let other users access the mount.
+        source: the source that lists of mounts show.
         ready: called once, when the mount can be used, with the function that returns the status of the front end.
 
     Raises:
         MountError: libfuse could not mount.
     """
+    operations = _TracedOperations if trace.is_enabled() else _Operations
     with (
-        TemporaryFile() as said,
-        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as threads,
-        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="ask") as askers,
+        TemporaryFile() as errors,
+        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as open_threads,
+        ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="stat") as stat_threads,
     ):
-        # libfuse says what is wrong on standard error, and nowhere else.
+        # libfuse reports errors on standard error only.
         real_stderr = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        os.dup2(errors.fileno(), 2)
 
-        def live() -> None:
+        def on_init() -> None:
             os.dup2(real_stderr, 2)
             ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
 
-        watch = tree.watch_names(lambda _name: None)
-        names_hold = _A_DAY if watch is None else _SOON
+        watcher = filesystem.watch_names(lambda _name: None)
+        entry_seconds = _ENTRY_SECONDS if watcher is None else _CHANGING_ENTRY_SECONDS
         try:
             _Fuse(
-                _Operations(tree, mountpoint, threads, askers, live),
+                operations(filesystem, mountpoint, open_threads, stat_threads, on_init),
                 os.fsencode(mountpoint).decode(_BYTES_AS_TEXT),
                 encoding=_BYTES_AS_TEXT,
                 raw_fi=True,
@@ -97,26 +103,26 @@ def serve(
                 fsname=source,
                 subtype=SUBTYPE,
                 use_ino=True,
-                entry_timeout=names_hold,
-                negative_timeout=names_hold,
-                # A size becomes exact when its clip is opened, and one timeout is for all.
+                entry_timeout=entry_seconds,
+                negative_timeout=entry_seconds,
+                # The size of a clip becomes exact when it is opened, and libfuse 2 has one timeout for all files.
                 attr_timeout=0,
             )
         except RuntimeError as error:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
             raise MountError(f"cannot mount on {mountpoint}: {lines[-1] if lines else 'libfuse failed'}") from error
         finally:
-            if watch is not None:
-                watch.stop()
-                watch.join()
+            if watcher is not None:
+                watcher.stop()
+                watcher.join()
             os.dup2(real_stderr, 2)
             os.close(real_stderr)
 
 
 class _Fuse(fuse.FUSE):  # type: ignore[misc]  # fusepy has no annotations
     def readdir(self, path: bytes, buffer: Any, fill: Any, offset: int, info: Any) -> int:
-        """As fusepy's, but with one structure for all entries: three times as fast."""
+        """List a directory as fusepy does, but with one structure for all entries: three times as fast."""
         entries = self.operations("readdir", path.decode(self.encoding), None)
         status = fuse.c_stat()
         reference = byref(status)
@@ -128,29 +134,36 @@ class _Fuse(fuse.FUSE):  # type: ignore[misc]  # fusepy has no annotations
 
 
 class _Operations:
-    """libfuse's calls, answered from the tree. A call that is missing here is not implemented to the kernel.
+    """Answers the calls of libfuse. A method that is missing here is unimplemented for the kernel.
 
-    `flush` is missing on purpose: the kernel then stops sending one with each close.
+    `flush` is missing on purpose: the kernel then stops sending it at each close.
+
+    Args:
+        filesystem: what is mounted.
+        mountpoint: the mount point.
+        open_threads: permanent threads for opens.
+        stat_threads: threads for `stat` on files of this mount, which wait for this mount.
+        on_init: called when libfuse has mounted.
     """
 
     use_ns = True
 
     def __init__(
         self,
-        tree: Filesystem,
-        place: Path,
-        threads: ThreadPoolExecutor,
-        askers: ThreadPoolExecutor,
-        live: Callable[[], None],
+        filesystem: Filesystem,
+        mountpoint: Path,
+        open_threads: ThreadPoolExecutor,
+        stat_threads: ThreadPoolExecutor,
+        on_init: Callable[[], None],
     ) -> None:
-        self._tree = tree
-        self._place = os.fsencode(place)
-        self._threads = threads
-        self._askers = askers
-        self._live = live
+        self._filesystem = filesystem
+        self._mountpoint = os.fsencode(mountpoint)
+        self._open_threads = open_threads
+        self._stat_threads = stat_threads
+        self._on_init = on_init
         self._uid, self._gid = os.getuid(), os.getgid()
-        self._open: dict[int, _Open] = {}
-        self._numbers = itertools.count(1)
+        self._open_files: dict[int, _OpenFile] = {}
+        self._next_fh = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
         try:
@@ -158,15 +171,15 @@ class _Operations:
         except (OSError, KineticsError) as error:
             raise OSError(errno_of(error), operation) from error
         except Exception as error:
-            _log.exception("unexpected error in %s", operation)
+            _log.exception("unexpected error in the operation %s", operation)
             raise OSError(errno.EIO, operation) from error
 
     def init(self, _path: str) -> None:
-        self._live()
+        self._on_init()
 
     def getattr(self, path: str, _info: Any = None) -> dict[str, int]:
-        attributes = self._tree.attributes(self._resolve_open(path))
-        time = attributes.mtime * 1_000_000_000
+        attributes = self._filesystem.attributes(self._resolve_open(path))
+        nanoseconds = attributes.mtime * 1_000_000_000
         return {
             "st_ino": attributes.ino,
             "st_mode": attributes.mode,
@@ -175,72 +188,72 @@ class _Operations:
             "st_gid": self._gid,
             "st_size": attributes.size,
             "st_blocks": attributes.blocks,
-            "st_blksize": _BLOCK,
-            "st_atime": time,
-            "st_mtime": time,
-            "st_ctime": time,
+            "st_blksize": _BLOCK_SIZE,
+            "st_atime": nanoseconds,
+            "st_mtime": nanoseconds,
+            "st_ctime": nanoseconds,
         }
 
     def readdir(self, path: str, _handle: Any) -> list[tuple[bytes, int, int]]:
-        ino = self._resolve(path)
-        entries = [(os.fsencode(name), number, int(kind)) for name, number, kind in self._tree.entries(ino)]
+        directory = self._resolve(path)
+        entries = [(os.fsencode(name), ino, int(kind)) for name, ino, kind in self._filesystem.entries(directory)]
         mode = 0o040000
-        return [(b".", ino, mode), (b"..", self._tree.parent(ino), mode), *entries]
+        return [(b".", directory, mode), (b"..", self._filesystem.parent(directory), mode), *entries]
 
     def readlink(self, path: str) -> str:
-        return self._tree.readlink(self._resolve(path))
+        return self._filesystem.readlink(self._resolve(path))
 
     def statfs(self, _path: str) -> dict[str, int]:
-        statistics = self._threads.submit(self._tree.statistics).result()
+        statistics = self._open_threads.submit(self._filesystem.statistics).result()
         return {
-            "f_bsize": _BLOCK,
-            "f_frsize": _BLOCK,
-            "f_blocks": -(-statistics.bytes_used // _BLOCK),
+            "f_bsize": _BLOCK_SIZE,
+            "f_frsize": _BLOCK_SIZE,
+            "f_blocks": -(-statistics.bytes_used // _BLOCK_SIZE),
             "f_files": statistics.files,
             "f_namemax": MAX_NAME_BYTES,
         }
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
-        return self._tree.xattr(self._resolve_open(path), name)
+        return self._filesystem.xattr(self._resolve_open(path), name)
 
     def listxattr(self, path: str) -> list[str]:
-        return self._tree.list_xattrs(self._resolve_open(path))
+        return self._filesystem.list_xattrs(self._resolve_open(path))
 
     def open(self, path: str, info: Any) -> int:
         if info.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
         ino = self._resolve(path)
-        handle = _wait(self._threads.submit(self._tree.open, ino).result())
-        info.fh = next(self._numbers)
-        news = handle.consume_invalidation()
-        info.keep_cache = not (handle.live or news)
+        handle = _wait(self._open_threads.submit(self._filesystem.open, ino).result())
+        info.fh = next(self._next_fh)
+        must_invalidate = handle.consume_invalidation()
+        info.keep_cache = not (handle.live or must_invalidate)
         info.direct_io = handle.live
-        self._open[info.fh] = _Open(path, ino, handle)
-        if news:
-            self._tell_size(path)
+        self._open_files[info.fh] = _OpenFile(path, ino, handle)
+        if must_invalidate:
+            self._update_kernel_size(path)
         return 0
 
-    def _tell_size(self, path: str) -> None:
-        """Makes the kernel ask for the size of a file that has just come, before it reads.
+    def _update_kernel_size(self, path: str) -> None:
+        """Make the kernel ask for the size of a file that was just fetched, before it reads.
 
-        libfuse 2 cannot take back what the kernel knows; but a stat of our own brings it up to date. Without it, reads
-        would find the end by themselves, and two at the same time can leave zeros behind it.
+        libfuse 2 cannot invalidate what the kernel has cached, but a stat by this process updates it. Otherwise reads
+        find the end by themselves, and two at the same time can leave zeros after it.
         """
-        asked = self._askers.submit(os.stat, self._place + path.encode(_BYTES_AS_TEXT))
-        while not asked.done() and not _ending():  # in a mount that ends nobody would answer
+        result = self._stat_threads.submit(os.stat, self._mountpoint + path.encode(_BYTES_AS_TEXT))
+        while not result.done() and not _is_ending():  # a mount that ends no longer answers
             with suppress(OSError, TimeoutError):
-                asked.result(_POLL)
+                result.result(_POLL_INTERVAL)
 
     def read(self, _path: str | None, size: int, offset: int, info: Any) -> bytes:
-        return self._open[info.fh].handle.read(offset, size)
+        return self._open_files[info.fh].handle.read(offset, size)
 
     def release(self, _path: str | None, info: Any) -> None:
-        self._open.pop(info.fh).handle.close()
+        self._open_files.pop(info.fh).handle.close()
 
     def _refuse(self, *_arguments: Any) -> None:
         raise OSError(errno.EROFS, "read-only")
 
-    # The kernel refuses all of this itself unless root has remounted us for writing.
+    # The kernel itself refuses all of these unless root has remounted the filesystem for writing.
     create = mknod = mkdir = symlink = link = rename = unlink = rmdir = _refuse
     chmod = chown = truncate = utimens = setxattr = removexattr = _refuse
 
@@ -248,22 +261,42 @@ class _Operations:
         ino = ROOT
         for name in os.fsdecode(path.encode(_BYTES_AS_TEXT)).split("/"):
             if name:
-                ino = self._tree.lookup(ino, name)
+                ino = self._filesystem.lookup(ino, name)
         return ino
 
     def _resolve_open(self, path: str) -> int:
-        """The same, also of a file that is left out by now, but open: its readers keep it, and ask by its name."""
+        """Return the inode number of a path, even of a file that is hidden by now but still open under this path."""
         try:
             return self._resolve(path)
         except FileNotFoundError:
-            for opened in list(self._open.values()):
+            for opened in list(self._open_files.values()):
                 if opened.path == path:
                     return opened.ino
             raise
 
 
-class _Open(NamedTuple):
-    """An open file, and the name by which it was opened."""
+class _TracedOperations(_Operations):
+    """Operations that log one line each: see `kinetics_fs.mount.trace`."""
+
+    def __call__(self, operation: str, *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        outcome = "ok"
+        try:
+            result = super().__call__(operation, *arguments)
+            if isinstance(result, bytes):
+                outcome = f"{len(result)} bytes"
+        except OSError as error:
+            outcome = trace.errno_name(error)
+            raise
+        else:
+            return result
+        finally:
+            path = os.fsdecode(str(arguments[0]).encode(_BYTES_AS_TEXT)) if arguments else ""
+            trace.log_operation(operation.upper(), repr(path), outcome, time.perf_counter() - begin)
+
+
+class _OpenFile(NamedTuple):
+    """An open file, and the path under which it was opened."""
 
     path: str
     ino: int
@@ -271,23 +304,23 @@ class _Open(NamedTuple):
 
 
 def _wait(opened: Future[Handle]) -> Handle:
-    """Waits for an open, but not longer than its reader does.
+    """Wait for an open, but no longer than the process that opens the file.
 
     Raises:
-        OSError: EINTR if the reader was interrupted or the mount ends.
+        OSError: EINTR if that process was interrupted, or the mount ends.
     """
     while not opened.done():
         try:
-            return opened.result(_POLL)
+            return opened.result(_POLL_INTERVAL)
         except TimeoutError:
-            if not opened.done() and (_interrupted() or _ending()) and opened.cancel():
+            if not opened.done() and (_is_interrupted() or _is_ending()) and opened.cancel():
                 raise OSError(errno.EINTR, "interrupted") from None
     return opened.result()
 
 
-def _interrupted() -> bool:
+def _is_interrupted() -> bool:
     return bool(fuse._libfuse.fuse_interrupted())
 
 
-def _ending() -> bool:
+def _is_ending() -> bool:
     return bool(fuse._libfuse.fuse_exited(c_void_p(fuse._libfuse.fuse_get_context().contents.fuse)))

@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -22,27 +24,53 @@ FACTS = ("clip", "source", "kind", "reason", "next_try")
 """What a line may carry besides its message, by `extra`; in JSON each is a field of its own."""
 
 _FORMAT = "KINETICS_FS_LOG_FORMAT"
+_DEBUG = "KINETICS_FS_LOG_DEBUG"
 _FILE = "KINETICS_FS_LOG_REOPEN"
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """What sd-daemon(3) calls the levels."""
 
 
-def set_up(level: int | None = None, style: str | None = None) -> None:
-    """Logs to standard error from now on; may be called again.
+def set_up(level: int | None = None, style: str | None = None, *, debug: bool | None = None) -> None:
+    """Log to standard error from now on; may be called again.
+
+    Processes that this process starts inherit `style` and `debug` through the environment.
 
     Args:
-        level: the least that is logged; None leaves it.
-        style: `text` or `json`; None takes what the environment says. Processes that are started from here inherit it.
+        level: the lowest level to log; None leaves it unchanged.
+        style: `text` or `json`; None takes the inherited one.
+        debug: also log the debug messages of kinetics-fs, but not those of libraries; None takes the inherited value.
     """
     if style is not None:
         os.environ[_FORMAT] = style
+    if debug is not None:
+        os.environ[_DEBUG] = "1" if debug else ""
+    logging.getLogger("kinetics_fs").setLevel(logging.DEBUG if os.environ.get(_DEBUG) else logging.NOTSET)
     handler = _StandardError(sys.stderr)
     handler.setFormatter(_Lines(as_json=os.environ.get(_FORMAT) == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     if level is not None:
         root.setLevel(level)
+
+
+@contextmanager
+def log_step(logger: logging.Logger, step: str) -> Iterator[None]:
+    """Log a step of some work at debug level, with its outcome and its duration.
+
+    Args:
+        logger: the logger of the module that does the step.
+        step: the step, beginning with what it is about.
+    """
+    begin = time.monotonic()
+    outcome = "ok"
+    try:
+        yield
+    except BaseException as error:
+        outcome = f"{type(error).__name__} {error}".rstrip()
+        raise
+    finally:
+        logger.debug("%s: %s, %.3f s", step, outcome, time.monotonic() - begin)
 
 
 def marked_for_journal(line: str, level: int) -> str:

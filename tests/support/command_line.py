@@ -109,13 +109,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, package = logging.getLogger(), logging.getLogger("kinetics_fs")
+    handlers, level, package_level = root.handlers[:], root.level, package.level
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        package.setLevel(package_level)
 
 
 @contextmanager
@@ -142,23 +143,26 @@ def _standard_streams(output: int, errors: int) -> Iterator[None]:
 
 
 class Mounted:
-    """`kinetics-fs mount` in the background, as a context that always unmounts.
+    """A mount in the background, as a user makes it; the context ends it in any case.
 
     Args:
-        mountpoint: folder to mount on; created if it does not exist.
-        arguments: further arguments of the command.
-        config: configuration file; by default none is read.
+        mountpoint: directory to mount on; created if it does not exist.
+        arguments: further arguments of `kinetics-fs mount`.
+        config: configuration file; None for none.
+        options: options of `kinetics-fs` itself, such as `--debug`.
     """
 
-    def __init__(self, mountpoint: Path, *arguments: str | Path, config: Path | None = None) -> None:
+    def __init__(
+        self, mountpoint: Path, *arguments: str | Path, config: Path | None = None, options: Sequence[str] = ()
+    ) -> None:
         self.root = mountpoint
         self.log = mountpoint.with_name(mountpoint.name + ".log")
+        self._options: list[str | Path] = ["--config", config or Path(os.devnull), *options]
         self._arguments = arguments
-        self._config = config or Path(os.devnull)
         self.pid = 0
 
     def __enter__(self) -> Self:
-        done = kinetics_fs("--config", self._config, "mount", "--log-file", self.log, *self._arguments, self.root)
+        done = kinetics_fs(*self._options, "mount", "--log-file", self.log, *self._arguments, self.root)
         if done.returncode:
             raise RuntimeError(f"mount failed: {done.stderr}")
         self.pid = self.status()["pid"]

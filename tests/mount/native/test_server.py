@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import random
+import re
 import sqlite3
 import struct
 import threading
@@ -24,6 +26,8 @@ from kinetics_fs.catalog import Clip, Entry
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
+from kinetics_fs.mount.native.operations import Operations
+from kinetics_fs.mount.native.traced import TracedOperations
 from kinetics_fs.vfs import ROOT, ClipHandle, FilesystemOptions, Handle, NodeType
 from tests.support.example_filesystem import CLIPS, FULL, ODD, TWICE, World, a_world, content, descriptors, put
 from tests.support.fake_kernel import (
@@ -1188,3 +1192,42 @@ def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: World) -> None
         wait_until(lambda: hiding.errands.is_fetching(CLIP))
         hiding.errands.fail(CLIP, FetchError(FailureKind.GONE, "removed"))
         assert kernel.reply(unique).error == errno.EIO
+
+
+# Tracing ----------------------------------------------------------------------------------------------------------
+
+
+def test_operations_are_traced_only_if_debug_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    with a_conversation(world.tree) as (kernel, server, _):
+        kernel.init()
+        assert type(server.operations) is Operations
+    caplog.set_level(logging.DEBUG, "kinetics_fs.mount.trace")
+    with a_conversation(world.tree) as (kernel, server, _):
+        kernel.init()
+        assert type(server.operations) is TracedOperations
+
+
+def test_each_operation_is_traced_with_its_result(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "kinetics_fs.mount.trace")
+    put(world.store, CLIP, content(CLIP))
+    with a_conversation(world.tree) as (kernel, _, _):
+        kernel.init()
+        directory, ino, other = world.directory(), world.ino(CLIP), world.ino(OTHER)
+        kernel.ask(p.Opcode.LOOKUP, directory, CLIP.name.encode() + b"\0")
+        kernel.ask(p.Opcode.LOOKUP, directory, b"no such name\0")
+        kernel.open(ino)
+        waiting = kernel.send_open(other)
+        kernel.assert_alive()
+        world.errands.fail(OTHER, FetchError(FailureKind.CREDENTIALS, "members only"))
+        assert kernel.reply(waiting).error == errno.EACCES
+        assert kernel.reply(kernel.send(p.Opcode.MKDIR, directory)).error == errno.EROFS
+    lines = [re.sub(r"\d+ us$", "N us", record.getMessage()) for record in caplog.records]
+    for line in (
+        f"fuse LOOKUP {directory} {CLIP.name!r}: {p.ENTRY_OUT.size + p.ATTR.size} bytes, N us",
+        f"fuse LOOKUP {directory} 'no such name': ENOENT, N us",
+        f"fuse OPEN {ino}: {p.OPEN_OUT.size} bytes, N us",
+        f"fuse OPEN {other}: waits, N us",
+        f"fuse OPEN {other}: EACCES after waiting, N us",
+        f"fuse MKDIR {directory}: EROFS, N us",
+    ):
+        assert line in lines, line
