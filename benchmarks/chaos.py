@@ -370,12 +370,7 @@ class _Chaos:
 
 def _publish(youtube: FakeYouTube, videos: Videos, number: int, shape: str) -> str:
     video = f"chaos_{number:05d}"
-    if shape == "adaptive":
-        youtube.add_video(video, duration=videos.seconds, adaptive=(videos.picture, videos.sound))
-    elif shape == "hls":
-        youtube.add_video(video, duration=videos.seconds, hls=videos.playlist)
-    else:
-        youtube.add_video(video, getattr(videos, shape), duration=videos.seconds)
+    youtube.add_video(video, duration=videos.seconds, **videos.formats(shape))
     return video
 
 

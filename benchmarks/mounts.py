@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from tests.support.command_line import ENVIRONMENT, has_ended
+from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended
 
 NOBODY = 65534
 _AS_NOBODY = (
@@ -35,7 +34,6 @@ _AS_NOBODY = (
     "--ambient-caps=-all,+dac_read_search",
     "--",
 )
-_DEVICE = Path("/dev/fuse")
 _READY_WITHIN = 30.0
 _END_WITHIN = 20.0
 
@@ -190,7 +188,7 @@ class Ours(System):
         pid = 0
         try:
             started = time.perf_counter()
-            with _device_open_to_all() if self._nobody else nullcontext():
+            with fuse_device_open_to_all() if self._nobody else nullcontext():
                 done = subprocess.run(
                     command,
                     env=ENVIRONMENT,
@@ -231,20 +229,6 @@ def ending_by_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _device_open_to_all() -> Iterator[None]:
-    """Let all users open /dev/fuse, which some machines reserve for root; needed while a user mounts."""
-    before = stat.S_IMODE(_DEVICE.stat().st_mode)
-    if before & 0o006 == 0o006:
-        yield
-        return
-    _DEVICE.chmod(0o666)
-    try:
-        yield
-    finally:
-        _DEVICE.chmod(before)
 
 
 def _filesystem(path: Path) -> str:

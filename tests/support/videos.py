@@ -1,6 +1,6 @@
-"""One video in the shapes in which YouTube has videos: every frame carries its number, in all of them the same.
+"""One video in all the shapes of YouTube's videos. Every frame carries its number, the same in each shape.
 
-The pictures are those of `kinetics_fs.demo.media`, so `frame_numbers` there proves a cut from any shape. They are
+The pictures are those of `kinetics_fs.demo.media`, so `frame_numbers` there checks a cut from any shape. They are
 encoded once; the other shapes are copies of the same packets.
 """
 
@@ -9,28 +9,29 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 
 RATE = 25
-"""Frames a second."""
+"""Frames per second."""
 
 KEYFRAMES = 5
-"""Seconds from one to the next; fragments and segments begin at them, too."""
+"""Seconds between keyframes; fragments and segments begin at keyframes too."""
 
 
 @dataclass(frozen=True)
 class Videos:
-    """The shapes of one video; of 640x360 pixels, about a megabit a second.
+    """The shapes of one video, with 640x360 pixels and about a megabit per second.
 
     Attributes:
-        seconds: length of each.
-        progressive: mp4 whose index stands in front, as itag 18.
-        index_last: mp4 whose index stands behind the media.
-        picture: fragmented mp4 without sound, with one `sidx` for all, as itag 134.
-        sound: the sound alone, in the same way, as itag 140.
-        playlist: of HLS; the segments of MPEG-TS are beside it.
+        seconds: length of the video.
+        progressive: mp4 with its index in front of the media, as itag 18.
+        index_last: mp4 with its index after the media.
+        picture: fragmented mp4 without sound, with one `sidx` for all fragments, as itag 134.
+        sound: fragmented mp4 without picture, as itag 140.
+        playlist: HLS playlist; the MPEG-TS segments are in the same folder.
     """
 
     seconds: float
@@ -40,19 +41,25 @@ class Videos:
     sound: Path
     playlist: Path
 
+    def formats(self, shape: str) -> dict[str, Any]:
+        """Return the arguments of `FakeYouTube.add_video` for a shape: a field's name, `adaptive` or `hls`."""
+        if shape == "adaptive":
+            return {"adaptive": (self.picture, self.sound)}
+        return {"hls": self.playlist} if shape == "hls" else {"path": getattr(self, shape)}
+
 
 def make_videos(folder: Path, *, seconds: float, width: int = 640, height: int = 360) -> Videos:
-    """Makes a video in all its shapes; takes a second for 20 of the video's.
+    """Make a video in all its shapes, 20 times as fast as it plays.
 
     Args:
-        folder: an empty one; `hls` in it will be the folder of the playlist.
-        seconds: its length, whole frames.
+        folder: an empty folder; the playlist is in `hls` below it.
+        seconds: length of the video, a multiple of the duration of a frame.
         width: of its picture.
         height: of its picture.
 
     Raises:
         RuntimeError: ffmpeg failed.
-        subprocess.CalledProcessError: the same.
+        subprocess.CalledProcessError: ffmpeg failed.
     """
     hls = folder / "hls"
     hls.mkdir()
@@ -84,15 +91,15 @@ def make_videos(folder: Path, *, seconds: float, width: int = 640, height: int =
 
 
 def make_webm(path: Path, *, seconds: float) -> None:
-    """Makes a small webm (vp9, opus) of numbered frames; slow, for vp9 is.
+    """Make a small webm (vp9, opus) of numbered frames. VP9 is slow to encode.
 
     Args:
         path: a name that ends in `.webm`.
-        seconds: its length, whole frames.
+        seconds: length of the video, a multiple of the duration of a frame.
 
     Raises:
         RuntimeError: ffmpeg failed.
-        subprocess.CalledProcessError: the same.
+        subprocess.CalledProcessError: ffmpeg failed.
     """
     source = path.with_suffix(".mp4")
     make_video(source, seconds=seconds, ffmpeg=find_ffmpeg(), rate=RATE, width=320, height=180)

@@ -1,4 +1,4 @@
-"""The graph of imports, beyond the contract in pyproject.toml: that compares packages, and not a package's own module."""
+"""The import graph has no cycle, including cycles of a package with its modules, which import-linter ignores."""
 
 from __future__ import annotations
 

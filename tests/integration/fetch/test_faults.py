@@ -116,12 +116,7 @@ def frames(store: Store, folder: Path) -> list[int]:
 
 
 def publish(yt: FakeYouTube, videos: Videos, shape: str) -> None:
-    if shape == "adaptive":
-        yt.add_video(VIDEO, duration=videos.seconds, adaptive=(videos.picture, videos.sound))
-    elif shape == "hls":
-        yt.add_video(VIDEO, duration=videos.seconds, hls=videos.playlist)
-    else:
-        yt.add_video(VIDEO, getattr(videos, shape), duration=videos.seconds)
+    yt.add_video(VIDEO, duration=videos.seconds, **videos.formats(shape))
 
 
 def test_every_fault_has_an_outcome() -> None:
