@@ -20,6 +20,6 @@ mounted, and root, can connect.
 
 from kinetics_fs.control.client import Connection, connect
 from kinetics_fs.control.paths import socket_path
-from kinetics_fs.control.server import ControlServer, Request
+from kinetics_fs.control.server import ControlServer, Handler, Request
 
-__all__ = ["Connection", "ControlServer", "Request", "connect", "socket_path"]
+__all__ = ["Connection", "ControlServer", "Handler", "Request", "connect", "socket_path"]

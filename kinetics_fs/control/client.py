@@ -73,8 +73,9 @@ class Connection:
         """
         self._socket.settimeout(None if on_progress else self._timeout)
         text = [line.encode() + b"\n" for line in lines]
+        message = {"request": name, **parameters, **({"lines": len(text)} if text else {})}
         try:
-            self._file.write(json.dumps({"request": name, "lines": len(text), **parameters}).encode() + b"\n")
+            self._file.write(json.dumps(message).encode() + b"\n")
             self._file.writelines(text)
             self._file.flush()
             while True:

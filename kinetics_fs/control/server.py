@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 from kinetics_fs.control.paths import prepare_runtime_dir, socket_path
 from kinetics_fs.errors import KineticsError, MountError
@@ -43,6 +43,10 @@ class Request:
         self._parameters = parameters
         self._file = file
         self.send_progress = send_progress
+
+    def has(self, name: str) -> bool:
+        """Return whether the request has a parameter."""
+        return name in self._parameters
 
     def get(self, name: str, kind: type[Any], default: Any = None) -> Any:
         """Return a parameter, or the default if the request does not have it.
@@ -85,8 +89,16 @@ class Request:
             yield line[:-1].decode(errors="replace")
 
 
-Handler = Callable[[Request], object]
-"""The implementation of a request. It runs in a thread of its own, and returns the result for `json.dumps`."""
+class Handler(NamedTuple):
+    """The implementation of a request.
+
+    Attributes:
+        answer: returns the result for `json.dumps`; runs in a thread of its own.
+        parameters: the parameters that the request may have.
+    """
+
+    answer: Callable[[Request], object]
+    parameters: tuple[str, ...] = ()
 
 
 class ControlServer:
@@ -183,8 +195,14 @@ class ControlServer:
             return {"error": 'cannot read the request: it must be a JSON object in one line, with the key "request"'}
         if handler is None:
             return {"error": f"cannot answer the request {name!r:.40}; the requests are {', '.join(self._handlers)}"}
+        # A misspelt parameter must not be ignored: a prefetch without its selection would fetch everything.
+        for parameter in parameters.keys() - {"request", *handler.parameters}:
+            known = (
+                f"its parameters are {', '.join(handler.parameters)}" if handler.parameters else "it has no parameters"
+            )
+            return {"error": f"cannot answer the request {name}: unknown parameter {parameter!r:.40}; {known}"}
         try:
-            return {"result": handler(Request(parameters, file, send_progress))}
+            return {"result": handler.answer(Request(parameters, file, send_progress))}
         except KineticsError as error:
             return {"error": str(error)}
         except OSError:

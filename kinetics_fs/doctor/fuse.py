@@ -16,6 +16,7 @@ from typing import Any
 
 from kinetics_fs._version import __version__
 from kinetics_fs.config import Settings
+from kinetics_fs.control.status import MountStatus
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
@@ -161,7 +162,7 @@ def mount(path: Path, mounts: Collection[Path], timeout: float = TIMEOUT) -> Ite
     elif path in mounts or (probe.exists and (Path(probe.path) in mounts or (probe.status and not _ON_LINUX))):
         if probe.errno in (errno.EACCES, errno.EPERM):
             yield Finding("mount", State.OK, f"{path}: mounted by another user without --allow-other")
-        elif probe.errno or (status := _parse(probe.status)) is None:
+        elif probe.errno or (value := _parse(probe.status)) is None:
             if path in mounts and path not in find_mounts():
                 return  # unmounted in the meantime
             reason = os.strerror(probe.errno) if probe.errno else "cannot read .kinetics/status.json"
@@ -169,29 +170,31 @@ def mount(path: Path, mounts: Collection[Path], timeout: float = TIMEOUT) -> Ite
                 "mount", State.PROBLEM, f"{path} is dead: {reason}", f"Remove it: kinetics-fs umount {quoted}"
             )
         else:
-            yield _running(path, status)
+            yield _running(path, value)
     else:
         yield _mountpoint(path, probe)
 
 
 def _parse(text: str | None) -> dict[str, Any] | None:
-    """Return the status that a mount reports; None if it is not a JSON object."""
+    """Return the JSON of the status that a mount reports; None if it is not a JSON object."""
     try:
-        status = json.loads(text or "")
+        value = json.loads(text or "")
     except ValueError:
         return None
-    return status if isinstance(status, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _running(path: Path, status: dict[str, Any]) -> Finding:
-    version = status.get("version")
+def _running(path: Path, value: dict[str, Any]) -> Finding:
+    version = value.get("version")
     if version != __version__:
         fix = f"Unmount it and mount it again to use version {__version__}."
         return Finding("mount", State.WARNING, f"{path} answers, but runs version {version}", fix)
-    found = (
-        f"{path} answers: Kinetics-{status['release']}, {status['clips']:,} clips, process {status['pid']},"
-        f" {status['frontend']['name']}: {status['frontend']['mode']}"
-    )
+    try:
+        status = MountStatus.from_json(value)
+    except MountError as error:
+        return Finding("mount", State.PROBLEM, f"{path} answers, but: {error}", "Unmount it and mount it again.")
+    frontend = f", {status.frontend.name}: {status.frontend.mode}" if status.frontend else ""
+    found = f"{path} answers: Kinetics-{status.release}, {status.clips:,} clips, process {status.pid}{frontend}"
     return Finding("mount", State.OK, found)
 
 

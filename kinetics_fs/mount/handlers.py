@@ -16,6 +16,7 @@ from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
 from kinetics_fs.store.coverage import Coverage
 
+_SELECTION = ("splits", "classes", "max_samples", "shuffle", "seed")
 _DEFAULT_FAILURES, _MAX_FAILURES = 100, 10_000
 
 
@@ -39,6 +40,8 @@ def make_handlers(
 
     def prefetch(request: Request) -> dict[str, Any]:
         if request.get("lines", int, 0):
+            if any(request.has(name) for name in _SELECTION):
+                raise KineticsError("cannot prefetch: a list and a selection exclude each other; give one of them")
             found = [clip_in_line(line) for line in request.lines()]
             clips = [clip for clip in found if clip is not None]
             return {**prefetches.take_list(clips).to_json(), "invalid_lines": len(found) - len(clips)}
@@ -65,14 +68,14 @@ def make_handlers(
         unmount(mountpoint, lazy=request.get("lazy", bool, False))
 
     return {
-        "status": lambda request: status().to_json(),
-        "coverage": lambda request: coverage().as_json(),
-        "prefetch": prefetch,
-        "prefetches": lambda request: [one.to_json() for one in prefetches.statuses()],
-        "watch": watch,
-        "cancel": lambda request: prefetches.cancel(_prefetch_id(request)).to_json(),
-        "failures": failures,
-        "umount": umount,
+        "status": Handler(lambda request: status().to_json()),
+        "coverage": Handler(lambda request: coverage().as_json()),
+        "prefetch": Handler(prefetch, (*_SELECTION, "lines")),
+        "prefetches": Handler(lambda request: [one.to_json() for one in prefetches.statuses()]),
+        "watch": Handler(watch, ("id",)),
+        "cancel": Handler(lambda request: prefetches.cancel(_prefetch_id(request)).to_json(), ("id",)),
+        "failures": Handler(failures, ("count",)),
+        "umount": Handler(umount, ("lazy",)),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kinetics_fs.control import ControlServer, Request, connect, paths, socket_path
+from kinetics_fs.control import ControlServer, Handler, Request, connect, paths, socket_path
 from kinetics_fs.errors import KineticsError, MountError
 
 
@@ -42,11 +42,13 @@ def server() -> Iterator[ControlServer]:
         return "done"
 
     handlers = {
-        "echo": lambda request: {"text": request.get("text", str), "lines": list(request.lines())},
-        "texts": lambda request: request.texts("words"),
-        "fail": fail,
-        "crash": crash,
-        "count": count,
+        "echo": Handler(
+            lambda request: {"text": request.get("text", str), "lines": list(request.lines())}, ("text", "lines")
+        ),
+        "texts": Handler(lambda request: request.texts("words"), ("words",)),
+        "fail": Handler(fail),
+        "crash": Handler(crash),
+        "count": Handler(count, ("to",)),
     }
     with ControlServer(MOUNTPOINT, handlers) as server:
         yield server
@@ -89,6 +91,12 @@ def test_errors_are_sentences(server: ControlServer, caplog: pytest.LogCaptureFi
         ("fail", {}, "it cannot be done, for a reason"),
         ("crash", {}, "unexpected ZeroDivisionError"),
         ("eco", {}, "cannot answer the request 'eco'; the requests are echo, texts, fail"),
+        (
+            "echo",
+            {"txt": "a"},
+            "cannot answer the request echo: unknown parameter 'txt'; its parameters are text, lines",
+        ),
+        ("fail", {"id": 1}, "cannot answer the request fail: unknown parameter 'id'; it has no parameters"),
         ("echo", {"text": 7}, "cannot use the parameter 'text': it must be a text, not 7"),
         ("count", {"to": True}, "cannot use the parameter 'to': it must be an integer, not True"),
         ("texts", {"words": ["a", 1]}, "'words': it must be a list of texts"),
@@ -159,7 +167,7 @@ def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path
 
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(ask("wait"))) for _ in range(8)]
-    with ControlServer(MOUNTPOINT, {"wait": wait}):
+    with ControlServer(MOUNTPOINT, {"wait": Handler(wait)}):
         for thread in threads:
             thread.start()
         begun.wait(20)
@@ -172,7 +180,7 @@ def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path
 
 
 def test_socket_of_a_killed_mount_is_replaced(server: ControlServer) -> None:
-    with ControlServer(MOUNTPOINT, {"new": lambda request: "one"}):
+    with ControlServer(MOUNTPOINT, {"new": Handler(lambda request: "one")}):
         assert ask("new") == "one"
         server.__exit__(None, None, None)  # must not remove the socket of the new one
         assert ask("new") == "one"
