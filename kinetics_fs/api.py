@@ -144,6 +144,15 @@ class Library:
             assert directory is not None
             yield f"{directory.split}/{class_name(directory.label or '', style)}/{entry.clip.name}"
 
+    def classes(self) -> builtins.list[ClassClips]:
+        """Return the classes of the selection, by label."""
+        clips: dict[str, dict[str, int]] = {}
+        for split in self.catalog.splits():
+            for directory in self.catalog.classes(split):
+                clips.setdefault(directory.label or "", {})[split.split] = directory.clips
+        indexes = {label: index for index, label in enumerate(self.catalog.labels())}
+        return [ClassClips(label, indexes.get(label, -1), clips[label]) for label in sorted(clips)]
+
     def is_cached(self, clip: Clip | str) -> bool:
         """Return whether a clip is in the cache.
 
@@ -353,6 +362,14 @@ class Library:
                 counts = self.store.pins.of([entry.clip.key for entry in self.catalog.entries(directory)])
                 if counts.clips:
                     yield ClassPins(directory.split, directory.label or "", counts)
+
+
+class ClassClips(NamedTuple):
+    """A class: its label, its index among all classes of the release (-1 without labels), and its clips by split."""
+
+    label: str
+    index: int
+    clips: dict[str, int]
 
 
 class ClassPins(NamedTuple):

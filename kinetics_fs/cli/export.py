@@ -14,7 +14,7 @@ from kinetics_fs.config import Settings
 
 
 @click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @with_settings("selection", "cache", "names")
 @click.option(
     "--copy",
@@ -22,7 +22,7 @@ from kinetics_fs.config import Settings
     help="Copy the files, so that they are independent of the cache and other users can read them.",
 )
 @json_option
-def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
+def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     """Write the clips of a selection that are in the cache into DIR, as split/class/clip.mp4.
 
     On one filesystem the files are hard links, which take no space: only you can read them, and they must not be
@@ -39,7 +39,7 @@ def command(folder: Path, settings: Settings, copy: bool, as_json: bool) -> int:
     with open_library(settings) as library, progress_bars("clips") as bars:
         task = bars.add_task("", total=None, note="")
         result = library.export(
-            folder, link=not copy, on_progress=lambda now: bars.update(task, completed=now.done, total=now.clips)
+            directory, link=not copy, on_progress=lambda now: bars.update(task, completed=now.done, total=now.clips)
         )
     if as_json:
         click.echo(json.dumps(result.as_json()))

@@ -21,12 +21,12 @@ _REASONS_SHOWN = 10
 
 
 @click.command("import", cls=Command, short_help="Import the clips in a folder into the cache.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @with_settings("selection", "cache")
 @verify_option
 @click.option("--copy", is_flag=True, help="Copy files that could be hard links to those in DIR.")
 @json_option
-def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: bool) -> int:
+def command(directory: Path, settings: Settings, depth: str, copy: bool, as_json: bool) -> int:
     """Import the clips of a selection that are anywhere below DIR into the cache.
 
     A file is imported if it has the name of a clip of the selection, whatever folder it is in, and passes --verify. On
@@ -49,7 +49,7 @@ def command(folder: Path, settings: Settings, depth: str, copy: bool, as_json: b
             if result.done:
                 bars.update(take, completed=result.done, total=result.to_import, visible=True)
 
-        result = library.import_(folder, verify=depth, link=not copy, on_progress=show)
+        result = library.import_(directory, verify=depth, link=not copy, on_progress=show)
     if as_json:
         click.echo(json.dumps(result.as_json()))
     else:

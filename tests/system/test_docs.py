@@ -36,6 +36,14 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         assert getattr(options[setting.field], "envvar", None) == setting.variable
 
 
+def test_no_other_parameter_has_the_name_of_a_setting() -> None:
+    """The configuration file would set it."""
+    fields = {setting.field: f"--{setting.name}" for setting in table().values()}
+    for command in COMMANDS.values():
+        for param in command.params:
+            assert param.name not in fields or fields[param.name] in param.opts
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
@@ -47,5 +55,5 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_options_that_documents_name_exist(document: Path) -> None:
     params = [param for command in (cli, *COMMANDS.values()) for param in command.params]
     known = {"--help", "--help-all"} | {option for param in params for option in (*param.opts, *param.secondary_opts)}
-    for word in re.findall(r"`(?:[a-z -]+ )?(--[a-z][a-z-]+)", document.read_text()):
+    for word in re.findall(r"`(?!pip )(?:[a-z -]+ )?(--[a-z][a-z-]+)", document.read_text()):
         assert word in known, word
