@@ -30,7 +30,7 @@ COMMANDS = {
     "status": "Show the status of mounts and of the cache.",
     "verify": "Check the clips in the cache against what was stored.",
     "doctor": "Check this machine, the cache, the sources and the mounts.",
-    "classes": "List the classes of a release, with their clips.",
+    "classes": "List the classes of a release with their numbers of clips.",
     "failures": "List, retry, forget or share the failures of clips.",
     "report": "Write an HTML page that shows which clips are cached.",
     "pin": "Exempt clips from eviction.",
