@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
@@ -364,7 +365,8 @@ class Library:
                     yield ClassPins(directory.split, directory.label or "", counts)
 
 
-class ClassClips(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ClassClips:
     """A class: its label, its index among all classes of the release (-1 without labels), and its clips by split."""
 
     label: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -27,7 +28,7 @@ def command(settings: Settings, as_json: bool) -> None:
         classes = library.classes()
         splits = {split.split: split.clips for split in library.catalog.splits()}
     if as_json:
-        click.echo(json.dumps([one._asdict() for one in classes], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([asdict(one) for one in classes], indent=2, ensure_ascii=False))
         return
     total = f"{len(classes)} classes"
     width = max(len(total), *(len(one.label) for one in classes))

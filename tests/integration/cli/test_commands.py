@@ -21,7 +21,7 @@ Arguments = tuple[str | Path, ...]
 
 LEAVES = [
     *("mount", "umount", "prefetch", "fill", "import", "export", "status", "verify", "doctor"),
-    *(f"index {name}" for name in ("build", "info", "verify", "export", "import", "remove")),
+    *(f"index {name}" for name in ("build", "list", "verify", "export", "import", "remove")),
     *(f"failures {name}" for name in ("list", "retry", "clear", "export", "import")),
     *(f"pin {name}" for name in ("add", "remove", "list")),
     *("classes", "report", "demo"),
