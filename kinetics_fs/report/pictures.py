@@ -91,7 +91,8 @@ def _thumbnail(store: Store, directory: Directory, clip: Clip) -> Picture | None
     except FileNotFoundError:
         fault = "the file is missing"
     except (FetchError, OSError, ValueError) as error:  # the errors of PyAV are an OSError or a ValueError
-        fault = f"cannot decode it: {error.strerror}" if isinstance(error, OSError) else str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        fault = f"cannot decode the file: {reason}"
     return Picture(directory.split, directory.label or "", clip, size, source, jpeg, fault)
 
 

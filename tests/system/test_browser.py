@@ -101,7 +101,7 @@ def test_the_script_sorts_and_filters_the_classes(reported: Reported, browser: B
     assert "CONSOLE" not in log
     rows = Tables(document).rows["classes"]
     assert [row[:2] for row in rows[1:-1]] == [["surfing water", "train"], ["zumba", "train"]]
-    assert rows[-1] == ["Together", "", "0.0", "3", "0", "0", "0", "3"]
+    assert rows[-1] == ["Total", "", "0.0", "3", "0", "0", "0", "3"]
     assert re.search(r'data-by="untried" aria-sort="descending"', document)
 
 

@@ -50,7 +50,7 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     assert shown == {place: [str(counts[name]) for name in COLUMNS] for place, counts in expected.items()}
     train = sum((counts for (_, split), counts in expected.items() if split == "train"), Counter())
     assert ["train", "0.0", "", *(str(train[name]) for name in COLUMNS)] in rows["splits"]
-    assert rows["classes"][-1] == ["Together", "", "33.3", "9", "3", "1", "2", "3"]
+    assert rows["classes"][-1] == ["Total", "", "33.3", "9", "3", "1", "2", "3"]
     assert [row[:2] for row in rows["failures"] if row[0]] == [["Kind", "Clips"], ["credentials", "1"], ["gone", "1"]]
     assert ["", "1", f"{IMAGE}{HOSTILE}"] in rows["failures"]
     [(size,)] = query(reported.cache / "ledger.sqlite", "SELECT sum(size) FROM clip WHERE held")
@@ -78,7 +78,7 @@ def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Pat
         assert picture is not None
         assert picture.shape[1] == 208
         assert picture.std() > 20  # a test card, not grey
-    assert page.read_text().count("No picture: ") == 1
+    assert page.read_text().count("No thumbnail: ") == 1
     few = kinetics_fs("report", *reported.chosen, "--thumbnails", "1", "-o", "-").stdout
     assert (few.count("<figure>"), few.count("</html>")) == (3 + 1, 1)
 
