@@ -1,17 +1,20 @@
-"""Every error that kinetics-fs raises on purpose.
+"""Every exception that kinetics-fs raises on purpose.
 
 ::
 
-    KineticsError              one sentence for a person: what, where, what to do
-    ├── SettingError           a setting has a value that makes no sense
-    ├── CatalogError           annotations cannot be read, or a selection names what does not exist
-    ├── StoreError             the cache folder cannot be used
-    ├── MountError             the mount cannot be made or removed
-    ├── ArchiveError           an archive, or an index of archives, is not what it should be
-    └── FetchError             a clip could not be had; carries its `FailureKind`
+    KineticsError              its message tells the user what failed, why, and what to do
+    ├── SettingError           a setting has an invalid value
+    ├── CatalogError           annotations cannot be read, or a selection matches nothing
+    ├── StoreError             the cache directory cannot be used
+    ├── MountError             a path cannot be mounted or unmounted
+    ├── ArchiveError           an archive, or an index of archives, is invalid
+    └── FetchError             a clip is unavailable; carries its `FailureKind`
 
-Anything else that reaches a person is a defect: the command line lets it show its traceback, the mount
-answers EIO and logs it.
+A message has the form `cannot <verb> <object>: <cause>; <what to do>`, with the path, id, limit or address. A
+FetchError or an ArchiveError states the cause alone: it follows the name of a clip or an archive in logs and tables.
+
+Any other exception that reaches the user is a defect: the command line shows its traceback, the mount answers EIO and
+logs it.
 """
 
 from __future__ import annotations
@@ -20,23 +23,23 @@ from enum import StrEnum
 
 
 class KineticsError(Exception):
-    """An expected failure. Its text is one sentence, fit to be shown as it is."""
+    """An expected failure. The message can be shown to the user as it is."""
 
 
 class SettingError(KineticsError):
-    """A setting has a value that makes no sense, or does not go with another."""
+    """A setting has an invalid value, or excludes another setting."""
 
 
 class CatalogError(KineticsError):
-    """Annotations cannot be fetched, parsed or compiled, or a selection matches nothing."""
+    """Annotations cannot be downloaded, parsed or compiled, or a selection matches nothing."""
 
 
 class StoreError(KineticsError):
-    """The cache folder cannot be used: made, locked, trusted, read or written.
+    """The cache directory cannot be created, locked, read or written, or must not be trusted.
 
     Args:
-        text: the sentence.
-        errno: `ENOSPC` where the disk is full.
+        text: the message.
+        errno: `ENOSPC` if the disk is full, else None.
     """
 
     def __init__(self, text: str, *, errno: int | None = None) -> None:
@@ -45,41 +48,41 @@ class StoreError(KineticsError):
 
 
 class MountError(KineticsError):
-    """A mount point cannot be mounted, unmounted or found."""
+    """A path cannot be mounted or unmounted, or is not a mount."""
 
 
 class ArchiveError(KineticsError):
-    """An archive of clips, or an index of archives, is damaged, cut short or of another kind."""
+    """An archive of clips, or an index of archives, is damaged, incomplete or of an unknown format."""
 
 
 class FailureKind(StrEnum):
-    """Why a clip could not be had: decides the errno, what is remembered, and for how long."""
+    """Why a clip is unavailable. Decides the errno, whether the failure is remembered, and for how long."""
 
     GONE = "gone"
-    """Removed, private, or nowhere to be found: will not come back soon."""
+    """The clip was removed, is private, or does not exist. It will not be available soon."""
     CREDENTIALS = "credentials"
-    """There, but not for us: age gate, members only, region."""
+    """The clip exists, but not for this account or region: age gate, members only, blocked country."""
     BLOCKED = "blocked"
-    """The origin refuses this address for now (rate limit, bot check). Says nothing about the clip."""
+    """The source refuses this address for now (rate limit, bot check). Proves nothing about the clip."""
     TRANSIENT = "transient"
-    """Network trouble, a server fault, a timeout."""
+    """A network error, a server error or a timeout."""
     CONFIG = "config"
-    """This installation cannot do it: no ffmpeg, no JavaScript runtime, bad cookies."""
+    """This installation lacks something: no ffmpeg, no JavaScript runtime, invalid cookies."""
     LOCAL = "local"
-    """This machine cannot do it: disk full, permission denied."""
+    """This machine lacks something: the disk is full, permission denied."""
     CORRUPT = "corrupt"
-    """Media came, but they are not the clip."""
+    """The source delivered media that is not the clip."""
 
 
 class FetchError(KineticsError):
-    """A clip could not be had.
+    """A clip is unavailable.
 
     Args:
-        kind: the class of failure.
+        kind: class of the failure.
         reason: one line, fit for a log or an extended attribute.
-        source: name of the source that failed (`youtube`), or an empty string if none was asked.
-        errno: the errno of the operating system where one is known (`ENOSPC`, `ETIMEDOUT`), else None.
-        retry_after: seconds that the origin asked us to wait, where it did.
+        source: name of the source that failed (`youtube`); empty if no source was asked.
+        errno: errno of the operating system (`ENOSPC`, `ETIMEDOUT`); None if there was none.
+        retry_after: delay in seconds that the source requested; None if it requested none.
     """
 
     def __init__(
@@ -100,7 +103,10 @@ class FetchError(KineticsError):
 
 
 def root_cause(error: BaseException) -> str:
-    """What went wrong in the end: libraries wrap it in three layers of their own."""
+    """Return the message of the innermost exception, for libraries that wrap it several times.
+
+    Follows the attribute `reason` of the first argument (urllib3), then `__cause__`, then `__context__`.
+    """
     while True:
         inner = getattr(error.args[0], "reason", None) if error.args else None
         inner = inner or error.__cause__ or error.__context__

@@ -151,7 +151,7 @@ def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise NotInSource  # replaced since the check
-        return link_or_copy(file, target, most=MOST_CLIP_BYTES, link=link)
+        return link_or_copy(file, target, max_size=MOST_CLIP_BYTES, link=link)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FetchError(

@@ -1,7 +1,8 @@
-"""The ledger: what the store remembers beside the files themselves.
+"""The state database: what the store remembers about clips, beside their files.
 
-One SQLite file in WAL mode. A transaction that writes to it (`BEGIN IMMEDIATE`) is also the lock under which the
-store publishes and evicts, so that no two processes ever count the same free bytes.
+One SQLite file in WAL mode. A transaction that writes to it (`BEGIN IMMEDIATE`) is also the lock under which the store
+publishes and evicts, so that no two processes ever count the same free bytes. The words of the tables are older than
+those of the code: `held` means cached, `flight` is a fetch in progress, `origin` is a source, `asked` is a request.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from kinetics_fs.util.sqlite import Database
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 
-CREATE TABLE IF NOT EXISTS clip (
+CREATE TABLE IF NOT EXISTS clip (    -- a row for each clip that is or was cached
     key       TEXT PRIMARY KEY,      -- <youtube id>_<start>_<end>
     size      INTEGER NOT NULL,      -- bytes; kept when the clip is evicted, so that stat stays exact
-    sha256    TEXT NOT NULL,         -- of the whole file, hexadecimal
-    source    TEXT NOT NULL,         -- which source it came from
+    sha256    TEXT NOT NULL,         -- digest of the whole file, hexadecimal
+    source    TEXT NOT NULL,         -- name of the source that delivered it
     stored_at REAL NOT NULL,         -- seconds since the epoch
-    opened_at REAL NOT NULL,         -- the same; the order of eviction
-    held      INTEGER NOT NULL,      -- 1 while the bytes are here
-    pinned    INTEGER NOT NULL DEFAULT 0  -- 1 if it has a row in `pin`: never evicted
+    opened_at REAL NOT NULL,         -- seconds since the epoch; the order of eviction
+    held      INTEGER NOT NULL,      -- 1 while the clip is cached
+    pinned    INTEGER NOT NULL DEFAULT 0  -- 1 if the clip has a row in `pin`: never evicted
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS pin (     -- clips that are to stay, whether they were ever here or not
+CREATE TABLE IF NOT EXISTS pin (     -- a row for each pinned clip, cached or not
     key       TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS flight (  -- a fetch under way: a claim, a reservation, and the trace of a crash in one
+CREATE TABLE IF NOT EXISTS flight (  -- a fetch in progress: a claim, a reservation, and the trace that a crash leaves
     key       TEXT PRIMARY KEY,      -- one fetch per clip, over all processes
     token     TEXT NOT NULL,         -- names incoming/<token> and the final file
     owner     TEXT NOT NULL,         -- names owners/<owner>, locked while that process lives
-    bytes     INTEGER NOT NULL       -- room that is kept for it
+    bytes     INTEGER NOT NULL       -- reserved bytes
 ) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS failure (
@@ -44,44 +45,44 @@ CREATE TABLE IF NOT EXISTS failure (
     kind      TEXT NOT NULL,         -- a FailureKind
     reason    TEXT NOT NULL,
     source    TEXT NOT NULL,
-    errno     INTEGER,               -- where the operating system had one
+    errno     INTEGER,               -- errno of the operating system, if there was one
     first_at  REAL NOT NULL,         -- the first failure of this kind in a row
     last_at   REAL NOT NULL,
     attempts  INTEGER NOT NULL,
-    retry_at  REAL NOT NULL          -- not to be tried again before
+    retry_at  REAL NOT NULL          -- not tried again before this time
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS origin (  -- one that blocked us; all times are seconds since the epoch
+CREATE TABLE IF NOT EXISTS origin (  -- a source that blocked this address; all times are seconds since the epoch
     name          TEXT PRIMARY KEY,
     reason        TEXT NOT NULL,
     blocked_at    REAL NOT NULL,
-    blocked_until REAL NOT NULL,     -- then one probe is let through
+    blocked_until REAL NOT NULL,     -- from then on, one probe at a time is allowed
     trips         INTEGER NOT NULL,  -- blocks in a row
-    probe_until   REAL NOT NULL,     -- a probe is under way until then at most; 0 if none is
-    recovered_at  REAL               -- when a probe was answered; NULL while the origin is left alone
+    probe_until   REAL NOT NULL,     -- when a probe in progress counts as lost; 0 if none is in progress
+    recovered_at  REAL               -- when a probe was answered; NULL while the source is blocked
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS asked (   -- a row per clip that an origin was asked for in the last hour
+CREATE TABLE IF NOT EXISTS asked (   -- a row for each clip that was requested from a source in the last hour
     origin    TEXT NOT NULL,
     at        REAL NOT NULL          -- seconds since the epoch
 );
 CREATE INDEX IF NOT EXISTS asked_in_order ON asked (origin, at);
 
-CREATE TABLE IF NOT EXISTS history ( -- what became of the cache, in steps of five minutes, and of an hour after a day
-    at           INTEGER PRIMARY KEY, -- when the step began, in seconds since the epoch
-    clips        INTEGER NOT NULL,    -- held when it ended
-    bytes        INTEGER NOT NULL,    -- the same
-    fetched      INTEGER NOT NULL,    -- in it, by all processes
-    failed       INTEGER NOT NULL,    -- the same; clips that could not be had
-    from_cache   INTEGER NOT NULL,    -- the same; opens that found their clip here
-    not_in_cache INTEGER NOT NULL     -- the same; opens that did not
+CREATE TABLE IF NOT EXISTS history ( -- the activity of all processes, in steps of five minutes, after a day of an hour
+    at           INTEGER PRIMARY KEY, -- start of the step, in seconds since the epoch
+    clips        INTEGER NOT NULL,    -- clips that were cached at the end of the step
+    bytes        INTEGER NOT NULL,    -- their bytes
+    fetched      INTEGER NOT NULL,    -- clips that were fetched
+    failed       INTEGER NOT NULL,    -- clips that were unavailable
+    from_cache   INTEGER NOT NULL,    -- opens of cached clips
+    not_in_cache INTEGER NOT NULL     -- opens of clips that were not cached
 );
 """
 
 _INDEX_FOR_EVICTION = """
--- With all that eviction asks for, so that it reads no rows.
+-- Has every column that eviction reads, so that eviction reads no rows.
 CREATE INDEX IF NOT EXISTS clip_by_pin_and_use ON clip (pinned, opened_at, size, held) WHERE held;
-DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- what ledgers had before there were pins
+DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- the index of versions without pins
 """
 
 

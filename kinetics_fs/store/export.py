@@ -188,7 +188,7 @@ class _Export:
         """Write a file; return False if another process created one of this name meanwhile."""
         unfinished = target.with_name(f".{target.name}.part")
         unfinished.unlink(missing_ok=True)  # left by an export that was killed
-        linked = link_or_copy(stored.fd, unfinished, most=stored.size, link=self._link)
+        linked = link_or_copy(stored.fd, unfinished, max_size=stored.size, link=self._link)
         try:
             if not linked:
                 fsync(unfinished)

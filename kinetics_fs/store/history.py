@@ -1,7 +1,7 @@
-"""What became of a cache over time: how full it was, and what was fetched and opened.
+"""The history of a cache: how full it was, and what was fetched and opened.
 
-A row for every five minutes in which anybody wrote one, of all processes together; after a day they become one for
-every hour. So there are never more than 2,450.
+All processes share a row for every five minutes with activity. After a day, the rows of an hour become one. There are
+never more than 2,450 rows.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from kinetics_fs.store.database import StateDatabase
 _log = logging.getLogger(__name__)
 
 STEP = 300
-"""Seconds that a row stands for."""
-_LATER_STEP = 3600
+"""Seconds that a row covers."""
+_COARSE_STEP = 3600
 _FINE_FOR = 86400
-_KEPT_FOR = 90 * 86400
-_MOST = 2**62
-"""What no count reaches but in a ledger from elsewhere."""
+_MAX_AGE = 90 * 86400
+_MAX_COUNT = 2**62
+"""Only the database of another machine can have a larger count."""
 
 _COLUMNS = "at, clips, bytes, fetched, failed, from_cache, not_in_cache"
 
 
 class ActivityCounts(NamedTuple):
-    """What somebody did: clips fetched, clips that could not be had, opens that found their clip here, and others."""
+    """The activity of a process."""
 
     fetched: int = 0
+    """Clips that were fetched."""
     failed: int = 0
+    """Clips that were unavailable."""
     from_cache: int = 0
+    """Opens of cached clips."""
     not_in_cache: int = 0
+    """Opens of clips that were not cached."""
 
 
 class Sample(NamedTuple):
-    """A row: when its time began, in seconds since the epoch, what was held when it ended, and what all did in it."""
+    """A row of the history: what was cached at its end, and the activity of all processes (see `ActivityCounts`)."""
 
     at: int
+    """When the time of the row began, in seconds since the epoch."""
     clips: int
     bytes: int
     fetched: int
@@ -51,67 +56,71 @@ class Sample(NamedTuple):
 
 
 class History:
-    """The samples in a ledger. Safe for threads and processes.
+    """The history of a cache. Safe for threads and processes.
 
     Args:
-        ledger: where they are.
-        totals: how many clips are held now, and how many bytes.
+        database: keeps the rows.
+        totals: returns the number of cached clips and their bytes.
     """
 
     def __init__(self, database: StateDatabase, totals: Callable[[], tuple[int, int]]) -> None:
         self._database = database
         self._totals = totals
 
-    def add(self, done: ActivityCounts) -> None:
-        """Notes what is held now, and what somebody did since he last noted it."""
+    def add(self, counts: ActivityCounts) -> None:
+        """Record how full the cache is now, and the activity of a process since its last call.
+
+        Raises:
+            StoreError: the state database cannot be written.
+        """
         now = int(time.time())
-        fine_since = (now - _FINE_FOR) // _LATER_STEP * _LATER_STEP
+        fine_since = (now - _FINE_FOR) // _COARSE_STEP * _COARSE_STEP
         with self._database.exclusive() as db:
             db.execute(
                 f"INSERT INTO history ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (at) DO UPDATE SET"
                 " clips = excluded.clips, bytes = excluded.bytes, fetched = fetched + excluded.fetched,"
                 " failed = failed + excluded.failed, from_cache = from_cache + excluded.from_cache,"
                 " not_in_cache = not_in_cache + excluded.not_in_cache",
-                (now // STEP * STEP, *self._totals(), *done),
+                (now // STEP * STEP, *self._totals(), *counts),
             )
-            # The columns without an aggregate are those of the row with the highest `at`.
+            # SQLite takes the columns without an aggregate from the row with the highest `at`.
             hours = db.execute(
                 "SELECT max(at), clips, bytes, sum(fetched), sum(failed), sum(from_cache), sum(not_in_cache)"
                 " FROM history WHERE at < ? GROUP BY at / ? HAVING max(at) % ?",
-                (fine_since, _LATER_STEP, _LATER_STEP),
+                (fine_since, _COARSE_STEP, _COARSE_STEP),
             ).fetchall()
             for at, *rest in hours:
-                hour = at // _LATER_STEP * _LATER_STEP
+                hour = at // _COARSE_STEP * _COARSE_STEP
                 db.execute("DELETE FROM history WHERE at BETWEEN ? AND ?", (hour, at))
                 db.execute(f"INSERT INTO history ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", (hour, *rest))
-            # Those of the future are of a clock that was wrong.
-            db.execute("DELETE FROM history WHERE NOT at BETWEEN ? AND ?", (now - _KEPT_FOR, now))
+            # A row in the future comes from a wrong clock.
+            db.execute("DELETE FROM history WHERE NOT at BETWEEN ? AND ?", (now - _MAX_AGE, now))
 
     def samples(self) -> list[Sample]:
-        """All of them, the oldest first."""
-        with self._database.connection() as db:
-            rows = db.execute(
-                f"SELECT {_COLUMNS} FROM history WHERE at BETWEEN ?1 - ?2 AND ?1 ORDER BY at",
-                (int(time.time()), _KEPT_FOR),
-            ).fetchall()
-        # A cache may come from elsewhere.
-        return [Sample(*row) for row in rows if all(isinstance(value, int) and 0 <= value < _MOST for value in row)]
+        """Return all rows, the oldest first."""
+        rows = self._database.query(
+            f"SELECT {_COLUMNS} FROM history WHERE at BETWEEN ?1 - ?2 AND ?1 ORDER BY at", (int(time.time()), _MAX_AGE)
+        )
+        # A cache may come from another machine, so the values are checked.
+        return [
+            Sample(*row) for row in rows if all(isinstance(value, int) and 0 <= value < _MAX_COUNT for value in row)
+        ]
 
 
 class HistoryRecorder:
-    """Notes every few minutes, and at its end, what somebody did. Use as a context.
+    """Records the activity of a process every few minutes, and at its end. A context manager.
 
     Args:
-        history: where to.
-        counted: all that he ever did; what he did before is not noted.
-        every: seconds between two notes.
+        history: where the activity is recorded.
+        count: returns the activity of the process since its start. Activity before the recorder began is not recorded.
+        interval: seconds between two records.
     """
 
-    def __init__(self, history: History, counted: Callable[[], ActivityCounts], *, every: float = STEP) -> None:
+    def __init__(self, history: History, count: Callable[[], ActivityCounts], *, interval: float = STEP) -> None:
         self._history = history
-        self._counted = counted
-        self._every = every
-        self._before = counted()
+        self._count = count
+        self._interval = interval
+        self._recorded = count()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
@@ -122,17 +131,18 @@ class HistoryRecorder:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._end.set()
         self._thread.join()
-        self._note()
+        self._record()
 
     def _run(self) -> None:
-        while not self._end.wait(self._every):
-            self._note()
+        while not self._end.wait(self._interval):
+            self._record()
 
-    def _note(self) -> None:
-        counts = self._counted()
+    def _record(self) -> None:
+        counts = self._count()
         try:
-            self._history.add(ActivityCounts(*(now - before for now, before in zip(counts, self._before, strict=True))))
-        except StoreError as error:  # what is not noted now is the next time
-            _log.warning("the history of the cache cannot be written: %s", error)
+            new = (now - recorded for now, recorded in zip(counts, self._recorded, strict=True))
+            self._history.add(ActivityCounts(*new))
+        except StoreError as error:  # the next record includes this activity
+            _log.warning("cannot record the activity: %s", error)
         else:
-            self._before = counts
+            self._recorded = counts

@@ -1,4 +1,4 @@
-"""Pins: clips that eviction leaves alone, whether they are here already or come later."""
+"""Pins: clips that are never evicted, whether they are cached already or will be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinetics_fs.util.sqlite import transaction
 
 
 class PinCounts(NamedTuple):
-    """Some clips that are pinned: how many, how many of them are here, and the bytes of those."""
+    """The number of some pinned clips, how many of them are cached, and the bytes of those."""
 
     clips: int
     cached: int
@@ -22,40 +22,51 @@ class PinCounts(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """What became of clips that were to be pinned: all of them as they are now, and how many were not pinned before."""
+    """The result of pinning clips: their counts, and how many of them were not pinned before."""
 
     all: PinCounts
     new: int
 
 
 class Pins:
-    """The pins that a ledger remembers. Safe for threads and processes; every change is seen by all at once.
+    """The pins of a cache. Safe for threads and processes; every change takes effect in all processes at once.
 
-    The table `pin` says what is pinned; the column `pinned` of `clip` says the same of clips that were ever here, for
-    eviction to be quick.
+    The table `pin` has the pinned clips. The column `pinned` of the table `clip` repeats this for the clips that are
+    or were cached, to make eviction fast.
+
+    Args:
+        database: keeps the pins.
     """
 
     def __init__(self, database: StateDatabase) -> None:
         self._database = database
 
     def add(self, clips: Iterable[Clip]) -> Pinned:
-        """Pins clips; all of them, or, after an error, none."""
-        with self._chosen(clips) as db:
-            new = db.execute("INSERT OR IGNORE INTO pin SELECT key FROM chosen").rowcount
-            db.execute("UPDATE clip SET pinned = 1 WHERE pinned != 1 AND key IN (SELECT key FROM chosen)")
-            return Pinned(_count(db, "chosen"), new)
+        """Pin clips; after an error, none of them is pinned.
+
+        Raises:
+            StoreError: the state database cannot be written.
+        """
+        with self._selected(clips) as db:
+            new = db.execute("INSERT OR IGNORE INTO pin SELECT key FROM selected").rowcount
+            db.execute("UPDATE clip SET pinned = 1 WHERE pinned != 1 AND key IN (SELECT key FROM selected)")
+            return Pinned(_count(db, "selected"), new)
 
     def remove(self, clips: Iterable[Clip]) -> PinCounts:
-        """Unpins clips; all of them, or, after an error, none. Returns what was pinned of them."""
-        with self._chosen(clips) as db:
-            db.execute("DELETE FROM chosen WHERE key NOT IN (SELECT key FROM pin)")
-            counts = _count(db, "chosen")
-            db.execute("DELETE FROM pin WHERE key IN (SELECT key FROM chosen)")
-            db.execute("UPDATE clip SET pinned = 0 WHERE pinned != 0 AND key IN (SELECT key FROM chosen)")
+        """Unpin clips; after an error, none of them is unpinned. Return the counts of those that were pinned.
+
+        Raises:
+            StoreError: the state database cannot be written.
+        """
+        with self._selected(clips) as db:
+            db.execute("DELETE FROM selected WHERE key NOT IN (SELECT key FROM pin)")
+            counts = _count(db, "selected")
+            db.execute("DELETE FROM pin WHERE key IN (SELECT key FROM selected)")
+            db.execute("UPDATE clip SET pinned = 0 WHERE pinned != 0 AND key IN (SELECT key FROM selected)")
             return counts
 
     def remove_all(self) -> PinCounts:
-        """Unpins all that is pinned. Returns what was."""
+        """Unpin every clip. Return the counts of those that were pinned."""
         with self._database.exclusive() as db:
             counts = _count(db, "pin")
             db.execute("DELETE FROM pin")
@@ -63,39 +74,37 @@ class Pins:
             return counts
 
     def totals(self) -> PinCounts:
-        """All that is pinned."""
-        with self._database.connection() as db:
-            return PinCounts(
-                *db.execute(
-                    "SELECT (SELECT count(*) FROM pin), count(*), coalesce(sum(size), 0)"
-                    " FROM clip WHERE held AND pinned = 1"
-                ).fetchone()
-            )
+        """Return the counts of all pinned clips."""
+        [counts] = self._database.query(
+            "SELECT (SELECT count(*) FROM pin), count(*), coalesce(sum(size), 0) FROM clip WHERE held AND pinned = 1"
+        )
+        return PinCounts(*counts)
 
     def of(self, keys: Sequence[str]) -> PinCounts:
-        """What is pinned of the clips with these keys."""
+        """Return the counts of the pinned clips among those with these keys."""
         with self._database.connection() as db:
             return _count(db, "(SELECT pin.key FROM json_each(?) JOIN pin ON pin.key = value)", json.dumps(keys))
 
     @contextmanager
-    def _chosen(self, clips: Iterable[Clip]) -> Iterator[sqlite3.Connection]:
-        """A transaction that has the keys of `clips` in a table `chosen`.
+    def _selected(self, clips: Iterable[Clip]) -> Iterator[sqlite3.Connection]:
+        """Run the block in a transaction that has the keys of `clips` in a table `selected`.
 
-        They are written beside the ledger first: to name very many clips takes a while, and nobody shall wait for that.
+        The table is filled outside of the state database first: to enumerate very many clips takes a while, and the
+        lock of the state database must be free meanwhile.
         """
         with self._database.connection() as db:
-            db.execute("CREATE TEMP TABLE chosen (key TEXT PRIMARY KEY) WITHOUT ROWID")
+            db.execute("CREATE TEMP TABLE selected (key TEXT PRIMARY KEY) WITHOUT ROWID")
             try:
                 with transaction(db, "DEFERRED"):
-                    db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", ((clip.key,) for clip in clips))
+                    db.executemany("INSERT OR IGNORE INTO selected VALUES (?)", ((clip.key,) for clip in clips))
                 with transaction(db):
                     yield db
             finally:
-                db.execute("DROP TABLE chosen")
+                db.execute("DROP TABLE selected")
 
 
 def _count(db: sqlite3.Connection, keys: str, *values: str) -> PinCounts:
-    """Counts the clips of a table of keys."""
+    """Return the counts of the clips in a table of keys."""
     return PinCounts(
         *db.execute(
             "SELECT count(*), count(clip.key), coalesce(sum(clip.size), 0)"

@@ -1,4 +1,4 @@
-"""Which processes are alive: each holds a lock on a file of its own, which the kernel lets go at its death."""
+"""Locks that show which processes are alive: the kernel releases the lock of a process when it dies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from pathlib import Path
 
 
 class ProcessLock:
-    """This process as an owner of fetches under way.
+    """A file that this process keeps locked while it lives. Its name identifies the owner of a fetch in progress.
 
-    A lock rather than a process id, so that it holds across containers that share the folder.
+    A lock and not a process id, because ids of containers that share the folder are not comparable.
+
+    Args:
+        folder: the folder of the lock files of all processes.
+
+    Raises:
+        OSError: the file cannot be created or locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,7 +29,11 @@ class ProcessLock:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     def is_alive(self, name: str) -> bool:
-        """Whether the owner of this name still holds its lock; a dead one's file is removed."""
+        """Return whether the process with this lock is alive. The file of a dead one is removed.
+
+        Raises:
+            OSError: the file cannot be opened or locked.
+        """
         if name == self.name:
             return True
         if not re.fullmatch(r"[0-9a-f]{32}", name):
@@ -46,6 +56,6 @@ class ProcessLock:
             os.close(fd)
 
     def close(self) -> None:
-        """Gives the lock up."""
+        """Release the lock and remove its file."""
         (self._folder / self.name).unlink(missing_ok=True)
         os.close(self._fd)

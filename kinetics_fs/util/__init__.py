@@ -1,1 +1,1 @@
-"""Helpers that know nothing of Kinetics: databases, files, HTTP, processes, text, logs."""
+"""Helpers without any knowledge of Kinetics: databases, files, HTTP, processes, logs."""

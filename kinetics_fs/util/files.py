@@ -66,36 +66,36 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         yield file
 
 
-def link_or_copy(source: int, target: Path, *, most: int, link: bool = True) -> bool:
-    """Makes a new file with the content of an open one: a clone of it, a hard link to it, or a copy.
+def link_or_copy(source: int, target: Path, *, max_size: int, link: bool = True) -> bool:
+    """Create a file with the content of an open one: a clone of it, a hard link to it, or a copy.
 
-    A hard link is the same file under another name: whoever changes one changes both. A file of another user is
-    therefore never linked, for its content would stay in their hands.
+    A hard link is the same file under another name: a program that changes one changes both. A file of another user is
+    therefore never linked, because that user could change the content later.
 
     Args:
         source: descriptor of a regular file, open for reading.
-        target: what is to be made; nothing is there yet. Nothing is left there after a failure.
-        most: bytes that the file may have.
-        link: whether a hard link will do.
+        target: path of the new file; nothing may exist there. After a failure, nothing does.
+        max_size: maximum size of the file in bytes.
+        link: whether a hard link is allowed.
 
     Returns:
-        Whether it is a hard link.
+        True if the new file is a hard link.
 
     Raises:
-        OSError: it cannot be read or written, or has more bytes than that (EFBIG).
+        OSError: the file cannot be read or written, or exceeds `max_size` (EFBIG).
     """
     status = os.fstat(source)
-    if status.st_size > most:
-        raise _too_large(most)
+    if status.st_size > max_size:
+        raise _too_large(max_size)
     link = link and status.st_uid == os.geteuid()
     with _new_file(target) as file:
         if _clone(source, file):
             return False
         if not link:
-            _copy(source, file, most)
+            _copy(source, file, max_size)
             return False
     target.unlink()
-    return _link(source, target) or link_or_copy(source, target, most=most, link=False)
+    return _link(source, target) or link_or_copy(source, target, max_size=max_size, link=False)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def _new_file(target: Path) -> Iterator[BinaryIO]:
 def _clone(source: int, file: BinaryIO) -> bool:
     try:
         fcntl.ioctl(file.fileno(), _FICLONE, source)
-    except OSError:  # another filesystem, or one that cannot
+    except OSError:  # another filesystem, or one that cannot clone
         return False
     return True
 
@@ -120,8 +120,8 @@ def _clone(source: int, file: BinaryIO) -> bool:
 def _link(source: int, target: Path) -> bool:
     folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
     try:
-        # By the descriptor, so that it is the very file that was looked at. Only with a `dir_fd` does Python follow
-        # the link that stands for it.
+        # By the descriptor, so that it is exactly the file that was checked. Python follows the symbolic link below
+        # /proc only if a `dir_fd` is given.
         os.link(f"/proc/self/fd/{source}", target.name, dst_dir_fd=folder, follow_symlinks=True)
     except OSError:  # another filesystem, one without hard links, or not allowed
         return False
@@ -130,14 +130,14 @@ def _link(source: int, target: Path) -> bool:
     return True
 
 
-def _copy(source: int, file: BinaryIO, most: int) -> None:
+def _copy(source: int, file: BinaryIO, max_size: int) -> None:
     copied = 0
-    while piece := os.pread(source, _COPY_CHUNK, copied):
-        copied += len(piece)
-        if copied > most:
-            raise _too_large(most)
-        file.write(piece)
+    while chunk := os.pread(source, _COPY_CHUNK, copied):
+        copied += len(chunk)
+        if copied > max_size:
+            raise _too_large(max_size)
+        file.write(chunk)
 
 
-def _too_large(most: int) -> OSError:
-    return OSError(errno.EFBIG, f"larger than {most:,} bytes")
+def _too_large(max_size: int) -> OSError:
+    return OSError(errno.EFBIG, f"larger than {max_size:,} bytes")

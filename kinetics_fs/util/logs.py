@@ -1,6 +1,7 @@
-"""How lines are logged: as text or as JSON, for a terminal, a file or the journal.
+"""Logging: text or JSON, to a terminal, a file or the journal.
 
-A process that others start (a worker, a fill) finds the format, and the file that may be rotated, in its environment.
+A child process (a worker, a fill) inherits the format, and the path of a log file that may be rotated, in its
+environment.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import TextIO
 FORMATS = ("text", "json")
 
 FACTS = ("clip", "source", "kind", "reason", "next_try")
-"""What a line may carry besides its message, by `extra`; in JSON each is a field of its own."""
+"""Attributes that a record may have besides its message (`extra`). In JSON, each is a field."""
 
 _FORMAT = "KINETICS_FS_LOG_FORMAT"
 _DEBUG = "KINETICS_FS_LOG_DEBUG"
 _FILE = "KINETICS_FS_LOG_REOPEN"
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-"""What sd-daemon(3) calls the levels."""
+"""The levels as the priorities of sd-daemon(3)."""
 
 
 def set_up(level: int | None = None, style: str | None = None, *, debug: bool | None = None) -> None:
@@ -74,50 +75,50 @@ def log_step(logger: logging.Logger, step: str) -> Iterator[None]:
 
 
 def marked_for_journal(line: str, level: int) -> str:
-    """The line with its level in front, if standard error is the journal's; else as it is."""
+    """Return a line with its level as a prefix if standard error is the journal; otherwise unchanged."""
     return _marked(line, level) if _is_journal() else line
 
 
 def reopen_on_hangup(path: Path) -> None:
-    """From now on SIGHUP lets go of a log file that was moved away, and begins it anew.
+    """Reopen the log file at each SIGHUP, so that it can be rotated.
 
-    To be called while there are no other threads: they all leave the signal to one that waits for it.
+    Call this while the process has only one thread: threads that exist already do not block the signal.
 
     Args:
-        path: the file that standard output and error go to.
+        path: the file to which standard output and standard error are redirected.
     """
     os.environ[_FILE] = str(path)
     hold_hangups()
-    threading.Thread(target=_reopen_again_and_again, name="hang-up", daemon=True).start()
+    threading.Thread(target=_reopen_at_each_hangup, name="hang-up", daemon=True).start()
 
 
 def hold_hangups() -> None:
-    """Makes this process, and what it starts, deaf to SIGHUP; as said of `reopen_on_hangup`."""
+    """Block SIGHUP in this thread, and in threads and child processes that it starts. See `reopen_on_hangup`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def reopen_if_moved() -> None:
-    """Goes on in the file that the log is now, if that was moved away; for processes that are not told by a signal."""
+    """Reopen the log file if it was moved away. For child processes, which do not get the signal."""
     path = os.environ.get(_FILE)
     if path is None:
         return
     with suppress(OSError):
-        here = os.fstat(2)
+        current = os.fstat(2)
         try:
-            moved = not os.path.samestat(here, Path(path).stat())
+            moved = not os.path.samestat(current, Path(path).stat())
         except FileNotFoundError:
             moved = True
         if moved:
             _reopen(path)
 
 
-def _reopen_again_and_again() -> None:
+def _reopen_at_each_hangup() -> None:
     while True:
         signal.sigwait({signal.SIGHUP})
         try:
             _reopen(os.environ[_FILE])
-        except OSError as error:  # a folder that is gone: better in the old file than nowhere
-            logging.getLogger(__name__).error("the log cannot be opened anew: %s", error)
+        except OSError as error:  # such as a removed folder: the old file stays in use
+            logging.getLogger(__name__).error("cannot reopen the log file: %s", error)
 
 
 def _reopen(path: str) -> None:
@@ -130,7 +131,7 @@ def _reopen(path: str) -> None:
 
 
 def _is_journal() -> bool:
-    """Whether standard error is what the service manager connected to the journal, and not something else by now."""
+    """Return whether standard error is still the stream that the service manager connected to the journal."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(2)
@@ -145,7 +146,7 @@ def _marked(text: str, level: int) -> str:
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Handler that writes to what `sys.stderr` is at the moment.
+    """A handler that writes to the present value of `sys.stderr`.
 
     While rich shows progress bars, `sys.stderr` is an object of rich's that writes above them.
     """
@@ -156,7 +157,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 class _Lines(logging.Formatter):
-    """Lines for whatever standard error is at the moment: a mount in the background takes it elsewhere."""
+    """A formatter that adds what the present standard error needs: a mount in the background redirects it."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
@@ -165,13 +166,13 @@ class _Lines(logging.Formatter):
         self._bare = logging.Formatter("%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        in_journal = _is_journal()  # which has times and levels of its own
+        in_journal = _is_journal()  # the journal records time and level itself
         lines = self._bare if in_journal else self._dated
         text = self._object(record) if self._as_json else lines.format(record)
         return _marked(text, record.levelno) if in_journal else text
 
     def _object(self, record: logging.LogRecord) -> str:
-        """One object on one line, in ASCII: what a remote page said cannot break out of it."""
+        """Return the record as one line of ASCII, which text from a remote page cannot break out of."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -230,7 +230,7 @@ def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:
     with put(cloning_disk / "file", content).open("r+b") as file:
         os.fsync(file.fileno())
         for number in range(3):
-            assert not link_or_copy(file.fileno(), cloning_disk / f"{number}", most=size)
+            assert not link_or_copy(file.fileno(), cloning_disk / f"{number}", max_size=size)
         file.write(b"changed")
     assert all((cloning_disk / f"{number}").read_bytes() == content for number in range(3))
 
@@ -239,16 +239,16 @@ def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Pa
     disk = small_disk(1_000_000)
     with put(held / "file", os.urandom(2_000_000)).open("rb") as file:
         with pytest.raises(OSError, match="No space"):
-            link_or_copy(file.fileno(), disk / "file", most=3_000_000)
+            link_or_copy(file.fileno(), disk / "file", max_size=3_000_000)
         with pytest.raises(OSError, match="larger than"):
-            link_or_copy(file.fileno(), held / "other", most=1_999_999)
+            link_or_copy(file.fileno(), held / "other", max_size=1_999_999)
         assert list(disk.iterdir()) == []
         assert not (held / "other").exists()
-        assert not link_or_copy(file.fileno(), held / "other", most=2_000_000, link=False)
+        assert not link_or_copy(file.fileno(), held / "other", max_size=2_000_000, link=False)
         assert (held / "other").read_bytes() == file.read()
         # What is there stays.
         with pytest.raises(FileExistsError):
-            link_or_copy(file.fileno(), held / "other", most=2_000_000)
+            link_or_copy(file.fileno(), held / "other", max_size=2_000_000)
     assert (held / "other").stat().st_size == 2_000_000
 
 

@@ -86,7 +86,7 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
             if counts.fetched:
                 noted.set()
 
-    with HistoryRecorder(Noted(), lambda: done[0], every=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
+    with HistoryRecorder(Noted(), lambda: done[0], interval=0.01):  # type: ignore[arg-type]  # as much of a history as it needs
         done[0] = ActivityCounts(fetched=92)
         assert noted.wait(30)
         assert sum(sample.fetched for sample in store.history.samples()) == 2
@@ -98,9 +98,9 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
 def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
     query(CacheLayout(folder).state_database, "ALTER TABLE history RENAME TO away")
     done = ActivityCounts()
-    chronicle = HistoryRecorder(store.history, lambda: done)
-    with chronicle:
+    recorder = HistoryRecorder(store.history, lambda: done)
+    with recorder:
         done = ActivityCounts(fetched=3)
-        chronicle._note()
+        recorder._record()
         query(CacheLayout(folder).state_database, "ALTER TABLE away RENAME TO history")
     assert [sample.fetched for sample in store.history.samples()] == [3]
