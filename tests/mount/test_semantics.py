@@ -69,7 +69,7 @@ def environment(dataset: Dataset, youtube: FakeYouTube, frontend: tuple[str, ...
     }
 
 
-def test_the_examples_print_what_the_page_says(environment: dict[str, str], tmp_path: Path) -> None:
+def test_examples_print_the_output_that_the_page_shows(environment: dict[str, str], tmp_path: Path) -> None:
     shown = examples("semantics.md")
     assert len(shown) > 40
     with ExitStack() as mounts:

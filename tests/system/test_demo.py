@@ -10,7 +10,7 @@ from kinetics_fs.mount import find_mounts
 from tests.support.command_line import kinetics_fs
 
 
-def test_demo_checks_itself_and_leaves_nothing(tmp_path: Path) -> None:
+def test_demo_once_checks_every_step_and_removes_everything(tmp_path: Path) -> None:
     done = kinetics_fs("demo", "--once", timeout=110, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ROWS:
@@ -20,7 +20,7 @@ def test_demo_checks_itself_and_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
-def test_demo_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failing_demo_reports_the_cause_and_removes_everything(tmp_path: Path) -> None:
     (tmp_path / "in use").write_text("")
     done = kinetics_fs("demo", "--once", tmp_path, timeout=110, TMPDIR=str(tmp_path))
     assert done.returncode == 1

@@ -39,12 +39,12 @@ def root(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield mounted.root
 
 
-def test_there_are_recipes() -> None:
+def test_loaders_page_has_four_recipes() -> None:
     assert len(RECIPES) == 4
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "+".join(re.findall(r"^import (\w+)", recipe, re.M)))
-def test_a_recipe_works(root: Path, recipe: str) -> None:
+def test_recipe_runs_on_a_mount(root: Path, recipe: str) -> None:
     for package in re.findall(r"^import (\w+)", recipe, re.MULTILINE):
         if find_spec(package) is None:
             pytest.skip(f"NOT TESTED: the recipe of docs/loaders.md with {package}, because it is not installed")

@@ -130,7 +130,7 @@ def script(path: Path, text: str) -> Path:
 # All together
 
 
-def test_nothing_is_wrong(cache: Path, tmp_path: Path, site: VideoSite) -> None:
+def test_doctor_finds_no_problem_and_changes_nothing(cache: Path, tmp_path: Path, site: VideoSite) -> None:
     (tmp_path / "archives/600").mkdir(parents=True)
     everywhere = "--cache-dir", cache, "--min-free", "0", "--video-url", site.url_template
     found = doctor(*everywhere, "--archive-url", tmp_path / "archives", tmp_path / "mnt", status=0)
@@ -155,7 +155,7 @@ def test_nothing_is_wrong(cache: Path, tmp_path: Path, site: VideoSite) -> None:
     assert [path for path, _ in site.requests] == ["/"]
 
 
-def test_a_check_that_fails_or_hangs_costs_no_other() -> None:
+def test_a_failing_or_hanging_check_affects_no_other() -> None:
     stop = threading.Event()
 
     def broken() -> Iterator[Finding]:
@@ -186,7 +186,7 @@ def test_a_check_that_fails_or_hangs_costs_no_other() -> None:
 # Programs and rights
 
 
-def test_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_an_unusable_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = find_ffmpeg()
     one(system.ffmpeg(), State.OK, real, "libx264")
 
@@ -208,7 +208,9 @@ def test_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("number", "fix"), [(errno.ENOENT, "modprobe fuse"), (errno.EPERM, "--device"), (errno.EACCES, "chmod 666")]
 )
-def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int, fix: str) -> None:
+def test_doctor_reports_an_inaccessible_fuse_device(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
+) -> None:
     one(fuse.device(settings), State.OK)
 
     def refuse(*_: object) -> int:
@@ -218,7 +220,7 @@ def test_device(settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
     one(fuse.device(settings), State.PROBLEM, os.strerror(number), fix)
 
 
-def test_who_may_mount(
+def test_doctor_reports_a_missing_right_to_mount(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     helper = script(tmp_path / "bin/fusermount3", "")
@@ -239,7 +241,9 @@ def test_who_may_mount(
     one(fuse.rights(settings), State.OK, str(helper))
 
 
-def test_other_users(settings: Settings, nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_missing_user_allow_other(
+    settings: Settings, nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = Settings(cache_dir=settings.cache_dir, allow_other=True)
     for allowed, asked, state in (
         (False, settings, State.OK),
@@ -250,7 +254,7 @@ def test_other_users(settings: Settings, nobody: None, tmp_path: Path, monkeypat
         one(fuse.other_users(asked), state, "user_allow_other" if state is State.PROBLEM else "set")
 
 
-def test_passthrough_and_time_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_old_kernels_and_request_timeouts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.release", lambda: "6.8.0-generic")
     one(fuse.kernel(settings), State.OK, "6.8.0")
     one(fuse.passthrough(settings, HERE), State.OK, "no", "6.9")
@@ -266,7 +270,7 @@ def test_passthrough_and_time_limit(settings: Settings, monkeypatch: pytest.Monk
 # The cache
 
 
-def test_disk_without_room(tmp_path: Path, settings: Settings) -> None:
+def test_doctor_reports_a_full_disk(tmp_path: Path, settings: Settings) -> None:
     with small_disk(tmp_path / "disk", 8 * 10**6) as disk:
         found = doctor("--offline", "--cache-dir", disk / "cache", "--source", "youtube", status=1)
         assert [one["state"] for one in found["cache space"] + found["cache disk"]] == ["problem", "warning"]
@@ -284,7 +288,9 @@ def test_disk_without_room(tmp_path: Path, settings: Settings) -> None:
         )
 
 
-def test_network_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_warns_about_a_network_filesystem(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     looked = probe_path(tmp_path)
     assert looked is not None
     one(cache_checks.disk(looked), State.OK)
@@ -292,7 +298,7 @@ def test_network_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_p
     one(cache_checks.disk(looked), State.WARNING, "fuse.sshfs", "SQLite")
 
 
-def test_cache_directory_of_another_user_or_with_other_files(tmp_path: Path, cache: Path) -> None:
+def test_doctor_reports_a_cache_directory_that_cannot_be_used(tmp_path: Path, cache: Path) -> None:
     def folder(path: Path) -> Iterator[Finding]:
         return cache_checks.folder(Settings(cache_dir=path), probe_path(path))
 
@@ -316,7 +322,7 @@ def test_cache_directory_of_another_user_or_with_other_files(tmp_path: Path, cac
 
 
 @pytest.mark.parametrize("name", ["ledger.sqlite", "clips/cache.db", "archives.sqlite"])
-def test_damaged_database(cache: Path, name: str) -> None:
+def test_doctor_reports_a_damaged_database(cache: Path, name: str) -> None:
     Store(cache).close()
     with (cache / name).open("r+b" if (cache / name).exists() else "wb") as file:
         file.write(b"spilt coffee" * 500)
@@ -331,7 +337,7 @@ def test_damaged_database(cache: Path, name: str) -> None:
     assert all(other in found["databases"][-1]["found"] for other in others)
 
 
-def test_page_of_a_database(settings: Settings, cache: Path) -> None:
+def test_doctor_reports_a_damaged_page_of_a_database(settings: Settings, cache: Path) -> None:
     with Store(cache) as store:
         for number in range(500):
             clip = Clip(f"a{number:010d}", 0, 10)
@@ -353,7 +359,7 @@ def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> Non
         one(sources.blocks(settings), State.WARNING, "HTTP Error 429", "0:16:", "failures clear")
 
 
-def test_indexes(settings: Settings, cache: Path) -> None:
+def test_doctor_reports_missing_indexes(settings: Settings, cache: Path) -> None:
     one(sources.indexes(settings), State.OK, "none", "200.0 MB")
     alone = Settings(cache_dir=cache, source=("archive",), max_archive_download=0)
     one(sources.indexes(alone), State.PROBLEM, "kinetics-fs index")
@@ -362,7 +368,7 @@ def test_indexes(settings: Settings, cache: Path) -> None:
 # Sources
 
 
-def test_proxy_that_refuses(cache: Path, tmp_path: Path) -> None:
+def test_doctor_reports_an_unreachable_proxy_without_its_password(cache: Path, tmp_path: Path) -> None:
     proxy = f"http://you:{SECRET}@127.0.0.1:{closed_port()}"
     where = "--cache-dir", cache, "--min-free", "0", "--source", "youtube", "--video-url", "http://videos.invalid/{id}"
 
@@ -374,7 +380,7 @@ def test_proxy_that_refuses(cache: Path, tmp_path: Path) -> None:
     assert "clock" not in found
 
 
-def test_server_that_is_not_there(settings: Settings) -> None:
+def test_doctor_reports_unreachable_servers(settings: Settings) -> None:
     there = f"http://127.0.0.1:{closed_port()}"
     asked = Settings(cache_dir=settings.cache_dir, video_url=f"{there}/{{id}}", archive_url=there)
     one(sources.youtube(asked), State.PROBLEM, "cannot reach 127.0.0.1", "refused")
@@ -383,7 +389,9 @@ def test_server_that_is_not_there(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("ask", [sources.youtube, partial(sources.archives, indexed=True)])
-def test_what_servers_say(settings: Settings, ask: Callable[[Settings], Iterator[Finding]]) -> None:
+def test_doctor_compares_the_clock_and_reports_the_http_status(
+    settings: Settings, ask: Callable[[Settings], Iterator[Finding]]
+) -> None:
     for days, status, state, clock, words in (
         (0, 404, State.OK, State.OK, ("agrees with",)),
         (1, 200, State.OK, State.WARNING, ("behind",)),
@@ -400,14 +408,14 @@ def test_what_servers_say(settings: Settings, ask: Callable[[Settings], Iterator
         assert all(word in time_told.found for word in words), time_told
 
 
-def test_wrong_clock_is_no_problem(cache: Path, tmp_path: Path) -> None:
+def test_a_wrong_clock_is_only_a_warning(cache: Path, tmp_path: Path) -> None:
     with server(days=1) as there:
         where = "--cache-dir", cache, "--min-free", "0", "--source", "youtube", "--video-url", f"{there}/{{id}}"
         found = doctor(*where, tmp_path / "mnt", status=0)
     assert [one["state"] for one in found["clock"]] == ["warning"]
 
 
-def test_cookies(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_checks_the_cookie_file_without_showing_it(settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "cookies.txt"
     asked = Settings(cookies=path)
     line = f".youtube.com\tTRUE\t/\tTRUE\t{{}}\tSID\t{SECRET}\n"
@@ -433,7 +441,7 @@ def test_cookies(settings: Settings, tmp_path: Path) -> None:
     one(sources.cookies(asked), State.PROBLEM, "not text")
 
 
-def test_age_of_ytdlp(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_warns_about_an_old_ytdlp(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     import yt_dlp.version
 
     for age, state in ((59, State.OK), (61, State.WARNING), (1000, State.WARNING)):
@@ -444,7 +452,9 @@ def test_age_of_ytdlp(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> No
     one(sources.ytdlp(settings), State.WARNING, "unknown")
 
 
-def test_javascript(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_warns_about_a_missing_javascript_runtime(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(**runtimes: Path) -> list[Finding]:
         options = {"js_runtimes": {name: {"path": str(path)} for name, path in runtimes.items()}}
         return list(sources.javascript(Settings(cache_dir=settings.cache_dir, ytdlp=options)))
@@ -470,7 +480,7 @@ def test_javascript(settings: Settings, tmp_path: Path, monkeypatch: pytest.Monk
 # Mounts
 
 
-def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
+def test_doctor_reports_hanging_and_dead_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     mounted = mount()
     where = "--offline", "--cache-dir", cache, "--min-free", "0", mounted.root
     [finding] = doctor(*where, status=0)["mount"]
@@ -502,7 +512,7 @@ def test_mounts(mount: MountFactory, cache: Path, tmp_path: Path) -> None:
     assert finding["found"] == f"nothing is mounted on {mounted.root}; it can be used"
 
 
-def test_places_for_a_mount(tmp_path: Path) -> None:
+def test_doctor_checks_a_mount_point_before_mounting(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("")
     for path, state, word in (
@@ -514,5 +524,5 @@ def test_places_for_a_mount(tmp_path: Path) -> None:
         one(fuse.mount(path, ()), state, word)
 
 
-def test_a_mount_that_ends_meanwhile_is_not_dead(tmp_path: Path) -> None:
+def test_doctor_ignores_a_mount_that_ends_during_the_check(tmp_path: Path) -> None:
     assert list(fuse.mount(tmp_path, {tmp_path})) == []

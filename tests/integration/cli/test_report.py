@@ -83,7 +83,7 @@ def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Pat
     assert (few.count("<figure>"), few.count("</html>")) == (3 + 1, 1)
 
 
-def test_a_mount_and_what_it_did(site: VideoSite, reported: Reported, tmp_path: Path) -> None:
+def test_report_shows_mounts_and_their_prefetches(site: VideoSite, reported: Reported, tmp_path: Path) -> None:
     cache, page = tmp_path / "cache", tmp_path / "page.html"
     shutil.copytree(reported.cache, cache)
     chosen = *reported.chosen, "--cache-dir", str(cache)
@@ -114,7 +114,7 @@ def test_an_empty_cache_and_output_paths(annotations: Path, cache: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_page_of_700_classes_and_any_number_of_reasons_is_small(tmp_path: Path) -> None:
+def test_a_page_with_700_classes_and_many_reasons_stays_small(tmp_path: Path) -> None:
     classes = [
         {"split": split, "label": f"a class of some length, number {number}", **dict.fromkeys(COLUMNS, 123456)}
         for split in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""Numbered videos: what is written can be read back, after a cut as well, and what cannot be read is told."""
+"""Tests of numbered videos: frame numbers can be read back, also after a cut; unreadable frames raise an error."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def atoms(path: Path) -> Iterator[str]:
         at += int.from_bytes(data[at : at + 4], "big")
 
 
-def test_every_frame_carries_its_number(video: Path) -> None:
+def test_frame_numbers_reads_every_frame(video: Path) -> None:
     assert frame_numbers(video) == list(range(375))
 
 
-def test_streams(video: Path) -> None:
+def test_video_has_one_h264_and_one_aac_stream(video: Path) -> None:
     with av.open(str(video)) as container:
         picture, sound = container.streams.video[0], container.streams.audio[0]
         assert (picture.codec_context.name, picture.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -54,20 +54,20 @@ def test_streams(video: Path) -> None:
     ("size", "crf"),
     [("320:180", 28), ("214:120", 34), ("340:256", 30), ("1280:720", 36)],
 )
-def test_a_cut_is_proved_to_the_frame(video: Path, tmp_path: Path, size: str, crf: int) -> None:
+def test_frame_numbers_survive_a_cut_and_reencoding(video: Path, tmp_path: Path, size: str, crf: int) -> None:
     cut = tmp_path / "cut.mp4"
     graph = f"trim=start_frame=100:end_frame=350,setpts=PTS-STARTPTS,scale={size}"
     ffmpeg("-i", video, "-vf", graph, "-an", "-preset", "veryfast", "-crf", str(crf), cut)
     assert frame_numbers(cut) == list(range(100, 350))
 
 
-def test_a_frame_too_few_or_too_many_shows(video: Path, tmp_path: Path) -> None:
+def test_frame_numbers_reveal_a_missing_or_extra_frame(video: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mp4"
     ffmpeg("-i", video, "-vf", "select='not(eq(n,7))'", "-fps_mode", "vfr", "-frames:v", "10", "-an", cut)
     assert frame_numbers(cut) == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
 
 
-def test_a_seek_with_stream_copy_shows_where_it_starts(tmp_path: Path) -> None:
+def test_frame_numbers_reveal_the_start_of_a_stream_copy(tmp_path: Path) -> None:
     video, cut = tmp_path / "video.mp4", tmp_path / "cut.mp4"
     make_video(video, seconds=4, ffmpeg=FFMPEG, gop=25)
     # A copy can only start at a key frame.
@@ -75,7 +75,7 @@ def test_a_seek_with_stream_copy_shows_where_it_starts(tmp_path: Path) -> None:
     assert frame_numbers(cut)[0] == 25
 
 
-def test_key_frames_come_as_often_as_asked(tmp_path: Path) -> None:
+def test_gop_sets_the_distance_of_key_frames(tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     make_video(video, seconds=2, ffmpeg=FFMPEG, gop=10)
     with av.open(str(video)) as container:
@@ -84,27 +84,27 @@ def test_key_frames_come_as_often_as_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("faststart", "before"), [(True, ["moov", "mdat"]), (False, ["mdat", "moov"])])
-def test_the_index_is_where_it_is_asked_to_be(tmp_path: Path, faststart: bool, before: list[str]) -> None:
+def test_faststart_sets_the_position_of_the_index(tmp_path: Path, faststart: bool, before: list[str]) -> None:
     video = tmp_path / "video.mp4"
     make_video(video, seconds=1, ffmpeg=FFMPEG, faststart=faststart)
     assert [name for name in atoms(video) if name in before] == before
 
 
 @pytest.mark.parametrize("rate", [24, 30, 60])
-def test_other_rates_and_sizes(tmp_path: Path, rate: int) -> None:
+def test_frame_numbers_are_readable_at_other_rates_and_sizes(tmp_path: Path, rate: int) -> None:
     video = tmp_path / "video.mp4"
     make_video(video, seconds=1.5, ffmpeg=FFMPEG, rate=rate, width=320, height=240)
     assert frame_numbers(video) == list(range(rate * 3 // 2))
 
 
-def test_names_that_look_like_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_video_accepts_names_with_colons_and_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("-abcdefghij.mp4", "http:a %d.mp4"):
         make_video(Path(name), seconds=0.2, ffmpeg=FFMPEG)
         assert frame_numbers(Path(name)) == [0, 1, 2, 3, 4]
 
 
-def test_the_ffmpeg_that_is_carried_along(tmp_path: Path) -> None:
+def test_make_video_works_with_the_packaged_ffmpeg(tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     make_video(video, seconds=1, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe())
     assert frame_numbers(video) == list(range(25))
@@ -127,7 +127,7 @@ def test_frame_numbers_rejects_an_unreadable_strip(video: Path, tmp_path: Path, 
         frame_numbers(spoilt)
 
 
-def test_a_file_without_video(video: Path, tmp_path: Path) -> None:
+def test_frame_numbers_rejects_a_file_without_video(video: Path, tmp_path: Path) -> None:
     sound = tmp_path / "sound.m4a"
     ffmpeg("-i", video, "-vn", "-c", "copy", sound)
     with pytest.raises(ValueError, match="no video stream"):
@@ -135,13 +135,13 @@ def test_a_file_without_video(video: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"seconds": 0}, {"seconds": 3000}, {"width": 641}, {"height": 60}])
-def test_what_cannot_be_made_is_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+def test_make_video_rejects_arguments_out_of_range(tmp_path: Path, wrong: dict[str, int]) -> None:
     arguments: dict[str, int] = {"seconds": 1, **wrong}
     with pytest.raises(ValueError):
         make_video(tmp_path / "video.mp4", ffmpeg=FFMPEG, **arguments)  # type: ignore[arg-type]
 
 
-def test_ffmpegs_own_words_are_passed_on(tmp_path: Path) -> None:
+def test_make_video_reports_the_error_of_ffmpeg(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="No such file or directory"):
         make_video(tmp_path / "nowhere" / "video.mp4", seconds=1, ffmpeg=FFMPEG)
     with pytest.raises(RuntimeError, match="cannot run no-such-program"):

@@ -1,4 +1,4 @@
-"""The stand-in site, over real connections, and as yt-dlp sees it."""
+"""Tests of the local video site, over real connections and with yt-dlp."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_page_names_its_media(site: VideoSite, http_session: requests.Session)
         "/media/..%2fvideos.mp4",
     ],
 )
-def test_what_is_not_there(site: VideoSite, path: str) -> None:
+def test_unknown_paths_return_404(site: VideoSite, path: str) -> None:
     connection = connect(site)
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -87,7 +87,7 @@ def test_what_is_not_there(site: VideoSite, path: str) -> None:
     connection.close()
 
 
-def test_videos_come_and_go(site: VideoSite, http_session: requests.Session) -> None:
+def test_site_notices_added_and_removed_videos(site: VideoSite, http_session: requests.Session) -> None:
     (site.directory / f"{ABSENT}.mp4").write_bytes(b"new")
     (site.directory / f"{DASHED}.mp4").unlink()
     assert http_session.get(page(site, ABSENT), timeout=5).status_code == 200
@@ -96,7 +96,7 @@ def test_videos_come_and_go(site: VideoSite, http_session: requests.Session) -> 
     assert http_session.get(media(site, DASHED), timeout=5).status_code == 404
 
 
-def test_the_media_as_a_whole(site: VideoSite, http_session: requests.Session) -> None:
+def test_media_without_range_returns_the_whole_file(site: VideoSite, http_session: requests.Session) -> None:
     answer = http_session.get(media(site, DASHED), timeout=5)
     assert (answer.status_code, answer.content) == (200, MEDIA)
     assert answer.headers["Content-Type"] == "video/mp4"
@@ -116,7 +116,9 @@ def test_the_media_as_a_whole(site: VideoSite, http_session: requests.Session) -
         ("bytes=-999999", 0, 200_000),
     ],
 )
-def test_a_range(site: VideoSite, http_session: requests.Session, asked: str, start: int, stop: int) -> None:
+def test_range_returns_those_bytes(
+    site: VideoSite, http_session: requests.Session, asked: str, start: int, stop: int
+) -> None:
     answer = http_session.get(media(site, DASHED), headers={"Range": asked}, timeout=5)
     assert answer.status_code == 206
     assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/200000"
@@ -124,7 +126,7 @@ def test_a_range(site: VideoSite, http_session: requests.Session, asked: str, st
 
 
 @pytest.mark.parametrize("asked", ["bytes=200000-", "bytes=999999-1000000", "bytes=-0"])
-def test_a_range_beyond_the_end(site: VideoSite, http_session: requests.Session, asked: str) -> None:
+def test_range_beyond_the_end_returns_416(site: VideoSite, http_session: requests.Session, asked: str) -> None:
     answer = http_session.get(media(site, DASHED), headers={"Range": asked}, timeout=5)
     assert answer.status_code == 416
     assert answer.headers["Content-Range"] == "bytes */200000"
@@ -134,7 +136,7 @@ def test_a_range_beyond_the_end(site: VideoSite, http_session: requests.Session,
 @pytest.mark.parametrize(
     "asked", ["bytes=5-4", "bytes=-", "bytes=0-1,5-6", "lines=0-1", "bytes=a-b", "bytes=" + "9" * 5000 + "-"]
 )
-def test_a_range_that_is_ignored(site: VideoSite, http_session: requests.Session, asked: str) -> None:
+def test_invalid_and_multiple_ranges_are_ignored(site: VideoSite, http_session: requests.Session, asked: str) -> None:
     answer = http_session.get(media(site, DASHED), headers={"Range": asked}, timeout=5)
     assert (answer.status_code, answer.content) == (200, MEDIA)
 
@@ -145,7 +147,7 @@ def test_an_empty_file_has_no_ranges(site: VideoSite, http_session: requests.Ses
     assert http_session.get(media(site, ABSENT), headers={"Range": "bytes=0-"}, timeout=5).status_code == 416
 
 
-def test_head(site: VideoSite, http_session: requests.Session) -> None:
+def test_head_returns_no_body(site: VideoSite, http_session: requests.Session) -> None:
     answer = http_session.head(media(site, DASHED), headers={"Range": "bytes=0-9"}, timeout=5)
     assert (answer.status_code, answer.headers["Content-Length"], answer.content) == (200, "200000", b"")
     assert http_session.get(page(site, DASHED), timeout=5).status_code == 200
@@ -178,7 +180,7 @@ def test_long_requests_are_refused(site: VideoSite, http_session: requests.Sessi
     assert max(len(path) for path, _ in site.requests) <= 1024
 
 
-def test_what_was_fetched(site: VideoSite, http_session: requests.Session) -> None:
+def test_requests_records_paths_and_bytes(site: VideoSite, http_session: requests.Session) -> None:
     http_session.get(page(site, DASHED), timeout=5)
     http_session.get(media(site, DASHED), timeout=5)
     http_session.get(media(site, DASHED), headers={"Range": "bytes=-10"}, timeout=5)
@@ -188,7 +190,7 @@ def test_what_was_fetched(site: VideoSite, http_session: requests.Session) -> No
     assert others == [(f"/media/{DASHED}.mp4", 200_000), (f"/media/{DASHED}.mp4", 10)]
 
 
-def test_fetches_of_a_page_are_counted_whatever_the_answer(site: VideoSite, http_session: requests.Session) -> None:
+def test_video_fetches_counts_failed_requests(site: VideoSite, http_session: requests.Session) -> None:
     http_session.get(page(site, DASHED), timeout=5)
     http_session.get(page(site, DASHED) + "?t=1", timeout=5)
     site.fail[DASHED] = 500
@@ -199,7 +201,7 @@ def test_fetches_of_a_page_are_counted_whatever_the_answer(site: VideoSite, http
 
 
 @pytest.mark.parametrize("status", [404, 403, 429, 500])
-def test_a_page_that_fails(site: VideoSite, http_session: requests.Session, status: int) -> None:
+def test_fail_sets_the_status_of_a_page(site: VideoSite, http_session: requests.Session, status: int) -> None:
     site.fail[DASHED] = status
     assert http_session.get(page(site, DASHED), timeout=5).status_code == status
     assert http_session.get(page(site, PLAIN), timeout=5).status_code == 200
@@ -208,7 +210,7 @@ def test_a_page_that_fails(site: VideoSite, http_session: requests.Session, stat
 
 
 @pytest.mark.serial
-def test_delays(site: VideoSite, http_session: requests.Session) -> None:
+def test_delays_apply_to_page_and_media(site: VideoSite, http_session: requests.Session) -> None:
     def seconds(url: str) -> float:
         start = time.monotonic()
         http_session.get(url, timeout=5)
@@ -221,7 +223,7 @@ def test_delays(site: VideoSite, http_session: requests.Session) -> None:
     assert seconds(media(site, PLAIN)) >= 0.3
 
 
-def test_many_at_once(site: VideoSite) -> None:
+def test_site_serves_many_connections_at_once(site: VideoSite) -> None:
     def fetch(number: int) -> bytes:
         start = number * 1000
         connection = connect(site)
@@ -235,7 +237,7 @@ def test_many_at_once(site: VideoSite) -> None:
     assert site.requests == [(f"/media/{DASHED}.mp4", 1000)] * 200
 
 
-def test_a_client_that_hangs_up_harms_nobody(
+def test_a_client_that_disconnects_affects_no_other(
     site: VideoSite, http_session: requests.Session, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with (site.directory / f"{ABSENT}.mp4").open("wb") as file:
@@ -249,7 +251,7 @@ def test_a_client_that_hangs_up_harms_nobody(
     assert capfd.readouterr() == ("", "")
 
 
-def test_closing_ends_everything_at_once(tmp_path: Path) -> None:
+def test_closing_ends_all_connections(tmp_path: Path) -> None:
     before = threading.active_count()
     (tmp_path / f"{DASHED}.mp4").write_bytes(MEDIA)
     with VideoSite(tmp_path) as site:
