@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
     from kinetics_fs.media.verify import VerifyLevel
-    from kinetics_fs.sources.archive.index_db import Indexed
+    from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.store.export import ExportResult
 
 
@@ -418,7 +418,7 @@ class ArchiveIndexes:
             progress=progress,
         )
 
-    def list(self) -> builtins.list[Indexed]:
+    def list(self) -> builtins.list[IndexedArchive]:
         """Return the archives that are indexed, by name."""
         if not index_db_path(self._settings).exists():
             return []

@@ -19,7 +19,7 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources import NotInSource
-from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
+from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import SOURCE, import_file, parse_file_name, stat_local
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
 
@@ -252,7 +252,7 @@ class _FolderImport:
         if status is None:
             self.result.skipped["not a regular file"] += 1
             return False
-        if not 0 < status.st_size <= MOST_CLIP_BYTES:
+        if not 0 < status.st_size <= MAX_CLIP_SIZE:
             self._count_corrupt(path, "the file is too large for a clip" if status.st_size else "the file is empty")
             return False
         self.result.to_import += 1

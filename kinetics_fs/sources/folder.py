@@ -28,7 +28,7 @@ from kinetics_fs.catalog.clip import LAST_SECOND, Clip
 from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
 from kinetics_fs.media import Media
-from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
+from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.base import NotInSource
 from kinetics_fs.util.files import link_or_copy
 
@@ -151,7 +151,7 @@ def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise NotInSource  # replaced since the check
-        return link_or_copy(file, target, max_size=MOST_CLIP_BYTES, link=link)
+        return link_or_copy(file, target, max_size=MAX_CLIP_SIZE, link=link)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FetchError(

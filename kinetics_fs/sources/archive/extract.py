@@ -1,4 +1,4 @@
-"""One clip out of an archive, by its record in an index. Needs nothing but Python's own zlib."""
+"""Extraction of one clip from an archive by its index record. Python's own zlib is enough."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kinetics_fs.sources.archive.tar import HEADER, clip_of_header
 
 
 def extract(clip: Clip, record: Record, pieces: Iterable[bytes], *, gzipped: bool) -> Iterator[memoryview]:
-    """Unpacks a clip.
+    """Decompress a clip.
 
-    The archive itself must say that this is the clip: the header before its data is unpacked, too. So an index that is
-    wrong, by accident or on purpose, cannot pass off one clip as another.
+    The tar header before the data is decompressed too, and must name the clip. An index that is wrong, by accident or
+    on purpose, therefore cannot pass off one clip as another.
 
     Args:
-        clip: which it is.
-        record: where it is.
-        pieces: the archive's bytes from `record.begin` to `record.end`.
-        gzipped: whether the archive is.
+        clip: the expected clip.
+        record: its index record.
+        pieces: bytes of the archive from `record.begin` up to `record.end`.
+        gzipped: whether the archive is compressed.
 
     Yields:
-        Its bytes, each piece good until the next. They are the clip only if no error follows.
+        The bytes of the clip; each piece is valid until the next one. They are complete only if no error follows.
 
     Raises:
         ArchiveError: the bytes are not those of the clip.
@@ -45,7 +45,7 @@ def extract(clip: Clip, record: Record, pieces: Iterable[bytes], *, gzipped: boo
                 header += piece[:wanted]
                 piece = piece[wanted:]
                 if len(header) == HEADER and clip_of_header(header) != (clip, record.size):
-                    raise ArchiveError("the archive has something else where the index says the clip to be")
+                    raise ArchiveError("the archive has something else at the offset that the index gives for the clip")
             piece = piece[:left]
             if piece:
                 left -= len(piece)

@@ -1,17 +1,17 @@
-"""Where in an archive each clip is, so precisely that it can be read alone.
+"""The index of an archive: where each clip is, so precisely that it can be read alone.
 
-To read one clip out of a `.tar.gz`, deflate data must be entered at the start of a block before it, and the window,
-the 32 KiB of output before that block, be known as far as anything refers to it. Videos hardly repeat themselves, so
-of a window a clip needs a few bytes or none: that is all that is kept of it. See `scan` for how it is found out.
+To read one clip from a `.tar.gz`, a decoder must start at a deflate block before the clip, and needs those bytes of the
+window, the 32 KiB of output before that block, that later data refer to. Videos hardly repeat themselves, so a clip
+needs a few bytes of the window or none, and the index keeps only those. `scan` finds them.
 
-An index is a file that can be handed on, and so data from outside. It is a row of sections, one per archive, so that
-the indexes of many archives are joined by `cat`. A section is one line of text::
+An index can be published as a file, and a file from elsewhere is untrusted. It has one section for each archive, so
+that `cat` joins the indexes of many archives. A section is one line of text::
 
     kinetics-fs archive index 1 {"archive": "600/val/abseiling.tar.gz", "size": 1234, "etag": "…", …}
 
-and after it, as many bytes as the line says, a zlib stream of the records (`_ROW`) and their windows. An index says
-nothing about where archives are, and of what it says nothing is believed but within bounds; what is read by it is
-checked against the tar's own header and the checksum (see `extract`).
+followed by a zlib stream, of as many bytes as the line says, with the records (`_ROW`) and their windows. An index does
+not say where archives are. All its values must be within bounds, and every clip that is read by it is checked against
+the tar header and the checksum (see `extract`).
 """
 
 from __future__ import annotations
@@ -27,56 +27,56 @@ from typing import IO, NamedTuple
 from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.libz import WINDOW
-from kinetics_fs.sources.archive.tar import HEADER, MOST_CLIP_BYTES
+from kinetics_fs.sources.archive.tar import HEADER, MAX_CLIP_SIZE
 
-MOST_SKIP = 4 * 1024 * 1024
-"""Bytes to unpack before a clip; usual are 33,000, half a deflate block."""
+MAX_SKIP = 4 * 1024 * 1024
+"""Bytes to decompress before a clip. The usual number is 33,000, half a deflate block."""
 
-MOST_CLIPS = 200_000
-"""In one archive; real ones have up to about 1,000."""
+MAX_CLIPS = 200_000
+"""Clips in one archive. Real archives have up to about 1,000."""
 
 _MAGIC = "kinetics-fs archive index 1 "
-_LONGEST_LINE = 8192
-_MOST_PACKED = 32 * 1024 * 1024
-_MOST_UNPACKED = 64 * 1024 * 1024
-_LARGEST_ARCHIVE = 1 << 50
+_MAX_LINE = 8192
+_MAX_PACKED = 32 * 1024 * 1024
+_MAX_UNPACKED = 64 * 1024 * 1024
+_MAX_ARCHIVE = 1 << 50
 _ROW = struct.Struct("<11sIIQIIIII")
-"""YouTube id, start, end; bit, skip, size, length of the range, crc; bytes of the packed window."""
+"""YouTube id, start, end; bit, skip, size, length of the range, crc; length of the packed window in bytes."""
 _RUN = struct.Struct("<HB")
 
 
 class Record(NamedTuple):
-    """Where a clip is in an archive."""
+    """The location of a clip in an archive."""
 
     bit: int
-    """Where to enter the archive, in bits from its beginning."""
+    """Offset in the archive at which to start decompressing, in bits."""
     skip: int
-    """Bytes of the tar from there to the clip's header, which is right before its data."""
+    """Bytes of the tar from there to the clip's header, which is directly before its data."""
     size: int
-    """Of the clip, in bytes."""
+    """Size of the clip in bytes."""
     end: int
-    """Where in the archive to stop reading, in bytes."""
+    """Offset in the archive at which to stop reading, in bytes."""
     crc: int
     """CRC-32 of the clip."""
     window: bytes
-    """What of the window is needed, as `pack_window` packs it."""
+    """The bytes of the window that the clip needs, in the format of `pack_window`."""
 
     @property
     def begin(self) -> int:
-        """Where in the archive to begin reading, in bytes."""
+        """Offset in the archive at which to start reading, in bytes."""
         return self.bit // 8
 
 
 @dataclass(frozen=True)
 class ArchiveIndex:
-    """Where the clips of one archive are.
+    """The index of one archive.
 
     Attributes:
-        archive: its name: the path below the address of all archives, as `600/val/abseiling.tar.gz`.
-        size: its bytes.
-        etag: what the server called this version of it; None where it was read from a disk.
-        gzipped: whether it is compressed.
-        records: of its clips, in any order.
+        archive: name of the archive: its path below the location of all archives, as `600/val/abseiling.tar.gz`.
+        size: size of the archive in bytes.
+        etag: entity tag of the indexed version; None if it was read from a disk.
+        gzipped: whether the archive is compressed.
+        records: records of the clips, in any order.
     """
 
     archive: str
@@ -87,54 +87,54 @@ class ArchiveIndex:
 
 
 def pack_window(window: bytes, needed: Iterable[tuple[int, int]]) -> bytes:
-    """What is needed of a window, as runs of an offset (2 bytes), a length less 1 (1 byte), and so many bytes.
+    """Return parts of a window as runs of an offset (2 bytes), a length minus 1 (1 byte), and the bytes.
 
     Args:
-        window: all 32 KiB.
-        needed: (begin, end) of the parts that are needed, sorted.
+        window: all 32 KiB of the window.
+        needed: (begin, end) of the needed parts, sorted.
     """
     packed = bytearray()
     for begin, end in needed:
-        for place in range(begin, end, 256):
-            piece = window[place : min(end, place + 256)]
-            packed += _RUN.pack(place, len(piece) - 1) + piece
+        for offset in range(begin, end, 256):
+            piece = window[offset : min(end, offset + 256)]
+            packed += _RUN.pack(offset, len(piece) - 1) + piece
     return bytes(packed)
 
 
 def unpack_window(packed: bytes) -> bytes:
-    """The window, with zeros where nothing is needed; empty if nothing is.
+    """Return the window, with zeros for the bytes that are not needed.
 
     Raises:
-        ArchiveError: this is not what `pack_window` makes.
+        ArchiveError: the bytes are not in the format of `pack_window`.
     """
     window = bytearray(WINDOW)
-    place = 0
-    while place < len(packed):
-        if place + _RUN.size > len(packed):
+    at = 0
+    while at < len(packed):
+        if at + _RUN.size > len(packed):
             raise ArchiveError("the index is damaged: a window ends early")
-        offset, last = _RUN.unpack_from(packed, place)
-        place += _RUN.size
-        piece = packed[place : place + last + 1]
-        place += last + 1
+        offset, last = _RUN.unpack_from(packed, at)
+        at += _RUN.size
+        piece = packed[at : at + last + 1]
+        at += last + 1
         if len(piece) != last + 1 or offset + len(piece) > WINDOW:
-            raise ArchiveError("the index is damaged: a window that is none")
+            raise ArchiveError("the index is damaged: a run of a window is out of bounds")
         window[offset : offset + len(piece)] = piece
     return bytes(window)
 
 
 def check_record(record: Record, size: int, *, gzipped: bool) -> None:
-    """Checks that a record makes sense for an archive of `size` bytes.
+    """Check that a record is possible in an archive of `size` bytes.
 
     Raises:
-        ArchiveError: it does not.
+        ArchiveError: a value is out of bounds.
     """
-    most = 2 * (record.skip + HEADER + record.size) + MOST_SKIP
+    limit = 2 * (record.skip + HEADER + record.size) + MAX_SKIP
     sound = (
-        0 < record.size <= MOST_CLIP_BYTES
-        and 0 <= record.skip <= MOST_SKIP
+        0 < record.size <= MAX_CLIP_SIZE
+        and 0 <= record.skip <= MAX_SKIP
         and record.bit >= 0
         and record.begin < record.end <= size
-        and record.end - record.begin <= most
+        and record.end - record.begin <= limit
         and 0 <= record.crc < 1 << 32
         and (
             gzipped
@@ -145,12 +145,12 @@ def check_record(record: Record, size: int, *, gzipped: bool) -> None:
         )
     )
     if not sound:
-        raise ArchiveError("the index is damaged: a record makes no sense")
+        raise ArchiveError("the index is damaged: a record is out of bounds")
     unpack_window(record.window)
 
 
 def write_index(index: ArchiveIndex, file: IO[bytes]) -> None:
-    """Appends an index to a file."""
+    """Append an index to a file."""
     rows = bytearray()
     windows = bytearray()
     for clip, record in sorted(index.records.items(), key=lambda item: item[1].bit):
@@ -174,26 +174,26 @@ def write_index(index: ArchiveIndex, file: IO[bytes]) -> None:
 
 
 def read_indexes(file: IO[bytes]) -> Iterator[ArchiveIndex]:
-    """Reads the indexes that a file holds, one after the other. Each is whole and makes sense, or an error.
+    """Yield the indexes in a file. Each is complete, and all its values are within bounds.
 
     Raises:
-        ArchiveError: the file is no index, is damaged or cut short, or claims what cannot be.
+        ArchiveError: the file is not an index, is damaged or cut short, or has values out of bounds.
     """
-    while line := file.readline(_LONGEST_LINE):
+    while line := file.readline(_MAX_LINE):
         head = _head(line)
         packed = file.read(head.bytes)
         if len(packed) != head.bytes:
             raise ArchiveError("the index is cut short")
         stream = zlib.decompressobj()
         try:
-            content = stream.decompress(packed, _MOST_UNPACKED)
+            content = stream.decompress(packed, _MAX_UNPACKED)
         except zlib.error as error:
             raise ArchiveError(f"the index is damaged: {error}") from error
         if not stream.eof or stream.unused_data:
             raise ArchiveError("the index is damaged, or far too large")
         records = dict(_records(content, head))
         if len(records) != head.clips:
-            raise ArchiveError("the index is damaged: a clip stands in it twice")
+            raise ArchiveError("the index is damaged: it lists a clip twice")
         yield ArchiveIndex(head.archive, head.size, head.etag, head.gzipped, records)
 
 
@@ -207,7 +207,7 @@ class _Head(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """Checks that the name of an archive is a plain path below some folder, and returns it.
+    """Return the name of an archive if it is a plain relative path.
 
     Raises:
         ArchiveError: it is not.
@@ -223,45 +223,45 @@ def _head(line: bytes) -> _Head:
         text = line.decode()
         if not text.startswith(_MAGIC) or not text.endswith("\n"):
             raise ValueError
-        said = json.loads(text[len(_MAGIC) :])
-        head = _Head(*(said[name] for name in _Head._fields))
+        fields = json.loads(text[len(_MAGIC) :])
+        head = _Head(*(fields[name] for name in _Head._fields))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ArchiveError("not an index of archives, or one of another version") from error
-    numbers = ((head.size, _LARGEST_ARCHIVE), (head.clips, MOST_CLIPS), (head.bytes, _MOST_PACKED))
+        raise ArchiveError("the file is not an index of archives, or has another version of the format") from error
+    limits = ((head.size, _MAX_ARCHIVE), (head.clips, MAX_CLIPS), (head.bytes, _MAX_PACKED))
     if not (
         isinstance(head.archive, str)
-        and all(type(number) is int and 0 <= number <= most for number, most in numbers)
+        and all(type(value) is int and 0 <= value <= limit for value, limit in limits)
         and (head.etag is None or (isinstance(head.etag, str) and re.fullmatch(r"[!-~]{1,200}", head.etag)))
         and isinstance(head.gzipped, bool)
     ):
-        raise ArchiveError("the index is damaged: its first line makes no sense")
+        raise ArchiveError("the index is damaged: its first line has a value out of bounds")
     check_name(head.archive)
     return head
 
 
 def _records(content: bytes, head: _Head) -> Iterator[tuple[Clip, Record]]:
-    place = head.clips * _ROW.size
-    if len(content) < place:
+    at = head.clips * _ROW.size
+    if len(content) < at:
         raise ArchiveError("the index is damaged: records are missing")
-    for name, start, end, bit, skip, size, length, crc, window in _ROW.iter_unpack(_rows(content[:place])):
+    for name, start, end, bit, skip, size, length, crc, window in _ROW.iter_unpack(_rows(content[:at])):
         youtube_id = name.decode("latin-1")
         if not YOUTUBE_ID.fullmatch(youtube_id) or not start < end <= LAST_SECOND:
-            raise ArchiveError("the index is damaged: a clip that is none")
-        record = Record(bit, skip, size, bit // 8 + length, crc, content[place : place + window])
-        place += window
+            raise ArchiveError("the index is damaged: it lists an impossible clip")
+        record = Record(bit, skip, size, bit // 8 + length, crc, content[at : at + window])
+        at += window
         check_record(record, head.size, gzipped=head.gzipped)
         yield Clip(youtube_id, start, end), record
-    if place != len(content):
-        raise ArchiveError("the index is damaged: its windows are of another size")
+    if at != len(content):
+        raise ArchiveError("the index is damaged: its windows have another size")
 
 
 def _columns(rows: bytes | bytearray) -> bytes:
-    """All first bytes of rows, then all second ones, and so on: it compresses better by a fifth."""
+    """Return all first bytes of the rows, then all second ones, and so on, which compresses better by a fifth."""
     return b"".join(rows[column :: _ROW.size] for column in range(_ROW.size))
 
 
 def _rows(columns: bytes) -> bytes:
-    """Undoes `_columns`."""
+    """Undo `_columns`."""
     count = len(columns) // _ROW.size
     rows = bytearray(len(columns))
     for column in range(_ROW.size):

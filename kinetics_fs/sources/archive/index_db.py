@@ -1,7 +1,7 @@
-"""The indexes that are here: which archives have a clip, and where in them.
+"""The archive index database: which archives contain a clip, and where in them.
 
-One SQLite file, looked into by all workers at once. It is filled by passes over archives and from index files of
-others; whatever is in it can be had again in one of these ways, so a damaged one may simply be removed.
+It is one SQLite file that all workers share. Passes over archives and imported index files fill it. All its content can
+be built or imported again, so a damaged file may be deleted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COMMIT;
 
 
 class ClipLocation(NamedTuple):
-    """Where a clip is."""
+    """The location of a clip in an archive."""
 
     archive: str
     version: Version
@@ -57,8 +57,8 @@ class ClipLocation(NamedTuple):
     record: Record
 
 
-class Indexed(NamedTuple):
-    """An archive whose index is here."""
+class IndexedArchive(NamedTuple):
+    """An archive in the database."""
 
     archive: str
     version: Version
@@ -66,16 +66,16 @@ class Indexed(NamedTuple):
 
 
 class ArchiveIndexDB:
-    """The indexes in one file. Safe for threads and processes, but not across a fork.
+    """The archive index database. Safe for threads and processes, but not across a fork.
 
     Its methods raise:
         ArchiveError: the file is damaged.
 
     Args:
-        path: of the file; made if it is not there.
+        path: path of the file; it is created if it does not exist.
 
     Raises:
-        ArchiveError: it cannot be opened, or is of another version.
+        ArchiveError: the file cannot be opened, or another version of kinetics-fs wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,7 +86,9 @@ class ArchiveIndexDB:
             if version == 0:
                 db.executescript(_SCHEMA)
             elif version != _VERSION:
-                raise ArchiveError(f"the indexes in {path} are of another version of kinetics-fs")
+                raise ArchiveError(
+                    f"cannot use the archive indexes in {path}: another version of kinetics-fs wrote them; remove it"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -95,11 +97,11 @@ class ArchiveIndexDB:
         self.close()
 
     def close(self) -> None:
-        """Closes the file. The object is of no use afterwards."""
+        """Close the file. The object cannot be used afterwards."""
         self._database.close()
 
     def find(self, clip: Clip) -> list[ClipLocation]:
-        """Everywhere the clip is: archives that were published to replace broken clips first."""
+        """Return all locations of a clip, those in archives of replacements first."""
         with self._database.connection() as db:
             rows = db.execute(
                 """
@@ -109,15 +111,15 @@ class ArchiveIndexDB:
                 """,
                 (clip.key,),
             ).fetchall()
-        places = []
+        locations = []
         for name, size, etag, gzipped, *record in rows:
-            place = ClipLocation(name, Version(size, etag), bool(gzipped), Record(*record))
-            check_record(place.record, size, gzipped=place.gzipped)
-            places.append(place)
-        return places
+            location = ClipLocation(name, Version(size, etag), bool(gzipped), Record(*record))
+            check_record(location.record, size, gzipped=location.gzipped)
+            locations.append(location)
+        return locations
 
     def sizes(self, keys: Sequence[str]) -> dict[str, int]:
-        """The exact sizes in bytes of those clips that are indexed, both by `Clip.key`, without asking anyone."""
+        """Return the exact sizes in bytes of the indexed clips among `keys`, by `Clip.key`."""
         found: dict[str, int] = {}
         with self._database.connection() as db:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
@@ -135,13 +137,13 @@ class ArchiveIndexDB:
         return found
 
     def version(self, archive: str) -> Version | None:
-        """The version of an archive that is indexed; None if none is."""
+        """Return the indexed version of an archive; None if it is not indexed."""
         with self._database.connection() as db:
             row = db.execute("SELECT size, etag FROM archive WHERE name = ?", (archive,)).fetchone()
         return None if row is None else Version(*row)
 
-    def archives(self) -> list[Indexed]:
-        """The archives whose indexes are here, by name."""
+    def archives(self) -> list[IndexedArchive]:
+        """Return the indexed archives, by name."""
         with self._database.connection() as db:
             rows = db.execute(
                 """
@@ -149,33 +151,33 @@ class ArchiveIndexDB:
                 LEFT JOIN clip ON clip.archive = archive.id GROUP BY archive.id ORDER BY name
                 """
             ).fetchall()
-        return [Indexed(name, Version(size, etag), clips) for name, size, etag, clips in rows]
+        return [IndexedArchive(name, Version(size, etag), clips) for name, size, etag, clips in rows]
 
     def add(self, index: ArchiveIndex) -> None:
-        """Takes an index in, in place of an earlier one of the same archive."""
+        """Store an index. It replaces an earlier one of the same archive."""
         with self._database.exclusive() as db:
             self._remove(db, index.archive)
-            number = db.execute(
+            archive_id = db.execute(
                 "INSERT INTO archive (name, size, etag, gzipped) VALUES (?, ?, ?, ?)",
                 (index.archive, index.size, index.etag, index.gzipped),
             ).lastrowid
             db.executemany(
                 "INSERT INTO clip VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                ((clip.key, number, *record) for clip, record in index.records.items()),
+                ((clip.key, archive_id, *record) for clip, record in index.records.items()),
             )
 
     def update_etag(self, archive: str, etag: str | None) -> None:
-        """Notes that an index is good for what is called `etag` where it is asked for now."""
+        """Set the entity tag of an indexed archive, because a server gives the same version another tag."""
         with self._database.connection() as db:
             db.execute("UPDATE archive SET etag = ? WHERE name = ?", (etag, archive))
 
     def remove(self, archive: str) -> bool:
-        """Gives up the index of an archive; whether there was one."""
+        """Remove the index of an archive. Return whether there was one."""
         with self._database.exclusive() as db:
             return self._remove(db, archive)
 
     def indexes(self, archives: Sequence[str] | None = None) -> Iterator[ArchiveIndex]:
-        """The indexes of these archives, or of all, to be written to a file; an unknown archive is left out."""
+        """Yield the indexes of these archives, or of all. Archives without an index are skipped."""
         wanted = None if archives is None else set(archives)
         for indexed in self.archives():
             if wanted is None or indexed.archive in wanted:
@@ -183,17 +185,17 @@ class ArchiveIndexDB:
 
     def _index(self, archive: str) -> ArchiveIndex:
         with self._database.connection() as db:
-            number, size, etag, gzipped = db.execute(
+            archive_id, size, etag, gzipped = db.execute(
                 "SELECT id, size, etag, gzipped FROM archive WHERE name = ?", (archive,)
             ).fetchone()
             rows = db.execute(
-                'SELECT key, bit, skip, size, "end", crc, window FROM clip WHERE archive = ?', (number,)
+                'SELECT key, bit, skip, size, "end", crc, window FROM clip WHERE archive = ?', (archive_id,)
             ).fetchall()
         records: dict[Clip, Record] = {}
         for key, *record in rows:
             clip = parse_clip_name(f"{key}.mp4")
             if clip is None:
-                raise ArchiveError(f"the indexes in {self._path} are damaged")
+                raise ArchiveError(f"cannot use the archive indexes in {self._path}: the file is damaged; remove it")
             records[clip] = Record(*record)
         return ArchiveIndex(archive, size, etag, bool(gzipped), records)
 

@@ -1,8 +1,8 @@
-"""From the bytes of an archive to those of its tar: gzip of any make, or nothing to undo.
+"""Decompression of an archive to its tar: gzip of any origin, or a plain tar.
 
-Bytes are pushed in as they come, and what they unpack to comes out in pieces of limited size, with the places in
-between at which the archive can be entered again. A name says nothing: public archives called `.tar.gz` have been plain
-tars, so the first two bytes decide.
+The compressed bytes are pushed in as they arrive. The output comes in pieces of limited size, with the offsets between
+them at which decompression can start again. The first two bytes decide whether an archive is compressed, because some
+public archives named `.tar.gz` have been plain tars.
 """
 
 from __future__ import annotations
@@ -12,67 +12,68 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.errors import ArchiveError
-from kinetics_fs.sources.archive.libz import MOST_OUTPUT, BlockInflater, lead_in, make_inflater
+from kinetics_fs.sources.archive.libz import MAX_OUTPUT, BlockInflater, lead_in, make_inflater
 
 _MAGIC = b"\x1f\x8b"
-_LONGEST_HEADER = 64 * 1024
+_MAX_HEADER = 64 * 1024
 _TRAILER = 8
-_MOST_GROWTH = 32
-"""Times its own size that an archive may unpack to, after a first … """
+_MAX_GROWTH = 32
+"""Bytes of output that each byte of an archive may produce, beyond `_FREE_GROWTH`. Videos hardly compress: real
+archives stay below 1.1."""
 _FREE_GROWTH = 64 * 1024 * 1024
-"""… so many bytes. Videos do not deflate: real archives stay below 1.1."""
+"""Bytes of output that any archive may produce."""
 
 
 class Block(NamedTuple):
-    """A place at which an archive can be entered: the start of a deflate block, or any byte of a plain tar."""
+    """An offset at which decompression can start: the start of a deflate block, or any byte of a plain tar."""
 
     bit: int
-    """Where it starts in the archive, in bits."""
+    """Offset in the archive, in bits."""
     position: int
-    """Where it starts in the tar, in bytes."""
+    """Offset in the tar, in bytes."""
     window: bytes = b""
-    """What of the tar comes before it, at most 32 KiB, as far as gzip's data may refer to it."""
+    """The bytes of the tar before it, at most 32 KiB, that the compressed data may refer to."""
     crc: int | None = None
-    """Checksum of the gzip member up to here; None if it is not known, and will not be checked."""
+    """Checksum of the output of the gzip member so far; None if it is unknown and will not be checked."""
     length: int = 0
-    """Bytes that the gzip member has unpacked to up to here."""
+    """Bytes of output of the gzip member so far."""
 
 
 class Decompressor(Protocol):
-    """Turns the bytes of an archive into those of its tar."""
+    """Turns the bytes of an archive into the bytes of its tar."""
 
     gzipped: bool
     taken: int
-    """Bytes of the archive that were needed for all that came out so far."""
+    """Bytes of the archive that all output so far came from."""
 
     def feed(self, data: bytes) -> Iterator[memoryview | Block]:
-        """Takes the next bytes of the archive.
+        """Decompress the next bytes of the archive.
 
         Yields:
-            What they unpack to, good until the next step, and the places to enter at. Each is to be dealt with
-            before the next is asked for, and all must be asked for.
+            Pieces of the tar, and the blocks between them. A piece is valid until the next step. The caller must take
+            all of them.
 
         Raises:
-            ArchiveError: the data are damaged, or unpack to far more than any archive of videos.
+            ArchiveError: the data are damaged, or produce far more output than any archive of videos.
         """
         ...
 
     def finish(self) -> None:
-        """Says that these were all.
+        """Check that the archive is complete.
 
         Raises:
-            ArchiveError: something is missing.
+            ArchiveError: it is cut short.
         """
         ...
 
 
 def is_gzip(data: bytes) -> bool:
-    """Whether an archive that begins with these bytes, at least two, is gzipped."""
+    """Return whether an archive that begins with these bytes, at least two, is compressed."""
     return data.startswith(_MAGIC)
 
 
 class Plain:
-    """A tar as it is."""
+    """A plain tar."""
 
     gzipped = False
 
@@ -85,15 +86,15 @@ class Plain:
         yield memoryview(data)
 
     def finish(self) -> None:
-        """Of a plain tar nobody but the tar itself knows whether it is whole."""
+        """Do nothing: only the tar itself shows whether it is complete."""
 
 
 class Gzip:
     """gzip (RFC 1952): one member, or several in a row. The checksum of every member is checked.
 
     Args:
-        at: where to begin, in the middle of a member; the first byte to be fed is that which holds its first bit.
-        spacing: bytes of output between two places to enter at, at least: each costs a copy of its window.
+        at: block in the middle of a member at which to start. The first byte to feed is the one with its first bit.
+        spacing: minimum number of bytes of output between two blocks; each block costs a copy of its window.
     """
 
     gzipped = True
@@ -112,7 +113,7 @@ class Gzip:
             self._entry = at
             self._part = self._entrance
         self._next_block = self._position + spacing
-        self._began = self._position - _MOST_GROWTH * self.taken
+        self._began = self._position - _MAX_GROWTH * self.taken
 
     def feed(self, data: bytes) -> Iterator[memoryview | Block]:
         begin = 0
@@ -125,7 +126,7 @@ class Gzip:
         if self._part not in (self._header, self._padding) or self._held or not self._members:
             raise ArchiveError("the archive is cut short")
 
-    # The parts of a stream: each takes some of the data, sets `_consumed`, and hands over to the next
+    # The parts of a stream. Each consumes some of the data, sets `_consumed`, and selects the next part.
 
     def _entrance(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
         at = self._entry
@@ -137,14 +138,14 @@ class Gzip:
         yield at
 
     def _header(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
-        held = self._held + data[begin : begin + _LONGEST_HEADER]
+        held = self._held + data[begin : begin + _MAX_HEADER]
         if self._members and held[0] == 0:
             self._part = self._padding
             return
         size = _header_size(held)
         if size is None:
-            if len(held) >= _LONGEST_HEADER:
-                raise ArchiveError("the compressed data are damaged: an endless gzip header")
+            if len(held) >= _MAX_HEADER:
+                raise ArchiveError("the compressed data are damaged: a gzip header is too long")
             self._take(len(held) - len(self._held))
             self._held = held
             return
@@ -158,15 +159,15 @@ class Gzip:
     def _body(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
         step = self._inflater.step(data, begin)
         self._take(step.consumed)
-        # Perhaps: the input may be used up, but not what it says.
-        self._more = len(step.output) == MOST_OUTPUT and not step.ended
+        # The input may be used up while output is still pending.
+        self._more = len(step.output) == MAX_OUTPUT and not step.ended
         if step.output:
             if self._crc is not None:
                 self._crc = zlib.crc32(step.output, self._crc)
             self._length += len(step.output)
             self._position += len(step.output)
-            if self._position > self._began + _FREE_GROWTH + _MOST_GROWTH * self.taken:
-                raise ArchiveError("the archive unpacks to far more than its size")
+            if self._position > self._began + _FREE_GROWTH + _MAX_GROWTH * self.taken:
+                raise ArchiveError("the archive decompresses to far more than its size")
             yield step.output
         at_block = step.block_bits is not None and self._position >= self._next_block
         if at_block and isinstance(self._inflater, BlockInflater):
@@ -183,16 +184,16 @@ class Gzip:
         if len(held) == _TRAILER:
             crc, length = int.from_bytes(held[:4], "little"), int.from_bytes(held[4:], "little")
             if self._crc is not None and (crc, length) != (self._crc, self._length & 0xFFFFFFFF):
-                raise ArchiveError("the archive is damaged: its checksum is not that of what it unpacks to")
+                raise ArchiveError("the archive is damaged: the checksum of its content is wrong")
             self._held = b""
             self._members += 1
             self._part = self._header
         yield from ()
 
     def _padding(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
-        """Zeros after the last member, as tapes have."""
+        """Skip zeros after the last member, as tapes have them."""
         if data[begin:].strip(b"\0"):
-            raise ArchiveError("the archive is damaged: there is more behind its end")
+            raise ArchiveError("the archive is damaged: data follow its end")
         self._take(len(data) - begin)
         yield from ()
 
@@ -202,22 +203,22 @@ class Gzip:
 
 
 def _header_size(data: bytes) -> int | None:
-    """Bytes of the header that `data` begin with (RFC 1952, 2.3); None if it is longer than they are.
+    """Return the size in bytes of the gzip header at the start of `data` (RFC 1952, 2.3); None if it is incomplete.
 
     Raises:
-        ArchiveError: it is not one.
+        ArchiveError: the bytes are not a gzip header.
     """
     fixed = 10
     if not _MAGIC.startswith(data[:2]) or data[2:3] not in (b"", b"\x08"):
-        raise ArchiveError("the compressed data are damaged: no gzip header where one must be")
+        raise ArchiveError("the compressed data are damaged: a gzip header is missing")
     if len(data) < fixed:
         return None
     flags, size = data[3], fixed
     if flags & 0xE0:
-        raise ArchiveError("the compressed data are damaged: an unknown flag in a gzip header")
+        raise ArchiveError("the compressed data are damaged: a gzip header has an unknown flag")
     if flags & 4:
         size += 2 + int.from_bytes(data[size : size + 2], "little")
-    for flag in (8, 16):  # the name and the comment, each ended by a zero
+    for flag in (8, 16):  # the name and the comment, each with a zero at its end
         if flags & flag and size <= len(data):
             end = data.find(b"\0", size)
             size = end + 1 if end >= 0 else len(data) + 1

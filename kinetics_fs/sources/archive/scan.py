@@ -1,8 +1,9 @@
-"""One pass over an archive: its bytes in, its clips out, with an index of them, and a place to go on from at any time.
+"""One pass over an archive: its bytes in, its clips out, with an index as a by-product and checkpoints on the way.
 
-How the part of a window is found that a clip depends on: the data from the block's start to the clip's first 32 KiB are
-inflated twice more, over two made-up windows that differ in every byte. Where the outputs differ they were copied from
-the window, and the two values say from which place in it. What comes later in the clip can only refer to the clip.
+The index keeps only those bytes of a window that a clip depends on. To find them, the data from the start of the block
+to the first 32 KiB of the clip are decompressed twice more, with two artificial windows that differ in every byte.
+Where the outputs differ, a byte was copied from the window, and the two values give its offset there. Later bytes of
+the clip can only refer to the clip itself.
 """
 
 from __future__ import annotations
@@ -16,32 +17,35 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError
-from kinetics_fs.sources.archive.index import MOST_CLIPS, MOST_SKIP, Record, check_record, pack_window
+from kinetics_fs.sources.archive.index import MAX_CLIPS, MAX_SKIP, Record, check_record, pack_window
 from kinetics_fs.sources.archive.inflate import Block, Decompressor, Gzip, Plain, is_gzip
 from kinetics_fs.sources.archive.libz import WINDOW, lead_in
 from kinetics_fs.sources.archive.tar import HEADER, Begin, End, Refuse, TarParser, take_all
 
-_MOST_KEPT = 16 * 1024 * 1024
-"""Bytes of the archive to keep for finding out what a clip depends on; usual is less than one piece that is fed."""
+_MAX_KEPT = 16 * 1024 * 1024
+"""Bytes of the archive to keep for the search of a window. The usual number is less than one fed piece."""
 
-_NEAR = 8 * 1024
-_FAR = 1024 * 1024
-"""Bytes between two places to enter at: for an index, and for going on only."""
+_INDEX_SPACING = 8 * 1024
+"""Minimum bytes of output between two blocks when an index is built."""
+_CHECKPOINT_SPACING = 1024 * 1024
+"""Minimum bytes of output between two blocks when only checkpoints are made."""
 
 _CHECKPOINT = struct.Struct("<4sB3xQQQQII")
 _CHECKPOINT_MAGIC = b"kfc1"
 
 
 class Checkpoint(NamedTuple):
-    """From where an archive can be gone on with, in another process and as if nothing had been."""
+    """A state of a pass from which another process can resume it."""
 
     block: Block
+    """Where to start decompressing."""
     header: int
-    """Where in the tar the next member begins; not before the block."""
+    """Offset in the tar of the next member, which is not before the block."""
     gzipped: bool
+    """Whether the archive is compressed."""
 
     def pack(self) -> bytes:
-        """As bytes: some 33,000."""
+        """Return the checkpoint as about 33,000 bytes."""
         block = self.block
         head = _CHECKPOINT.pack(
             _CHECKPOINT_MAGIC,
@@ -52,10 +56,10 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: bytes) -> Checkpoint:
-        """From bytes.
+        """Parse a packed checkpoint.
 
         Raises:
-            ArchiveError: they are not what `pack` makes.
+            ArchiveError: the bytes are not in the format of `pack`.
         """
         content, crc = packed[:-4], int.from_bytes(packed[-4:], "little")
         if len(content) < _CHECKPOINT.size or zlib.crc32(content) != crc or content[:4] != _CHECKPOINT_MAGIC:
@@ -67,28 +71,28 @@ class Checkpoint(NamedTuple):
         return cls(Block(bit, position, window, member_crc, length), header, bool(gzipped))
 
 
-class _Open:
-    """The clip whose data are coming."""
+class _CurrentClip:
+    """The clip whose data are passing."""
 
     def __init__(self, begin: Begin, block: Block | None) -> None:
         self.begin = begin
         self.header = begin.position - HEADER
         self.block = block
-        """Where to enter; None if it cannot be read alone."""
+        """Block at which to start; None if the clip cannot be read alone."""
         self.seen = 0
         self.crc = 0
         self.window: bytes | None = b"" if block is not None and not block.window else None
-        """Packed; None as long as it is not known."""
+        """Needed bytes of the window, packed; None until they are known."""
 
 
 class Scan:
     """One pass over an archive.
 
     Args:
-        refuse: asked about each clip before its data; see `tar.Refuse`.
-        at: where to go on; the first byte to be fed is then that of `at.block.bit // 8`.
-        records: what an earlier part of the pass has found.
-        index: whether to make records, which costs half as much again as unpacking alone.
+        refuse: called for each clip before its data; see `tar.Refuse`.
+        at: checkpoint from which to resume. The first byte to feed is then the one at offset `at.block.bit // 8`.
+        records: records that an earlier part of the pass has built.
+        index: build index records, which takes half as much time again as decompression alone.
     """
 
     def __init__(
@@ -100,11 +104,11 @@ class Scan:
         index: bool = True,
     ) -> None:
         self.records = dict(records or {})
-        """Of the clips that have passed and can be read alone."""
+        """Records of the clips that have passed and can be read alone."""
         self.not_indexed = 0
-        """Clips that have passed, and cannot."""
+        """Number of clips that have passed and cannot be read alone."""
         self._index = index
-        self._refuse_more = refuse
+        self._refuse_clip = refuse
         self._seen = set(self.records)
         self._tar = TarParser(self._refuse, at.header if at else 0)
         self._drop = at.header - at.block.position if at else 0
@@ -112,35 +116,36 @@ class Scan:
         if at is not None:
             self._source = self._gzip(at.block) if at.gzipped else Plain(at.block)
         self._blocks: list[Block] = []
-        """The last that starts before the next header, and those after it."""
-        self._open: _Open | None = None
+        """The last block that starts before the next header, and all later ones."""
+        self._open: _CurrentClip | None = None
         self._first = b""
         self._kept = bytearray()
         self._kept_from = at.block.bit // 8 if at else 0
 
     @property
     def gzipped(self) -> bool:
-        """Whether the archive is compressed. Known once two bytes of it are."""
+        """Whether the archive is compressed, which the first two bytes show."""
         return self._source is not None and self._source.gzipped
 
     @property
     def taken(self) -> int:
-        """Bytes of the archive that have been dealt with."""
+        """Number of bytes of the archive that have been processed."""
         return self._source.taken if self._source else 0
 
     @property
     def refusals(self) -> Counter[str]:
-        """How many members were not taken, by reason."""
+        """Number of refused members, by reason."""
         return self._tar.refusals
 
     def feed(self, data: bytes) -> Iterator[Begin | memoryview | End]:
-        """Takes the next bytes of the archive.
+        """Process the next bytes of the archive.
 
         Yields:
-            As `TarParser.feed`. After an `End` its record is in `records`, and there may be a `checkpoint`.
+            The events of `TarParser.feed`. After an `End` the clip's record is in `records`, and `checkpoint` may
+            return one.
 
         Raises:
-            ArchiveError: the archive is damaged, or none.
+            ArchiveError: the archive is damaged, or the file is not an archive.
         """
         if self._source is None:
             data = self._first + data
@@ -160,10 +165,10 @@ class Scan:
                 yield event
 
     def finish(self) -> None:
-        """Says that these were all.
+        """Check that the archive is complete.
 
         Raises:
-            ArchiveError: something is missing.
+            ArchiveError: it is cut short.
         """
         if self._source is None:
             raise ArchiveError("the archive is cut short")
@@ -171,7 +176,7 @@ class Scan:
         self._tar.finish()
 
     def checkpoint(self) -> Checkpoint | None:
-        """From where to go on, if it is possible just now: after an `End` it is."""
+        """Return a checkpoint; None if none is possible at this moment. After an `End` it usually is."""
         header = self._tar.next_header
         if header is None or not self._blocks or self._drop:
             return None
@@ -180,12 +185,12 @@ class Scan:
     def _refuse(self, clip: Clip) -> str | None:
         if clip in self._seen:
             return "in the archive twice"
-        if len(self._seen) >= MOST_CLIPS:
+        if len(self._seen) >= MAX_CLIPS:
             return "too many clips"
-        return self._refuse_more(clip)
+        return self._refuse_clip(clip)
 
     def _gzip(self, at: Block | None = None) -> Gzip:
-        return Gzip(at, _NEAR if self._index else _FAR)
+        return Gzip(at, _INDEX_SPACING if self._index else _CHECKPOINT_SPACING)
 
     # The index
 
@@ -200,7 +205,7 @@ class Scan:
     def _note(self, event: Begin | memoryview | End) -> None:
         if isinstance(event, Begin):
             self._seen.add(event.clip)
-            self._open = _Open(event, self._entry(event)) if self._index else None
+            self._open = _CurrentClip(event, self._entry(event)) if self._index else None
         elif self._open is None:
             return
         elif isinstance(event, End):
@@ -214,26 +219,26 @@ class Scan:
                 self._learn_window(self._open)
 
     def _entry(self, begin: Begin) -> Block | None:
-        """Where to enter for a clip."""
+        """Return the block at which to start for a clip; None if the clip cannot be read alone."""
         header = begin.position - HEADER
-        if not begin.says_so:
+        if not begin.self_describing:
             return None
         if not self.gzipped:
             return Block(8 * header, header)
-        near = [block for block in self._blocks if header - MOST_SKIP <= block.position <= header]
+        near = [block for block in self._blocks if header - MAX_SKIP <= block.position <= header]
         return near[-1] if near else None
 
-    def _learn_window(self, clip: _Open) -> None:
+    def _learn_window(self, clip: _CurrentClip) -> None:
         if clip.block is None or clip.window is not None:
             return
         begin = clip.block.bit // 8 - self._kept_from
         if begin < 0:
-            clip.block = None  # the data are no longer there, so far apart are the blocks
+            clip.block = None  # the blocks are so far apart that the data are no longer kept
             return
         compressed = bytes(memoryview(self._kept)[begin : self.taken - self._kept_from])
         clip.window = _needed_window(compressed, clip.block, clip.header - clip.block.position)
 
-    def _record(self, clip: _Open) -> None:
+    def _record(self, clip: _CurrentClip) -> None:
         begin, block = clip.begin, clip.block
         if block is not None and clip.window is not None:
             end = self.taken if self.gzipped else begin.position + begin.size
@@ -241,21 +246,21 @@ class Scan:
             try:
                 check_record(record, end, gzipped=self.gzipped)
             except ArchiveError:
-                pass  # the compressed data are larger than any that we would read
+                pass  # the compressed data are larger than a reader accepts
             else:
                 self.records[begin.clip] = record
                 return
         self.not_indexed += 1
 
     def _keep(self, data: bytes) -> None:
-        """Keeps the compressed data from the last place to enter on."""
+        """Keep the compressed data from the last block on."""
         if not self._index or not self.gzipped:
             return
         needed = self._blocks[:1]
         if self._open and self._open.block and self._open.window is None:
             needed = [self._open.block]
         begin = needed[0].bit // 8 if needed else self.taken
-        if len(self._kept) > _MOST_KEPT:
+        if len(self._kept) > _MAX_KEPT:
             begin = self._kept_from + len(self._kept)
         if begin > self._kept_from:
             del self._kept[: begin - self._kept_from]
@@ -263,34 +268,34 @@ class Scan:
         self._kept += data
 
 
-_LOW = bytes(place & 0xFF for place in range(WINDOW))
-_OTHER = bytes((place + 1 + (place >> 8)) & 0xFF for place in range(WINDOW))
-"""Differs from `_LOW` everywhere, by 1 more than the high byte of the place."""
+_LOW = bytes(offset & 0xFF for offset in range(WINDOW))
+_OTHER = bytes((offset + 1 + (offset >> 8)) & 0xFF for offset in range(WINDOW))
+"""A window that differs from `_LOW` at every offset, by 1 more than the high byte of the offset."""
 
 
 def _needed_window(compressed: bytes, block: Block, skip: int) -> bytes:
-    """What of a block's window the 32 KiB depend on that come `skip` bytes after the block's start, packed."""
+    """Return, packed, the bytes of a block's window that the 32 KiB from `skip` bytes after the block depend on."""
     low, other = (_inflate_over(window, compressed, block.bit % 8, skip + WINDOW)[skip:] for window in (_LOW, _OTHER))
     if low == other:
         return b""
     length = len(low)
     differing = int.from_bytes(low, "big") ^ int.from_bytes(other, "big")
-    places: set[int] = set()
+    offsets: set[int] = set()
     for run in re.finditer(rb"[^\0]+", differing.to_bytes(length, "big")):
         for at in range(*run.span()):
-            places.add(low[at] | (other[at] - low[at] - 1 & 0xFF) << 8)
+            offsets.add(low[at] | (other[at] - low[at] - 1 & 0xFF) << 8)
     runs: list[tuple[int, int]] = []
-    for place in sorted(places):
-        if runs and runs[-1][1] == place:
-            runs[-1] = (runs[-1][0], place + 1)
+    for offset in sorted(offsets):
+        if runs and runs[-1][1] == offset:
+            runs[-1] = (runs[-1][0], offset + 1)
         else:
-            runs.append((place, place + 1))
+            runs.append((offset, offset + 1))
     return pack_window(block.window.rjust(WINDOW, b"\0"), runs)
 
 
-def _inflate_over(window: bytes, compressed: bytes, bits: int, most: int) -> bytes:
+def _inflate_over(window: bytes, compressed: bytes, bits: int, limit: int) -> bytes:
     stream = zlib.decompressobj(-15, zdict=window)
     if bits:
         stream.decompress(lead_in(bits, compressed[0]), 1)
         compressed = compressed[1:]
-    return stream.decompress(compressed, most)
+    return stream.decompress(compressed, limit)

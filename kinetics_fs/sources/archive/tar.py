@@ -1,8 +1,8 @@
-"""Clips out of a tar that comes in pieces, in constant memory.
+"""Parsing of the clips in a tar that arrives in pieces, in constant memory.
 
-A tar from outside can name any file and claim any size. Here nothing of it ever becomes a path: of each member that is
-a plain file only the last part of the name is looked at, and that must be the name of a clip. All else is skipped and
-counted by reason. What the formats are: POSIX.1-2001 (`pax`) and the GNU tar manual, "Basic Tar Format".
+A tar is untrusted: it can name any file and claim any size. The parser never uses a member's name as a path. It reads
+only the last part of the name of each plain file, which must be the name of a clip, and skips and counts all other
+members. Formats: POSIX.1-2001 (`pax`), and the GNU tar manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import NamedTuple
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
 
-MOST_CLIP_BYTES = 64 * 1024 * 1024
-"""Of one clip. The largest seen in the public archives has 7 MB."""
+MAX_CLIP_SIZE = 64 * 1024 * 1024
+"""Largest size of a clip in bytes. The largest in the public archives has 7 MB."""
 
 HEADER = 512
-"""Bytes of the header before a member's data; they are padded to the same."""
+"""Bytes of the header before a member's data. The data are padded to a multiple of this."""
 
-_MOST_EXTENSION = 16 * 1024
-"""Bytes of an extended header that are looked at. Real ones have a few hundred."""
+_MAX_EXTENSION = 16 * 1024
+"""Bytes of an extended header that are read. Real ones have a few hundred."""
 
 _DATALESS = frozenset(b"123456")
-"""Types without data, whatever their size field says: links, devices, folders, pipes."""
+"""Types without data, whatever their size field states: links, devices, folders, pipes."""
 _REASONS = {
     ord("1"): "hard link",
     ord("2"): "symbolic link",
@@ -39,18 +39,19 @@ _REGULAR = frozenset(b"0\0")
 
 
 class Begin(NamedTuple):
-    """The data of a clip begin."""
+    """The start of the data of a clip."""
 
     clip: Clip
     size: int
+    """Size of the clip in bytes."""
     position: int
-    """In the tar."""
-    says_so: bool
-    """The header right before the data says all this, and no other header changes it."""
+    """Offset of the data in the tar."""
+    self_describing: bool
+    """Whether the header directly before the data states clip and size, and no extended header changes them."""
 
 
 class End(NamedTuple):
-    """The data of that clip have all been there."""
+    """The end of the data of a clip."""
 
     clip: Clip
 
@@ -58,26 +59,26 @@ class End(NamedTuple):
 _Part = Callable[[memoryview], Iterator[Begin | memoryview | End]]
 
 Refuse = Callable[[Clip], str | None]
-"""Why a clip is not wanted, in a few words; None if it is."""
+"""Returns why a clip is refused, in a few words; None to accept it."""
 
 
 def take_all(clip: Clip) -> str | None:
-    """Refuses no clip."""
+    """Refuse no clip."""
     return None
 
 
 class TarParser:
-    """Takes the bytes of a tar as they come, and gives those of its clips.
+    """Parses the bytes of a tar as they arrive, and yields those of its clips.
 
     Args:
-        refuse: asked about each clip before its data.
-        position: in the tar, of the first byte that is to come: of a header.
+        refuse: called for each clip before its data.
+        position: offset in the tar of the first byte to feed, which must be that of a header.
     """
 
     def __init__(self, refuse: Refuse = take_all, position: int = 0) -> None:
         self.position = position
         self.refusals: Counter[str] = Counter()
-        """How many members were not taken, by reason. Folders, and what macOS adds (`._*`), are not counted."""
+        """Number of refused members, by reason. Folders, and the files that macOS adds (`._*`), are not counted."""
         self._refuse = refuse
         self._part: _Part = self._header
         self._left = HEADER
@@ -85,7 +86,7 @@ class TarParser:
         self._padding = 0
         self._clip: Clip | None = None
         self._zeros = 0
-        # What extended headers say of the next member
+        # Values of extended headers for the next member
         self._extended = False
         self._path: bytes | None = None
         self._size: int | None = None
@@ -93,7 +94,7 @@ class TarParser:
 
     @property
     def next_header(self) -> int | None:
-        """Where the next header is, from which a parser may begin anew; None in the midst of something."""
+        """Offset of the next header, at which another parser can start; None in the middle of a member."""
         if self._extended:
             return None
         if self._part == self._header and not self._held:
@@ -101,28 +102,28 @@ class TarParser:
         return self.position + self._left if self._part == self._skip else None
 
     def feed(self, data: memoryview) -> Iterator[Begin | memoryview | End]:
-        """Takes the next bytes.
+        """Parse the next bytes.
 
         Yields:
-            For each clip `Begin`, its data in pieces, `End`. Each is to be dealt with before the next is asked for,
-            and all must be asked for.
+            For each clip a `Begin`, its data in pieces, and an `End`. Each piece is valid until the next one. The
+            caller must take all of them.
 
         Raises:
-            ArchiveError: this is not a tar.
+            ArchiveError: the bytes are not a tar.
         """
-        place = 0
-        while place < len(data):
-            piece = data[place : place + self._left]
-            place += len(piece)
+        at = 0
+        while at < len(data):
+            piece = data[at : at + self._left]
+            at += len(piece)
             self._left -= len(piece)
             self.position += len(piece)
             yield from self._part(piece)
 
     def finish(self) -> None:
-        """Says that these were all.
+        """Check that the tar is complete.
 
         Raises:
-            ArchiveError: something is missing.
+            ArchiveError: it is cut short.
         """
         if self._part == self._ended:
             return
@@ -131,7 +132,7 @@ class TarParser:
         if not self._zeros:
             self.refusals["no end mark"] += 1
 
-    # The parts of a tar: each is given at most the `_left` bytes that are its own, and hands over when none are left
+    # The parts of a tar. Each receives at most its remaining `_left` bytes, and selects the next part at their end.
 
     def _header(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
         self._held += piece
@@ -145,8 +146,8 @@ class TarParser:
             return
         if not _checks(header):
             if not self._zeros:
-                raise ArchiveError("the tar is damaged: no header where one must be")
-            self.refusals["something behind the end"] += 1
+                raise ArchiveError("the tar is damaged: a header is missing")
+            self.refusals["data after the end"] += 1
             self._begin(self._ended, 1 << 62)
             return
         self._zeros = 0
@@ -182,7 +183,7 @@ class TarParser:
             self._skip_on(size + self._padding)
 
     def _judge(self, name: bytes, kind: int, size: int, fault: str | None) -> tuple[Clip | None, str | None]:
-        """The clip that a member is, or why it is none, if that is worth counting."""
+        """Return the clip that a member is, or the reason for refusing it; neither for members that are not counted."""
         *folders, last = name.split(b"/")
         if kind in _FOLDERS or not last or last.startswith(b"._"):
             return None, None
@@ -191,13 +192,13 @@ class TarParser:
         if fault:
             return None, fault
         if name.startswith(b"/") or b".." in folders:
-            return None, "path leads elsewhere"
+            return None, "path leads outside the archive"
         clip = parse_clip_name(last.decode("latin-1"))
         if clip is None:
             return None, "not the name of a clip"
         if size == 0:
             return None, "empty"
-        if size > MOST_CLIP_BYTES:
+        if size > MAX_CLIP_SIZE:
             return None, "too large"
         reason = self._refuse(clip)
         return (None, reason) if reason else (clip, None)
@@ -216,7 +217,7 @@ class TarParser:
         yield from ()
 
     def _sparse_map(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
-        """Blocks between the header of an old GNU sparse file and its data; each says whether another follows."""
+        """Skip the blocks between the header of an old GNU sparse file and its data; each states if another follows."""
         self._held += piece
         if self._left == 0:
             follows = self._held[504]
@@ -228,8 +229,8 @@ class TarParser:
         yield from ()
 
     def _extension(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
-        """What belongs to the next member: a long name, or a set of pax records."""
-        self._held += piece[: _MOST_EXTENSION + 1 - len(self._held)]
+        """Collect data for the next member: a long name, or a set of pax records."""
+        self._held += piece[: _MAX_EXTENSION + 1 - len(self._held)]
         if self._left == 0:
             self._end_extension()
         yield from ()
@@ -241,7 +242,7 @@ class TarParser:
     def _end_extension(self) -> None:
         content = bytes(self._held)
         self._held.clear()
-        if len(content) > _MOST_EXTENSION:
+        if len(content) > _MAX_EXTENSION:
             self._fault = "extended header too large"
         elif self._kind == ord("L"):
             self._path = content.rstrip(b"\0")
@@ -252,25 +253,25 @@ class TarParser:
         self._skip_on(self._padding)
 
     def _read_pax(self, content: bytes, *, of_all: bool) -> None:
-        """Records `LENGTH KEY=VALUE\\n`; the length is that of all of it."""
-        place = 0
-        while place < len(content):
-            said = re.compile(rb"([1-9][0-9]{0,5}) ([^=]+)=").match(content, place)
-            end = place + int(said[1]) if said else 0
-            if said is None or not said.end() < end <= len(content) or content[end - 1] != ord("\n"):
+        """Parse records `LENGTH KEY=VALUE\\n`; the length is that of the whole record."""
+        at = 0
+        while at < len(content):
+            match = re.compile(rb"([1-9][0-9]{0,5}) ([^=]+)=").match(content, at)
+            end = at + int(match[1]) if match else 0
+            if match is None or not match.end() < end <= len(content) or content[end - 1] != ord("\n"):
                 self._fault = "extended header is damaged"
                 return
-            key, value = said[2], content[said.end() : end - 1]
-            place = end
+            key, value = match[2], content[match.end() : end - 1]
+            at = end
             if key not in (b"path", b"size") and not key.startswith(b"GNU.sparse."):
                 continue
-            if of_all:  # no real archive gives all its members one name or size
+            if of_all:  # no real archive gives all its members the same name or size
                 self.refusals["extended header for all members"] += 1
             elif key == b"path":
                 self._path = value
             elif key == b"size":
                 if not re.fullmatch(rb"[0-9]{1,19}", value):
-                    raise ArchiveError("the tar is damaged: a size that is none")
+                    raise ArchiveError("the tar is damaged: a size is not a number")
                 self._size = int(value)
             else:
                 self._fault = "sparse file"
@@ -291,10 +292,10 @@ class TarParser:
 
 
 def clip_of_header(header: bytes) -> tuple[Clip, int] | None:
-    """The clip that a header alone says its member to be, and the size; None if it is no proper header of a clip.
+    """Return the clip and size that a header alone states; None if it is not a valid header of a clip.
 
     Raises:
-        ArchiveError: the size is none.
+        ArchiveError: the size is not a number.
     """
     if len(header) != HEADER or header[156] not in _REGULAR or not _checks(header):
         return None
@@ -303,25 +304,28 @@ def clip_of_header(header: bytes) -> tuple[Clip, int] | None:
 
 
 def _checks(header: bytes) -> bool:
-    """Whether the checksum is right: the sum of all bytes, with spaces in its own place; some added signed ones."""
-    said = re.fullmatch(rb"[ \0]*([0-7]+)[ \0]*", header[148:156])
-    if said is None:
+    """Return whether the checksum of a header is right.
+
+    It is the sum of all bytes, with spaces for the checksum itself. Some programs add the bytes as signed numbers.
+    """
+    match = re.fullmatch(rb"[ \0]*([0-7]+)[ \0]*", header[148:156])
+    if match is None:
         return False
     rest = header[:148] + b" " * 8 + header[156:]
     total = sum(rest)
-    return int(said[1], 8) in (total, total - 256 * sum(byte > 127 for byte in rest))
+    return int(match[1], 8) in (total, total - 256 * sum(byte > 127 for byte in rest))
 
 
 def _number(field: bytes) -> int:
-    """A size: octal digits, or base 256 where the first bit is set."""
+    """Parse a size: octal digits, or base 256 if the first bit is set."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ~(0x80 << 88)
         if field[0] & 0x40 or value >= 1 << 62:
-            raise ArchiveError("the tar is damaged: a size that is none")
+            raise ArchiveError("the tar is damaged: a size is not a number")
         return value
     digits = field.strip(b" \0")
     if not re.fullmatch(rb"[0-7]*", digits):
-        raise ArchiveError("the tar is damaged: a size that is none")
+        raise ArchiveError("the tar is damaged: a size is not a number")
     return int(digits or b"0", 8)
 
 

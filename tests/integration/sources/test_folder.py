@@ -15,7 +15,7 @@ import pytest
 from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import NotInSource
-from kinetics_fs.sources.archive.tar import MOST_CLIP_BYTES
+from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import FolderSource, file_names, parse_file_name
 from kinetics_fs.util.files import link_or_copy
 from tests.support.store import quick_place
@@ -154,7 +154,7 @@ def test_odd_things_under_the_name_of_a_clip(catalog: Path, held: Path, private:
 
 
 def test_too_large(catalog: Path, held: Path, private: Path) -> None:
-    os.truncate(put(held / CLIP.name), MOST_CLIP_BYTES + 1)
+    os.truncate(put(held / CLIP.name), MAX_CLIP_SIZE + 1)
     with pytest.raises(FetchError, match="larger than") as caught:
         FolderSource([held], catalog).fetch(CLIP, private)
     assert (caught.value.kind, caught.value.source) == (FailureKind.CORRUPT, "folder")

@@ -160,7 +160,7 @@ def test_clips_that_are_too_far_from_any_block_are_not_indexed() -> None:
 def test_giant_block_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = {clip: bytes(byte % 144 for byte in content) for clip, content in CLIPS.items()}
     archive = with_giant_block(make_tar(clips), 45_000)
-    monkeypatch.setattr("kinetics_fs.sources.archive.scan._MOST_KEPT", 150_000)
+    monkeypatch.setattr("kinetics_fs.sources.archive.scan._MAX_KEPT", 150_000)
     scan, found = Scan(), Collector()
 
     for place in range(0, len(archive), 10_000):
@@ -266,13 +266,13 @@ def test_several_archives_in_one() -> None:
 
 
 def test_something_else_behind_the_end() -> None:
-    with pytest.raises(ArchiveError, match="behind its end"):
+    with pytest.raises(ArchiveError, match="data follow its end"):
         run(by_zlib(TAR) + b"\0" * 100 + b"x")
-    with pytest.raises(ArchiveError, match="no gzip header"):
+    with pytest.raises(ArchiveError, match="a gzip header is missing"):
         run(by_zlib(TAR) + b"<html>")
     scan, found = run(TAR + b"<html>" * 1_000)
     assert found.clips == CLIPS
-    assert scan.refusals == {"something behind the end": 1}
+    assert scan.refusals == {"data after the end": 1}
 
 
 def test_what_is_no_archive() -> None:
@@ -288,7 +288,7 @@ def test_what_is_no_archive() -> None:
 
 def test_endless_gzip_header() -> None:
     scan = Scan()
-    with pytest.raises(ArchiveError, match="endless"):
+    with pytest.raises(ArchiveError, match="header is too long"):
         for piece in [b"\x1f\x8b\x08\x08" + bytes(6), *[b"name" * 10_000] * 10]:
             list(scan.feed(piece))
 

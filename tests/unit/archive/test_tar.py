@@ -88,9 +88,9 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "folder named as a clip": (member(NAME, tarfile.DIRTYPE, b""), None),
     "contiguous": (member(NAME, tarfile.CONTTYPE), "not a plain file"),
     "unknown type": (header(type=b"Q", size=b"1130") + padded(b"x" * 600), "not a plain file"),
-    "absolute": (member("/" + NAME), "path leads elsewhere"),
-    "upwards": (member("a/../../../" + NAME), "path leads elsewhere"),
-    "only upwards": (member("../" + NAME), "path leads elsewhere"),
+    "absolute": (member("/" + NAME), "path leads outside the archive"),
+    "upwards": (member("a/../../../" + NAME), "path leads outside the archive"),
+    "only upwards": (member("../" + NAME), "path leads outside the archive"),
     "newline": (member(NAME.replace("V", "\n")), "not the name of a clip"),
     "newline at the end": (member(NAME + "\n"), "not the name of a clip"),
     "other file": (member("readme.md"), "not the name of a clip"),
@@ -100,7 +100,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "AppleDouble": (member("class/._" + NAME), None),
     "empty": (member(NAME, content=b""), "empty"),
     "long name of a clip, with more behind a zero": (member("a" * 120 + "/\0" + NAME), "not the name of a clip"),
-    "upwards by pax": (pax({"path": "../" + NAME}) + member(NAME), "path leads elsewhere"),
+    "upwards by pax": (pax({"path": "../" + NAME}) + member(NAME), "path leads outside the archive"),
     "pax that names something else": (pax({"path": "evil.sh"}) + member(NAME), "not the name of a clip"),
     "sparse by pax 0.0": (pax({"GNU.sparse.size": "99"}) + member(NAME), "sparse file"),
     "sparse by pax 1.0": (pax({"GNU.sparse.major": "1", "GNU.sparse.realsize": "9"}) + member(NAME), "sparse file"),
@@ -141,7 +141,7 @@ def test_hostile_members(case: str, step: int) -> None:
     [b"99999999999", b"77777777777", b"\x80" + bytes(3) + b"\x10" + bytes(7), b"10000000000"],
 )
 def test_giant_members_take_no_room(size: bytes) -> None:
-    with pytest.raises(ArchiveError, match=r"cut short|a size that is none"):
+    with pytest.raises(ArchiveError, match=r"cut short|a size is not a number"):
         parse(header(size=size) + bytes(100_000))
 
 
@@ -188,7 +188,7 @@ def test_clips_that_are_not_wanted() -> None:
 def test_damaged_header() -> None:
     broken = bytearray(member(CLIP.name))
     broken[3] ^= 1
-    with pytest.raises(ArchiveError, match="no header"):
+    with pytest.raises(ArchiveError, match="a header is missing"):
         parse(bytes(broken) + END)
 
 
