@@ -14,18 +14,13 @@ import click
 import pytest
 
 from kinetics_fs.cli import COMMANDS, cli
+from kinetics_fs.cli.reference import walk_commands
 from kinetics_fs.config import Settings, table
 from tests.support.command_line import ENVIRONMENT, kinetics_fs
 
 Arguments = tuple[str | Path, ...]
 
-LEAVES = [
-    *("mount", "umount", "prefetch", "fill", "import", "export", "status", "verify", "doctor"),
-    *(f"index {name}" for name in ("build", "list", "verify", "export", "import", "remove")),
-    *(f"failures {name}" for name in ("list", "retry", "clear", "export", "import")),
-    *(f"pin {name}" for name in ("add", "remove", "list")),
-    *("classes", "report", "demo"),
-]
+LEAVES = [name for name, _ in walk_commands()]
 
 
 def limit(*arguments: str | Path, config: Path = Path(os.devnull), **environment: Any) -> Any:
@@ -323,6 +318,27 @@ def test_help_lists_every_command() -> None:
     for text in (said, *(kinetics_fs(group, "--help").stdout for group in ("index", "failures", "pin"))):
         assert "..." not in text.partition("Commands:")[2], "what a command does is cut off"
     assert {leaf.split()[0] for leaf in LEAVES} == set(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("fa",), {"failures"}),
+        (("pin", ""), {"add", "remove", "list"}),
+        (("mount", "--only", ""), {"all", "cached"}),
+        (("mount", "--fsn"), {"--fsname"}),  # a rare option, too
+    ],
+)
+def test_completion(shell: str, words: tuple[str, ...], expected: set[str]) -> None:
+    line = " ".join(("kinetics-fs", *words))
+    current = str(len(words)) if shell != "fish" else words[-1]
+    done = kinetics_fs(_KINETICS_FS_COMPLETE=f"{shell}_complete", COMP_WORDS=line, COMP_CWORD=current)
+
+    # bash: type,value per line; fish: type,value<tab>help; zsh: type, value and help on a line each
+    lines = done.stdout.splitlines()
+    values = lines[1::3] if shell == "zsh" else [line.partition(",")[2].partition("\t")[0] for line in lines]
+    assert set(values) == expected
 
 
 @pytest.mark.parametrize("name", COMMANDS)
