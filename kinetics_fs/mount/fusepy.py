@@ -63,7 +63,7 @@ def serve(
     """Mount the filesystem and serve it until it is unmounted, or SIGTERM, SIGINT or SIGHUP arrives.
 
     Args:
-        filesystem: what to mount.
+        filesystem: the filesystem to mount.
         mountpoint: a prepared mount point.
         allow_other: let other users access the mount.
         source: the source that lists of mounts show.
@@ -139,7 +139,7 @@ class _Operations:
     `flush` is missing on purpose: the kernel then stops sending it at each close.
 
     Args:
-        filesystem: what is mounted.
+        filesystem: the filesystem of the mount.
         mountpoint: the mount point.
         open_threads: permanent threads for opens.
         stat_threads: threads for `stat` on files of this mount, which wait for this mount.

@@ -1,4 +1,4 @@
-"""Mount points: what is mounted where, whether a path can be mounted on, and unmounting."""
+"""Mount points: find them, prepare a path for mounting, unmount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the opens of a mount may fetch: a program that scans every file should not download 650,000 clips."""
+"""The fetch budget of a mount: a program that scans every file should not download 650,000 clips."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class FilesystemOptions:
     Attributes:
         class_names: how labels become directory names.
         hide_unavailable: do not list clips that are known to be gone.
-        budget: what opens may fetch.
+        budget: limits the fetches that opens start.
         indexed_sizes: returns the exact sizes, in bytes, of clips in indexed archives, by `Clip.key`.
         on_open: see `OnOpen`; must return quickly.
         status: returns the content of `status.json`.
@@ -85,7 +85,7 @@ class FilesystemOptions:
 
 
 class Filesystem:
-    """What one mount shows.
+    """The files and directories of one mount.
 
     Args:
         catalog: the clips of the mount.
@@ -338,7 +338,7 @@ class Filesystem:
             values["state"] = "fetching"
         else:
             values["state"] = "absent" if failure is None else "failed"
-            # What an open would fail with now. A block is not a failure of the clip, but makes it unavailable.
+            # The error of an open now. A block is not a failure of the clip, but makes it unavailable.
             error = self._fetcher.known_failure(clip) or self._options.budget.refusal()
             error = error or (self._block() if failure is None else failure.error())
             if error is not None:

@@ -1,4 +1,4 @@
-"""What a front end sees of a mount: types, attributes and names of inodes, and open files."""
+"""The nodes of a mount: their types, attributes and names, and the interface of open files."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _MAX_FETCHES = 3
 
 
 class Fetcher(Protocol):
-    """What the filesystem needs of a fetcher. Safe for threads."""
+    """The part of a fetcher that the filesystem uses. Safe for threads."""
 
     def request(self, clip: Clip) -> Future[None]:
         """Request a clip for a process that waits for it; join the fetch in progress if there is one.
@@ -112,7 +112,7 @@ class ClipOpens:
     Args:
         store: the cache.
         fetcher: fetches clips that are not in the cache.
-        budget: what opens may fetch.
+        budget: limits the fetches that opens start.
         shown_since: time of the mount, in seconds since the epoch: content that was published before it was shown
             from the beginning, so that no kernel knows other content.
         on_open: see `OnOpen`; must return quickly.

@@ -16,7 +16,7 @@ from kinetics_fs.mount.mountpoint import FUSERMOUNT_MISSING, SUBTYPE, find_fuser
 from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 
 MAX_READ = 1024 * 1024
-"""Maximum bytes per READ: what a kernel requests with its default limit of 256 pages."""
+"""Maximum bytes per READ: a kernel requests 256 pages at most by default."""
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024  # linux/mount.h
 _READ_AHEAD_KIB = 1024

@@ -134,9 +134,9 @@ class Operations:
     def notify_name(self, name: Name) -> None:
         """Make the kernel look up a name that appeared or disappeared, and list its directory again.
 
-        Called by the thread of the watcher, never by the loop: see `forget_name`. The directory comes second, when all
-        listings in progress have ended, so that the kernel keeps no older listing. A listing that continues asks for
-        what the kernel no longer has, and positions never change.
+        Called by the thread of the watcher, never by the loop: see `forget_name`. The directory is invalidated second,
+        when all listings in progress have ended, so that the kernel keeps no older listing. A listing that continues
+        then asks for the rest of the directory, which works because positions never change.
         """
         self._connection.write(p.forget_name(name.directory, os.fsencode(name.name)))
         self._connection.write(p.forget_content(name.directory))

@@ -1,11 +1,11 @@
-"""The messages of the FUSE protocol, as far as a read-only filesystem meets them.
+"""The messages of the FUSE protocol that a read-only filesystem needs.
 
-Every structure is that of the kernel's published header, `include/uapi/linux/fuse.h`, under its own name, with its
-size asserted; numbers are in the machine's own byte order. Nothing outside this module knows a byte offset.
+Every structure is one of the kernel's published header, `include/uapi/linux/fuse.h`, under its name there, with its
+size asserted. Numbers are in the byte order of the machine. No other module knows a byte offset.
 
-The kernel writes a request as `InHeader`, the opcode's structure, and what follows it (a name). A reply is `OutHeader`
-with the request's `unique`, and the opcode's answer; an error is a reply of `OutHeader` alone with a negative errno. A
-notification is a reply to nobody: `unique` is 0, and `error` is the code of the notification.
+A request consists of an `InHeader`, the structure of its opcode, and for some opcodes a name. A reply consists of an
+`OutHeader` with the `unique` of the request, and the structure of the answer; an error is an `OutHeader` alone, with a
+negative errno. A notification has the form of a reply whose `unique` is 0; its `error` is a `NotifyCode`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 VERSION = 7
 MINOR = 40
-"""The minor version that we speak: that of passthrough, Linux 6.9. Older kernels settle on their own."""
+"""The highest minor version that this module supports: that of passthrough, Linux 6.9. An older kernel uses its own."""
 OLDEST_MINOR = 31
 """Linux 5.4."""
 
@@ -31,12 +31,12 @@ class Malformed(Exception):
 
 
 class Structure(Generic[T]):
-    """A C structure: bytes to a named tuple and back.
+    """A C structure: converts bytes to a named tuple and back.
 
     Args:
-        type_: the named tuple; its fields are those of `layout`, in their order.
-        layout: in the notation of `struct`; fields that say nothing are pad bytes (`x`).
-        size: what `sizeof` says in C.
+        type_: the named tuple; its fields are those of `layout`, in order.
+        layout: in the notation of the module `struct`; unused fields are pad bytes (`x`).
+        size: `sizeof` of the structure in C.
     """
 
     def __init__(self, type_: type[T], layout: str, size: int) -> None:
@@ -46,7 +46,7 @@ class Structure(Generic[T]):
         assert self._struct.size == size, (type_, self._struct.size)
 
     def unpack(self, message: memoryview) -> T:
-        """Reads it from the beginning of a message.
+        """Read the structure from the beginning of a message.
 
         Raises:
             Malformed: the message is too short.
@@ -58,11 +58,12 @@ class Structure(Generic[T]):
         return found
 
     def pack(self, *values: int | bytes) -> bytes:
+        """Return the bytes of the structure with these values."""
         return self._struct.pack(*values)
 
 
 class Opcode(enum.IntEnum):
-    """What the kernel may ask of a read-only filesystem, and a few that it may try."""
+    """The requests that a kernel sends to a read-only filesystem, and some that such a filesystem refuses."""
 
     LOOKUP = 1
     FORGET = 2
@@ -106,7 +107,7 @@ class Opcode(enum.IntEnum):
 
 
 NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
-"""Requests that the kernel does not wait for."""
+"""Requests without a reply."""
 
 CHANGES = frozenset(
     {
@@ -115,44 +116,45 @@ CHANGES = frozenset(
         *(Opcode.RENAME2, Opcode.TMPFILE),
     }
 )
-"""Requests to change something; the kernel refuses that itself unless root has remounted us for writing."""
+"""Requests that change something. The kernel itself refuses them unless root has remounted the filesystem for writing.
+"""
 
 
 class InitFlag(enum.IntFlag):
-    """What kernel and filesystem agree on. Bits from 32 on travel in `flags2`."""
+    """The features that kernel and filesystem agree on. Bits from 32 on are sent in `flags2`."""
 
     ASYNC_READ = 1 << 0
     """Several reads of one file at the same time."""
     BIG_WRITES = 1 << 5
     AUTO_INVAL_DATA = 1 << 12
-    """A read asks for the size first where that was taken back. Without it, two reads of which the further one ends
-    first can leave zeros behind the end."""
+    """A read first asks for the size if that was invalidated. Without it, two concurrent reads can leave zeros after
+    the end of the file: if the later part is answered first."""
     DO_READDIRPLUS = 1 << 13
     """Names, types and attributes of a directory in one message."""
     PARALLEL_DIROPS = 1 << 18
     ABORT_ERROR = 1 << 21
     MAX_PAGES = 1 << 22
-    """`max_pages` is meant: reads of more than 128 KiB."""
+    """`max_pages` is valid: reads of more than 128 KiB."""
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
-    """OPENDIR may be refused for good, and directories are then cached."""
+    """OPENDIR may be refused once and for all; the kernel then caches listings."""
     INIT_EXT = 1 << 30
-    """`flags2` is meant."""
+    """`flags2` is valid."""
     PASSTHROUGH = 1 << 37
-    """An open file may be served by another file, without us (Linux 6.9)."""
+    """The kernel may serve an open file from another file by itself (Linux 6.9)."""
 
 
 class OpenFlag(enum.IntFlag):
-    """How an open file is to be treated."""
+    """How the kernel treats an open file."""
 
     DIRECT_IO = 1 << 0
-    """Not through the page cache."""
+    """Bypass the page cache."""
     KEEP_CACHE = 1 << 1
-    """What the page cache has of it is still right."""
+    """The cached pages of the file are still valid."""
     NOFLUSH = 1 << 5
-    """No FLUSH at each close."""
+    """Send no FLUSH at each close."""
     PASSTHROUGH = 1 << 7
-    """Served by the file behind `backing_id`."""
+    """Serve reads from the file registered as `backing_id`."""
 
 
 GETATTR_FH = 1 << 0
@@ -184,12 +186,12 @@ OUT_HEADER = Structure(OutHeader, "IiQ", 16)
 
 
 def reply_header(unique: int, length: int) -> bytes:
-    """The header of a reply with `length` bytes of payload."""
+    """Return the header of a reply with `length` bytes of payload."""
     return OUT_HEADER.pack(OUT_HEADER.size + length, 0, unique)
 
 
 def error_reply(unique: int, number: int) -> bytes:
-    """A whole reply that says errno `number`."""
+    """Return a complete reply with the errno `number`."""
     return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
 
 
@@ -204,7 +206,7 @@ class InitIn(NamedTuple):
 
 
 class InitInExt(NamedTuple):
-    """`fuse_init_in` as it is since Linux 5.17, of which older kernels send the first 16 bytes."""
+    """`fuse_init_in` since Linux 5.17. Older kernels send its first 16 bytes."""
 
     major: int
     minor: int
@@ -218,7 +220,7 @@ INIT_IN_EXT = Structure(InitInExt, "IIIII44x", 64)
 
 
 def parse_init(body: memoryview) -> tuple[InitIn, InitFlag]:
-    """INIT's structure and all flags that the kernel offers, from either form of it."""
+    """Parse either form of INIT; return its structure and all flags that the kernel offers."""
     begin = INIT_IN.unpack(body)
     flags = InitFlag(begin.flags)
     if begin.flags & InitFlag.INIT_EXT and len(body) >= INIT_IN_EXT.size:
@@ -270,7 +272,7 @@ ATTR = Structure(Attr, _ATTR, 88)
 
 
 class EntryOut(NamedTuple):
-    """Also the head of a `fuse_direntplus`. Followed by `Attr`."""
+    """Followed by `Attr`. Also the beginning of a `fuse_direntplus`."""
 
     nodeid: int
     generation: int
@@ -356,17 +358,17 @@ DIRENTPLUS_SIZE = 40 + 88 + 24
 
 
 def align(length: int) -> int:
-    """The next multiple of 8."""
+    """Round up to a multiple of 8."""
     return length + 7 & ~7
 
 
 def direntplus_packer(name_length: int) -> struct.Struct:
-    """`EntryOut`, `Attr`, `Dirent` and a name of that length in one stroke: what makes listing quick."""
+    """Return a packer for `EntryOut`, `Attr`, `Dirent` and a name of this length: one call per entry, for speed."""
     return struct.Struct(f"={_ENTRY}{_ATTR}{_DIRENT}{name_length}s{-name_length % 8}x")
 
 
 def dirent_packer(name_length: int) -> struct.Struct:
-    """`Dirent` and a name of that length in one stroke."""
+    """Return a packer for `Dirent` and a name of this length."""
     return struct.Struct(f"={_DIRENT}{name_length}s{-name_length % 8}x")
 
 
@@ -391,7 +393,7 @@ OPEN_OUT = Structure(OpenOut, "QIi", 16)
 
 
 class ReadIn(NamedTuple):
-    """Of READ, READDIR and READDIRPLUS."""
+    """The structure of READ, READDIR and READDIRPLUS."""
 
     fh: int
     offset: int
@@ -431,7 +433,7 @@ LSEEK_OUT = Structure(LseekOut, "Q", 8)
 
 
 class GetxattrIn(NamedTuple):
-    """Of GETXATTR, where the name follows, and LISTXATTR."""
+    """The structure of GETXATTR, followed by the name, and of LISTXATTR."""
 
     size: int
 
@@ -468,10 +470,14 @@ INTERRUPT_IN = Structure(InterruptIn, "Q", 8)
 
 
 def parse_name(body: memoryview) -> bytes:
-    """A name at the end of a request, which the kernel ends with a zero byte."""
+    """Return the name at the end of a request, without its zero byte.
+
+    Raises:
+        Malformed: the zero byte is missing or not the last one.
+    """
     name = bytes(body)
     if not name.endswith(b"\0") or b"\0" in name[:-1]:
-        raise Malformed("a name without its end")
+        raise Malformed("a name without a zero byte at its end")
     return name[:-1]
 
 
@@ -516,38 +522,38 @@ _STORE_OUT = Structure(StoreOut, "QQIxxxx", 24)
 
 
 def store_pages(ino: int, offset: int, data: bytes) -> bytes:
-    """A notification: this is what the file has at `offset`; it is at least that long."""
+    """Return a notification that stores `data` in the page cache of a file, and extends its size if needed."""
     length = OUT_HEADER.size + _STORE_OUT.size + len(data)
     return OUT_HEADER.pack(length, NotifyCode.STORE, 0) + _STORE_OUT.pack(ino, offset, len(data)) + data
 
 
 def forget_attributes(ino: int) -> bytes:
-    """A notification: ask for the attributes of this inode again. Its cached pages stay."""
+    """Return a notification that invalidates the attributes of an inode, but not its cached pages."""
     payload = _INVAL_INODE_OUT.pack(ino, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
 
 
 def forget_content(ino: int) -> bytes:
-    """A notification: the cached pages of this inode are no longer right; those of a directory are its listing."""
+    """Return a notification that invalidates the cached pages of an inode: of a directory, its listing."""
     payload = _INVAL_INODE_OUT.pack(ino, 0, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
 
 
 def forget_name(directory: int, name: bytes) -> bytes:
-    """A notification: look this name up again, whether it was there or not. What is open stays so.
+    """Return a notification that invalidates a name, or its absence; open files stay open.
 
-    Writing it waits for the directory's lock, which a lookup or listing under way holds until it is answered: never
-    to be written by the thread that answers. It fails with ENOENT if the kernel remembers nothing of the name.
+    Writing it blocks on the lock of the directory, which a lookup or listing in progress holds until it is answered:
+    the thread that answers must never write it. The write fails with ENOENT if the kernel has not cached the name.
     """
     payload = _INVAL_ENTRY_OUT.pack(directory, len(name), 0) + name + b"\0"
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_ENTRY, 0) + payload
 
 
-# The device's ioctls
+# The ioctls of the device
 
 
 def _iow(number: int, size: int) -> int:
-    """`_IOW(FUSE_DEV_IOC_MAGIC, number, a structure of that size)`, as asm-generic/ioctl.h has it."""
+    """Return `_IOW(FUSE_DEV_IOC_MAGIC, number, size)` as defined in asm-generic/ioctl.h."""
     return 1 << 30 | size << 16 | 229 << 8 | number
 
 
@@ -562,4 +568,4 @@ IOC_BACKING_CLOSE = _iow(2, 4)
 
 SMALLEST_READ_BUFFER = 8192
 REFUSED = frozenset({errno.ENOENT})
-"""What writing a reply fails with when its request is gone, interrupted or aborted."""
+"""Errnos of writing a reply to a request that was interrupted or aborted."""

@@ -52,7 +52,7 @@ def serve(
     Call it in the main thread: it handles the signals.
 
     Args:
-        filesystem: what to mount.
+        filesystem: the filesystem to mount.
         mountpoint: a prepared mount point.
         allow_other: let other users access the mount.
         source: the source that lists of mounts show.
@@ -119,7 +119,7 @@ class Server:
     """The loop that answers the requests on one descriptor.
 
     Args:
-        filesystem: what is mounted.
+        filesystem: the filesystem of the mount.
         fd: a mounted FUSE descriptor; tests use a socket of packets.
         max_stack_depth: how many filesystems the kernel may stack for passthrough: see `required_stack_depth`.
     """
