@@ -75,7 +75,7 @@ def command(
         elif name in known or name.removeprefix("no-") in known:
             arguments += list(_as_flags(name, value, known.get(name), "=" in option))
         elif name == "remount":
-            raise click.UsageError("cannot remount: it is not supported; unmount it and mount it again")
+            raise click.UsageError("cannot remount: that is not supported; run umount, then mount")
         elif not (sloppy or _GENERIC_OPTIONS.fullmatch(option)):
             raise click.UsageError(
                 f"cannot use the option {option!r}: it is unknown; give options of kinetics-fs mount, or config=FILE"
@@ -99,17 +99,17 @@ def _as_flags(name: str, value: str, about: About | None, has_value: bool) -> It
     """Yield the arguments of `kinetics-fs mount` for an option."""
     if about is None or about.kind == "switch":
         if has_value:
-            raise click.UsageError(f"cannot use the option {name} with a value: give {name} or no-{name}")
+            raise click.UsageError(f"cannot use the option {name}: it takes no value; give {name} or no-{name}")
         yield f"--{name}"
         return
     if not has_value:
-        raise click.UsageError(f"cannot use the option {name} without a value: give {name}=VALUE")
+        raise click.UsageError(f"cannot use the option {name}: it needs a value; give {name}=VALUE")
     for one in value.split(LIST_SEPARATOR) if about.repeatable else [value]:
         yield f"--{name}={one}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
+    """Run the program with the arguments of the process, and exit."""
     try:
         status = command.main(arguments, prog_name="mount.kinetics-fs", standalone_mode=False)
     except click.ClickException as error:

@@ -127,7 +127,7 @@ def test_mount_calls_it(dataset: Dataset, site: VideoSite, tmp_path: Path) -> No
 
 def test_without_a_home_the_system_has_its_folders(tmp_path: Path) -> None:
     code = (
-        "from kinetics_fs import settings as s\n"
+        "from kinetics_fs import config as s\n"
         "print(s.default_cache_dir(), s.default_log_dir(), s.default_config_file())"
     )
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
