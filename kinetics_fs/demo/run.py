@@ -143,7 +143,7 @@ class Demo:
             seconds = time.perf_counter() - started
             frames = frame_numbers(path)
             if frames != expected_frames(row.clip):
-                raise KineticsError(f"wrong frames in {path}: {frames[:3]} … {frames[-3:]}")
+                raise KineticsError(f"cannot verify {path}: its frames are {frames[:3]} to {frames[-3:]}")
             self._detail(f"{row.clip.name}  {size:>9,} bytes in {seconds:5.2f} s, frames {frames[0]} to {frames[-1]}")
 
     def _read_from_cache(self, paths: dict[Row, Path]) -> None:
@@ -156,7 +156,7 @@ class Demo:
             size = len(path.read_bytes())
             self._detail(f"{row.clip.name}  {size:>9,} bytes in {(time.perf_counter() - started) * 1000:5.1f} ms")
         if len(self._requests()) != requests:
-            raise KineticsError("the mount requested clips from the site that are in the cache")
+            raise KineticsError("cannot verify the cache: the mount requested cached clips from the site again")
 
     def _path(self, row: Row) -> Path:
         split = {"validate": "validation"}.get(row.split, row.split)
@@ -174,7 +174,7 @@ class Demo:
         status = subprocess.run(command, env=environment, check=False).returncode
         if status:
             raise KineticsError(
-                f"the command `kinetics-fs {arguments[0]}` of the demo failed with exit status {status}"
+                f"cannot complete the demo: `kinetics-fs {arguments[0]}` failed with exit status {status}"
             )
 
 

@@ -121,15 +121,15 @@ class YouTubeSource:
         path = folder / Path(name).name if name else None
         if path is None or not path.is_file():
             # Without an exception: yt-dlp refused it by its own rules, as the size guard.
-            raise FetchError(FailureKind.CORRUPT, "yt-dlp brought no file")
+            raise FetchError(FailureKind.CORRUPT, "yt-dlp downloaded no file")
         return path
 
 
 def _wait_for(formats: list[dict[str, Any]]) -> None:
-    """Waits until the media can be had: after an advertisement, for who does not watch it."""
+    """Wait until YouTube serves the media: it delays them for the length of an advertisement that was not watched."""
     wait = max(float(one.get("available_at") or 0) for one in formats) - time.time()
     if wait > _LONGEST_WAIT:
-        raise FetchError(FailureKind.TRANSIENT, f"the media can be had in {wait:.0f} s", retry_after=wait)
+        raise FetchError(FailureKind.TRANSIENT, f"YouTube serves the media only in {wait:.0f} s", retry_after=wait)
     time.sleep(max(0.0, wait))
 
 
