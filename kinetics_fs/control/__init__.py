@@ -18,8 +18,8 @@ The socket is in a directory that only its user can enter, and its name is a has
 mounted, and root, can connect.
 """
 
-from kinetics_fs.control.client import Connection, connect
+from kinetics_fs.control.client import Connection, NoAnswerError, connect
 from kinetics_fs.control.paths import socket_path
 from kinetics_fs.control.server import ControlServer, Handler, Request
 
-__all__ = ["Connection", "ControlServer", "Handler", "Request", "connect", "socket_path"]
+__all__ = ["Connection", "ControlServer", "Handler", "NoAnswerError", "Request", "connect", "socket_path"]

@@ -19,6 +19,10 @@ _MAX_ANSWER = 64 * 1024 * 1024
 _TIMEOUT = 30.0
 
 
+class NoAnswerError(MountError):
+    """A mount did not answer a request in time, or its process ended meanwhile."""
+
+
 class Connection:
     """A connection to a mount for one request. Use it as a context.
 
@@ -69,7 +73,8 @@ class Connection:
             The result.
 
         Raises:
-            MountError: the mount refused the request, does not answer, or has ended.
+            NoAnswerError: the mount does not answer, or its process has ended.
+            MountError: the mount refused the request.
         """
         self._socket.settimeout(None if on_progress else self._timeout)
         text = [line.encode() + b"\n" for line in lines]
@@ -81,18 +86,23 @@ class Connection:
             while True:
                 answer = json.loads(self._file.readline(_MAX_ANSWER) or b"null")
                 if answer is None:
-                    raise MountError(f"the mount on {self._mountpoint} has ended")
+                    raise NoAnswerError(
+                        f"cannot get an answer from the mount on {self._mountpoint}: it has ended; see its log"
+                    )
                 if "progress" not in answer:
                     break
                 if on_progress is not None:
                     on_progress(answer["progress"])
         except (OSError, ValueError) as error:
-            raise MountError(f"the mount on {self._mountpoint} does not answer: {error}") from error
+            raise NoAnswerError(
+                f"cannot get an answer from the mount on {self._mountpoint}: {error}; see kinetics-fs status"
+            ) from error
         if "error" in answer:
             raise MountError(str(answer["error"]))
         if "result" not in answer:
             raise MountError(
-                f"the mount on {self._mountpoint} runs another version of kinetics-fs; unmount it and mount it again"
+                f"cannot read the answer of the mount on {self._mountpoint}: it runs another version of kinetics-fs;"
+                " unmount it and mount it again"
             )
         return answer["result"]
 

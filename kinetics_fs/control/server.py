@@ -128,7 +128,10 @@ class ControlServer:
             self._socket.listen()
         except OSError as error:
             self._socket.close()
-            raise MountError(f"cannot create the control socket {self._path}: {error.strerror}") from error
+            raise MountError(
+                f"cannot create the control socket {self._path}: {error.strerror};"
+                " check the permissions and the free space of its directory"
+            ) from error
         self._inode = self._path.stat().st_ino
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 

@@ -41,7 +41,9 @@ def make_handlers(
     def prefetch(request: Request) -> dict[str, Any]:
         if request.get("lines", int, 0):
             if any(request.has(name) for name in _SELECTION):
-                raise KineticsError("cannot prefetch: a list and a selection exclude each other; give one of them")
+                raise KineticsError(
+                    "cannot prefetch the clips: a list and a selection exclude each other; give one of them"
+                )
             found = [clip_in_line(line) for line in request.lines()]
             clips = [clip for clip in found if clip is not None]
             return {**prefetches.take_list(clips).to_json(), "invalid_lines": len(found) - len(clips)}

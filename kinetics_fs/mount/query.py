@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_fs.control import Connection, connect
+from kinetics_fs.control import Connection, NoAnswerError, connect
 from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
@@ -68,7 +68,9 @@ def find_mount(mountpoint: Path) -> Path:
     """
     path = resolve_mountpoint(mountpoint)
     if sys.platform == "linux" and path not in find_mounts():
-        raise MountError(f"{path} is not a mount of kinetics-fs; kinetics-fs status lists the mounts")
+        raise MountError(
+            f"cannot find a mount on {path}: it is not a mount of kinetics-fs; kinetics-fs status lists the mounts"
+        )
     return path
 
 
@@ -100,11 +102,13 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
             pid = connection.pid
             try:
                 answer = connection.request("status")
-            except MountError:
+            except NoAnswerError:
                 if pid is not None and _is_alive(pid):
                     return _hung_mount(mountpoint, pid)
+            except MountError:
+                pass  # a mount of another version does not know the request; its file shows the version
     if answer is None:
-        # There is no socket for this user: the mount is another user's, or its process has ended.
+        # The mount is another user's, its process has ended, or it runs another version.
         probe = probe_path(mountpoint)
         if probe is None:
             return _hung_mount(mountpoint, None)
@@ -145,7 +149,7 @@ def connect_to_mount(mountpoint: Path, timeout: float | None = None) -> Connecti
     path = find_mount(mountpoint)
     status = query_status(path)  # a mount that hangs is noticed sooner than by the request itself
     if isinstance(status, UnreachableMount):
-        raise MountError(str(status))
+        raise MountError(f"cannot connect to the mount on {path}: {status.reason}; {status.advice}")
     connection = connect(path) if timeout is None else connect(path, timeout)
     if connection is None:
         raise MountError(
@@ -185,9 +189,11 @@ def unmount_and_wait(mountpoint: Path, *, lazy: bool = False) -> None:
         MountError: the mount is in use or hangs, or its process did not end.
     """
     status = query_status(mountpoint)
-    is_hung = isinstance(status, UnreachableMount) and status.hung
-    if is_hung and not lazy:  # the unmount itself would hang
-        raise MountError(str(status))
+    is_hung = False
+    if isinstance(status, UnreachableMount):
+        is_hung = status.hung
+        if is_hung and not lazy:  # the unmount itself would hang
+            raise MountError(f"cannot unmount {mountpoint}: {status.reason}; {status.advice}")
     process = _open_process(status.pid)
     try:
         unmount(mountpoint, lazy=lazy)
@@ -195,12 +201,13 @@ def unmount_and_wait(mountpoint: Path, *, lazy: bool = False) -> None:
             return
         if is_hung and not _ends_within(process, _HUNG_EXIT_TIMEOUT):
             raise MountError(
-                f"{mountpoint} is unmounted, but its process does not answer; end it: kill -KILL {status.pid}"
+                f"cannot end the mount on {mountpoint}: it is unmounted, but its process does not answer;"
+                f" kill -KILL {status.pid} ends it"
             )
         if not lazy and not _ends_within(process, _EXIT_TIMEOUT):
             raise MountError(
-                f"{mountpoint} is unmounted, but its process {status.pid} has not ended after {_EXIT_TIMEOUT:.0f} s:"
-                " a container that started meanwhile may still use the mount; stop that container"
+                f"cannot end the mount on {mountpoint}: it is unmounted, but its process {status.pid} has not ended"
+                f" after {_EXIT_TIMEOUT:.0f} s; a container that started meanwhile may use the mount, so stop it"
             )
     finally:
         if process is not None:

@@ -183,7 +183,7 @@ def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
     assert kinetics_fs("prefetch", mounted.root, "--list", KINETICS_FS_SPLIT="validation").returncode == 0
     done = kinetics_fs("prefetch", tmp_path, "--list")
     assert done.returncode == 1
-    assert f"{tmp_path} is not a mount of kinetics-fs; kinetics-fs status lists the mounts" in done.stderr
+    assert f"cannot find a mount on {tmp_path}: it is not a mount of kinetics-fs" in done.stderr
     assert kinetics_fs("prefetch", "--wait").returncode == 2
 
 

@@ -17,7 +17,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 
 REASONS = {"FetchError", "ArchiveError"}
 """Their text is a cause: it follows a clip or an archive in logs, in tables and in other messages."""
-SENTENCES = {"KineticsError", "CatalogError", "StoreError", "MountError"}
+SENTENCES = {"KineticsError", "CatalogError", "StoreError", "MountError", "NoAnswerError"}
 """Their text reaches the user as it is."""
 ADVICE = {"SettingError", "UsageError"}
 """The user has to change something, and the text says what."""
@@ -42,9 +42,7 @@ PENDING: set[str] = {
     "cli/index.py",
     "cli/mount_helper.py",
     "cli/prefetch.py",
-    "control/client.py",
     "fetch/prefetch_manager.py",
-    "mount/query.py",
 }
 """Modules whose messages do not have the form yet."""
 

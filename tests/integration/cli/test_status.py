@@ -66,7 +66,9 @@ def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> 
         assert f"cannot find the mount on {link}: the path does not answer" in said(by_link, 1)
         assert root in find_mounts()
         text = said(started("umount", "--lazy", root), 1)
-        assert f"{root} is unmounted, but its process does not answer; end it: kill -KILL {pid}" in text
+        assert (
+            f"the mount on {root}: it is unmounted, but its process does not answer; kill -KILL {pid} ends it" in text
+        )
         assert root not in find_mounts()
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -105,7 +107,7 @@ def test_status_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: 
     answers: list[object] = [{"version": "0.0.1", "clips": 5}, {"clips": []}, [], "nonsense"]
     with ControlServer(Path("/mnt/old"), {"status": Handler(lambda request: answers.pop(0))}):
         statuses = [query_status(Path("/mnt/old")) for _ in range(4)]
-    sentences = [str(status) for status in statuses]
+    sentences = list(map(str, statuses))
     assert sentences[0] == (
         "/mnt/old: runs kinetics-fs 0.0.1, but cannot read the status of the mount: 'mountpoint' is missing;"
         " mount it again with this version, after kinetics-fs umount /mnt/old"

@@ -140,7 +140,7 @@ def test_other_lines_than_announced_are_refused(server: ControlServer, lines: st
 
 def test_answer_of_another_version_is_an_error(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_answer", lambda file, send_progress: {"ok": 1} if file.readline() else {})
-    with pytest.raises(MountError, match="runs another version of kinetics-fs; unmount it and mount it again"):
+    with pytest.raises(MountError, match="it runs another version of kinetics-fs; unmount it and mount it again"):
         ask("echo")
 
 
