@@ -93,7 +93,7 @@ class _TrainingLoop:
             with self._mounted(limit) as root:
                 paths = [root / "train/juggling" / clip.name for clip in order]
                 if name != "unknown":
-                    _kinetics_fs("prefetch", root, "--from-list", "-", lines=[str(path) for path in paths])
+                    _kinetics_fs("prefetch", root, "--list", "-", lines=[str(path) for path in paths])
                 yield name, _epoch(paths)
                 if name == "unknown":
                     yield "cached", _epoch(paths)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import builtins
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +35,8 @@ from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind
 from kinetics_fs.store import (
-    ActivityCounts,
     CacheLayout,
     Failure,
-    HistoryRecorder,
     PinCounts,
     Pinned,
     Store,
@@ -48,12 +46,14 @@ from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_covera
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.fetch.prefetch import PrefetchResult
     from kinetics_fs.fill.importer import ImportResult
     from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
     from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.store.export import ExportResult
+    from kinetics_fs.store.repair import CacheCheck
 
 
 class Library:
@@ -182,33 +182,111 @@ class Library:
             self.fetcher.request(clip).result()
         return os.fdopen(stored.fd, "rb")
 
-    def prefetch(self, changed: Callable[[PrefetchProgress], None] = lambda progress: None) -> PrefetchProgress:
-        """Fetch all clips of the selection that are not cached.
+    def prefetch(
+        self,
+        clips: Iterable[Clip | str] | None = None,
+        *,
+        whole_cache: bool = False,
+        on_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
+    ) -> PrefetchResult:
+        """Fetch the clips of the selection that are not cached. A problem that every clip would meet ends it early.
 
         Args:
-            changed: receives the progress, several times per second and from any thread.
+            clips: the clips to fetch, in their order, as for `open`; None for all of the selection.
+            whole_cache: `clips` may be outside the selection. The annotations are not read then, so that sources which
+                need the class of a clip are not asked.
+            on_progress: receives the progress so far whenever a number changes; called by any thread.
 
-        Returns:
-            The state and the number of clips by result.
+        Raises:
+            SettingError: an address or a folder is invalid, or none of the sources can be used.
         """
-        from kinetics_fs.fetch.prefetch import Prefetch
+        wanted = list(map(_to_clip, clips)) if clips is not None else None
+        if wanted is not None and not whole_cache:
+            wanted = [clip for clip in wanted if self.catalog.locate(clip)]
+        with self._fetcher_for(whole_cache) as fetcher:
+            if wanted is None:
+                return self._prefetch(fetcher, self.clips(), self.catalog.clip_count, on_progress)
+            return self._prefetch(fetcher, wanted, len(wanted), on_progress)
 
-        fetcher = self.fetcher
-        prefetch = Prefetch(
-            fetcher,
-            self.store,
-            self.clips(),
-            self.catalog.clip_count,
-            window=2 * self.settings.workers,
-            changed=lambda: changed(prefetch.progress()),
-        )
-        stats = fetcher.stats
-        with HistoryRecorder(self.store.history, lambda: ActivityCounts(stats.fetched, stats.failed)):
-            try:
-                prefetch.run()
-            finally:
-                prefetch.cancel()
-        return prefetch.progress()
+    def retry(
+        self,
+        failures: Collection[Failure],
+        *,
+        whole_cache: bool = False,
+        on_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
+    ) -> PrefetchResult:
+        """Fetch clips with remembered failures again, whether they are due for a retry or not.
+
+        Args:
+            failures: the failures, from the method `failures`.
+            whole_cache: the clips may be outside the selection, as for `prefetch`.
+            on_progress: receives the progress so far whenever a number changes; called by any thread.
+
+        Raises:
+            SettingError: an address or a folder is invalid, or none of the sources can be used.
+        """
+
+        def due() -> Iterator[Clip]:
+            for failure in failures:
+                self.store.failures.make_due(failure.clip)
+                yield failure.clip
+
+        with self._fetcher_for(whole_cache) as fetcher:
+            return self._prefetch(fetcher, due(), len(failures), on_progress)
+
+    def verify(
+        self,
+        *,
+        decode: bool = False,
+        repair: bool = False,
+        whole_cache: bool = False,
+        on_progress: Callable[[CacheCheck], object] = lambda check: None,
+        on_fetch_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
+    ) -> VerifyResult:
+        """Compare the cached clips of the selection with the size and the SHA-256 with which they were stored.
+
+        Args:
+            decode: also decode each clip, which is slow.
+            repair: remove damaged and lost clips, and fetch them again.
+            whole_cache: verify all cached clips, and list files that belong to no clip; `repair` removes these. The
+                annotations are not read then.
+            on_progress: receives the check so far after each clip.
+            on_fetch_progress: receives the progress of fetching again; called by any thread.
+
+        Raises:
+            SettingError: with `repair`, an address or a folder is invalid, or none of the sources can be used. Nothing
+                was removed.
+        """
+        from kinetics_fs.store.repair import verify_cache
+
+        catalog = None if whole_cache else self.catalog
+        with self._fetcher_for(whole_cache) if repair else nullcontext() as fetcher:
+            check = verify_cache(self.store, catalog, decode=decode, repair=repair, on_progress=on_progress)
+            fetched = None
+            if fetcher is not None and check.removed and not check.interrupted:
+                fetched = self._prefetch(fetcher, check.removed, len(check.removed), on_fetch_progress)
+        return VerifyResult(check, fetched)
+
+    @contextmanager
+    def _fetcher_for(self, whole_cache: bool) -> Iterator[Fetcher]:
+        """Yield the fetcher of the selection, or one that knows no annotations."""
+        if not whole_cache:
+            yield self.fetcher
+            return
+        with closing(make_fetcher(self.settings, self.store, None)) as fetcher:
+            yield fetcher
+
+    def _prefetch(
+        self,
+        fetcher: Fetcher,
+        clips: Iterable[Clip],
+        total: int,
+        on_progress: Callable[[PrefetchProgress], object],
+    ) -> PrefetchResult:
+        from kinetics_fs.fetch.prefetch import prefetch_clips
+
+        window = 2 * self.settings.workers
+        return prefetch_clips(fetcher, self.store, clips, total, window=window, on_progress=on_progress)
 
     def fill(
         self,
@@ -380,6 +458,34 @@ class ClassPins(NamedTuple):
     split: str
     label: str
     counts: PinCounts
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The result of verifying the cache.
+
+    Attributes:
+        check: what was found and removed.
+        fetched: the result of fetching removed clips again; None if there were none.
+    """
+
+    check: CacheCheck
+    fetched: PrefetchResult | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as an object for `json.dumps`."""
+        check, fetched = self.check, self.fetched
+        repair = {
+            "removed": len(check.removed),
+            "unknown_files_removed": check.unknown_files_removed,
+            "fetched": fetched.fetched if fetched else 0,
+            "failures": fetched.failures if fetched else {},
+        }
+        return {
+            **check.to_json(),
+            "repair": repair if check.repair else None,
+            "interrupted": check.interrupted or bool(fetched and fetched.interrupted),
+        }
 
 
 class ArchiveIndexes:

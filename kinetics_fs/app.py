@@ -35,15 +35,23 @@ def open_selected_catalog(settings: Settings) -> Catalog:
     """
     prepare_folder(settings.cache_dir)
     layout = CacheLayout(settings.cache_dir)
-    selection = Selection(
+    return open_catalog(
+        find_release(settings.release),
+        settings.annotations,
+        selection_of(settings),
+        layout.catalogs,
+        downloads=layout.annotations,
+    )
+
+
+def selection_of(settings: Settings) -> Selection:
+    """Return the selection from the release that the settings describe."""
+    return Selection(
         splits=settings.split,
         classes=settings.klass,
         max_samples=settings.max_samples,
         shuffle=settings.shuffle,
         seed=settings.seed,
-    )
-    return open_catalog(
-        find_release(settings.release), settings.annotations, selection, layout.catalogs, downloads=layout.annotations
     )
 
 
@@ -71,15 +79,12 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
 
     check_source_settings(settings)
     layout = CacheLayout(settings.cache_dir)
-    hourly = settings.max_fetches_per_hour
-    if hourly is None and settings.video_url == YOUTUBE_URL:
-        hourly = _YOUTUBE_GUEST_RATE
     return Fetcher(
         store,
         FetchSettings(
             workers=settings.workers,
             timeout=settings.timeout,
-            max_fetches_per_hour=hourly or None,
+            max_fetches_per_hour=fetches_per_hour(settings),
             sources=SourceSettings(
                 order=_usable_sources(settings, catalog),
                 video_url=settings.video_url,
@@ -99,6 +104,14 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
             ),
         ),
     )
+
+
+def fetches_per_hour(settings: Settings) -> int | None:
+    """Return the maximum number of clips to request from YouTube per hour; None if there is no limit."""
+    limit = settings.max_fetches_per_hour
+    if limit is None and settings.video_url == YOUTUBE_URL:
+        return _YOUTUBE_GUEST_RATE
+    return limit or None
 
 
 def _usable_sources(settings: Settings, catalog: Path | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import click
 from rich.progress import TaskID
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.progress import progress_bars
+from kinetics_fs.cli.progress import ProgressBars
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults
 
 _NAME_WIDTH = 32
@@ -26,8 +26,8 @@ class ArchiveBars(ArchiveProgress):
     def __init__(self, note: Callable[[], str] = lambda: "") -> None:
         self._note = note
         self._lock = threading.Lock()
-        self._bars = progress_bars("bytes")
-        self._all = self._bars.add_task("all archives", total=None, note="")
+        self._bars = ProgressBars()
+        self._all = self._bars.add_bar("bytes", "all archives")
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
 
@@ -46,7 +46,7 @@ class ArchiveBars(ArchiveProgress):
         """Move the bars of an archive and of all archives."""
         with self._lock:
             if archive not in self._tasks:
-                self._tasks[archive] = self._bars.add_task(Path(archive).name[:_NAME_WIDTH], total=total, note="")
+                self._tasks[archive] = self._bars.add_bar("bytes", Path(archive).name[:_NAME_WIDTH], total=total)
             self._bars.update(self._tasks[archive], completed=done)
             self._bars.advance(self._all, done - self._done.get(archive, 0))
             self._done[archive] = done

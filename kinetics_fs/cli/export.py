@@ -34,12 +34,12 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
     kinetics-fs export --class "surfing water" --class-names torchvision --copy /mnt/disk
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.cli.progress import progress_bars
+    from kinetics_fs.cli.progress import ProgressBars
 
-    with open_library(settings) as library, progress_bars("clips") as bars:
-        task = bars.add_task("", total=None, note="")
+    with open_library(settings) as library, ProgressBars() as bars:
+        bar = bars.add_bar("clips")
         result = library.export(
-            directory, link=not copy, on_progress=lambda now: bars.update(task, completed=now.done, total=now.clips)
+            directory, link=not copy, on_progress=lambda now: bars.update(bar, completed=now.done, total=now.clips)
         )
     if as_json:
         click.echo(json.dumps(result.as_json()))

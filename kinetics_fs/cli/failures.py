@@ -129,8 +129,9 @@ def retry(
     kinetics-fs failures retry --split validation --class "surfing water"
     kinetics-fs failures retry -- -abcdefghij_000010_000020
     """
-    from kinetics_fs.cli.fetching import fetch_clips
+    from kinetics_fs.cli.fetching import report_fetched, warn_of_rate
     from kinetics_fs.cli.library import open_library
+    from kinetics_fs.cli.progress import ProgressBars
 
     clips = _parse_clips(keys)
     if (keys and everything) or not (keys or everything or kinds or selection_given()):
@@ -138,13 +139,10 @@ def retry(
     whole_cache = not selection_given()
     with open_library(settings, whole_cache=whole_cache) as library:
         failures = list(library.failures(kinds, clips, whole_cache=whole_cache))
-
-        def due() -> Iterator[Clip]:
-            for failure in failures:
-                library.store.failures.make_due(failure.clip)
-                yield failure.clip
-
-        return fetch_clips(due(), len(failures), library.store, settings, catalog=None, as_json=as_json)
+        warn_of_rate(settings, len(failures))
+        with ProgressBars() as bars:
+            result = library.retry(failures, whole_cache=whole_cache, on_progress=bars.add_prefetch_bar())
+    return report_fetched(result, settings, as_json)
 
 
 @command.command("clear", short_help="Forget failures.")

@@ -38,16 +38,16 @@ def command(directory: Path, settings: Settings, depth: str, copy: bool, as_json
     kinetics-fs import --release 400 --split train --verify decode /data/k400
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.cli.progress import progress_bars
+    from kinetics_fs.cli.progress import ProgressBars
 
-    with open_library(settings) as library, progress_bars("files") as bars:
-        find = bars.add_task("finding clips", total=None, note="")
-        take = bars.add_task("importing", total=None, visible=False, note="")
+    with open_library(settings) as library, ProgressBars() as bars:
+        finding = bars.add_bar("files", "finding clips")
+        importing = bars.add_bar("files", "importing", visible=False)
 
         def show(result: ImportResult) -> None:
-            bars.update(find, completed=result.found)
+            bars.update(finding, completed=result.found)
             if result.done:
-                bars.update(take, completed=result.done, total=result.to_import, visible=True)
+                bars.update(importing, completed=result.done, total=result.to_import, visible=True)
 
         result = library.import_(directory, verify=depth, link=not copy, on_progress=show)
     if as_json:

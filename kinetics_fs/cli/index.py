@@ -117,14 +117,14 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     kinetics-fs index verify --archive-url https://mirror.example.org/kinetics --sample 20
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.cli.progress import progress_bars
+    from kinetics_fs.cli.progress import ProgressBars
 
-    with open_library(settings, whole_cache=True) as library, progress_bars("clips") as bars:
-        task = bars.add_task("", total=None, note="")
+    with open_library(settings, whole_cache=True) as library, ProgressBars() as bars:
+        bar = bars.add_bar("clips")
         check = library.indexes.verify(
             archives,
             sample=None if everything else sample,
-            on_progress=lambda now: bars.update(task, completed=now.clips_read, total=now.clips),
+            on_progress=lambda now: bars.update(bar, completed=now.clips_read, total=now.clips),
         )
     if as_json:
         click.echo(json.dumps(check.as_json()))

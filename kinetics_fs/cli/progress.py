@@ -6,41 +6,75 @@ Importing rich takes 50 ms, so commands import this module when they begin to wo
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from collections.abc import Callable
 
+from rich import filesize
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
+
+from kinetics_fs.control.status import PrefetchProgress
 
 
-def progress_bars(unit: Literal["bytes", "clips", "files"]) -> Progress:
-    """Return progress bars to be used as a context; each `add_task` adds one.
+class ProgressBars(Progress):
+    """Progress bars, to be used as a context. Safe for threads.
 
-    While they are shown, `sys.stderr` writes above them: log lines stay whole. Safe for threads.
-
-    Args:
-        unit: what the bars count. A task needs a `note`, text that is shown at its end.
+    While they are shown, `sys.stderr` writes above them, so that log lines stay whole.
     """
-    clips_or_files: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TextColumn(unit))
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        *((DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else clips_or_files),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        redirect_stdout=False,  # standard output may be a file or a pipe
-    )
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            _AmountColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            redirect_stdout=False,  # standard output may be a file or a pipe
+        )
+
+    def add_bar(self, unit: str, description: str = "", *, total: int | None = None, visible: bool = True) -> TaskID:
+        """Add a bar.
+
+        Args:
+            unit: what the bar counts; sizes are shown if it is `bytes`.
+            description: text before the bar.
+            total: number at which the bar is full; None if it is unknown yet.
+            visible: show the bar at once.
+        """
+        return self.add_task(description, total=total, visible=visible, unit=unit, note="")
+
+    def add_prefetch_bar(self, *, visible: bool = True) -> Callable[[PrefetchProgress], None]:
+        """Add a bar for a prefetch, and return the function that moves it and makes it visible."""
+        bar = self.add_bar("clips", visible=visible)
+
+        def show(progress: PrefetchProgress) -> None:
+            note = f"{progress.failed:,} unavailable" if progress.failed else ""
+            self.update(bar, completed=progress.finished, total=progress.clips, note=note, visible=True)
+
+        return show
+
+
+class _AmountColumn(ProgressColumn):
+    """What is done and the total, in the unit of the bar, and for bytes the speed."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields["unit"] == "bytes":
+            speed = task.finished_speed or task.speed
+            amounts = [filesize.decimal(int(amount)) for amount in (task.completed, task.total) if amount is not None]
+            return Text("/".join(amounts) + (f" {filesize.decimal(int(speed))}/s" if speed else ""))
+        amounts = [f"{amount:,.0f}" for amount in (task.completed, task.total) if amount is not None]
+        return Text(f"{'/'.join(amounts)} {task.fields['unit']}")

@@ -2,53 +2,90 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich import filesize
 
+from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
 
+if TYPE_CHECKING:
+    from kinetics_fs.api import VerifyResult
+    from kinetics_fs.store.repair import CacheCheck
 
-@click.command("verify", cls=Command, short_help="Check the clips in the cache against what was stored.")
-@click.option("--decode", is_flag=True, help="Decode each clip, too: slow.")
-@click.option("--repair", is_flag=True, help="Remove what is damaged, and fetch it again.")
+
+@click.command("verify", cls=Command, short_help="Verify the cached clips, and repair damaged ones.")
+@click.option("--decode", is_flag=True, help="Also decode each clip. This is slow.")
+@click.option("--repair", is_flag=True, help="Remove damaged clips and fetch them again.")
 @with_settings("selection", "cache", "sources", "network", "archive")
 @json_option
 def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> int:
-    """Check that the clips in the cache have the bytes that were stored: all, or those of a selection if one is given.
+    """Verify that cached clips have the bytes that were stored: all clips, or those of a selection if you give one.
 
-    Each is compared with the size and the SHA-256 that it had when it was fetched. Mounts may go on meanwhile. Without
-    --repair nothing is changed. Exits with 3 if clips are damaged or lost, and were not all fetched again.
+    Each clip is compared with the size and the SHA-256 that it had when it was fetched. Mounts can stay in use
+    meanwhile. Without --repair nothing is changed. Exits with 3 if clips are damaged or lost, and were not all fetched
+    again.
 
     \b
     kinetics-fs verify
     kinetics-fs verify --split validation --decode
     kinetics-fs verify --repair
     """
-    from kinetics_fs.app import make_fetcher, open_store
-    from kinetics_fs.cli.fetching import fetch_with_progress
-    from kinetics_fs.cli.library import catalog_of
-    from kinetics_fs.cli.verifying import Report, check
+    from kinetics_fs.cli.fetching import fetched_exit_code
+    from kinetics_fs.cli.library import open_library
+    from kinetics_fs.cli.progress import ProgressBars
 
-    with contextlib.ExitStack() as opened:
-        catalog = opened.enter_context(catalog_of(settings)) if selection_given() else None
-        store = opened.enter_context(open_store(settings))
-        if repair:  # before anything is removed: whether it could be fetched again
-            make_fetcher(settings, store, catalog.path if catalog else None).close()
-        report = Report(repairing=repair)
-        try:
-            check(store, catalog, report, decode=decode)
-        except KeyboardInterrupt:
-            report.interrupted = True
-        if report.dropped and not report.interrupted:
-            report.fetched = fetch_with_progress(
-                report.dropped, len(report.dropped), store, settings, catalog=catalog.path if catalog else None
-            )
+    whole_cache = not selection_given()
+    with open_library(settings, whole_cache=whole_cache) as library, ProgressBars() as bars:
+        bar = bars.add_bar("bytes")
+
+        def show(check: CacheCheck) -> None:
+            note = f"{len(check.bad):,} bad" if check.bad else ""
+            bars.update(bar, completed=check.bytes, total=check.total_bytes, note=note)
+
+        result = library.verify(
+            decode=decode,
+            repair=repair,
+            whole_cache=whole_cache,
+            on_progress=show,
+            on_fetch_progress=bars.add_prefetch_bar(visible=False),
+        )
     if as_json:
-        click.echo(json.dumps(report.as_json(), indent=2))
+        click.echo(json.dumps(result.to_json(), indent=2))
     else:
-        report.print(settings.cache_dir)
-    return report.exit_code()
+        _print(result, settings.cache_dir)
+    if result.check.interrupted:
+        return 130
+    fetched = fetched_exit_code(result.fetched) if result.fetched else 0
+    return fetched or (DONE_IN_PART if result.check.unrepaired else 0)
+
+
+def _print(result: VerifyResult, cache: Path) -> None:
+    from kinetics_fs.cli.fetching import print_fetched
+    from kinetics_fs.store import Condition, one_line
+
+    check = result.check
+    for verdict in check.bad:
+        click.echo(f"{verdict.clip.key:<25}  {verdict.condition:<10}  {verdict.reason}")
+    for path in check.unknown_files:
+        click.echo(f"unknown file: {one_line(str(path))}")
+    conditions = [condition for condition in Condition if check.counts[condition] or condition is Condition.GOOD]
+    numbers = ", ".join(f"{check.counts[condition]:,} {condition}" for condition in conditions)
+    click.echo(f"{check.counts.total():,} clips, {filesize.decimal(check.bytes)}: {numbers}")
+    if check.unknown_files:
+        click.echo(f"{len(check.unknown_files):,} files belong to no clip; they only take up space")
+    if check.repair and (check.bad or check.unknown_files):
+        click.echo(f"{len(check.removed):,} clips and {check.unknown_files_removed:,} unknown files removed")
+    elif check.bad:
+        click.echo("To fetch the bad clips again, run the same command with --repair.")
+    if result.fetched:
+        print_fetched(result.fetched, cache)
+    if check.interrupted:
+        click.echo("Interrupted.")
+        if check.removed:
+            click.echo("Removed clips are fetched when they are opened, or by kinetics-fs prefetch.")

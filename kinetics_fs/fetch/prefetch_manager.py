@@ -1,10 +1,9 @@
-"""The prefetches of one mount: several at a time, to be looked at and cancelled, and gone on with after a restart."""
+"""The prefetch jobs of a mount: they run in the background, and resume with the next mount on the same path."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import secrets
 import threading
 import time
@@ -13,64 +12,66 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, parse_clip_name, select
+from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, select
 from kinetics_fs.control.status import PrefetchStatus
 from kinetics_fs.errors import CatalogError, KineticsError
+from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
-from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
+from kinetics_fs.fetch.prefetch import Prefetch, parse_clip_list
 from kinetics_fs.store import Store
 from kinetics_fs.util.files import atomic_write
 
 _log = logging.getLogger(__name__)
 
-_INFORM_EVERY = 0.2
-_MOST_ENDED = 20
-"""Prefetches that are over, and can still be looked at."""
-
-_OVER = (State.DONE, State.CANCELLED, State.STOPPED)
-
-_NAME_IN_LINE = re.compile(r"(?:.*/)?([A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})(?:\.mp4)?(?:\s+-?[0-9]+)?\s*")
-"""A path with or without what is before the name, and a class index behind it, as the lists of loaders have."""
-
-
-def clip_in_line(line: str) -> Clip | None:
-    """The clip that a line of a list names: a path, a file name or a key, perhaps with a class index behind it."""
-    match = _NAME_IN_LINE.fullmatch(line)
-    return parse_clip_name(f"{match[1]}.mp4") if match else None
+_PROGRESS_INTERVAL = 0.2
+_MAX_ENDED_JOBS = 20
+"""Jobs that have ended and are still listed."""
 
 
 @dataclass(frozen=True)
 class PrefetchJob:
-    number: int
+    """A prefetch in the background.
+
+    Args:
+        id: number of the job in its mount.
+        selection: the clips to fetch; None if they are a list.
+        prefetch: the prefetch itself.
+        cursor: position of the reader of the list; None for a selection.
+        thread: the thread that runs the prefetch.
+        started_at: seconds since the epoch.
+    """
+
+    id: int
     selection: Selection | None
-    """None if it is a list."""
     prefetch: Prefetch
-    reader: AccessCursor | None
+    cursor: AccessCursor | None
     thread: threading.Thread
-    since: float
+    started_at: float
 
     @property
-    def is_over(self) -> bool:
-        return self.prefetch.state in _OVER
+    def has_ended(self) -> bool:
+        """Whether the prefetch is done, cancelled or stopped."""
+        return self.prefetch.state.has_ended
 
     def status(self) -> PrefetchStatus:
+        """Return the job and its progress."""
         return PrefetchStatus(
             **vars(self.prefetch.progress()),
-            id=self.number,
-            selection="a list of clips" if self.selection is None else _in_words(self.selection),
-            started_at=int(self.since),
+            id=self.id,
+            selection="a list of clips" if self.selection is None else _describe(self.selection),
+            started_at=int(self.started_at),
         )
 
 
 class PrefetchManager:
-    """Does the prefetches of a mount.
+    """Starts, lists and cancels the prefetch jobs of a mount, and resumes those of an earlier mount.
 
     Args:
-        fetcher: of the mount.
-        store: where clips go.
-        catalog: what the mount shows.
-        folder: keeps what is not done, for the next mount on the same place.
-        window: clips that each has under way.
+        fetcher: the fetcher of the mount.
+        store: the store that the fetcher fetches into.
+        catalog: the clips that the mount shows.
+        folder: folder of the jobs that are not done, for the next mount on the same path.
+        window: number of clips that each job requests at the same time.
     """
 
     def __init__(self, fetcher: Fetcher, store: Store, catalog: Catalog, folder: Path, *, window: int) -> None:
@@ -80,116 +81,115 @@ class PrefetchManager:
         self._folder = folder
         self._window = window
         self._lock = threading.Lock()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._jobs: dict[int, PrefetchJob] = {}
         self._closing = False
 
-    def resume(self, begin: Selection | None = None) -> None:
-        """Goes on with what an earlier mount had not done, then with a selection."""
+    def resume(self, selection: Selection | None = None) -> None:
+        """Resume the jobs that an earlier mount did not finish, then start one for a selection, if one is given."""
         for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
             try:
-                selection, clips = _read(path)
-                self._begin(path.stem, selection, clips)
+                self._start(path.stem, *_read(path))
             except (OSError, ValueError, TypeError, LookupError, KineticsError) as error:
-                _log.error("a prefetch cannot be gone on with: %s: %s", path.name, error)
+                _log.error("cannot resume the prefetch %s: %s; start it again", path, error)
                 self._forget(path.stem)
-        if begin is not None:
-            self.select(begin)
+        if selection is not None:
+            self.start(selection)
 
-    def select(self, selection: Selection) -> PrefetchStatus:
-        """Begins to fetch a selection, unless that is under way; what there is to say of it.
+    def start(self, selection: Selection) -> PrefetchStatus:
+        """Start a job that fetches a selection; if one with the same selection is running, return that one.
 
         Raises:
-            CatalogError: it names what is not there.
+            CatalogError: the selection matches nothing in the mount.
         """
         for job in list(self._jobs.values()):
-            if job.selection == selection and not job.is_over:
+            if job.selection == selection and not job.has_ended:
                 return job.status()
         if selection.shuffle and selection.seed is None:
-            selection = replace(selection, seed=secrets.randbits(32))  # the same ones after a restart
-        token = self._write(selection, None)
+            selection = replace(selection, seed=secrets.randbits(32))  # the same clips when the job is resumed
+        name = self._write(selection, None)
         try:
-            return self._begin(token, selection, None)
+            return self._start(name, selection, None)
         except KineticsError:
-            self._forget(token)
+            self._forget(name)
             raise
 
-    def take_list(self, clips: Iterable[Clip]) -> PrefetchStatus:
-        """Begins to fetch clips in this order, ahead of a reader who will open them in it; what there is to say of it.
+    def start_list(self, clips: Iterable[Clip]) -> PrefetchStatus:
+        """Start a job that fetches clips in this order, ahead of a process that opens them in this order.
 
         Raises:
-            CatalogError: none of them is in the mount.
+            CatalogError: the mount shows none of the clips.
         """
-        known = [clip for clip in clips if self._catalog.locate(clip)]
-        if not known:
-            raise CatalogError("none of these clips is in the mount")
-        return self._begin(self._write(None, known), None, known)
+        shown = [clip for clip in clips if self._catalog.locate(clip)]
+        if not shown:
+            raise CatalogError("cannot prefetch the list: the mount shows none of these clips; compare the names")
+        return self._start(self._write(None, shown), None, shown)
 
     def statuses(self) -> list[PrefetchStatus]:
-        """What there is to say of all that are under way, and the last that are over."""
+        """Return the running jobs, and the last ones that ended."""
         with self._lock:
             jobs = list(self._jobs.values())
         return [job.status() for job in jobs]
 
-    def cancel(self, number: int) -> PrefetchStatus:
-        """Ends one.
+    def cancel(self, id: int) -> PrefetchStatus:
+        """Cancel a job and wait for its end.
 
         Raises:
-            KineticsError: there is none of this number.
+            KineticsError: there is no job of this number.
         """
-        job = self._job(number)
+        job = self._job(id)
         job.prefetch.cancel()
         job.thread.join()
         return job.status()
 
-    def watch(self, number: int, inform: Callable[[PrefetchStatus], None]) -> PrefetchStatus:
-        """Waits for the end of one, and tells meanwhile how it is going.
+    def watch(self, id: int, on_progress: Callable[[PrefetchStatus], None]) -> PrefetchStatus:
+        """Wait for the end of a job, and pass on its progress meanwhile.
 
         Raises:
-            KineticsError: there is none of this number.
+            KineticsError: there is no job of this number.
         """
-        job = self._job(number)
+        job = self._job(id)
         while job.thread.is_alive():
-            inform(job.status())
-            with self._news:
-                self._news.wait(1.0)
-            time.sleep(_INFORM_EVERY)
+            on_progress(job.status())
+            with self._changed:
+                self._changed.wait(1.0)
+            time.sleep(_PROGRESS_INTERVAL)
         return job.status()
 
-    def notice(self, entry: Entry, done: bool) -> None:
-        """A reader is opening a clip. Where he is shows when it is done: it counts as used until then."""
+    def on_open(self, entry: Entry, is_open: bool) -> None:
+        """Move the cursors of the lists to a clip, when the open is done: until then the clip counts as used."""
         for job in list(self._jobs.values()):
-            if done and job.reader is not None:
-                job.reader.opened(entry.clip)
+            if is_open and job.cursor is not None:
+                job.cursor.advance(entry.clip)
 
     def close(self) -> None:
-        """Ends all, for now: the next mount goes on with them. To be called before the fetcher is closed."""
+        """End all jobs; the next mount resumes them. Call this before the fetcher is closed."""
         self._closing = True
         for job in list(self._jobs.values()):
             job.prefetch.cancel()
         for job in list(self._jobs.values()):
             job.thread.join()
 
-    def _begin(self, token: str, selection: Selection | None, clips: list[Clip] | None) -> PrefetchStatus:
+    def _start(self, name: str, selection: Selection | None, listed: list[Clip] | None) -> PrefetchStatus:
         opened = ExitStack()
-        source: Iterable[Clip]
-        if clips is not None:
-            source, total, reader = clips, len(clips), AccessCursor(self._store)
+        clips: Iterable[Clip]
+        if listed is not None:
+            clips, total, cursor = listed, len(listed), AccessCursor(self._store)
         else:
-            chosen = select(self._catalog, selection or Selection(), self._catalog.path.parent)
-            if chosen is not self._catalog:
-                opened.enter_context(chosen)
-            source, total, reader = (entry.clip for entry in chosen.clips()), chosen.clip_count, None
+            selected = select(self._catalog, selection or Selection(), self._catalog.path.parent)
+            if selected is not self._catalog:
+                opened.enter_context(selected)
+            clips, total, cursor = (entry.clip for entry in selected.clips()), selected.clip_count, None
         prefetch = Prefetch(
             self._fetcher,
             self._store,
-            source,
+            clips,
             total,
             window=self._window,
-            priority=Priority.BACKGROUND if reader is None else Priority.SOON,
+            priority=Priority.BACKGROUND if cursor is None else Priority.SOON,
             patient=True,
-            ahead_of=reader,
-            changed=self._tell,
+            cursor=cursor,
+            on_change=self._notify,
         )
 
         def run() -> None:
@@ -197,64 +197,65 @@ class PrefetchManager:
                 with opened:
                     prefetch.run()
             except Exception:
-                _log.exception("prefetch %d: unexpected error", job.number)
+                _log.exception("prefetch %d: unexpected error", job.id)
             if not self._closing:
-                self._forget(token)
-            done = (job.number, prefetch.state, prefetch.fetched, prefetch.failed)
-            _log.info("prefetch %d: %s, %d fetched, %d failed", *done)
+                self._forget(name)
+            counts = (prefetch.fetched, prefetch.failed)
+            _log.info("prefetch %d: %s, %d fetched, %d unavailable", job.id, prefetch.state, *counts)
 
         thread = threading.Thread(target=run, name="prefetch", daemon=True)
         with self._lock:
-            number = max(self._jobs, default=0) + 1
-            job = self._jobs[number] = PrefetchJob(number, selection, prefetch, reader, thread, time.time())
-            over = [other.number for other in self._jobs.values() if other.is_over]
-            for old in over[:-_MOST_ENDED]:
+            id = max(self._jobs, default=0) + 1
+            job = self._jobs[id] = PrefetchJob(id, selection, prefetch, cursor, thread, time.time())
+            ended = [other.id for other in self._jobs.values() if other.has_ended]
+            for old in ended[:-_MAX_ENDED_JOBS]:
                 del self._jobs[old]
         thread.start()
         return job.status()
 
-    def _job(self, number: int) -> PrefetchJob:
-        job = self._jobs.get(number)
+    def _job(self, id: int) -> PrefetchJob:
+        job = self._jobs.get(id)
         if job is None:
-            raise KineticsError(f"there is no prefetch {number}")
+            raise KineticsError(f"the mount has no prefetch {id}; kinetics-fs jobs list shows them")
         return job
 
-    def _tell(self) -> None:
-        with self._news:
-            self._news.notify_all()
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
-    # What is not done
+    # Jobs on the disk: a selection as JSON in `<time>.json`, or null there and the keys of a list in `<time>.list`
 
-    def _write(self, selection: Selection | None, clips: list[Clip] | None) -> str:
-        token = f"{time.time_ns():020d}"
+    def _write(self, selection: Selection | None, listed: list[Clip] | None) -> str:
+        name = f"{time.time_ns():020d}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if clips is not None:
-                with atomic_write(self._folder / f"{token}.list", durable=False) as file:
-                    file.writelines(f"{clip.key}\n".encode() for clip in clips)
-            wish = None if selection is None else asdict(selection)
-            with atomic_write(self._folder / f"{token}.json", durable=False) as file:
-                file.write(json.dumps(wish).encode())
+            if listed is not None:
+                with atomic_write(self._folder / f"{name}.list", durable=False) as file:
+                    file.writelines(f"{clip.key}\n".encode() for clip in listed)
+            with atomic_write(self._folder / f"{name}.json", durable=False) as file:
+                file.write(json.dumps(None if selection is None else asdict(selection)).encode())
         except OSError as error:
-            raise KineticsError(f"cannot note the prefetch in {self._folder}: {error.strerror}") from error
-        return token
+            raise KineticsError(
+                f"cannot write the prefetch to {self._folder}: {error.strerror}; free space or check the permissions"
+            ) from error
+        return name
 
-    def _forget(self, token: str) -> None:
+    def _forget(self, name: str) -> None:
         for suffix in (".json", ".list"):
-            (self._folder / f"{token}{suffix}").unlink(missing_ok=True)
+            (self._folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[Selection | None, list[Clip] | None]:
-    """What `_write` has written; any of the usual exceptions if it is not that."""
-    wish = json.loads(path.read_text())
-    if wish is not None:
-        return Selection(tuple(wish.pop("splits")), tuple(wish.pop("classes")), **wish), None
-    lines = path.with_suffix(".list").read_text().splitlines()
-    return None, [clip for line in lines if (clip := clip_in_line(line))]
+    """Return what `_write` wrote; raise one of several built-in exceptions if the file has something else."""
+    selection = json.loads(path.read_text())
+    if selection is not None:
+        return Selection(tuple(selection.pop("splits")), tuple(selection.pop("classes")), **selection), None
+    clips, _ = parse_clip_list(path.with_suffix(".list").read_text().splitlines())
+    return None, clips
 
 
-def _in_words(selection: Selection) -> str:
-    """A selection for people."""
+def _describe(selection: Selection) -> str:
+    """Return a selection in words."""
     parts = [", ".join(selection.splits) or "all splits", ", ".join(selection.classes) or "all classes"]
     if selection.max_samples is not None:
         shuffled = f" (shuffled, seed {selection.seed})" if selection.shuffle else ""

@@ -11,7 +11,8 @@ from kinetics_fs.catalog import Selection
 from kinetics_fs.control.server import Handler, Request
 from kinetics_fs.control.status import MountStatus
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.fetch.prefetch_manager import PrefetchManager, clip_in_line
+from kinetics_fs.fetch.prefetch import parse_clip_list
+from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
 from kinetics_fs.store.coverage import Coverage
@@ -44,9 +45,8 @@ def make_handlers(
                 raise KineticsError(
                     "cannot prefetch the clips: a list and a selection exclude each other; give one of them"
                 )
-            found = [clip_in_line(line) for line in request.lines()]
-            clips = [clip for clip in found if clip is not None]
-            return {**prefetches.take_list(clips).to_json(), "invalid_lines": len(found) - len(clips)}
+            clips, invalid = parse_clip_list(request.lines())
+            return {**prefetches.start_list(clips).to_json(), "invalid_lines": invalid}
         selection = Selection(
             splits=request.texts("splits"),
             classes=request.texts("classes"),
@@ -54,7 +54,7 @@ def make_handlers(
             shuffle=request.get("shuffle", bool, False),
             seed=request.get("seed", int),
         )
-        return prefetches.select(selection).to_json()
+        return prefetches.start(selection).to_json()
 
     def watch(request: Request) -> dict[str, Any]:
         return prefetches.watch(_prefetch_id(request), lambda one: request.send_progress(one.to_json())).to_json()

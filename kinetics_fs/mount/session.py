@@ -176,7 +176,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
         prefetches = PrefetchManager(
             fetcher, store, catalog, store.layout.prefetches(mountpoint), window=2 * settings.workers
         )
-        listeners: list[OnOpen] = [prefetches.notice]
+        listeners: list[OnOpen] = [prefetches.on_open]
         if settings.readahead and settings.only == "all":
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).on_open)
         observer = parts.enter_context(closing(OpenObserver(listeners)))

@@ -94,7 +94,7 @@ def test_what_a_prefetch_finds_gone_goes(
     site.delay.clear()
     wanted = tmp_path / "wanted.txt"
     wanted.write_text("".join(f"validation/{CLASS}/{clip.name}\n" for clip in [*OF_ITS_VIDEO, READY]))
-    done = kinetics_fs("prefetch", *arguments, "--from-list", wanted, "--video-url", site.url_template, timeout=300)
+    done = kinetics_fs("prefetch", *arguments, "--list", wanted, "--video-url", site.url_template, timeout=300)
     assert done.returncode == 3, done.stderr
     wait_until(lambda: names(hiding) == all_but(OF_ITS_VIDEO))
     wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in OF_ITS_VIDEO))

@@ -44,7 +44,7 @@ def held(mounted: Mounted, clips: Iterable[Clip]) -> list[bool]:
 
 
 def jobs(mounted: Mounted) -> list[dict[str, object]]:
-    done = kinetics_fs("prefetch", mounted.root, "--list", "--json")
+    done = kinetics_fs("jobs", "list", mounted.root, "--json")
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)
     assert isinstance(listed, list)
@@ -57,9 +57,10 @@ def listing(path: Path, clips: Iterable[Clip]) -> Path:
 
 
 def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
-    done = kinetics_fs(
-        "prefetch", mounted.root, "--split", "validation", "--class", CLASS, "--max-samples", "3", "--wait", "--json"
-    )
+    selection = ("--split", "validation", "--class", CLASS, "--max-samples", "3")
+    started = kinetics_fs("prefetch", mounted.root, *selection)
+    assert started.stdout.startswith("Job 1: the mount prefetches 3 clips. To follow it: kinetics-fs jobs wait ")
+    done = kinetics_fs("jobs", "wait", mounted.root, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     [job] = json.loads(done.stdout)
     assert (job["state"], job["clips"], job["fetched"], job["failed"]) == ("done", 3, 3, 0)
@@ -67,9 +68,8 @@ def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
     assert sum(held(mounted, CLIPS)) == 3
     assert [job["id"] for job in mounted.status()["prefetches"]] == [job["id"]]
 
-    again = kinetics_fs(
-        "prefetch", mounted.root, "--split", "validation", "--class", CLASS, "--max-samples", "3", "--wait"
-    )
+    number = json.loads(kinetics_fs("prefetch", mounted.root, *selection, "--json").stdout)["id"]
+    again = kinetics_fs("jobs", "wait", mounted.root, str(number))
     assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
 
 
@@ -79,7 +79,7 @@ def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
     number = json.loads(begun.stdout)["id"]
     # The same once more is the same prefetch.
     assert json.loads(kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json").stdout)["id"] == number
-    ended = kinetics_fs("prefetch", mounted.root, "--cancel", str(number))
+    ended = kinetics_fs("jobs", "cancel", mounted.root, str(number))
     assert "cancelled" in ended.stdout
     assert [job["state"] for job in jobs(mounted)] == ["cancelled"]
     until(lambda: mounted.status()["fetch"]["pending"] == 0, "what has begun comes to its end, and no more begins")
@@ -99,7 +99,7 @@ def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: Vide
     arguments = ("--annotations", annotations, "--workers", "2")
     first = mount(*arguments)
     site.delay = {clip.youtube_id: 0.4 for clip in CLIPS}
-    begun = kinetics_fs("prefetch", first.root, "--from-list", listing(tmp_path / "list", few))
+    begun = kinetics_fs("prefetch", first.root, "--list", listing(tmp_path / "list", few))
     assert begun.returncode == 0, begun.stderr
     until(lambda: any(held(first, few)), "it has begun")
     os.kill(first.pid, signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_ahead_of_a_reader_in_a_small_cache(
     mounted = mount("--annotations", annotations, "--cache-size", str(5 * size))
     asked = len(site.requests)
 
-    done = kinetics_fs("prefetch", mounted.root, "--from-list", listing(tmp_path / "list", [*first, *second]))
+    done = kinetics_fs("prefetch", mounted.root, "--list", listing(tmp_path / "list", [*first, *second]))
     assert done.returncode == 0, done.stderr
     for clip in [*first, *second]:
         until(lambda clip=clip: held(mounted, [clip])[0], f"{clip.key} comes before it is asked for")  # type: ignore[misc]
@@ -159,7 +159,8 @@ def test_ahead_of_a_reader_in_a_small_cache(
 
 def test_a_dead_clip_does_not_stop_it(mount: MountFactory) -> None:
     mounted = mount("--workers", "2")
-    done = kinetics_fs("prefetch", mounted.root, "--split", "validation", "--wait", "--json")
+    assert kinetics_fs("prefetch", mounted.root, "--split", "validation").returncode == 0
+    done = kinetics_fs("jobs", "wait", mounted.root, "1", "--json")
     assert done.returncode == 3
     [job] = json.loads(done.stdout)
     assert (job["state"], job["fetched"], job["failures"]) == ("done", 6, {"gone": 1})
@@ -170,21 +171,21 @@ def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
     lists.write_text("nothing\n/etc/passwd\n")
     for arguments, code, said in (
         (("--class", "surfing watr"), 1, "no class"),
-        (("--release", "400"), 2, "--release is a matter of the mount"),
-        (("--cache-dir", "/tmp"), 2, "--cache-dir is a matter of the mount"),
-        (("--cancel", "77"), 1, "there is no prefetch 77"),
-        (("--cancel", "1", "--list"), 2, "one by one"),
-        (("--from-list", lists), 1, "none of these clips"),
-        (("--from-list", tmp_path / "missing"), 1, "cannot read the list"),
+        (("--release", "400"), 2, "--release cannot be given with MOUNTPOINT"),
+        (("--cache-dir", "/tmp"), 2, "--cache-dir cannot be given with MOUNTPOINT"),
+        (("--list", lists, "--class", CLASS), 2, "not both"),
+        (("--list", lists), 1, "none of these clips"),
+        (("--list", tmp_path / "missing"), 1, "cannot read the list"),
     ):
         done = kinetics_fs("prefetch", mounted.root, *arguments)
         assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
-    # What the configuration file selects is no selection for this.
-    assert kinetics_fs("prefetch", mounted.root, "--list", KINETICS_FS_SPLIT="validation").returncode == 0
-    done = kinetics_fs("prefetch", tmp_path, "--list")
+    for command in ("cancel", "wait"):
+        done = kinetics_fs("jobs", command, mounted.root, "77")
+        assert (done.returncode, "has no prefetch 77" in done.stderr, done.stdout) == (1, True, ""), done.stderr
+    done = kinetics_fs("jobs", "list", tmp_path)
     assert done.returncode == 1
     assert f"cannot find a mount on {tmp_path}: it is not a mount of kinetics-fs" in done.stderr
-    assert kinetics_fs("prefetch", "--wait").returncode == 2
+    assert kinetics_fs("jobs", "wait").returncode == 2
 
 
 def test_it_ends_when_it_is_told(mounted: Mounted) -> None:

@@ -34,11 +34,11 @@ def objects(log: Path) -> list[dict[str, Any]]:
 def test_a_log_line_is_written_above_a_progress_bar() -> None:
     code = """
 import logging, sys
-from kinetics_fs.cli.progress import progress_bars
+from kinetics_fs.cli.progress import ProgressBars
 from kinetics_fs.util import logs
 logs.set_up(logging.WARNING)
-with progress_bars("clips") as bars:
-    bars.advance(bars.add_task("", total=2, note=""))
+with ProgressBars() as bars:
+    bars.advance(bars.add_bar("clips", total=2))
     bars.refresh()
     logging.warning("a word")
 """

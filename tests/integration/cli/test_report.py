@@ -91,7 +91,8 @@ def test_report_shows_mounts_and_their_prefetches(site: VideoSite, reported: Rep
         path = mounted.root / "validation/surfing water/-demo_video_000010_000012.mp4"
         for _ in range(3):
             path.read_bytes()
-        assert kinetics_fs("prefetch", mounted.root, "--split", "validation", "--wait").returncode == 3
+        assert kinetics_fs("prefetch", mounted.root, "--split", "validation").returncode == 0
+        assert kinetics_fs("jobs", "wait", mounted.root).returncode == 3
         assert kinetics_fs("report", *chosen, "-o", page).returncode == 0
 
     assert f"<h3>{mounted.root}</h3>" in page.read_text()

@@ -56,9 +56,9 @@ def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> 
             (started("status", root), 1),
             (started("status", "--watch", root), 0),
             (started("umount", root), 1),
-            (started("prefetch", root, "--list"), 1),
+            (started("jobs", "list", root), 1),
         ]
-        by_link = started("prefetch", link, "--list")
+        by_link = started("jobs", "list", link)
         for process, status in processes:
             text = said(process, status)
             assert f"{root}: its process {pid} does not answer" in text

@@ -12,7 +12,8 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.prefetch import AccessCursor, Prefetch, State
+from kinetics_fs.fetch.access_cursor import AccessCursor
+from kinetics_fs.fetch.prefetch import Prefetch, State
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, until
@@ -80,7 +81,7 @@ def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
     with Fetching(small, site) as fetcher:
         order = [*CLIPS, CLIPS[0]]
         ahead = Prefetch(
-            fetcher, small, order, len(order), window=2, priority=Priority.SOON, patient=True, ahead_of=reader
+            fetcher, small, order, len(order), window=2, priority=Priority.SOON, patient=True, cursor=reader
         )
         thread = threading.Thread(target=ahead.run)
         thread.start()
@@ -88,7 +89,7 @@ def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
             until(lambda clip=clip: small.is_cached(clip), "it comes before it is read")  # type: ignore[misc]
             assert set(held(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
-            reader.opened(clip)
+            reader.advance(clip)
         thread.join(PATIENCE)
         assert (ahead.state, ahead.fetched) == (State.DONE, len(order))
 
@@ -131,38 +132,38 @@ def test_no_network(tmp_path: Path) -> None:
 def test_reader_and_room(small: Store) -> None:
     reader = AccessCursor(small)
     for clip in CLIPS[:3]:
-        assert reader.can_expect(clip)
-        reader.expect(clip)
-    assert not reader.can_expect(CLIPS[3])
-    assert reader.can_expect(CLIPS[1]), "again, and no more room for that"
-    reader.expect(CLIPS[1])
+        assert reader.has_space_for(clip)
+        reader.append(clip)
+    assert not reader.has_space_for(CLIPS[3])
+    assert reader.has_space_for(CLIPS[1]), "again, and no more room for that"
+    reader.append(CLIPS[1])
     moved = threading.Event()
     reader.watch(moved.set)
-    reader.opened(CLIPS[5])
+    reader.advance(CLIPS[5])
     assert not moved.is_set(), "nothing that was expected"
-    reader.opened(CLIPS[1])
+    reader.advance(CLIPS[1])
     assert moved.is_set()
-    assert reader.can_expect(CLIPS[0]) and not reader.can_expect(CLIPS[4]), "the second still comes once more"
-    reader.opened(CLIPS[2])
-    reader.opened(CLIPS[1])
-    assert reader.can_expect(CLIPS[4])
+    assert reader.has_space_for(CLIPS[0]) and not reader.has_space_for(CLIPS[4]), "the second still comes once more"
+    reader.advance(CLIPS[2])
+    reader.advance(CLIPS[1])
+    assert reader.has_space_for(CLIPS[4])
 
 
 def test_a_reader_who_is_quicker(small: Store) -> None:
     reader = AccessCursor(small)
     for clip in CLIPS[3:]:
-        reader.opened(clip)
+        reader.advance(clip)
     for clip in CLIPS[3:]:
-        assert reader.can_expect(clip)
-        reader.expect(clip)
+        assert reader.has_space_for(clip)
+        reader.append(clip)
     for clip in CLIPS[:3]:
-        assert reader.can_expect(clip), "nothing waits for a place that he has left behind"
-        reader.expect(clip)
-    assert not reader.can_expect(CLIPS[3])
-    reader.opened(CLIPS[3])
-    reader.opened(CLIPS[0])
-    reader.expect(CLIPS[0])
-    assert not reader.can_expect(CLIPS[3]), "a look at another clip says nothing of where he is"
+        assert reader.has_space_for(clip), "nothing waits for a place that he has left behind"
+        reader.append(clip)
+    assert not reader.has_space_for(CLIPS[3])
+    reader.advance(CLIPS[3])
+    reader.advance(CLIPS[0])
+    reader.append(CLIPS[0])
+    assert not reader.has_space_for(CLIPS[3]), "a look at another clip says nothing of where he is"
 
 
 def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], small: Store, site: VideoSite) -> None:
@@ -171,8 +172,8 @@ def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], sma
     small.pins.add(CLIPS[:2])
     assert small.capacity() == sum(sizes[clip] for clip in CLIPS[1:3]), "of those pinned only the first is here"
     reader = AccessCursor(small)
-    reader.expect(CLIPS[2])
-    assert not reader.can_expect(CLIPS[3])
-    assert reader.can_expect(CLIPS[0]), "has its room already"
-    reader.expect(CLIPS[0])
-    assert reader.can_expect(CLIPS[1]), "pinned, but its room is still to be had"
+    reader.append(CLIPS[2])
+    assert not reader.has_space_for(CLIPS[3])
+    assert reader.has_space_for(CLIPS[0]), "has its room already"
+    reader.append(CLIPS[0])
+    assert reader.has_space_for(CLIPS[1]), "pinned, but its room is still to be had"

@@ -1,0 +1,97 @@
+"""`kinetics-fs jobs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kinetics_fs.cli import DONE_IN_PART
+from kinetics_fs.cli.command import Group
+from kinetics_fs.cli.options import UntouchedPath, json_option
+from kinetics_fs.control.status import PrefetchStatus
+from kinetics_fs.errors import KineticsError
+
+
+@click.group("jobs", cls=Group, short_help="List, wait for or cancel the prefetch jobs of a mount.")
+def command() -> None:
+    """List, wait for or cancel the prefetch jobs of a mount.
+
+    `kinetics-fs prefetch MOUNTPOINT` starts a job. The mount runs it in the background, and resumes it when it is
+    mounted again at the same path.
+    """
+
+
+@command.command("list")
+@click.argument("mountpoint", type=UntouchedPath())
+@json_option
+def list_(mountpoint: Path, as_json: bool) -> None:
+    """List the running jobs of the mount on MOUNTPOINT, and the last ones that ended.
+
+    \b
+    kinetics-fs jobs list /mnt/kinetics
+    """
+    from kinetics_fs.mount.jobs import list_jobs
+
+    _print(list_jobs(mountpoint), as_json)
+
+
+@command.command("wait", short_help="Show the progress of jobs until they have ended.")
+@click.argument("mountpoint", type=UntouchedPath())
+@click.argument("id", type=int, metavar="[ID]", required=False)
+@json_option
+def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
+    """Show the progress of a job of the mount on MOUNTPOINT until it has ended; without ID, of all running jobs.
+
+    Exits with 3 if some clips are unavailable, or if a job was cancelled.
+
+    \b
+    kinetics-fs jobs wait /mnt/kinetics
+    kinetics-fs jobs wait /mnt/kinetics 2
+    """
+    from kinetics_fs.cli.progress import ProgressBars
+    from kinetics_fs.mount.jobs import list_jobs, wait_for_job
+
+    ids = [id] if id is not None else [job.id for job in list_jobs(mountpoint) if job.state in ("running", "waiting")]
+    jobs = []
+    for each in ids:
+        with ProgressBars() as bars:
+            show = bars.add_prefetch_bar()
+            jobs.append(wait_for_job(mountpoint, each, show))
+            show(jobs[-1])
+    _print(jobs, as_json)
+    for job in jobs:
+        if job.state == "stopped":
+            raise KineticsError(f"cannot finish prefetch {job.id}: {job.reason}")
+    return DONE_IN_PART if any(job.failed or job.state != "done" for job in jobs) else 0
+
+
+@command.command("cancel")
+@click.argument("mountpoint", type=UntouchedPath())
+@click.argument("id", type=int, metavar="ID")
+@json_option
+def cancel(mountpoint: Path, id: int, as_json: bool) -> None:
+    """Cancel a job of the mount on MOUNTPOINT. Clips that it has fetched stay cached.
+
+    \b
+    kinetics-fs jobs cancel /mnt/kinetics 2
+    """
+    from kinetics_fs.mount.jobs import cancel_job
+
+    _print([cancel_job(mountpoint, id)], as_json)
+
+
+def _print(jobs: Sequence[PrefetchStatus], as_json: bool) -> None:
+    from kinetics_fs.cli.fetching import print_progress
+
+    if as_json:
+        click.echo(json.dumps([job.to_json() for job in jobs], indent=2))
+        return
+    for job in jobs:
+        reason = f": {job.reason}" if job.reason else ""
+        click.echo(f"{job.id}  {job.state}{reason}; {job.clips:,} clips of {job.selection}")
+        print_progress(job)
+    if not jobs:
+        click.echo("No jobs.")
