@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.control import ControlServer, Handler, socket_path
+from kinetics_fs.control.status import UnreachableMount
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.query import query_status
@@ -146,3 +147,15 @@ def test_watch_updates_until_it_is_quit(
             process.kill()
             process.wait()
         os.close(ours)
+
+
+def test_mount_that_refuses_the_request_is_not_called_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount of an older version does not know the request, but its process works."""
+    monkeypatch.setattr("kinetics_fs.control.paths._runtime_dir", lambda: tmp_path / "run")
+    (tmp_path / "mount/.kinetics").mkdir(parents=True)
+    (tmp_path / "mount/.kinetics/status.json").write_text('{"version": "0.0.1"}')
+    with ControlServer(tmp_path / "mount", {}):
+        status = query_status(tmp_path / "mount")
+    assert isinstance(status, UnreachableMount)
+    assert (status.hung, status.pid) == (False, os.getpid())
+    assert "runs kinetics-fs 0.0.1" in status.reason

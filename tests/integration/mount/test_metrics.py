@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -118,3 +120,12 @@ def test_document_lists_every_metric_with_its_labels_type_and_help() -> None:
     for name, (kind, labels, help) in found.items():
         assert documented[name][:2] == (kind, labels), name
         assert documented[name][2].startswith(help), name
+
+
+def test_prometheus_client_is_not_imported_before_it_is_needed() -> None:
+    """Its import takes 25 ms, which no command and no mount should pay at start."""
+    modules = "kinetics_fs.mount.session, kinetics_fs.mount.native, kinetics_fs.cli.status, kinetics_fs.cli.watch"
+    script = f"import sys, {modules}; print('prometheus_client' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
