@@ -1,9 +1,9 @@
-"""From what yt-dlp says to the class of failure.
+"""Classification of yt-dlp's errors as kinds of failure.
 
-yt-dlp has no error classes that tell a dead video from a blocked address: the sentence does, and where the page was
-answered but the player interface refused, only a warning. Hence a list of patterns over both, in a fixed order: what
-says something about us or the network goes before what says something about the video, for a blocked address is also
-told "Video unavailable".
+yt-dlp has no error classes that distinguish a removed video from a blocked address. Only the message does, or a warning
+if the page loads but the player interface refuses. This module therefore matches patterns against both, in a fixed
+order: those about the client or the network come before those about the video, because YouTube tells a blocked client
+"Video unavailable" too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.util import http
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 
 _SUSPECT = r"not a bot|captcha|ip is likely being blocked|player responses are invalid"
 _SESSION = r"rate-limited|content isn't available, try again later"
 _BLOCKS: tuple[tuple[str, float, str], ...] = (
-    # Pattern, seconds to wait at first, what can be done.
+    # Pattern, seconds of the first wait, advice.
     (_SUSPECT, 3 * 3600.0, "give --cookies, use another address (--proxy, --source-address), or wait"),
-    (_SESSION, 3600.0, "a lower --max-fetches-per-hour, or --cookies, would have been safe"),
+    (_SESSION, 3600.0, "give --cookies or a lower --max-fetches-per-hour to avoid this"),
 )
 
 _RULES: tuple[tuple[FailureKind, str], ...] = (
@@ -43,11 +43,11 @@ _RULES: tuple[tuple[FailureKind, str], ...] = (
         r"|more expected|bytes, expected|did not get any data blocks|http error (403|5\d\d)|failed to parse json",
     ),
     (
-        FailureKind.TRANSIENT,  # YouTube changed, or has an experiment on: a newer yt-dlp or another hour
+        FailureKind.TRANSIENT,  # YouTube has changed or runs an experiment: a newer yt-dlp or a later try helps
         r"page needs to be reloaded|not available on this app|no video formats found|player response"
         r"|requested format is not available|\bsabr\b",
     ),
-    # Names another reason than the country in which it stands, too.
+    # Before the country rule, because some of these messages name a country too.
     (FailureKind.GONE, r"(has been|was) removed|account\b.*\bterminated\b"),
     (
         FailureKind.CREDENTIALS,
@@ -63,19 +63,20 @@ _RULES: tuple[tuple[FailureKind, str], ...] = (
 )
 
 _VERDICTS = {FailureKind.GONE, FailureKind.CREDENTIALS}
-"""Of the video: only the error itself may pass one. What a warning calls unavailable may be a format or a client."""
+"""Kinds that are a verdict on the video. Only the error itself may give one: a warning may call a format or a client
+unavailable."""
 
 
 def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchError:
-    """The failure that an exception of yt-dlp's, and the warnings of the same call, amount to."""
+    """Return the failure for an exception of yt-dlp and the warnings of the same call."""
     for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.errno in _DISK:
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRNOS:
             return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)
-    said = str(error).lower().replace("’", "'")
-    said = re.sub(r"content from .*?, who", "content from somebody, who", said)  # a name may hold any word
-    text = "\n".join([said, *warnings]).lower().replace("’", "'")
+    message = str(error).lower().replace("’", "'")
+    message = re.sub(r"content from .*?, who", "content from somebody, who", message)  # a name can have any word
+    text = "\n".join([message, *warnings]).lower().replace("’", "'")
     kind = next(
-        (kind for kind, pattern in _RULES if re.search(pattern, said if kind in _VERDICTS else text)),
+        (kind for kind, pattern in _RULES if re.search(pattern, message if kind in _VERDICTS else text)),
         FailureKind.TRANSIENT,
     )
     reason, wait = _line(error), _retry_after(error)
@@ -94,19 +95,19 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and all behind it; yt-dlp keeps the original in `exc_info` and `cause`, too."""
+    """Yield an exception and all its causes; yt-dlp also keeps the original in `exc_info` and `cause`."""
     seen: list[BaseException] = []
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
+    pending = [error]
+    while pending:
+        one = pending.pop()
         if not isinstance(one, BaseException) or any(one is other for other in seen):
             continue
         seen.append(one)
         yield one
         exc_info = getattr(one, "exc_info", None)
-        waiting += [one.__cause__, one.__context__, getattr(one, "cause", None)]
+        pending += [one.__cause__, one.__context__, getattr(one, "cause", None)]
         if isinstance(exc_info, tuple) and len(exc_info) == 3:
-            waiting.append(exc_info[1])
+            pending.append(exc_info[1])
 
 
 def _retry_after(error: Exception) -> float | None:
@@ -119,7 +120,7 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what was said, without colours, the word ERROR and advice for yt-dlp's own command line."""
+    """Return the first line of a message without colours, the word ERROR, and advice for yt-dlp's own command line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"[ \r]+", " ", text).strip()
     text = text.splitlines()[0] if text else type(error).__name__

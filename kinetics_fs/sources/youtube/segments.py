@@ -1,4 +1,4 @@
-"""Media in segments (HLS, DASH): only those of a section, put together as a file of their own."""
+"""Media in segments (HLS, DASH): the segments of a section, joined as one file."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from yt_dlp import YoutubeDL
 
 from kinetics_fs.sources.http_range import Pace, download
 
-_LARGEST_PLAYLIST = 16 * 1024**2
-"""Bytes. That of a ten-hour video has about one million."""
-_ENOUGH_TO_BEGIN = 64 * 1024
-"""Bytes of the first segment that tell the time at which the media begin."""
+_MAX_PLAYLIST = 16 * 1024**2
+"""Largest playlist in bytes. That of a ten-hour video has about one million."""
+_START_BYTES = 64 * 1024
+"""Bytes of the first segment that show the time at which the media begin."""
 _MARGIN = 1.0
-"""Seconds by which the lengths in a playlist, added up, may be wrong."""
+"""Seconds by which the sum of the durations in a playlist may be wrong."""
 
 
 class NoSegments(Exception):
-    """The list of segments does not say what is needed to take only some of them."""
+    """The list of segments does not have the information that is needed to read only some of them."""
 
 
 class Segment(NamedTuple):
-    """A piece of the media.
+    """A part of the media.
 
     Attributes:
-        url: where it is.
-        window: the bytes of that file; None for all.
-        seconds: how long it lasts.
+        url: address of a file.
+        window: range of bytes of that file; None for the whole file.
+        seconds: duration in seconds.
     """
 
     url: str
@@ -45,32 +45,33 @@ class Segments:
     """Media in segments.
 
     Args:
-        segments: in their order.
-        beginning: what has to stand before any of them; None for nothing.
-        get: fetches one.
+        segments: the segments, in order.
+        header: segment that must precede any of them in a file; None if there is none.
+        fetcher: fetches a segment.
     """
 
-    def __init__(self, segments: list[Segment], beginning: Segment | None, get: _Get) -> None:
+    def __init__(self, segments: list[Segment], header: Segment | None, fetcher: _SegmentFetcher) -> None:
         if not segments or any(not segment.seconds > 0 for segment in segments):
-            raise NoSegments("the segments have no lengths")
+            raise NoSegments("the segments have no durations")
         self._segments = segments
         self._ends = list(accumulate(segment.seconds for segment in segments))
-        self._beginning = beginning
-        self._get = get
+        self._header = header
+        self._fetch = fetcher
 
     @classmethod
     def of_playlist(cls, ytdlp: YoutubeDL, url: str, headers: Mapping[str, str], pace: Pace) -> Self:
-        """Those of a media playlist of HLS (RFC 8216).
+        """Fetch a media playlist of HLS (RFC 8216).
 
         Raises:
-            NoSegments: it is none, is still growing, is encrypted, or was put together of several recordings.
-            FetchError: it cannot be had.
+            NoSegments: the file is not a playlist, or the playlist is incomplete, encrypted, or joins several
+                recordings.
+            FetchError: the playlist cannot be fetched.
         """
-        get = _Get(ytdlp, headers, pace)
+        fetcher = _SegmentFetcher(ytdlp, headers, pace)
         try:
-            playlist = m3u8.loads(get(Segment(url, None, 0.0), _LARGEST_PLAYLIST).decode())
+            playlist = m3u8.loads(fetcher(Segment(url, None, 0.0), _MAX_PLAYLIST).decode())
         except ValueError as error:
-            raise NoSegments("not a playlist") from error
+            raise NoSegments("the file is not a playlist") from error
         maps = {(one.uri, one.byterange) for one in playlist.segment_map}
         if (
             playlist.is_variant
@@ -82,20 +83,20 @@ class Segments:
             raise NoSegments("the playlist is not a plain list of segments")
         segments: list[Segment] = []
         for segment in playlist.segments:
-            before = segments[-1] if segments else None
-            place = urljoin(url, segment.uri or "")
-            segments.append(Segment(place, _window(segment.byterange, place, before), segment.duration or 0.0))
-        beginning = next(
+            previous = segments[-1] if segments else None
+            address = urljoin(url, segment.uri or "")
+            segments.append(Segment(address, _window(segment.byterange, address, previous), segment.duration or 0.0))
+        header = next(
             (Segment(urljoin(url, uri or ""), _window(window, uri or "", None), 0.0) for uri, window in maps), None
         )
-        return cls(segments, beginning, get)
+        return cls(segments, header, fetcher)
 
     @classmethod
     def of_fragments(cls, ytdlp: YoutubeDL, info: Mapping[str, Any], pace: Pace) -> Self:
-        """Those of a DASH manifest, as yt-dlp describes them in a format.
+        """Read the segments of a DASH manifest from yt-dlp's description of a format.
 
         Raises:
-            NoSegments: it does not say how long they are.
+            NoSegments: the description does not give their durations.
         """
         base = str(info.get("fragment_base_url") or info.get("manifest_url") or "")
         segments = [
@@ -104,36 +105,42 @@ class Segments:
             )
             for one in info["fragments"]
         ]
-        beginning = segments.pop(0) if segments and not segments[0].seconds else None
-        return cls(segments, beginning, _Get(ytdlp, info.get("http_headers") or {}, pace))
+        header = segments.pop(0) if segments and not segments[0].seconds else None
+        return cls(segments, header, _SegmentFetcher(ytdlp, info.get("http_headers") or {}, pace))
 
     @property
     def seconds(self) -> float:
-        """How long the media last."""
+        """Duration of the media in seconds."""
         return self._ends[-1]
 
     def open(self, start: float, end: float) -> tuple[InputContainer, float]:
-        """Fetches the segments of [start, end], both in seconds from the beginning of the media.
+        """Fetch the segments of a section.
+
+        Args:
+            start: start of the section, in seconds from the beginning of the media.
+            end: end of the section, in seconds from the beginning of the media.
 
         Returns:
-            They as one file, whose packets have the times of the whole media; and the time at which those begin.
+            The segments as one file, whose packets have the times of the complete media, and the time at which the
+            complete media begin.
 
         Raises:
-            FetchError: one cannot be had.
-            av.FFmpegError: they are no media.
+            FetchError: a segment cannot be fetched.
+            av.FFmpegError: the segments are not media.
         """
-        first = next((place for place, until in enumerate(self._ends) if until > start - _MARGIN), len(self._ends) - 1)
-        last = next((place for place, until in enumerate(self._ends) if until >= end + _MARGIN), len(self._ends) - 1)
-        head = b"" if self._beginning is None else self._get(self._beginning)
-        media = head + b"".join(self._get(segment) for segment in self._segments[first : last + 1])
+        final = len(self._ends) - 1
+        first = next((index for index, ends_at in enumerate(self._ends) if ends_at > start - _MARGIN), final)
+        last = next((index for index, ends_at in enumerate(self._ends) if ends_at >= end + _MARGIN), final)
+        head = b"" if self._header is None else self._fetch(self._header)
+        media = head + b"".join(self._fetch(segment) for segment in self._segments[first : last + 1])
         container = av.open(io.BytesIO(media), "r")
         if first == 0:
             return container, _begin(container)
-        with av.open(io.BytesIO(head + self._get(self._segments[0], _ENOUGH_TO_BEGIN, whole=False)), "r") as origin:
+        with av.open(io.BytesIO(head + self._fetch(self._segments[0], _START_BYTES, whole=False)), "r") as origin:
             return container, _begin(origin)
 
 
-class _Get:
+class _SegmentFetcher:
     """Fetches segments."""
 
     def __init__(self, ytdlp: YoutubeDL, headers: Mapping[str, str], pace: Pace) -> None:
@@ -147,19 +154,19 @@ class _Get:
         )
 
 
-def _window(text: str | None, place: str, before: Segment | None) -> range | None:
-    """`length[@begin]`: without a beginning it follows the piece before it."""
+def _window(text: str | None, url: str, previous: Segment | None) -> range | None:
+    """Parse `length[@begin]`. Without a beginning, the range follows that of the previous segment."""
     if not text:
         return None
     length, _, begin = text.strip('"').partition("@")
     try:
         if begin:
             return range(int(begin), int(begin) + int(length))
-        if before is not None and before.window is not None and before.url == place:
-            return range(before.window.stop, before.window.stop + int(length))
+        if previous is not None and previous.window is not None and previous.url == url:
+            return range(previous.window.stop, previous.window.stop + int(length))
     except ValueError:
         pass
-    raise NoSegments("a segment's range of bytes makes no sense")
+    raise NoSegments("the range of bytes of a segment is invalid")
 
 
 def _begin(container: InputContainer) -> float:

@@ -1,8 +1,7 @@
-"""YouTube, by way of yt-dlp: it finds the media, and we fetch the bytes of the clip; it fetches whole files only
-where a server or a format does not allow that.
+"""YouTube as a source of clips. yt-dlp finds the media, and kinetics-fs fetches the bytes of the clip.
 
-The address is a template, so that any site with a page per video, a loopback server included, is read by the same
-code with yt-dlp's generic extractor.
+If a server or a format does not allow that, yt-dlp downloads the whole video. The address of a video is a template: any
+other site with one page per video is read by the same code, through yt-dlp's generic extractor.
 """
 
 from __future__ import annotations
@@ -29,17 +28,20 @@ from kinetics_fs.sources.youtube.segments import NoSegments, Segments
 
 _log = logging.getLogger(__name__)
 
-_MOST_REFUSALS = 3
-"""Videos in a row with refused media, by addresses that are fresh: then it is not the videos."""
-_REFUSED_FOR = 300.0
-"""Seconds to leave YouTube alone then."""
+_MAX_REFUSALS = 3
+"""Videos in a row whose media are refused at fresh addresses. After so many, the client is blocked, not the videos."""
+_REFUSAL_PAUSE = 300.0
+"""Seconds for which YouTube is not asked after that."""
 
-_LONGEST_WAIT = 60.0
-"""Seconds to wait for media that are announced for later."""
+_MAX_WAIT = 60.0
+"""Longest wait in seconds for media that become available later."""
 
 
 class YouTubeSource:
-    """One `YoutubeDL`, reused: a fresh one costs three times the CPU per video, and is a new guest to YouTube."""
+    """YouTube, through one `YoutubeDL` object.
+
+    The object is reused. A new one takes three times the CPU time for each video, and is a new guest to YouTube.
+    """
 
     name = "youtube"
 
@@ -48,13 +50,13 @@ class YouTubeSource:
         self._log = _Messages()
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
         self._refused: set[str] = set()
-        """Ids of videos in a row whose media were refused."""
+        """Ids of the last videos, if the media of all of them were refused."""
         self._pace = Pace(settings.max_bandwidth)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
         url = self._url.replace("{id}", clip.youtube_id)
         self._log.clear()
-        # yt-dlp's output templates would read `%`, `$` and `~` in a path; a relative literal has none.
+        # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a relative literal.
         os.chdir(folder)
         try:
             info = self._extract(url)
@@ -65,12 +67,12 @@ class YouTubeSource:
                 return self._fetch(clip, folder, self._extract(url))
         except StaleAddress as error:
             self._refused.add(clip.youtube_id)
-            if len(self._refused) >= _MOST_REFUSALS:
+            if len(self._refused) >= _MAX_REFUSALS:
                 raise FetchError(
                     FailureKind.BLOCKED,
-                    f"the media of {len(self._refused)} videos in a row were refused: {error.reason}",
+                    f"YouTube refused the media of {len(self._refused)} videos in a row: {error.reason}",
                     source=self.name,
-                    retry_after=_REFUSED_FOR,
+                    retry_after=_REFUSAL_PAUSE,
                 ) from error
             error.source = self.name
             raise
@@ -83,10 +85,10 @@ class YouTubeSource:
             os.chdir("/")
 
     def _extract(self, url: str) -> dict[str, Any]:
-        """What yt-dlp knows of a video, with the formats chosen."""
+        """Return yt-dlp's description of a video, with the selected formats."""
         info: dict[str, Any] | None = self._ytdlp.extract_info(url, download=False)
-        if info is None:  # by a filter of the user's
-            raise FetchError(FailureKind.CONFIG, "yt-dlp was told to leave this video out")
+        if info is None:
+            raise FetchError(FailureKind.CONFIG, "a filter in [youtube.ytdlp] of the configuration skips this video")
         return info
 
     def _fetch(self, clip: Clip, folder: Path, info: dict[str, Any]) -> Media:
@@ -99,11 +101,11 @@ class YouTubeSource:
             self._refused.clear()
             return media
         except (NoSection, NoSegments, RangesIgnored) as error:
-            _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not do ranges")
+            _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not support ranges")
         return Media(self._download(folder, info), start=clip.start, length=length)
 
     def _remote(self, info: dict[str, Any]) -> RemoteFile | Segments:
-        """The media of a format."""
+        """Return the media of a format."""
         url, headers, protocol = info.get("url"), info.get("http_headers") or {}, info.get("protocol")
         if info.get("fragments"):
             return Segments.of_fragments(self._ytdlp, info, self._pace)
@@ -111,16 +113,16 @@ class YouTubeSource:
             return RemoteFile(self._ytdlp, url, headers, self._pace)
         if url and protocol in ("m3u8", "m3u8_native"):
             return Segments.of_playlist(self._ytdlp, url, headers, self._pace)
-        raise NoSection(f"it comes by {protocol}")
+        raise NoSection(f"its protocol is {protocol}")
 
     def _download(self, folder: Path, info: dict[str, Any]) -> Path:
-        """The whole video, by yt-dlp itself."""
+        """Download the whole video with yt-dlp."""
         done = self._ytdlp.process_ie_result(info, download=True)
         downloads = (done or {}).get("requested_downloads") or []
         name = downloads[0].get("filepath") if downloads else None
         path = folder / Path(name).name if name else None
         if path is None or not path.is_file():
-            # Without an exception: yt-dlp refused it by its own rules, as the size guard.
+            # yt-dlp skips a video by its own rules, such as the maximum size, without an exception.
             raise FetchError(FailureKind.CORRUPT, "yt-dlp downloaded no file")
         return path
 
@@ -128,21 +130,21 @@ class YouTubeSource:
 def _wait_for(formats: list[dict[str, Any]]) -> None:
     """Wait until YouTube serves the media: it delays them for the length of an advertisement that was not watched."""
     wait = max(float(one.get("available_at") or 0) for one in formats) - time.time()
-    if wait > _LONGEST_WAIT:
+    if wait > _MAX_WAIT:
         raise FetchError(FailureKind.TRANSIENT, f"YouTube serves the media only in {wait:.0f} s", retry_after=wait)
     time.sleep(max(0.0, wait))
 
 
 def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
-    """Parameters of `YoutubeDL`; documented in its class docstring."""
+    """Return the parameters of `YoutubeDL`, which its class docstring documents."""
     height = settings.max_height
     on_youtube = settings.video_url.startswith(YOUTUBE_URL.partition("{")[0])
     return {
         "quiet": True,
         "noprogress": True,
-        "logger": log,  # `no_warnings` would hide the HTTP statuses that tell a block from a dead video
-        # 18 is the one progressive format left, and the only one that is neither throttled nor needs a token.
-        # `<=?` takes formats of unknown height, too.
+        "logger": log,  # `no_warnings` would hide the HTTP statuses that distinguish a block from a removed video
+        # 18 is the last progressive format, and the only one that is not throttled and needs no token.
+        # `<=?` also accepts formats of unknown height.
         "format": (
             f"{'18/' if height >= 360 else ''}"
             f"bv*[height<={height}][vcodec^=avc1][ext=mp4][protocol^=http]+ba[ext=m4a][protocol^=http]"
@@ -154,7 +156,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "allowed_extractors": ["^youtube$"] if on_youtube else ["^generic$", "^html5$"],
         "max_filesize": MAX_FILE_SIZE,
         "socket_timeout": 15,
-        # As a library yt-dlp neither retries nor minds missing fragments unless told.
+        # As a library, yt-dlp does not retry and ignores missing fragments by default.
         "retries": 3,
         "fragment_retries": 3,
         "extractor_retries": 2,
@@ -163,7 +165,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "cachedir": settings.ytdlp_cache or False,
         "geo_bypass": False,
         "overwrites": True,
-        "fixup": "detect_or_warn",  # HLS comes as MPEG-TS, in which nobody can seek: it becomes an mp4
+        "fixup": "detect_or_warn",  # HLS is MPEG-TS, which is not seekable, so it is remuxed to mp4
         "updatetime": False,
         "ratelimit": settings.max_bandwidth,
         "cookiefile": _cookies(settings.cookies),
@@ -175,7 +177,7 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
 
 
 def _cookies(path: str) -> io.StringIO | None:
-    """A copy of a cookie file, for yt-dlp writes into the one that it is given."""
+    """Return the content of a cookie file as a stream, because yt-dlp writes to a file that it is given."""
     if not path:
         return None
     try:
@@ -185,7 +187,7 @@ def _cookies(path: str) -> io.StringIO | None:
 
 
 class _Messages:
-    """Collects what yt-dlp says during one call; an HTTP status often stands only in a warning."""
+    """The logger of yt-dlp. It keeps the warnings of one call, because only they may have the HTTP status."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -203,4 +205,4 @@ class _Messages:
         self.warnings.append(message)
 
     def error(self, message: str) -> None:
-        """Comes back as the exception."""
+        """Ignore the message: the exception has it too."""

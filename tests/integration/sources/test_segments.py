@@ -62,7 +62,7 @@ def test_ranges_of_bytes(host: str, tmp_path: Path) -> None:
     )
 
     assert [segment.window for segment in segments._segments] == [range(100, 150), range(150, 220)]
-    assert segments._beginning == Segment(f"{host}/all.mp4", range(100), 0)
+    assert segments._header == Segment(f"{host}/all.mp4", range(100), 0)
 
 
 @pytest.mark.parametrize(
