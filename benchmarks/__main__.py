@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{name}\n{table(found)}\n", flush=True)
         rows += found
     if arguments.json:
-        report = {"machine": machine(), "rows": [row.as_json() for row in rows]}
+        report = {"machine": machine(), "rows": [row.to_json() for row in rows]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

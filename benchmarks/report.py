@@ -46,7 +46,7 @@ class Row:
         """The measurement divided by that of the peer."""
         return self.ours / self.peer if self.peer and self.ours is not None else None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the row as an object of `--json`."""
         return {
             "name": self.name,

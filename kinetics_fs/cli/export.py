@@ -42,7 +42,7 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
             directory, link=not copy, on_progress=lambda now: bars.update(bar, completed=now.done, total=now.clips)
         )
     if as_json:
-        click.echo(json.dumps(result.as_json()))
+        click.echo(json.dumps(result.to_json()))
     else:
         click.echo(
             f"{result.written:,} files written ({result.linked:,} as hard links), {result.already_there:,} already"

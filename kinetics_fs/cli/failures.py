@@ -90,7 +90,7 @@ def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], a
         failures = list(library.failures(kinds, whole_cache=whole_cache))
     if summarize and as_json:
         counts = FailureCounts.of(failures)
-        click.echo(json.dumps({"clips": counts.clips, "kinds": counts.as_json()}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"clips": counts.clips, "kinds": counts.to_json()}, indent=2, ensure_ascii=False))
     elif as_json:
         click.echo(json.dumps([asdict(failure) for failure in failures], indent=2, ensure_ascii=False))
     elif as_csv:

@@ -58,9 +58,9 @@ def command(
             result = library.fill(archives, verify=depth, index=not no_index, processes=jobs, progress=progress)
     path = report_file or store.layout.fill_report
     with open_output(path) as file:
-        file.write(json.dumps(result.as_json(names=True), indent=1).encode() + b"\n")
+        file.write(json.dumps(result.to_json(names=True), indent=1).encode() + b"\n")
     if as_json:
-        click.echo(json.dumps(result.as_json()))
+        click.echo(json.dumps(result.to_json()))
     else:
         _print(result)
         print_failures(result.archives)

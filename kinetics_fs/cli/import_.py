@@ -51,7 +51,7 @@ def command(directory: Path, settings: Settings, depth: str, copy: bool, as_json
 
         result = library.import_(directory, verify=depth, link=not copy, on_progress=show)
     if as_json:
-        click.echo(json.dumps(result.as_json()))
+        click.echo(json.dumps(result.to_json()))
     else:
         _print(result)
     if result.interrupted:

@@ -47,7 +47,7 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
         results = library.indexes.build(archives, processes=jobs, progress=progress)
     clips = results.sum("indexed")
     if as_json:
-        result = {"indexed": clips, "refused": dict(results.refused), "archives": results.as_json()}
+        result = {"indexed": clips, "refused": dict(results.refused), "archives": results.to_json()}
         click.echo(json.dumps(result | {"interrupted": results.interrupted}))
     else:
         click.echo(
@@ -127,7 +127,7 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
             on_progress=lambda now: bars.update(bar, completed=now.clips_read, total=now.clips),
         )
     if as_json:
-        click.echo(json.dumps(check.as_json()))
+        click.echo(json.dumps(check.to_json()))
     else:
         click.echo(
             f"{check.archives:,} archives checked, {len(check.wrong_archives):,} wrong; {check.clips_read:,} clips"

@@ -64,7 +64,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
                 "seed": settings.seed,
             },
             classes=[asdict(one) for one in coverage.classes],
-            failures=coverage.failures.as_json(),
+            failures=coverage.failures.to_json(),
             mounts=query_statuses(),
         )
         if as_json:

@@ -131,6 +131,6 @@ def _show_coverage(mountpoint: Path | None, settings: Settings, as_json: bool, a
                 return
             coverage = library.coverage()
     if as_json:
-        click.echo(json.dumps(coverage.as_json(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(coverage.to_json(), indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(coverage_lines(coverage)))

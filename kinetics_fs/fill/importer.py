@@ -69,7 +69,7 @@ class ImportResult:
         """Whether every file that has the name of a wanted clip is in the store."""
         return not (self.corrupt or self.unreadable or self.busy or self.problem or self.interrupted)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the result without the progress."""
         left_out = ("found", "to_import", "done", "problem")
         return {name: value for name, value in vars(self).items() if name not in left_out}

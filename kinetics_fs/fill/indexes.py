@@ -117,7 +117,7 @@ class IndexCheck:
         """Wrong archives and clips, with the reasons."""
         return self.wrong_archives | self.wrong_clips
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return all but the number of clips to read."""
         result = dataclasses.asdict(self)
         del result["clips"]

@@ -80,7 +80,7 @@ class ArchiveResults:
             failed=sum(summary.failed.total() for summary in summaries),
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the names of the archives by result."""
         return {"read": sorted(self.read), "read_before": sorted(self.read_before), "failed": self.failed}
 
@@ -195,7 +195,7 @@ class FillResult:
         unfit = any(summary.failed or summary.busy for summary in self.archives.read.values())
         return not (unfit or self.missing.not_stored or self.missing.in_no_archive)
 
-    def as_json(self, *, names: bool = False) -> dict[str, Any]:
+    def to_json(self, *, names: bool = False) -> dict[str, Any]:
         """Return the numbers, and on request the names of the missing clips."""
         archives = self.archives
         result = {
@@ -207,7 +207,7 @@ class FillResult:
             "bytes_read": archives.sum("bytes"),
             "corrupt": dict(archives.corrupt),
             "refused": dict(archives.refused),
-            "archives": archives.as_json(),
+            "archives": archives.to_json(),
             "not_stored": len(self.missing.not_stored),
             "in_no_archive": len(self.missing.in_no_archive),
             "interrupted": archives.interrupted,

@@ -71,7 +71,7 @@ def make_handlers(
 
     return {
         "status": Handler(lambda request: status().to_json()),
-        "coverage": Handler(lambda request: coverage().as_json()),
+        "coverage": Handler(lambda request: coverage().to_json()),
         "prefetch": Handler(prefetch, (*_SELECTION, "lines")),
         "prefetches": Handler(lambda request: [one.to_json() for one in prefetches.statuses()]),
         "watch": Handler(watch, ("id",)),

@@ -44,7 +44,7 @@ class FailureCounts:
         """Number of all failures."""
         return sum(sum(reasons.values()) for reasons in self.kinds.values())
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return kind → `{"clips": number, "reasons": {reason: number}}`."""
         return {
             str(kind): {"clips": sum(reasons.values()), "reasons": dict(reasons)}
@@ -53,7 +53,7 @@ class FailureCounts:
 
     @classmethod
     def from_json(cls, kinds: Mapping[str, Any]) -> FailureCounts:
-        """Return the counts that `as_json` described."""
+        """Return the counts that `to_json` described."""
         return cls({FailureKind(kind): dict(counts["reasons"]) for kind, counts in kinds.items()})
 
 
@@ -121,7 +121,7 @@ class Coverage:
         """Number of clips that were never requested."""
         return sum(one.untried for one in self.classes)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the totals, the failures by kind, and a row per class and split."""
         return {
             "release": self.release,
@@ -131,13 +131,13 @@ class Coverage:
             "untried": self.untried,
             "unavailable": self.unavailable,
             "due": self.due,
-            "kinds": self.failures.as_json(),
+            "kinds": self.failures.to_json(),
             "classes": [asdict(one) for one in self.classes],
         }
 
     @classmethod
     def from_json(cls, text: Mapping[str, Any]) -> Coverage:
-        """Return the coverage that `as_json` described."""
+        """Return the coverage that `to_json` described."""
         return cls(
             text["release"],
             tuple(ClassCoverage(**one) for one in text["classes"]),

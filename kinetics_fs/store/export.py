@@ -53,7 +53,7 @@ class ExportResult:
         """Whether every clip is there as a file."""
         return not (self.skipped or self.missing or self.problem or self.interrupted)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the numbers without the progress."""
         left_out = ("clips", "done", "problem")
         return {name: value for name, value in vars(self).items() if name not in left_out}
