@@ -22,9 +22,9 @@ from kinetics_fs.store import CacheLayout
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, Mounted, has_ended, kinetics_fs
 from tests.support.mounts import (
-    CLASS,
     Labelled,
     cached_file,
+    clip_path,
     command_line,
     descendants,
     incoming,
@@ -42,19 +42,15 @@ CLIP = Clip("-demo_video", 3, 4)
 READY = Clip("demo-video2", 5, 6)
 
 
-def path_of(mounted: Mounted, clip: Clip) -> Path:
-    return mounted.root / "validation" / CLASS / clip.name
-
-
 def is_waiting(mounted: Mounted, clip: Clip) -> bool:
-    return state(path_of(mounted, clip)) == "fetching"
+    return state(clip_path(mounted, clip)) == "fetching"
 
 
 @pytest.fixture
 def slow(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
     """A mount of which one clip is here, and every other takes ages."""
     mounted = mount("--annotations", annotations)
-    path_of(mounted, READY).read_bytes()
+    clip_path(mounted, READY).read_bytes()
     site.delay.update(dict.fromkeys(VIDEOS, AGES))
     return mounted
 
@@ -79,7 +75,7 @@ def test_twenty_readers_of_a_clip_get_one_fetch(
 ) -> None:
     mounted = mount("--annotations", annotations)
     site.delay[CLIP.youtube_id] = 3  # time enough for all of them to come
-    with reading([path_of(mounted, CLIP)] * 20) as readers:
+    with reading([clip_path(mounted, CLIP)] * 20) as readers:
         contents = [reader.communicate(timeout=60)[0] for reader in readers]
         assert [reader.returncode for reader in readers] == [0] * 20
     assert set(contents) == {cached_file(cache, CLIP).read_bytes()}
@@ -136,7 +132,7 @@ def test_readers_that_wait_for_a_failure_all_get_it(mount: MountFactory, site: V
     mounted = mount("--annotations", annotations)
     site.delay[CLIP.youtube_id] = 3
     site.fail[CLIP.youtube_id] = 500
-    with reading([path_of(mounted, CLIP)] * 10) as readers:
+    with reading([clip_path(mounted, CLIP)] * 10) as readers:
         said = {reader.communicate(timeout=60)[1] for reader in readers}
         assert [reader.returncode for reader in readers] == [1] * 10
     [line] = said
@@ -149,13 +145,13 @@ def test_readers_that_wait_for_a_failure_all_get_it(mount: MountFactory, site: V
 
 def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite) -> None:
     clips = [clip for clip in short_clips(1) if clip != READY][:30]
-    with reading([path_of(slow, clip) for clip in clips]) as readers:
+    with reading([clip_path(slow, clip) for clip in clips]) as readers:
         wait_until(lambda: all(is_waiting(slow, clip) for clip in clips))
-        ready = path_of(slow, READY)
+        ready = clip_path(slow, READY)
         assert ready.read_bytes()
         assert [len(names) for _, _, names in os.walk(slow.root) if names]
-        assert all(path_of(slow, clip).stat().st_size > 0 for clip in clips)
-        assert path_of(slow, short_clips(1)[-1]).stat().st_size > 0
+        assert all(clip_path(slow, clip).stat().st_size > 0 for clip in clips)
+        assert clip_path(slow, short_clips(1)[-1]).stat().st_size > 0
         assert os.statvfs(slow.root).f_files > 30
         assert os.listxattr(ready)
         assert len((slow.root / ".kinetics/validation.csv").read_text().splitlines()) > 30
@@ -169,7 +165,7 @@ def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_waiting_reader_can_be_interrupted(slow: Mounted, number: signal.Signals) -> None:
-    with reading([path_of(slow, CLIP)] * 2) as [first, second]:
+    with reading([clip_path(slow, CLIP)] * 2) as [first, second]:
         wait_until(lambda: is_waiting(slow, CLIP))
         wait_until(lambda: waits_for_us(first) and waits_for_us(second))
         first.send_signal(number)
@@ -177,7 +173,7 @@ def test_waiting_reader_can_be_interrupted(slow: Mounted, number: signal.Signals
         # The fetch goes on for the other.
         assert second.poll() is None
         assert is_waiting(slow, CLIP)
-    assert path_of(slow, READY).read_bytes()
+    assert clip_path(slow, READY).read_bytes()
 
 
 def waits_for_us(reader: subprocess.Popen[bytes]) -> bool:
@@ -187,12 +183,12 @@ def waits_for_us(reader: subprocess.Popen[bytes]) -> bool:
 
 def test_reader_that_gave_up_gets_the_clip_later(slow: Mounted, site: VideoSite, cache: Path) -> None:
     site.delay[CLIP.youtube_id] = 4
-    with reading([path_of(slow, CLIP)]) as [reader]:
+    with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         reader.kill()
         reader.wait(timeout=30)
-    wait_until(lambda: state(path_of(slow, CLIP)) == "cached")
-    assert path_of(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
+    wait_until(lambda: state(clip_path(slow, CLIP)) == "cached")
+    assert clip_path(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
@@ -204,7 +200,7 @@ def test_alarm_of_a_reader_interrupts_its_open(slow: Mounted) -> None:
         "signal.setitimer(signal.ITIMER_REAL, 1)\n"
         "os.open(sys.argv[1], os.O_RDONLY)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, path_of(slow, CLIP)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, clip_path(slow, CLIP)], timeout=60, check=False)
     assert done.returncode == 7
 
 
@@ -214,7 +210,7 @@ def test_alarm_of_a_reader_interrupts_its_open(slow: Mounted) -> None:
 @contextmanager
 def many_waiting(mounted: Mounted) -> Iterator[list[subprocess.Popen[bytes]]]:
     clips = [clip for clip in short_clips(1) if clip != READY][:8]
-    with reading([path_of(mounted, clip) for clip in clips]) as readers:
+    with reading([clip_path(mounted, clip) for clip in clips]) as readers:
         wait_until(lambda: all(is_waiting(mounted, clip) for clip in clips))
         wait_until(lambda: len(descendants(mounted.pid)) >= 4)
         yield readers
@@ -243,7 +239,7 @@ def test_signal_ends_the_mount_while_opens_wait(slow: Mounted, cache: Path, numb
 
 def test_lazy_umount_lets_waiting_opens_finish(slow: Mounted, site: VideoSite, cache: Path) -> None:
     site.delay.update(dict.fromkeys(VIDEOS, 2))
-    with reading([path_of(slow, CLIP)]) as [reader]:
+    with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         below = descendants(slow.pid)
         done = kinetics_fs("umount", "--lazy", slow.root)
@@ -264,7 +260,7 @@ def test_lazy_umount_ends_when_the_waiting_readers_do(slow: Mounted, cache: Path
 
 def test_umount_while_an_open_waits_says_in_use_and_harms_nobody(slow: Mounted, site: VideoSite, cache: Path) -> None:
     site.delay.update(dict.fromkeys(VIDEOS, 4))
-    with reading([path_of(slow, CLIP)]) as [reader]:
+    with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         done = kinetics_fs("umount", slow.root)
         assert done.returncode == 1
@@ -277,7 +273,7 @@ def test_umount_while_an_open_waits_says_in_use_and_harms_nobody(slow: Mounted, 
 
 
 def test_umount_when_idle_while_a_fetch_goes_on(slow: Mounted, cache: Path) -> None:
-    with reading([path_of(slow, CLIP)]) as [reader]:
+    with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         reader.kill()
         reader.wait(timeout=30)
@@ -289,7 +285,7 @@ def test_umount_when_idle_while_a_fetch_goes_on(slow: Mounted, cache: Path) -> N
 
 def test_end_of_the_mount_ends_ffmpeg(stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path) -> None:
     mounted = mount("--annotations", annotations)
-    with reading([path_of(mounted, CLIP)]) as [reader]:
+    with reading([clip_path(mounted, CLIP)]) as [reader]:
         wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
         below = descendants(mounted.pid)
         os.kill(mounted.pid, signal.SIGTERM)
@@ -316,35 +312,35 @@ def eventually_dead(pids: Callable[[], set[int]]) -> Iterator[set[int]]:
 
 
 def test_death_of_a_worker_is_an_io_error_and_no_more(slow: Mounted, site: VideoSite, cache: Path) -> None:
-    with reading([path_of(slow, CLIP)]) as [reader]:
+    with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: site.video_fetches(CLIP.youtube_id))
         assert is_waiting(slow, CLIP)
         for worker in workers(slow.pid):
             os.kill(worker, signal.SIGKILL)
         complaint = reader.communicate(timeout=60)[1]
     assert os.strerror(errno.EIO).encode() in complaint
-    assert state(path_of(slow, CLIP)) == "failed"
-    assert os.getxattr(path_of(slow, CLIP), "user.kinetics.error").startswith(b"transient: ")
+    assert state(clip_path(slow, CLIP)) == "failed"
+    assert os.getxattr(clip_path(slow, CLIP), "user.kinetics.error").startswith(b"transient: ")
     assert incoming(cache) == []
     site.delay.clear()
-    assert path_of(slow, READY).read_bytes()
-    assert path_of(slow, Clip("demo_video4", 1, 2)).read_bytes()  # by a new worker
+    assert clip_path(slow, READY).read_bytes()
+    assert clip_path(slow, Clip("demo_video4", 1, 2)).read_bytes()  # by a new worker
     assert kinetics_fs("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
-    assert path_of(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
+    assert clip_path(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
 
 
 def test_death_of_an_idle_worker_is_not_noticed(slow: Mounted, site: VideoSite) -> None:
     site.delay.clear()
     [worker] = workers(slow.pid)
     os.kill(worker, signal.SIGKILL)
-    assert path_of(slow, CLIP).read_bytes()
+    assert clip_path(slow, CLIP).read_bytes()
 
 
 def test_death_of_a_worker_ends_its_ffmpeg(
     stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path
 ) -> None:
     mounted = mount("--annotations", annotations)
-    with reading([path_of(mounted, CLIP)]) as [reader]:
+    with reading([clip_path(mounted, CLIP)]) as [reader]:
         wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
         with eventually_dead(lambda: descendants(mounted.pid)):
             [worker] = workers(mounted.pid)
@@ -357,7 +353,7 @@ def test_death_of_the_mount_leaves_nothing_running(
     stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path
 ) -> None:
     mounted = mount("--annotations", annotations)
-    with reading([path_of(mounted, CLIP)]) as [reader]:
+    with reading([clip_path(mounted, CLIP)]) as [reader]:
         wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
         with eventually_dead(lambda: descendants(mounted.pid)):
             os.kill(mounted.pid, signal.SIGKILL)
@@ -390,8 +386,8 @@ def test_dead_mount_is_told_and_cleared_by_the_next(
         assert again.pid != slow.pid
         assert incoming(cache) == []
         assert len(list(CacheLayout(cache).process_locks.iterdir())) == 1
-        assert path_of(again, READY).read_bytes() == cached_file(cache, READY).read_bytes()
-        assert path_of(again, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
+        assert clip_path(again, READY).read_bytes() == cached_file(cache, READY).read_bytes()
+        assert clip_path(again, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
         assert again.status()["cache"]["reserved"] == 0
 
 
@@ -407,9 +403,9 @@ def test_dead_mount_is_no_obstacle_to_another_on_the_same_cache(
     slow: Mounted, mount: MountFactory, site: VideoSite, annotations: Path, cache: Path
 ) -> None:
     other = mount("--annotations", annotations)
-    with reading([path_of(slow, CLIP)]):
+    with reading([clip_path(slow, CLIP)]):
         wait_until(lambda: site.video_fetches(CLIP.youtube_id))
-        with reading([path_of(other, CLIP)]) as [reader]:
+        with reading([clip_path(other, CLIP)]) as [reader]:
             wait_until(lambda: is_waiting(other, CLIP))
             site.delay.clear()
             os.kill(slow.pid, signal.SIGKILL)

@@ -16,19 +16,9 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import Mounted, kinetics_fs, reason
-from tests.support.mounts import CLASS, cached_file, short_clips, state
+from tests.support.mounts import CLASS, cached_file, clip_path, open_errno, short_clips, state
 
 CLIPS = sorted(short_clips(1))
-
-
-def path_of(mounted: Mounted, clip: Clip) -> Path:
-    return mounted.root / "validation" / CLASS / clip.name
-
-
-def refused(path: Path) -> int | None:
-    with pytest.raises(OSError) as caught:
-        path.read_bytes()
-    return caught.value.errno
 
 
 def listing(folder: Path) -> set[str]:
@@ -37,14 +27,14 @@ def listing(folder: Path) -> set[str]:
 
 def read(mounted: Mounted, clips: Iterable[Clip]) -> None:
     for clip in clips:
-        path_of(mounted, clip).read_bytes()
+        clip_path(mounted, clip).read_bytes()
 
 
 def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
     here = [CLIPS[3], CLIPS[8], CLIPS[5]]
     with_all = mount("--annotations", annotations)
     read(with_all, here)
-    number = path_of(with_all, CLIPS[8]).stat().st_ino
+    number = clip_path(with_all, CLIPS[8]).stat().st_ino
     with_all.end()
     asked = len(site.requests)
 
@@ -57,15 +47,15 @@ def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path
     assert [line.split("/")[-1].split()[0] for line in listed] == names
     labels = (shown.root / ".kinetics/classes.txt").read_text().splitlines()
     assert int(listed[0].rsplit(" ", 1)[1]) == labels.index(CLASS), "class indexes are those of the whole"
-    assert path_of(shown, CLIPS[8]).stat().st_ino == number
+    assert clip_path(shown, CLIPS[8]).stat().st_ino == number
     assert os.statvfs(shown.root).f_files == shown.status()["clips"] == 3
     for clip in here:
-        assert path_of(shown, clip).read_bytes() == cached_file(cache, clip).read_bytes()
+        assert clip_path(shown, clip).read_bytes() == cached_file(cache, clip).read_bytes()
 
     with Store(cache) as store:
         store.remove(CLIPS[5])
-    assert refused(path_of(shown, CLIPS[5])) == errno.EIO
-    assert "--only cached" in reason(path_of(shown, CLIPS[5]))
+    assert open_errno(clip_path(shown, CLIPS[5])) == errno.EIO
+    assert "--only cached" in reason(clip_path(shown, CLIPS[5]))
     assert len(site.requests) == asked
     assert kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout.strip() == "[]"
     made = set(CacheLayout(cache).catalogs.glob("*.sqlite"))
@@ -81,9 +71,9 @@ def test_nothing_is_cached(mount: MountFactory, annotations: Path) -> None:
 def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
     mounted = mount("--annotations", annotations, "--max-fetches", "2")
     read(mounted, CLIPS[:2])
-    assert refused(path_of(mounted, CLIPS[2])) == refused(path_of(mounted, CLIPS[3])) == errno.EDQUOT
-    assert "--max-fetches" in reason(path_of(mounted, CLIPS[2]))
-    assert state(path_of(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
+    assert open_errno(clip_path(mounted, CLIPS[2])) == open_errno(clip_path(mounted, CLIPS[3])) == errno.EDQUOT
+    assert "--max-fetches" in reason(clip_path(mounted, CLIPS[2]))
+    assert state(clip_path(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
     read(mounted, CLIPS[:2])
     assert mounted.status()["budget"]["fetches"] == 2
     assert "  limits    2 of 2 fetches started\n" in kinetics_fs("status", mounted.root).stdout
@@ -99,16 +89,16 @@ def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, si
 def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
     read(mounted, CLIPS[:1])
-    assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
+    assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
     assert " of 1.0 kB fetched\n" in kinetics_fs("status", mounted.root).stdout
-    assert "--max-fetch-bytes" in reason(path_of(mounted, CLIPS[1]))
+    assert "--max-fetch-bytes" in reason(clip_path(mounted, CLIPS[1]))
 
 
 def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> None:
     mounted = mount("--max-fetches", "1")
     gone = mounted.root / "validation/passing American football (in game)" / f"{GONE}_000005_000015.mp4"
     for _ in range(3):
-        assert refused(gone) == errno.EIO
+        assert open_errno(gone) == errno.EIO
     assert reason(gone).startswith("gone: ")
     assert mounted.status()["budget"]["fetches"] == 1
 
@@ -117,8 +107,8 @@ def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Pat
     with Store(cache) as store:
         store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
     mounted = mount("--annotations", annotations, "--max-fetches", "1")
-    assert reason(path_of(mounted, CLIPS[1])) == "local: no room"
+    assert reason(clip_path(mounted, CLIPS[1])) == "local: no room"
     read(mounted, CLIPS[:1])
-    assert refused(path_of(mounted, CLIPS[1])) == errno.EDQUOT
-    assert "--max-fetches" in reason(path_of(mounted, CLIPS[1]))
-    assert state(path_of(mounted, CLIPS[1])) == "failed"
+    assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
+    assert "--max-fetches" in reason(clip_path(mounted, CLIPS[1]))
+    assert state(clip_path(mounted, CLIPS[1])) == "failed"

@@ -14,7 +14,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, Mounted, kinetics_fs
-from tests.support.mounts import CLASS, short_clips, wait_until
+from tests.support.mounts import CLASS, clip_path, open_errno, short_clips, wait_until
 
 GONE = Clip("-demo_video", 3, 4)
 READY = Clip("demo-video2", 5, 6)
@@ -27,12 +27,8 @@ def hiding(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
     mounted = mount("--annotations", annotations, "--hide-unavailable")
     site.fail[GONE.youtube_id] = 404
     assert names(mounted) == sorted(clip.name for clip in short_clips(1))
-    assert all(path_of(mounted, clip).exists() for clip in short_clips(1))
+    assert all(clip_path(mounted, clip).exists() for clip in short_clips(1))
     return mounted
-
-
-def path_of(mounted: Mounted, clip: Clip) -> Path:
-    return mounted.root / "validation" / CLASS / clip.name
 
 
 def names(mounted: Mounted) -> list[str]:
@@ -55,29 +51,20 @@ def csv_names(mounted: Mounted) -> set[str]:
     return {line.rpartition(" ")[0].rpartition("/")[2] for line in lines}
 
 
-def fails_with(path: Path) -> int | None:
-    """The errno of an open."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        return error.errno
-    return None
-
-
 def test_name_goes_when_its_clip_is_found_gone_and_comes_back(hiding: Mounted, cache: Path) -> None:
-    path, inode = path_of(hiding, GONE), path_of(hiding, GONE).stat().st_ino
+    path, inode = clip_path(hiding, GONE), clip_path(hiding, GONE).stat().st_ino
     everything = csv_names(hiding)
     files = os.statvfs(hiding.root).f_files
-    assert fails_with(path) == errno.EIO
+    assert open_errno(path) == errno.EIO
     wait_until(lambda: not path.exists())
     wait_until(lambda: names(hiding) == all_but({GONE}))
-    wait_until(lambda: fails_with(path) == errno.ENOENT)
+    wait_until(lambda: open_errno(path) == errno.ENOENT)
     assert csv_names(hiding) == everything - {GONE.name}
     assert os.statvfs(hiding.root).f_files == files - 1
     status = kinetics_fs("status", hiding.root)
-    assert "1 of them, known to be gone" in status.stdout
+    assert "1 of them, known to be unavailable" in status.stdout
     assert GONE.name in (hiding.root / ".kinetics/failures.csv").read_text()
-    assert path_of(hiding, READY).read_bytes()
+    assert clip_path(hiding, READY).read_bytes()
 
     assert kinetics_fs("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
     wait_until(lambda: path.exists())
@@ -97,25 +84,25 @@ def test_what_a_prefetch_finds_gone_goes(
     done = kinetics_fs("prefetch", *arguments, "--list", wanted, "--video-url", site.url_template, timeout=300)
     assert done.returncode == 3, done.stderr
     wait_until(lambda: names(hiding) == all_but(OF_ITS_VIDEO))
-    wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in OF_ITS_VIDEO))
+    wait_until(lambda: not any(clip_path(hiding, clip).exists() for clip in OF_ITS_VIDEO))
 
 
 def test_clip_that_is_fetched_after_all_stays(hiding: Mounted, site: VideoSite, cache: Path) -> None:
-    assert fails_with(path_of(hiding, GONE)) == errno.EIO
-    wait_until(lambda: not path_of(hiding, GONE).exists())
+    assert open_errno(clip_path(hiding, GONE)) == errno.EIO
+    wait_until(lambda: not clip_path(hiding, GONE).exists())
     site.fail.clear()
     done = kinetics_fs("failures", "retry", "--all", "--cache-dir", cache, "--video-url", site.url_template)
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: path_of(hiding, GONE).exists())
-    assert path_of(hiding, GONE).read_bytes()
+    wait_until(lambda: clip_path(hiding, GONE).exists())
+    assert clip_path(hiding, GONE).read_bytes()
 
 
 def test_other_failures_hide_nothing(hiding: Mounted, site: VideoSite) -> None:
     site.fail[GONE.youtube_id] = 500
-    assert fails_with(path_of(hiding, GONE)) == errno.EIO
+    assert open_errno(clip_path(hiding, GONE)) == errno.EIO
     site.fail[READY.youtube_id] = 404
-    assert fails_with(path_of(hiding, READY)) == errno.EIO
-    wait_until(lambda: not path_of(hiding, READY).exists())
+    assert open_errno(clip_path(hiding, READY)) == errno.EIO
+    wait_until(lambda: not clip_path(hiding, READY).exists())
     assert names(hiding) == all_but({READY})
 
 
@@ -123,7 +110,7 @@ def test_without_the_option_the_name_stays(mount: MountFactory, site: VideoSite,
     mounted = mount("--annotations", annotations)
     site.fail[GONE.youtube_id] = 404
     for _ in range(2):
-        assert fails_with(path_of(mounted, GONE)) == errno.EIO
+        assert open_errno(clip_path(mounted, GONE)) == errno.EIO
     assert names(mounted) == all_but(set())
 
 
@@ -136,7 +123,7 @@ def test_who_has_a_clip_open_keeps_it(hiding: Mounted, site: VideoSite, cache: P
         "with Store(Path(sys.argv[1])) as store:\n"
         "    store.remove(clip); store.failures.remember(clip, FetchError(FailureKind.GONE, 'removed'))\n"
     )
-    path = path_of(hiding, READY)
+    path = clip_path(hiding, READY)
     content = path.read_bytes()
     with path.open("rb") as file:
         subprocess.run([sys.executable, "-c", code, cache, *map(str, READY)], env=ENVIRONMENT, check=True)

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
 from tests.support.command_line import Mounted, has_ended, kinetics_fs
-from tests.support.mounts import CLASS, short_clips, state
+from tests.support.mounts import CLASS, clip_path, short_clips, state, wait_until
 
 CLIPS = sorted(short_clips(1))
 
@@ -28,19 +27,8 @@ def mounted(mount: MountFactory, annotations: Path) -> Mounted:
     return mount("--annotations", annotations, "--workers", "2")
 
 
-def path_of(mounted: Mounted, clip: Clip) -> Path:
-    return mounted.root / "validation" / CLASS / clip.name
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def held(mounted: Mounted, clips: Iterable[Clip]) -> list[bool]:
-    return [state(path_of(mounted, clip)) == "cached" for clip in clips]
+def cached(mounted: Mounted, clips: Iterable[Clip]) -> list[bool]:
+    return [state(clip_path(mounted, clip)) == "cached" for clip in clips]
 
 
 def jobs(mounted: Mounted) -> list[dict[str, object]]:
@@ -65,7 +53,7 @@ def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
     [job] = json.loads(done.stdout)
     assert (job["state"], job["clips"], job["fetched"], job["failed"]) == ("done", 3, 3, 0)
     assert job["selection"] == f"validation; {CLASS}; at most 3 of each split"
-    assert sum(held(mounted, CLIPS)) == 3
+    assert sum(cached(mounted, CLIPS)) == 3
     assert [job["id"] for job in mounted.status()["prefetches"]] == [job["id"]]
 
     number = json.loads(kinetics_fs("prefetch", mounted.root, *selection, "--json").stdout)["id"]
@@ -82,16 +70,16 @@ def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
     ended = kinetics_fs("jobs", "cancel", mounted.root, str(number))
     assert "cancelled" in ended.stdout
     assert [job["state"] for job in jobs(mounted)] == ["cancelled"]
-    until(lambda: mounted.status()["fetch"]["pending"] == 0, "what has begun comes to its end, and no more begins")
-    assert sum(held(mounted, CLIPS)) < len(CLIPS)
+    wait_until(lambda: mounted.status()["fetch"]["pending"] == 0)
+    assert sum(cached(mounted, CLIPS)) < len(CLIPS)
 
 
 def test_readers_go_first(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.2 for clip in CLIPS}
     last = CLIPS[-1]
     kinetics_fs("prefetch", mounted.root, "--class", CLASS)
-    path_of(mounted, last).read_bytes()
-    assert not all(held(mounted, CLIPS[:-1])), "it did not wait for all the others"
+    clip_path(mounted, last).read_bytes()
+    assert not all(cached(mounted, CLIPS[:-1])), "it did not wait for all the others"
 
 
 def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path) -> None:
@@ -101,7 +89,7 @@ def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: Vide
     site.delay = {clip.youtube_id: 0.4 for clip in CLIPS}
     begun = kinetics_fs("prefetch", first.root, "--list", listing(tmp_path / "list", few))
     assert begun.returncode == 0, begun.stderr
-    until(lambda: any(held(first, few)), "it has begun")
+    wait_until(lambda: any(cached(first, few)))
     os.kill(first.pid, signal.SIGKILL)
     assert has_ended(first.pid, within=20)
     subprocess.run(["umount", "-l", first.root], check=True)
@@ -110,25 +98,25 @@ def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: Vide
     site.delay = {}
     again = Mounted(first.root, *arguments, "--video-url", site.url_template, "--cache-dir", tmp_path / "cache")
     with again:
-        until(lambda: all(held(again, few)), "the rest comes by itself")
-        until(lambda: jobs(again)[0]["state"] == "done", "and it is done")
+        wait_until(lambda: all(cached(again, few)))
+        wait_until(lambda: jobs(again)[0]["state"] == "done")
         assert not list((tmp_path / "cache/prefetches").rglob("*.*"))
 
 
 def test_begun_with_the_mount(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--prefetch-class", "short_clips")
-    until(lambda: any(held(mounted, CLIPS)), "the class comes by itself")
+    wait_until(lambda: any(cached(mounted, CLIPS)))
 
 
 def test_a_walk_is_fetched_ahead(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--readahead", "3")
     for clip in (CLIPS[20], CLIPS[10], CLIPS[30]):
-        path_of(mounted, clip).read_bytes()
+        clip_path(mounted, clip).read_bytes()
     assert mounted.status()["fetch"]["fetched"] == 3, "no walk"
     for clip in CLIPS[:2]:
-        path_of(mounted, clip).read_bytes()
-    until(lambda: all(held(mounted, CLIPS[2:5])), "three more, ahead of the reader")
-    assert not held(mounted, CLIPS[6:7])[0]
+        clip_path(mounted, clip).read_bytes()
+    wait_until(lambda: all(cached(mounted, CLIPS[2:5])))
+    assert not cached(mounted, CLIPS[6:7])[0]
 
 
 def test_ahead_of_a_reader_in_a_small_cache(
@@ -138,7 +126,7 @@ def test_ahead_of_a_reader_in_a_small_cache(
     scout = mount("--annotations", annotations)
     first = [*CLIPS[:12:2], *CLIPS[1:12:2]]
     second = list(reversed(first))
-    size = max(len(path_of(scout, clip).read_bytes()) for clip in first)
+    size = max(len(clip_path(scout, clip).read_bytes()) for clip in first)
     scout.end()
     with Store(tmp_path / "cache") as store:
         for clip in first:
@@ -149,8 +137,8 @@ def test_ahead_of_a_reader_in_a_small_cache(
     done = kinetics_fs("prefetch", mounted.root, "--list", listing(tmp_path / "list", [*first, *second]))
     assert done.returncode == 0, done.stderr
     for clip in [*first, *second]:
-        until(lambda clip=clip: held(mounted, [clip])[0], f"{clip.key} comes before it is asked for")  # type: ignore[misc]
-        path_of(mounted, clip).read_bytes()
+        wait_until(lambda clip=clip: cached(mounted, [clip])[0])  # type: ignore[misc]
+        clip_path(mounted, clip).read_bytes()
     assert mounted.status()["opens"]["not_in_cache"] == 0
     # Those in the middle of both epochs are read twice in a row.
     pages = [path for path, _ in site.requests[asked:] if path.startswith("/watch/")]

@@ -17,7 +17,7 @@ from kinetics_fs.demo.dataset import GONE, VIDEOS
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
 from tests.support.command_line import Mounted, kinetics_fs
-from tests.support.mounts import CLASS, Labelled, reading, short_clips, wait_until, write_annotations
+from tests.support.mounts import CLASS, Labelled, clip_path, reading, short_clips, wait_until, write_annotations
 
 READY, WANTED, LOST = Clip("demo-video2", 5, 6), Clip("-demo_video", 3, 4), Clip(GONE, 5, 6)
 SLOW = [clip for clip in short_clips(1) if clip.youtube_id == "demo_video4"][:6]
@@ -33,15 +33,11 @@ def mounted(mount: MountFactory, site: VideoSite, tmp_path: Path) -> Mounted:
     # The limit leaves space for one clip besides the space reserved for a fetch.
     mounted = mount("--annotations", annotations, "--workers", "1", "--metrics-port", "0", "--cache-size", "2.2MB")
     for clip in (READY, WANTED, WANTED, WANTED):
-        path_of(mounted, clip).read_bytes()
+        clip_path(mounted, clip).read_bytes()
     with pytest.raises(OSError):
-        path_of(mounted, LOST).read_bytes()
+        clip_path(mounted, LOST).read_bytes()
     site.delay.update(dict.fromkeys(VIDEOS, 600.0))
     return mounted
-
-
-def path_of(mounted: Mounted, clip: Clip) -> Path:
-    return mounted.root / "validation" / CLASS / clip.name
 
 
 def parsed(text: str) -> Samples:
@@ -53,7 +49,7 @@ def parsed(text: str) -> Samples:
 
 
 def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -> None:
-    with reading([path_of(mounted, clip) for clip in SLOW[:5]]):
+    with reading([clip_path(mounted, clip) for clip in SLOW[:5]]):
         wait_until(lambda: mounted.status()["fetch"]["queue"]["foreground"] == 4)
         wait_until(lambda: mounted.status()["fetch"]["in_flight"][0]["source"])
         status = mounted.status()
@@ -105,7 +101,7 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
     assert value("fetch_seconds_count", source="youtube") == value("fetch_seconds_bucket", source="youtube", le="+Inf")
     assert value("fetch_seconds_count", source="youtube") == 2
     assert 0 < value("fetch_seconds_sum", source="youtube") < 60
-    assert value("cache_bytes") == path_of(mounted, WANTED).stat().st_size
+    assert value("cache_bytes") == clip_path(mounted, WANTED).stat().st_size
     assert value("fetched_bytes_total", source="youtube") > value("cache_bytes")
     assert value("cache_limit_bytes") == 2_200_000
     assert (value("cache_clips"), value("evictions_total")) == (1, 1)

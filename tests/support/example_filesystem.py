@@ -1,4 +1,4 @@
-"""A small world to serve: a catalog, a store, and a fetcher that brings what the test tells it to."""
+"""A small example to serve: a catalog, a store, and a fetcher that brings what the test tells it to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def content(clip: Clip, size: int = 10_000, version: int = 1) -> bytes:
 
 
 def write_rows(folder: Path) -> Path:
-    """Writes the annotation file of this world."""
+    """Writes the annotation file of this example."""
     rows = [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},train" for clip in CLIPS]
     rows += [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in CLIPS[:TWICE]]
     rows += [f'"{ODD}",{clip.youtube_id},{clip.start},{clip.end},train' for clip in CLIPS[:3]]
@@ -90,36 +90,36 @@ class FakeFetcher:
 
 
 @dataclass
-class World:
+class ExampleFilesystem:
     """What a server is given, and where things are in it."""
 
-    tree: Filesystem
+    fs: Filesystem
     store: Store
-    errands: FakeFetcher
+    fetcher: FakeFetcher
 
     def directory(self, split: str = "train", name: str = FULL) -> int:
-        return self.tree.lookup(self.tree.lookup(ROOT, split), name)
+        return self.fs.lookup(self.fs.lookup(ROOT, split), name)
 
     def ino(self, clip: Clip, split: str = "train") -> int:
-        return self.tree.lookup(self.directory(split), clip.name)
+        return self.fs.lookup(self.directory(split), clip.name)
 
     def control(self, name: str) -> int:
-        return self.tree.lookup(self.tree.lookup(ROOT, ".kinetics"), name)
+        return self.fs.lookup(self.fs.lookup(ROOT, ".kinetics"), name)
 
     def open_clips(self) -> int:
-        """How many descriptors this process has on files of clips of this world, evicted ones included."""
+        """How many descriptors this process has on files of clips of this example, evicted ones included."""
         return sum(link.startswith(str(self.store.folder)) and ".mp4" in link for link in descriptors())
 
 
 @contextmanager
-def a_world(folder: Path, options: FilesystemOptions | None = None) -> Iterator[World]:
+def example_filesystem(folder: Path, options: FilesystemOptions | None = None) -> Iterator[ExampleFilesystem]:
     """Makes one in an empty folder."""
     with (
         Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
         Store(folder / "cache") as store,
     ):
-        errands = FakeFetcher(store)
-        yield World(Filesystem(catalog, store, errands, options), store, errands)
+        fetcher = FakeFetcher(store)
+        yield ExampleFilesystem(Filesystem(catalog, store, fetcher, options), store, fetcher)
 
 
 def descriptors() -> list[str]:

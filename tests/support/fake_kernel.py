@@ -22,7 +22,7 @@ FLAGS_5_4 = sum(
 FLAGS_6_18 = FLAGS_5_4 | sum(1 << bit for bit in (28, 29, 30, 32, 33, 35, 36, 37, 38, 39, 40, 42))
 """What Linux 6.18 offers, the extension and passthrough among it."""
 
-_PATIENCE = 20.0
+_TIMEOUT = 20.0
 _BUFFER = 8 * 1024 * 1024
 _RECEIVED_AT_MOST = 2 * 1024 * 1024
 
@@ -68,10 +68,10 @@ class Kernel:
         return unique
 
     def send_raw(self, message: bytes) -> None:
-        self._socket.settimeout(_PATIENCE)
+        self._socket.settimeout(_TIMEOUT)
         self._socket.send(message)
 
-    def next_message(self, timeout: float = _PATIENCE) -> Reply | Notification:
+    def next_message(self, timeout: float = _TIMEOUT) -> Reply | Notification:
         """The next thing that the server says.
 
         Raises:
@@ -90,7 +90,7 @@ class Kernel:
         assert not (header.error and payload), "an error has no payload"
         return Reply(header.unique, -header.error, payload)
 
-    def reply(self, unique: int, timeout: float = _PATIENCE) -> Reply:
+    def reply(self, unique: int, timeout: float = _TIMEOUT) -> Reply:
         """The reply to a request; other replies are kept for who asks for them."""
         while unique not in self._early:
             message = self.next_message(timeout)
@@ -169,8 +169,8 @@ class Conversation(NamedTuple):
 
 
 @contextmanager
-def a_conversation(
-    tree: Filesystem, *, passthrough: bool = False, begun: Callable[[], None] = lambda: None
+def converse(
+    filesystem: Filesystem, *, passthrough: bool = False, on_init: Callable[[], None] = lambda: None
 ) -> Iterator[Conversation]:
     """A server in a thread, and a kernel that has not yet said INIT. In the end the server must still be well."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -181,11 +181,11 @@ def a_conversation(
                 end.setsockopt(socket.SOL_SOCKET, 32, _BUFFER)  # SO_SNDBUFFORCE, which Python does not name
             except PermissionError:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        server = Server(tree, theirs.fileno(), max_stack_depth=int(passthrough))
+        server = Server(filesystem, theirs.fileno(), max_stack_depth=int(passthrough))
 
         def run() -> None:
             try:
-                server.run(begun)
+                server.run(on_init)
             except BaseException as error:
                 failures.append(error)
 
@@ -195,6 +195,6 @@ def a_conversation(
             yield Conversation(Kernel(ours), server, thread)
         finally:
             server.stop()
-            thread.join(_PATIENCE)
+            thread.join(_TIMEOUT)
         assert not thread.is_alive(), "the loop hangs"
         assert not failures, failures

@@ -1,4 +1,4 @@
-"""What the tests of the mount share: small clips, the file behind a clip, readers that wait, and process trees."""
+"""Helpers of the tests of mounts: short clips, paths and states of clips, processes that read, process trees."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import NamedTuple
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import make_video
+from kinetics_fs.errors import FailureKind
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.store import CacheLayout
+from kinetics_fs.store import CacheLayout, FailureReport, Store
+from tests.support.command_line import Mounted
 
 CLASS = "short clips"
 """The class of `short_clips`."""
@@ -65,6 +67,34 @@ def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:
         note = clip.key.encode()
         path.write_bytes(videos[seconds] + (8 + len(note)).to_bytes(4) + b"free" + note)
     return folder
+
+
+def clip_path(mounted: Mounted, clip: Clip) -> Path:
+    """Return the path of one of the `short_clips` in a mount."""
+    return mounted.root / "validation" / CLASS / clip.name
+
+
+def open_errno(path: Path) -> int | None:
+    """Open a file and read it; return the errno, or None if that succeeds."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def mark_gone(store: Store, clips: Iterable[Clip], at: float | None = None) -> None:
+    """Record that clips are gone, as another process does.
+
+    Args:
+        store: the store to record it in.
+        clips: the clips.
+        at: time of the failure, in seconds since the epoch; None for now.
+    """
+    at = time.time() if at is None else at
+    store.failures.import_reports(
+        FailureReport(clip, FailureKind.GONE, "removed", "youtube", at, at, 1) for clip in clips
+    )
 
 
 def cached_file(cache: Path, clip: Clip) -> Path:

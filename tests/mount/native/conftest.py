@@ -4,21 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.example_filesystem import World, a_world
-from tests.support.fake_kernel import Conversation, Kernel, a_conversation
+from tests.support.example_filesystem import ExampleFilesystem, example_filesystem
+from tests.support.fake_kernel import Conversation, Kernel, converse
 from tests.support.store import quick_place
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder) as world:
-        yield world
+def example() -> Iterator[ExampleFilesystem]:
+    with quick_place() as folder, example_filesystem(folder) as example:
+        yield example
 
 
 @pytest.fixture
-def conversation(world: World) -> Iterator[Conversation]:
-    """A server of the world, and a kernel that has said INIT; without passthrough."""
-    with a_conversation(world.tree) as conversation:
+def conversation(example: ExampleFilesystem) -> Iterator[Conversation]:
+    """A server of the example, and a kernel that has said INIT; without passthrough."""
+    with converse(example.fs) as conversation:
         assert conversation.kernel.init().error == 0
         yield conversation
 

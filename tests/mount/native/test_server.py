@@ -22,24 +22,34 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kinetics_fs.catalog import Clip, Entry
+from kinetics_fs.catalog import Entry
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.mount.native.operations import Operations
 from kinetics_fs.mount.native.traced import TracedOperations
 from kinetics_fs.vfs import ROOT, ClipHandle, FilesystemOptions, Handle, NodeType
-from tests.support.example_filesystem import CLIPS, FULL, ODD, TWICE, World, a_world, content, descriptors, put
+from tests.support.example_filesystem import (
+    CLIPS,
+    FULL,
+    ODD,
+    TWICE,
+    ExampleFilesystem,
+    content,
+    descriptors,
+    example_filesystem,
+    put,
+)
 from tests.support.fake_kernel import (
     FLAGS_5_4,
     FLAGS_6_18,
     Conversation,
     Kernel,
     Reply,
-    a_conversation,
+    converse,
     opened,
 )
-from tests.support.mounts import wait_until
+from tests.support.mounts import mark_gone, wait_until
 from tests.support.store import quick_place
 
 CLIP, OTHER = CLIPS[0], CLIPS[1]
@@ -56,8 +66,8 @@ def negotiated(reply: Reply) -> tuple[p.InitOut, p.InitFlag]:
     return said, p.InitFlag(said.flags | said.flags2 << 32)
 
 
-def test_init_of_linux_5_4(world: World) -> None:
-    with a_conversation(world.tree, passthrough=True) as (kernel, server, _):
+def test_init_of_linux_5_4(example: ExampleFilesystem) -> None:
+    with converse(example.fs, passthrough=True) as (kernel, server, _):
         said, flags = negotiated(kernel.init(minor=31, flags=FLAGS_5_4, long=False))
         assert (said.major, said.minor) == (7, 31)
         assert not flags & ~p.InitFlag(FLAGS_5_4), "only what was offered"
@@ -73,8 +83,8 @@ def test_init_of_linux_5_4(world: World) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="passthrough needs root")
-def test_init_of_linux_6_18(world: World) -> None:
-    with a_conversation(world.tree, passthrough=True) as (kernel, server, _):
+def test_init_of_linux_6_18(example: ExampleFilesystem) -> None:
+    with converse(example.fs, passthrough=True) as (kernel, server, _):
         said, flags = negotiated(kernel.init(minor=45, flags=FLAGS_6_18))
         assert (said.major, said.minor) == (7, 40)
         assert flags & p.InitFlag.INIT_EXT, "without it the kernel does not look at flags2"
@@ -84,8 +94,8 @@ def test_init_of_linux_6_18(world: World) -> None:
         assert server.status().mode == "passthrough"
 
 
-def test_passthrough_that_is_not_wanted_is_not_taken(world: World) -> None:
-    with a_conversation(world.tree) as (kernel, server, _):
+def test_passthrough_that_is_not_wanted_is_not_taken(example: ExampleFilesystem) -> None:
+    with converse(example.fs) as (kernel, server, _):
         said, flags = negotiated(kernel.init())
         assert not flags & p.InitFlag.PASSTHROUGH
         assert said.max_stack_depth == 0
@@ -93,8 +103,8 @@ def test_passthrough_that_is_not_wanted_is_not_taken(world: World) -> None:
 
 
 @pytest.mark.parametrize("flags", [0, 1, FLAGS_5_4 & ~(1 << 22), FLAGS_5_4, FLAGS_6_18 & ~(1 << 30), FLAGS_6_18])
-def test_only_what_is_offered_is_taken(world: World, flags: int) -> None:
-    with a_conversation(world.tree, passthrough=True) as (kernel, _, _):
+def test_only_what_is_offered_is_taken(example: ExampleFilesystem, flags: int) -> None:
+    with converse(example.fs, passthrough=True) as (kernel, _, _):
         _, taken = negotiated(kernel.init(flags=flags))
         offered = flags if flags & 1 << 30 else flags & 0xFFFFFFFF
         assert not int(taken) & ~offered
@@ -102,36 +112,38 @@ def test_only_what_is_offered_is_taken(world: World, flags: int) -> None:
 
 
 @pytest.mark.parametrize("minor", range(31, 46))
-def test_the_smaller_minor_version_is_taken(world: World, minor: int) -> None:
-    with a_conversation(world.tree) as (kernel, _, _):
+def test_the_smaller_minor_version_is_taken(example: ExampleFilesystem, minor: int) -> None:
+    with converse(example.fs) as (kernel, _, _):
         said, _ = negotiated(kernel.init(minor=minor, flags=FLAGS_5_4, long=minor >= 36))
         assert said.minor == min(minor, 40)
 
 
-def test_newer_major_version_is_told_ours_and_asks_again(world: World) -> None:
-    begun = threading.Event()
-    with a_conversation(world.tree, begun=begun.set) as (kernel, _, _):
+def test_newer_major_version_is_told_ours_and_asks_again(example: ExampleFilesystem) -> None:
+    on_init = threading.Event()
+    with converse(example.fs, on_init=on_init.set) as (kernel, _, _):
         reply = kernel.init(major=8, minor=0)
         assert reply.error == 0
         assert struct.unpack_from("=I", reply.payload) == (7,)
-        assert not begun.is_set()
+        assert not on_init.is_set()
         assert negotiated(kernel.init())[0].major == 7
-        assert begun.wait(10)
+        assert on_init.wait(10)
 
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 45), (7, 30), (7, 8)])
-def test_kernel_that_is_too_old_ends_it(world: World, major: int, minor: int, caplog: pytest.LogCaptureFixture) -> None:
-    begun = threading.Event()
-    with a_conversation(world.tree, begun=begun.set) as (kernel, _, thread):
+def test_kernel_that_is_too_old_ends_it(
+    example: ExampleFilesystem, major: int, minor: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_init = threading.Event()
+    with converse(example.fs, on_init=on_init.set) as (kernel, _, thread):
         assert kernel.init(major=major, minor=minor).error == errno.EPROTO
         thread.join(10)
         assert not thread.is_alive()
-    assert not begun.is_set()
+    assert not on_init.is_set()
     assert "use Linux 5.4 or newer" in caplog.text
 
 
-def test_init_that_is_cut_off_is_no_end(world: World) -> None:
-    with a_conversation(world.tree) as (kernel, _, _):
+def test_init_that_is_cut_off_is_no_end(example: ExampleFilesystem) -> None:
+    with converse(example.fs) as (kernel, _, _):
         for length in range(16):
             assert kernel.fail(p.Opcode.INIT, 0, bytes(length)) == errno.EIO
         negotiated(kernel.init())
@@ -140,7 +152,7 @@ def test_init_that_is_cut_off_is_no_end(world: World) -> None:
 # Names and attributes ---------------------------------------------------------------------------------------------
 
 
-def test_lookup_all_the_way_down(world: World, kernel: Kernel) -> None:
+def test_lookup_all_the_way_down(example: ExampleFilesystem, kernel: Kernel) -> None:
     entry, attr = kernel.lookup(ROOT, "train")
     assert (entry.nodeid, entry.entry_valid, entry.attr_valid) == (attr.ino, DAY, DAY)
     assert attr.mode == 0o040555
@@ -161,31 +173,31 @@ def test_lookup_of_what_is_not_there_is_remembered(kernel: Kernel, name: bytes) 
     assert (entry.nodeid, entry.entry_valid) == (0, DAY)
 
 
-def test_lookup_in_a_file(world: World, kernel: Kernel) -> None:
-    assert kernel.fail(p.Opcode.LOOKUP, world.ino(CLIP), os.fsencode(CLIP.name) + b"\0") == errno.ENOTDIR
+def test_lookup_in_a_file(example: ExampleFilesystem, kernel: Kernel) -> None:
+    assert kernel.fail(p.Opcode.LOOKUP, example.ino(CLIP), os.fsencode(CLIP.name) + b"\0") == errno.ENOTDIR
 
 
-def test_attributes_of_a_stored_clip_are_exact_and_last(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
-    entry, attr = kernel.lookup(world.directory(), CLIP.name)
+def test_attributes_of_a_stored_clip_are_exact_and_last(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
+    entry, attr = kernel.lookup(example.directory(), CLIP.name)
     assert (attr.size, entry.attr_valid) == (10_000, DAY)
     out, again = kernel.getattr(entry.nodeid)
     assert again == attr
     assert out.attr_valid == DAY
 
 
-def test_attributes_of_live_files_do_not_last(world: World, kernel: Kernel) -> None:
-    out, attr = kernel.getattr(world.control("status.json"))
+def test_attributes_of_live_files_do_not_last(example: ExampleFilesystem, kernel: Kernel) -> None:
+    out, attr = kernel.getattr(example.control("status.json"))
     assert out.attr_valid == out.attr_valid_nsec == 0
     assert attr.size > 0
 
 
-def test_open_live_file_keeps_its_size(world: World, kernel: Kernel) -> None:
-    ino = world.control("failures.csv")
+def test_open_live_file_keeps_its_size(example: ExampleFilesystem, kernel: Kernel) -> None:
+    ino = example.control("failures.csv")
     out = kernel.open(ino)
     assert out.open_flags == p.OpenFlag.DIRECT_IO
     _, before = kernel.getattr(ino, out.fh)
-    world.store.failures.remember(CLIP, FetchError(FailureKind.GONE, "removed"))
+    example.store.failures.remember(CLIP, FetchError(FailureKind.GONE, "removed"))
     assert kernel.getattr(ino, out.fh)[1].size == before.size
     # It may be long in the making: what is known of its size is from the last time that somebody had it made.
     assert kernel.getattr(ino)[1].size == before.size
@@ -196,9 +208,9 @@ def test_open_live_file_keeps_its_size(world: World, kernel: Kernel) -> None:
         kernel.release(handle.fh)
 
 
-def test_statx_says_what_getattr_says(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
-    for ino in (ROOT, world.ino(CLIP), world.ino(OTHER), world.control("classes.txt")):
+def test_statx_says_what_getattr_says(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
+    for ino in (ROOT, example.ino(CLIP), example.ino(OTHER), example.control("classes.txt")):
         _, attr = kernel.getattr(ino)
         payload = kernel.ask(p.Opcode.STATX, ino, p.STATX_IN.pack(0, 0, 0, 0xFFF))
         statx = p.STATX_OUT.unpack(memoryview(payload))
@@ -220,7 +232,7 @@ def test_inodes_that_there_are_not(kernel: Kernel, ino: int) -> None:
     kernel.assert_alive()
 
 
-def test_readlink(world: World, kernel: Kernel) -> None:
+def test_readlink(example: ExampleFilesystem, kernel: Kernel) -> None:
     entry, attr = kernel.lookup(ROOT, "val")
     assert attr.mode & 0o170000 == 0o120000
     target = kernel.ask(p.Opcode.READLINK, entry.nodeid)
@@ -228,8 +240,8 @@ def test_readlink(world: World, kernel: Kernel) -> None:
     assert kernel.fail(p.Opcode.READLINK, ROOT) == errno.EINVAL
 
 
-def test_statfs(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
+def test_statfs(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
     said = p.STATFS_OUT.unpack(memoryview(kernel.ask(p.Opcode.STATFS)))
     assert said.blocks == 3
     assert said.bfree == said.bavail == said.ffree == 0
@@ -245,8 +257,8 @@ def getxattr(name: bytes, size: int) -> bytes:
     return p.GETXATTR_IN.pack(size) + name + b"\0"
 
 
-def test_xattr_at_every_size(world: World, kernel: Kernel) -> None:
-    ino = world.ino(CLIP)
+def test_xattr_at_every_size(example: ExampleFilesystem, kernel: Kernel) -> None:
+    ino = example.ino(CLIP)
     name = b"user.kinetics.label"
     assert struct.unpack("=I4x", kernel.ask(p.Opcode.GETXATTR, ino, getxattr(name, 0))) == (len(FULL),)
     for size in range(1, len(FULL) + 3):
@@ -257,21 +269,21 @@ def test_xattr_at_every_size(world: World, kernel: Kernel) -> None:
             assert reply.payload == FULL.encode()
 
 
-def test_list_of_xattrs_at_every_size(world: World, kernel: Kernel) -> None:
-    ino = world.ino(CLIP)
+def test_list_of_xattrs_at_every_size(example: ExampleFilesystem, kernel: Kernel) -> None:
+    ino = example.ino(CLIP)
     [length] = struct.unpack("=I4x", kernel.ask(p.Opcode.LISTXATTR, ino, p.GETXATTR_IN.pack(0)))
     assert kernel.fail(p.Opcode.LISTXATTR, ino, p.GETXATTR_IN.pack(length - 1)) == errno.ERANGE
     names = kernel.ask(p.Opcode.LISTXATTR, ino, p.GETXATTR_IN.pack(length))
     assert len(names) == length
     assert b"user.kinetics.state" in names.split(b"\0")
     assert names.endswith(b"\0")
-    for node in (ROOT, world.control("status.json")):
+    for node in (ROOT, example.control("status.json")):
         assert kernel.ask(p.Opcode.LISTXATTR, node, p.GETXATTR_IN.pack(100)) == b""
 
 
 @pytest.mark.parametrize("name", [b"user.other", b"security.capability", b"system.posix_acl_access", b"", b"\xff"])
-def test_xattr_that_is_not_there(world: World, kernel: Kernel, name: bytes) -> None:
-    for ino in (ROOT, world.ino(CLIP)):
+def test_xattr_that_is_not_there(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
+    for ino in (ROOT, example.ino(CLIP)):
         assert kernel.fail(p.Opcode.GETXATTR, ino, getxattr(name, 100)) == errno.ENODATA
 
 
@@ -313,25 +325,25 @@ def listing(kernel: Kernel, ino: int, size: int, *, plus: bool, offset: int = 0)
     return found
 
 
-def directories(world: World) -> list[int]:
-    top = [world.tree.lookup(ROOT, name) for name in (".kinetics", "train", "validation")]
-    return [ROOT, *top, world.directory(), world.directory("validation"), world.directory("train", ODD)]
+def directories(example: ExampleFilesystem) -> list[int]:
+    top = [example.fs.lookup(ROOT, name) for name in (".kinetics", "train", "validation")]
+    return [ROOT, *top, example.directory(), example.directory("validation"), example.directory("train", ODD)]
 
 
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("size", [4096, 4104, 5000, 8192, 32768, 131072])
-def test_every_entry_is_listed_exactly_once(world: World, kernel: Kernel, size: int, plus: bool) -> None:
-    for ino in directories(world):
-        expected = [(b".", ino, 4), (b"..", world.tree.parent(ino), 4)]
-        expected += [(os.fsencode(name), number, kind >> 12) for name, number, kind in world.tree.entries(ino)]
+def test_every_entry_is_listed_exactly_once(example: ExampleFilesystem, kernel: Kernel, size: int, plus: bool) -> None:
+    for ino in directories(example):
+        expected = [(b".", ino, 4), (b"..", example.fs.parent(ino), 4)]
+        expected += [(os.fsencode(name), number, kind >> 12) for name, number, kind in example.fs.entries(ino)]
         found = listing(kernel, ino, size, plus=plus)
         assert [(name, number, kind) for name, number, kind, _ in found] == expected
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_small_buffers(world: World, kernel: Kernel, plus: bool) -> None:
+def test_small_buffers(example: ExampleFilesystem, kernel: Kernel, plus: bool) -> None:
     """The kernel asks for a page of memory at least, but nothing may break below that."""
-    ino = world.directory("validation")
+    ino = example.directory("validation")
     whole = listing(kernel, ino, 4096, plus=plus)
     record = 184 if plus else 56
     for size in [*range(record, 3 * record + 9), 1000]:
@@ -339,17 +351,17 @@ def test_small_buffers(world: World, kernel: Kernel, plus: bool) -> None:
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_no_page_is_larger_than_asked_for(world: World, kernel: Kernel, plus: bool) -> None:
+def test_no_page_is_larger_than_asked_for(example: ExampleFilesystem, kernel: Kernel, plus: bool) -> None:
     opcode = p.Opcode.READDIRPLUS if plus else p.Opcode.READDIR
-    for ino in directories(world):
+    for ino in directories(example):
         for size in range(0, 700, 4):
             payload = kernel.ask(opcode, ino, p.READ_IN.pack(0, 0, size, 0, 0, 0))
             assert len(payload) <= size
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_listing_goes_on_from_every_offset(world: World, kernel: Kernel, plus: bool) -> None:
-    for ino in directories(world):
+def test_listing_goes_on_from_every_offset(example: ExampleFilesystem, kernel: Kernel, plus: bool) -> None:
+    for ino in directories(example):
         whole = listing(kernel, ino, 65536, plus=plus)
         for offset in [*range(0, len(whole) + 3, 1 if len(whole) < 50 else 37)]:
             assert listing(kernel, ino, 65536, plus=plus, offset=offset) == whole[offset:]
@@ -357,17 +369,17 @@ def test_listing_goes_on_from_every_offset(world: World, kernel: Kernel, plus: b
 
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("offset", [2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
-def test_listing_from_far_beyond_the_end(world: World, kernel: Kernel, plus: bool, offset: int) -> None:
+def test_listing_from_far_beyond_the_end(example: ExampleFilesystem, kernel: Kernel, plus: bool, offset: int) -> None:
     """`lseek` of a directory takes any number."""
     opcode = p.Opcode.READDIRPLUS if plus else p.Opcode.READDIR
-    for ino in directories(world):
+    for ino in directories(example):
         reply = kernel.call(opcode, ino, p.READ_IN.pack(0, offset, 4096, 0, 0, 0))
         assert (reply.error, reply.payload) in ((0, b""), (errno.EIO, b""), (errno.EINVAL, b""))
 
 
-def test_attributes_in_a_listing_are_those_of_a_lookup(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
-    for ino in [*directories(world)[:-3], world.directory("validation")]:
+def test_attributes_in_a_listing_are_those_of_a_lookup(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
+    for ino in [*directories(example)[:-3], example.directory("validation")]:
         payload = kernel.ask(p.Opcode.READDIRPLUS, ino, p.READ_IN.pack(0, 2, 65536, 0, 0, 0))
         for entry, name, _, attr in dirents(payload, 65536, plus=True):
             looked_up = kernel.lookup(ino, name)[1]
@@ -376,9 +388,9 @@ def test_attributes_in_a_listing_are_those_of_a_lookup(world: World, kernel: Ker
             assert attr == looked_up
 
 
-def test_listing_under_way_does_not_bring_an_estimate_back(world: World, kernel: Kernel) -> None:
+def test_listing_under_way_does_not_bring_an_estimate_back(example: ExampleFilesystem, kernel: Kernel) -> None:
     """The kernel takes the size in a listing for newer than what it was told before it asked for it."""
-    folder, ino = world.directory(), world.ino(CLIPS[100])
+    folder, ino = example.directory(), example.ino(CLIPS[100])
 
     def listed(offset: int) -> dict[int, int]:
         asked = p.READ_IN.pack(0, offset, 4096, 0, 0, 0)
@@ -389,7 +401,7 @@ def test_listing_under_way_does_not_bring_an_estimate_back(world: World, kernel:
     assert listed(offset - 1)[ino] > 10_000
     waiting = kernel.send_open(ino)
     kernel.assert_alive()
-    world.errands.bring(CLIPS[100], content(CLIPS[100]))
+    example.fetcher.bring(CLIPS[100], content(CLIPS[100]))
     opened(kernel.reply(waiting))
     assert listed(offset - 1)[ino] == 10_000
 
@@ -407,12 +419,12 @@ def test_directories_need_no_open(kernel: Kernel) -> None:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_stored_clip_is_opened_at_once(world: World) -> None:
-    put(world.store, CLIP, content(CLIP))
-    put(world.store, OTHER, b"x")
-    with a_conversation(world.tree) as (kernel, _, _):
+def test_stored_clip_is_opened_at_once(example: ExampleFilesystem) -> None:
+    put(example.store, CLIP, content(CLIP))
+    put(example.store, OTHER, b"x")
+    with converse(example.fs) as (kernel, _, _):
         kernel.init()
-        out = kernel.open(world.ino(CLIP))
+        out = kernel.open(example.ino(CLIP))
         assert not out.open_flags & p.OpenFlag.DIRECT_IO
         assert kernel.read(out.fh, 0, 131072) == content(CLIP)
         assert kernel.read(out.fh, 9_999, 10) == content(CLIP)[-1:]
@@ -423,18 +435,18 @@ def test_stored_clip_is_opened_at_once(world: World) -> None:
         reply = kernel.call(p.Opcode.READ, ROOT, p.READ_IN.pack(out.fh, 2**63, 10, 0, 0, 0))
         assert (reply.error, reply.payload) in ((0, b""), (errno.EIO, b""), (errno.EINVAL, b""))
         kernel.release(out.fh)
-        again = kernel.open(world.ino(CLIP))
+        again = kernel.open(example.ino(CLIP))
         assert again.open_flags == p.OpenFlag.KEEP_CACHE
         kernel.release(again.fh)
 
 
-def test_open_waits_and_is_answered(world: World, conversation: Conversation) -> None:
+def test_open_waits_and_is_answered(example: ExampleFilesystem, conversation: Conversation) -> None:
     kernel, server, _ = conversation
-    ino = world.ino(CLIP)
+    ino = example.ino(CLIP)
     waiting = kernel.send_open(ino)
     assert not kernel.is_answered(waiting)
     assert server.status().waiting_opens == 1
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     out = opened(kernel.reply(waiting))
     assert server.status().waiting_opens == 0
     # The estimate is taken back before the open returns.
@@ -455,77 +467,77 @@ def test_open_waits_and_is_answered(world: World, conversation: Conversation) ->
     assert len(kernel.notified) == 2
 
 
-def test_open_that_fails_at_once_or_late(world: World, kernel: Kernel) -> None:
-    waiting = [kernel.send_open(world.ino(CLIP)) for _ in range(3)]
+def test_open_that_fails_at_once_or_late(example: ExampleFilesystem, kernel: Kernel) -> None:
+    waiting = [kernel.send_open(example.ino(CLIP)) for _ in range(3)]
     kernel.assert_alive()
-    world.errands.fail(CLIP, FetchError(FailureKind.CREDENTIALS, "private"))
+    example.fetcher.fail(CLIP, FetchError(FailureKind.CREDENTIALS, "private"))
     assert [kernel.reply(unique).error for unique in waiting] == [errno.EACCES] * 3
     kernel.assert_alive()
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
-def test_interrupted_open(world: World, conversation: Conversation) -> None:
+def test_interrupted_open(example: ExampleFilesystem, conversation: Conversation) -> None:
     kernel, server, _ = conversation
-    first, second = (kernel.send_open(world.ino(CLIP)) for _ in range(2))
+    first, second = (kernel.send_open(example.ino(CLIP)) for _ in range(2))
     kernel.interrupt(first)
     assert kernel.reply(first).error == errno.EINTR
     kernel.interrupt(first)  # too late
     kernel.interrupt(12345678)  # of what it never heard
     assert not kernel.is_answered(second)
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     out = opened(kernel.reply(second))
     kernel.interrupt(second)
     kernel.assert_alive()
     kernel.release(out.fh)
     assert server.status().open_files == 0
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
-def test_twenty_opens_of_one_clip_share_a_descriptor(world: World, conversation: Conversation) -> None:
+def test_twenty_opens_of_one_clip_share_a_descriptor(example: ExampleFilesystem, conversation: Conversation) -> None:
     kernel, server, _ = conversation
-    waiting = [kernel.send_open(world.ino(CLIP)) for _ in range(20)]
+    waiting = [kernel.send_open(example.ino(CLIP)) for _ in range(20)]
     kernel.assert_alive()
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     handles = [opened(kernel.reply(unique)).fh for unique in waiting]
     assert len(set(handles)) == 20
-    assert world.open_clips() == 1
+    assert example.open_clips() == 1
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE, p.NotifyCode.STORE]
     for fh in handles:
         kernel.release(fh)
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
     assert server.status().open_files == 0
 
 
-def test_empty_clip_is_announced_without_pages(world: World, kernel: Kernel) -> None:
-    waiting = kernel.send_open(world.ino(CLIP))
+def test_empty_clip_is_announced_without_pages(example: ExampleFilesystem, kernel: Kernel) -> None:
+    waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    world.errands.bring(CLIP, b"")
+    example.fetcher.bring(CLIP, b"")
     out = opened(kernel.reply(waiting))
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE]
     assert kernel.read(out.fh, 0, 4096) == b""
     assert kernel.fail(p.Opcode.LSEEK, ROOT, p.LSEEK_IN.pack(out.fh, 0, os.SEEK_DATA)) == errno.ENXIO
 
 
-def test_clip_fetched_anew_is_announced_anew(world: World, kernel: Kernel) -> None:
-    ino = world.ino(CLIP)
+def test_clip_fetched_anew_is_announced_anew(example: ExampleFilesystem, kernel: Kernel) -> None:
+    ino = example.ino(CLIP)
     for version in (1, 2, 3):
         waiting = kernel.send_open(ino)
         kernel.assert_alive()
-        world.errands.bring(CLIP, content(CLIP, version=version))
+        example.fetcher.bring(CLIP, content(CLIP, version=version))
         out = opened(kernel.reply(waiting))
         assert out.open_flags == 0, "its cached pages are of another version"
         assert kernel.read(out.fh, 0, 65536) == content(CLIP, version=version)
         kernel.release(out.fh)
-        world.store.remove(CLIP)
+        example.store.remove(CLIP)
     assert [notice.code for notice in kernel.notified].count(p.NotifyCode.INVAL_INODE) == 3
 
 
-def test_readers_of_an_evicted_clip_keep_its_bytes(world: World, kernel: Kernel) -> None:
-    ino, other = world.ino(CLIP), world.ino(CLIP, "validation")
-    put(world.store, CLIP, content(CLIP))
+def test_readers_of_an_evicted_clip_keep_its_bytes(example: ExampleFilesystem, kernel: Kernel) -> None:
+    ino, other = example.ino(CLIP), example.ino(CLIP, "validation")
+    put(example.store, CLIP, content(CLIP))
     first = kernel.open(ino)
-    world.store.remove(CLIP)
-    put(world.store, CLIP, content(CLIP, version=2))
+    example.store.remove(CLIP)
+    put(example.store, CLIP, content(CLIP, version=2))
     # The same inode shows the same bytes; the clip's other place is another inode.
     second, elsewhere = kernel.open(ino), kernel.open(other)
     assert kernel.read(first.fh, 0, 65536) == kernel.read(second.fh, 0, 65536) == content(CLIP)
@@ -536,38 +548,38 @@ def test_readers_of_an_evicted_clip_keep_its_bytes(world: World, kernel: Kernel)
     assert last.open_flags == 0
     assert kernel.read(last.fh, 0, 65536) == content(CLIP, version=2)
     kernel.release(last.fh)
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
-def test_size_of_an_open_clip_stays_that_of_its_bytes(world: World, kernel: Kernel) -> None:
+def test_size_of_an_open_clip_stays_that_of_its_bytes(example: ExampleFilesystem, kernel: Kernel) -> None:
     """The kernel cuts the pages of a file off when it hears of a smaller size, open or not."""
-    ino = world.ino(CLIP)
-    put(world.store, CLIP, content(CLIP, 10_000))
+    ino = example.ino(CLIP)
+    put(example.store, CLIP, content(CLIP, 10_000))
     out = kernel.open(ino)
-    world.store.remove(CLIP)
-    put(world.store, CLIP, content(CLIP, 5_000, version=2))  # by another process, or for the clip's other place
+    example.store.remove(CLIP)
+    put(example.store, CLIP, content(CLIP, 5_000, version=2))  # by another process, or for the clip's other place
     assert len(kernel.read(out.fh, 0, 65536)) == 10_000
     assert kernel.getattr(ino)[1].size == 10_000
     assert kernel.getattr(ino, out.fh)[1].size == 10_000
-    assert kernel.lookup(world.directory(), CLIP.name)[1].size == 10_000
+    assert kernel.lookup(example.directory(), CLIP.name)[1].size == 10_000
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_ACCMODE])
-def test_open_for_writing(world: World, kernel: Kernel, flags: int) -> None:
-    assert kernel.reply(kernel.send_open(world.ino(CLIP), flags)).error == errno.EROFS
+def test_open_for_writing(example: ExampleFilesystem, kernel: Kernel, flags: int) -> None:
+    assert kernel.reply(kernel.send_open(example.ino(CLIP), flags)).error == errno.EROFS
 
 
-def test_open_of_directories(world: World, kernel: Kernel) -> None:
-    for ino in directories(world):
+def test_open_of_directories(example: ExampleFilesystem, kernel: Kernel) -> None:
+    for ino in directories(example):
         assert kernel.reply(kernel.send_open(ino)).error == errno.EISDIR
 
 
-def test_lseek(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
-    fh = kernel.open(world.ino(CLIP)).fh
+def test_lseek(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
+    fh = kernel.open(example.ino(CLIP)).fh
 
     def seek(offset: int, whence: int) -> int | str:
-        reply = kernel.call(p.Opcode.LSEEK, world.ino(CLIP), p.LSEEK_IN.pack(fh, offset, whence))
+        reply = kernel.call(p.Opcode.LSEEK, example.ino(CLIP), p.LSEEK_IN.pack(fh, offset, whence))
         return errno.errorcode[reply.error] if reply.error else int(struct.unpack("=Q", reply.payload)[0])
 
     assert seek(0, os.SEEK_DATA) == 0
@@ -577,9 +589,9 @@ def test_lseek(world: World, kernel: Kernel) -> None:
         assert seek(offset, os.SEEK_DATA) == seek(offset, os.SEEK_HOLE) == "ENXIO"
 
 
-def test_split_list_in_pieces(world: World, kernel: Kernel) -> None:
-    out = kernel.open(world.control("train.csv"))
-    size = kernel.getattr(world.control("train.csv"))[1].size
+def test_split_list_in_pieces(example: ExampleFilesystem, kernel: Kernel) -> None:
+    out = kernel.open(example.control("train.csv"))
+    size = kernel.getattr(example.control("train.csv"))[1].size
     assert out.open_flags == p.OpenFlag.KEEP_CACHE
     whole = b"".join(kernel.read(out.fh, offset, 4096) for offset in range(0, size + 4096, 4096))
     assert len(whole) == size
@@ -594,12 +606,12 @@ def test_handles_that_there_are_not(kernel: Kernel, fh: int) -> None:
     kernel.getattr(ROOT, fh)
 
 
-def test_released_handle_is_gone(world: World, kernel: Kernel) -> None:
-    put(world.store, CLIP, content(CLIP))
-    fh = kernel.open(world.ino(CLIP)).fh
+def test_released_handle_is_gone(example: ExampleFilesystem, kernel: Kernel) -> None:
+    put(example.store, CLIP, content(CLIP))
+    fh = kernel.open(example.ino(CLIP)).fh
     kernel.release(fh)
     assert kernel.fail(p.Opcode.RELEASE, ROOT, p.RELEASE_IN.pack(fh, 0, 0, 0)) == errno.EBADF
-    assert kernel.open(world.ino(CLIP)).fh != fh
+    assert kernel.open(example.ino(CLIP)).fh != fh
 
 
 # Passthrough ------------------------------------------------------------------------------------------------------
@@ -635,17 +647,17 @@ def backings(monkeypatch: pytest.MonkeyPatch) -> Backings:
 
 
 @pytest.fixture
-def passing(world: World, backings: Backings) -> Iterator[Conversation]:
+def passing(example: ExampleFilesystem, backings: Backings) -> Iterator[Conversation]:
     """As `conversation`, with passthrough."""
-    with a_conversation(world.tree, passthrough=True) as conversation:
+    with converse(example.fs, passthrough=True) as conversation:
         conversation.kernel.init()
         yield conversation
 
 
-def test_one_registration_per_inode(world: World, passing: Conversation, backings: Backings) -> None:
+def test_one_registration_per_inode(example: ExampleFilesystem, passing: Conversation, backings: Backings) -> None:
     kernel = passing.kernel
-    put(world.store, CLIP, content(CLIP))
-    outs = [kernel.open(world.ino(CLIP)) for _ in range(20)]
+    put(example.store, CLIP, content(CLIP))
+    outs = [kernel.open(example.ino(CLIP)) for _ in range(20)]
     assert {out.backing_id for out in outs} == set(backings.files)
     # The kernel refuses passthrough together with most other flags, KEEP_CACHE among them.
     assert {out.open_flags for out in outs} == {int(p.OpenFlag.PASSTHROUGH)}
@@ -656,46 +668,48 @@ def test_one_registration_per_inode(world: World, passing: Conversation, backing
     kernel.release(outs[-1].fh)
     assert backings.files == {}
     assert len(backings.closed) == 1
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
-def test_no_pages_are_stored_beside_passthrough(world: World, passing: Conversation) -> None:
+def test_no_pages_are_stored_beside_passthrough(example: ExampleFilesystem, passing: Conversation) -> None:
     kernel = passing.kernel
-    waiting = kernel.send_open(world.ino(CLIP))
+    waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     assert opened(kernel.reply(waiting)).open_flags == p.OpenFlag.PASSTHROUGH
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE]
 
 
-def test_virtual_files_do_not_pass_through(world: World, passing: Conversation, backings: Backings) -> None:
+def test_virtual_files_do_not_pass_through(
+    example: ExampleFilesystem, passing: Conversation, backings: Backings
+) -> None:
     for name in ("status.json", "train.csv", "classes.txt"):
-        assert not passing.kernel.open(world.control(name)).open_flags & p.OpenFlag.PASSTHROUGH
+        assert not passing.kernel.open(example.control(name)).open_flags & p.OpenFlag.PASSTHROUGH
     assert backings.files == {}
 
 
 def test_refused_registration_falls_back_and_says_why(
-    world: World, passing: Conversation, backings: Backings, caplog: pytest.LogCaptureFixture
+    example: ExampleFilesystem, passing: Conversation, backings: Backings, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernel, server, _ = passing
-    put(world.store, CLIP, content(CLIP))
-    put(world.store, OTHER, content(OTHER))
-    before = kernel.open(world.ino(CLIP))
+    put(example.store, CLIP, content(CLIP))
+    put(example.store, OTHER, content(OTHER))
+    before = kernel.open(example.ino(CLIP))
     backings.error = OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    after = kernel.open(world.ino(OTHER))
+    after = kernel.open(example.ino(OTHER))
     assert after.open_flags & p.OpenFlag.PASSTHROUGH == 0
     assert "passthrough failed" in str(server.status().mode)
     assert caplog.text.count("for passthrough: ") == 1
     # What is open by passthrough must go on that way: the kernel does not take both on one inode.
-    assert kernel.open(world.ino(CLIP))[1:] == before[1:]
+    assert kernel.open(example.ino(CLIP))[1:] == before[1:]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="passthrough needs root")
-def test_descriptor_without_passthrough_falls_back(world: World) -> None:
-    put(world.store, CLIP, content(CLIP))
-    with a_conversation(world.tree, passthrough=True) as (kernel, server, _):
+def test_descriptor_without_passthrough_falls_back(example: ExampleFilesystem) -> None:
+    put(example.store, CLIP, content(CLIP))
+    with converse(example.fs, passthrough=True) as (kernel, server, _):
         kernel.init()
-        out = kernel.open(world.ino(CLIP))
+        out = kernel.open(example.ino(CLIP))
         assert kernel.read(out.fh, 0, 65536) == content(CLIP)
         assert str(server.status().mode).startswith("page cache (passthrough failed")
 
@@ -717,33 +731,33 @@ class Pause:
 
 
 @pytest.fixture
-def pausing() -> Iterator[tuple[World, Pause, Kernel]]:
+def pausing() -> Iterator[tuple[ExampleFilesystem, Pause, Kernel]]:
     pause = Pause()
     with (
         quick_place() as folder,
-        a_world(folder, FilesystemOptions(on_open=pause.on_open)) as world,
-        a_conversation(world.tree) as conversation,
+        example_filesystem(folder, FilesystemOptions(on_open=pause.on_open)) as example,
+        converse(example.fs) as conversation,
     ):
         conversation.kernel.init()
         try:
-            yield world, pause, conversation.kernel
+            yield example, pause, conversation.kernel
         finally:
             pause.go_on.set()
 
 
-def bringing(world: World) -> threading.Thread:
-    thread = threading.Thread(target=world.errands.bring, args=(CLIP, content(CLIP)), name="bringing", daemon=True)
+def bringing(example: ExampleFilesystem) -> threading.Thread:
+    thread = threading.Thread(target=example.fetcher.bring, args=(CLIP, content(CLIP)), name="bringing", daemon=True)
     thread.start()
     return thread
 
 
-def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[World, Pause, Kernel]) -> None:
+def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[ExampleFilesystem, Pause, Kernel]) -> None:
     """A STORE waits for the page, and the page for a READ, which only we can answer: the mount would hang for ever."""
-    world, pause, kernel = pausing
-    ino = world.ino(CLIP)
+    example, pause, kernel = pausing
+    ino = example.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
-    thread = bringing(world)
+    thread = bringing(example)
     assert pause.reached.wait(20)
     out = kernel.open(ino)  # finds the clip here, before the open that brought it was answered
     told = len(kernel.notified)
@@ -757,14 +771,14 @@ def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[World, Pause,
     assert p.NotifyCode.STORE not in [notice.code for notice in kernel.notified[told:]]
 
 
-def test_no_store_comes_after_the_first_handle(pausing: tuple[World, Pause, Kernel]) -> None:
+def test_no_store_comes_after_the_first_handle(pausing: tuple[ExampleFilesystem, Pause, Kernel]) -> None:
     """The same, without asking for more than what keeps the mount alive."""
-    world, pause, kernel = pausing
-    first = kernel.send_open(world.ino(CLIP))
+    example, pause, kernel = pausing
+    first = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    thread = bringing(world)
+    thread = bringing(example)
     assert pause.reached.wait(20)
-    kernel.open(world.ino(CLIP))
+    kernel.open(example.ino(CLIP))
     told = len(kernel.notified)
     pause.go_on.set()
     thread.join(20)
@@ -773,13 +787,13 @@ def test_no_store_comes_after_the_first_handle(pausing: tuple[World, Pause, Kern
 
 
 def test_open_given_up_at_the_last_moment_is_announced_to_the_next(
-    pausing: tuple[World, Pause, Kernel],
+    pausing: tuple[ExampleFilesystem, Pause, Kernel],
 ) -> None:
-    world, pause, kernel = pausing
-    ino = world.ino(CLIP)
+    example, pause, kernel = pausing
+    ino = example.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
-    thread = bringing(world)
+    thread = bringing(example)
     assert pause.reached.wait(20)
     kernel.interrupt(first)
     assert kernel.reply(first).error == errno.EINTR
@@ -789,23 +803,23 @@ def test_open_given_up_at_the_last_moment_is_announced_to_the_next(
     assert kernel.notified, "the kernel still knows the estimated size"
     assert out.open_flags == 0
     kernel.release(out.fh)
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
 def test_clock_that_was_set_back_hides_no_new_size(
-    world: World, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    example: ExampleFilesystem, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 3600)
-    waiting = kernel.send_open(world.ino(CLIP))
+    waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     opened(kernel.reply(waiting))
     assert p.NotifyCode.INVAL_INODE in [notice.code for notice in kernel.notified]
 
 
 def test_open_that_fails_after_all_leaves_nothing_open(
-    world: World, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+    example: ExampleFilesystem, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel, server, _ = conversation
 
@@ -813,24 +827,24 @@ def test_open_that_fails_after_all_leaves_nothing_open(
         raise OSError(errno.EIO, "bad sector")
 
     monkeypatch.setattr(ClipHandle, "read", bad_disk)
-    waiting = kernel.send_open(world.ino(CLIP))
+    waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    world.errands.bring(CLIP, content(CLIP))
+    example.fetcher.bring(CLIP, content(CLIP))
     reply = kernel.reply(waiting)
     if not reply.error:  # the page need not have been read for it
         kernel.release(opened(reply).fh)
     assert server.status().open_files == 0
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
-def test_lock_of_another_process_holds_up_nobody_else(world: World, kernel: Kernel) -> None:
+def test_lock_of_another_process_holds_up_nobody_else(example: ExampleFilesystem, kernel: Kernel) -> None:
     """As while another process evicts the clip: its file is gone, and what says so is not yet committed."""
-    put(world.store, CLIP, content(CLIP))
-    [file] = world.store.layout.clips.glob(f"*/{CLIP.key}.*.mp4")
-    with closing(sqlite3.connect(world.store.layout.state_database, isolation_level=None)) as other:
+    put(example.store, CLIP, content(CLIP))
+    [file] = example.store.layout.clips.glob(f"*/{CLIP.key}.*.mp4")
+    with closing(sqlite3.connect(example.store.layout.state_database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         file.unlink()
-        waiting = kernel.send_open(world.ino(CLIP))
+        waiting = kernel.send_open(example.ino(CLIP))
         try:
             kernel.reply(kernel.send(p.Opcode.GETATTR, ROOT, p.GETATTR_IN.pack(0, 0)))
         except TimeoutError:
@@ -842,20 +856,22 @@ def test_lock_of_another_process_holds_up_nobody_else(world: World, kernel: Kern
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_interrupts_and_arrivals_at_the_same_time(world: World, conversation: Conversation, seed: int) -> None:
+def test_interrupts_and_arrivals_at_the_same_time(
+    example: ExampleFilesystem, conversation: Conversation, seed: int
+) -> None:
     kernel, server, _ = conversation
     chance = random.Random(seed)
     clips = CLIPS[:120]
-    waiting = {kernel.send_open(world.ino(clip)): clip for clip in clips for _ in range(2)}
+    waiting = {kernel.send_open(example.ino(clip)): clip for clip in clips for _ in range(2)}
     kernel.assert_alive()
     assert server.status().waiting_opens == len(waiting)
 
     def bring(some: list[int]) -> None:
         for number in some:
             if number % 5:
-                world.errands.bring(CLIPS[number], content(CLIPS[number], 100))
+                example.fetcher.bring(CLIPS[number], content(CLIPS[number], 100))
             else:
-                world.errands.fail(CLIPS[number], FetchError(FailureKind.GONE, "removed"))
+                example.fetcher.fail(CLIPS[number], FetchError(FailureKind.GONE, "removed"))
 
     order = chance.sample(range(len(clips)), len(clips))
     threads = [threading.Thread(target=bring, args=(order[half::2],)) for half in (0, 1)]
@@ -880,13 +896,13 @@ def test_interrupts_and_arrivals_at_the_same_time(world: World, conversation: Co
             assert kernel.read(fh, 0, 4096) == content(waiting[reply.unique], 100)
             kernel.release(fh)
     assert server.status().open_files == server.status().waiting_opens == 0
-    wait_until(lambda: world.open_clips() == 0, within=10)
+    wait_until(lambda: example.open_clips() == 0, within=10)
 
 
-def test_opens_that_wait_when_it_ends_are_interrupted(world: World) -> None:
-    with a_conversation(world.tree) as (kernel, server, thread):
+def test_opens_that_wait_when_it_ends_are_interrupted(example: ExampleFilesystem) -> None:
+    with converse(example.fs) as (kernel, server, thread):
         kernel.init()
-        waiting = [kernel.send_open(world.ino(clip)) for clip in CLIPS[:50]]
+        waiting = [kernel.send_open(example.ino(clip)) for clip in CLIPS[:50]]
         kernel.assert_alive()
         server.stop()
         assert {kernel.reply(unique).error for unique in waiting} == {errno.EINTR}
@@ -894,32 +910,32 @@ def test_opens_that_wait_when_it_ends_are_interrupted(world: World) -> None:
         assert not thread.is_alive()
         # Fetches that nobody could stop end later, into nothing.
         for clip in CLIPS[:10]:
-            world.errands.bring(clip, content(clip, 100))
-    assert world.open_clips() == 0
+            example.fetcher.bring(clip, content(clip, 100))
+    assert example.open_clips() == 0
 
 
-def test_server_that_has_ended_holds_no_descriptors(world: World) -> None:
+def test_server_that_has_ended_holds_no_descriptors(example: ExampleFilesystem) -> None:
     def ours() -> list[str]:
         return sorted(
             link for link in descriptors() if "pipe:" in link or "event" in link or "socket" in link or ".mp4" in link
         )
 
-    put(world.store, CLIP, content(CLIP))
+    put(example.store, CLIP, content(CLIP))
     gc.collect()
     before = ours()
-    with a_conversation(world.tree) as (kernel, _, _):
+    with converse(example.fs) as (kernel, _, _):
         kernel.init()
-        kernel.open(world.ino(CLIP))
+        kernel.open(example.ino(CLIP))
     gc.collect()
     assert ours() == before
 
 
-def test_clip_that_arrives_with_the_end_is_closed(world: World) -> None:
+def test_clip_that_arrives_with_the_end_is_closed(example: ExampleFilesystem) -> None:
     """The future cannot be cancelled any more, and nobody will answer with it."""
-    with a_conversation(world.tree) as (kernel, server, thread):
+    with converse(example.fs) as (kernel, server, thread):
         kernel.init()
         blocked = threading.Event()
-        kernel.send_open(world.ino(OTHER))
+        kernel.send_open(example.ino(OTHER))
         kernel.assert_alive()
         # The loop is busy while the clip arrives, and told to end before it looks.
         ready = threading.Event()
@@ -932,33 +948,33 @@ def test_clip_that_arrives_with_the_end_is_closed(world: World) -> None:
         server.operations.handlers[p.Opcode.POLL] = busy
         kernel.send(p.Opcode.POLL)
         assert ready.wait(20)
-        world.errands.bring(OTHER, content(OTHER))
+        example.fetcher.bring(OTHER, content(OTHER))
         server.stop()
         blocked.set()
         thread.join(20)
-    assert world.open_clips() == 0
+    assert example.open_clips() == 0
 
 
 def test_clip_that_arrives_after_the_end_writes_into_no_other_file(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example: ExampleFilesystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers of descriptors are used again at once, for databases among others."""
-    real_open, ended = world.tree.open, threading.Event()
+    real_open, ended = example.fs.open, threading.Event()
 
     def slow_to_tell(ino: int) -> Future[Handle]:
         opened = real_open(ino)
         opened.add_done_callback(lambda _: ended.wait(20))
         return opened
 
-    monkeypatch.setattr(world.tree, "open", slow_to_tell)
-    with a_conversation(world.tree) as (kernel, server, thread):
+    monkeypatch.setattr(example.fs, "open", slow_to_tell)
+    with converse(example.fs) as (kernel, server, thread):
         kernel.init()
-        kernel.send_open(world.ino(CLIP))
+        kernel.send_open(example.ino(CLIP))
         kernel.assert_alive()
         before = set(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
-        fetch = threading.Thread(target=world.errands.bring, args=(CLIP, content(CLIP)))
+        fetch = threading.Thread(target=example.fetcher.bring, args=(CLIP, content(CLIP)))
         fetch.start()
-        wait_until(lambda: world.open_clips() == 1, within=10)
+        wait_until(lambda: example.open_clips() == 1, within=10)
         server.stop()
         thread.join(10)
     # Every number that became free is taken by a file of somebody else.
@@ -1010,9 +1026,9 @@ def test_length_that_is_not_that_of_the_message(kernel: Kernel, length: int) -> 
 
 
 @pytest.mark.parametrize("name", [b"train", b"", b"tr\0ain\0", b"train\0\0"])
-def test_name_that_is_not_one(world: World, kernel: Kernel, name: bytes) -> None:
+def test_name_that_is_not_one(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
     assert kernel.fail(p.Opcode.LOOKUP, ROOT, name) == errno.EIO
-    assert kernel.fail(p.Opcode.GETXATTR, world.ino(CLIP), p.GETXATTR_IN.pack(10) + name) == errno.EIO
+    assert kernel.fail(p.Opcode.GETXATTR, example.ino(CLIP), p.GETXATTR_IN.pack(10) + name) == errno.EIO
 
 
 @pytest.mark.parametrize("opcode", [20, 25, 30, 37, 39, 40, 47, 50, 53, 4096, 0, 2**32 - 1])
@@ -1076,11 +1092,11 @@ REQUESTS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def fuzzed() -> Iterator[tuple[World, Conversation]]:
-    with quick_place() as folder, a_world(folder) as world, a_conversation(world.tree) as conversation:
+def fuzzed() -> Iterator[tuple[ExampleFilesystem, Conversation]]:
+    with quick_place() as folder, example_filesystem(folder) as example, converse(example.fs) as conversation:
         conversation.kernel.init()
-        put(world.store, CLIP, content(CLIP))
-        yield world, conversation
+        put(example.store, CLIP, content(CLIP))
+        yield example, conversation
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -1089,10 +1105,10 @@ def fuzzed() -> Iterator[tuple[World, Conversation]]:
     tails=st.booleans(),
 )
 def test_every_request_gets_one_reply(
-    fuzzed: tuple[World, Conversation], requests: list[tuple[tuple[int, bytes], int]], tails: bool
+    fuzzed: tuple[ExampleFilesystem, Conversation], requests: list[tuple[tuple[int, bytes], int]], tails: bool
 ) -> None:
-    world, (kernel, server, _) = fuzzed
-    places = [ROOT, 2, 3, 16, 17, 19, world.directory(), world.ino(CLIP), world.ino(OTHER)]
+    example, (kernel, server, _) = fuzzed
+    places = [ROOT, 2, 3, 16, 17, 19, example.directory(), example.ino(CLIP), example.ino(OTHER)]
     expected = set()
     for (opcode, body), place in requests:
         nodeid = places[place] if place < len(places) else place
@@ -1113,9 +1129,9 @@ def test_every_request_gets_one_reply(
 
 
 @pytest.fixture
-def hiding() -> Iterator[World]:
-    with quick_place() as folder, a_world(folder, FilesystemOptions(hide_unavailable=True)) as world:
-        yield world
+def hiding() -> Iterator[ExampleFilesystem]:
+    with quick_place() as folder, example_filesystem(folder, FilesystemOptions(hide_unavailable=True)) as example:
+        yield example
 
 
 def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096) -> list[tuple[str, p.Dirent]]:
@@ -1131,28 +1147,23 @@ def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096
     return found
 
 
-def mark_gone(world: World, clips: list[Clip]) -> None:
-    for clip in clips:
-        world.store.failures.remember(clip, FetchError(FailureKind.GONE, "removed"))
-
-
 def wait_for_notifications(kernel: Kernel, number: int) -> None:
     while len(kernel.notified) < number:
         kernel.next_message()
 
 
 @pytest.mark.parametrize("opcode", [p.Opcode.READDIR, p.Opcode.READDIRPLUS])
-def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: World, opcode: int) -> None:
+def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: ExampleFilesystem, opcode: int) -> None:
     ordered = sorted(CLIPS, key=lambda clip: clip.name)
-    with a_conversation(hiding.tree) as (kernel, _, _):
+    with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
         directory = hiding.directory()
         seen = records(kernel, opcode, directory, 0)
         last = seen[-1][1].off
         mark_gone(
-            hiding, [*ordered[last - 5 : last + 200], *ordered[-3:]]
+            hiding.store, [*ordered[last - 5 : last + 200], *ordered[-3:]]
         )  # the name just shown, and more than an answer
-        wait_until(lambda: len(hiding.tree.hidden.in_directory(directory)) == 208)
+        wait_until(lambda: len(hiding.fs.hidden.in_directory(directory)) == 208)
         while page := records(kernel, opcode, directory, seen[-1][1].off):
             seen += page
     left = [clip.name for clip in ordered[: last - 2] + ordered[last + 200 : -3]]
@@ -1161,11 +1172,11 @@ def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: World, opcode
         assert entry.off == [clip.name for clip in ordered].index(name) + 3
 
 
-def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: World) -> None:
-    with a_conversation(hiding.tree) as (kernel, _, _):
+def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: ExampleFilesystem) -> None:
+    with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
         directory = hiding.directory()
-        mark_gone(hiding, CLIPS[10:12])
+        mark_gone(hiding.store, CLIPS[10:12])
         wait_for_notifications(kernel, 4)
         assert kernel.lookup(directory, CLIPS[10].name)[0] == (0, 0, DAY, 0, 0, 0)
         hiding.store.failures.forget()
@@ -1181,44 +1192,46 @@ def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: World) -> N
         assert (second.code, second.payload) == (p.NotifyCode.INVAL_INODE, struct.pack("=Qqq", directory, 0, 0))
 
 
-def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: World) -> None:
-    with a_conversation(hiding.tree) as (kernel, _, _):
+def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: ExampleFilesystem) -> None:
+    with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
         ino = hiding.ino(CLIP)
-        mark_gone(hiding, [CLIP])
-        wait_until(lambda: hiding.tree.hidden.total)
+        mark_gone(hiding.store, [CLIP])
+        wait_until(lambda: hiding.fs.hidden.total)
         assert kernel.getattr(ino)[1].ino == ino
         unique = kernel.send_open(ino)
-        wait_until(lambda: hiding.errands.is_fetching(CLIP))
-        hiding.errands.fail(CLIP, FetchError(FailureKind.GONE, "removed"))
+        wait_until(lambda: hiding.fetcher.is_fetching(CLIP))
+        hiding.fetcher.fail(CLIP, FetchError(FailureKind.GONE, "removed"))
         assert kernel.reply(unique).error == errno.EIO
 
 
 # Tracing ----------------------------------------------------------------------------------------------------------
 
 
-def test_operations_are_traced_only_if_debug_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    with a_conversation(world.tree) as (kernel, server, _):
+def test_operations_are_traced_only_if_debug_is_logged(
+    example: ExampleFilesystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    with converse(example.fs) as (kernel, server, _):
         kernel.init()
         assert type(server.operations) is Operations
     caplog.set_level(logging.DEBUG, "kinetics_fs.mount.trace")
-    with a_conversation(world.tree) as (kernel, server, _):
+    with converse(example.fs) as (kernel, server, _):
         kernel.init()
         assert type(server.operations) is TracedOperations
 
 
-def test_each_operation_is_traced_with_its_result(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_operation_is_traced_with_its_result(example: ExampleFilesystem, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "kinetics_fs.mount.trace")
-    put(world.store, CLIP, content(CLIP))
-    with a_conversation(world.tree) as (kernel, _, _):
+    put(example.store, CLIP, content(CLIP))
+    with converse(example.fs) as (kernel, _, _):
         kernel.init()
-        directory, ino, other = world.directory(), world.ino(CLIP), world.ino(OTHER)
+        directory, ino, other = example.directory(), example.ino(CLIP), example.ino(OTHER)
         kernel.ask(p.Opcode.LOOKUP, directory, CLIP.name.encode() + b"\0")
         kernel.ask(p.Opcode.LOOKUP, directory, b"no such name\0")
         kernel.open(ino)
         waiting = kernel.send_open(other)
         kernel.assert_alive()
-        world.errands.fail(OTHER, FetchError(FailureKind.CREDENTIALS, "members only"))
+        example.fetcher.fail(OTHER, FetchError(FailureKind.CREDENTIALS, "members only"))
         assert kernel.reply(waiting).error == errno.EACCES
         assert kernel.reply(kernel.send(p.Opcode.MKDIR, directory)).error == errno.EROFS
     lines = [re.sub(r"\d+ us$", "N us", record.getMessage()) for record in caplog.records]

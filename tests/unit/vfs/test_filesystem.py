@@ -1,4 +1,4 @@
-"""The tree without a kernel: names, attributes, the futures of opens, and every error's errno."""
+"""The filesystem without a kernel: names, attributes, the futures of opens, and every error's errno."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class StubFetcher:
 
 
 @dataclass
-class World:
-    """A tree and what is behind it."""
+class Parts:
+    """A filesystem and what is behind it."""
 
-    tree: Filesystem
+    fs: Filesystem
     catalog: Catalog
     store: Store
     fetcher: StubFetcher
@@ -76,7 +76,7 @@ class World:
         """The inode number of a path."""
         ino = ROOT
         for name in path.split("/"):
-            ino = self.tree.lookup(ino, name)
+            ino = self.fs.lookup(ino, name)
         return ino
 
     @property
@@ -101,7 +101,7 @@ class World:
         self.fetcher.fetches = [(other, fetch) for other, fetch in self.fetcher.fetches if not fetch.done()]
 
 
-def make_tree(
+def make_filesystem(
     catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW
 ) -> Filesystem:
     options = FilesystemOptions(
@@ -123,18 +123,18 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
 
 
 @pytest.fixture
-def world(catalog: Catalog, tmp_path: Path) -> Iterator[World]:
+def parts(catalog: Catalog, tmp_path: Path) -> Iterator[Parts]:
     fetcher = StubFetcher()
     with Store(tmp_path / "cache") as store:
-        yield World(make_tree(catalog, store, fetcher), catalog, store, fetcher)
+        yield Parts(make_filesystem(catalog, store, fetcher), catalog, store, fetcher)
 
 
 @pytest.fixture(scope="module")
-def still(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world in which nothing happens: hypothesis asks it again and again."""
+def fixed(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    """A parts in which nothing happens: hypothesis asks it again and again."""
     fetcher = StubFetcher()
-    with Store(tmp_path_factory.mktemp("still") / "cache") as store:
-        yield World(make_tree(catalog, store, fetcher), catalog, store, fetcher)
+    with Store(tmp_path_factory.mktemp("fixed") / "cache") as store:
+        yield Parts(make_filesystem(catalog, store, fetcher), catalog, store, fetcher)
 
 
 def number_of(function: Callable[[], object]) -> str:
@@ -152,82 +152,82 @@ def descriptors() -> int:
 # Names ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_found_and_listed(still: World) -> None:
+def test_every_row_is_found_and_listed(fixed: Parts) -> None:
     for label, clip, split in rows():
-        ino = still.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}")
-        assert still.tree.attributes(ino).ino == ino
+        ino = fixed.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}")
+        assert fixed.fs.attributes(ino).ino == ino
     listed = {
         (split.name, label.name, clip.name)
-        for split in still.tree.entries(ROOT)
+        for split in fixed.fs.entries(ROOT)
         if split.type is NodeType.DIRECTORY and split.name != ".kinetics"
-        for label in still.tree.entries(split.ino)
-        for clip in still.tree.entries(label.ino)
+        for label in fixed.fs.entries(split.ino)
+        for clip in fixed.fs.entries(label.ino)
     }
     assert listed == {(SPLIT_WORDS[split], label or "_unlabeled", clip.name) for label, clip, split in rows()}
 
 
-def test_listing_and_lookup_agree(still: World) -> None:
+def test_listing_and_lookup_agree(fixed: Parts) -> None:
     def check(ino: int) -> int:
-        entries = still.tree.entries(ino)
+        entries = fixed.fs.entries(ino)
         names = [entry.name for entry in entries]
         assert len(set(names)) == len(names)
         for name, number, kind in entries:
-            assert still.tree.lookup(ino, name) == number
-            assert still.tree.attributes(number).type is kind
+            assert fixed.fs.lookup(ino, name) == number
+            assert fixed.fs.attributes(number).type is kind
             if kind is NodeType.DIRECTORY:
-                assert still.tree.parent(number) == ino
+                assert fixed.fs.parent(number) == ino
                 check(number)
         folders = sum(entry.type is NodeType.DIRECTORY for entry in entries)
-        assert still.tree.attributes(ino).links == 2 + folders
+        assert fixed.fs.attributes(ino).links == 2 + folders
         return len(entries)
 
     assert check(ROOT) == 5
-    assert still.tree.parent(ROOT) == ROOT
+    assert fixed.fs.parent(ROOT) == ROOT
 
 
 @given(offset=st.integers(0, 60), count=st.integers(0, 60), place=st.integers(0, 7))
 @settings(deadline=None, max_examples=60)
-def test_a_part_of_a_listing_is_that_part(still: World, offset: int, count: int, place: int) -> None:
+def test_a_part_of_a_listing_is_that_part(fixed: Parts, offset: int, count: int, place: int) -> None:
     paths = ["validation", "validation/abseiling", f"validation/{LABELS[3]}", "test", "test/_unlabeled", ".kinetics"]
-    ino = ROOT if place >= len(paths) else still.find(paths[place])
-    whole = still.tree.entries(ino)
-    with_attributes = [entry for entry in still.tree.entries_with_attributes(ino, offset, count) if entry is not None]
+    ino = ROOT if place >= len(paths) else fixed.find(paths[place])
+    whole = fixed.fs.entries(ino)
+    with_attributes = [entry for entry in fixed.fs.entries_with_attributes(ino, offset, count) if entry is not None]
     assert [(name, attributes.ino) for name, attributes in with_attributes] == [
         (entry.name, entry.ino) for entry in whole[offset : offset + count]
     ]
     for _, attributes in with_attributes:
-        assert attributes._replace(mtime=0) == still.tree.attributes(attributes.ino)._replace(mtime=0)
+        assert attributes._replace(mtime=0) == fixed.fs.attributes(attributes.ino)._replace(mtime=0)
 
 
 @given(name=st.text(max_size=300) | st.binary(max_size=300).map(os.fsdecode))
 @settings(deadline=None, max_examples=200)
-def test_any_other_name_is_not_there(still: World, name: str) -> None:
+def test_any_other_name_is_not_there(fixed: Parts, name: str) -> None:
     for path in (None, ".kinetics", "validation", "validation/abseiling"):
-        ino = ROOT if path is None else still.find(path)
-        if name not in [entry.name for entry in still.tree.entries(ino)]:
+        ino = ROOT if path is None else fixed.find(path)
+        if name not in [entry.name for entry in fixed.fs.entries(ino)]:
             with pytest.raises(OSError) as caught:
-                still.tree.lookup(ino, name)
+                fixed.fs.lookup(ino, name)
             assert caught.value.errno in (errno.ENOENT, errno.ENAMETOOLONG)
 
 
-def test_wrong_kinds_of_nodes(still: World) -> None:
-    tree, clip, control = still.tree, still.clip, still.find(".kinetics/status.json")
-    assert number_of(lambda: tree.lookup(clip, CLIP.name)) == "ENOTDIR"
-    assert number_of(lambda: tree.entries(clip)) == "ENOTDIR"
-    assert number_of(lambda: tree.entries(control)) == "ENOTDIR"
-    assert number_of(lambda: tree.lookup(control, CLIP.name)) == "ENOTDIR"
-    assert number_of(lambda: tree.readlink(clip)) == "EINVAL"
-    assert number_of(lambda: tree.readlink(ROOT)) == "EINVAL"
+def test_wrong_kinds_of_nodes(fixed: Parts) -> None:
+    filesystem, clip, control = fixed.fs, fixed.clip, fixed.find(".kinetics/status.json")
+    assert number_of(lambda: filesystem.lookup(clip, CLIP.name)) == "ENOTDIR"
+    assert number_of(lambda: filesystem.entries(clip)) == "ENOTDIR"
+    assert number_of(lambda: filesystem.entries(control)) == "ENOTDIR"
+    assert number_of(lambda: filesystem.lookup(control, CLIP.name)) == "ENOTDIR"
+    assert number_of(lambda: filesystem.readlink(clip)) == "EINVAL"
+    assert number_of(lambda: filesystem.readlink(ROOT)) == "EINVAL"
     for ino in (5, 15, 1000, 2**32, 2**61, 2**62, 2**63 - 1):
-        assert number_of(partial(tree.attributes, ino)) == "ENOENT"
-    assert tree.readlink(still.find("val")) == "validation"
+        assert number_of(partial(filesystem.attributes, ino)) == "ENOENT"
+    assert filesystem.readlink(fixed.find("val")) == "validation"
 
 
 @pytest.mark.parametrize("style", ClassNames)
-def test_styles_change_names_and_no_numbers(still: World, style: ClassNames) -> None:
-    styled = make_tree(still.catalog, still.store, still.fetcher, style)
-    split = still.find("train")
-    assert [entry.ino for entry in styled.entries(split)] == [entry.ino for entry in still.tree.entries(split)]
+def test_styles_change_names_and_no_numbers(fixed: Parts, style: ClassNames) -> None:
+    styled = make_filesystem(fixed.catalog, fixed.store, fixed.fetcher, style)
+    split = fixed.find("train")
+    assert [entry.ino for entry in styled.entries(split)] == [entry.ino for entry in fixed.fs.entries(split)]
     expected = {
         ClassNames.RAW: "massaging person's head",
         ClassNames.UNDERSCORE: "massaging_person's_head",
@@ -237,27 +237,27 @@ def test_styles_change_names_and_no_numbers(still: World, style: ClassNames) -> 
     assert number_of(lambda: styled.lookup(split, "massaging")) == "ENOENT"
 
 
-def test_numbers_of_control_files_do_not_depend_on_the_selection(still: World, tmp_path: Path) -> None:
-    with select(still.catalog, Selection(splits=("validation",)), tmp_path) as part:
-        tree = make_tree(part, still.store, still.fetcher)
-        folder = tree.lookup(ROOT, ".kinetics")
-        for entry in tree.entries(folder):
-            assert entry.ino == still.find(f".kinetics/{entry.name}"), entry.name
+def test_numbers_of_control_files_do_not_depend_on_the_selection(fixed: Parts, tmp_path: Path) -> None:
+    with select(fixed.catalog, Selection(splits=("validation",)), tmp_path) as part:
+        filesystem = make_filesystem(part, fixed.store, fixed.fetcher)
+        folder = filesystem.lookup(ROOT, ".kinetics")
+        for entry in filesystem.entries(folder):
+            assert entry.ino == fixed.find(f".kinetics/{entry.name}"), entry.name
 
 
-def test_a_selection_without_validation_has_no_val(still: World, tmp_path: Path) -> None:
-    with select(still.catalog, Selection(splits=("train",)), tmp_path) as part:
-        tree = make_tree(part, still.store, still.fetcher)
-        assert [entry.name for entry in tree.entries(ROOT)] == [".kinetics", "train"]
-        assert number_of(lambda: tree.lookup(ROOT, "val")) == "ENOENT"
+def test_a_selection_without_validation_has_no_val(fixed: Parts, tmp_path: Path) -> None:
+    with select(fixed.catalog, Selection(splits=("train",)), tmp_path) as part:
+        filesystem = make_filesystem(part, fixed.store, fixed.fetcher)
+        assert [entry.name for entry in filesystem.entries(ROOT)] == [".kinetics", "train"]
+        assert number_of(lambda: filesystem.lookup(ROOT, "val")) == "ENOENT"
 
 
 # Attributes -------------------------------------------------------------------------------------------------------
 
 
-def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(still: World) -> None:
+def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(fixed: Parts) -> None:
     for label, clip, split in rows():
-        attributes = still.tree.attributes(still.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
+        attributes = fixed.fs.attributes(fixed.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
         # Picture, sound, and what the container adds; the rate of the picture is a mean over its buffer, which may be
         # full once more.
         picture = MAX_BITS_PER_SECOND * (clip.duration + 1) / 8
@@ -269,13 +269,13 @@ def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(still: World) -> No
         assert attributes.blocks * 512 >= attributes.size
 
 
-def test_size_is_exact_after_the_fetch_and_after_the_eviction(world: World) -> None:
-    before = world.tree.attributes(world.clip)
-    world.keep(b"x" * 1001)
-    here = world.tree.attributes(world.clip)
+def test_size_is_exact_after_the_fetch_and_after_the_eviction(parts: Parts) -> None:
+    before = parts.fs.attributes(parts.clip)
+    parts.keep(b"x" * 1001)
+    here = parts.fs.attributes(parts.clip)
     assert (here.size, here.blocks) == (1001, 2)
-    world.store.remove(CLIP)
-    evicted = world.tree.attributes(world.clip)
+    parts.store.remove(CLIP)
+    evicted = parts.fs.attributes(parts.clip)
     assert (evicted.size, evicted.blocks) == (1001, 2)
     # It may come back with another size.
     assert evicted.attr_cache is AttrCache.UNTIL_OPEN
@@ -284,30 +284,33 @@ def test_size_is_exact_after_the_fetch_and_after_the_eviction(world: World) -> N
     assert before.mode == here.mode == evicted.mode
 
 
-def test_looking_asks_for_nothing(still: World) -> None:
+def test_looking_asks_for_nothing(fixed: Parts) -> None:
     def look(ino: int) -> None:
-        for name, attributes in filter(None, still.tree.entries_with_attributes(ino, 0, 1000)):
-            assert still.tree.lookup(ino, name) == attributes.ino
-            still.tree.list_xattrs(attributes.ino)
+        for name, attributes in filter(None, fixed.fs.entries_with_attributes(ino, 0, 1000)):
+            assert fixed.fs.lookup(ino, name) == attributes.ino
+            fixed.fs.list_xattrs(attributes.ino)
             if attributes.type is NodeType.DIRECTORY:
                 look(attributes.ino)
 
     look(ROOT)
-    still.tree.statistics()
-    still.tree.opens()
-    assert still.fetcher.fetches == []
+    fixed.fs.statistics()
+    fixed.fs.opens()
+    assert fixed.fetcher.fetches == []
 
 
-def test_times_are_the_day_of_the_release(still: World) -> None:
-    days = {still.tree.attributes(still.find(path)).mtime for path in ("train", "val", ".kinetics/classes.txt")}
-    assert days == {still.tree.attributes(still.clip).mtime, still.tree.attributes(ROOT).mtime}
+def test_times_are_the_day_of_the_release(fixed: Parts) -> None:
+    days = {fixed.fs.attributes(fixed.find(path)).mtime for path in ("train", "val", ".kinetics/classes.txt")}
+    assert days == {
+        fixed.fs.attributes(fixed.clip).mtime,
+        fixed.fs.attributes(ROOT).mtime,
+    }
     [day] = days
     assert day % 86400 == 0
 
 
-def test_statistics(world: World) -> None:
-    world.keep(b"x" * 5000)
-    assert world.tree.statistics() == (5000, len(rows()))
+def test_statistics(parts: Parts) -> None:
+    parts.keep(b"x" * 5000)
+    assert parts.fs.statistics() == (5000, len(rows()))
 
 
 # Control files ----------------------------------------------------------------------------------------------------
@@ -324,38 +327,38 @@ def expected_list(split: str) -> bytes:
 
 
 @pytest.mark.parametrize("split", SPLIT_WORDS.values())
-def test_list_is_right_from_any_byte_to_its_end(still: World, split: str) -> None:
-    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+def test_list_is_right_from_any_byte_to_its_end(fixed: Parts, split: str) -> None:
+    handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     expected = expected_list(split)
-    assert handle.size == len(expected) == still.tree.attributes(still.find(f".kinetics/{split}.csv")).size
+    assert handle.size == len(expected) == fixed.fs.attributes(fixed.find(f".kinetics/{split}.csv")).size
     assert all(handle.read(offset, 200) == expected[offset : offset + 200] for offset in range(len(expected) + 50))
     assert content(handle) == expected
 
 
 @given(split=st.sampled_from([*SPLIT_WORDS.values()]), offset=st.integers(0, 10_000), size=st.integers(0, 10_000))
 @settings(deadline=None, max_examples=300)
-def test_list_is_right_in_any_piece(still: World, split: str, offset: int, size: int) -> None:
-    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+def test_list_is_right_in_any_piece(fixed: Parts, split: str, offset: int, size: int) -> None:
+    handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     assert handle.read(offset, size) == expected_list(split)[offset : offset + size]
 
 
 @given(split=st.sampled_from([*SPLIT_WORDS.values()]), size=st.integers(1, 5000))
 @settings(deadline=None, max_examples=30)
-def test_list_is_right_in_pieces_of_one_size(still: World, split: str, size: int) -> None:
-    handle = still.tree.open(still.find(f".kinetics/{split}.csv")).result()
+def test_list_is_right_in_pieces_of_one_size(fixed: Parts, split: str, size: int) -> None:
+    handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     pieces = [handle.read(offset, size) for offset in range(0, handle.size + size, size)]
     assert b"".join(pieces) == expected_list(split)
 
 
-def test_list_of_far_beyond(still: World) -> None:
-    handle = still.tree.open(still.find(".kinetics/train.csv")).result()
+def test_list_of_far_beyond(fixed: Parts) -> None:
+    handle = fixed.fs.open(fixed.find(".kinetics/train.csv")).result()
     assert handle.read(2**62, 2**20) == b""
     assert handle.read(handle.size, 1) == b""
 
 
-def test_text_files(still: World) -> None:
+def test_text_files(fixed: Parts) -> None:
     def text(name: str) -> str:
-        return content(still.tree.open(still.find(f".kinetics/{name}")).result()).decode()
+        return content(fixed.fs.open(fixed.find(f".kinetics/{name}")).result()).decode()
 
     assert text("classes.txt").splitlines() == sorted(LABELS)
     assert (text("status.json"), text("metrics")) == ("0 clips\n", "clips 0\n")
@@ -365,32 +368,32 @@ def test_text_files(still: World) -> None:
     assert text("failures.csv").count("\n") == 1
 
 
-def test_failures_are_listed_where_the_clip_stands(world: World) -> None:
+def test_failures_are_listed_where_the_clip_stands(parts: Parts) -> None:
     error = FetchError(FailureKind.GONE, 'it said "no",\nor so', source="youtube")
-    world.store.failures.remember(CLIP, error)
-    world.store.failures.remember(Clip("not_in_this", 1, 2), error)
-    handle = world.tree.open(world.find(".kinetics/failures.csv")).result()
+    parts.store.failures.remember(CLIP, error)
+    parts.store.failures.remember(Clip("not_in_this", 1, 2), error)
+    handle = parts.fs.open(parts.find(".kinetics/failures.csv")).result()
     [row] = csv.DictReader(io.StringIO(content(handle).decode(), newline=""))
     assert row["path"] == f"validation/abseiling/{CLIP.name}"
     assert (row["kind"], row["reason"], row["source"]) == ("gone", 'it said "no", or so', "youtube")
-    assert world.store.status().failures == {"gone": 2}
+    assert parts.store.status().failures == {"gone": 2}
 
 
-def test_live_file_stays_as_it_was_opened(world: World) -> None:
-    handle = world.tree.open(world.find(".kinetics/status.json")).result()
+def test_live_file_stays_as_it_was_opened(parts: Parts) -> None:
+    handle = parts.fs.open(parts.find(".kinetics/status.json")).result()
     before = content(handle)
-    world.keep(b"x" * 1000)
+    parts.keep(b"x" * 1000)
     assert content(handle) == before
     assert handle.live
-    assert content(world.tree.open(world.find(".kinetics/status.json")).result()) != before
+    assert content(parts.fs.open(parts.find(".kinetics/status.json")).result()) != before
 
 
 # Opens ------------------------------------------------------------------------------------------------------------
 
 
-def test_clip_that_is_here_is_open_at_once(world: World) -> None:
-    world.keep(b"0123456789")
-    opened = world.tree.open(world.clip)
+def test_clip_that_is_here_is_open_at_once(parts: Parts) -> None:
+    parts.keep(b"0123456789")
+    opened = parts.fs.open(parts.clip)
     assert opened.done()
     handle = opened.result()
     assert (handle.size, handle.live) == (10, False)
@@ -398,38 +401,38 @@ def test_clip_that_is_here_is_open_at_once(world: World) -> None:
     assert handle.read(8, 100) == b"89"
     assert handle.read(10, 1) == b""
     handle.close()
-    assert world.fetcher.fetches == []
+    assert parts.fetcher.fetches == []
 
 
-def test_clip_that_is_not_here_is_open_when_it_is(world: World) -> None:
-    first, second = world.tree.open(world.clip), world.tree.open(world.clip)
+def test_clip_that_is_not_here_is_open_when_it_is(parts: Parts) -> None:
+    first, second = parts.fs.open(parts.clip), parts.fs.open(parts.clip)
     assert not first.done()
-    assert [clip for clip, _ in world.fetcher.fetches] == [CLIP, CLIP]
-    assert world.tree.xattr(world.clip, "user.kinetics.state") == b"fetching"
-    world.deliver(b"content")
+    assert [clip for clip, _ in parts.fetcher.fetches] == [CLIP, CLIP]
+    assert parts.fs.xattr(parts.clip, "user.kinetics.state") == b"fetching"
+    parts.deliver(b"content")
     for opened in (first, second):
         assert opened.done()
         handle = opened.result()
         assert handle.read(0, 100) == b"content"
         handle.close()
-    assert world.tree.xattr(world.clip, "user.kinetics.state") == b"cached"
-    world.tree.open(world.clip).result().close()
-    others = world.tree.entries(world.find(f"validation/{LABELS[3]}"))[:3]
-    failing, given_up, waiting = (world.tree.open(entry.ino) for entry in others)
-    world.fetcher.fetches[0][1].set_exception(FetchError(FailureKind.GONE, "gone"))
+    assert parts.fs.xattr(parts.clip, "user.kinetics.state") == b"cached"
+    parts.fs.open(parts.clip).result().close()
+    others = parts.fs.entries(parts.find(f"validation/{LABELS[3]}"))[:3]
+    failing, given_up, waiting = (parts.fs.open(entry.ino) for entry in others)
+    parts.fetcher.fetches[0][1].set_exception(FetchError(FailureKind.GONE, "gone"))
     assert failing.done()
     given_up.cancel()
     assert not waiting.done()
-    assert world.tree.opens() == OpenCounts(
+    assert parts.fs.opens() == OpenCounts(
         from_cache=1, not_in_cache=5, hit_rate=round(1 / 6, 4), fetched=2, failed=1, interrupted=1, waiting=1
     )
 
 
-def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:
-    world.keep(b"content")
-    world.tree.open(world.clip).result().close()
+def test_descriptors_are_closed_with_the_last_handle(parts: Parts) -> None:
+    parts.keep(b"content")
+    parts.fs.open(parts.clip).result().close()
     before = descriptors()
-    handles = [world.tree.open(world.clip).result() for _ in range(5)]
+    handles = [parts.fs.open(parts.clip).result() for _ in range(5)]
     assert descriptors() > before
     for handle in handles:
         assert handle.read(0, 7) == b"content"
@@ -437,14 +440,14 @@ def test_descriptors_are_closed_with_the_last_handle(world: World) -> None:
     assert descriptors() == before
 
 
-def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(world: World) -> None:
-    world.keep(b"warm")
-    world.tree.open(world.clip).result().close()
-    world.store.remove(CLIP)
+def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(parts: Parts) -> None:
+    parts.keep(b"warm")
+    parts.fs.open(parts.clip).result().close()
+    parts.store.remove(CLIP)
     before = descriptors()
-    cancelled, kept = world.tree.open(world.clip), world.tree.open(world.clip)
+    cancelled, kept = parts.fs.open(parts.clip), parts.fs.open(parts.clip)
     assert cancelled.cancel()
-    world.deliver(b"content")
+    parts.deliver(b"content")
     with pytest.raises(CancelledError):
         cancelled.result()
     handle = kept.result(timeout=0)
@@ -454,14 +457,14 @@ def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(world: World)
 
 
 def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.keep(b"warm")
-    world.tree.open(world.clip).result().close()
-    world.store.remove(CLIP)
+    parts.keep(b"warm")
+    parts.fs.open(parts.clip).result().close()
+    parts.store.remove(CLIP)
     before = descriptors()
-    opened = world.tree.open(world.clip)
-    real_open = world.store.open_nowait
+    opened = parts.fs.open(parts.clip)
+    real_open = parts.store.open_nowait
 
     def open_and_cancel(clip: Clip) -> object:
         stored = real_open(clip)
@@ -469,64 +472,64 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
         return stored
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.store, "open_nowait", open_and_cancel)
-        world.deliver(b"content")
+        patched.setattr(parts.store, "open_nowait", open_and_cancel)
+        parts.deliver(b"content")
     assert opened.cancelled()
     assert descriptors() == before
-    handle = world.tree.open(world.clip).result(timeout=0)
+    handle = parts.fs.open(parts.clip).result(timeout=0)
     assert handle.read(0, 10) == b"content"
     handle.close()
     assert descriptors() == before
 
 
-def test_open_that_can_no_longer_be_cancelled(world: World) -> None:
-    world.keep(b"content")
-    opened = world.tree.open(world.clip)
+def test_open_that_can_no_longer_be_cancelled(parts: Parts) -> None:
+    parts.keep(b"content")
+    opened = parts.fs.open(parts.clip)
     assert not opened.cancel()
     opened.result().close()
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_open_raises_what_the_fetch_raised(world: World, kind: FailureKind) -> None:
-    opened = world.tree.open(world.clip)
-    [(_, fetch)] = world.fetcher.fetches
+def test_open_raises_what_the_fetch_raised(parts: Parts, kind: FailureKind) -> None:
+    opened = parts.fs.open(parts.clip)
+    [(_, fetch)] = parts.fetcher.fetches
     error = FetchError(kind, "the reason")
     fetch.set_exception(error)
     assert opened.exception(timeout=0) is error
 
 
-def test_failure_of_a_cancelled_open_is_nobodys(world: World) -> None:
-    opened = world.tree.open(world.clip)
+def test_failure_of_a_cancelled_open_is_nobodys(parts: Parts) -> None:
+    opened = parts.fs.open(parts.clip)
     assert opened.cancel()
-    for _, fetch in world.fetcher.fetches:
+    for _, fetch in parts.fetcher.fetches:
         if fetch.set_running_or_notify_cancel():
             fetch.set_exception(FetchError(FailureKind.GONE, "the reason"))
     assert opened.cancelled()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many"), RuntimeError("a defect"), MemoryError()])
-def test_trouble_on_arrival_reaches_the_reader(world: World, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_trouble_on_arrival_reaches_the_reader(parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Whatever goes wrong after the fetch: a reader that nobody answers waits for ever."""
     for place in ("store", "handle"):
-        opened = world.tree.open(world.clip)
+        opened = parts.fs.open(parts.clip)
 
         def fail(*_: object, **__: object) -> object:
             raise error
 
         with monkeypatch.context() as broken:
             if place == "store":
-                broken.setattr(world.store, "open_nowait", fail)
+                broken.setattr(parts.store, "open_nowait", fail)
             else:
                 broken.setattr("kinetics_fs.vfs.opens.ClipHandle", fail)
-            world.deliver(b"content")
+            parts.deliver(b"content")
         assert opened.exception(timeout=0) is error
-        world.store.remove(CLIP)
+        parts.store.remove(CLIP)
 
 
-def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(world: World) -> None:
-    opened = world.tree.open(world.clip)
+def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(parts: Parts) -> None:
+    opened = parts.fs.open(parts.clip)
     for _ in range(20):
-        pending = [fetch for _, fetch in world.fetcher.fetches if not fetch.done()]
+        pending = [fetch for _, fetch in parts.fetcher.fetches if not fetch.done()]
         if not pending:
             break
         for fetch in pending:
@@ -534,86 +537,86 @@ def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not
     error = opened.exception(timeout=0)
     assert isinstance(error, FetchError)
     assert errno_of(error) == errno.ENOSPC
-    assert 1 < len(world.fetcher.fetches) < 10
+    assert 1 < len(parts.fetcher.fetches) < 10
 
 
-def test_damaged_file_is_fetched_again(world: World) -> None:
-    world.keep(b"content")
-    [path] = world.store.layout.clips.glob("*/*.mp4")
+def test_damaged_file_is_fetched_again(parts: Parts) -> None:
+    parts.keep(b"content")
+    [path] = parts.store.layout.clips.glob("*/*.mp4")
     path.chmod(0o600)
     path.write_bytes(b"cont")
-    opened = world.tree.open(world.clip)
+    opened = parts.fs.open(parts.clip)
     assert not opened.done()
-    world.deliver(b"content")
+    parts.deliver(b"content")
     assert content(opened.result()) == b"content"
     opened.result().close()
 
 
-def test_folders_are_not_opened(still: World) -> None:
+def test_folders_are_not_opened(fixed: Parts) -> None:
     for path in (".kinetics", "train", "train/abseiling"):
-        assert number_of(still.tree.open(still.find(path)).result) == "EISDIR"
-    assert number_of(still.tree.open(ROOT).result) == "EISDIR"
-    assert number_of(lambda: still.tree.open(2**40).result()) == "ENOENT"
+        assert number_of(fixed.fs.open(fixed.find(path)).result) == "EISDIR"
+    assert number_of(fixed.fs.open(ROOT).result) == "EISDIR"
+    assert number_of(lambda: fixed.fs.open(2**40).result()) == "ENOENT"
 
 
-def test_all_open_handles_show_one_content(world: World) -> None:
+def test_all_open_handles_show_one_content(parts: Parts) -> None:
     """A kernel has one set of pages for all of them."""
-    world.keep(b"old content")
-    first = world.tree.open(world.clip).result()
-    world.store.remove(CLIP)
-    world.keep(b"new")
-    second = world.tree.open(world.clip).result()
+    parts.keep(b"old content")
+    first = parts.fs.open(parts.clip).result()
+    parts.store.remove(CLIP)
+    parts.keep(b"new")
+    second = parts.fs.open(parts.clip).result()
     assert isinstance(first, ClipHandle)
     assert content(first) == content(second) == b"old content"
     assert (first.size, second.size) == (11, 11)
     first.close()
     assert content(second) == b"old content"
     second.close()
-    third = world.tree.open(world.clip).result()
+    third = parts.fs.open(parts.clip).result()
     assert third.consume_invalidation()
     assert content(third) == b"new"
     third.close()
 
 
-def test_size_shown_is_that_of_the_open_handles(world: World) -> None:
-    world.keep(b"old content")
-    first = world.tree.open(world.clip).result()
-    world.store.remove(CLIP)
-    world.keep(b"new")
-    assert world.tree.attributes(world.clip).size == first.size
+def test_size_shown_is_that_of_the_open_handles(parts: Parts) -> None:
+    parts.keep(b"old content")
+    first = parts.fs.open(parts.clip).result()
+    parts.store.remove(CLIP)
+    parts.keep(b"new")
+    assert parts.fs.attributes(parts.clip).size == first.size
     first.close()
-    assert world.tree.attributes(world.clip).size == 3
+    assert parts.fs.attributes(parts.clip).size == 3
 
 
 def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalog, tmp_path: Path) -> None:
     with Store(tmp_path / "cache") as store:
-        world = World(make_tree(catalog, store, StubFetcher()), catalog, store, StubFetcher())
-        world.keep(b"one")
+        parts = Parts(make_filesystem(catalog, store, StubFetcher()), catalog, store, StubFetcher())
+        parts.keep(b"one")
 
         def is_fresh() -> bool:
-            handle = world.tree.open(world.clip).result()
+            handle = parts.fs.open(parts.clip).result()
             fresh = handle.consume_invalidation()
             handle.close()
             return fresh
 
         assert [is_fresh() for _ in range(3)] == [True, False, False]
         store.remove(CLIP)
-        world.keep(b"two")
+        parts.keep(b"two")
         assert [is_fresh() for _ in range(3)] == [True, False, False]
-        world.tree = make_tree(catalog, store, StubFetcher())
+        parts.fs = make_filesystem(catalog, store, StubFetcher())
         assert [is_fresh() for _ in range(3)] == [False] * 3
 
 
-def test_many_threads_open_and_close(world: World) -> None:
-    world.keep(b"content")
-    world.tree.open(world.clip).result().close()
-    ino = world.clip
+def test_many_threads_open_and_close(parts: Parts) -> None:
+    parts.keep(b"content")
+    parts.fs.open(parts.clip).result().close()
+    ino = parts.clip
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
             for _ in range(60):
-                handle = world.tree.open(ino).result(timeout=60)
+                handle = parts.fs.open(ino).result(timeout=60)
                 assert handle.read(0, 100) == b"content"
                 handle.close()
         except BaseException as error:
@@ -635,26 +638,26 @@ def test_many_threads_open_and_close(world: World) -> None:
 # Extended attributes ----------------------------------------------------------------------------------------------
 
 
-def test_attributes_follow_the_state(world: World) -> None:
+def test_attributes_follow_the_state(parts: Parts) -> None:
     def state() -> bytes:
-        return world.tree.xattr(world.clip, "user.kinetics.state")
+        return parts.fs.xattr(parts.clip, "user.kinetics.state")
 
     assert state() == b"absent"
-    opened = world.tree.open(world.clip)
+    opened = parts.fs.open(parts.clip)
     assert state() == b"fetching"
-    world.deliver(b"content")
+    parts.deliver(b"content")
     opened.result().close()
     assert state() == b"cached"
-    world.store.remove(CLIP)
+    parts.store.remove(CLIP)
     assert state() == b"absent"
-    world.store.failures.remember(CLIP, FetchError(FailureKind.CREDENTIALS, "members only"))
+    parts.store.failures.remember(CLIP, FetchError(FailureKind.CREDENTIALS, "members only"))
     assert state() == b"failed"
-    assert world.tree.xattr(world.clip, "user.kinetics.error") == b"credentials: members only"
-    for name in world.tree.list_xattrs(world.clip):
-        assert world.tree.xattr(world.clip, name)
-    assert number_of(lambda: world.tree.xattr(world.clip, "user.kinetics.sha256")) == "ENODATA"
-    assert number_of(lambda: world.tree.xattr(world.clip, "security.capability")) == "ENODATA"
-    assert number_of(lambda: world.tree.xattr(ROOT, "user.kinetics.state")) == "ENODATA"
+    assert parts.fs.xattr(parts.clip, "user.kinetics.error") == b"credentials: members only"
+    for name in parts.fs.list_xattrs(parts.clip):
+        assert parts.fs.xattr(parts.clip, name)
+    assert number_of(lambda: parts.fs.xattr(parts.clip, "user.kinetics.sha256")) == "ENODATA"
+    assert number_of(lambda: parts.fs.xattr(parts.clip, "security.capability")) == "ENODATA"
+    assert number_of(lambda: parts.fs.xattr(ROOT, "user.kinetics.state")) == "ENODATA"
 
 
 # errno ------------------------------------------------------------------------------------------------------------
@@ -727,28 +730,28 @@ def test_errno_is_one_that_a_kernel_takes(number: int) -> None:
     assert 0 < found < 512
 
 
-def test_sizes_that_are_known_elsewhere(world: World) -> None:
+def test_sizes_that_are_known_elsewhere(parts: Parts) -> None:
     asked: list[str] = []
 
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         asked.extend(keys)
         return {CLIP.key: 12_345} if len(asked) < 100 else {}
 
-    tree = Filesystem(world.catalog, world.store, world.fetcher, FilesystemOptions(indexed_sizes=sizes))
-    assert tree.attributes(world.clip).size == 12_345
-    listed = dict(filter(None, tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)))
-    assert listed[CLIP.name] == tree.attributes(world.clip)
+    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(indexed_sizes=sizes))
+    assert filesystem.attributes(parts.clip).size == 12_345
+    listed = dict(filter(None, filesystem.entries_with_attributes(filesystem._entry(parts.clip).directory, 0, 1000)))
+    assert listed[CLIP.name] == filesystem.attributes(parts.clip)
     assert listed[CLIP.name].attr_cache is AttrCache.UNTIL_OPEN, "it may come from somewhere else"
 
-    world.keep(b"content")
-    assert tree.attributes(world.clip).size == len(b"content")
+    parts.keep(b"content")
+    assert filesystem.attributes(parts.clip).size == len(b"content")
 
 
-def test_sizes_that_cannot_be_told_any_more(world: World) -> None:
+def test_sizes_that_cannot_be_told_any_more(parts: Parts) -> None:
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         raise KineticsError("the indexes are damaged")
 
-    tree = Filesystem(world.catalog, world.store, world.fetcher, FilesystemOptions(indexed_sizes=sizes))
-    before = world.tree.attributes(world.clip)
-    assert tree.attributes(world.clip) == before
-    assert len(tree.entries_with_attributes(tree._entry(world.clip).directory, 0, 1000)) > 0
+    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(indexed_sizes=sizes))
+    before = parts.fs.attributes(parts.clip)
+    assert filesystem.attributes(parts.clip) == before
+    assert len(filesystem.entries_with_attributes(filesystem._entry(parts.clip).directory, 0, 1000)) > 0
