@@ -15,8 +15,9 @@ import pytest
 from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from tests.support.command_line import Mounted
+from tests.support.command_line import NEUTRAL, Mounted
 from tests.support.videos import Videos, make_videos
+from tests.support.youtube import FakeYouTube
 
 
 class Dataset(NamedTuple):
@@ -30,6 +31,11 @@ SERVERS = frozenset({"archives", "fetched", "host", "mount", "serve", "site", "y
 """Names of fixtures that start a server or use one."""
 
 T = TypeVar("T")
+
+
+def pytest_configure() -> None:
+    """Set the variables of `NEUTRAL` for all tests."""
+    os.environ.update(NEUTRAL)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -74,6 +80,13 @@ def youtube_videos(tmp_path_factory: pytest.TempPathFactory) -> Videos:
 def site(dataset: Dataset) -> Iterator[VideoSite]:
     with VideoSite(dataset.videos) as site:
         yield site
+
+
+@pytest.fixture
+def yt() -> Iterator[FakeYouTube]:
+    """A YouTube without videos."""
+    with FakeYouTube() as fake:
+        yield fake
 
 
 MountFactory = Callable[..., Mounted]

@@ -17,7 +17,6 @@ from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import CatalogError, FetchError, SettingError
 from tests.conftest import Dataset
-from tests.integration.fetch.test_fetcher import environment as environment
 
 HEADS = "massaging person's head"
 

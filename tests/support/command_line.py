@@ -20,15 +20,21 @@ from typing import Any, Self
 
 from kinetics_fs.cli import run
 
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")} | {
+NEUTRAL = {
     # Loopback is never behind a proxy, and plugins that a developer has installed are not used.
     "no_proxy": "127.0.0.1",
     "NO_PROXY": "127.0.0.1",
     "YTDLP_NO_PLUGINS": "1",
-    # The default is on the internet.
-    "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",
     "AWS_EC2_METADATA_DISABLED": "true",  # otherwise botocore waits for a service that does not exist
 }
+"""Variables that keep the settings of a developer out of the tests. They are set in the process of the tests too."""
+
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")},
+    **NEUTRAL,
+    "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",  # the default is on the internet
+}
+"""The environment of `kinetics-fs` in tests."""
 
 
 def kinetics_fs(*arguments: str | Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -367,6 +367,12 @@ class FakeYouTube:
         with self._lock:
             self._scenarios[video_id] = list(scenarios)
 
+    @property
+    def socket_timeout(self) -> float:
+        """Seconds that a client has to wait: a second if any answer stalls, else more than a busy machine takes."""
+        plans = [*self._scenarios.values(), *self.media_fault.values()]
+        return 1.0 if any("stall" in plan for plan in plans) else 20.0
+
     def player_requests(self, video_id: str) -> int:
         """How often the player API was asked for this video."""
         return len(self.player_clients(video_id))

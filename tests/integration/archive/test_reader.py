@@ -23,7 +23,6 @@ CONTENT = random.Random(5).randbytes(900_000)
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def home(site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", site.url)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     s3.forget()
     yield folder
     s3.forget()

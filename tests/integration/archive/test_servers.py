@@ -64,7 +64,6 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in (("CONFIG_FILE", os.devnull), ("SHARED_CREDENTIALS_FILE", os.devnull)):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     s3.forget()
     yield
     s3.forget()

@@ -36,7 +36,6 @@ FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ REFUSALS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "html": (NO_RESPONSE, ["Failed to parse JSON (caused by JSONDecodeError("]),
-    "stall": (NO_RESPONSE, ["timed out. (read timeout=0.3). Retrying (1/1)...", "(caused by TransportError("]),
+    "stall": (NO_RESPONSE, ["timed out. (read timeout=1.0). Retrying (1/1)...", "(caused by TransportError("]),
     "reset": (NO_RESPONSE, ["Retrying (1/1)...", "Unable to download API page: ('Connection aborted.'"]),
 }
 """Per scenario: the error after its prefix, and what each warning contains, in their order."""
@@ -203,7 +203,6 @@ def watchman() -> None:
 @pytest.fixture(autouse=True)
 def loopback_only(watchman: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     global _watching
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
     _strangers.clear()
     _watching = True
     yield
@@ -271,7 +270,7 @@ def drive(
         "cachedir": False,
         "allowed_extractors": ["^youtube$"],
         "format": "18",
-        "socket_timeout": 0.3,
+        "socket_timeout": yt.socket_timeout,
         "extractor_retries": 1,
         "retries": 1,
         "outtmpl": str(folder / "download.%(ext)s"),

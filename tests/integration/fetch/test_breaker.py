@@ -28,7 +28,6 @@ from tests.integration.fetch.test_fetcher import (
     error_of,
     until,
 )
-from tests.integration.fetch.test_fetcher import environment as environment
 from tests.integration.fetch.test_fetcher import fetcher as fetcher
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.command_line import kinetics_fs

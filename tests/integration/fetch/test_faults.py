@@ -15,14 +15,13 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
-from tests.support.command_line import ENVIRONMENT
 from tests.support.videos import RATE, Videos
 from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
 
 VIDEO = "-a_Video-01"
 CLIP = Clip(VIDEO, 22, 32)  # two seconds after a keyframe
 
-QUICK = {"socket_timeout": 1, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}
+QUICK = {"extractor_retries": 1, "retries": 1, "fragment_retries": 1}
 """For yt-dlp, as settings of a user are."""
 
 CLIP_CAME = "clip"
@@ -69,18 +68,6 @@ PARTIAL = ("expired", "truncate", "throttle")
 """Faults that leave something to go on with."""
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("no_proxy", "NO_PROXY", "YTDLP_NO_PLUGINS"):
-        monkeypatch.setenv(name, ENVIRONMENT[name])
-
-
-@pytest.fixture
-def yt() -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        yield fake
-
-
 Fetch = Callable[..., Outcome]
 
 
@@ -91,7 +78,7 @@ def fetch(yt: FakeYouTube, tmp_path: Path) -> Iterator[Fetch]:
         store = stack.enter_context(Store(tmp_path / "cache"))
 
         def run(timeout: float = 60) -> Outcome:
-            sources = SourceSettings(ytdlp={**yt.ytdlp_options, **QUICK})
+            sources = SourceSettings(ytdlp={**yt.ytdlp_options, **QUICK, "socket_timeout": yt.socket_timeout})
             fetcher = Fetcher(store, FetchSettings(workers=1, timeout=timeout, sources=sources))
             stack.callback(fetcher.close)
             try:

@@ -26,7 +26,6 @@ from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
-from tests.support.command_line import ENVIRONMENT
 
 CLIP = Clip("DEMOvideo-5", 0, 2)
 OTHER = Clip("_demo_vid3_", 3, 5)
@@ -40,12 +39,6 @@ PATIENCE = 60.0
 NO_SLEEP = {"extractor_retries": 0, "retries": 0}
 
 FetcherFactory = Callable[..., Fetcher]
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("no_proxy", "NO_PROXY", "YTDLP_NO_PLUGINS"):
-        monkeypatch.setenv(name, ENVIRONMENT[name])
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.integration.archive.test_source import index_of
 from tests.integration.fetch.test_fetcher import CLIP, NO_SLEEP, OTHER, PATIENCE, error_of
-from tests.integration.fetch.test_fetcher import environment as environment
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.tarballs import by_zlib, make_tar
 

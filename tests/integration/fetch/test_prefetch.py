@@ -17,7 +17,6 @@ from kinetics_fs.fetch.prefetch import Prefetch, State
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, until
-from tests.integration.fetch.test_fetcher import environment as environment
 from tests.support.mounts import short_clips
 
 CLIPS = sorted(short_clips(1))[:6]

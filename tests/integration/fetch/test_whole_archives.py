@@ -25,7 +25,6 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
-from tests.integration.fetch.test_fetcher import environment as environment
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.archive_site import ArchiveSite
 from tests.support.tarballs import by_zlib

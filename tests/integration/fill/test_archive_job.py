@@ -38,7 +38,6 @@ CLIPS = make_clips(12)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(job_module, "_CHECKPOINT_INTERVAL", 0.0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

@@ -45,7 +45,6 @@ class Host(NamedTuple):
 @pytest.fixture(autouse=True)
 def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
 

@@ -77,7 +77,7 @@ def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **param
     """The source as a worker makes it, but quick to give up; `youtube` are more arguments of the extractor."""
     options = copy.deepcopy(yt.ytdlp_options)
     options["extractor_args"]["youtube"].update(youtube or {})
-    quick = {"socket_timeout": 0.4, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}
+    quick = {"socket_timeout": yt.socket_timeout, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}
     settings = SourceSettings(ytdlp={**options, **quick, **params})
     # By way of JSON, as the settings reach a worker.
     return YouTubeSource(SourceSettings(**json.loads(json.dumps({"ytdlp": settings.ytdlp}))))

@@ -22,15 +22,10 @@ from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.conftest import Dataset
 from tests.support.youtube import AD_SECONDS, FakeYouTube
 
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
+
 VIDEO = "-demo_video"
 CLIP = Clip(VIDEO, 10, 20)
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # and back afterwards: a source goes elsewhere
-    monkeypatch.setenv("YTDLP_NO_PLUGINS", "1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture
