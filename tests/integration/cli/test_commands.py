@@ -1,4 +1,4 @@
-"""What holds for all commands: where settings come from, what wrong ones say, help, and what is loaded for it."""
+"""All commands: the sources of settings, errors about them, help, completion, and a closed pipe as output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from kinetics_fs.cli import COMMANDS, cli
 from kinetics_fs.cli.reference import walk_commands
 from kinetics_fs.config import Settings, table
-from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, run_command
 
 Arguments = tuple[str | Path, ...]
 
@@ -24,15 +24,15 @@ LEAVES = [name for name, _ in walk_commands()]
 
 
 def limit(*arguments: str | Path, config: Path = Path(os.devnull), **environment: Any) -> Any:
-    """The limit of the cache that a command comes to."""
-    done = kinetics_fs("--config", config, "status", "--json", *arguments, **environment)
+    """Return the cache limit that a command uses."""
+    done = run_command("--config", config, "status", "--json", *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["cache"]["limit"]
 
 
 def labels(*arguments: str | Path, config: Path = Path(os.devnull), **environment: Any) -> dict[str, dict[str, int]]:
-    """Class → split → number of clips."""
-    done = kinetics_fs("--config", config, "classes", "--json", *arguments, **environment)
+    """Return the clips that `classes` counts: label → split → number."""
+    done = run_command("--config", config, "classes", "--json", *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return {row["label"]: row["clips"] for row in json.loads(done.stdout)}
 
@@ -42,10 +42,10 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
-# Where a setting comes from
+# Sources of settings
 
 
-def test_size(cache: Path, config: Path) -> None:
+def test_size_comes_from_flag_environment_file_or_default(cache: Path, config: Path) -> None:
     store = ("--cache-dir", cache)
     config.write_text('cache-size = "3GB"\n')
 
@@ -55,7 +55,7 @@ def test_size(cache: Path, config: Path) -> None:
     assert limit(*store, "--cache-size", "1GB", config=config, KINETICS_FS_CACHE_SIZE="2GB") == 10**9
 
 
-def test_path(tmp_path: Path, config: Path) -> None:
+def test_path_comes_from_flag_environment_file_or_default(tmp_path: Path, config: Path) -> None:
     flag, variable, file = (tmp_path / name for name in ("flag", "variable", "file"))
     config.write_text(f"cache_dir = {json.dumps(str(file))}\n")
 
@@ -65,16 +65,16 @@ def test_path(tmp_path: Path, config: Path) -> None:
         (flag, ("--cache-dir", flag), {"KINETICS_FS_CACHE_DIR": str(variable)}),
     ]
     for folder, arguments, environment in cases:
-        done = kinetics_fs("--config", config, "status", "--json", *arguments, **environment)
+        done = run_command("--config", config, "status", "--json", *arguments, **environment)
         assert json.loads(done.stdout)["cache"]["folder"] == str(folder)
-    home = kinetics_fs("status", "--json", XDG_CACHE_HOME=str(tmp_path / "home"))
+    home = run_command("status", "--json", XDG_CACHE_HOME=str(tmp_path / "home"))
     assert json.loads(home.stdout)["cache"]["folder"] == str(tmp_path / "home/kinetics-fs")
 
 
-def test_home_in_a_path(tmp_path: Path, config: Path) -> None:
+def test_tilde_in_a_path_is_the_home(tmp_path: Path, config: Path) -> None:
     config.write_text('cache-dir = "~/file"\n')
     for flag, name in ((), "file"), (("--cache-dir=~/flag",), "flag"):
-        done = kinetics_fs("--config", config, "status", "--json", *flag, HOME=str(tmp_path))
+        done = run_command("--config", config, "status", "--json", *flag, HOME=str(tmp_path))
         assert json.loads(done.stdout)["cache"]["folder"] == str(tmp_path / name)
     home = Path("~").expanduser()
     settings = Settings(annotations=("~/a.csv",), folder=(Path("~/b"),), archive_url="~/c", cookies=Path("~/d"))
@@ -83,7 +83,7 @@ def test_home_in_a_path(tmp_path: Path, config: Path) -> None:
     assert Settings(cache_dir=Path("/~nobody-is-called-that/~")).cache_dir == Path("/~nobody-is-called-that/~")
 
 
-def test_list(chosen: Arguments, config: Path) -> None:
+def test_list_comes_from_flag_environment_or_file(chosen: Arguments, config: Path) -> None:
     surfing, massage, football = "surfing water", "massaging person's head", "passing American football (in game)"
     config.write_text(f'class = ["{surfing}", "{massage}"]\n')
 
@@ -94,12 +94,12 @@ def test_list(chosen: Arguments, config: Path) -> None:
     assert set(labels(*chosen, config=config, KINETICS_FS_CLASS=surfing)) == {surfing}
     given = ("--class", football, "--class", surfing)
     assert set(labels(*chosen, *given, config=config, KINETICS_FS_CLASS=massage)) == {football, surfing}
-    # One value needs no brackets.
+    # A single value need not be an array.
     config.write_text(f'class = "{massage}"\n')
     assert set(labels(*chosen, config=config)) == {massage}
 
 
-def test_number(chosen: Arguments, config: Path) -> None:
+def test_number_comes_from_flag_environment_or_file(chosen: Arguments, config: Path) -> None:
     config.write_text('max-samples = 2\nsplit = ["validation"]\n')
 
     def samples(*arguments: str, **environment: str) -> int:
@@ -111,8 +111,8 @@ def test_number(chosen: Arguments, config: Path) -> None:
     assert samples("--max-samples", "3", KINETICS_FS_MAX_SAMPLES="1") == 3
 
 
-def test_switch(chosen: Arguments, config: Path) -> None:
-    # Which clips a shuffle takes shows in the classes that are left.
+def test_switch_comes_from_flag_environment_or_file(chosen: Arguments, config: Path) -> None:
+    # The classes of the selected clips show which clips a shuffle selects.
     config.write_text("shuffle = true\nseed = 3\nmax-samples = 2\nsplit = 'validation'\n")
     shuffled = labels(*chosen, config=config)
     plain = labels(*chosen, "--split", "validation", "--max-samples", "2")
@@ -135,12 +135,12 @@ def test_switch(chosen: Arguments, config: Path) -> None:
         ("0.5g", 5 * 10**8),
     ],
 )
-def test_sizes(cache: Path, text: str, expected: int) -> None:
+def test_size_units(cache: Path, text: str, expected: int) -> None:
     assert limit("--cache-dir", cache, "--cache-size", text) == expected
 
 
 def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
-    """The complaint of a command, without the usage that goes before it."""
+    """Return the error of a command without the usage before it; it must be a single line."""
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -149,13 +149,13 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("text", ["much", "", " ", "-5GB", "1.2.3GB", "5 bananas", "GB", "5IB", "1e9", "nan"])
-def test_nonsense_for_a_size(cache: Path, config: Path, text: str) -> None:
-    done = kinetics_fs("status", "--cache-dir", cache, "--cache-size", text)
+def test_invalid_size_is_refused_in_one_sentence(cache: Path, config: Path, text: str) -> None:
+    done = run_command("status", "--cache-dir", cache, "--cache-size", text)
     assert done.returncode == 2
     assert "--cache-size" in one_sentence(done)
 
     config.write_text(f"cache-size = {json.dumps(text)}\n")
-    done = kinetics_fs("--config", config, "status", "--cache-dir", cache)
+    done = run_command("--config", config, "status", "--cache-dir", cache)
     assert done.returncode == 2
     assert "cache-size" in one_sentence(done)
 
@@ -163,11 +163,11 @@ def test_nonsense_for_a_size(cache: Path, config: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "line", ["cache-size = -5", "cache-size = true", "cache-size = []", "cache-dir = 5", "min-free = [1, 2]"]
 )
-def test_wrong_type_in_the_file(cache: Path, config: Path, line: str) -> None:
+def test_wrong_type_in_the_file_is_refused_in_one_sentence(cache: Path, config: Path, line: str) -> None:
     config.write_text(line + "\n")
     rest = () if "cache-dir" in line else ("--cache-dir", cache)
 
-    done = kinetics_fs("--config", config, "status", *rest)
+    done = run_command("--config", config, "status", *rest)
 
     assert done.returncode in (1, 2)
     one_sentence(done)
@@ -186,33 +186,33 @@ def test_wrong_type_in_the_file(cache: Path, config: Path, line: str) -> None:
         ("\x00", "TOML"),
     ],
 )
-def test_file_with_a_mistake(config: Path, text: str, hint: str) -> None:
+def test_mistake_in_the_file_is_named_with_a_hint(config: Path, text: str, hint: str) -> None:
     config.write_text(text)
 
-    done = kinetics_fs("--config", config, "status")
+    done = run_command("--config", config, "status")
 
     assert done.returncode == 1
     assert hint in one_sentence(done)
     assert str(config) in one_sentence(done)
 
 
-def test_file_that_is_no_text(config: Path) -> None:
+def test_binary_file_is_refused_in_one_sentence(config: Path) -> None:
     config.write_bytes(b"cache-dir = '\xff'\n")
 
-    done = kinetics_fs("--config", config, "status")
+    done = run_command("--config", config, "status")
 
     assert done.returncode == 1
     one_sentence(done)
 
 
-def test_file_that_is_not_there(config: Path) -> None:
-    done = kinetics_fs("--config", config, "status")
+def test_missing_file_is_refused_in_one_sentence(config: Path) -> None:
+    done = run_command("--config", config, "status")
 
     assert done.returncode == 1
     assert str(config) in one_sentence(done)
 
 
-def test_file_of_the_user(tmp_path: Path, cache: Path) -> None:
+def test_file_in_the_configuration_directory_is_read(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "config/kinetics-fs"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text("cache-size = '4GB'\n")
@@ -228,18 +228,18 @@ def test_file_of_the_user(tmp_path: Path, cache: Path) -> None:
     assert json.loads(done.stdout)["cache"]["limit"] == 4 * 10**9
 
 
-# What they print
+# Output
 
 
-def test_classes(chosen: Arguments) -> None:
-    done = kinetics_fs("classes", "--json", *chosen)
+def test_classes_lists_labels_indexes_and_clips(chosen: Arguments) -> None:
+    done = run_command("classes", "--json", *chosen)
     assert json.loads(done.stdout) == [
         {"label": "massaging person's head", "index": 0, "clips": {"validation": 1}},
         {"label": "passing American football (in game)", "index": 1, "clips": {"validation": 1}},
         {"label": "surfing water", "index": 2, "clips": {"train": 2, "validation": 2}},
     ]
 
-    lines = [line.split() for line in kinetics_fs("classes", *chosen).stdout.splitlines()]
+    lines = [line.split() for line in run_command("classes", *chosen).stdout.splitlines()]
     assert lines == [
         ["index", "class", "train", "validation"],
         ["0", "massaging", "person's", "head", "0", "1"],
@@ -249,17 +249,17 @@ def test_classes(chosen: Arguments) -> None:
     ]
 
 
-def test_classes_of_a_selection_keep_their_numbers(chosen: Arguments) -> None:
-    [row] = json.loads(kinetics_fs("classes", "--json", *chosen, "--split", "train").stdout)
+def test_classes_of_a_selection_keep_their_indexes(chosen: Arguments) -> None:
+    [row] = json.loads(run_command("classes", "--json", *chosen, "--split", "train").stdout)
 
     assert row == {"label": "surfing water", "index": 2, "clips": {"train": 2}}
 
 
-def test_refused_rows_are_told(chosen: Arguments, annotations: Path) -> None:
+def test_invalid_rows_of_annotations_are_counted_on_standard_error(chosen: Arguments, annotations: Path) -> None:
     with annotations.open("a") as file:
         file.write("surfing water,short,1,2,train\nsurfing water,demo_video4,9,8,train\n")
 
-    done = kinetics_fs("classes", "--json", *chosen)
+    done = run_command("classes", "--json", *chosen)
 
     assert len(json.loads(done.stdout)) == 3
     assert "2 invalid rows" in done.stderr
@@ -267,23 +267,23 @@ def test_refused_rows_are_told(chosen: Arguments, annotations: Path) -> None:
 
 
 def test_status_of_an_empty_cache(cache: Path) -> None:
-    done = kinetics_fs("status", "--cache-dir", cache, "--cache-size", "200GB")
+    done = run_command("status", "--cache-dir", cache, "--cache-size", "200GB")
 
     assert done.returncode == 0
     assert f"{cache}: 0 clips, 0 bytes (of 200.0 GB)" in done.stdout
 
 
-def test_status_of_what_is_no_mount(tmp_path: Path) -> None:
-    done = kinetics_fs("status", tmp_path)
+def test_status_of_a_folder_that_is_not_a_mount_fails(tmp_path: Path) -> None:
+    done = run_command("status", tmp_path)
 
     assert done.returncode == 1
     assert str(tmp_path) in one_sentence(done)
 
 
-def test_foreign_folder_is_no_cache(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_used_as_cache(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
 
-    done = kinetics_fs("failures", "list", "--cache-dir", tmp_path)
+    done = run_command("failures", "list", "--cache-dir", tmp_path)
 
     assert done.returncode == 1
     assert str(tmp_path) in one_sentence(done)
@@ -291,8 +291,8 @@ def test_foreign_folder_is_no_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("status", "--nonsense"), ("prefetch", "--workers", "0")])
-def test_wrong_usage(arguments: tuple[str, ...]) -> None:
-    done = kinetics_fs(*arguments)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    done = run_command(*arguments)
 
     assert done.returncode == 2
     one_sentence(done)
@@ -303,20 +303,20 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("command", LEAVES)
 def test_help_has_an_example(command: str) -> None:
-    done = kinetics_fs(*command.split(), "--help")
+    done = run_command(*command.split(), "--help")
 
     assert done.returncode == 0
     usage, _, rest = done.stdout.partition("\n")
     assert usage.startswith(f"Usage: kinetics-fs {command}")
     assert re.search(rf"^ +kinetics-fs {command}\b", rest, re.MULTILINE)
-    assert kinetics_fs(*command.split(), "-h").stdout == done.stdout
+    assert run_command(*command.split(), "-h").stdout == done.stdout
 
 
 def test_help_lists_every_command() -> None:
-    said = kinetics_fs("--help").stdout
+    said = run_command("--help").stdout
 
-    for text in (said, *(kinetics_fs(group, "--help").stdout for group in ("index", "failures", "pin"))):
-        assert "..." not in text.partition("Commands:")[2], "what a command does is cut off"
+    for text in (said, *(run_command(group, "--help").stdout for group in ("index", "failures", "pin"))):
+        assert "..." not in text.partition("Commands:")[2], "a short help is cut off"
     assert {leaf.split()[0] for leaf in LEAVES} == set(re.findall(r"^  ([a-z]+)  ", said, re.MULTILINE))
 
 
@@ -333,7 +333,7 @@ def test_help_lists_every_command() -> None:
 def test_completion(shell: str, words: tuple[str, ...], expected: set[str]) -> None:
     line = " ".join(("kinetics-fs", *words))
     current = str(len(words)) if shell != "fish" else words[-1]
-    done = kinetics_fs(_KINETICS_FS_COMPLETE=f"{shell}_complete", COMP_WORDS=line, COMP_CWORD=current)
+    done = run_command(_KINETICS_FS_COMPLETE=f"{shell}_complete", COMP_WORDS=line, COMP_CWORD=current)
 
     # bash: type,value per line; fish: type,value<tab>help; zsh: type, value and help on a line each
     lines = done.stdout.splitlines()
@@ -349,7 +349,7 @@ def test_the_list_of_commands_has_the_short_help_of_each(name: str) -> None:
 
 
 def test_help_all_shows_rare_options_too() -> None:
-    usual, whole = (kinetics_fs("mount", option).stdout for option in ("--help", "--help-all"))
+    usual, whole = (run_command("mount", option).stdout for option in ("--help", "--help-all"))
 
     rare = {f"--{name}" for name, setting in table().items() if setting.about.rare}
     assert rare, "or nothing is tested"
@@ -382,11 +382,11 @@ def test_help_loads_little(arguments: tuple[str, ...]) -> None:
     assert loaded.isdisjoint(heavy)
 
 
-# The reader of the output goes away
+# A closed pipe as output
 
 
 @pytest.mark.parametrize("arguments", [("classes",), ("classes", "--json"), ("status", "--json"), ("--help",)])
-def test_nobody_reads(chosen: Arguments, arguments: tuple[str, ...]) -> None:
+def test_a_closed_pipe_ends_a_command_silently(chosen: Arguments, arguments: tuple[str, ...]) -> None:
     more = {"classes": chosen, "status": chosen[2:4]}.get(arguments[0], ())
     reader, writer = os.pipe()
     os.close(reader)
@@ -406,8 +406,8 @@ def test_nobody_reads(chosen: Arguments, arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_head(chosen: Arguments, annotations: Path) -> None:
-    # More than a pipe holds, so that the writer is still at it when its reader has had enough.
+def test_a_pipe_closed_in_the_middle_ends_a_command_silently(chosen: Arguments, annotations: Path) -> None:
+    # More than the capacity of a pipe: the reader ends before the writer.
     with annotations.open("a") as file:
         file.writelines(
             f"{'a long label ' * 8}{number},demo_video4,{number},{number + 1},train\n" for number in range(3000)

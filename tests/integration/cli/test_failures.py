@@ -1,4 +1,4 @@
-"""`kinetics-fs failures`: what it says of failures, tries again, and takes from one cache to another."""
+"""`kinetics-fs failures` and `status --coverage`: list, count, retry, forget, export and import failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Store
 from tests.integration.cli.conftest import Prefetch
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 
 Arguments = tuple[str | Path, ...]
 Done = subprocess.CompletedProcess[str]
@@ -27,7 +27,7 @@ Done = subprocess.CompletedProcess[str]
 SURF, MASSAGE, FOOTBALL = Clip("-demo_video", 10, 12), Clip("demo-video2", 0, 2), Clip(GONE, 5, 15)
 TRAIN = Clip("demo_video4", 0, 2)
 ELSEWHERE = Clip("elsewhere-1", 0, 10)
-"""In no annotations."""
+"""A clip that no annotations contain."""
 
 FAILURES = {
     ELSEWHERE: FetchError(FailureKind.GONE, "elsewhere-1: Video unavailable", source="youtube"),
@@ -36,12 +36,12 @@ FAILURES = {
     TRAIN: FetchError(FailureKind.LOCAL, "no room for 1,500 bytes"),
     SURF: FetchError(FailureKind.BLOCKED, "not a\nbot? \x1b[2J", source="youtube"),
 }
-"""In the order in which they happen."""
+"""In chronological order."""
 
 
 @pytest.fixture
 def failed(cache: Path) -> Arguments:
-    """A cache that remembers `FAILURES`, as arguments of a command."""
+    """A cache that remembers `FAILURES`; the arguments that make a command use it."""
     with Store(cache) as store:
         for clip, error in FAILURES.items():
             store.failures.remember(clip, error)
@@ -49,14 +49,14 @@ def failed(cache: Path) -> Arguments:
 
 
 def failures(*arguments: str | Path, code: int = 0, **more: Any) -> Done:
-    done = kinetics_fs("failures", *arguments, **more)
+    done = run_command("failures", *arguments, **more)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
 def coverage(*arguments: str | Path, code: int = 0) -> Done:
-    done = kinetics_fs("status", "--coverage", *arguments)
+    done = run_command("status", "--coverage", *arguments)
     assert done.returncode == code, done.stderr
     return done
 
@@ -69,10 +69,10 @@ def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-# What is remembered
+# List
 
 
-def test_list_for_people(failed: Arguments) -> None:
+def test_list_prints_a_table(failed: Arguments) -> None:
     header, *lines = failures("list", *failed).stdout.splitlines()
 
     assert [line[:25] for line in lines] == [clip.key for clip in reversed(FAILURES)]
@@ -88,7 +88,7 @@ def test_list_for_people(failed: Arguments) -> None:
     assert [line[header.index("next try") :].startswith("when opened") for line in lines].index(True) == 1
 
 
-def test_list_as_csv_says_what_json_says(failed: Arguments) -> None:
+def test_list_prints_the_same_as_csv_and_json(failed: Arguments) -> None:
     table = rows(failures("list", "--csv", *failed).stdout)
     objects = json.loads(failures("list", "--json", *failed).stdout)
 
@@ -101,7 +101,7 @@ def test_list_as_csv_says_what_json_says(failed: Arguments) -> None:
     assert table[0]["last"].endswith("+00:00")
 
 
-def test_list_of_kinds(failed: Arguments) -> None:
+def test_list_filters_by_kind(failed: Arguments) -> None:
     assert keys(*failed, "--kind", "gone", "--kind", "local") == [TRAIN.key, FOOTBALL.key, ELSEWHERE.key]
     none = failures("list", *failed, "--kind", "corrupt")
     assert none.stdout == "No such failures are remembered.\n"
@@ -110,16 +110,16 @@ def test_list_of_kinds(failed: Arguments) -> None:
     failures("list", *failed, "--json", "--csv", code=2)
 
 
-def test_list_of_a_selection(failed: Arguments, annotations: Path, tmp_path: Path) -> None:
+def test_list_filters_by_selection(failed: Arguments, annotations: Path, tmp_path: Path) -> None:
     ours = (*failed, "--annotations", annotations)
     assert keys(*ours) == [SURF.key, TRAIN.key, MASSAGE.key, FOOTBALL.key]
     assert keys(*ours, "--split", "validation", "--class", "surfing water") == [SURF.key]
     assert keys(*ours, "--kind", "gone") == [FOOTBALL.key]
     assert keys(*ours, KINETICS_FS_SPLIT="train") == [TRAIN.key]
-    # As everywhere, a setting of the file counts as given.
+    # A selection in the configuration file counts as given.
     config = tmp_path / "config.toml"
     config.write_text(f"annotations = {json.dumps(str(annotations))}\nsplit = 'train'\n")
-    done = kinetics_fs("--config", config, "failures", "list", "--json", *failed)
+    done = run_command("--config", config, "failures", "list", "--json", *failed)
     assert [failure["key"] for failure in json.loads(done.stdout)] == [TRAIN.key]
     wrong = failures("list", *ours, "--class", "surfing watr", code=1)
     assert "surfing water" in wrong.stderr
@@ -140,7 +140,7 @@ def test_list_summary_counts_failures_by_reason(failed: Arguments, annotations: 
     assert "--summary and --csv" in failures("list", "--summary", "--csv", *failed, code=2).stderr
 
 
-# Before a training
+# Coverage
 
 
 def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: Path, failed: Arguments) -> None:
@@ -149,7 +149,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
     )
     with Store(cache) as store:
         store.remove(TRAIN)  # evicted
-        store.failures.remember(Clip("DEMOvideo-5", 8, 10), FetchError(FailureKind.GONE, "no more"))  # but it is here
+        store.failures.remember(Clip("DEMOvideo-5", 8, 10), FetchError(FailureKind.GONE, "no more"))  # but it is cached
 
     told = json.loads(coverage("--json", *chosen).stdout)
 
@@ -206,10 +206,12 @@ def test_coverage_of_a_part(chosen: Arguments, failed: Arguments) -> None:
     assert "unavailable" in nothing.stdout
 
 
-# Again
+# Retry and forget
 
 
-def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Path) -> None:
+def test_retry_fetches_named_selected_or_all_clips(
+    prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Path
+) -> None:
     football = ("--class", "passing American football (in game)")
     site.fail["demo-video2"] = 404
     assert prefetch("--split", "validation").returncode == 3
@@ -220,10 +222,10 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
     def more() -> dict[str, int]:
         return {video: site.video_fetches(video) - count for video, count in before.items()}
 
-    # Without a selection it is of no one's.
+    # No clips are chosen, or both all and one.
     failures("retry", *to_site, code=2)
     failures("retry", *to_site, "--all", GONE, code=2)
-    named = failures("retry", *to_site, "--json", "--", f"{MASSAGE.name}", timeout=110)
+    named = failures("retry", *to_site, "--json", "--", f"{MASSAGE.name}")
     assert json.loads(named.stdout) == {
         "clips": 1,
         "fetched": 1,
@@ -235,7 +237,7 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
     assert keys("--cache-dir", cache) == [FOOTBALL.key]
     assert more() == {GONE: 0, "demo-video2": 1, "-demo_video": 0}
 
-    part = failures("retry", *to_site, *chosen[:2], *football, timeout=110, code=3)
+    part = failures("retry", *to_site, *chosen[:2], *football, code=3)
     assert part.stdout.startswith("0 fetched, 0 already cached, 1 unavailable\n  1 gone\n")
     [failure] = json.loads(failures("list", "--json", "--cache-dir", cache).stdout)
     assert failure["attempts"] == 2
@@ -243,11 +245,11 @@ def test_retry(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Pa
     assert more()[GONE] == 1
 
     assert json.loads(failures("retry", *to_site, "--kind", "blocked", "--json").stdout)["clips"] == 0
-    failures("retry", *to_site, "--all", timeout=110, code=3)
+    failures("retry", *to_site, "--all", code=3)
     assert more() == {GONE: 2, "demo-video2": 1, "-demo_video": 0}
 
 
-def test_clear_of_kinds(failed: Arguments) -> None:
+def test_clear_filters_by_kind(failed: Arguments) -> None:
     failures("clear", *failed, code=2)
     assert failures("clear", *failed, "--kind", "gone", "--", SURF.key).stdout == "0 failures forgotten\n"
     assert failures("clear", *failed, "--kind", "gone", "--kind", "blocked").stdout == "3 failures forgotten\n"
@@ -255,10 +257,12 @@ def test_clear_of_kinds(failed: Arguments) -> None:
     assert failures("clear", *failed, "--all").stdout == "2 failures forgotten\n"
 
 
-# From one cache to another
+# Export and import
 
 
-def test_what_a_lab_shares(failed: Arguments, tmp_path: Path, prefetch: Prefetch, site: VideoSite) -> None:
+def test_an_exported_list_is_believed_by_another_cache(
+    failed: Arguments, tmp_path: Path, prefetch: Prefetch, site: VideoSite
+) -> None:
     shared, other = tmp_path / "dead clips.jsonl", ("--cache-dir", tmp_path / "other")
     done = failures("export", *failed, shared)
     assert (done.stdout, done.stderr) == ("", "2 failures written\n")
@@ -274,14 +278,14 @@ def test_what_a_lab_shares(failed: Arguments, tmp_path: Path, prefetch: Prefetch
     assert {failure["source"] for failure in told} == {"imported youtube"}
     assert [failure["last_at"] for failure in told] == [line["last_at"] for line in lines]
 
-    # It is believed: nobody asks the site.
+    # The other cache does not request the clip.
     part = prefetch(*other, "--class", "passing American football (in game)", "--json")
     assert part.returncode == 3
     assert json.loads(part.stdout)["failures"] == {"gone": 1}
     assert site.video_fetches(GONE) == 0
 
 
-def test_what_travels_only_when_asked_for(failed: Arguments, tmp_path: Path) -> None:
+def test_other_kinds_are_shared_only_if_named(failed: Arguments, tmp_path: Path) -> None:
     shared, other = tmp_path / "dead clips.jsonl", ("--cache-dir", tmp_path / "other")
     failures("export", *failed, "--kind", "gone", "--kind", "credentials", shared)
     assert len(shared.read_text().splitlines()) == 3
@@ -296,7 +300,7 @@ def test_what_travels_only_when_asked_for(failed: Arguments, tmp_path: Path) -> 
     assert keys(*other, "--kind", "credentials") == [MASSAGE.key]
 
 
-def test_a_list_with_mistakes(cache: Path, tmp_path: Path) -> None:
+def test_import_skips_invalid_lines(cache: Path, tmp_path: Path) -> None:
     good = {"key": GONE + "_000005_000015", "kind": "gone", "last_at": time.time() + 1e6}
     bad = [{**good, "key": "../../x"}, {**good, "kind": "blocked"}, {**good, "last_at": "today"}, {**good, "reason": 5}]
     lines = [json.dumps(bad[0]), json.dumps(good), *map(json.dumps, bad[1:])]
@@ -314,7 +318,7 @@ def test_a_list_with_mistakes(cache: Path, tmp_path: Path) -> None:
     assert failure["first_at"] <= failure["last_at"] <= time.time()
 
 
-def test_a_list_that_is_not_there(cache: Path, tmp_path: Path) -> None:
+def test_import_of_a_missing_list_is_wrong_usage(cache: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         done = failures("import", "--cache-dir", cache, path, code=2)
         assert str(path) in done.stderr

@@ -14,7 +14,7 @@ import pytest
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout, Store
 from tests.integration.cli.conftest import ROWS
-from tests.support.command_line import Mounted, kinetics_fs, reason
+from tests.support.command_line import Mounted, reason, run_command
 from tests.support.store import UNIT, query
 
 Arguments = tuple[str | Path, ...]
@@ -24,14 +24,14 @@ MASSAGE, SURFING = "massaging person's head", "surfing water"
 
 @pytest.fixture
 def filled(fetched: Path, chosen: Arguments, cache: Path) -> Arguments:
-    """A cache with three clips of validation, as arguments of a command."""
+    """A cache with three clips of validation; the arguments that make a command use it."""
     shutil.copytree(fetched, cache)
     return chosen
 
 
 def said(name: str, *arguments: str | Path, code: int = 0, **environment: str) -> Any:
-    """What `kinetics-fs pin` prints as JSON."""
-    done = kinetics_fs(*(("pin",) if name != "status" else ()), name, *arguments, "--json", timeout=60, **environment)
+    """Return the JSON output of `kinetics-fs pin`, or of `status`."""
+    done = run_command(*(("pin",) if name != "status" else ()), name, *arguments, "--json", **environment)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     return json.loads(done.stdout)
 
@@ -44,7 +44,7 @@ def bytes_of(cache: Path, which: str) -> int:
 
 def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> None:
     surfing = bytes_of(cache, "key NOT LIKE 'demo%'")
-    assert kinetics_fs("pin", "list", *filled).stdout == "No clips are pinned.\n"
+    assert run_command("pin", "list", *filled).stdout == "No clips are pinned.\n"
 
     assert said("add", *filled, "--class", SURFING) == {
         "clips": 4,
@@ -53,21 +53,21 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
         "new": 4,
         "total": {"clips": 4, "cached": 2, "bytes": surfing},
     }
-    again = kinetics_fs("pin", "add", *filled, "--split", "validation", "--cache-size", "1000")
+    again = run_command("pin", "add", *filled, "--split", "validation", "--cache-size", "1000")
     assert again.returncode == 0
     assert again.stdout.startswith("4 clips pinned, 3 of them cached (")
     assert again.stdout.endswith("; 2 of them were not pinned before\n")
     assert "more than --cache-size (1.0 kB)" in again.stderr
     listed = said("list", *filled)
     assert listed["total"]["clips"] == 6
-    assert "; 6 clips pinned, 3 of them cached, " in kinetics_fs("status", "--cache-dir", cache).stdout
+    assert "; 6 clips pinned, 3 of them cached, " in run_command("status", "--cache-dir", cache).stdout
     assert [(row["split"], row["label"], row["clips"], row["cached"]) for row in listed["classes"]] == [
         ("train", SURFING, 2, 0),
         ("validation", MASSAGE, 1, 1),
         ("validation", ROWS[3][0], 1, 0),
         ("validation", SURFING, 2, 2),
     ]
-    lines = kinetics_fs("pin", "list", *filled, "--split", "train").stdout.splitlines()
+    lines = run_command("pin", "list", *filled, "--split", "train").stdout.splitlines()
     assert [line.split()[:5] for line in lines[1:]] == [
         ["train", "surfing", "water", "2", "0"],
         ["Total:", "6", "clips", "pinned,", "3"],
@@ -83,12 +83,12 @@ def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
         pass
     place = "--cache-dir", cache
     for wrong in (["pin", "add"], ["pin", "remove"], ["pin", "remove", "--all", "--split", "train"]):
-        done = kinetics_fs(*wrong, *place)
+        done = run_command(*wrong, *place)
         assert done.returncode == 2
-        assert "a selection" in done.stderr
-    # Where a selection stands in the environment, as for a mount, --all is still all.
+        assert "selection" in done.stderr
+    # A selection in the environment does not restrict --all.
     said("remove", "--all", *place, KINETICS_FS_SPLIT="train")
-    wrong_class = kinetics_fs("pin", "add", *place, "--annotations", annotations, "--class", "surfing watr")
+    wrong_class = run_command("pin", "add", *place, "--annotations", annotations, "--class", "surfing watr")
     assert wrong_class.returncode == 1
     assert SURFING in wrong_class.stderr
 
@@ -103,14 +103,14 @@ def test_a_running_mount_spares_pinned_clips(filled: Arguments, cache: Path, sit
         first.read_bytes()
         states = [os.getxattr(path, "user.kinetics.state") for path in mounted.root.glob("validation/*/*.mp4")]
         assert sorted(states) == [b"absent", b"absent", b"absent", b"cached"]
-        assert os.getxattr(oldest, "user.kinetics.state") == b"cached", "although it was the first to come"
+        assert os.getxattr(oldest, "user.kinetics.state") == b"cached", "although it is the oldest"
 
         said("add", *filled, "--split", "train")
         with pytest.raises(OSError) as caught:
             second.read_bytes()
         assert caught.value.errno == errno.ENOSPC
         assert "kinetics-fs pin remove" in reason(second)
-        assert not any(second.name[:11] in path for path, _ in site.requests), "nobody was asked for it"
+        assert not any(second.name[:11] in path for path, _ in site.requests), "no source was asked"
         status = mounted.status()["cache"]
         assert (status["pinned_clips"], status["pinned_cached"]) == (3, 2)
 
