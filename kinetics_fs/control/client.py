@@ -78,25 +78,10 @@ class Connection:
         """
         self._socket.settimeout(None if on_progress else self._timeout)
         text = [line.encode() + b"\n" for line in lines]
-        message = {"request": name, **parameters, **({"lines": len(text)} if text else {})}
-        try:
-            self._file.write(json.dumps(message).encode() + b"\n")
-            self._file.writelines(text)
-            self._file.flush()
-            while True:
-                answer = json.loads(self._file.readline(_MAX_ANSWER) or b"null")
-                if answer is None:
-                    raise NoAnswerError(
-                        f"cannot get an answer from the mount on {self._mountpoint}: it has ended; see its log"
-                    )
-                if "progress" not in answer:
-                    break
-                if on_progress is not None:
-                    on_progress(answer["progress"])
-        except (OSError, ValueError) as error:
-            raise NoAnswerError(
-                f"cannot get an answer from the mount on {self._mountpoint}: {error}; see kinetics-fs status"
-            ) from error
+        self._send({"request": name, **parameters, **({"lines": len(text)} if text else {})}, text)
+        while "progress" in (answer := self._receive()):
+            if on_progress is not None:
+                on_progress(answer["progress"])
         if "error" in answer:
             raise MountError(str(answer["error"]))
         if "result" not in answer:
@@ -105,6 +90,29 @@ class Connection:
                 " unmount it and mount it again"
             )
         return answer["result"]
+
+    def _send(self, message: dict[str, object], lines: list[bytes]) -> None:
+        try:
+            self._file.write(json.dumps(message).encode() + b"\n")
+            self._file.writelines(lines)
+            self._file.flush()
+        except OSError as error:
+            raise self._no_answer(error) from error
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            line = self._file.readline(_MAX_ANSWER)
+            answer: dict[str, Any] = json.loads(line or b"null")
+        except (OSError, ValueError) as error:
+            raise self._no_answer(error) from error
+        if not line:
+            raise self._no_answer("it has ended")
+        return answer
+
+    def _no_answer(self, cause: object) -> NoAnswerError:
+        return NoAnswerError(
+            f"cannot get an answer from the mount on {self._mountpoint}: {cause}; see kinetics-fs status and its log"
+        )
 
 
 def connect(mountpoint: Path, timeout: float = _TIMEOUT) -> Connection | None:
