@@ -24,7 +24,7 @@ from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip
-from kinetics_fs.sources.archive.limit import failed_below
+from kinetics_fs.sources.archive.limit import NOTE, failed_below
 from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
 from kinetics_fs.util.logs import log_step
 
@@ -140,6 +140,8 @@ class Fetcher:
         self._closing = False
         self.stats = FetchStats()
         self.max_fetches_per_hour = settings.max_fetches_per_hour
+        # `known_failure` would try these clips again, but a mount that hides gone clips does not even show them.
+        store.failures.make_due_if(NOTE, self._limit_was_raised)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -192,13 +194,18 @@ class Fetcher:
         failure = self._store.failures.get(clip)
         if failure is None or failure.retry_at <= time.time():
             return None
+        if self._limit_was_raised(failure.reason):
+            return None
         sources = self._settings.sources
-        if "archive" in sources.order and failed_below(failure.reason, sources.max_archive_download):
-            return None  # --max-archive-download was raised
         found_by = failure.source.removeprefix("imported ")
         if failure.kind is FailureKind.GONE and found_by == "archive" and sources.order != ("archive",):
             return None  # the archives lack the clip, which says nothing about the other sources
         return failure.error()
+
+    def _limit_was_raised(self, reason: str) -> bool:
+        """Return whether a failure had a lower --max-archive-download as a cause than this fetcher has."""
+        sources = self._settings.sources
+        return "archive" in sources.order and failed_below(reason, sources.max_archive_download)
 
     def is_fetching(self, clip: Clip) -> bool:
         """Whether this fetcher has the clip on its way."""

@@ -336,6 +336,21 @@ class FailureLog:
         with self._database.exclusive() as db:
             db.execute("UPDATE failure SET retry_at = last_at WHERE key = ?", (clip.key,))
 
+    def make_due_if(self, phrase: str, accept: Callable[[str], bool]) -> None:
+        """End the delay of all clips whose reason contains a phrase and is accepted.
+
+        Args:
+            phrase: text to search for; the database does this, so that only few reasons are passed to `accept`.
+            accept: receives a reason, and returns whether another try may now succeed.
+        """
+        with self._database.connection() as db:
+            rows = db.execute(
+                "SELECT key, reason FROM failure WHERE retry_at > last_at AND instr(reason, ?)", (phrase,)
+            ).fetchall()
+        if keys := [key for key, reason in rows if accept(str(reason))]:
+            with self._database.exclusive() as db:
+                db.executemany("UPDATE failure SET retry_at = last_at WHERE key = ?", ((key,) for key in keys))
+
     def import_reports(self, reports: Iterable[FailureReport]) -> ImportedFailures:
         """Import reports of other machines, except where something as new is known; all of them or, on error, none.
 

@@ -1,4 +1,4 @@
-"""The limit on what one open may download from archives, and the note about it in the failures of clips.
+"""The limit on the bytes that one open may download from archives, and the note about it in the failures of clips.
 
 The note is part of the remembered reason of a failure. It lets a later mount recognize that a higher limit may succeed.
 """
@@ -10,7 +10,9 @@ import re
 from rich import filesize
 
 _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "B": 1}
-_NOTE = re.compile(r"exceeds --max-archive-download \(([0-9]{1,15})(GB|MB|kB|B)\)")
+NOTE = "exceeds --max-archive-download"
+"""Text that every note contains."""
+_NOTE_PATTERN = re.compile(rf"{NOTE} \(([0-9]{{1,15}})(GB|MB|kB|B)\)")
 
 
 def limit_note(what: str, size: int, limit: int) -> str:
@@ -22,10 +24,10 @@ def limit_note(what: str, size: int, limit: int) -> str:
         limit: the limit in bytes; the note states it exactly.
     """
     unit = next(unit for unit, factor in _UNITS.items() if limit % factor == 0) if limit else "B"
-    return f"{what} ({filesize.decimal(size)}) exceeds --max-archive-download ({limit // _UNITS[unit]}{unit})"
+    return f"{what} ({filesize.decimal(size)}) {NOTE} ({limit // _UNITS[unit]}{unit})"
 
 
 def failed_below(reason: str, limit: int) -> bool:
     """Return whether the reason of a failure has a note about a limit below `limit` bytes."""
-    match = _NOTE.search(reason)
+    match = _NOTE_PATTERN.search(reason)
     return match is not None and int(match[1]) * _UNITS[match[2]] < limit

@@ -228,6 +228,19 @@ def test_a_raised_limit_tries_the_archive_at_the_next_open(
     assert store.failures.get(CLIPS[7]) is None
 
 
+def test_a_raised_limit_shows_clips_again_that_were_hidden_as_gone(
+    fetcher: Make, store: Store, archives: ArchiveSite
+) -> None:
+    limit = below(archives)
+    error_of(fetcher("archive", "youtube", limit=limit).request(CLIPS[7]))
+    error_of(fetcher("youtube").request(CLIPS[8]))
+    for order, raised in ((("archive", "youtube"), limit), (("youtube",), limit + 1)):
+        fetcher(*order, limit=raised)
+        assert set(store.failures.gone()) == {CLIPS[7].key, CLIPS[8].key}
+    fetcher("archive", "youtube", limit=limit + 1)
+    assert set(store.failures.gone()) == {CLIPS[8].key}
+
+
 def test_a_limit_that_is_raised_too_little_asks_youtube_once_more(
     fetcher: Make, site: VideoSite, archives: ArchiveSite
 ) -> None:
