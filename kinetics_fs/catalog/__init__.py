@@ -1,16 +1,16 @@
-"""What exists: the annotations of Kinetics, compiled into one file that everything else asks.
+"""The catalog: the annotations of Kinetics, compiled into one file that says which clips exist.
 
-The story of a catalog:
+How a catalog is made:
 
-1. `find_release` knows the releases and where their annotations are; `fetch_annotations` keeps copies of them.
-2. `read_annotations` reads every dialect they come in, row by row, and refuses the rows that must not become a path.
-3. `compile_catalog` sorts the rows into one SQLite file, named by a hash of what went into it: it is built when that
-   changes and opened in milliseconds otherwise. Each entry has an inode number that never changes.
-4. `select` takes a part of it, which is a catalog again.
-5. `Catalog` answers: splits, classes, clips, and where a clip stands. It holds no clip in memory.
+1. `find_release` has the releases and the addresses of their annotations; `fetch_annotations` keeps copies of them.
+2. `read_annotations` reads every dialect, row by row, and refuses the rows that must not become a path.
+3. `compile_catalog` sorts the rows into one SQLite file, named by a hash of its input: it is built when the input
+   changes, and otherwise opened in milliseconds. Each entry has an inode number that never changes.
+4. `select` makes a part of it, which is again a catalog.
+5. `Catalog` answers queries for splits, classes, clips and positions. It keeps no clip in memory.
 
-`open_catalog` does all of this. A clip is (YouTube id, start, end), its label is raw; how a class folder is named is a
-view of that label (`ClassNames`, `class_name`).
+`open_catalog` does all of this. A clip is (YouTube id, start, end); its label is the raw one. The name of a class
+folder is derived from the label (`ClassNames`, `class_name`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
-from kinetics_fs.catalog.selection import Selection, only, select
+from kinetics_fs.catalog.selection import Selection, select, select_clips
 from kinetics_fs.errors import CatalogError
 
 __all__ = [
@@ -49,11 +49,11 @@ __all__ = [
     "fetch_annotations",
     "find_release",
     "name_table",
-    "only",
     "open_catalog",
     "parse_clip_name",
     "read_annotations",
     "select",
+    "select_clips",
     "split_name",
 ]
 
@@ -61,19 +61,20 @@ __all__ = [
 def open_catalog(
     release: Release, annotations: Sequence[str], selection: Selection, folder: Path, *, downloads: Path
 ) -> Catalog:
-    """The catalog of a selection from a release, fetched, compiled and cached in `folder` as far as needed.
+    """Open the catalog of a selection from a release; download and compile the annotations if necessary.
 
     Args:
-        release: what the files are of; gives the catalog its name and date.
-        annotations: paths or http(s) URLs that replace the release's own; none means the release's own.
-        selection: what to take of it.
+        release: the release; gives the catalog its name and date.
+        annotations: paths or http(s) URLs that replace the annotations of the release; empty for its own.
+        selection: the part of the release.
         folder: folder of the catalogs. Created if it is missing.
         downloads: folder of the downloaded annotations. Created if it is missing.
 
     Raises:
-        CatalogError: something of this cannot be had, read or written, or the selection matches nothing.
+        CatalogError: the annotations cannot be downloaded or read, the catalog cannot be written, or the selection
+            matches nothing.
     """
-    files = [_local(place, downloads) for place in annotations or release.annotations]
+    files = [_local(location, downloads) for location in annotations or release.annotations]
     whole = Catalog(compile_catalog(files, release, folder))
     try:
         selected = select(whole, selection, folder)
@@ -85,10 +86,10 @@ def open_catalog(
     return selected
 
 
-def _local(place: str, downloads: Path) -> Path:
-    scheme, separator, _ = place.partition("://")
+def _local(location: str, downloads: Path) -> Path:
+    scheme, separator, _ = location.partition("://")
     if not separator:
-        return Path(place)
+        return Path(location)
     if scheme.lower() not in ("http", "https"):
-        raise CatalogError(f"annotations can come from a path, http or https, not from {place}")
-    return fetch_annotations(place, downloads)
+        raise CatalogError(f"cannot download {location}: annotations come from a path, http or https")
+    return fetch_annotations(location, downloads)

@@ -1,14 +1,14 @@
-"""Reads annotations in every dialect they are published in, and refuses the rows that must not become a path.
+"""A reader for annotations in every published dialect. It refuses the rows that must not become a path.
 
-CSV, as ActivityNet's crawler, CVDF and DeepMind write it: a header names the columns, in any order, quoted or not;
-`youtube_id`, `time_start`, `time_end` and `split` must be there, `label` may be missing (unlabelled test lists), others
-(`is_cc`) are passed over. Or DeepMind's JSON::
+CSV, as the crawler of ActivityNet, CVDF and DeepMind write it: a header names the columns, in any order, quoted or not.
+`youtube_id`, `time_start`, `time_end` and `split` are required, `label` may be missing (unlabelled test lists), and
+others (`is_cc`) are ignored. Or the JSON of DeepMind::
 
     {"---QUuC4vJs": {"annotations": {"label": "testifying", "segment": [84.0, 94.0]}, "subset": "validate", …}, …}
 
-A file is read as a stream, one row at a time, and a row cannot harm another: each physical line is parsed alone, so
-that a quote which is never closed loses one row and not the rest of the file. (No field of this format holds a line
-break.) Labels become folders and ids become file names, so both are checked here, once, for everyone downstream.
+A file is read as a stream, one row at a time, and no row affects another: each physical line is parsed alone, so that a
+quote without an end costs one row and not the rest of the file. (No field of this format contains a line break.) Labels
+become folders and ids become file names, so both are checked here, and nowhere after this.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
-from kinetics_fs.catalog.containers import annotation_lists, readable, shown
+from kinetics_fs.catalog.containers import annotation_lists, escaped, readable
 from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name
 from kinetics_fs.errors import CatalogError
 
 MAX_ROW = 1 << 16
-"""The longest row that is looked at: bytes of a line, characters of a JSON entry. Real ones have about a hundred."""
+"""Maximum length of a row: bytes of a line, characters of a JSON entry. Real rows have about a hundred."""
 
 _REQUIRED = ("youtube_id", "time_start", "time_end", "split")
 _SECONDS = re.compile(r"([0-9]{1,15})(?:\.0{0,9})?")
@@ -37,7 +37,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Annotation(NamedTuple):
-    """A good row. `split` is one of `SPLITS`; `label` is fit to be a folder, `UNLABELED` where the row has none."""
+    """A valid row. `split` is one of `SPLITS`. `label` is a valid folder name; `UNLABELED` if the row has no label."""
 
     split: str
     label: str
@@ -45,10 +45,13 @@ class Annotation(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A row that was not taken.
+    """A row that was refused.
 
-    `file` is a base name (`archive:member` inside an archive); `line` counts physical lines from 1, or entries where
-    the file is JSON; `reason` is a short phrase that many rows may share; `text` is the row, cut and escaped.
+    Attributes:
+        file: base name of the file; `archive:member` in an archive.
+        line: number of the physical line, or of the entry in a JSON file, from 1.
+        reason: a short phrase that does not depend on the row.
+        text: the row, shortened and escaped.
     """
 
     file: str
@@ -58,16 +61,17 @@ class Refusal(NamedTuple):
 
 
 class _BadRow(Exception):
-    """Its text is the reason of a refusal."""
+    """The row must be refused. The message is the reason."""
 
 
 def read_annotations(path: Path) -> Iterator[Annotation | Refusal]:
-    """Every row of a file, in its order: good ones as `Annotation`, the others as `Refusal`.
+    """Yield every row of a file, in file order: valid ones as `Annotation`, the others as `Refusal`.
 
-    `path` is a list, or a gzip, tar or tar.gz that holds lists; the content decides which.
+    Args:
+        path: a list, or a gzip, tar or tar.gz with lists; the content decides which.
 
     Raises:
-        CatalogError: the file cannot be read, has no usable header, or has no good row. Comes while iterating.
+        CatalogError: the file cannot be read, has no usable header, or has no valid row.
     """
     with readable(path):
         for name, stream in annotation_lists(path):
@@ -78,23 +82,23 @@ def _read_list(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Re
     is_json = stream.peek(1)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
     rows = _read_json(name, stream) if is_json else _read_csv(name, stream)
     first_refusal = None
-    any_good = False
+    any_valid = False
     for row in rows:
         if isinstance(row, Annotation):
-            any_good = True
+            any_valid = True
         elif first_refusal is None:
             first_refusal = row
         yield row
-    if not any_good:
+    if not any_valid:
         why = f"row {first_refusal.line}: {first_refusal.reason}" if first_refusal else "there are no rows"
-        raise CatalogError(f"{name} has no usable row; {why}")
+        raise CatalogError(f"cannot read {name}: it has no usable row; {why}")
 
 
 # CSV --------------------------------------------------------------------------------------------------------------
 
 
 class _Columns(NamedTuple):
-    """Where each field stands in a row."""
+    """The number of fields in a row, and the position of each field that is used."""
 
     width: int
     youtube_id: int
@@ -111,11 +115,11 @@ def _read_csv(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Ref
         try:
             yield _parse_line(line, columns)
         except _BadRow as bad:
-            yield Refusal(name, number, str(bad), shown(line[:800].decode("utf-8", "backslashreplace")))
+            yield Refusal(name, number, str(bad), escaped(line[:800].decode("utf-8", "backslashreplace")))
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, stripped, blank ones left out. One beyond `MAX_ROW` comes cut, but still beyond it."""
+    """Yield the lines that are not blank, numbered and stripped. A line beyond `MAX_ROW` is cut to just beyond it."""
     readline = stream.readline
     number = 0
     while line := readline(MAX_ROW + 2):
@@ -132,10 +136,12 @@ def _header(name: str, lines: Iterator[tuple[int, bytes]]) -> _Columns:
     try:
         fields = _fields(line.removeprefix(b"\xef\xbb\xbf"))
     except _BadRow as bad:
-        raise CatalogError(f"{name} is not a list of annotations: its first line: {bad}") from None
+        raise CatalogError(f"cannot read {name}: it is not a list of annotations; its first line: {bad}") from None
     names = [field.strip().lower() for field in fields]
     if missing := [column for column in _REQUIRED if column not in names]:
-        raise CatalogError(f"{name} is not a list of annotations: its header has no {', '.join(missing)}")
+        raise CatalogError(
+            f"cannot read {name}: it is not a list of annotations; its header has no {', '.join(missing)}"
+        )
     youtube_id, start, end, split = (names.index(column) for column in _REQUIRED)
     label = names.index("label") if "label" in names else None
     return _Columns(len(names), youtube_id, start, end, split, label)
@@ -180,27 +186,27 @@ def _read_json(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Re
         try:
             yield _parse_entry(key, entry)
         except _BadRow as bad:
-            yield Refusal(name, number, str(bad), shown(f"{key}: {entry!r}"))
+            yield Refusal(name, number, str(bad), escaped(f"{key}: {entry!r}"))
 
 
 def _json_entries(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, Any]]:
-    """The entries of one large JSON object, with only a window of it in memory.
+    """Yield the entries of one large JSON object, with only a window of it in memory.
 
-    The window always holds more than the longest entry or reaches the end of the file. So what fails to decode is
-    broken or too long, and is never just cut off by the window.
+    The window is always longer than the longest entry, or reaches the end of the file. An entry that fails to decode is
+    therefore invalid or too long, and never just cut by the window.
     """
-    # Bytes that are not UTF-8 must not cost the whole file: they come through as surrogates, which no row may hold.
+    # Bytes that are not UTF-8 must not cost the whole file: they become surrogates, which no valid row contains.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
     window = ""
     at = 0
 
     def skip_blanks() -> str:
         nonlocal at
-        at = _BLANK.match(window, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        at = _BLANK.match(window, at).end()  # type: ignore[union-attr]  # it matches the empty string
         return window[at : at + 1]
 
     def broken(error: object) -> NoReturn:
-        raise CatalogError(f"{name} is not readable JSON near its entry {count + 1:,}: {error}")
+        raise CatalogError(f"cannot read {name}: it is not valid JSON near its entry {count + 1:,} ({error})")
 
     count = 0
     while True:
@@ -241,7 +247,7 @@ def _parse_entry(youtube_id: str, entry: Any) -> Annotation:
     return _annotation(split.strip(), (label or "").strip(), youtube_id, _seconds(str(start)), _seconds(str(end)))
 
 
-# What both forms share --------------------------------------------------------------------------------------------
+# Both formats --------------------------------------------------------------------------------------------
 
 
 def _annotation(split_word: str, label: str, youtube_id: str, start: int, end: int) -> Annotation:
@@ -252,7 +258,7 @@ def _annotation(split_word: str, label: str, youtube_id: str, start: int, end: i
     return Annotation(_split(split_word), _label(label), Clip(youtube_id, start, end))
 
 
-# Few different words fill these columns, so each is judged once. Only good ones are kept, and those are short.
+# These columns have few different values, so each is checked once. Only valid ones, which are short, are cached.
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""What a clip is: a span of seconds of one YouTube video, and the file name that says exactly that."""
+"""Clips: a span of seconds of a YouTube video, and the file name that expresses it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from typing import NamedTuple
 
 LAST_SECOND = 999_999
-"""The largest time that a name can hold in its six digits. The largest start in any Kinetics release is 23,770."""
+"""The largest time that fits the six digits of a name. The largest start in any release of Kinetics is 23,770."""
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-"""A YouTube id, to be used with `fullmatch`. It may begin with `-`: never hand a bare one to a command line."""
+"""A YouTube id, for `fullmatch`. It may begin with `-`: never pass it to a command line as an argument of its own."""
 
 KEY_LENGTH = 25
-"""Of `Clip.key`, with which a `Clip.name` begins."""
+"""Length of `Clip.key`, with which `Clip.name` begins."""
 
 _NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{6})_([0-9]{6})\.mp4")
 
 
 class Clip(NamedTuple):
-    """The identity of a clip. The same clip may stand in several splits, classes and releases.
+    """The identity of a clip. The same clip may be in several splits, classes and releases.
 
-    `start` and `end` are whole seconds of the video, with 0 <= start < end <= `LAST_SECOND`. A video alone is
-    no identity: some have two or three clips in one split.
+    `start` and `end` are whole seconds of the video, with 0 <= start < end <= `LAST_SECOND`. The id of the video does
+    not identify a clip: some videos have two or three clips in one split.
     """
 
     youtube_id: str
@@ -35,7 +35,7 @@ class Clip(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file name: always 29 bytes. The form is that of the Kinetics crawlers and of the public archives."""
+        """The file name: always 29 bytes, in the format of the Kinetics crawlers and of the public archives."""
         return f"{self.youtube_id}_{self.start:06d}_{self.end:06d}.mp4"
 
     @property
@@ -45,7 +45,7 @@ class Clip(NamedTuple):
 
 
 def parse_clip_name(name: str) -> Clip | None:
-    """The clip that `name` names, or None: exactly the inverse of `Clip.name`, so one clip has one name."""
+    """Return the clip with this file name; None if the name is invalid. Exactly the inverse of `Clip.name`."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None

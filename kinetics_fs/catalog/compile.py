@@ -1,6 +1,6 @@
-"""Turns annotation files into one catalog.
+"""Compilation of annotation files into a catalog.
 
-Rows stream from the parser into a table on disk, and SQLite sorts and merges them from there, so that memory does not
+Rows are streamed from the parser into a table on the disk, where SQLite sorts and merges them, so that memory does not
 grow with their number.
 """
 
@@ -20,27 +20,28 @@ from kinetics_fs.catalog.annotations import Refusal, read_annotations
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.containers import readable
 from kinetics_fs.catalog.database import CLIP_PATH, SCHEMA_VERSION, catalog_path, new_database, touch
-from kinetics_fs.catalog.inodes import directory_number
+from kinetics_fs.catalog.inodes import directory_ino
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED
 from kinetics_fs.catalog.releases import Release
 from kinetics_fs.errors import CatalogError
 
-KEPT_REFUSALS = 1000
-"""So many refused rows are kept with their text; all are counted."""
-MAX_PLACES = 1 << 16
-"""The most classes, counted once for each split. They are held in memory; the largest release has 2,101."""
+MAX_REFUSALS = 1000
+"""Number of refused rows that are stored with their text. All are counted."""
+MAX_CLASSES = 1 << 16
+"""Maximum number of classes in all splits together. They are kept in memory; the largest release has 2,101."""
 
 _log = logging.getLogger(__name__)
 
 
 def compile_catalog(files: Sequence[Path], release: Release, folder: Path) -> Path:
-    """The catalog of these annotation files: the one in `folder` if it is there, else a new one.
+    """Return the path of the catalog of annotation files: the one in `folder` if it exists, else a new one.
 
-    The name of the catalog is a hash of the files' contents in their order, of the release and of our schema, so it is
-    built again exactly when one of these changes. Rows that say the same (split, label, clip) are merged and counted.
+    The name of the catalog is a hash of the contents of the files in their order, of the release and of the version of
+    the schema, so it is built again exactly when one of these changes. Equal rows (split, label, clip) are merged and
+    counted.
 
     Raises:
-        CatalogError: a file cannot be read or has no good row; or the catalog cannot be written.
+        CatalogError: a file cannot be read or has no valid row, or the catalog cannot be written.
     """
     digest = _digest(files, release)
     path = catalog_path(folder, digest)
@@ -48,23 +49,23 @@ def compile_catalog(files: Sequence[Path], release: Release, folder: Path) -> Pa
         return path
 
     started = time.monotonic()
-    refusals = _RefusalBook()
+    refusals = _RefusalCounter()
     info = {"release": release.name, "published": release.published.isoformat(), "digest": digest}
     with new_database(path, info) as connection:
         staged = _stage(connection, files, refusals)
-        _fill(connection, staged.places)
+        _sort(connection, staged.class_ids)
         refusals.write(connection)
         [(clips,)] = connection.execute("SELECT count(*) FROM clip")
         connection.execute("INSERT INTO info VALUES ('duplicates', ?)", (str(staged.rows - clips),))
         if _digest(files, release) != digest:
-            raise CatalogError("the annotation files changed while they were read; try again")
+            raise CatalogError("cannot compile the annotations: the files changed while they were read; try again")
     _log.info("compiled %s clips of Kinetics-%s in %.1f s", f"{clips:,}", release.name, time.monotonic() - started)
     refusals.report()
     return path
 
 
 def reuse(path: Path, digest: str) -> bool:
-    """Whether the catalog with this digest is at `path` and sound; if so it is marked as used."""
+    """Return whether the catalog with this digest exists at `path` and is valid; if so, mark it as used."""
     try:
         with Catalog(path) as catalog:
             if catalog.digest != digest:
@@ -83,8 +84,8 @@ def _digest(files: Sequence[Path], release: Release) -> str:
     return total.hexdigest()
 
 
-class _RefusalBook:
-    """Counts what was refused, and keeps the first."""
+class _RefusalCounter:
+    """Counts refused rows and keeps the first of them."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -92,7 +93,7 @@ class _RefusalBook:
 
     def add(self, refusal: Refusal) -> None:
         self._counts[refusal.reason] += 1
-        if len(self._first) < KEPT_REFUSALS:
+        if len(self._first) < MAX_REFUSALS:
             self._first.append(refusal)
 
     def write(self, connection: sqlite3.Connection) -> None:
@@ -107,16 +108,16 @@ class _RefusalBook:
 
 
 class _Staged(NamedTuple):
-    """How many rows were staged, and the number that stands in them for each (split, label)."""
+    """The number of staged rows, and the id that they have for each (split, label)."""
 
     rows: int
-    places: dict[tuple[str, str], int]
+    class_ids: dict[tuple[str, str], int]
 
 
-def _stage(connection: sqlite3.Connection, files: Iterable[Path], refusals: _RefusalBook) -> _Staged:
-    """Puts all good rows, as they come, into a temporary table."""
-    connection.execute('CREATE TEMP TABLE staged (place INTEGER, youtube_id TEXT, start INTEGER, "end" INTEGER)')
-    places: dict[tuple[str, str], int] = {}
+def _stage(connection: sqlite3.Connection, files: Iterable[Path], refusals: _RefusalCounter) -> _Staged:
+    """Write all valid rows, in file order, to a temporary table."""
+    connection.execute('CREATE TEMP TABLE staged (class_id INTEGER, youtube_id TEXT, start INTEGER, "end" INTEGER)')
+    class_ids: dict[tuple[str, str], int] = {}
 
     def rows() -> Iterator[tuple[int, str, int, int]]:
         for path in files:
@@ -125,38 +126,40 @@ def _stage(connection: sqlite3.Connection, files: Iterable[Path], refusals: _Ref
                     refusals.add(row)
                     continue
                 split, label, clip = row
-                place = split, label
-                if place not in places:
-                    if len(places) == MAX_PLACES:
-                        raise CatalogError(f"{path.name} names too many classes to be a release of Kinetics")
-                    places[place] = len(places)
-                yield places[place], *clip
+                if (split, label) not in class_ids:
+                    if len(class_ids) == MAX_CLASSES:
+                        raise CatalogError(
+                            f"cannot compile {path.name}: it has more than {MAX_CLASSES:,} classes, too many for a"
+                            " release of Kinetics"
+                        )
+                    class_ids[split, label] = len(class_ids)
+                yield class_ids[split, label], *clip
 
     rows_staged = connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?)", rows()).rowcount
-    return _Staged(rows_staged, places)
+    return _Staged(rows_staged, class_ids)
 
 
-def _fill(connection: sqlite3.Connection, places: dict[tuple[str, str], int]) -> None:
-    """Sorts what was staged into place."""
+def _sort(connection: sqlite3.Connection, class_ids: dict[tuple[str, str], int]) -> None:
+    """Write the directories, and the staged rows in their final order."""
     taken: set[int] = set()
-    parents = {split: _new_number(split, taken) for split in SPLITS}
-    for split, number in parents.items():
-        connection.execute("INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)", (number, split))
-    connection.execute("CREATE TEMP TABLE directory_of (place INTEGER PRIMARY KEY, directory INTEGER)")
-    for split, label in sorted(places, key=lambda place: (SPLITS.index(place[0]), place[1])):
-        number = _new_number(f"{split}/{label}", taken)
+    parents = {split: _new_ino(split, taken) for split in SPLITS}
+    for split, ino in parents.items():
+        connection.execute("INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)", (ino, split))
+    connection.execute("CREATE TEMP TABLE directory_of (class_id INTEGER PRIMARY KEY, directory INTEGER)")
+    for split, label in sorted(class_ids, key=lambda one: (SPLITS.index(one[0]), one[1])):
+        ino = _new_ino(f"{split}/{label}", taken)
         directory = connection.execute(
-            "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)", (number, parents[split], split, label)
+            "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)", (ino, parents[split], split, label)
         ).lastrowid
-        connection.execute("INSERT INTO directory_of VALUES (?, ?)", (places[split, label], directory))
-    labels = sorted({label for _, label in places} - {UNLABELED})
+        connection.execute("INSERT INTO directory_of VALUES (?, ?)", (class_ids[split, label], directory))
+    labels = sorted({label for _, label in class_ids} - {UNLABELED})
     connection.executemany("INSERT INTO label VALUES (?, ?)", enumerate(labels))
     connection.execute(
         f"""
         INSERT INTO clip (directory, youtube_id, start, "end", ino)
-        SELECT sorted.directory, youtube_id, start, "end", clip_number({CLIP_PATH}, 0)
+        SELECT sorted.directory, youtube_id, start, "end", clip_ino({CLIP_PATH}, 0)
         FROM (
-            SELECT directory, youtube_id, start, "end" FROM staged JOIN directory_of USING (place)
+            SELECT directory, youtube_id, start, "end" FROM staged JOIN directory_of USING (class_id)
             GROUP BY directory, youtube_id, start, "end"
             ORDER BY directory, youtube_id, start, "end"
         ) AS sorted
@@ -165,9 +168,9 @@ def _fill(connection: sqlite3.Connection, places: dict[tuple[str, str], int]) ->
     )
 
 
-def _new_number(path: str, taken: set[int]) -> int:
-    """The inode number of a directory, hashed again in the unlikely case that another has it."""
-    tries = (directory_number(path, attempt) for attempt in count())
-    number = next(number for number in tries if number not in taken)
-    taken.add(number)
-    return number
+def _new_ino(path: str, taken: set[int]) -> int:
+    """Return an inode number for a directory; the hash is repeated in the unlikely case that another one has it."""
+    tries = (directory_ino(path, attempt) for attempt in count())
+    ino = next(ino for ino in tries if ino not in taken)
+    taken.add(ino)
+    return ino

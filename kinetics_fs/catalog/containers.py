@@ -1,8 +1,7 @@
-"""The annotation lists inside a file: the file itself, or what gzip and tar have wrapped around them.
+"""The annotation lists in a file, which may be a list itself, or a gzip, tar or tar.gz with lists.
 
-What a file is shows in its first bytes; its extension is never asked, because a `.tar.gz` of this dataset has been a
-plain tar before. Nothing is unpacked to disk, so the path of a member does no harm, and every size is bounded, so a
-small archive cannot become an endless list.
+The first bytes decide, and never the extension: a `.tar.gz` of this dataset was once a plain tar. Nothing is unpacked
+to disk, so the path of a member is harmless. Every size is limited, so a small archive cannot become an endless list.
 """
 
 from __future__ import annotations
@@ -23,44 +22,44 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_BYTES = 1 << 30
-"""The most that one file may hold once decompressed. The largest real one holds about 0.2 GB."""
+"""Maximum size of a file after decompression. The largest real one has about 0.2 GB."""
 MAX_MEMBERS = 1000
-"""The most members of one archive. The real ones have about ten."""
+"""Maximum number of members of an archive. Real ones have about ten."""
 MAX_READ = 1 << 20
-"""The most that is read at once: a tar header could otherwise ask for all memory."""
+"""Maximum size of one read: a forged tar header could otherwise request all memory."""
 
 _LIST_SUFFIXES = (".csv", ".json", ".txt")
 
 
-def shown(text: str) -> str:
-    """`text` cut to 200 characters and with everything escaped that a log, a terminal or SQLite would not like."""
+def escaped(text: str) -> str:
+    """Return the first 200 characters of `text` with escapes for control characters and lone surrogates."""
     return repr(text[:200])[1:-1]
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged or missing file raises into a `CatalogError` of one sentence."""
+    """Translate the errors of a missing or damaged file into `CatalogError`."""
     try:
         yield
     except OSError as error:
-        raise CatalogError(f"{shown(str(path))} cannot be read: {error.strerror or error}") from error
+        raise CatalogError(f"cannot read {escaped(str(path))}: {error.strerror or error}") from error
     except (EOFError, ZlibError) as error:
-        raise CatalogError(f"{shown(str(path))} is damaged or cut short: {error}") from error
+        raise CatalogError(f"cannot read {escaped(str(path))}: it is damaged or incomplete ({error})") from error
     except tarfile.TarError as error:
-        raise CatalogError(f"{shown(str(path))} is a damaged archive: {error}") from error
+        raise CatalogError(f"cannot read {escaped(str(path))}: it is a damaged archive ({error})") from error
 
 
 def annotation_lists(path: Path) -> Iterator[tuple[str, io.BufferedReader]]:
-    """Every annotation list in `path`: the name it has in messages, and its bytes.
+    """Yield every annotation list in a file: its name for messages, and its bytes.
 
-    A stream is good until the next one is asked for. To be used inside `readable(path)`.
+    A stream is valid until the next one is requested. Use this inside `readable(path)`.
 
     Raises:
-        CatalogError: there is no list in it, or it is beyond a limit of this module.
+        CatalogError: the file has no list, or exceeds a limit of this module.
     """
-    name = shown(path.name)
+    name = escaped(path.name)
     if not path.is_file():
-        raise CatalogError(f"{shown(str(path))} is not a file")
+        raise CatalogError(f"cannot read {escaped(str(path))}: it is not a file")
     with path.open("rb") as file:
         gzipped = file.peek(2)[:2] == b"\x1f\x8b"
         content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file, name)
@@ -73,7 +72,7 @@ def annotation_lists(path: Path) -> Iterator[tuple[str, io.BufferedReader]]:
 
 
 def _is_tar_header(block: bytes) -> bool:
-    """By its checksum: old archives lack the magic word, and a row of a CSV may hold it by chance."""
+    """Decide by the checksum: old archives lack the magic number, and a row of a CSV may contain it by chance."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -85,15 +84,17 @@ def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.Buffer
     with tarfile.open(fileobj=content, mode="r:") as archive:
         try:
             members = list(islice(archive, MAX_MEMBERS + 1))
-        except (ValueError, RecursionError) as error:  # what tarfile lets through for headers made in bad faith
-            raise CatalogError(f"{name} is a damaged archive: {error}") from error
+        except (ValueError, RecursionError) as error:  # raised by tarfile for forged headers
+            raise CatalogError(f"cannot read {name}: it is a damaged archive ({error})") from error
         if len(members) > MAX_MEMBERS:
-            raise CatalogError(f"{name} has more than {MAX_MEMBERS:,} members: not an archive of annotations")
-        # tarfile takes a damaged header for the end of the archive, and stops there: before the checksum of gzip.
+            raise CatalogError(
+                f"cannot read {name}: it has more than {MAX_MEMBERS:,} members, so it is no archive of annotations"
+            )
+        # tarfile treats a damaged header as the end of the archive and stops there, before the checksum of gzip.
         content.seek(archive.offset)
         while rest := content.read(MAX_READ):
             if rest.strip(b"\0"):
-                raise CatalogError(f"{name} is a damaged archive: what follows its last member is not empty")
+                raise CatalogError(f"cannot read {name}: it is a damaged archive (data after its last member)")
 
         lists = {
             PurePosixPath(member.name): member
@@ -102,25 +103,25 @@ def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.Buffer
         }
         any_list = False
         for path, member in lists.items():
-            # The JSON is keyed by video and so has lost the second clip of a video; the CSV beside it has both.
+            # The keys of the JSON are videos, so it lacks the second clip of a video. The CSV beside it has both.
             if path.suffix.lower() == ".json" and path.with_suffix(".csv") in lists:
                 continue
             stream = archive.extractfile(member)
             assert isinstance(stream, io.BufferedReader)
             if path.suffix.lower() == ".txt" and b"youtube_id" not in stream.peek(1).lower():
-                continue  # a read-me
+                continue  # a README
             any_list = True
-            yield f"{name}:{shown(path.name)}", stream
+            yield f"{name}:{escaped(path.name)}", stream
         if not any_list:
-            raise CatalogError(f"{name} is an archive without annotations (.csv, .json or .txt)")
+            raise CatalogError(f"cannot read {name}: it is an archive without annotations (.csv, .json or .txt)")
 
 
 def _is_list(name: str) -> bool:
-    return name.lower().endswith(_LIST_SUFFIXES) and not name.startswith("._")  # ._*: what macOS adds to a tar
+    return name.lower().endswith(_LIST_SUFFIXES) and not name.startswith("._")  # ._*: metadata that macOS adds to a tar
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in a `CatalogError` where it would pass `MAX_BYTES`, by reading or by seeking."""
+    """A stream that raises `CatalogError` if a read or a seek would exceed `MAX_BYTES`."""
 
     def __init__(self, source: io.BufferedIOBase, name: str) -> None:
         super().__init__()
@@ -137,13 +138,13 @@ class _Bounded(io.RawIOBase):
         return self._source.tell()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        # Forwards in gzip means to decompress all that lies between, so the target is judged first.
+        # To seek forwards in gzip is to decompress everything in between, so the target is checked first.
         self._check(offset if whence == io.SEEK_SET else self.tell() + offset)
         return self._source.seek(offset, whence)
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_READ:
-            raise CatalogError(f"{self._name} is a damaged archive: it has a header of {size:,} bytes")
+            raise CatalogError(f"cannot read {self._name}: it is a damaged archive (a header of {size:,} bytes)")
         data = self._source.read(size)
         self._check(self.tell())
         return data
@@ -156,4 +157,6 @@ class _Bounded(io.RawIOBase):
 
     def _check(self, position: int) -> None:
         if position > MAX_BYTES:
-            raise CatalogError(f"{self._name} holds more than {MAX_BYTES:,} bytes: not a list of annotations")
+            raise CatalogError(
+                f"cannot read {self._name}: it holds more than {MAX_BYTES:,} bytes, so it is no list of annotations"
+            )

@@ -1,9 +1,8 @@
-"""The file that a catalog is: its schema, how one comes to be, and how long it is kept.
+"""The file of a catalog: its schema, how it is built, and when it is removed.
 
-The name of a file is a hash of everything that went into it, so a file is never changed: it is there and right, or it
-is built. Building happens in a temporary file of the same folder that is moved into place when it is complete and on
-disk. Two processes that build the same catalog at once build it twice, and the second one replaces the first by an
-equal file.
+The name of a file is a hash of everything that it was compiled from, so a file never changes: it exists and is valid,
+or it is built. It is built in a temporary file in the same folder, which is renamed when it is complete and on the
+disk. If two processes build the same catalog at once, the second one replaces the file of the first by an equal one.
 """
 
 from __future__ import annotations
@@ -16,30 +15,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from kinetics_fs.catalog.inodes import clip_number
+from kinetics_fs.catalog.inodes import clip_ino
 from kinetics_fs.catalog.naming import UNLABELED
 from kinetics_fs.errors import CatalogError
 from kinetics_fs.util.files import atomic_path, fsync
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
-"""In the header of every catalog: says whose file it is."""
+"""In the header of every catalog: marks it as a file of kinetics-fs."""
 SCHEMA_VERSION = 1
-"""In the header too, and part of every name: a change of schema leaves old files unused, and then pruned."""
-KEPT_FILES = 32
-"""How many catalogs a folder keeps."""
-KEPT_SECONDS = 86_400
-"""A catalog that was used within this time is kept whatever their number."""
+"""In the header, and part of the hash in the name: after a change of the schema, old files are unused, then pruned."""
+MAX_CATALOGS = 32
+"""Number of catalogs that a folder keeps."""
+MIN_AGE = 86_400
+"""Seconds since its last use during which a catalog is kept, whatever their number."""
 
 SCHEMA = f"""
--- The splits, and the classes in them. A class that has no clip in a split has no row there.
+-- The splits, and the classes in them. A class without a clip in a split has no row there.
 CREATE TABLE directory (
     id INTEGER PRIMARY KEY,     -- in listing order: all splits, then the classes of each, sorted by label
     ino INTEGER NOT NULL UNIQUE,-- inode number (see inodes.py)
     parent INTEGER NOT NULL,    -- ino of the split; 0 for a split itself
     split TEXT NOT NULL,        -- train, validation or test
-    label TEXT,                 -- of the class, '{UNLABELED}' for clips without one; NULL for a split
-    first_row INTEGER NOT NULL, -- clip.row of its first clip; the others follow without a gap
-    clips INTEGER NOT NULL      -- how many there are
+    label TEXT,                 -- label of the class; '{UNLABELED}' for clips without one; NULL for a split
+    first_row INTEGER NOT NULL, -- clip.row of its first clip; the others follow without gaps
+    clips INTEGER NOT NULL      -- number of its clips
 );
 
 -- One row per file: a clip in a class in a split.
@@ -52,28 +51,28 @@ CREATE TABLE clip (
     ino INTEGER NOT NULL        -- inode number (see inodes.py)
 );
 
--- Every class of the release, also those that a selection left out: class indexes never depend on a selection.
+-- Every class of the release, whatever is selected: class indexes never depend on a selection.
 CREATE TABLE label (
     position INTEGER PRIMARY KEY, -- the class index: 0 for the first in sorted order
     label TEXT NOT NULL UNIQUE
 );
 
--- The first of the rows that were refused.
+-- The first refused rows of the annotations.
 CREATE TABLE refusal (
-    file TEXT NOT NULL,         -- base name, or archive:member
-    line INTEGER NOT NULL,      -- physical line, or number of the entry in JSON
+    file TEXT NOT NULL,         -- base name; archive:member in an archive
+    line INTEGER NOT NULL,      -- physical line; number of the entry in JSON
     reason TEXT NOT NULL,
-    text TEXT NOT NULL          -- the row, cut and escaped
+    text TEXT NOT NULL          -- the row, shortened and escaped
 );
 
--- All of the refused rows, counted.
+-- The number of all refused rows, by reason.
 CREATE TABLE refusal_count (
     reason TEXT PRIMARY KEY,
     rows INTEGER NOT NULL
 );
 
--- release, published (ISO date), digest (SHA-256 of all that went into this file), duplicates (rows merged away);
--- selection (what was chosen) in a catalog that is a selection from another.
+-- release, published (ISO date), digest (SHA-256 of everything that this file was compiled from), duplicates (number of
+-- repeated rows); selection (its parameters) if the catalog is a selection from another one.
 CREATE TABLE info (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -84,16 +83,16 @@ CLIP_PATH = """split || '/' || label || '/' || printf('%s_%06d_%06d.mp4', youtub
 
 
 def catalog_path(folder: Path, digest: str) -> Path:
-    """Where the catalog of that content stands."""
+    """Return the path of the catalog with a digest."""
     return folder / f"{digest[:16]}.sqlite"
 
 
 @contextmanager
 def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connection]:
-    """Builds a catalog at `path`: yields a connection on an empty one for the caller to fill in.
+    """Build a catalog at `path`: yield a connection to an empty one, which the caller fills.
 
-    The caller fills every table but `info`, with `directory.first_row` and `clips` left at 0 and clips in their final
-    order; these two and the indexes are made here. When the block ends well the file replaces what is at `path`.
+    The caller fills every table except `info`, with clips in their final order and with 0 in `directory.first_row` and
+    `directory.clips`. These two columns and the indexes follow when the block ends. Then the file replaces `path`.
 
     Raises:
         CatalogError: the folder cannot be written, or the disk is full.
@@ -104,8 +103,8 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
             atomic_path(path) as temporary,
             closing(sqlite3.connect(temporary.absolute().as_uri(), uri=True, isolation_level=None)) as connection,
         ):
-            # Nobody else sees this file, and after a crash it is thrown away: no waiting for the disk. The journal is
-            # for statements that fail, as `_make_numbers_unique` expects; what it holds is small, as the file is new.
+            # No other process uses this file, and after a crash it is discarded, so nothing waits for the disk. The
+            # journal is needed for statements that fail, as in `_make_inos_unique`. It is small, as the file is new.
             connection.executescript(
                 f"""
                 PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
@@ -114,7 +113,7 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
                 """
                 + SCHEMA
             )
-            connection.create_function("clip_number", 2, clip_number, deterministic=True)
+            connection.create_function("clip_ino", 2, clip_ino, deterministic=True)
             connection.execute("BEGIN")
             connection.executemany("INSERT INTO info VALUES (?, ?)", info.items())
             yield connection
@@ -122,15 +121,15 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
             connection.execute("COMMIT")
         fsync(path.parent)
     except sqlite3.Error as error:
-        raise CatalogError(f"a catalog cannot be built in {path.parent}: {error}") from error
+        raise CatalogError(f"cannot build a catalog in {path.parent}: {error}") from error
     except OSError as error:
-        raise CatalogError(f"a catalog cannot be built in {path.parent}: {error.strerror or error}") from error
+        raise CatalogError(f"cannot build a catalog in {path.parent}: {error.strerror or error}") from error
     prune(path.parent)
 
 
 def _finish(connection: sqlite3.Connection) -> None:
-    """What follows from the rows: unique inode numbers, ranges and counts of directories, indexes."""
-    _make_numbers_unique(connection)
+    """Add the data that follows from the rows: unique inode numbers, rows and counts of directories, indexes."""
+    _make_inos_unique(connection)
     connection.execute("CREATE INDEX clip_by_video ON clip (youtube_id)")
     connection.execute(
         """
@@ -150,7 +149,7 @@ def _finish(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM directory WHERE clips = 0")
 
 
-def _make_numbers_unique(connection: sqlite3.Connection) -> None:
+def _make_inos_unique(connection: sqlite3.Connection) -> None:
     attempt = 0
     while True:
         with suppress(sqlite3.IntegrityError):
@@ -159,31 +158,31 @@ def _make_numbers_unique(connection: sqlite3.Connection) -> None:
         attempt += 1
         connection.execute(
             f"""
-            UPDATE clip SET ino = clip_number(later.path, ?)
-            FROM (SELECT row, {CLIP_PATH} AS path, row_number() OVER (PARTITION BY clip.ino ORDER BY row) AS place
+            UPDATE clip SET ino = clip_ino(later.path, ?)
+            FROM (SELECT row, {CLIP_PATH} AS path, row_number() OVER (PARTITION BY clip.ino ORDER BY row) AS turn
                   FROM clip JOIN directory ON directory.id = clip.directory) AS later
-            WHERE clip.row = later.row AND place > 1
+            WHERE clip.row = later.row AND turn > 1
             """,
             (attempt,),
         )
 
 
 def touch(path: Path) -> None:
-    """Notes that a catalog is in use, for `prune`. A folder that is not ours to write is used as it is."""
+    """Set the time of the last use of a catalog, for `prune`. Does nothing in a folder that cannot be written."""
     with suppress(OSError):
         os.utime(path)
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps `prune`, in any process, from removing a catalog that is open: it has a shared lock meanwhile.
+def in_use(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a catalog while the block runs, so that `prune` in any process does not remove it.
 
     Raises:
-        OSError: it is not there.
+        OSError: the file is missing or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # a file system without locks: then the age alone protects it
+        with suppress(OSError):  # a filesystem without locks: then only its age protects the file
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield
     finally:
@@ -191,28 +190,28 @@ def held(path: Path) -> Iterator[None]:
 
 
 def prune(folder: Path) -> None:
-    """Removes the catalogs that were not used for longest, beyond `KEPT_FILES`, and what crashed builds left.
+    """Remove the least recently used catalogs beyond `MAX_CATALOGS`, and the temporary files of crashed builds.
 
-    Never one that was used within `KEPT_SECONDS` or is open. Failures do not matter: the next one tries again.
+    Files that are open or were used within `MIN_AGE` stay. Errors are ignored: the next call tries again.
     """
     catalogs = _by_last_use(folder, "*.sqlite")
-    for path, age in catalogs[KEPT_FILES:] + _by_last_use(folder, ".*.tmp"):
-        if age > KEPT_SECONDS:
+    for path, age in catalogs[MAX_CATALOGS:] + _by_last_use(folder, ".*.tmp"):
+        if age > MIN_AGE:
             with suppress(OSError):
-                _remove_unless_held(path)
+                _remove_unless_in_use(path)
 
 
 def _by_last_use(folder: Path, pattern: str) -> list[tuple[Path, float]]:
-    """Files and their ages in seconds, youngest first."""
+    """Return files and the seconds since their last use, the most recently used first."""
     found = []
     now = time.time()
     for path in folder.glob(pattern):
-        with suppress(OSError):  # another process was quicker
+        with suppress(OSError):  # removed by another process
             found.append((path, now - path.stat().st_mtime))
     return sorted(found, key=lambda item: item[1])
 
 
-def _remove_unless_held(path: Path) -> None:
+def _remove_unless_in_use(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

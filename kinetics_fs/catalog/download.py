@@ -1,4 +1,4 @@
-"""Fetches annotation files, and keeps a copy that is good as long as the server says so, or cannot be asked."""
+"""Downloads of annotation files, with a local copy that is used as long as it is current or the server is down."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     import requests
 
 MAX_BYTES = 1 << 29
-"""The largest file that is taken. The largest real one is about 70 MB."""
+"""Maximum size of a file. The largest real one has about 70 MB."""
 TIMEOUT = (10.0, 30.0)
-"""Seconds to wait for a connection, and for the next bytes on it."""
+"""Seconds to wait for a connection, and for the next bytes."""
 DEADLINE = 900.0
-"""Seconds that one download may take, so that a server which only drips cannot hold up a mount for ever."""
+"""Maximum seconds of a download, so that a very slow server cannot delay a mount for ever."""
 
-_CHUNK = 1 << 18
+_CHUNK_SIZE = 1 << 18
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """What is noted beside a copy: where it is from, what the server called this version, and when it was asked."""
+    """The note beside a copy: its address, the validators of this version (RFC 9110), and when it was last checked."""
 
     url: str
     size: int
@@ -41,7 +41,7 @@ class _Copy:
 
     @classmethod
     def read(cls, path: Path, url: str) -> _Copy | None:
-        """The note on the copy at `path`; None if there is no copy, or one that cannot be vouched for."""
+        """Return the note of the copy at `path`; None if there is no copy, or its note does not match it."""
         try:
             copy = cls(**json.loads(_note(path).read_bytes()))
             return copy if copy.url == url and path.stat().st_size == copy.size else None
@@ -61,20 +61,20 @@ class _Copy:
 
 
 def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Path:
-    """A local copy of an annotation file.
+    """Return a local copy of an annotation file.
 
-    The server is asked at most once in `max_age` seconds, and then only for what has changed since (`ETag`,
-    `Last-Modified`). If it cannot be reached, or fails, an older copy is used and a warning logged.
+    The server is asked at most once in `max_age` seconds, and sends the file only if it has changed (`ETag`,
+    `Last-Modified`). If the server fails, an older copy is used and a warning logged.
 
     Args:
         url: http or https.
-        folder: where copies are kept, each in a folder of its own, with a small JSON note beside it.
-        max_age: seconds for which the server is not asked again.
+        folder: folder of all copies. Each is in a folder of its own, with a JSON note beside it.
+        max_age: seconds during which a copy is used without asking the server.
 
     Raises:
-        CatalogError: there is no copy, and none can be had.
+        CatalogError: there is no copy, and the download failed.
     """
-    path = _place(url, folder)
+    path = _copy_path(url, folder)
     copy = _Copy.read(path, url)
     if copy and copy.is_fresh(max_age):
         return path
@@ -87,8 +87,8 @@ def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Pat
     return path
 
 
-def _place(url: str, folder: Path) -> Path:
-    """A folder per URL, so that the file can keep its name, which is what messages about its rows will say."""
+def _copy_path(url: str, folder: Path) -> Path:
+    """Return the path of a copy. Each URL has a folder, so that the file keeps its name, which messages mention."""
     base = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name)[:100]
     return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / (base.strip(".") or "annotations")
 
@@ -98,7 +98,7 @@ def _note(path: Path) -> Path:
 
 
 def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
-    import requests  # a tenth of a second that only a download should cost
+    import requests  # takes a tenth of a second, which only a download should cost
 
     headers = {"Accept-Encoding": "identity", **(copy.conditions() if copy else {})}
     try:
@@ -110,7 +110,7 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
                 with atomic_write(path) as file:
                     size = _copy_body(response, url, file)
             else:
-                raise CatalogError(f"annotations cannot be fetched: {url} answers {response.status_code}")
+                raise CatalogError(f"cannot download {url}: the server answers {response.status_code}")
             _Copy(
                 url=url,
                 size=size,
@@ -119,20 +119,20 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
                 checked=time.time(),
             ).write(path)
     except requests.RequestException as error:
-        otherwise = "" if copy else "; where there is no network, give a file with --annotations"
-        raise CatalogError(f"annotations cannot be fetched: {url}: {root_cause(error)}{otherwise}") from error
+        remedy = "" if copy else "; without a network, name a local file with --annotations"
+        raise CatalogError(f"cannot download {url}: {root_cause(error)}{remedy}") from error
     except OSError as error:
-        raise CatalogError(f"annotations cannot be kept in {path.parent}: {error.strerror or error}") from error
+        raise CatalogError(f"cannot write annotations to {path.parent}: {error.strerror or error}") from error
 
 
 def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:
     size = 0
     deadline = time.monotonic() + DEADLINE
-    for chunk in response.iter_content(_CHUNK):
+    for chunk in response.iter_content(_CHUNK_SIZE):
         size += len(chunk)
         if size > MAX_BYTES:
-            raise CatalogError(f"annotations cannot be fetched: {url} is larger than {MAX_BYTES:,} bytes")
+            raise CatalogError(f"cannot download {url}: it is larger than {MAX_BYTES:,} bytes")
         if time.monotonic() > deadline:
-            raise CatalogError(f"annotations cannot be fetched: {url} takes longer than {DEADLINE:.0f} s")
+            raise CatalogError(f"cannot download {url}: it takes longer than {DEADLINE:.0f} s")
         file.write(chunk)
     return size

@@ -1,4 +1,4 @@
-"""Words from outside and the names they become: splits, class labels and the folders that stand for them."""
+"""Names of splits and classes: the words that annotations use for them, and the names of their folders."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from enum import StrEnum
 from kinetics_fs.errors import CatalogError
 
 UNLABELED = "_unlabeled"
-"""The folder of clips without a label, as FiftyOne's zoo calls it. No label may have this name."""
+"""The folder of clips without a label, with the name that the zoo of FiftyOne uses. Reserved: no label may be this."""
 
 SPLITS = ("train", "validation", "test")
-"""Every split, in the order in which they are listed."""
+"""All splits, in listing order."""
 
 _SPLIT_WORDS = {
     "train": "train",
     "val": "validation",  # ActivityNet's crawler, CVDF
     "validate": "validation",  # DeepMind, and the ActivityNet files of 700-2020
-    "validation": "validation",  # FiftyOne, and our own word
+    "validation": "validation",  # FiftyOne, and the name used here
     "test": "test",
     "holdout_test": "test",  # the second test list of Kinetics-600
 }
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_LONGEST_NAME = 255  # bytes: what Linux and macOS allow for one component of a path
+_MAX_NAME_BYTES = 255  # limit of Linux and macOS for one component of a path
 _TORCHVISION = str.maketrans({" ": "_", "'": None, "(": None, ")": None})
 
 
 class ClassNames(StrEnum):
-    """How the folder of a class is named."""
+    """A style for the folder names of classes."""
 
     RAW = "raw"
-    """The label as it is: `massaging person's head`. As in ActivityNet, CVDF and FiftyOne."""
+    """The label itself: `massaging person's head`. As in ActivityNet, CVDF and FiftyOne."""
     UNDERSCORE = "underscore"
     """Spaces become `_`: `massaging_person's_head`. As in mmaction2 and Showmax's downloader."""
     TORCHVISION = "torchvision"
@@ -40,12 +40,12 @@ class ClassNames(StrEnum):
 
 
 def split_name(word: str) -> str | None:
-    """The split (one of `SPLITS`) that an annotation file or a person means by `word`, or None."""
+    """Return the split (one of `SPLITS`) for a word of an annotation file or a user; None if there is no such split."""
     return _SPLIT_WORDS.get(word.strip().lower())
 
 
 def class_name(label: str, style: ClassNames) -> str:
-    """The folder name of a class. `UNLABELED` is the same in every style."""
+    """Return the folder name of a class. `UNLABELED` is the same in every style."""
     match style:
         case ClassNames.RAW:
             return label
@@ -56,24 +56,27 @@ def class_name(label: str, style: ClassNames) -> str:
 
 
 def name_table(labels: Iterable[str], style: ClassNames) -> dict[str, str]:
-    """Folder name → label, in the order of `labels`.
+    """Return a table of folder name → label, in the order of `labels`.
 
     Raises:
-        CatalogError: two labels would share a folder, or one would have a name that cannot be used.
+        CatalogError: two labels would share a folder, or a folder name is invalid.
     """
     table: dict[str, str] = {}
     for label in labels:
         name = class_name(label, style)
         if label != UNLABELED and (fault := name_fault(name)):
-            raise CatalogError(f'class "{label}" cannot be named in the {style} style: {fault}')
+            raise CatalogError(f'cannot name the folder of class "{label}" in the {style} style: {fault}')
         other = table.setdefault(name, label)
         if other != label:
-            raise CatalogError(f'classes "{other}" and "{label}" are both "{name}" in the {style} style')
+            raise CatalogError(
+                f'cannot name the folders of classes "{other}" and "{label}" in the {style} style: both would be'
+                f' "{name}"; choose another --class-names'
+            )
     return table
 
 
 def name_fault(name: str) -> str | None:
-    """Why `name` cannot be the folder of a class, in a few words that many rows may share; None if it can."""
+    """Return why `name` is invalid as the folder of a class, as a phrase without the name; None if it is valid."""
     if not name or name in (".", ".."):
         return "label is not a name"
     if name == UNLABELED:
@@ -86,4 +89,4 @@ def name_fault(name: str) -> str | None:
         size = len(name.encode())
     except UnicodeEncodeError:  # a lone surrogate: JSON can write one, UTF-8 cannot
         return "not UTF-8"
-    return "label is too long" if size > _LONGEST_NAME else None
+    return "label is too long" if size > _MAX_NAME_BYTES else None

@@ -1,15 +1,15 @@
-"""The releases of Kinetics, when each was published, and where its annotations are.
+"""The releases of Kinetics: the date of publication of each, and the addresses of its annotations.
 
-Where each fact comes from:
+Sources of these facts:
 
 * Dates: the first versions of the papers on arXiv: 1705.06950 (400), 1808.01340 (600), 1907.06987 (700),
   2010.10864 (700-2020).
 * `s3.amazonaws.com/kinetics/{400,700_2020}/annotations`: the download scripts of the Common Visual Data Foundation
-  (github.com/cvdfoundation/kinetics-dataset). Its lists have a row for each clip that the bucket was meant to hold.
+  (github.com/cvdfoundation/kinetics-dataset). Its lists have a row for each clip that the bucket should have.
 * `storage.googleapis.com/deepmind-media/Datasets/kinetics*.tar.gz`: the archives that DeepMind publishes, which hold
   `train`, `validate` and `test` as CSV and as JSON.
-* 600 takes DeepMind's archive although CVDF has lists too: CVDF's own read-me marks its `train.csv` and `val.csv` as
-  incomplete, and the form of its `train.txt` is documented nowhere.
+* 600 takes DeepMind's archive although CVDF has lists too: the README of CVDF marks its `train.csv` and `val.csv` as
+  incomplete, and the format of its `train.txt` is undocumented.
 * 700 (2019) takes DeepMind's archive because CVDF hosts 700-2020 only.
 """
 
@@ -31,8 +31,8 @@ class Release:
 
     Attributes:
         name: `400`, `600`, `700` or `700-2020`.
-        annotations: URLs of its own annotation files; together they are the whole release.
-        published: day of the paper; the modification time that every clip of the release shows.
+        annotations: URLs of its annotation files, which together cover the whole release.
+        published: date of the paper; the modification time of every clip of the release.
     """
 
     name: str
@@ -57,13 +57,13 @@ _WORD = re.compile(r"(?:kinetics|k)?[-_ ]?(400|600|700(?:[-_ ]2020)?)")
 
 
 def find_release(word: str) -> Release:
-    """The release that a person means: `600`, `k600`, `kinetics-600`, `Kinetics600`, `700_2020`.
+    """Return the release that a user names: `600`, `k600`, `kinetics-600`, `Kinetics600`, `700_2020`.
 
     Raises:
-        CatalogError: there is no such release; the message names those there are.
+        CatalogError: there is no such release.
     """
     if match := _WORD.fullmatch(word.strip().lower()):
         name = re.sub("[_ ]", "-", match[1])
         return next(release for release in RELEASES if release.name == name)
     known = ", ".join(release.name for release in RELEASES)
-    raise CatalogError(f'no release "{word}" of Kinetics; there are {known}')
+    raise CatalogError(f'cannot find the release "{word}" of Kinetics: there are {known}')

@@ -1,7 +1,7 @@
-"""Part of a catalog, chosen in the words of FiftyOne's zoo: splits, classes, a number of samples, a shuffle.
+"""Selection of a part of a catalog, with the parameters of the zoo of FiftyOne: splits, classes, max_samples, shuffle.
 
-A selection is itself a catalog, with the same schema and in the same folder, so nobody downstream needs to know that
-something was left out. Inode numbers and class indexes are those of the whole.
+A selection is itself a catalog, with the same schema and in the same folder, so that no user of a catalog has to know
+about selections. Inode numbers and class indexes are those of the whole release.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from kinetics_fs.errors import CatalogError
 
 _log = logging.getLogger(__name__)
 
-_NEAREST = 3  # names offered in place of a wrong one
+_SUGGESTIONS = 3  # names that an error suggests in place of an unknown one
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of a release. The default is all of it.
+    """The part of a release that is selected. The default is the whole release.
 
     Attributes:
-        splits: `train`, `validation` (also `val`, `validate`), `test`; none means all.
-        classes: labels, in any style of `ClassNames`, or `UNLABELED`; none means all.
-        max_samples: at most so many clips of each split, at least 1. Without a shuffle they are taken evenly: the
-            first of each class, then the second of each, and so on. None means all.
-        shuffle: take a uniform sample instead. Says nothing unless `max_samples` does: folders are always sorted.
-        seed: of the shuffle. The same seed takes the same clips on every machine and in every later session. None
-            draws one; it is logged, so that the sample can be had again.
+        splits: `train`, `validation` (also `val`, `validate`), `test`; empty for all.
+        classes: labels, in any style of `ClassNames`, or `UNLABELED`; empty for all.
+        max_samples: maximum number of clips in each split, at least 1; None for all. Without `shuffle` they are taken
+            evenly: the first of each class, then the second of each, and so on.
+        shuffle: take a uniform random sample instead. Has no effect without `max_samples`: folders are always sorted.
+        seed: seed of the shuffle. The same seed selects the same clips on every machine. None draws a seed and logs
+            it, so that the sample can be repeated.
     """
 
     splits: tuple[str, ...] = ()
@@ -50,9 +50,9 @@ class Selection:
 
 
 def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
-    """The catalog of what `selection` takes from `catalog`: `catalog` itself if that is all.
+    """Return the catalog of a selection from `catalog`: `catalog` itself if everything is selected.
 
-    Otherwise a file in `folder`, which is made once per catalog and selection. `catalog` stays open.
+    Otherwise it is a file in `folder`, which is built once per catalog and selection. `catalog` stays open.
 
     Raises:
         CatalogError: a split or class does not exist, nothing matches, or the file cannot be written.
@@ -68,27 +68,35 @@ def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
     return Catalog(path)
 
 
-def only(catalog: Catalog, clips: Iterable[Clip], folder: Path) -> Catalog:
-    """The catalog of those of these clips that are in `catalog`, in a new file, which the caller is to remove.
+def select_clips(catalog: Catalog, clips: Iterable[Clip], folder: Path, *, if_none: str) -> Catalog:
+    """Return the catalog of the given clips that are in `catalog`, in a new file, which the caller removes.
+
+    Args:
+        catalog: a release, or a selection from it.
+        clips: the clips to keep.
+        folder: the folder of the new file.
+        if_none: the cause to name in the error if `catalog` has none of the clips.
 
     Raises:
-        CatalogError: none of them is, or the file cannot be written.
+        CatalogError: none of the clips is in `catalog`, or the file cannot be written.
     """
     digest = hashlib.sha256(f"only {SCHEMA_VERSION} {catalog.digest} {secrets.token_hex(16)}".encode()).hexdigest()
     path = catalog_path(folder, digest)
-    _derive(catalog, Selection(), path, {"digest": digest, "selection": "only"}, clips)
+    _derive(catalog, Selection(), path, {"digest": digest, "selection": "only"}, among=clips, if_none=if_none)
     return Catalog(path)
 
 
 def _resolve(catalog: Catalog, selection: Selection) -> Selection:
-    """The same selection in one form only: canonical words in canonical order, the seed drawn, nothing idle."""
+    """Return the canonical form of a selection: canonical names in canonical order, a seed, no ineffective value."""
     if selection.max_samples is not None and selection.max_samples < 1:
-        raise CatalogError(f"at least one sample must be taken, not {selection.max_samples}")
+        raise CatalogError(
+            f"cannot select {selection.max_samples} samples of each split: at least one sample is required"
+        )
     shuffle = selection.shuffle and selection.max_samples is not None
     seed = selection.seed if shuffle else None
     if shuffle and seed is None:
         seed = secrets.randbits(32)
-        _log.info("shuffled with seed %d; give it to have the same clips again", seed)
+        _log.info("shuffled with seed %d; set this seed to select the same clips again", seed)
     return Selection(
         splits=_resolve_splits(selection.splits),
         classes=_resolve_classes(catalog, selection.classes),
@@ -103,7 +111,7 @@ def _resolve_splits(words: Sequence[str]) -> tuple[str, ...]:
     for word in words:
         split = split_name(word)
         if split is None:
-            raise CatalogError(f'no split "{word}"; there are {", ".join(SPLITS)}')
+            raise CatalogError(f'cannot select the split "{word}": there are {", ".join(SPLITS)}')
         splits.add(split)
     return tuple(sorted(splits, key=SPLITS.index))
 
@@ -118,17 +126,25 @@ def _resolve_classes(catalog: Catalog, names: Sequence[str]) -> tuple[str, ...]:
     chosen = set()
     for name in names:
         if name not in known:
-            # Some are near in two styles; they are offered once, as labels.
-            near = dict.fromkeys(known[word] for word in get_close_matches(name, known, n=3 * _NEAREST))
-            offer = ", ".join(f'"{label}"' for label in list(near)[:_NEAREST])
+            # A label may be close in two styles; it is suggested once.
+            near = dict.fromkeys(known[word] for word in get_close_matches(name, known, n=3 * _SUGGESTIONS))
+            offer = ", ".join(f'"{label}"' for label in list(near)[:_SUGGESTIONS])
             hint = f"; did you mean {offer}?" if offer else ""
-            raise CatalogError(f'no class "{name}" in Kinetics-{catalog.release}{hint}')
+            raise CatalogError(
+                f'cannot select the class "{name}": Kinetics-{catalog.release} has no class of that name{hint}'
+            )
         chosen.add(known[name])
     return tuple(sorted(chosen))
 
 
 def _derive(
-    catalog: Catalog, selection: Selection, path: Path, info: dict[str, str], among: Iterable[Clip] | None = None
+    catalog: Catalog,
+    selection: Selection,
+    path: Path,
+    info: dict[str, str],
+    *,
+    among: Iterable[Clip] | None = None,
+    if_none: str = "the selection matches no clip",
 ) -> None:
     with new_database(path, info) as connection:
         connection.execute("ATTACH ? AS whole", (catalog.path.absolute().as_uri() + "?mode=ro&immutable=1",))
@@ -151,9 +167,9 @@ def _derive(
                 "classes": json.dumps(selection.classes),
             },
         )
-        # Rows of the whole are in their final order already, and so are those that are left of them.
+        # The rows of the whole catalog are in their final order already.
         matching = """
-            SELECT clip.*, full.parent, clip.row - full.first_row AS place
+            SELECT clip.*, full.parent, clip.row - full.first_row AS position
             FROM directory
             JOIN whole.directory AS full USING (id)
             CROSS JOIN whole.clip AS clip ON clip.row >= full.first_row AND clip.row < full.first_row + full.clips
@@ -170,7 +186,7 @@ def _derive(
             matching += ' AND (clip.youtube_id, clip.start, clip."end") IN (SELECT * FROM wanted)'
         if selection.max_samples is not None:
             connection.create_function("shuffled", 4, _shuffled, deterministic=True)
-            order = 'shuffled(:seed, youtube_id, start, "end")' if selection.shuffle else "place"
+            order = 'shuffled(:seed, youtube_id, start, "end")' if selection.shuffle else "position"
             matching = f"""
                 SELECT * FROM (
                     SELECT *, row_number() OVER (PARTITION BY parent ORDER BY {order}, row) AS turn FROM ({matching})
@@ -184,10 +200,9 @@ def _derive(
             {"seed": str(selection.seed), "max_samples": selection.max_samples},
         ).rowcount
         if not taken:
-            what = "the selection matches no clip" if among is None else "none of the clips is here that are wanted"
-            raise CatalogError(f"{what} of Kinetics-{catalog.release}")
+            raise CatalogError(f"cannot select clips of Kinetics-{catalog.release}: {if_none}")
 
 
 def _shuffled(seed: str, youtube_id: str, start: int, end: int) -> bytes:
-    """Where a clip stands in the shuffle: a hash, so that it depends on the seed and the clip alone."""
+    """Return the sort key of a clip in the shuffle: a hash, so that it depends on the seed and the clip alone."""
     return blake2b(f"{seed} {Clip(youtube_id, start, end).key}".encode(), digest_size=8).digest()

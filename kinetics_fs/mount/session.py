@@ -23,7 +23,7 @@ from kinetics_fs.app import (
     open_selected_catalog,
     open_store,
 )
-from kinetics_fs.catalog import Catalog, ClassNames, Selection, only, select
+from kinetics_fs.catalog import Catalog, ClassNames, Selection, select, select_clips
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.control import ControlServer
 from kinetics_fs.control.status import FrontendStatus
@@ -108,7 +108,12 @@ def _select_cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
     """Write a catalog of the cached clips, for this mount only; return its path and its title."""
     with (
         open_store(settings) as store,
-        only(catalog, (clip for clip, _ in store.cached_clips()), catalog.path.parent) as cached,
+        select_clips(
+            catalog,
+            (clip for clip, _ in store.cached_clips()),
+            catalog.path.parent,
+            if_none="none of them is in the cache (--only cached)",
+        ) as cached,
     ):
         return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} cached clips"
 

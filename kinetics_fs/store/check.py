@@ -36,7 +36,7 @@ Decode = Callable[[Path], None]
 
 
 class CacheSummary(NamedTuple):
-    """What the state database says about a cache."""
+    """The content of a cache according to its state database."""
 
     clips: int
     """Cached clips."""

@@ -1,4 +1,4 @@
-"""The state database: what the store remembers about clips, beside their files.
+"""The state database: sizes, access times, pins, failures, fetches in progress and history of a cache.
 
 One SQLite file in WAL mode. A transaction that writes to it (`BEGIN IMMEDIATE`) is also the lock under which the store
 publishes and evicts, so that no two processes ever count the same free bytes. The words of the tables are older than

@@ -43,7 +43,7 @@ class ActivityCounts(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A row of the history: what was cached at its end, and the activity of all processes (see `ActivityCounts`)."""
+    """A row of the history: the clips cached at its end, and the activity of all processes (see `ActivityCounts`)."""
 
     at: int
     """When the time of the row began, in seconds since the epoch."""

@@ -64,7 +64,7 @@ def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path
 
 
 def test_nothing_is_cached(mount: MountFactory, annotations: Path) -> None:
-    with pytest.raises(RuntimeError, match="none of the clips is here"):
+    with pytest.raises(RuntimeError, match="none of them is in the cache"):
         mount("--annotations", annotations, "--only", "cached")
 
 

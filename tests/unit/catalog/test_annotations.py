@@ -226,8 +226,8 @@ def test_a_json_entry_that_is_not_utf8_is_refused(file: Path) -> None:
         (b"{1: {}}", "an entry has no name"),
         (b'{"a": ' + b"[" * 50_000, "near its entry 1"),
         (b'{"a": "' + b"x" * MAX_ROW + b'"}', "an entry is too long"),
-        (b"\x1f\x8b", "damaged or cut short"),
-        (b"\x1f\x8b" + b"x" * 100, "cannot be read"),
+        (b"\x1f\x8b", "damaged or incomplete"),
+        (b"\x1f\x8b" + b"x" * 100, "cannot read"),
     ],
     ids=lambda value: None if isinstance(value, str) else repr(value[:40]),
 )

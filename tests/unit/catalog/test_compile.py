@@ -107,7 +107,7 @@ def test_finding(catalog_of: Callable[..., Catalog]) -> None:
         assert catalog.directory(entries[0].ino) is None
         assert catalog.directory(1) is None
         assert catalog.directory(validation.ino) == validation
-        with pytest.raises(ValueError, match="holds classes"):
+        with pytest.raises(ValueError, match="has classes"):
             catalog.entries(train)
 
 
@@ -119,7 +119,7 @@ def test_pages(catalog_of: Callable[..., Catalog], monkeypatch: pytest.MonkeyPat
         assert opened.entries(second, 0, 4) + opened.entries(second, 4, 4) + opened.entries(second, 8) == whole
         assert opened.entries(first, 8, 4) == opened.entries(first)[8:]
         assert opened.entries(first, 10) == opened.entries(first, 99, 5) == opened.entries(first, 3, 0) == []
-        monkeypatch.setattr(catalog, "_PAGE", 3)
+        monkeypatch.setattr(catalog, "_PAGE_SIZE", 3)
         assert list(opened.clips()) == opened.entries(first) + whole
 
 
@@ -132,7 +132,7 @@ def test_duplicates_are_merged_and_counted(catalog_of: Callable[..., Catalog]) -
 def test_refusals_are_kept_and_counted(
     catalog_of: Callable[..., Catalog], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compiling, "KEPT_REFUSALS", 2)
+    monkeypatch.setattr(compiling, "MAX_REFUSALS", 2)
     with (
         caplog.at_level(logging.WARNING),
         catalog_of("x,bad,1,2,train", *ROWS, "a/b,aaaaaaaaaaa,1,2,train", "x") as made,
@@ -156,9 +156,9 @@ def test_several_files_make_one_catalog(tmp_path: Path, release: Release) -> Non
 
 
 def test_too_many_classes_are_refused(catalog_of: Callable[..., Catalog], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "MAX_PLACES", 4)
+    monkeypatch.setattr(compiling, "MAX_CLASSES", 4)
     catalog_of(*ROWS).close()
-    with pytest.raises(CatalogError, match="too many classes"):
+    with pytest.raises(CatalogError, match="too many for a release"):
         catalog_of(*ROWS, "one more,eeeeeeeeeee,1,11,train")
 
 
@@ -289,7 +289,7 @@ def test_damage_further_in_is_an_expected_error(catalog_of: Callable[..., Catalo
 
 
 def test_there_is_no_catalog(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="cannot be read: No such file"):
+    with pytest.raises(CatalogError, match=r"cannot read .*: No such file"):
         Catalog(tmp_path / "none.sqlite")
 
 
@@ -316,9 +316,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(source: Path, release: Release) -> None:
-    with pytest.raises(CatalogError, match="cannot be built in"):
+    with pytest.raises(CatalogError, match="cannot build a catalog in"):
         compile_catalog([source], release, source / "catalogs")
-    with pytest.raises(CatalogError, match="cannot be read: No such file"):
+    with pytest.raises(CatalogError, match=r"cannot read .*: No such file"):
         compile_catalog([source.with_name("none.csv")], release, source)
 
 
@@ -361,7 +361,7 @@ def test_a_closed_catalog_says_so(catalog_of: Callable[..., Catalog]) -> None:
 def test_old_catalogs_are_pruned(
     tmp_path: Path, source: Path, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "KEPT_FILES", 2)
+    monkeypatch.setattr(database, "MAX_CATALOGS", 2)
     now = time.time()
 
     def file(name: str, days: float) -> Path:
@@ -378,7 +378,7 @@ def test_old_catalogs_are_pruned(
     building = file(".d-0123.tmp", 0.1)
     held = file("e.sqlite", 9)
     recent = file("f.sqlite", 0.5)
-    with database.held(held):
+    with database.in_use(held):
         database.prune(tmp_path)
     assert not any(path.exists() for path in [*old, crashed])
     assert all(path.exists() for path in [used, building, held, recent])

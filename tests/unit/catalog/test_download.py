@@ -129,9 +129,9 @@ def test_a_failing_server_leaves_the_copy_in_use(
     assert len(list(path.parent.iterdir())) == 2
 
     assert "give a file" not in caplog.text
-    with pytest.raises(CatalogError, match="annotations cannot be fetched") as raised:
+    with pytest.raises(CatalogError, match="cannot download") as raised:
         fetch_annotations(site.url, tmp_path / "nothing here", max_age=0)
-    assert ("give a file with --annotations" in str(raised.value)) == (failure in ("gone", "cut"))
+    assert ("name a local file with --annotations" in str(raised.value)) == (failure in ("gone", "cut"))
 
 
 def refuse(*_: object) -> None:

@@ -182,11 +182,14 @@ def test_a_damaged_selection_is_made_again(selected: Callable[[Selection], Catal
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(classes=("surfng water",)), 'no class "surfng water" in Kinetics-600; did you mean "surfing water"'),
+        (
+            Selection(classes=("surfng water",)),
+            '"surfng water": Kinetics-600 has no class of that name; did you mean "surfing water"',
+        ),
         (Selection(classes=("massaging_person_head",)), 'did you mean "massaging person\'s head"[^,]*?$'),
-        (Selection(classes=("qqqqqq",)), 'no class "qqqqqq" in Kinetics-600$'),
-        (Selection(splits=("trian",)), 'no split "trian"; there are train, validation, test'),
-        (Selection(splits=("train",), classes=(UNLABELED,)), "matches no clip of Kinetics-600"),
+        (Selection(classes=("qqqqqq",)), 'class "qqqqqq": Kinetics-600 has no class of that name$'),
+        (Selection(splits=("trian",)), 'cannot select the split "trian": there are train, validation, test'),
+        (Selection(splits=("train",), classes=(UNLABELED,)), "clips of Kinetics-600: the selection matches no clip"),
         (Selection(max_samples=0), "at least one sample"),
         (Selection(max_samples=-1), "at least one sample"),
     ],
