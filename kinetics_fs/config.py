@@ -148,10 +148,10 @@ class Settings:
     cache_dir: Path = _setting(
         None,
         "cache",
-        "Cache directory: where fetched clips are stored.",
+        "Directory of the cache. Only its owner can access it.",
         metavar="PATH",
         kind="path",
-        default_text="the user's cache directory",
+        default_text="the user's cache directory, on Linux ~/.cache/kinetics-fs",
     )
     cache_size: int | None = _setting(
         None,
@@ -208,7 +208,8 @@ class Settings:
     trim: str = _setting(
         "exact",
         "sources",
-        "How clips are cut: exact (to the frame, by re-encoding) or copy (fast, starts at a keyframe).",
+        "How clips are cut: exact (to the frame, by re-encoding) or copy (fast; the clip starts at a keyframe, and an"
+        " edit list, which many readers ignore, hides the frames before the annotated time).",
         metavar="HOW",
         kind="choice",
         choices=("exact", "copy"),
@@ -234,7 +235,13 @@ class Settings:
         4, "network", "Number of clips to fetch at the same time.", metavar="N", kind="integer", minimum=1
     )
     timeout: float = _setting(
-        300.0, "network", "Maximum time to fetch one clip, in seconds.", metavar="SECONDS", kind="seconds", rare=True
+        300.0,
+        "network",
+        "Maximum time to fetch one clip, in seconds.",
+        metavar="SECONDS",
+        kind="seconds",
+        default_text="300",
+        rare=True,
     )
     max_fetches_per_hour: int | None = _setting(
         None,
@@ -338,12 +345,16 @@ class Settings:
     passthrough: bool = _setting(
         True,
         "mount",
-        "Let the kernel read cached files directly, where it supports that: Linux 6.9 or newer, as root.",
+        "Let the kernel read cached files directly. This takes Linux 6.9 or newer, root and the native front end.",
         kind="switch",
         rare=True,
     )
     allow_other: bool = _setting(
-        os.geteuid() == 0, "mount", "Let other users read the mount.", kind="switch", default_text="on for root"
+        os.geteuid() == 0,
+        "mount",
+        "Let other users read the mount. If you are not root, this takes a line user_allow_other in /etc/fuse.conf.",
+        kind="switch",
+        default_text="on for root, off for others",
     )
     metrics_port: int | None = _setting(
         None,
@@ -475,7 +486,7 @@ def read_config(path: Path) -> dict[str, Any]:
         setting = known.get(key.replace("_", "-"))
         if setting is None:
             near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "see docs/configuration.md for those that exist"
+            hint = f"did you mean {near[0]!r}?" if near else "kinetics-fs mount --help-all lists most settings"
             raise KineticsError(f"cannot read the configuration file {path}: unknown setting {key!r}; {hint}")
         values[setting.field] = [value] if setting.about.repeatable and not isinstance(value, list) else value
     return values

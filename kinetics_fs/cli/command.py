@@ -30,24 +30,23 @@ class Option(click.Option):
         self.section = section
         self.rare = rare
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the flags and the help with its default, in plain words: `off` for a switch, no valid ranges."""
-        if self.hidden:
-            return None
-        flags, _ = super().get_help_record(ctx) or ("", "")
-        if self.secondary_opts:
-            flags = f"--[no-]{self.opts[0].removeprefix('--')}"
-        default = self.default_text(ctx)
-        return flags, f"{self.help or ''}{f'  [default: {default}]' if default else ''}"
 
-    def default_text(self, ctx: click.Context) -> str:
-        """Return the default as help texts show it; empty if they do not."""
-        if isinstance(self.show_default, str):
-            return self.show_default
-        default = self.get_default(ctx, call=False)
-        if self.secondary_opts:
-            return "on" if default else "off"
-        return str(default) if self.show_default else ""
+def help_record(option: click.Option, ctx: click.Context) -> tuple[str, str]:
+    """Return the flags of an option, and its help with the default in plain words: `off` for a switch, no ranges."""
+    flags, _ = option.get_help_record(ctx) or ("", "")
+    if option.secondary_opts:
+        flags = f"--[no-]{option.opts[0].removeprefix('--')}"
+    default = _default_text(option, ctx)
+    return flags, f"{option.help or ''}{f'  [default: {default}]' if default else ''}"
+
+
+def _default_text(option: click.Option, ctx: click.Context) -> str:
+    if isinstance(option.show_default, str):
+        return option.show_default
+    default = option.get_default(ctx, call=False)
+    if option.secondary_opts:
+        return "on" if default else "off"
+    return str(default) if option.show_default else ""
 
 
 class _InheritsDefaults(click.Command):
@@ -83,8 +82,7 @@ class Command(_InheritsDefaults):
         sections: dict[str, list[tuple[str, str]]] = {}
         left_out = 0
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None or not isinstance(param, click.Option):
+            if not isinstance(param, click.Option) or param.hidden:
                 continue
             if isinstance(param, Option) and param.rare and not ctx.meta.get(_SHOW_ALL):
                 left_out += 1
@@ -92,7 +90,7 @@ class Command(_InheritsDefaults):
             section = param.section if isinstance(param, Option) else "Options"
             if param is self.get_help_option(ctx):
                 section = "Help"
-            sections.setdefault(section, []).append(record)
+            sections.setdefault(section, []).append(help_record(param, ctx))
         for section in sorted(sections, key=SECTION_ORDER.index):
             with formatter.section(section):
                 formatter.write_dl(sections[section])

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from kinetics_fs.cli import cli
-from kinetics_fs.cli.command import Option
+from kinetics_fs.cli.command import Option, help_record
 from kinetics_fs.config import SECTIONS, About, Setting, table
 
 BEGIN = "<!-- The settings below are generated: make docs -->"
@@ -36,7 +36,7 @@ def settings_reference() -> str:
     lines: list[str] = []
     for section in dict.fromkeys(SECTIONS.values()):
         chosen = [setting for setting in table().values() if SECTIONS[setting.about.group] == section]
-        lines += [f"### {section}", "", "| flag, variable, key | type | default | |", "|---|---|---|---|"]
+        lines += [f"### {section}", "", "| flag, variable, key | type | default | description |", "|---|---|---|---|"]
         lines += [_setting_row(setting) for setting in chosen]
         lines.append("")
     return "\n".join(lines)
@@ -124,12 +124,13 @@ def _type(about: About) -> str:
         case "switch":
             name = "on or off"
         case "choice":
-            name = " or ".join(f"`{choice}`" for choice in about.choices)
+            *others, last = (f"`{choice}`" for choice in about.choices)
+            name = f"{', '.join(others)} or {last}"
         case "order":
             name = "names, separated by commas"
         case kind:
             name = kind
-    return f"list of {name}" if about.repeatable else name
+    return "list" if about.repeatable else name
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
@@ -157,9 +158,9 @@ def _options(command: click.Command) -> Iterator[str]:
     ]
     if not options:
         return
-    yield from ("| option | |", "|---|---|")
+    yield from ("| option | description |", "|---|---|")
     for option in options:
-        flags, text = option.get_help_record(_context(command)) or ("", "")
+        flags, text = help_record(option, _context(command))
         yield f"| `{_cell(flags)}` | {_cell(text)} |"
     yield ""
 
