@@ -104,7 +104,7 @@ class StatusCollector:
     def metrics(self) -> MountMetrics:
         """Return the metrics of the mount.
 
-        They are created when the first fetch ends or somebody asks for them: to import their library takes 25 ms,
+        They are created when the first fetch ends or a client asks for them: to import their library takes 25 ms,
         which would delay the mount.
         """
         with self._metrics_lock:

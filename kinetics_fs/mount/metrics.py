@@ -89,7 +89,7 @@ class MountMetrics:
 
 
 class _StatusMetrics(Collector):
-    """The metrics that the status of the mount contains already, read when somebody asks for them."""
+    """The metrics that the status of the mount contains already, read when a client asks for them."""
 
     def __init__(self, status: Callable[[], MountStatus]) -> None:
         self._status = status

@@ -27,7 +27,7 @@ class NodeType(enum.IntEnum):
 
 
 def mode_of(kind: NodeType) -> int:
-    """Return type and permissions of a node: everybody may read it, nobody may write it."""
+    """Return type and permissions of a node: all users may read it, none may write it."""
     return kind | (0o555 if kind is NodeType.DIRECTORY else 0o444)
 
 
