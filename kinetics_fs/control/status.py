@@ -17,6 +17,21 @@ from typing import Any, get_args, get_origin, get_type_hints
 from kinetics_fs.errors import MountError
 
 
+class InvalidStatusError(MountError):
+    """JSON that is not the status of a mount of this version.
+
+    Attributes:
+        problem: the missing or invalid field.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"cannot read the status of the mount: {problem}; it runs another version of kinetics-fs, so unmount it and"
+            " mount it again"
+        )
+        self.problem = problem
+
+
 @dataclass(frozen=True)
 class CacheStatus:
     """The size and the limits of the cache.
@@ -207,7 +222,7 @@ class PrefetchStatus(PrefetchProgress):
         """Read what `to_json` returned.
 
         Raises:
-            MountError: a field is missing or has the wrong type.
+            InvalidStatusError: a field is missing or has the wrong type.
         """
         status: PrefetchStatus = _from_json(cls, value, "")
         return status
@@ -349,8 +364,8 @@ class MountStatus:
         """Read what `to_json` returned. Unknown keys, as a newer version may add them, are ignored.
 
         Raises:
-            MountError: a field is missing or has the wrong type, because another version of kinetics-fs wrote it or
-                because it is damaged.
+            InvalidStatusError: a field is missing or has the wrong type, because another version of kinetics-fs wrote
+                it or because it is damaged.
         """
         status: MountStatus = _from_json(cls, value, "")
         return status
@@ -401,7 +416,7 @@ def _from_json(expected: Any, value: object, path: str) -> Any:
         for field in fields(expected):
             inner = f"{path}.{field.name}".removeprefix(".")
             if field.name not in entries:
-                raise MountError(f"cannot read the status of the mount: {inner!r} is missing")
+                raise InvalidStatusError(f"{inner!r} is missing")
             found[field.name] = _from_json(types[field.name], entries[field.name], inner)
         return expected(**found)  # type: ignore[operator]  # a class, not an object
     if container is dict:
@@ -419,5 +434,5 @@ def _checked(value: object, expected: type, path: str) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         where = repr(path) if path else "the status"
         name = "dict" if expected is Mapping else expected.__name__
-        raise MountError(f"cannot read the status of the mount: {where} is {type(value).__name__}, not {name}")
+        raise InvalidStatusError(f"{where} is {type(value).__name__}, not {name}")
     return value

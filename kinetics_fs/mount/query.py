@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_fs.control import Connection, NoAnswerError, connect
-from kinetics_fs.control.status import MountStatus, UnreachableMount
+from kinetics_fs.control.status import InvalidStatusError, MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
 from kinetics_fs.mount.probe import probe_path
@@ -126,12 +126,12 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
             return UnreachableMount(str(mountpoint), reason, f"clear it: {_umount_command(mountpoint)}")
     try:
         return MountStatus.from_json(answer)
-    except MountError as error:
-        version = answer.get("version", "unknown") if isinstance(answer, dict) else "unknown"
+    except InvalidStatusError as error:
+        version = answer.get("version", "of unknown version") if isinstance(answer, dict) else "of unknown version"
         return UnreachableMount(
             str(mountpoint),
-            f"runs kinetics-fs {version}, but {error}",
-            f"mount it again with this version, after {_umount_command(mountpoint)}",
+            f"it runs kinetics-fs {version}, and this version cannot read its status ({error.problem})",
+            f"unmount it and mount it again: {_umount_command(mountpoint)}",
             pid=pid,
         )
 

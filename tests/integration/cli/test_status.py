@@ -46,7 +46,7 @@ def said(process: subprocess.Popen[str], status: int) -> str:
     return " ".join(text.split())
 
 
-def test_mount_that_hangs_and_then_dies(mount: MountFactory, tmp_path: Path) -> None:
+def test_commands_say_what_to_do_about_a_hung_and_a_dead_mount(mount: MountFactory, tmp_path: Path) -> None:
     mounted = mount()
     pid, root = mounted.pid, mounted.root
     link = tmp_path / "link"
@@ -110,10 +110,10 @@ def test_status_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: 
         statuses = [query_status(Path("/mnt/old")) for _ in range(4)]
     sentences = list(map(str, statuses))
     assert sentences[0] == (
-        "/mnt/old: runs kinetics-fs 0.0.1, but cannot read the status of the mount: 'mountpoint' is missing;"
-        " mount it again with this version, after kinetics-fs umount /mnt/old"
+        "/mnt/old: it runs kinetics-fs 0.0.1, and this version cannot read its status ('mountpoint' is missing);"
+        " unmount it and mount it again: kinetics-fs umount /mnt/old"
     )
-    assert all("cannot read the status of the mount" in sentence for sentence in sentences)
+    assert all("this version cannot read its status" in sentence for sentence in sentences)
     assert [status.pid for status in statuses] == [os.getpid()] * 4, "umount must find the process"
 
 

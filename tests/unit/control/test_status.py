@@ -19,6 +19,7 @@ from kinetics_fs.control.status import (
     FetchStatus,
     FrontendStatus,
     InFlightFetch,
+    InvalidStatusError,
     MountStatus,
     OpenCounts,
     PrefetchStatus,
@@ -26,7 +27,6 @@ from kinetics_fs.control.status import (
     SplitCounts,
     UnreachableMount,
 )
-from kinetics_fs.errors import MountError
 
 STATUS = MountStatus(
     version="1.0",
@@ -90,9 +90,10 @@ def test_wrong_type_is_named(keys: list[Any], replacement: object, problem: str)
     for key in keys[:-1]:
         inner = inner[key]
     inner[keys[-1]] = replacement
-    with pytest.raises(MountError) as caught:
+    with pytest.raises(InvalidStatusError) as caught:
         MountStatus.from_json(value)
-    assert str(caught.value) == f"cannot read the status of the mount: {problem}"
+    assert caught.value.problem == problem
+    assert str(caught.value).startswith(f"cannot read the status of the mount: {problem}; it runs another version")
 
 
 @pytest.mark.parametrize("keys", [["opens"], ["cache", "folder"], ["fetch", "rates", "last_hour"]])
@@ -101,14 +102,14 @@ def test_missing_key_is_named(keys: list[str]) -> None:
     for key in keys[:-1]:
         inner = inner[key]
     del inner[keys[-1]]
-    with pytest.raises(MountError, match="is missing") as caught:
+    with pytest.raises(InvalidStatusError, match="is missing") as caught:
         MountStatus.from_json(value)
     assert repr(".".join(keys)) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 7])
 def test_status_that_is_not_an_object_is_refused(value: object) -> None:
-    with pytest.raises(MountError, match=r"the status is .*, not dict"):
+    with pytest.raises(InvalidStatusError, match=r"the status is .*, not dict"):
         MountStatus.from_json(value)
 
 
