@@ -4,7 +4,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-quick test-apps check docs install-systemd clean
 
-## demo: set up, and play all of kinetics-fs on this machine; a mount stays up to look around in
+## demo: set up, and run the demo; its mount stays until you unmount it
 demo: .venv/run
 	$(BIN)/kinetics-fs demo
 
@@ -58,6 +58,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --use-pep517 --constraint constr
 install-systemd: .venv/run
 	systemd/install $(BIN)
 
-## clean: remove the virtual environment and what tools left
+## clean: remove the virtual environment and the caches of tools
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
