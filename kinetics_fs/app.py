@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
-from kinetics_fs.fetch.settings import FetchSettings
+from kinetics_fs.fetch import FetchSettings
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.store import CacheLayout, Store, prepare_folder
 

@@ -202,6 +202,6 @@ def remove(settings: Settings, archives: tuple[str, ...], everything: bool) -> N
     from kinetics_fs.cli.library import open_library
 
     if bool(archives) == everything:
-        raise click.UsageError("cannot remove indexes: give --archive, or --all")
+        raise click.UsageError("cannot remove indexes: no archive is named; give --archive NAME, or --all alone")
     with open_library(settings, whole_cache=True) as library:
         click.echo(f"{library.indexes.remove(archives):,} removed")

@@ -75,9 +75,11 @@ def _start_job(mountpoint: Path, lines: list[str] | None, settings: Settings, as
 
     given = given_settings()
     if foreign := given - _SELECTION - {"log-format"}:
-        raise click.UsageError(f"--{min(foreign)} cannot be given with MOUNTPOINT: it is a setting of the mount")
+        raise click.UsageError(
+            f"cannot set --{min(foreign)} for a job: it is a setting of the mount; leave it out, or mount again with it"
+        )
     if lines is not None and given & _SELECTION:
-        raise click.UsageError("cannot prefetch a list and a selection at once: give --list or a selection, not both")
+        raise click.UsageError("cannot prefetch: a list and a selection exclude each other; give one of them")
     job, invalid = start_job(mountpoint, selection_of(settings) if lines is None else lines)
     _warn_of_invalid_lines(invalid)
     if as_json:

@@ -1,11 +1,10 @@
-"""How a clip gets here: once, in a worker process, verified, and the urgent ones first.
+"""Fetching clips into the store: each clip once, in a worker process, verified, and urgent clips first.
 
-`Fetcher` is the door. Behind it: a queue of flights (`fetcher`), one `worker` process per thread of the pool
-(`workers`), which asks the sources, cuts (`cut`) and proves the result (`verify`). Many clips at once are a `prefetch`;
-those of a mount are kept by its `prefetcher`.
+`fetcher.Fetcher` is the queue. Each of its threads has a worker process that asks the sources, cuts and verifies.
+`pool` is the parent's side of it, `worker` the child's. `prefetch` requests many clips in their order; if a process
+will open them in that order, an `access_cursor` follows it. `prefetch_manager` runs the prefetch jobs of a mount.
 """
 
-from kinetics_fs.fetch.fetcher import Fetcher, Priority
-from kinetics_fs.fetch.settings import FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 
 __all__ = ["FetchSettings", "Fetcher", "Priority"]

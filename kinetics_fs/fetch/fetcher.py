@@ -1,4 +1,4 @@
-"""The queue of clips to fetch: one flight per clip, the urgent before the others."""
+"""The fetcher: a queue of clips, and threads that have worker processes fetch them into the store, each clip once."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.control.status import FetchStatus, InFlightFetch
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.pool import Worker
-from kinetics_fs.fetch.settings import FetchSettings
 from kinetics_fs.fetch.stats import FetchStats
-from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
 from kinetics_fs.sources.archive.limit import NOTE, failed_below
 from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
-_LOOK_AGAIN = 0.1
-"""Seconds between two looks at a clip that another process is fetching."""
+_CLAIM_POLL_INTERVAL = 0.1
+"""Seconds until a clip that another process is fetching is looked up again."""
 
+_ARCHIVE_POLL_INTERVAL = 1.0
+"""The same if another process is reading the archive that has the clip. If the fetcher's own process is reading it, the
+clip arrives without polling."""
 
-_LOOK_FOR_OTHERS = 1.0
-"""The same, where an archive is being read that has the clip in it: who reads it here brings the clip at once."""
+_BUDGET_POLL_INTERVAL = 15.0
+"""Maximum seconds until a source whose hourly limit is reached is tried again."""
 
-_LOOK_FOR_BUDGET = {True: 1.0, False: 15.0}
-"""The same, where the budget is used up, for who waits in `open` and for who does not."""
+_FOREGROUND_BUDGET_POLL_INTERVAL = 1.0
+"""The same for a clip that a process waits for in `open`."""
 
 _MAX_REASON = 350
 """Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
@@ -47,11 +49,28 @@ KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
     *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
 )
-"""Of the failures of several sources the first of these is told: a clip is gone only if it is gone everywhere."""
+"""If several sources fail, the kind that comes first here counts: a clip is gone only if every source says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Settings of the fetcher.
+
+    Args:
+        workers: number of clips to fetch at the same time, each in a process of its own.
+        timeout: seconds that a clip may take, from the moment when a worker starts on it to the verified file.
+        max_fetches_per_hour: number of clips to request from YouTube per hour; None for no limit.
+        sources: settings of the sources, which the worker processes receive as JSON.
+    """
+
+    workers: int = 4
+    timeout: float = 300.0
+    max_fetches_per_hour: int | None = None
+    sources: SourceSettings = field(default_factory=SourceSettings)
 
 
 class RetryLater(Exception):
-    """To be looked at again after some seconds."""
+    """A clip cannot be fetched now, but may be in some seconds."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -59,74 +78,105 @@ class RetryLater(Exception):
 
 
 class Priority(enum.IntEnum):
-    """Which of the waiting clips is next."""
+    """Priority of a request; the lowest number is served first."""
 
     FOREGROUND = 0
-    """Somebody waits in `open`."""
+    """A process waits for the clip in `open`."""
     SOON = 1
-    """Somebody is about to open it."""
+    """A process will probably open the clip soon."""
     BACKGROUND = 2
-    """Prefetch."""
+    """A prefetch requested the clip."""
+
+
+class FetchState(enum.Enum):
+    """The state of a fetch."""
+
+    QUEUED = enum.auto()
+    """No worker has it. It may be deferred."""
+    RUNNING = enum.auto()
+    """A worker has it."""
+    ENDED = enum.auto()
+    """All its waiters know the result, or none was left. Another fetch of the same clip may have begun, and a worker
+    may still read siblings of the clip."""
 
 
 @dataclass(slots=True)
 class Fetch:
-    """A clip on its way, and who waits for it."""
+    """A requested clip that is neither cached nor failed yet. The lock of the fetcher guards all but `claim`.
+
+    Args:
+        clip: the clip.
+        priority: highest priority of its requests.
+        protect_used_since: clips used since then, in seconds since the epoch, are not evicted for it.
+        state: where it stands.
+        waiters: futures of its requests.
+        requested_at: time of the first request, by the monotonic clock.
+        source: the source that is being asked; None if none is.
+        claim_lock: guards `claim`.
+        claim: the right to publish the clip, while a worker looks for it.
+    """
 
     clip: Clip
     priority: Priority
+    protect_used_since: float
+    state: FetchState = FetchState.QUEUED
     waiters: list[Future[None]] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-    taken: bool = False
-    """By a worker; or by nobody, when all who waited have left."""
-    protect_used_since: float = math.inf
-    """What was used since then must not make room for it."""
+    requested_at: float = field(default_factory=time.monotonic)
     source: str | None = None
-    """That which is being asked."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    claim_lock: threading.Lock = field(default_factory=threading.Lock)
     claim: Claim | None = None
-    """Of who is looking for it, as long as that lasts. Changed under the lock."""
-    ended: bool = False
-    """Who waited was told; another flight for the same clip may have begun."""
 
 
 class Delivery:
-    """Takes what a source hands over for a flight: the clip itself, and others that come with it."""
+    """Receives what one source delivers for a fetch: the requested clip, and siblings from the same download.
+
+    Attributes:
+        delivered: the requested clip is in the store.
+    """
 
     def __init__(self, fetcher: Fetcher, fetch: Fetch, claim: Claim, source: str) -> None:
         self._fetcher = fetcher
-        self._flight = fetch
+        self._fetch = fetch
         self._claim = claim
         self._source = source
-        self._asked = time.monotonic()
+        self._asked_at = time.monotonic()
         self.delivered = False
 
     def on_clip(self, clip: Clip, path: Path) -> None:
-        if clip != self._flight.clip:
+        """Store a clip while the source goes on to read."""
+        if clip != self._fetch.clip:
             self._fetcher._store_sibling(clip, path, self._source)
         elif not self.delivered:
             self.publish(path, last=False)
-            self._fetcher._finish(self._flight, None)  # others may come for long after it
+            self._fetcher._finish(self._fetch, None)  # siblings may arrive for a long time after it
 
     def publish(self, path: Path, *, last: bool = True) -> None:
-        """The clip itself."""
-        if self._flight.ended:  # it came with another meanwhile
+        """Store the requested clip.
+
+        Args:
+            path: the verified file.
+            last: nothing else is stored under the claim.
+        """
+        if self._fetch.state is FetchState.ENDED:  # another fetch delivered it as a sibling
             self.delivered = True
             return
         size = self._claim.publish(path, self._source, last=last)
         self.delivered = True
         now = time.monotonic()
-        self._fetcher.stats.record_fetched(self._source, size, now - self._asked)
-        took = now - self._flight.since
-        _log.info("%s: fetched from %s in %.1f s", self._flight.clip.key, self._source, took)
+        self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
+        seconds = now - self._fetch.requested_at
+        _log.info("%s: fetched from %s in %.1f s", self._fetch.clip.key, self._source, seconds)
 
 
 class Fetcher:
     """Fetches clips into a store. Safe for threads.
 
     Args:
-        store: where clips go, and where failures are remembered.
-        settings: how many at a time, how long, and what the sources need.
+        store: receives the clips, and remembers failures.
+        settings: settings of the fetcher.
+
+    Attributes:
+        stats: what was fetched and what failed.
     """
 
     def __init__(self, store: Store, settings: FetchSettings) -> None:
@@ -134,13 +184,15 @@ class Fetcher:
         self._settings = settings
         self._changed = threading.Condition()
         self._fetches: dict[Clip, Fetch] = {}
+        """The fetches that have not ended."""
         self._ready: list[tuple[Priority, int, Fetch]] = []
+        """A heap. A fetch whose priority was raised is in it more than once; the first entry counts."""
         self._deferred: list[tuple[float, int, Fetch]] = []
+        """A heap of fetches to enqueue again, by the monotonic time at which they are due."""
         self._order = itertools.count()
         self._closing = False
         self.stats = FetchStats()
-        self.max_fetches_per_hour = settings.max_fetches_per_hour
-        # `known_failure` would try these clips again, but a mount that hides gone clips does not even show them.
+        # `known_failure` would retry these clips, but a mount that hides gone clips does not even show them.
         store.failures.make_due_if(NOTE, self._limit_was_raised)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
@@ -153,31 +205,31 @@ class Fetcher:
     def request(
         self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, protect_used_since: float = math.inf
     ) -> Future[None]:
-        """Asks for a clip; never blocks on the network.
+        """Request a clip, or join a request for the same clip. Never waits for the network.
 
         Args:
-            clip: which.
-            priority: before or after which others.
-            protect_used_since: see `Store.claim`. If there is no room without that, the failure is not remembered.
+            clip: the clip.
+            priority: priority of the request.
+            protect_used_since: see `Store.claim`. If this leaves no space, the failure is not remembered.
 
         Returns:
-            A future that is done when the clip is in the store, or raises the `FetchError` for which it is not.
-            A failure that is remembered and not yet due for another try is raised without asking anyone. Who no
-            longer wants the clip cancels it: a fetch that nobody waits for is not begun; one that has begun goes on.
+            A future that is done when the clip is in the store, or raises a `FetchError`. If a failure is remembered
+            and not due for a retry, the future raises that without asking a source. Cancel the future if the clip is
+            no longer wanted: a queued fetch without waiters is dropped, one that a worker has continues.
         """
         waiter: Future[None] = Future()
         with self._changed:
             fetch = self._fetches.get(clip)
             if fetch is None:
-                known = self.known_failure(clip)
-                if known is not None or self._closing:
-                    waiter.set_exception(known or _shutting_down())
+                failure = self.known_failure(clip)
+                if failure is not None or self._closing:
+                    waiter.set_exception(failure or _shutting_down())
                     return waiter
-                fetch = self._fetches[clip] = Fetch(clip, priority, protect_used_since=protect_used_since)
+                fetch = self._fetches[clip] = Fetch(clip, priority, protect_used_since)
                 self._enqueue(fetch)
             elif priority < fetch.priority:
                 fetch.priority = priority
-                if not fetch.taken:
+                if fetch.state is FetchState.QUEUED:
                     self._enqueue(fetch)
             fetch.protect_used_since = max(fetch.protect_used_since, protect_used_since)
             fetch.waiters.append(waiter)
@@ -190,7 +242,7 @@ class Fetcher:
             self.request(clip, Priority.SOON)
 
     def known_failure(self, clip: Clip) -> FetchError | None:
-        """Why a clip need not be tried now: what is remembered of it, and not yet due for another try."""
+        """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
         failure = self._store.failures.get(clip)
         if failure is None or failure.retry_at <= time.time():
             return None
@@ -208,19 +260,15 @@ class Fetcher:
         return "archive" in sources.order and failed_below(reason, sources.max_archive_download)
 
     def is_fetching(self, clip: Clip) -> bool:
-        """Whether this fetcher has the clip on its way."""
+        """Return whether the clip is queued or in flight."""
         return clip in self._fetches
-
-    def waiting(self) -> int:
-        """How many clips are on their way, queued ones included."""
-        return len(self._fetches)
 
     def status(self) -> FetchStatus:
         """Return the progress of the fetches."""
         now = time.monotonic()
         with self._changed:
             fetches = list(self._fetches.values())
-        queue = Counter(fetch.priority for fetch in fetches if not fetch.taken)
+        queue = Counter(fetch.priority for fetch in fetches if fetch.state is FetchState.QUEUED)
         return FetchStatus(
             pending=len(fetches),
             queue={priority.name.lower(): queue[priority] for priority in Priority},
@@ -228,11 +276,11 @@ class Fetcher:
                 InFlightFetch(
                     clip=fetch.clip.key,
                     priority=fetch.priority.name.lower(),
-                    seconds=round(now - fetch.since, 1),
+                    seconds=round(now - fetch.requested_at, 1),
                     source=fetch.source,
                 )
                 for fetch in fetches
-                if fetch.taken
+                if fetch.state is FetchState.RUNNING
             ),
             fetched=self.stats.fetched,
             failed=self.stats.failed,
@@ -241,7 +289,7 @@ class Fetcher:
         )
 
     def close(self) -> None:
-        """Ends all fetches; who waits for one gets a `FetchError`. Nothing half done stays behind."""
+        """End all fetches with a `FetchError`, and the worker processes. No unfinished file is left."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -252,14 +300,20 @@ class Fetcher:
         for fetch in list(self._fetches.values()):
             self._finish(fetch, _shutting_down())
 
+    # The queue
+
     def _leave(self, fetch: Fetch, waiter: Future[None]) -> None:
+        """Drop a cancelled waiter, and a queued fetch that has no other."""
         if not waiter.cancelled():
             return
         with self._changed:
             fetch.waiters.remove(waiter)
-            if not fetch.waiters and not fetch.taken:
-                fetch.taken = True
-                self._fetches.pop(fetch.clip, None)
+            if not fetch.waiters and fetch.state is FetchState.QUEUED:
+                self._drop(fetch)
+
+    def _drop(self, fetch: Fetch) -> None:
+        fetch.state = FetchState.ENDED
+        self._fetches.pop(fetch.clip, None)
 
     def _enqueue(self, fetch: Fetch) -> None:
         heapq.heappush(self._ready, (fetch.priority, next(self._order), fetch))
@@ -267,17 +321,17 @@ class Fetcher:
 
     def _defer(self, fetch: Fetch, seconds: float) -> None:
         with self._changed:
-            if fetch.ended:  # it came with another while it was looked for
+            if fetch.state is FetchState.ENDED:  # the clip was delivered as a sibling meanwhile
                 return
-            if not fetch.waiters:  # they left while it was looked at
-                self._fetches.pop(fetch.clip, None)
+            if not fetch.waiters:
+                self._drop(fetch)
                 return
-            fetch.taken = False
+            fetch.state = FetchState.QUEUED
             heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), fetch))
             self._changed.notify()
 
     def _next(self) -> Fetch | None:
-        """Waits for a flight to take; None when closing."""
+        """Wait for a queued fetch and return it as running; return None when the fetcher closes."""
         with self._changed:
             while not self._closing:
                 now = time.monotonic()
@@ -285,11 +339,28 @@ class Fetcher:
                     self._enqueue(heapq.heappop(self._deferred)[2])
                 while self._ready:
                     fetch = heapq.heappop(self._ready)[2]
-                    if not fetch.taken:  # else queued twice: its priority was raised
-                        fetch.taken = True
+                    if fetch.state is FetchState.QUEUED:
+                        fetch.state = FetchState.RUNNING
                         return fetch
                 self._changed.wait(self._deferred[0][0] - now if self._deferred else None)
         return None
+
+    def _finish(self, fetch: Fetch, error: FetchError | None) -> None:
+        """End a fetch, and give its waiters the result."""
+        with self._changed:
+            if fetch.state is FetchState.ENDED:
+                return
+            self._drop(fetch)
+            waiters = list(fetch.waiters)
+        for waiter in waiters:
+            if not waiter.set_running_or_notify_cancel():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    # Fetching
 
     def _serve(self, worker: Worker) -> None:
         while (fetch := self._next()) is not None:
@@ -308,11 +379,11 @@ class Fetcher:
                 self._finish(fetch, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
 
     def _fetch(self, worker: Worker, fetch: Fetch) -> None:
-        """Gets a clip into the store.
+        """Fetch a clip into the store.
 
         Raises:
-            RetryLater: another process is at it, or there is no budget for it now.
-            FetchError: it cannot be had.
+            RetryLater: another process is fetching the clip, or the hourly limit of a source is reached.
+            FetchError: the clip is unavailable.
         """
         clip = fetch.clip
         try:
@@ -322,57 +393,62 @@ class Fetcher:
                 self._remember(clip, error)
             raise
         if claim is None:
-            if self._store.is_cached(clip):  # had by somebody who is still getting others with it
+            if self._store.is_cached(clip):  # by a process that is still reading its siblings
                 return
-            raise RetryLater(_LOOK_AGAIN)
+            raise RetryLater(_CLAIM_POLL_INTERVAL)
         with claim:
-            # Looked up under the claim, for another process may have just been through with it.
+            # Look again under the claim: another process may have finished with the clip just now.
             stored = self._store.open(clip)
             if stored is not None:
                 stored.close()
                 return
-            known = self.known_failure(clip)
-            if known is not None:
-                raise known
-            with fetch.lock:
+            failure = self.known_failure(clip)
+            if failure is not None:
+                raise failure
+            with fetch.claim_lock:
                 fetch.claim = claim
             try:
                 self._fetch_claimed(worker, fetch, claim)
             except FetchError as error:
-                if not self._closing and not fetch.ended:
+                if not self._closing and fetch.state is not FetchState.ENDED:
                     self._remember(clip, error)
                 raise
             finally:
-                with fetch.lock:
+                with fetch.claim_lock:
                     fetch.claim = None
 
     def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
-        """Asks one source after the other."""
+        """Ask one source after the other.
+
+        Raises:
+            RetryLater: another process is reading the archive that has the clip.
+            FetchError: no source delivered the clip.
+        """
         clip, failures, note = fetch.clip, list[FetchError](), ""
-        started = time.monotonic()
+        deadline = time.monotonic() + self._settings.timeout
         for source in self._settings.sources.order:
             folder = claim.folder / source
             folder.mkdir()
-            arrival = Delivery(self, fetch, claim, source)
+            delivery = Delivery(self, fetch, claim, source)
             try:
-                path = self._ask(worker, source, fetch, folder, started + self._settings.timeout, arrival.on_clip)
+                path = self._ask(worker, source, fetch, folder, deadline, delivery.on_clip)
                 if path is not None:
-                    arrival.publish(path)
+                    delivery.publish(path)
             except NotInSource as missing:
                 note = missing.note or note
                 continue
             except InProgressElsewhere:
-                raise RetryLater(_LOOK_FOR_OTHERS) from None
+                raise RetryLater(_ARCHIVE_POLL_INTERVAL) from None
             except FetchError as error:
-                if arrival.delivered:
-                    _log.warning("%s: what came with it is not complete: %s: %s", clip.key, source, error.reason)
+                if delivery.delivered:
+                    _log.warning("%s: not all of its siblings arrived: %s: %s", clip.key, source, error.reason)
                     return
-                if fetch.source and not self._closing:  # else it was not even asked
+                if fetch.source and not self._closing:  # None if the source was blocked and not asked
                     self.stats.record_refused(source, error.kind)
                 failures.append(error)
             finally:
                 fetch.source = None
-            if arrival.delivered:
+            if delivery.delivered:
                 return
         if failures:
             # Of two failures of one kind the later one counts: the archives cannot say why a clip is gone.
@@ -395,90 +471,75 @@ class Fetcher:
     def _ask(
         self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip
     ) -> Path | None:
-        """Asks one source, and lets everyone know how it behaves."""
-        permit = self._permit(source, fetch)
+        """Ask one source for a clip, and record whether the source blocks this machine.
+
+        Args:
+            worker: the worker process that asks.
+            source: name of the source.
+            fetch: the fetch.
+            folder: empty folder for the files.
+            deadline: monotonic time at which the worker is ended.
+            on_clip: receives clips that arrive before the source has ended.
+
+        Returns:
+            The verified file; None if `on_clip` received it.
+        """
+        permit = self._acquire_permit(source, fetch)
         fetch.source = source
-        outcome: FetchError | None = _shutting_down()  # unless something else becomes of it
+        result: FetchError | None = _shutting_down()  # stays if an exception of another type ends the fetch
         asked = True
         try:
-            left = max(0.0, deadline - time.monotonic())
+            remaining = max(0.0, deadline - time.monotonic())
             with log_step(_log, f"fetch {fetch.clip.key}: {source}"):
-                path = worker.fetch(fetch.clip, source, folder, timeout=left, on_clip=on_clip)
-            outcome = None
+                path = worker.fetch(fetch.clip, source, folder, timeout=remaining, on_clip=on_clip)
+            result = None
         except (NotInSource, InProgressElsewhere):
             asked = False
             raise
         except FetchError as error:
-            outcome = error
+            result = error
             raise
         finally:
             if asked:
-                self._store.throttle.record(permit, outcome)
+                self._store.throttle.record(permit, result)
             else:
                 self._store.throttle.cancel(permit)
         return path
 
-    def _permit(self, source: str, fetch: Fetch) -> Permit:
-        """The right to ask a source for a clip.
+    def _acquire_permit(self, source: str, fetch: Fetch) -> Permit:
+        """Return the permit to ask a source for a clip.
 
         Raises:
-            FetchError: it is left alone, or the budget is used up for longer than an open waits (BLOCKED).
-            RetryLater: the budget is used up for now.
+            FetchError: the source blocks this machine, or its hourly limit is reached for longer than an open may wait
+                (BLOCKED).
+            RetryLater: the hourly limit of the source is reached.
         """
         urgent = fetch.priority is Priority.FOREGROUND
-        hourly = self._settings.max_fetches_per_hour if source == "youtube" else None
+        limit = self._settings.max_fetches_per_hour if source == "youtube" else None
         try:
-            return self._store.throttle.acquire(source, max_per_hour=hourly, urgent=urgent)
-        except RateLimited as budget:
-            waited = time.monotonic() - fetch.since
-            if urgent and waited + budget.seconds > self._settings.timeout:
+            return self._store.throttle.acquire(source, max_per_hour=limit, urgent=urgent)
+        except RateLimited as limited:
+            waited = time.monotonic() - fetch.requested_at
+            if urgent and waited + limited.seconds > self._settings.timeout:
                 raise FetchError(
                     FailureKind.BLOCKED,
-                    f"the budget of {hourly} clips an hour is used up for {budget.seconds:.0f} s",
+                    f"the limit of {limit} clips per hour is reached for another {limited.seconds:.0f} s; wait or"
+                    " raise --max-fetches-per-hour",
                     source=source,
-                    retry_after=budget.seconds,
+                    retry_after=limited.seconds,
                 ) from None
-            raise RetryLater(min(budget.seconds, _LOOK_FOR_BUDGET[urgent])) from None
+            interval = _FOREGROUND_BUDGET_POLL_INTERVAL if urgent else _BUDGET_POLL_INTERVAL
+            raise RetryLater(min(limited.seconds, interval)) from None
 
-    def _remember(self, clip: Clip, error: FetchError) -> None:
-        source, reason = error.source or "fetch", one_line(error.reason)
-        if error.kind is FailureKind.BLOCKED:
-            self.stats.record_failed(clip, source, error.kind, reason, None)
-            # It says nothing about the clip; the origin is remembered instead.
-            facts = _facts(clip, error, self._asked_again(error))
-            _log.warning("%s: %s: %s: %s", clip.key, error.source or "fetch", error.kind, error.reason, extra=facts)
-            return
-        try:
-            failure = self._store.failures.remember(clip, error)
-        except StoreError as trouble:
-            self.stats.record_failed(clip, source, error.kind, reason, None)
-            facts = _facts(clip, error, None)
-            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, trouble, extra=facts)
-            return
-        self.stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
-        at_once = failure.retry_at <= failure.last_at
-        _log.warning(
-            "%s: %s: %s: %s; next try %s",
-            clip.key,
-            error.source or "fetch",
-            error.kind,
-            error.reason,
-            "at the next open" if at_once else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
-            extra=_facts(clip, error, None if at_once else failure.retry_at),
-        )
-
-    def _asked_again(self, error: FetchError) -> float | None:
-        """When the source that blocked us is asked again, in seconds since the epoch."""
-        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
-        return until or (None if error.retry_after is None else time.time() + error.retry_after)
+    # Siblings
 
     def _store_sibling(self, clip: Clip, path: Path, source: str) -> None:
-        """Stores a clip that came with another, if there is room, and tells who waits for it."""
+        """Store a clip that arrived with another one, if there is space, and end the fetch of it, if there is one."""
         fetch = self._fetches.get(clip)
         if fetch is not None and self._hand_to(fetch, path, source):
             return
         claim = None
-        with contextlib.suppress(FetchError):  # no room: nobody asked for it
+        with contextlib.suppress(FetchError):  # there is no space, and nothing requested the clip
             claim = self._store.claim(clip, size=path.stat().st_size, protect_used_since=0)
         if claim is None:
             path.unlink()
@@ -490,38 +551,58 @@ class Fetcher:
                 self.stats.record_fetched(source, claim.publish(path, source))
         with self._changed:
             fetch = self._fetches.get(clip)
-            if fetch is None or fetch.taken:
+            if fetch is None or fetch.state is not FetchState.QUEUED:
                 return
-            fetch.taken = True
+            fetch.state = FetchState.RUNNING
         self._finish(fetch, None)
 
     def _hand_to(self, fetch: Fetch, path: Path, source: str) -> bool:
-        """Gives a clip to a worker of ours that is looking for it just now, if there is one; whether there was."""
-        with fetch.lock:
+        """Publish a clip under the claim of a worker that is looking for it; return False if there is none."""
+        with fetch.claim_lock:
             if fetch.claim is None:
                 return False
             self.stats.record_fetched(source, fetch.claim.publish(path, source, last=False))
             self._finish(fetch, None)
         return True
 
-    def _finish(self, fetch: Fetch, error: FetchError | None) -> None:
-        with self._changed:
-            if fetch.ended:
-                return
-            fetch.ended = True
-            self._fetches.pop(fetch.clip, None)
-            waiters = list(fetch.waiters)
-        for waiter in waiters:
-            if not waiter.set_running_or_notify_cancel():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
+    # Failures
+
+    def _remember(self, clip: Clip, error: FetchError) -> None:
+        """Remember and log the failure of a clip."""
+        source, reason = error.source or "fetch", one_line(error.reason)
+        if error.kind is FailureKind.BLOCKED:
+            self.stats.record_failed(clip, source, error.kind, reason, None)
+            # A block says nothing about the clip: the store remembers it for the source.
+            fields = _log_fields(clip, error, self._next_request_at(error))
+            _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
+            return
+        try:
+            failure = self._store.failures.remember(clip, error)
+        except StoreError as store_error:
+            self.stats.record_failed(clip, source, error.kind, reason, None)
+            fields = _log_fields(clip, error, None)
+            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, store_error, extra=fields)
+            return
+        self.stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
+        due_now = failure.retry_at <= failure.last_at
+        _log.warning(
+            "%s: %s: %s: %s; next try %s",
+            clip.key,
+            source,
+            error.kind,
+            error.reason,
+            "at the next open" if due_now else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
+            extra=_log_fields(clip, error, None if due_now else failure.retry_at),
+        )
+
+    def _next_request_at(self, error: FetchError) -> float | None:
+        """Return when the source that blocks this machine is asked again, in seconds since the epoch."""
+        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
+        return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
 
-def _facts(clip: Clip, error: FetchError, next_try: float | None) -> dict[str, str]:
-    """What a line about a failure carries besides its text: see `kinetics_fs.util.logs`."""
+def _log_fields(clip: Clip, error: FetchError, next_try: float | None) -> dict[str, str]:
+    """Return the fields of a failure for a JSON log line; see `kinetics_fs.util.logs`."""
     return {
         "clip": clip.key,
         "source": error.source,

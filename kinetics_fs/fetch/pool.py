@@ -1,4 +1,4 @@
-"""The parent's side of a worker process."""
+"""The parent's side of a worker process. `kinetics_fs.fetch.worker` describes the lines that the two exchange."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -19,17 +18,22 @@ from typing import Any
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
+from kinetics_fs.util.processes import kill_session
 
-_MOST_ANSWER_BYTES = 65536
+_CHUNK = 65536
+_MAX_LINE = 2 * _CHUNK
 
-_MOST_JOBS = 500
-"""After which a process is replaced, for what extractors and decoders never give back."""
+_MAX_JOBS = 500
+"""Jobs after which a process is replaced, because extractors and decoders leak memory."""
 
 
 class Worker:
-    """One worker process, started when there is first something to do and replaced when it dies.
+    """A worker process. It is started for the first job, and replaced when it dies.
 
-    `fetch` is for one thread; `stop` may be called from any.
+    One thread calls `fetch`; any thread may call `stop`.
+
+    Args:
+        settings: settings of the sources.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -43,12 +47,12 @@ class Worker:
     def fetch(
         self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnClip | None = None
     ) -> Path | None:
-        """Has a clip fetched from a source into `folder`.
+        """Have a clip fetched from a source into a folder.
 
         Args:
-            clip: what is wanted.
+            clip: the clip.
             source: name of the source.
-            folder: empty and private to this fetch.
+            folder: empty folder that nothing else uses.
             timeout: seconds after which the process is ended. They start again with each clip that `on_clip` receives.
             on_clip: receives verified clips as they arrive from a source that reads many at once.
 
@@ -56,30 +60,30 @@ class Worker:
             The verified file; None if `on_clip` received it.
 
         Raises:
-            NotInSource: the source never had it.
+            NotInSource: the source does not have the clip.
             InProgressElsewhere: another process is reading the archive that has it.
-            FetchError: as the source raises it; also when the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
+            FetchError: as the source raises it; also if the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
             Exception: any that `on_clip` raises.
         """
         deadline = time.monotonic() + timeout
-        idle = self._process
+        earlier = self._process
         process = self._running()
         job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
         job |= {"source": source, "folder": str(folder)}
         try:
             try:
-                self._hand_in(process, job, deadline)
+                self._begin(process, job, deadline)
             except (BrokenPipeError, EOFError):
-                if process is not idle:
+                if process is not earlier:
                     raise
-                # It had died while it was idle, and not of this clip.
+                # The process died while it had no job, so that this clip is not the cause.
                 self._end()
                 process = self._running()
-                self._hand_in(process, job, deadline)
-            answer = json.loads(self._receive(process, deadline))
+                self._begin(process, job, deadline)
+            answer = json.loads(self._read_line(process, deadline))
             while "clip" in answer:
-                self._receive_clip(answer["clip"], folder, on_clip)
-                answer = json.loads(self._receive(process, time.monotonic() + timeout))
+                self._pass_on(answer["clip"], folder, on_clip)
+                answer = json.loads(self._read_line(process, time.monotonic() + timeout))
             return _parse_answer(answer, folder)
         except TimeoutError:
             self._end()
@@ -95,16 +99,21 @@ class Worker:
             ) from None
         finally:
             self._jobs += 1
-            if self._jobs >= _MOST_JOBS:
+            if self._jobs >= _MAX_JOBS:
                 self._end()
 
-    def _hand_in(self, process: subprocess.Popen[bytes], job: dict[str, Any], deadline: float) -> None:
-        """Gives the worker a job, and waits until it has got it."""
-        _send(process, job)
-        if json.loads(self._receive(process, deadline)) != {"begun": True}:
-            raise ValueError("it has not begun")
+    def stop(self) -> None:
+        """End the process, and with it the fetch in progress. No further process is started."""
+        self._stopped = True
+        self._end()
 
-    def _receive_clip(self, name: Any, folder: Path, on_clip: OnClip | None) -> None:
+    def _begin(self, process: subprocess.Popen[bytes], job: dict[str, Any], deadline: float) -> None:
+        """Send a job to the process, and wait until the process has received it."""
+        _send(process, job)
+        if json.loads(self._read_line(process, deadline)) != {"begun": True}:
+            raise ValueError("the worker process did not begin the job")
+
+    def _pass_on(self, name: Any, folder: Path, on_clip: OnClip | None) -> None:
         clip = parse_clip_name(str(name))
         if clip is None or on_clip is None:
             raise ValueError(f"not a clip: {name!r}")
@@ -114,34 +123,30 @@ class Worker:
             self._end()  # it would continue to send clips that nobody reads
             raise
 
-    def _receive(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
-        """One line of the worker's.
+    def _read_line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
+        """Return the next line of the process.
 
         Raises:
-            TimeoutError: none came before `deadline` (of the monotonic clock).
-            EOFError: the worker is dead, or says too much.
+            TimeoutError: there was none before `deadline`, a time of the monotonic clock.
+            EOFError: the process is dead, or the line is too long.
         """
         assert process.stdout is not None
         fd = process.stdout.fileno()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        said, self._unread = self._unread, b""
-        while b"\n" not in said:
+        received, self._unread = self._unread, b""
+        while b"\n" not in received:
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError
-            chunk = os.read(fd, _MOST_ANSWER_BYTES)
-            said += chunk
-            if not chunk or len(said) > 2 * _MOST_ANSWER_BYTES:
+            chunk = os.read(fd, _CHUNK)
+            received += chunk
+            if not chunk or len(received) > _MAX_LINE:
                 raise EOFError
-        line, _, self._unread = said.partition(b"\n")
+        line, _, self._unread = received.partition(b"\n")
         return line
 
-    def stop(self) -> None:
-        """Ends the process, and with it the fetch that it may be at."""
-        self._stopped = True
-        self._end()
-
     def _running(self) -> subprocess.Popen[bytes]:
+        """Return the process; start one if there is none or it has died."""
         with self._lock:
             if self._stopped:
                 raise FetchError(FailureKind.TRANSIENT, "shutting down", errno=errno.EINTR)
@@ -152,7 +157,7 @@ class Worker:
                         [sys.executable, "-m", "kinetics_fs.fetch.worker"],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
-                        cwd="/",  # neither the reader's folder nor one inside the mount
+                        cwd="/",  # it must not keep a mount busy, its own least of all
                         start_new_session=True,
                     )
                 except OSError as error:
@@ -164,15 +169,14 @@ class Worker:
             return self._process
 
     def _end(self) -> int | None:
+        """Kill the process with its ffmpeg, and return its exit status; None if there is no process."""
         with self._lock:
             process, self._process = self._process, None
             self._unread = b""
             self._jobs = 0
         if process is None:
             return None
-        # Its session, not only itself: ffmpeg would go on.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process.pid)
         status = process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -188,7 +192,7 @@ def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
 
 
 def _parse_answer(answer: Any, folder: Path) -> Path | None:
-    """What the answer says; any of the usual exceptions if it is not one."""
+    """Return the file of an answer, or raise the exception in it; raise a built-in exception if it is invalid."""
     if "error" in answer:
         error = answer["error"]
         number, retry_after = error["errno"], error["retry_after"]

@@ -216,7 +216,9 @@ class PrefetchManager:
     def _job(self, id: int) -> PrefetchJob:
         job = self._jobs.get(id)
         if job is None:
-            raise KineticsError(f"the mount has no prefetch {id}; kinetics-fs jobs list shows them")
+            raise KineticsError(
+                f"cannot find the prefetch {id}: the mount has no job of this number; see kinetics-fs jobs list"
+            )
         return job
 
     def _notify(self) -> None:

@@ -24,11 +24,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,6 +41,7 @@ from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, Source
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.util import logs
 from kinetics_fs.util.logs import log_step
+from kinetics_fs.util.processes import end_with_parent
 
 _log = logging.getLogger("kinetics_fs.fetch.worker")  # __name__ is __main__ here
 
@@ -54,16 +53,15 @@ def main() -> None:
     """Answer jobs until the input closes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     output = _take_over_stdout()
-    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    end_with_parent(sys.stdin.fileno())
 
     def send(answer: Answer) -> None:
         output.write(json.dumps(answer) + "\n")
         output.flush()
 
-    worker = _Worker(SourceSettings(**jobs.get()), send)
-    while True:
-        job = jobs.get()
+    worker = _Worker(SourceSettings(**json.loads(sys.stdin.readline())), send)
+    for line in sys.stdin:
+        job = json.loads(line)
         send({"begun": True})
         logs.reopen_if_moved()
         send(worker.answer(job))
@@ -74,17 +72,6 @@ def _take_over_stdout() -> TextIO:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return output
-
-
-def _read_jobs(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
-    try:
-        for line in sys.stdin:
-            jobs.put(json.loads(line))
-    finally:
-        # The parent has ended. End at once, together with the ffmpeg that may be running.
-        if os.getpgid(0) == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(0)
 
 
 class _Worker:

@@ -127,7 +127,7 @@ def test_failures(old: Old) -> None:
     assert {failure["kind"] for failure in moved} == {"gone", "transient", "credentials", "corrupt"}
     assert old.run("failures", "list", selection=False) == moved
 
-    told, before = old.run("failures", "report"), FACTS["survey"]
+    told, before = old.run("status", "--coverage"), FACTS["survey"]
     assert {name: told[name] for name in ("clips", "evicted", "unavailable", "kinds")} == {
         name: before[name] for name in ("clips", "evicted", "unavailable", "kinds")
     }
@@ -170,7 +170,7 @@ def test_history(old: Old) -> None:
 
 
 def test_indexes(old: Old) -> None:
-    assert old.run("index", "info", selection=False) == FACTS["index"]
+    assert old.run("index", "list", selection=False) == FACTS["index"]
 
     read = old.run("index", "verify", "--archive", SURFING, "--all", "--archive-url", old.archives, selection=False)
     assert read == {"archives": 1, "wrong_archives": {}, "clips_read": 2, "wrong_clips": {}}
@@ -214,9 +214,9 @@ def test_catalogs_are_opened_and_not_built_again(old: Old) -> None:
     before = catalogs()
     assert len(before) > 1
 
-    assert old.run("failures", "report")["clips"] == FACTS["survey"]["clips"]
-    assert old.run("failures", "report", "--split", "train", "--class", "archery")["clips"] == 3
-    assert old.run("failures", "report", "--split", "validation", "--class", "zumba")["clips"] == 14
+    assert old.run("status", "--coverage")["clips"] == FACTS["survey"]["clips"]
+    assert old.run("status", "--coverage", "--split", "train", "--class", "archery")["clips"] == 3
+    assert old.run("status", "--coverage", "--split", "validation", "--class", "zumba")["clips"] == 14
 
     assert catalogs() == before
 

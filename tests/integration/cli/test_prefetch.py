@@ -83,7 +83,7 @@ def test_done_in_part(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     assert again.stdout.splitlines() == [
         "0 fetched, 1 already cached, 1 unavailable",
         "  1 gone",
-        f"Why, clip by clip: kinetics-fs failures list --cache-dir {cache}",
+        f"To list the reasons by clip: kinetics-fs failures list --cache-dir {cache}",
     ]
     assert asked(site)[GONE] == 1  # it is remembered
 

@@ -113,7 +113,7 @@ def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
         assert urgent.result(PATIENCE) is None, "the reserve is for who waits"
         too_much = error_of(one.request(FOURTH))
         assert too_much.kind is FailureKind.BLOCKED
-        assert "2 clips an hour" in too_much.reason
+        assert "limit of 2 clips per hour" in too_much.reason
         assert not waiting.done()
         assert site.video_fetches(OTHER.youtube_id) == 0
 

@@ -23,6 +23,7 @@ from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.fetch.fetcher import FetchState
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
@@ -131,11 +132,11 @@ def test_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp
     one = fetcher()
     future = one.request(CLIP)
     assert one.is_fetching(CLIP)
-    assert one.waiting() == 1
+    assert one.status().pending == 1
 
     assert future.result(PATIENCE) is None
 
-    assert (one.is_fetching(CLIP), one.waiting()) == (False, 0)
+    assert (one.is_fetching(CLIP), one.status().pending) == (False, 0)
     assert (one.stats.fetched, one.stats.failed) == (1, 0)
     stored = store.open(CLIP)
     assert stored is not None
@@ -275,7 +276,7 @@ def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
             with closing(sqlite3.connect(store.layout.state_database)) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 waiter = one.request(CLIP)
-                until(lambda: one._fetches[CLIP].taken, "looked at, behind the one who has the ledger")
+                until(lambda: one._fetches[CLIP].state is FetchState.RUNNING, "it waits for the state database")
                 waiter.cancel()
             until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
     one.request(OTHER).result(PATIENCE)

@@ -371,7 +371,7 @@ def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: Archi
     archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
     made = fetcher()
     made.request(CLIPS[0]).result(PATIENCE)
-    until(lambda: not made.waiting() and not list(store.layout.incoming.iterdir()), "it is given up")
+    until(lambda: not made.status().pending and not list(store.layout.incoming.iterdir()), "it is given up")
     assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
 
