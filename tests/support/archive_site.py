@@ -1,4 +1,4 @@
-"""A server of files that does ranges and entity tags as S3 does, and wrongly where it is told to.
+"""A server of files with ranges and entity tags like those of S3, and with the faults that a test sets.
 
 ::
 
@@ -22,6 +22,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
+
+import pytest
+
+from kinetics_fs.util import http
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat failed requests at once. A module that imports this fixture uses it."""
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
+
 
 FAULTS = (
     "500",
@@ -65,7 +76,7 @@ class ArchiveSite:
         self.tag = b""
         """Another makes other entity tags of the same contents, as each kind of server has its own."""
         self.region: str | None = None
-        """Of a bucket: signatures must be for this one."""
+        """Region of a bucket; signatures must name it."""
         self.requests: list[Sent] = []
         self.headers: list[Message] = []
         self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))

@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,12 @@ def read(store: Store, wanted: Clip) -> bytes | None:
         data = file.read()
     assert len(data) == opened.size
     return data
+
+
+def stored_clips(cache: Path, clips: Iterable[Clip]) -> dict[Clip, bytes]:
+    """Return the content of those clips that are in the cache."""
+    with Store(cache) as store:
+        return {wanted: content for wanted in clips if (content := read(store, wanted)) is not None}
 
 
 def is_whole(store: Store, wanted: Clip, size: int = UNIT) -> bool:

@@ -86,7 +86,7 @@ def make_videos(folder: Path, *, seconds: float, width: int = 640, height: int =
             *("-hls_segment_filename", hls / "%d.ts", videos.playlist),
         ),
     ):
-        _ffmpeg("-i", videos.progressive, *arguments)
+        run_ffmpeg("-i", videos.progressive, *arguments)
     return videos
 
 
@@ -104,11 +104,12 @@ def make_webm(path: Path, *, seconds: float) -> None:
     source = path.with_suffix(".mp4")
     make_video(source, seconds=seconds, ffmpeg=find_ffmpeg(), rate=RATE, width=320, height=180)
     vp9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-row-mt", "1", "-b:v", "400k")
-    _ffmpeg("-i", source, *vp9, "-g", RATE * KEYFRAMES, "-c:a", "libopus", "-b:a", "64k", path)
+    run_ffmpeg("-i", source, *vp9, "-g", RATE * KEYFRAMES, "-c:a", "libopus", "-b:a", "64k", path)
     source.unlink()
 
 
-def _ffmpeg(*arguments: object) -> None:
+def run_ffmpeg(*arguments: object) -> None:
+    """Run ffmpeg; it must succeed."""
     subprocess.run(
         [find_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)],
         check=True,

@@ -13,16 +13,11 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive import remote, s3
 from kinetics_fs.sources.archive.base import ArchiveChanged, Version
 from kinetics_fs.sources.archive.reader import open_archive, read_small
-from kinetics_fs.util import http
 from tests.support.archive_site import FAULTS, ArchiveSite
+from tests.support.archive_site import no_pauses as no_pauses
 
 NAME = "600/val/pull ups (more).tar.gz"
 CONTENT = random.Random(5).randbytes(900_000)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from kinetics_fs.sources.archive.base import ArchiveChanged
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
-from kinetics_fs.store import Store
 from kinetics_fs.util import http
 from tests.support.command_line import kinetics_fs
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
+from tests.support.store import stored_clips
 from tests.support.tarballs import by_zlib, deep, flat, in_class, make_clips, make_tar
 
 pytestmark = pytest.mark.server
@@ -57,7 +57,7 @@ CLIPS = {clip: content for clips, _ in ARCHIVES.values() for clip, content in cl
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """None of whoever runs the tests."""
+    """Use no AWS settings of the user who runs the tests."""
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -113,7 +113,7 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert sorted(json.loads(done.stdout)["archives"]["read"]) == sorted(OF_CLASSES)
-    assert held(folder / "cache") == clips
+    assert stored_clips(folder / "cache", CLIPS) == clips
 
 
 def fill_and_read_single_clips(base: str, folder: Path) -> None:
@@ -121,22 +121,12 @@ def fill_and_read_single_clips(base: str, folder: Path) -> None:
     index_db = folder / "archives.sqlite"
     for name in ARCHIVES:
         fill_archive(Job(base, name, folder / "cache", None, 0, None, index_db, folder / "states", VerifyLevel.NONE))
-    assert held(folder / "cache") == CLIPS
+    assert stored_clips(folder / "cache", CLIPS) == CLIPS
     source = ArchiveSource(base, index_db)
     (folder / "single").mkdir()
     for clip, content in CLIPS.items():
         media = source.fetch(clip, folder / "single")
         assert media is not None and media.path.read_bytes() == content
-
-
-def held(cache: Path) -> dict[Clip, bytes]:
-    found = {}
-    with Store(cache) as store:
-        for clip in CLIPS:
-            if opened := store.open(clip):
-                with os.fdopen(opened.fd, "rb") as file:
-                    found[clip] = file.read()
-    return found
 
 
 # nginx

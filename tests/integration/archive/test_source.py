@@ -20,9 +20,9 @@ from kinetics_fs.sources.archive.layout import archive_address, archive_of_class
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
-from kinetics_fs.util import http
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
+from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.tarballs import by_zlib, in_class, make_clips, make_tar
 
 VAL = "600/val/pull ups (really).tar.gz"
@@ -31,11 +31,6 @@ CLIPS = make_clips(8)
 MORE = make_clips(3, seed=9)
 MORE = {Clip("more" + clip.youtube_id[4:], clip.start, clip.end): content for clip, content in MORE.items()}
 FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import tarfile
 import threading
@@ -27,6 +26,7 @@ from tests.conftest import Dataset
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.archive_site import ArchiveSite
+from tests.support.store import read
 from tests.support.tarballs import by_zlib
 
 LABEL = "massaging person's head (not really)"
@@ -102,14 +102,6 @@ def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path,
         yield make
 
 
-def content(store: Store, clip: Clip) -> bytes | None:
-    found = store.open(clip)
-    if found is None:
-        return None
-    with os.fdopen(found.fd, "rb") as file:
-        return file.read()
-
-
 def read_whole(archives: ArchiveSite) -> float:
     """How often the archive was sent."""
     return sum(sent.bytes for sent in archives.requests if sent.status == 206) / len(archives.files[ARCHIVE])
@@ -123,7 +115,7 @@ def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSit
         future.result(PATIENCE)
 
     for number, clip in enumerate(CLIPS):
-        assert content(store, clip) == videos[number % len(videos)], clip
+        assert read(store, clip) == videos[number % len(videos)], clip
     assert read_whole(archives) < 1.01
     assert error_of(made.request(BROKEN)).kind is FailureKind.CORRUPT
 
@@ -223,7 +215,7 @@ def test_a_raised_limit_tries_the_archive_at_the_next_open(
 ) -> None:
     error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
     fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
-    assert content(store, CLIPS[7]) == videos[7 % len(videos)]
+    assert read(store, CLIPS[7]) == videos[7 % len(videos)]
     assert site.video_fetches(CLIPS[7].youtube_id) == 1
     assert store.failures.get(CLIPS[7]) is None
 
@@ -259,7 +251,7 @@ def test_without_another_source_the_next_open_tries_again(
     assert f"exceeds --max-archive-download ({limit}B)" in error.reason
     assert not error.source, "the next clip may be in a smaller archive"
     fetcher("archive", limit=limit + 1).request(CLIPS[7]).result(PATIENCE)
-    assert content(store, CLIPS[7]) == videos[7 % len(videos)]
+    assert read(store, CLIPS[7]) == videos[7 % len(videos)]
 
 
 @pytest.mark.parametrize("order", [("archive",), ("archive", "youtube")])
@@ -353,8 +345,8 @@ def test_others_evict_nothing(
         made = fetcher(into=small)
         made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
         until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "it is read to its end")
-        assert content(small, kept) == videos[0]
-        assert content(small, CLIPS[1]) == videos[1]
+        assert read(small, kept) == videos[0]
+        assert read(small, CLIPS[1]) == videos[1]
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
@@ -391,7 +383,7 @@ def test_one_that_was_published_anew(
 
     made = fetcher()
     made.request(CLIPS[4]).result(PATIENCE)
-    assert content(store, CLIPS[4]) == videos[0]
+    assert read(store, CLIPS[4]) == videos[0]
     until(lambda: index_db.version(ARCHIVE) != before, "it is indexed anew")
     assert read_whole(archives) < 1.2
 

@@ -24,10 +24,11 @@ from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import CacheLayout, Store
-from kinetics_fs.util import http
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
+from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.command_line import ENVIRONMENT
+from tests.support.store import stored_clips
 from tests.support.tarballs import by_zlib, in_members, make_clips, make_tar
 
 NAME = "600/val/pull ups.tar.gz"
@@ -35,8 +36,7 @@ CLIPS = make_clips(12)
 
 
 @pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
+def checkpoint_after_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_module, "_CHECKPOINT_INTERVAL", 0.0)
 
 
@@ -61,19 +61,15 @@ def job(site: ArchiveSite, tmp_path: Path) -> Job:
     )
 
 
-def held(job: Job) -> dict[Clip, bytes]:
-    found = {}
-    with Store(job.cache) as store:
-        for clip in CLIPS:
-            if opened := store.open(clip):
-                with open(opened.fd, "rb") as file:  # noqa: PTH123  # a descriptor
-                    found[clip] = file.read()
-        assert not list(CacheLayout(job.cache).incoming.iterdir())
-    return found
+def clips_in_store(job: Job) -> dict[Clip, bytes]:
+    """Return the clips in the store of a job, and check that it left no temporary files."""
+    clips = stored_clips(job.cache, CLIPS)
+    assert not list(CacheLayout(job.cache).incoming.iterdir())
+    return clips
 
 
 def check_index(job: Job, folder: Path) -> None:
-    """Every clip can be had by the index that the fill has made."""
+    """Check that every clip can be read by the index that the fill has built."""
     assert job.index_db
     source = ArchiveSource(job.base, job.index_db)
     for clip, content in CLIPS.items():
@@ -88,7 +84,7 @@ def test_all_clips_and_the_index(job: Job, tmp_path: Path) -> None:
     summary = fill_archive(job, lambda done, total: reports.append((done, total)))
 
     assert (summary.stored, summary.indexed, summary.resumed_at) == (len(CLIPS), len(CLIPS), 0)
-    assert held(job) == CLIPS
+    assert clips_in_store(job) == CLIPS
     assert reports[-1] == (summary.bytes, summary.bytes)
     assert not list(job.states.iterdir())
     check_index(job, tmp_path / "jobs")
@@ -129,7 +125,7 @@ def test_broken_off_anywhere_it_goes_on(
             begins.append(summary.resumed_at)
             break
     assert begins and begins[0] > 0
-    assert held(job) == CLIPS
+    assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
     site.faults = []
     check_index(job, tmp_path / "jobs")
@@ -177,7 +173,7 @@ def test_killed_again_and_again(job: Job, site: ArchiveSite, tmp_path: Path) -> 
     assert summary.resumed_at > 0.5 * size
     assert sum(sent.bytes for sent in site.requests) < 0.5 * size
     assert summary.stored == len(CLIPS)
-    assert held(job) == CLIPS
+    assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
     check_index(job, tmp_path / "jobs")
 
@@ -235,7 +231,7 @@ def test_archive_that_changes_between_two_tries_is_begun_anew(
     summary = fill_archive(job)
 
     assert summary.resumed_at == 0
-    assert held(job) == CLIPS
+    assert clips_in_store(job) == CLIPS
 
 
 @pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 2\n", b"kinetics-fs fill 2\n\xff\xff\xff\x7f", b"x" * 500])
@@ -245,7 +241,7 @@ def test_damaged_states_are_begun_anew(
     break_off(job, site, monkeypatch).write_bytes(damage)
 
     assert fill_archive(job).resumed_at == 0
-    assert held(job) == CLIPS
+    assert clips_in_store(job) == CLIPS
 
 
 def test_damaged_archive_is_begun_anew(job: Job, site: ArchiveSite) -> None:
@@ -284,8 +280,8 @@ def test_clips_that_are_none_are_not_published(
         VerifyLevel.CONTAINER: {good, spoilt},
         VerifyLevel.DECODE: {good},
     }[depth]
-    assert set(held(job)) == stored
-    assert held(job)[good] == video
+    assert set(clips_in_store(job)) == stored
+    assert clips_in_store(job)[good] == video
     assert summary.failed.total() == 4 - len(stored)
     assert summary.indexed == 4
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import Span, expected_span
 from kinetics_fs.media.verify import check_container, verify_clip
 from tests.conftest import Dataset
+from tests.support.videos import run_ffmpeg
 
 SECONDS = 24
 """Length of the videos made here."""
@@ -40,14 +40,6 @@ def refused(path: Path, start: float, duration: float, length: float | None = No
     with pytest.raises(FetchError) as caught:
         clip_of(path, start, duration, length=length)
     return caught.value
-
-
-def ffmpeg(*arguments: str | Path) -> None:
-    subprocess.run(
-        [find_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)],
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -78,7 +70,7 @@ def variant(plain: Path, tmp_path: Path) -> Variant:
 
     def make(*arguments: str, name: str = "variant.mp4", source: Path = plain) -> Path:
         path = tmp_path / name
-        ffmpeg("-i", source, *arguments, path)
+        run_ffmpeg("-i", source, *arguments, path)
         return path
 
     return make
@@ -130,7 +122,7 @@ def test_rate_of_television(tmp_path: Path) -> None:
     # 30 frames a second, slowed down to 30000/1001: frame n is shown at n · 1001 / 30000.
     faster, path = tmp_path / "30.mp4", tmp_path / "29.97.mp4"
     make_video(faster, seconds=21, ffmpeg=find_ffmpeg(), rate=30, width=160, height=120)
-    ffmpeg("-itsscale", "1.001", "-i", faster, "-c", "copy", "-video_track_timescale", "30000", path)
+    run_ffmpeg("-itsscale", "1.001", "-i", faster, "-c", "copy", "-video_track_timescale", "30000", path)
     shown = [number for number in range(630) if 10 <= number * 1001 / 30000 < 20]
 
     assert frame_numbers(clip_of(path, 10, 10)) == shown
@@ -219,7 +211,7 @@ def test_sound_is_cut_with_the_picture(copy: Path) -> None:
 def test_sound_that_outlasts_the_picture(tmp_path: Path, plain: Path, longer: float, told: bool) -> None:
     path = tmp_path / "long sound.mp4"
     sound = f"sine=duration={SECONDS + longer}"
-    ffmpeg("-i", plain, "-f", "lavfi", "-i", sound, "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
+    run_ffmpeg("-i", plain, "-f", "lavfi", "-i", sound, "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
     length = SECONDS + longer if told else None
 
     assert frame_numbers(clip_of(path, 5, 10, length=length)) == list(range(125, 375))
@@ -229,7 +221,7 @@ def test_sound_that_outlasts_the_picture(tmp_path: Path, plain: Path, longer: fl
 
 def test_sound_that_ends_early(tmp_path: Path, plain: Path) -> None:
     path = tmp_path / "short sound.mp4"
-    ffmpeg("-i", plain, "-f", "lavfi", "-i", "sine=duration=5", "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
+    run_ffmpeg("-i", plain, "-f", "lavfi", "-i", "sine=duration=5", "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
 
     assert frame_numbers(clip_of(path, 10, 10)) == list(range(250, 500))
 
@@ -369,7 +361,7 @@ def test_finished_clip_is_checked_on_its_own(copy: Path, tmp_path: Path) -> None
     verify_clip(clip, Span(0, 10))
 
     short = tmp_path / "short.mp4"
-    ffmpeg("-i", clip, "-t", "9", "-c", "copy", short)
+    run_ffmpeg("-i", clip, "-t", "9", "-c", "copy", short)
     for wrong in (short, copy):
         with pytest.raises(FetchError) as caught:
             verify_clip(wrong, Span(0, 10))
@@ -417,7 +409,7 @@ def test_rotated_picture_is_turned_upright(copy: Path, tmp_path: Path) -> None:
 
     assert size(clip) == (120, 160)
     back = tmp_path / "back.mp4"
-    ffmpeg("-i", clip, "-vf", "transpose=cclock", "-an", back)
+    run_ffmpeg("-i", clip, "-vf", "transpose=cclock", "-an", back)
     assert frame_numbers(back) == list(range(250, 500))
 
 
@@ -450,7 +442,9 @@ def test_form_of_a_clip(variant: Variant) -> None:
 def test_rate_has_a_cap(tmp_path: Path) -> None:
     # Noise, the worst that there is: what is promised of an unknown clip's size must hold for it, too.
     path = tmp_path / "noise.mp4"
-    ffmpeg("-f", "lavfi", "-i", "nullsrc=s=320x180:d=4:r=30,geq=random(1)*255:128:128", "-preset", "ultrafast", path)
+    run_ffmpeg(
+        "-f", "lavfi", "-i", "nullsrc=s=320x180:d=4:r=30,geq=random(1)*255:128:128", "-preset", "ultrafast", path
+    )
 
     assert clip_of(path, 0, 4).stat().st_size * 8 < MAX_BITS_PER_SECOND * 4 * 1.35
 
@@ -478,7 +472,7 @@ def test_odd_names(plain: Path, tmp_path: Path) -> None:
 def test_titles_in_another_encoding(copy: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.mp4"
     title = os.fsdecode(b"title=caf\xe9 \xff")
-    ffmpeg("-i", copy, "-t", "2", "-c", "copy", "-metadata", title, "-metadata:s:v", f"handler_{title}", odd)
+    run_ffmpeg("-i", copy, "-t", "2", "-c", "copy", "-metadata", title, "-metadata:s:v", f"handler_{title}", odd)
     assert b"caf\xe9 \xff" in odd.read_bytes()
     check_container(odd)
     verify_clip(odd, None)

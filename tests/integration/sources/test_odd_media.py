@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from kinetics_fs.media.probe import expected_span
 from kinetics_fs.media.verify import verify_clip
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube.source import YouTubeSource
+from tests.support.videos import run_ffmpeg
 from tests.support.youtube import FakeYouTube
 
 pytestmark = pytest.mark.usefixtures("as_in_a_worker")
@@ -61,11 +61,6 @@ def frames(yt: FakeYouTube, source: YouTubeSource, tmp_path: Path) -> Frames:
     return run
 
 
-def ffmpeg(*arguments: object) -> None:
-    command = [find_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", *map(str, arguments)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-
-
 def length(path: Path) -> float:
     with av.open(str(path)) as container:
         assert container.duration is not None
@@ -74,7 +69,7 @@ def length(path: Path) -> float:
 
 def test_picture_that_begins_late(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "late.mp4"
-    ffmpeg("-itsoffset", 1, "-i", plain, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
+    run_ffmpeg("-itsoffset", 1, "-i", plain, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
 
     assert frames(path, 0, 3) == list(range(50))
 
@@ -82,35 +77,35 @@ def test_picture_that_begins_late(plain: Path, tmp_path: Path, frames: Frames) -
 def test_no_edit_list(plain: Path, tmp_path: Path, frames: Frames) -> None:
     """The sound begins at 0, the picture 0.08 s later; so it is with the whole file, too."""
     path = tmp_path / "no edit list.mp4"
-    ffmpeg("-i", plain, *H264, *OPEN_GROUPS, "-use_editlist", 0, "-movflags", "+faststart", path)
+    run_ffmpeg("-i", plain, *H264, *OPEN_GROUPS, "-use_editlist", 0, "-movflags", "+faststart", path)
 
     assert frames(path, 12, 15) == list(range(298, 373))
 
 
 def test_matroska(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "video.mkv"
-    ffmpeg("-i", plain, *H264, "-g", 250, "-c:a", "copy", path)
+    run_ffmpeg("-i", plain, *H264, "-g", 250, "-c:a", "copy", path)
 
     assert frames(path, 3, 6) == list(range(75, 150))
 
 
 def test_matroska_with_a_keyframe_just_after_the_beginning(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "video.mkv"
-    ffmpeg("-i", plain, *H264, "-g", 250, "-force_key_frames", "12.12", "-c:a", "copy", path)
+    run_ffmpeg("-i", plain, *H264, "-g", 250, "-force_key_frames", "12.12", "-c:a", "copy", path)
 
     assert frames(path, 12, 15) == list(range(300, 375))
 
 
 def test_sound_that_outlasts_the_picture(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "long sound.mp4"
-    ffmpeg("-i", plain, "-itsoffset", 3, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
+    run_ffmpeg("-i", plain, "-itsoffset", 3, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
 
     assert frames(path, 17, 27) == list(range(425, 500))
 
 
 def test_clip_of_sound_alone(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "short picture.mp4"
-    ffmpeg("-t", 8, "-i", plain, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
+    run_ffmpeg("-t", 8, "-i", plain, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
 
     with pytest.raises(FetchError) as caught:
         frames(path, 12, 15)
