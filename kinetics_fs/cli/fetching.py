@@ -56,7 +56,7 @@ def report_fetched(result: PrefetchResult, settings: Settings, as_json: bool) ->
 
 
 def fetched_exit_code(result: PrefetchResult) -> int:
-    """Return the exit code of a prefetch; say so if a source that blocks this machine ended it.
+    """Return the exit code of a prefetch; say so if a source that blocks this address ended it.
 
     Raises:
         FetchError: this machine or its configuration failed, so that no further clip was tried.

@@ -95,7 +95,7 @@ def describe_budget(budget: BudgetStatus) -> str:
 
 
 def describe_source(name: str, source: SourceStatus) -> str:
-    """Return how many clips were requested from a source, or that it blocks this machine, until when, and why."""
+    """Return how many clips were requested from a source, or that it blocks this address, until when, and why."""
     if source.blocked_for is None:
         return f"{name}: {source.fetches_last_hour:,} clips requested in the last hour"
     minutes, seconds = divmod(source.blocked_for, 60)

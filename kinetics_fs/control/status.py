@@ -61,12 +61,12 @@ class CacheStatus:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """The requests to a source, and whether it blocks this machine.
+    """The requests to a source, and whether it blocks this address.
 
     Attributes:
         blocked_for: seconds until a clip is requested from the source again; 0 if that request is due or in progress;
             None if the source is not blocked.
-        reason: answer with which the source blocked this machine; empty if it never did.
+        reason: answer with which the source blocked this address; empty if it never did.
         fetches_last_hour: number of clips requested from it in the last hour.
     """
 

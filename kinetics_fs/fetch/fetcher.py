@@ -471,7 +471,7 @@ class Fetcher:
     def _ask(
         self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip
     ) -> Path | None:
-        """Ask one source for a clip, and record whether the source blocks this machine.
+        """Ask one source for a clip, and record whether the source blocks this address.
 
         Args:
             worker: the worker process that asks.
@@ -510,7 +510,7 @@ class Fetcher:
         """Return the permit to ask a source for a clip.
 
         Raises:
-            FetchError: the source blocks this machine, or its hourly limit is reached for longer than an open may wait
+            FetchError: the source blocks this address, or its hourly limit is reached for longer than an open may wait
                 (BLOCKED).
             RetryLater: the hourly limit of the source is reached.
         """
@@ -596,7 +596,7 @@ class Fetcher:
         )
 
     def _next_request_at(self, error: FetchError) -> float | None:
-        """Return when the source that blocks this machine is asked again, in seconds since the epoch."""
+        """Return when the source that blocks this address is asked again, in seconds since the epoch."""
         until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 

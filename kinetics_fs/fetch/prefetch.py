@@ -59,7 +59,7 @@ class State(StrEnum):
 
     RUNNING = "running"
     WAITING = "waiting"
-    """It waits for space in the cache, or until a source that blocks this machine can be used again."""
+    """It waits for space in the cache, or until a source that blocks this address can be used again."""
     DONE = "done"
     CANCELLED = "cancelled"
     STOPPED = "stopped"
@@ -134,7 +134,7 @@ class Prefetch:
         total: number of clips.
         window: number of clips to request at the same time.
         priority: priority of the requests.
-        patient: wait for space and for a source that blocks this machine; else stop.
+        patient: wait for space and for a source that blocks this address; else stop.
         cursor: position of the process that will open the clips in this order, if there is one.
         on_change: called whenever a number changes, by any thread.
 

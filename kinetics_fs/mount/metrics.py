@@ -140,7 +140,7 @@ def _fetch_metrics(status: MountStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "kinetics_fs_fetching", "Number of clips that are being fetched.", len(status.fetch.in_flight)
     )
-    help = "1 while kinetics-fs does not use a source because it blocks this machine, else 0."
+    help = "1 while kinetics-fs does not use a source because it blocks this address, else 0."
     blocked = {name: int(source.blocked_for is not None) for name, source in status.sources.items()}
     yield _gauge("kinetics_fs_source_blocked", help, "source", blocked)
 
