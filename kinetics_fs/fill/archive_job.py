@@ -1,7 +1,7 @@
 """The fill of a store from one archive, in one pass that can resume after a kill.
 
 Every second the pass writes a checkpoint file: where in the archive to continue, the index so far, and the summary so
-far. What the checkpoint covers is in the store.
+far. All clips before the checkpoint are in the store.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ Report = Callable[[int, int], None]
 def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary:
     """Fill a store from one archive, and build its index.
 
-    After a failure, what was published stays.
+    Clips that were published stay, also if the fill fails later.
 
     Raises:
         FetchError: the archive cannot be read, or there is no space. The next call resumes where this one stopped.

@@ -70,7 +70,7 @@ class Link:
 
     @property
     def url(self) -> str:
-        """The same, as the beginning of a URL."""
+        """The address as the beginning of a URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:

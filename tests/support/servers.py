@@ -1,7 +1,7 @@
-"""Servers that others have made, each with files on a port of its own of 127.0.0.1 for as long as its context lasts.
+"""Third-party servers, each with files on a port of its own on 127.0.0.1 while its context lasts.
 
-`nginx` is what mirrors run. `moto` is an S3 with users, object versions and multipart objects; `hadro` one that is slow
-and fails as it is told to.
+`nginx` is the server of most mirrors. `moto` is an S3 server with users, object versions and multipart objects. `hadro`
+is an S3 server that is slow and fails on request.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import requests
 
 
 def find_nginx() -> str | None:
-    """The program, installed or unpacked for the tests; None if it is not here."""
+    """Return the path of nginx, installed or unpacked for the tests; None if there is none."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:{sys.prefix}/nginx/usr/sbin")
 
 
 class Keys(NamedTuple):
-    """Of a user of S3."""
+    """The access keys of an S3 user."""
 
     key: str
     secret: str
@@ -78,7 +78,7 @@ class Moto:
 
     Attributes:
         url: its address.
-        admin: keys of who may do all.
+        admin: keys of a user with all permissions.
     """
 
     def __init__(self, url: str) -> None:

@@ -8,10 +8,10 @@ either with formats on a media server of its own or with one of the refusals in 
         yt.set_scenario("-private___", "private")
         YoutubeDL({**params, **yt.ytdlp_options}).extract_info("https://www.youtube.com/watch?v=dQw4w9WgXcQ")
 
-The shapes of the answers are those that yt-dlp's extractor reads, the sentences those that YouTube is known for;
-nothing was recorded there.
+The answers have the structure that yt-dlp's extractor reads, and the sentences that YouTube is known to send. None of
+them was recorded from YouTube.
 
-The media may be answered wrongly, too: `MEDIA_FAULTS` says how.
+The media server can also fail in the ways of `MEDIA_FAULTS`.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ AD_SECONDS = 1
 """Length of the advertisement of the `preroll` scenario."""
 
 RETRY_AFTER = 7
-"""What a 429 asks for, in seconds."""
+"""Value of the Retry-After header of a 429, in seconds."""
 
 THROTTLED_AFTER = 256 * 1024
-"""Bytes that come at full speed even where the rest is throttled."""
+"""Bytes that are sent at full speed before throttling begins."""
 
 THROTTLED_RATE = 32 * 1024
-"""Bytes a second of what is throttled."""
+"""Rate of throttled bytes, in bytes per second."""
 
 LONGEST_RANGE = 10 * 1024**2
-"""Bytes of the longest closed range that is not throttled."""
+"""Longest closed range that is not throttled, in bytes."""
 
 SLOW_RATE = 10
-"""Bytes a second of the fault `slow`, sent one by one."""
+"""Rate of the fault `slow`, in bytes per second, sent one by one."""
 
 ELSEWHERE = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-"""The other host that a redirect leads to; on loopback as well."""
+"""Host that a redirect leads to, also on loopback."""
 
 PAGE = b"<!DOCTYPE html><title>Sorry</title>"
-"""What comes in place of media."""
+"""The page that a fault sends instead of media."""
 
 _CHUNK = 64 * 1024
-_TICK = 0.1  # seconds between two portions of what is sent slowly
+_TICK = 0.1  # seconds between two portions of a throttled body
 
 
 class _Refusal(NamedTuple):
-    """What the `playabilityStatus` of an answer without formats says."""
+    """The `playabilityStatus` of an answer without formats."""
 
     status: str
     reason: str
@@ -96,7 +96,7 @@ _REFUSALS = {
         "This video contains content from SME, who has blocked it on copyright grounds",
     ),
     "unavailable": _Refusal("UNPLAYABLE", "Video unavailable", "This video is not available"),
-    # There, but not for everyone.
+    # Restricted to some users.
     "private": _Refusal("LOGIN_REQUIRED", "Private video", "Sign in if you've been granted access to this video"),
     "age": _Refusal("LOGIN_REQUIRED", "Sign in to confirm your age", "This video may be inappropriate for some users."),
     "members": _Refusal(
@@ -118,16 +118,16 @@ _REFUSALS = {
         "Video unavailable",
         "This video contains content from SME, who has blocked it in your country on copyright grounds",
     ),
-    # Not now.
+    # Temporary.
     "upcoming": _Refusal("LIVE_STREAM_OFFLINE", "This live event will begin in 3 hours."),
     "premiere": _Refusal("LIVE_STREAM_OFFLINE", "Premieres in 3 hours"),
     "processing": _Refusal("UNPLAYABLE", "We're processing this video. Check back later."),
-    # Not for this address.
+    # The address is blocked.
     "bot": _Refusal("LOGIN_REQUIRED", "Sign in to confirm you’re not a bot"),
     "bot-ascii": _Refusal("LOGIN_REQUIRED", "Sign in to confirm you're not a bot"),
     "captcha": _Refusal("UNPLAYABLE", "Video unavailable"),
     "rate-limit": _Refusal("UNPLAYABLE", "Video unavailable", "This content isn't available, try again later."),
-    # Not for this client.
+    # The client is refused.
     "reload": _Refusal("UNPLAYABLE", "The page needs to be reloaded."),
     "app": _Refusal(
         "UNPLAYABLE",
@@ -142,12 +142,12 @@ _REFUSAL_EXTRAS: dict[str, Json] = {
         "playabilityStatus": {
             "status": "UNPLAYABLE",
             "reason": "Video unavailable",
-            # All that matters is that it is there and not empty.
+            # It only has to be present and not empty.
             "errorScreen": {"playerCaptchaViewModel": {"trackingParams": "CAAQ"}},
         }
     },
 }
-"""What a refusal has beyond, or in place of, its sentences."""
+"""Fields of a refusal that supplement or replace its sentences."""
 
 _API_STATUSES = {
     "http-400": "Request contains an invalid argument.",
@@ -164,10 +164,10 @@ SCENARIOS = frozenset(
         "ok",
         "preroll",  # playable after an advertisement; the media answer 403 until then
         "sabr",  # formats without a URL
-        "n-challenge",  # formats whose URL wants JavaScript
+        "n-challenge",  # formats whose URL needs JavaScript
         "drm",
         "no-formats",
-        "wrong-video",  # the answer is for another video: how a blocked address shows
+        "wrong-video",  # the answer is for another video, as for a blocked address
         "html",  # the API answers 200 with a page
         "reset",
         "stall",
@@ -185,11 +185,11 @@ MEDIA_FAULTS = {
     "500": "status 500",
     "503": "status 503",
     "expired": "status 403 from URLs that have answered `url_uses` requests; those of another extraction are fresh",
-    # Broken off in the middle of the body.
+    # Interrupted in the middle of the body.
     "truncate": "the end of the connection after half of the body",
     "reset": "RST after half of the body",
     "stall": "nothing more after half of the body, and the connection stays open",
-    # Something else.
+    # Other content.
     "html": "status 200 and a page",
     "html-as-mp4": "status 200 and a page, said to be video/mp4",
     "html-206": "a page, filled up with blanks to the length of the range, with all headers but the type right",
@@ -199,16 +199,16 @@ MEDIA_FAULTS = {
     "changed": "another length of the file in Content-Range, except in the first answer to a URL",
     "long-length": "a Content-Length 1,000 greater than the body, after which the connection ends",
     "short-length": "a Content-Length of half the body, all of which comes",
-    # Slowly.
+    # Throttled.
     "slow": "a body at SLOW_RATE",
     "throttle": "THROTTLED_RATE after THROTTLED_AFTER bytes, but for closed ranges of up to LONGEST_RANGE",
-    # Elsewhere.
+    # Redirected.
     "redirect": "status 302 to a server on ELSEWHERE that answers rightly",
     "redirect-closed": "status 302 to a port that nobody listens on",
     "redirect-file": "status 302 to file:///etc/passwd",
     "redirect-loop": "status 302 to the same URL",
 }
-"""What a fault puts in place of the right answer to a request for media. Each name is one for `media_fault`."""
+"""Faults that replace the right answer to a request for media; the names are the values of `media_fault`."""
 
 _FAULTY_STATUSES = {"403": 403, "404": 404, "429": 429, "429-bare": 429, "500": 500, "503": 503}
 
@@ -221,7 +221,7 @@ _FORMATS: dict[int, Json] = {
     134: {"mimeType": 'video/mp4; codecs="avc1.4d401e"', **_PICTURE},
     140: {"mimeType": 'audio/mp4; codecs="mp4a.40.2"', "quality": "tiny", **_SOUND},
 }
-"""Per itag, the description of the format."""
+"""Itag → description of the format."""
 
 HLS = 93
 """The itag of the one HLS format, 360p."""
@@ -233,7 +233,7 @@ _PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
 class _Video:
     duration: float
     files: dict[int, Path]
-    """Per itag."""
+    """Itag → file."""
     hls: Path | None
     """The media playlist, beside its segments."""
     claimed_size: int | None
@@ -241,7 +241,7 @@ class _Video:
 
 @dataclass
 class _Sent:
-    """A request for media: how it was answered and how much of the body has been handed to the network."""
+    """A request for media: its answer, and the bytes of the body that were sent."""
 
     itag: int
     range: str | None
@@ -250,17 +250,17 @@ class _Sent:
 
 
 class FakeYouTube:
-    """A player API and a media server on loopback; see the module."""
+    """A player API and a media server on loopback; see the module docstring."""
 
     media_fault: dict[str, str | list[str]]
-    """Per video: the fault (of `MEDIA_FAULTS`) of every request for media, or a list, one for each request to come,
-    in which `ok` is none. Playlists have no faults, their segments do."""
+    """Video id → the fault of all its requests for media, or a list of faults for its next requests, with `ok` for no
+    fault. Faults affect the segments of playlists, not the playlists."""
 
     media_url_base: str
-    """What the URLs of media begin with. To put a `tests.support.link.Link` between: its `url`."""
+    """Prefix of the URLs of media: the media server, or the `url` of a `tests.support.link.Link` in front of it."""
 
     url_uses: int
-    """How many requests the fault `expired` lets through, per extraction and format."""
+    """Number of requests that succeed before the fault `expired`, for each extraction and format."""
 
     def __init__(self) -> None:
         self.media_fault = {}
@@ -278,7 +278,7 @@ class FakeYouTube:
         self._media = _Server(partial(_Media, self))
         self._elsewhere = _Server(partial(_Media, self), host=ELSEWHERE)
         self._servers = (self._api, self._media, self._elsewhere)
-        self._nobody = socket.socket()  # has a port, but does not listen on it
+        self._nobody = socket.socket()  # bound to a port, but not listening
         self._nobody.bind(("127.0.0.1", 0))
         self.media_url_base = self._media.url
 
@@ -299,32 +299,32 @@ class FakeYouTube:
 
     @property
     def media_port(self) -> int:
-        """Where the media server listens, on 127.0.0.1."""
+        """Port of the media server on 127.0.0.1."""
         return self._media.port
 
     @property
     def ytdlp_options(self) -> Json:
-        """Parameters of `YoutubeDL` that lead the YouTube extractor here. Plain values: they survive JSON and TOML."""
+        """Parameters of `YoutubeDL` that direct the YouTube extractor to this server, as plain values."""
         return {
             "extractor_args": {
                 "youtube": {
                     "innertube_host": [f"127.0.0.1:{self._api.port}"],
-                    # All that would be fetched from www.youtube.com, whatever the innertube host.
+                    # Skip everything that is fetched from www.youtube.com, whatever the innertube host.
                     "player_skip": ["webpage", "configs", "js", "initial_data"],
                 }
             },
             "nocheckcertificate": True,
-            # Nobody here minds being asked too often.
+            # This server has no rate limit.
             "sleep_interval_requests": 0,
-            # Loopback needs none, even where the environment names one.
+            # Loopback needs no proxy, also if the environment names one.
             "proxy": "",
-            # A JavaScript runtime would change the clients asked for: one that can never run makes every machine alike.
+            # A JavaScript runtime changes which clients are used. One that never runs makes all machines alike.
             "js_runtimes": {"deno": {"path": os.devnull}},
         }
 
     @property
     def config(self) -> str:
-        """The same as a table of a configuration file of ours, which ends it."""
+        """The parameters as the last table of a configuration file of kinetics-fs."""
         return "\n".join(["[youtube.ytdlp]", *(f"{key} = {_toml(value)}" for key, value in self.ytdlp_options.items())])
 
     def add_video(
@@ -339,16 +339,16 @@ class FakeYouTube:
     ) -> None:
         """Publish a file as format 18 (progressive, 360p), a pair as 134 (video) and 140 (audio), HLS as 93.
 
-        The formats are always described as 640x360 H.264 and AAC, whatever the files hold.
+        The formats are always described as 640x360 H.264 and AAC, whatever the files contain.
 
         Args:
             video_id: eleven characters.
             path: format 18.
-            duration: seconds, as the player response says.
+            duration: duration in the player response, in seconds.
             adaptive: formats 134 and 140.
             hls: a media playlist, which names the segments beside it.
-            claimed_size: what the player response says of the size of every file, in bytes; if not given, the truth,
-                and nothing of format 18.
+            claimed_size: size of every file in the player response, in bytes; by default the true one, and none for
+                format 18.
         """
         files = {} if path is None else {_PROGRESSIVE: path}
         if adaptive is not None:
@@ -356,7 +356,7 @@ class FakeYouTube:
         self._videos[video_id] = _Video(duration, files, hls, claimed_size)
 
     def set_scenario(self, video_id: str, *scenarios: str) -> None:
-        """Decide how the player API answers for a video: one scenario a request, the last one for good.
+        """Set how the player API answers for a video: one scenario for each request, the last one for all others.
 
         Without a scenario, a video that was added is `ok` and any other is `nonexistent`.
         """
@@ -369,24 +369,24 @@ class FakeYouTube:
 
     @property
     def socket_timeout(self) -> float:
-        """Seconds that a client has to wait: a second if any answer stalls, else more than a busy machine takes."""
+        """Timeout of a client in seconds: one second if any answer stalls, otherwise more than a busy machine needs."""
         plans = [*self._scenarios.values(), *self.media_fault.values()]
         return 1.0 if any("stall" in plan for plan in plans) else 20.0
 
     def player_requests(self, video_id: str) -> int:
-        """How often the player API was asked for this video."""
+        """Return the number of requests to the player API for a video."""
         return len(self.player_clients(video_id))
 
     def player_clients(self, video_id: str) -> list[str]:
-        """The name of the YouTube client that each of these requests was made as."""
+        """Return the name of the YouTube client in each of these requests."""
         with self._lock:
             return list(self._clients.get(video_id, ()))
 
     def media_requests(self, video_id: str, itag: int | None = None) -> list[tuple[str | None, int, int]]:
-        """(Range header, status, bytes of body sent) of each request for media, of one format or of all.
+        """Return (Range header, status, bytes of body sent) of each request for media, of one format or of all.
 
-        Playlists are requests for media. The bytes are those that the network took, which of a body that was not
-        read to its end may be more than were read: what is in the buffers of the sockets on both sides.
+        Requests for playlists count too. The bytes are those that were sent. If a client does not read a body to its
+        end, it has received fewer: the rest is in the socket buffers of both sides.
         """
         with self._lock:
             return [
@@ -395,7 +395,7 @@ class FakeYouTube:
                 if itag is None or sent.itag == itag
             ]
 
-    # What the servers ask.
+    # Called by the servers.
 
     def _next_scenario(self, video_id: str, client: str) -> str:
         with self._lock:
@@ -417,7 +417,7 @@ class FakeYouTube:
         return fault
 
     def _use(self, video_id: str, itag: int, extraction: str) -> int:
-        """Which request for a format this is, of those with URLs from one extraction."""
+        """Return the ordinal of a request for a format, among those with URLs from one extraction."""
         with self._lock:
             self._uses[video_id, itag, extraction] += 1
             return self._uses[video_id, itag, extraction]
@@ -469,7 +469,7 @@ class FakeYouTube:
         }
         if video.claimed_size is not None:
             described["contentLength"] = str(video.claimed_size)
-        elif itag != _PROGRESSIVE:  # the harder case: nobody is told the size of format 18 beforehand
+        elif itag != _PROGRESSIVE:  # the harder case: the player response does not state the size of format 18
             described["contentLength"] = str(size)
         if scenario != "sabr":
             query: Json = {"id": video_id, "itag": itag, "ei": extraction}
@@ -496,7 +496,7 @@ class FakeYouTube:
 
 
 def _toml(value: Any) -> str:
-    """A value in one line: JSON, but for the sign between name and value of a table."""
+    """Return a value as one line of TOML, which is JSON except for the sign between name and value of a table."""
     if not isinstance(value, dict):
         return json.dumps(value)
     return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
@@ -528,7 +528,7 @@ def _advertisement() -> Json:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """A server context with a certificate made for this process, which nobody has a reason to trust."""
+    """Return a server context with a self-signed certificate that was made for this process."""
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
         subprocess.run(
@@ -545,7 +545,7 @@ def _tls() -> ssl.SSLContext:
 
 
 class _Server(ThreadingHTTPServer):
-    # An exit must not wait for clients that keep their connection open.
+    # Closing must not wait for clients that keep their connection open.
     daemon_threads = True
     block_on_close = False
 
@@ -559,18 +559,18 @@ class _Server(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
         self.url = f"http://{host}:{self.port}"
         if tls is not None:
-            # The handshake belongs to the connection's thread: here it would hold up everyone else's.
+            # The handshake runs in the connection's thread; here it would block other connections.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Clients hang up, and refuse the certificate, as part of the tests.
+        # Some tests make clients disconnect or refuse the certificate.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a small body waits for the acknowledgement of its headers
+    disable_nagle_algorithm = True  # otherwise a small body waits for the acknowledgement of its headers
 
     def __init__(self, youtube: FakeYouTube, *args: Any) -> None:
         self.youtube = youtube  # first: the base class answers the requests before it returns
@@ -593,14 +593,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def stall(self) -> None:
-        """Say nothing more, but hold the line until the fake is closed."""
+        """Send nothing more, but keep the connection open until the fake is closed."""
         self.youtube._closing.wait()
         self.close_connection = True
 
     def reset(self) -> None:
-        """Break the connection: with no time to linger, closing sends RST in place of FIN."""
+        """Reset the connection: without a linger time, closing sends RST instead of FIN."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.rfile.close()  # it shares the socket, which is closed only when nobody has it
+        self.rfile.close()  # it shares the socket, which closes only when all its users have closed it
         self.connection.close()
         self.close_connection = True
 
@@ -632,7 +632,7 @@ class _Media(_Handler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         # /videoplayback?id=…&itag=… is a file; /manifest/hls_variant/id/…, /…/hls_playlist/id/… and
-        # /videoplayback/id/…/file/NAME are the three storeys of HLS.
+        # /videoplayback/id/…/file/NAME are the three levels of HLS.
         kind, *rest = url.path.removeprefix("/").removeprefix("manifest/").split("/")
         names = dict(zip(rest[::2], rest[1::2], strict=False)) or {
             name: values[0] for name, values in parse_qs(url.query).items()
@@ -669,7 +669,7 @@ class _Media(_Handler):
         return self.media(path, fault, sent, video_id)
 
     def media(self, path: Path, fault: str | None, sent: _Sent, video_id: str) -> None:
-        """Answer with bytes of the file, or with what a fault leaves of them."""
+        """Answer with bytes of the file, as a fault changes them."""
         size = path.stat().st_size
         window = _window(None if fault == "no-ranges" else sent.range, size)
         sent.status = 416 if window is None else 200 if sent.range is None or fault == "no-ranges" else 206
@@ -706,7 +706,7 @@ class _Media(_Handler):
         return None
 
     def playlist(self, kind: str, video_id: str, extraction: str) -> None:
-        """The list of HLS formats, which has one, and the list of its segments, with URLs in full in both."""
+        """Return the list of HLS formats, which has one, and the list of its segments, both with complete URLs."""
         video = self.youtube._videos.get(video_id)
         if video is None or video.hls is None:
             return self.answer(404, "text/plain", b"Not Found")
@@ -737,28 +737,28 @@ class _Media(_Handler):
         return f"{self.youtube._elsewhere.url}{self.path}{mark}"
 
     def send(self, body: IO[bytes], length: int, sent: _Sent, rate: int | None = None) -> None:
-        """Hand the next bytes of a body to the network, in a second as many as `rate` says."""
+        """Send the next bytes of a body, at most `rate` bytes per second."""
         portion = _CHUNK if rate is None else max(1, round(rate * _TICK))
         for left in range(length, 0, -portion):
             if rate is not None and self.youtube._closing.wait(_TICK):
                 self.close_connection = True
                 return
             block = memoryview(body.read(min(portion, left)))
-            sent.body += len(block)  # before the client can have it, so that it never reads an old number
+            sent.body += len(block)  # before sending, so that a client that has the bytes never reads an old number
             try:
                 while block:
                     block = block[self.connection.send(block) :]
             finally:
-                sent.body -= len(block)  # unless all went, the client is gone
+                sent.body -= len(block)  # a partial send means that the client has disconnected
 
 
 def _is_open(header: str | None) -> bool:
-    """Whether a request has no end: as long as the file is."""
+    """Return whether a request has no end."""
     return header is None or header.endswith("-")
 
 
 def _window(header: str | None, size: int) -> range | None:
-    """The bytes that a Range header asks for: all without one, None if there are none (416)."""
+    """Return the bytes that a Range header requests: all without one, None if there are none (416)."""
     if header is None:
         return range(size)
     first, _, last = header.removeprefix("bytes=").partition("-")

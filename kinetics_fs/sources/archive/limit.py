@@ -15,16 +15,16 @@ NOTE = "exceeds --max-archive-download"
 _NOTE_PATTERN = re.compile(rf"{NOTE} \(([0-9]{{1,15}})(GB|MB|kB|B)\)")
 
 
-def limit_note(what: str, size: int, limit: int) -> str:
+def limit_note(subject: str, size: int, limit: int) -> str:
     """Return the note that something was not downloaded.
 
     Args:
-        what: what was not downloaded, for example `its class archive`.
+        subject: the archive or part that was not downloaded, for example `its class archive`.
         size: its size in bytes.
         limit: the limit in bytes; the note states it exactly.
     """
     unit = next(unit for unit, factor in _UNITS.items() if limit % factor == 0) if limit else "B"
-    return f"{what} ({filesize.decimal(size)}) {NOTE} ({limit // _UNITS[unit]}{unit})"
+    return f"{subject} ({filesize.decimal(size)}) {NOTE} ({limit // _UNITS[unit]}{unit})"
 
 
 def failed_below(reason: str, limit: int) -> bool:

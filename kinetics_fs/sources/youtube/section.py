@@ -1,7 +1,7 @@
 """A section of a remote video: only the bytes that are needed to decode it.
 
 FFmpeg's demuxers (through PyAV) navigate the file: they read its index, then the packets from the last keyframe before
-the section. If the index shows which bytes they will read, the `RemoteFile` is told in advance.
+the section. If the index shows which bytes they will read, these are announced to the `RemoteFile` in advance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who asks for what is in a bucket: settings and credentials as programs for AWS have them."""
+"""Settings and credentials for archives in a bucket, where AWS programs look for them."""
 
 from __future__ import annotations
 

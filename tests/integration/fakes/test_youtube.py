@@ -177,7 +177,7 @@ MEDIA_ERRORS: dict[str, tuple[str, int]] = {
     "reset": ("Connection reset by peer", 2),
     "stall": ("timed out", 2),
 }
-"""Per fault: what the error contains, and the number of requests."""
+"""Fault → text of the error, and number of requests."""
 
 _strangers: list[str] = []
 _watching = False
@@ -196,7 +196,7 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def watchman() -> None:
-    # There is no way to remove an audit hook: one for all tests, which can be told not to look.
+    # An audit hook cannot be removed, so all tests share one that can be switched off.
     sys.addaudithook(_watch)
 
 
@@ -323,7 +323,7 @@ def test_refusal(yt: FakeYouTube, tmp_path: Path, scenario: str) -> None:
     for warning, part in zip(outcome.warnings, warnings, strict=True):
         assert part in warning
     assert isinstance(outcome.cause, ExtractorError)
-    # What yt-dlp did not foresee, it asks to be told of.
+    # yt-dlp asks for a report of errors that it does not expect.
     assert outcome.cause.expected == ("please report" not in expected)
     assert isinstance(outcome.cause, GeoRestrictedError) == (scenario == "geo")
     assert yt.media_requests(VIDEO) == []
@@ -537,7 +537,7 @@ ASKED = "bytes=1000-2999"
 
 @dataclass(frozen=True)
 class Answer:
-    """What is on the wire after a request for `ASKED`; of the headers, those that matter."""
+    """The answer on the wire to a request for `ASKED`, with the relevant headers."""
 
     status: int
     media_type: str
@@ -570,7 +570,7 @@ def test_wrong_answer_on_the_wire(yt: FakeYouTube, tmp_path: Path, fault: str) -
     expected = ANSWERS[fault]
 
     with connected(media_url(yt, tmp_path)) as (connection, path):
-        # By hand: a library would not give what is beyond, or short of, the length that it was told.
+        # Read by hand, because a library hides bytes beyond the stated length, and their absence.
         connection.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: {ASKED}\r\n\r\n".encode())
         wire = connection.sock.makefile("rb")
         status = int(wire.readline().split()[1])
@@ -713,7 +713,7 @@ def test_claimed_size(yt: FakeYouTube, media: Path, tmp_path: Path, itag: int) -
 
 @pytest.fixture
 def hls(tmp_path: Path) -> Path:
-    """Three segments and their list; what is in them is of no matter."""
+    """Three segments with any content, and their list."""
     folder = tmp_path / "hls"
     folder.mkdir()
     lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:5"]

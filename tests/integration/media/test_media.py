@@ -27,7 +27,7 @@ SECONDS = 24
 def clip_of(
     path: Path, start: float, duration: float, *, length: float | None = None, max_height: int = 360, ffmpeg: str = ""
 ) -> Path:
-    """What a worker does with media once they are here."""
+    """Cut and verify media as a worker does."""
     media = Media(path, start, length)
     target = path.with_name(f"clip of {path.name}.mp4")
     expected = expected_span(media, duration)
@@ -159,7 +159,7 @@ def test_picture_of_the_moment_at_which_the_clip_ends(variant: Variant, plain: P
 
 
 def test_pictures_that_are_decoded_after_the_next_key_frame(variant: Variant) -> None:
-    """In open groups, and without an edit list: what is asked for begins between a key frame's two times."""
+    """With open groups and no edit list, the clip begins between the decoding and display times of a keyframe."""
     groups = "keyint=100:min-keyint=100:scenecut=0:open-gop=1:bframes=8"
     path = variant("-c:v", "libx264", "-x264-params", groups, "-use_editlist", "0")
 
@@ -440,7 +440,7 @@ def test_form_of_a_clip(variant: Variant) -> None:
 
 
 def test_rate_has_a_cap(tmp_path: Path) -> None:
-    # Noise, the worst that there is: what is promised of an unknown clip's size must hold for it, too.
+    # Noise is the worst case: the estimate for an unknown clip's size must hold for it too.
     path = tmp_path / "noise.mp4"
     run_ffmpeg(
         "-f", "lavfi", "-i", "nullsrc=s=320x180:d=4:r=30,geq=random(1)*255:128:128", "-preset", "ultrafast", path

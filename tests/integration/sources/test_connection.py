@@ -51,7 +51,7 @@ def as_in_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def host(dataset: Dataset) -> Iterator[Host]:
-    """Serves the videos as bare files; also as a proxy, whoever is asked."""
+    """Serves the videos as plain files, also as a proxy for any host."""
     asked: list[Asked] = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -56,7 +56,7 @@ TROUBLES = {
     "stall": FailureKind.TRANSIENT,
     "reset": FailureKind.TRANSIENT,
 }
-"""What says something about us or the network, and must win over what the same call says about the video."""
+"""Messages about the client or the network, which must win over those of the same call about the video."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def assert_clean(reason: str) -> None:
 
 def test_every_scenario_has_a_kind() -> None:
     assert set().union(*KINDS.values()) == SCENARIOS - {"ok", "preroll"}
-    assert MEDIA_KINDS.keys() <= MEDIA_FAULTS.keys()  # the others are for who reads media himself
+    assert MEDIA_KINDS.keys() <= MEDIA_FAULTS.keys()  # the others are for readers of media
 
 
 @pytest.mark.parametrize(("kind", "scenario"), [(kind, name) for kind in KINDS for name in sorted(KINDS[kind])])
@@ -137,7 +137,7 @@ def test_page_in_place_of_media_is_no_verdict_on_the_video(yt: FakeYouTube, tmp_
 @pytest.mark.parametrize("verdict", ["nonexistent", "removed", "private"])
 @pytest.mark.parametrize("trouble", sorted(TROUBLES))
 def test_verdict_beside_trouble_does_not_count(yt: FakeYouTube, tmp_path: Path, trouble: str, verdict: str) -> None:
-    # Two clients are asked, one after the other: the first is told of trouble, the second that the video is dead.
+    # Two clients ask in turn: the first gets a temporary error, the second that the video is gone.
     yt.set_scenario(VIDEO, trouble, trouble, verdict)
 
     error = failure(source(yt, {"player_client": ["visionos", "tv_samsung"]}, extractor_retries=1), tmp_path)
@@ -226,7 +226,7 @@ def test_full_disk_under_ytdlp(yt: FakeYouTube, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        # What the fake cannot say.
+        # Errors that the fake server cannot produce.
         (FailureKind.CONFIG, "Cookies file must be Netscape formatted, not JSON. See https://example.org"),
         (FailureKind.CONFIG, "could not find firefox cookies database in '/root/.mozilla/firefox'"),
         (FailureKind.CONFIG, "m3u8 download detected but ffmpeg could not be found. Please install"),
@@ -256,7 +256,7 @@ def test_full_disk_under_ytdlp(yt: FakeYouTube, tmp_path: Path) -> None:
         (FailureKind.CREDENTIALS, "This video contains content from Example. It is not available in your country."),
         (FailureKind.TRANSIENT, "An error occurred. Please try again later."),
         (FailureKind.TRANSIENT, "giving up after 10 fragment retries"),
-        # Names of claimants stand in these sentences: they are data, and no words of YouTube's.
+        # These sentences contain names of claimants, which are data and not YouTube's words.
         (FailureKind.GONE, "This video contains content from Sabrina Music, who has blocked it on copyright grounds"),
         (FailureKind.GONE, "This video contains content from Blog Inc, who has blocked it on copyright grounds"),
     ],

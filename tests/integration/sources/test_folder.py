@@ -53,7 +53,7 @@ def held(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
-    """What a worker gets to write to."""
+    """The private folder of a worker."""
     folder = tmp_path / "private"
     folder.mkdir()
     return folder
@@ -246,7 +246,7 @@ def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Pa
         assert not (held / "other").exists()
         assert not link_or_copy(file.fileno(), held / "other", max_size=2_000_000, link=False)
         assert (held / "other").read_bytes() == file.read()
-        # What is there stays.
+        # Existing content stays.
         with pytest.raises(FileExistsError):
             link_or_copy(file.fileno(), held / "other", max_size=2_000_000)
     assert (held / "other").stat().st_size == 2_000_000

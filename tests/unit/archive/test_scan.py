@@ -33,7 +33,7 @@ TAR = make_tar(CLIPS)
 
 
 class Collector:
-    """What comes out of a scan, and the checkpoints after each clip."""
+    """The clips of a scan, and the checkpoints after each."""
 
     def __init__(self) -> None:
         self.clips: dict[Clip, bytes] = {}

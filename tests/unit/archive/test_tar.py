@@ -76,7 +76,7 @@ def header(**fields: bytes) -> bytes:
 
 
 END = member(LAST.name, content=GOOD) + bytes(1024)
-"""What comes after every hostile member: it must be found nevertheless."""
+"""The clip after every hostile member, which must be found nevertheless."""
 
 NAME = CLIP.name
 HOSTILE: dict[str, tuple[bytes, str | None]] = {
@@ -255,7 +255,7 @@ def test_real_archives_with_a_few_bytes_changed(data: st.DataObject) -> None:
         found, _ = parse(bytes(tar))
     except ArchiveError:
         return
-    # What tarfile makes of it. It also minds fields that say nothing to us, and stops there.
+    # The clips that tarfile finds. It stops at fields that this parser ignores.
     with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(bytes(tar))) as opened:
         theirs = {entry.name.rsplit("/", 1)[-1]: entry for entry in opened if entry.isreg()}
         for clip, content in found.items():
