@@ -69,7 +69,7 @@ class ProgressBars(Progress):
 
 
 class _AmountColumn(ProgressColumn):
-    """What is done and the total, in the unit of the bar, and for bytes the speed."""
+    """A column with the completed part and the total in the unit of the bar, and the speed if the unit is bytes."""
 
     def render(self, task: Task) -> Text:
         if task.fields["unit"] == "bytes":

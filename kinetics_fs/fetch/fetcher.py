@@ -451,7 +451,7 @@ class Fetcher:
             if delivery.delivered:
                 return
         if failures:
-            # Of two failures of one kind the later one counts: the archives cannot say why a clip is gone.
+            # If two failures have one kind, the later one counts: the archives cannot say why a clip is gone.
             failure = min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
         else:
             # Without the name of a source, so that a prefetch goes on: the next clip may be in another archive.

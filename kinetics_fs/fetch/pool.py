@@ -120,7 +120,7 @@ class Worker:
         try:
             on_clip(clip, folder / clip.name)
         except BaseException:
-            self._end()  # it would continue to send clips that nobody reads
+            self._end()  # it would continue to send clips that no reader takes
             raise
 
     def _read_line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
