@@ -1,3 +1,5 @@
+"""Fixtures for tests of a store. A `conftest.py` imports those that its tests use."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,14 +18,14 @@ from tests.support.store import SmallDisk, quick_place
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """An empty folder, quicker than `tmp_path`."""
+    """An empty folder, faster than `tmp_path`."""
     with quick_place() as place:
         yield place
 
 
 @pytest.fixture
 def folder(place: Path) -> Path:
-    """Where the cache folder will be."""
+    """The path of a cache directory that does not exist yet."""
     return place / "cache"
 
 
@@ -36,7 +38,7 @@ def store(folder: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """Makes a disk of so many bytes."""
+    """Create a small disk; skip the test if this process may not."""
     with ExitStack() as mounted:
 
         def make(size: int) -> Path:
@@ -46,7 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
                 ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
             )
             if done.returncode:
-                pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+                pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
             mounted.callback(lambda: subprocess.run(["umount", "-l", place], check=True))
             return place
 
@@ -63,7 +65,7 @@ def public_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def without_privileges() -> Callable[[], AbstractContextManager[None]]:
-    """For a while, this process obeys permissions: as root it becomes nobody."""
+    """Make this process obey permissions while a block runs: root becomes the user nobody."""
 
     @contextlib.contextmanager
     def drop() -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What the processes of these tests do. Each function runs in a process of its own."""
+"""Functions for the tests of a store that run in a separate process each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.store import UNIT, clip, keep, read, write
 from tests.support.subprocesses import Steps, die
 
 LIMIT = 3 * UNIT
-"""Limit of the stores in which processes die: so tight that the next clip needs an eviction."""
+"""Limit of the stores in which processes die: so small that the next clip needs an eviction."""
 
 
 def claim_of(store: Store, number: int) -> Claim:
@@ -26,42 +26,42 @@ def claim_of(store: Store, number: int) -> Claim:
     return claim
 
 
-# Deaths, each from a store of LIMIT that holds the clips 0, 1 and 2
+# Actions during which a process dies, in a store with LIMIT that has the clips 0, 1 and 2
 
 
 def publish_beside(store: Store) -> None:
-    """One clip that fits; there is a failure to be forgotten, too."""
+    """Publish a clip that fits."""
     store.remove(clip(0))
     keep(store, clip(3))
 
 
 def publish_instead(store: Store) -> None:
-    """One clip that another must go for."""
+    """Publish a clip for which another must be evicted."""
     keep(store, clip(3))
 
 
 def publish_larger(store: Store) -> None:
-    """A clip larger than was guessed: one goes for the guess, and one more for the truth."""
+    """Publish a clip larger than assumed: one is evicted at the claim, and another one at the publication."""
     keep(store, clip(3), 2 * UNIT)
 
 
 def publish_again(store: Store) -> None:
-    """A clip that is here already."""
+    """Publish a clip that is cached already."""
     keep(store, clip(1))
 
 
 def give_up(store: Store) -> None:
-    """A fetch that came to nothing."""
+    """Give up a fetch."""
     with claim_of(store, 3) as claim:
         write(claim)
 
 
-def drop(store: Store) -> None:
+def remove(store: Store) -> None:
     store.remove(clip(1))
 
 
 def open_damaged(store: Store) -> None:
-    """A clip whose file is not what it was."""
+    """Open a clip whose file is lost."""
     (path,) = store.layout.clips.glob(f"*/{clip(1).key}.*")
     path.unlink()
     read(store, clip(1))
@@ -73,22 +73,22 @@ UNTOUCHED: dict[Callable[[Store], None], set[int]] = {
     publish_larger: {2},
     publish_again: {2},
     give_up: {1, 2},
-    drop: {0, 2},
+    remove: {0, 2},
     open_damaged: {0, 2},
 }
-"""Every deed, with the clips that it has nothing to do with."""
+"""Each action, with the clips that it does not affect."""
 
 
-def die_doing(deed: Callable[[Store], None], folder: Path, number: int, log: Path) -> None:
-    """Does it, and dies just before the `number`-th step; ends with 0 if there are fewer steps."""
+def die_during(action: Callable[[Store], None], folder: Path, number: int, log: Path) -> None:
+    """Run an action and die just before the `number`-th step; exit with 0 if there are fewer steps."""
     watch = Steps(log)
     with Store(folder, limit=LIMIT) as store:
         watch.die_before(number)
-        deed(store)
+        action(store)
 
 
 def die_recovering(folder: Path, number: int, log: Path) -> None:
-    """Dies just before the `number`-th step of opening the store."""
+    """Open the store and die just before the `number`-th step."""
     watch = Steps(log)
     watch.die_before(number)
     Store(folder, limit=LIMIT).close()
@@ -100,25 +100,25 @@ def claim_and_die(folder: Path, number: int) -> None:
     die()
 
 
-# Several at once
+# Several processes
 
 
 def hold_claim(folder: Path, number: int, pipe: Connection) -> None:
-    """Keeps a claim until the other end of the pipe is closed."""
+    """Keep a claim until the other end of the pipe is closed."""
     with Store(folder) as store, claim_of(store, number), suppress(EOFError):
         pipe.send("claimed")
         pipe.recv()
 
 
 def claim_at_once(folder: Path, number: int, threads: int, barrier: Barrier, won: Path) -> None:
-    """Many threads try for one claim; each that gets it leaves a file."""
+    """Let many threads claim a clip at once; each that gets the claim creates a file."""
     with Store(folder) as store:
 
         def try_it(thread: int) -> None:
             barrier.wait(60)
             if store.claim(clip(number)) is not None:
                 (won / f"{os.getpid()}-{thread}").touch()
-            barrier.wait(60)  # a claim lasts no longer than its process
+            barrier.wait(60)  # the claim ends with this process
 
         workers = [Thread(target=try_it, args=(thread,)) for thread in range(threads)]
         for worker in workers:
@@ -128,7 +128,7 @@ def claim_at_once(folder: Path, number: int, threads: int, barrier: Barrier, won
 
 
 def open_together(place: Path, folders: int, barrier: Barrier) -> None:
-    """Opens new folders, each at the same moment as others do."""
+    """Open new cache directories, each at the same moment as other processes."""
     try:
         for number in range(folders):
             barrier.wait(20)
@@ -139,7 +139,7 @@ def open_together(place: Path, folders: int, barrier: Barrier) -> None:
 
 
 def keep_many(folder: Path, limit: int, numbers: range, barrier: Barrier) -> None:
-    """Puts clips into a store that others fill at the same time."""
+    """Put clips into a store that other processes fill at the same time."""
     barrier.wait(60)
     with Store(folder, limit=limit) as store:
         for number in numbers:
@@ -152,11 +152,11 @@ def open_clip(folder: Path, number: int) -> None:
         assert read(store, clip(number)) is not None
 
 
-# A machine in distress
+# Trouble on the machine
 
 
 def open_without_descriptors(folder: Path, number: int) -> None:
-    """Opens a clip when the process has no file descriptor left."""
+    """Open a clip when the process has no file descriptor left."""
     with Store(folder) as store:
         assert read(store, clip(number)) is not None
         taken = []

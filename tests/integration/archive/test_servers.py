@@ -23,7 +23,7 @@ from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.util import http
 from tests.support.command_line import kinetics_fs
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
-from tests.support.store import stored_clips
+from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, deep, flat, in_class, make_clips, make_tar
 
 pytestmark = pytest.mark.server
@@ -113,7 +113,7 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert sorted(json.loads(done.stdout)["archives"]["read"]) == sorted(OF_CLASSES)
-    assert stored_clips(folder / "cache", CLIPS) == clips
+    assert cached_content(folder / "cache") == clips
 
 
 def fill_and_read_single_clips(base: str, folder: Path) -> None:
@@ -121,7 +121,7 @@ def fill_and_read_single_clips(base: str, folder: Path) -> None:
     index_db = folder / "archives.sqlite"
     for name in ARCHIVES:
         fill_archive(Job(base, name, folder / "cache", None, 0, None, index_db, folder / "states", VerifyLevel.NONE))
-    assert stored_clips(folder / "cache", CLIPS) == CLIPS
+    assert cached_content(folder / "cache") == CLIPS
     source = ArchiveSource(base, index_db)
     (folder / "single").mkdir()
     for clip, content in CLIPS.items():

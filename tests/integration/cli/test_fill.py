@@ -24,6 +24,7 @@ from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
+from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, in_class, make_tar
 
 pytestmark = pytest.mark.server
@@ -78,15 +79,9 @@ class World:
         """Runs `kinetics-fs fill`, from the folder of archives unless told."""
         return kinetics_fs("fill", *self.arguments, "--archive-url", base or self.folder, *arguments, timeout=110)
 
-    def held(self) -> Clips:
-        """The clips in the cache; nothing else may be left there."""
-        found = {}
-        with Store(self.cache) as store:
-            for clip in (clip for clips in self.clips.values() for clip in clips):
-                if opened := store.open(clip):
-                    with os.fdopen(opened.fd, "rb") as file:
-                        found[clip] = file.read()
-            assert store.usage().clips == len(found)
+    def cached(self) -> Clips:
+        """Return the clips in the cache; check that no fetch has left anything."""
+        found = cached_content(self.cache)
         assert not list(CacheLayout(self.cache).incoming.iterdir())
         return found
 
@@ -138,7 +133,7 @@ def held_back(content: bytes) -> HeldBack:
 
 @contextmanager
 def large_archive(world: World, site: ArchiveSite) -> Iterator[HeldBack]:
-    """In place of an archive one that is held back after some clips."""
+    """In place of an archive one that is cached back after some clips."""
     chance = random.Random(1)
     clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(400_000) for number in range(50)}
     world.clips[SURFING] = clips
@@ -187,7 +182,7 @@ def test_from_a_folder(world: World, depth: str) -> None:
     first = world.fill("--verify", depth, "--json")
 
     assert (first.returncode, first.stderr) == (0, "")
-    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+    assert world.cached() == world.of(SURFING, HEADS, TRAIN)
     told = result(first)
     assert (told["stored"], told["already_cached"], told["indexed"]) == (8, 0, 8)
     assert told["archives"] == {"read": sorted(world.clips), "read_before": [], "failed": {}}
@@ -208,7 +203,7 @@ def test_from_a_server_only_what_is_wanted(world: World) -> None:
 
         assert (done.returncode, done.stderr) == (0, "")
         assert {sent.name for sent in site.requests} == {HEADS, "600/val/k600_val_path.txt"}
-        assert world.held() == world.of(HEADS)
+        assert world.cached() == world.of(HEADS)
         assert done.stdout.splitlines() == [
             "3 clips stored, 0 already cached, 0 not in the annotations, 0 corrupt",
             "1 archives read, 0 read before, 0 failed",
@@ -217,7 +212,7 @@ def test_from_a_server_only_what_is_wanted(world: World) -> None:
         # Another selection is another matter, and what is finished of it is not read again.
         site.requests.clear()
         assert world.fill("--split", "validation", base=site.url).returncode == 0
-        assert world.held() == world.of(HEADS, SURFING)
+        assert world.cached() == world.of(HEADS, SURFING)
         assert sum(sent.bytes for sent in site.requests if sent.name == OTHER) == 0
 
 
@@ -233,7 +228,7 @@ def test_killed_and_gone_on_with(world: World) -> None:
         done = world.fill("--verify", "none", "--json", base=site.url)
 
         assert done.returncode == 0, done
-        assert world.held() == world.of(SURFING, HEADS)
+        assert world.cached() == world.of(SURFING, HEADS)
         told = result(done)
         # Of the whole archive; what was stored in the moment before the kill was here already to this one.
         assert told["stored"] + told["already_cached"] == len(world.of(SURFING))
@@ -260,7 +255,7 @@ def test_interrupted_and_gone_on_with(world: World) -> None:
         assert done.returncode == 0
         assert result(done)["archives"]["read_before"] == [HEADS]
         assert {sent.bytes for sent in site.requests if sent.name == HEADS} == {1}
-        assert world.held() == world.of(SURFING, HEADS)
+        assert world.cached() == world.of(SURFING, HEADS)
 
 
 def test_process_that_dies_takes_no_other_along(world: World) -> None:
@@ -274,7 +269,7 @@ def test_process_that_dies_takes_no_other_along(world: World) -> None:
         assert "ended early" in json.loads(said)["archives"]["failed"][SURFING]
         assert json.loads(said)["archives"]["read"] == [HEADS]
         assert world.fill("--verify", "none", base=site.url).returncode == 0
-        assert world.held() == world.of(SURFING, HEADS)
+        assert world.cached() == world.of(SURFING, HEADS)
 
 
 def damaged(path: Path) -> None:
@@ -293,10 +288,10 @@ def test_damaged_archive_does_not_stop_the_others(world: World) -> None:
     told = result(done)
     assert list(told["archives"]["failed"]) == [SURFING]
     assert told["archives"]["read"] == [HEADS]
-    held = world.held()
-    assert held.items() >= world.of(HEADS).items()
-    assert held.items() <= world.of(HEADS, SURFING).items()
-    lacking = sorted(clip.key for clip in set(world.of(SURFING)) - set(held))
+    cached = world.cached()
+    assert cached.items() >= world.of(HEADS).items()
+    assert cached.items() <= world.of(HEADS, SURFING).items()
+    lacking = sorted(clip.key for clip in set(world.of(SURFING)) - set(cached))
     assert lacking
     assert world.report()["clips_in_no_archive"] == lacking
     assert told["in_no_archive"] == len(lacking)
@@ -305,7 +300,7 @@ def test_damaged_archive_does_not_stop_the_others(world: World) -> None:
 
     (world.folder / SURFING).write_bytes(whole)
     assert world.fill("--split", "validation").returncode == 0
-    assert world.held() == world.of(HEADS, SURFING)
+    assert world.cached() == world.of(HEADS, SURFING)
 
 
 def test_nothing_but_failures(world: World) -> None:
@@ -337,17 +332,17 @@ def test_limit_that_is_too_small(world: World, indexed: bool) -> None:
     assert small.returncode == 1
     assert len(small.stderr.splitlines()) == 1
     assert "--cache-size" in small.stderr
-    assert world.held() == {}
+    assert world.cached() == {}
 
     full = world.fill("--min-free", "1000TB")
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) == 1
     assert "--cache-dir" in full.stderr
-    assert world.held() == {}
+    assert world.cached() == {}
 
     size = max(size, known)
     assert world.fill("--cache-size", f"{size}").returncode == 0
-    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+    assert world.cached() == world.of(SURFING, HEADS, TRAIN)
     # All of it is here: nothing is to come, and nothing refused.
     assert world.fill("--cache-size", f"{size}").returncode == 0
 
@@ -362,10 +357,10 @@ def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
     small = world.fill("--split", "validation", "--cache-size", f"{size + more - 1}")
     assert small.returncode == 1
     assert "pin remove" in small.stderr
-    assert world.held() == world.of(TRAIN)
+    assert world.cached() == world.of(TRAIN)
     more = max(more, sum(map(len, world.of(SURFING, HEADS).values())))
     assert world.fill("--split", "validation", "--cache-size", f"{size + more}").returncode == 0
-    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+    assert world.cached() == world.of(SURFING, HEADS, TRAIN)
 
 
 def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World) -> None:
@@ -383,7 +378,7 @@ def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World
     assert (told["stored"], told["not_in_annotations"], sum(told["corrupt"].values())) == (4, 1, 1)
     assert world.report()["clips_not_stored"] == [noise.key]
     assert world.report()["clips_in_no_archive"] == [absent.key]
-    assert world.held() == world.of(SURFING)
+    assert world.cached() == world.of(SURFING)
     [gone] = json.loads(kinetics_fs("failures", "list", "--json", "--cache-dir", world.cache).stdout)
     assert (gone["key"], gone["kind"], gone["reason"]) == (absent.key, "gone", "not in archives")
     # It was read whole all the same.
@@ -417,7 +412,7 @@ def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: P
     assert read() == []
     world.write(HEADS, by_zlib(make_tar(world.clips[HEADS]), 1))
     assert read() == [HEADS], "it is another version"
-    assert world.held() == world.of(SURFING, HEADS)
+    assert world.cached() == world.of(SURFING, HEADS)
 
 
 def test_archives_by_name(world: World) -> None:
@@ -426,7 +421,7 @@ def test_archives_by_name(world: World) -> None:
     assert done.returncode == 3
     assert list(result(done)["archives"]["failed"]) == ["600/val/nothing.tar.gz"]
     assert (result(done)["in_no_archive"], result(done)["not_stored"]) == (0, 0)
-    assert world.held() == world.of(HEADS)
+    assert world.cached() == world.of(HEADS)
 
 
 def test_replacements_go_first(world: World) -> None:
@@ -442,7 +437,7 @@ def test_replacements_go_first(world: World) -> None:
 
     assert done.returncode == 0
     assert result(done)["archives"]["read"] == [replacement, "400/train/part_0.tar.gz"]
-    assert world.held() == {clip: right}
+    assert world.cached() == {clip: right}
 
 
 def test_wrong_usage(world: World) -> None:

@@ -24,7 +24,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import ENVIRONMENT, kinetics_fs, reason
-from tests.support.store import quick_place
+from tests.support.store import cached_content, quick_place
 
 SURFING, HEAD = "surfing water", "massaging person's head"
 A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "heads-----3", "train_____4"))
@@ -79,14 +79,8 @@ class World:
         return kinetics_fs(command, *self.arguments, *arguments, timeout=110)
 
     def in_cache(self) -> dict[Clip, bytes]:
-        """What the cache has; nothing unfinished may be left there."""
-        found = {}
-        with Store(self.cache) as store:
-            for clip in (*LABELS, OTHER):
-                if opened := store.open(clip):
-                    with os.fdopen(opened.fd, "rb") as file:
-                        found[clip] = file.read()
-            assert store.usage().clips == len(found)
+        """Return the clips in the cache; check that no import has left anything."""
+        found = cached_content(self.cache)
         assert not list(CacheLayout(self.cache).incoming.iterdir())
         return found
 

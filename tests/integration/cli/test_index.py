@@ -65,7 +65,7 @@ def test_build(world: World) -> None:
         "archives": {"read": [HEADS, SURFING], "read_before": [], "failed": {}},
         "interrupted": False,
     }
-    assert world.held() == {}, "no clip is kept"
+    assert world.cached() == {}, "no clip is kept"
     size = (world.folder / HEADS).stat().st_size
     assert listed(world)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
     lines = [line.split() for line in index(world, "list").stdout.splitlines()]
@@ -79,7 +79,7 @@ def test_build(world: World) -> None:
 
     # An index is not the clips.
     assert world.fill().returncode == 0
-    assert world.held() == world.of(SURFING, HEADS, TRAIN)
+    assert world.cached() == world.of(SURFING, HEADS, TRAIN)
 
 
 def test_build_in_part(world: World) -> None:

@@ -54,7 +54,7 @@ def small(sizes: dict[Clip, int], tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def held(store: Store) -> list[Clip]:
+def cached(store: Store) -> list[Clip]:
     return [clip for clip in CLIPS if store.is_cached(clip)]
 
 
@@ -62,17 +62,17 @@ def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> N
     with Fetching(small, site) as fetcher:
         first = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         first.run()
-        assert (first.state, first.fetched, held(small)) == (State.STOPPED, 3, CLIPS[:3])
+        assert (first.state, first.fetched, cached(small)) == (State.STOPPED, 3, CLIPS[:3])
         assert first.problem is not None and first.problem.kind is FailureKind.LOCAL
         assert not list(small.failures.all()), "it says nothing of the clips"
         again = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         again.run()
-        assert (again.fetched, again.already_cached, held(small)) == (0, 3, CLIPS[:3])
+        assert (again.fetched, again.already_cached, cached(small)) == (0, 3, CLIPS[:3])
         # But what is no part of it makes room.
         last = Prefetch(fetcher, small, CLIPS[4:], 2, window=1)
         last.run()
         assert last.state is State.DONE
-        assert set(held(small)) >= set(CLIPS[4:])
+        assert set(cached(small)) >= set(CLIPS[4:])
 
 
 def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
@@ -86,7 +86,7 @@ def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
         thread.start()
         for number, clip in enumerate(order):
             until(lambda clip=clip: small.is_cached(clip), "it comes before it is read")  # type: ignore[misc]
-            assert set(held(small)) <= set(order[max(0, number - 3) : number + 4])
+            assert set(cached(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
             reader.advance(clip)
         thread.join(PATIENCE)

@@ -28,7 +28,7 @@ from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.command_line import ENVIRONMENT
-from tests.support.store import stored_clips
+from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, in_members, make_clips, make_tar
 
 NAME = "600/val/pull ups.tar.gz"
@@ -63,7 +63,7 @@ def job(site: ArchiveSite, tmp_path: Path) -> Job:
 
 def clips_in_store(job: Job) -> dict[Clip, bytes]:
     """Return the clips in the store of a job, and check that it left no temporary files."""
-    clips = stored_clips(job.cache, CLIPS)
+    clips = cached_content(job.cache)
     assert not list(CacheLayout(job.cache).incoming.iterdir())
     return clips
 

@@ -9,7 +9,7 @@ import pytest
 
 from kinetics_fs.store import CacheLayout, Store, eviction
 from tests.support import store_subprocess as children
-from tests.support.store import UNIT, clip, held, is_absent, keep, query, read
+from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, query, read
 from tests.support.subprocesses import end, start
 
 
@@ -27,9 +27,9 @@ def test_the_least_recently_opened_goes_first(three: Path) -> None:
         assert read(store, clip(1))
         assert read(store, clip(0))
         keep(store, clip(3))
-        assert held(store, 4) == [0, 1, 3]
+        assert cached_numbers(store, 4) == [0, 1, 3]
         keep(store, clip(4))
-        assert held(store, 5) == [0, 3, 4]
+        assert cached_numbers(store, 5) == [0, 3, 4]
 
 
 def test_the_order_of_use_outlives_the_process(three: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_order_of_use_outlives_the_process(three: Path) -> None:
         assert read(store, clip(0))
     with Store(three, limit=3 * UNIT) as store:
         keep(store, clip(3))
-        assert held(store, 4) == [0, 2, 3]
+        assert cached_numbers(store, 4) == [0, 2, 3]
 
 
 def test_the_order_of_use_is_that_of_all_processes(three: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_order_of_use_is_that_of_all_processes(three: Path) -> None:
         assert read(store, clip(1))
         assert end(start(children.open_clip, three, 0)) == 0
         keep(store, clip(3))
-        assert held(store, 4) == [0, 1, 3]
+        assert cached_numbers(store, 4) == [0, 1, 3]
 
 
 def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
@@ -56,7 +56,7 @@ def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
             assert read(quick, clip(0))
     with Store(three, limit=3 * UNIT) as store:
         keep(store, clip(3), 2 * UNIT)
-        assert held(store, 4) == [0, 3]
+        assert cached_numbers(store, 4) == [0, 3]
 
 
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:

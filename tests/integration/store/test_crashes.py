@@ -21,9 +21,9 @@ from tests.support.store import (
     UNIT,
     assert_in_step,
     assert_nothing_unknown,
+    cached_numbers,
     clip,
     clip_file,
-    held,
     is_whole,
     keep,
     lose,
@@ -31,11 +31,11 @@ from tests.support.store import (
 from tests.support.store_subprocess import LIMIT, UNTOUCHED
 from tests.support.subprocesses import KILLED, end, start, steps
 
-Deed = Callable[[Store], None]
-every_deed = pytest.mark.parametrize("deed", UNTOUCHED, ids=lambda deed: deed.__name__)
+Action = Callable[[Store], None]
+every_action = pytest.mark.parametrize("action", UNTOUCHED, ids=lambda action: action.__name__)
 
 SIZES = {0: UNIT, 1: UNIT, 2: UNIT}
-"""The clips that the store holds before the deed."""
+"""The clips that the store holds before the action."""
 
 
 class Folder(NamedTuple):
@@ -112,17 +112,17 @@ def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
     assert_in_step(store.folder)
 
 
-@every_deed
+@every_action
 def test_the_next_process_finds_each_clip_whole_or_absent_and_nothing_left_over(
-    deed: Deed, seed: Path, place: Path
+    action: Action, seed: Path, place: Path
 ) -> None:
     deaths = Deaths(seed, place)
-    sizes = {**SIZES, 3: 2 * UNIT if deed is children.publish_larger else UNIT}
+    sizes = {**SIZES, 3: 2 * UNIT if action is children.publish_larger else UNIT}
     for folder in deaths.folders():
-        deaths.kill(folder, children.die_doing, deed)
+        deaths.kill(folder, children.die_during, action)
         with deaths.finding(folder), Store(folder.path, limit=LIMIT) as store:
             assert_recovered(store, sizes)
-            for number in UNTOUCHED[deed]:
+            for number in UNTOUCHED[action]:
                 assert is_whole(store, clip(number)), f"clip {number} was lost"
             for number, size in sizes.items():
                 keep(store, clip(number), size)
@@ -131,25 +131,25 @@ def test_the_next_process_finds_each_clip_whole_or_absent_and_nothing_left_over(
     deaths.verdict()
 
 
-@every_deed
-def test_a_process_that_lives_on_keeps_clips_as_before(deed: Deed, seed: Path, place: Path) -> None:
+@every_action
+def test_a_process_that_lives_on_keeps_clips_as_before(action: Action, seed: Path, place: Path) -> None:
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
         with Store(folder.path, limit=LIMIT) as store:
-            deaths.kill(folder, children.die_doing, deed)
+            deaths.kill(folder, children.die_during, action)
             with deaths.finding(folder):
                 for number in (4, 5, 6):
                     keep(store, clip(number))
                     assert is_whole(store, clip(number)), f"clip {number} cannot be fetched"
                     assert store.usage().bytes <= LIMIT
-                assert held(store, 7) == [4, 5, 6], "the dead process keeps room from the living"
+                assert cached_numbers(store, 7) == [4, 5, 6], "the dead process keeps room from the living"
     deaths.verdict()
 
 
 def test_the_deaths_come_at_the_steps_that_matter(seed: Path, place: Path) -> None:
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
-        deaths.kill(folder, children.die_doing, children.publish_instead)
+        deaths.kill(folder, children.die_during, children.publish_instead)
     kinds = [step.split()[0] for step in deaths.steps]
     renamed = kinds.index("os.rename")
     assert {"os.remove", "os.mkdir", "open", "COMMIT"} <= set(kinds[:renamed]), "eviction, claim, the file written"

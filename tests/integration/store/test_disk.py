@@ -17,9 +17,9 @@ from tests.support.store import (
     SmallDisk,
     assert_in_step,
     assert_no_room,
+    cached_numbers,
     clip,
     clip_files,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -40,7 +40,7 @@ def test_the_disk_keeps_free_what_it_is_told_to(small_disk: SmallDisk, limit: in
         for number in range(12):
             keep_dense(store, number)
             assert free(folder) >= 8 * UNIT
-        assert held(store, 12)[-1] == 11
+        assert cached_numbers(store, 12)[-1] == 11
         assert_in_step(folder)
 
 
@@ -57,7 +57,7 @@ def test_nothing_goes_while_the_disk_has_room(small_disk: SmallDisk) -> None:
             path.write_bytes(b"x" * UNIT)
             assert free(folder) >= 8 * UNIT, "it fits as it is"
             claim.publish(path, "test")
-        assert held(store, 7) == list(range(7))
+        assert cached_numbers(store, 7) == list(range(7))
 
 
 def test_a_disk_that_others_fill_gives_no_room(small_disk: SmallDisk) -> None:
@@ -184,6 +184,6 @@ def test_a_process_out_of_file_descriptors_loses_no_clip(folder: Path) -> None:
             keep(store, clip(number))
     assert end(start(children.open_without_descriptors, folder, 0)) == 0
     with Store(folder) as store:
-        assert held(store, 3) == [0, 1, 2]
+        assert cached_numbers(store, 3) == [0, 1, 2]
         assert is_whole(store, clip(0))
     assert len(clip_files(folder)) == 3

@@ -16,9 +16,9 @@ from tests.support.store import (
     UNIT,
     assert_in_step,
     assert_nothing_unknown,
+    cached_numbers,
     clip,
     clip_files,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -53,7 +53,7 @@ def test_after_the_loss_of_the_ledger_the_oldest_clip_still_goes_first(filled: P
     lose(filled / "ledger.sqlite")
     with Store(filled, limit=6 * UNIT) as store:
         keep(store, clip(3))
-        assert held(store, 4) == [1, 2, 3]
+        assert cached_numbers(store, 4) == [1, 2, 3]
 
 
 def test_with_the_ledger_go_the_fetches_that_only_it_knew_of(filled: Path) -> None:
@@ -67,7 +67,7 @@ def test_with_the_ledger_go_the_fetches_that_only_it_knew_of(filled: Path) -> No
 def test_without_the_table_of_files_all_is_absent_and_can_be_fetched(filled: Path) -> None:
     lose(filled / "clips/cache.db")
     with Store(filled) as store:
-        assert held(store, 3) == []
+        assert cached_numbers(store, 3) == []
         assert all(is_absent(store, clip(number)) for number in range(3))
         assert store.usage().bytes == 0
         assert store.sizes([clip(2).key]) == {clip(2).key: (3 * UNIT, False)}, "what was once known stays known"

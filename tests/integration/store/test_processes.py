@@ -16,10 +16,10 @@ from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
     assert_in_step,
+    cached_numbers,
     clip,
     clip_files,
     contents,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -145,7 +145,7 @@ def test_processes_that_publish_at_once_keep_the_limit_at_every_moment(folder: P
     assert 0 < most <= limit
     with Store(folder, limit=limit) as store:
         assert_in_step(folder)
-        here = held(store, processes * clips)
+        here = cached_numbers(store, processes * clips)
         assert here
         assert all(is_whole(store, clip(number)) for number in here)
         assert len(store.sizes([clip(number).key for number in range(processes * clips)])) == processes * clips

@@ -16,11 +16,11 @@ from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
     assert_in_step,
+    cached_numbers,
     change_row,
     clip,
     clip_file,
     clip_files,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -356,7 +356,7 @@ def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         keep(store, clip(3))
         assert len(clip_files(folder)) == 3
-        assert held(store, 4) == [1, 2, 3]
+        assert cached_numbers(store, 4) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -387,4 +387,4 @@ def test_a_held_clip_that_the_ledger_invents_does_not_stand_in_the_way(folder: P
         query(CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
         keep(store, clip(1))
         keep(store, clip(2))
-        assert held(store, 3) == [1, 2]
+        assert cached_numbers(store, 3) == [1, 2]

@@ -17,11 +17,11 @@ from kinetics_fs.store import CacheLayout, Condition, Store, Verdict, remove_bad
 from tests.support.store import (
     UNIT,
     assert_in_step,
+    cached_numbers,
     clip,
     clip_file,
     contents,
     head,
-    held,
     is_whole,
     keep,
     query,
@@ -111,14 +111,14 @@ def test_what_was_broken(three: Path, spoil: Spoil, condition: Condition) -> Non
     before = contents(three)
     with Store(three) as store:
         assert conditions(store) == {0: Condition.GOOD, 1: condition, 2: Condition.GOOD}
-        assert (contents(three).rows, contents(three).held) == (before.rows, before.held)
+        assert (contents(three).rows, contents(three).cached) == (before.rows, before.cached)
         if spoil in (shorten, lengthen):  # it need not be read for that
             assert f"instead of {UNIT:,}" in verify(store)[1].reason
 
         assert remove_bad(store, verify(store)[1])
 
         assert conditions(store) == {0: Condition.GOOD, 2: Condition.GOOD}
-        assert held(store, 3) == [0, 2]
+        assert cached_numbers(store, 3) == [0, 2]
         keep(store, clip(1))
         assert all(is_whole(store, clip(number)) for number in range(3))
         # What a link led to is no business of ours.

@@ -16,8 +16,8 @@ from tests.support.store import (
     UNIT,
     assert_in_step,
     assert_no_room,
+    cached_numbers,
     clip,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -95,7 +95,7 @@ def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> Non
                 case "reopen":
                     store.close()
                     store = Store(place, limit=limit * UNIT)
-            assert held(store, 5) == sorted(model.here)
+            assert cached_numbers(store, 5) == sorted(model.here)
             assert store.usage().bytes == sum(model.sizes[number] for number in model.here) * UNIT <= limit * UNIT
             known = {clip(number).key: (units * UNIT, number in model.here) for number, units in model.sizes.items()}
             assert store.sizes([clip(number).key for number in range(5)]) == known
@@ -122,7 +122,7 @@ def test_a_smaller_limit_is_kept_from_the_next_clip_on(folder: Path) -> None:
             keep(store, clip(number))
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(6))
-        assert held(store, 7) == [5, 6]
+        assert cached_numbers(store, 7) == [5, 6]
 
 
 def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
@@ -133,10 +133,10 @@ def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
         assert first is not None
         assert second is not None
         with first, second:
-            assert held(store, 3) == [2]
+            assert cached_numbers(store, 3) == [2]
             first.publish(write(first), "test")
             second.publish(write(second), "test")
-        assert held(store, 5) == [2, 3, 4]
+        assert cached_numbers(store, 5) == [2, 3, 4]
 
 
 def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
         assert claim is not None
         with claim:
             assert store.usage().reserved == 3 * UNIT
-            assert held(store, 3) == [2]
+            assert cached_numbers(store, 3) == [2]
 
 
 def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
             keep(store, clip(number), 1)
     with Store(folder, limit=UNIT) as store:
         keep(store, clip(200), UNIT)
-        assert held(store, 201) == [200]
+        assert cached_numbers(store, 201) == [200]
         assert_in_step(folder)
 
 
@@ -226,7 +226,7 @@ def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) 
         assert claim is not None
         with claim:
             claim.publish(write(claim, UNIT // 2), "test")
-        assert held(store, 3) == [0, 1, 2]
+        assert cached_numbers(store, 3) == [0, 1, 2]
         assert_in_step(folder)
 
 
@@ -238,5 +238,5 @@ def test_a_clip_that_grew_evicts_nothing_where_nothing_may_go(folder: Path) -> N
         with claim, pytest.raises(FetchError) as caught:
             claim.publish(write(claim, UNIT + 1), "test")
         assert_no_room(caught.value)
-        assert held(store, 2) == [0]
+        assert cached_numbers(store, 2) == [0]
         assert_in_step(folder)

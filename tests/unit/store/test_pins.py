@@ -18,8 +18,8 @@ from tests.support.store import (
     SmallDisk,
     assert_in_step,
     assert_no_room,
+    cached_numbers,
     clip,
-    held,
     is_whole,
     keep,
     lose,
@@ -35,14 +35,14 @@ def test_what_is_pinned_stays_and_counts_toward_the_limit(folder: Path) -> None:
         assert store.pins.add([clip(0), clip(1), clip(1)]) == (PinCounts(2, 2, 2 * UNIT), 2)
         for number in range(4, 9):
             keep(store, clip(number))
-        assert held(store, 9) == [0, 1, 7, 8]
+        assert cached_numbers(store, 9) == [0, 1, 7, 8]
         assert store.usage().bytes == 4 * UNIT
     with Store(folder, limit=3 * UNIT) as store:
         keep(store, clip(9))
-        assert held(store, 10) == [0, 1, 9]
+        assert cached_numbers(store, 10) == [0, 1, 9]
         store.mark_unused(clip(0))
         keep(store, clip(10))
-        assert held(store, 11) == [0, 1, 10]
+        assert cached_numbers(store, 11) == [0, 1, 10]
         assert_in_step(folder)
 
 
@@ -52,13 +52,13 @@ def test_what_comes_later_and_comes_again_is_pinned_as_well(folder: Path) -> Non
         assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 0)
         for number in range(3):
             keep(store, clip(number))
-        assert held(store, 3) == [0, 2]
+        assert cached_numbers(store, 3) == [0, 2]
 
         store.remove(clip(0))
         assert store.pins.totals() == (1, 0, 0)
         for number in (0, 1, 2):
             keep(store, clip(number))
-        assert held(store, 3) == [0, 2]
+        assert cached_numbers(store, 3) == [0, 2]
 
 
 def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
@@ -67,19 +67,19 @@ def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
         for number in range(3):
             keep(store, clip(number))
         assert store.pins.remove([clip(0), clip(8)]) == (1, 1, UNIT)
-        assert held(store, 3) == [0, 1, 2], "nothing goes before room is needed"
+        assert cached_numbers(store, 3) == [0, 1, 2], "nothing goes before room is needed"
         keep(store, clip(3))
-        assert held(store, 4) == [1, 2, 3]
+        assert cached_numbers(store, 4) == [1, 2, 3]
         store.pins.add([clip(9)])
         assert store.pins.remove_all() == (3, 2, 2 * UNIT)
         assert store.pins.totals() == (0, 0, 0)
         for number in range(4, 6):
             keep(store, clip(number))
-        assert held(store, 6) == [3, 4, 5]
+        assert cached_numbers(store, 6) == [3, 4, 5]
         store.remove(clip(3))
         for number in (0, 1, 4):
             keep(store, clip(number))
-        assert held(store, 6) == [0, 1, 4], "no clip that was pinned once is still"
+        assert cached_numbers(store, 6) == [0, 1, 4], "no clip that was pinned once is still"
 
 
 def test_pins_are_obeyed_by_processes_that_run_already(folder: Path) -> None:
@@ -88,10 +88,10 @@ def test_pins_are_obeyed_by_processes_that_run_already(folder: Path) -> None:
         keep(store, clip(1))
         other.pins.add([clip(0)])
         keep(store, clip(2))
-        assert held(store, 3) == [0, 2]
+        assert cached_numbers(store, 3) == [0, 2]
         other.pins.remove_all()
         keep(store, clip(3))
-        assert held(store, 4) == [2, 3]
+        assert cached_numbers(store, 4) == [2, 3]
 
 
 def test_a_failed_pin_pins_nothing(store: Store) -> None:
@@ -123,7 +123,7 @@ def test_what_does_not_fit_beside_pins_is_not_begun(folder: Path) -> None:
             keep(store, clip(number))
         keep(store, clip(9))
         keep(store, clip(2))  # there is room, but for what is not pinned
-        assert held(store, 10) == [0, 1, 2]
+        assert cached_numbers(store, 10) == [0, 1, 2]
         for wanted, size in ((clip(3), None), (clip(3), 1), (clip(9), None)):
             with pytest.raises(FetchError) as caught:
                 store.claim(wanted, size=size)
@@ -132,7 +132,7 @@ def test_what_does_not_fit_beside_pins_is_not_begun(folder: Path) -> None:
         assert_in_step(folder)
         store.pins.remove([clip(1)])
         keep(store, clip(3))
-        assert held(store, 4) == [0, 2, 3]
+        assert cached_numbers(store, 4) == [0, 2, 3]
 
 
 def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path
         with claim, pytest.raises(FetchError) as caught:
             claim.publish(write(claim, 2 * UNIT + 1), "test")
         assert "kinetics-fs pin remove" in caught.value.reason
-        assert held(store, 4) == [0, 1, 2]
+        assert cached_numbers(store, 4) == [0, 1, 2]
         assert_in_step(folder)
 
 
@@ -160,7 +160,7 @@ def test_others_under_way_are_no_reason_not_to_begin(folder: Path) -> None:
         with first, second:
             first.publish(write(first), "test")
             second.publish(write(second), "test")
-        assert held(store, 4) == [0, 1, 3]
+        assert cached_numbers(store, 4) == [0, 1, 3]
 
 
 def test_who_waited_for_the_clip_that_took_the_last_room_finds_it(folder: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) 
         claim = store.claim(clip(4))
         assert claim is not None
         with claim:
-            assert held(store, 4) == [1, 2, 3]
+            assert cached_numbers(store, 4) == [1, 2, 3]
 
 
 # What becomes of the ledger
@@ -235,11 +235,11 @@ def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
         query(CacheLayout(folder).state_database, statement)
 
     with Store(folder, limit=2 * UNIT) as store:
-        assert held(store, 3) == [1, 2]
+        assert cached_numbers(store, 3) == [1, 2]
         assert store.sizes([clip(0).key])[clip(0).key] == (UNIT, False), "what is known of an evicted clip is kept"
         store.pins.add([clip(1)])
         keep(store, clip(3))
-        assert held(store, 4) == [1, 3]
+        assert cached_numbers(store, 4) == [1, 3]
     with Store(folder) as store:
         assert store.pins.totals() == (1, 1, UNIT)
     indexes = query(
@@ -257,7 +257,7 @@ def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
         assert store.pins.totals() == (1, 0, 0)
         for number in range(3):
             keep(store, clip(number))
-        assert held(store, 3) == [0, 2]
+        assert cached_numbers(store, 3) == [0, 2]
 
 
 def test_a_clip_whose_process_died_before_the_ledger_knew_it_is_pinned(folder: Path) -> None:

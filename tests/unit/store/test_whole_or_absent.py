@@ -16,11 +16,11 @@ from kinetics_fs.store import Store
 from tests.support.store import (
     UNIT,
     assert_in_step,
+    cached_numbers,
     clip,
     clip_file,
     clip_files,
     contents,
-    held,
     is_absent,
     is_whole,
     keep,
@@ -186,7 +186,7 @@ def test_all_is_as_before_after_a_restart(folder: Path) -> None:
             keep(store, clip(number), number + 1)
         store.remove(clip(2))
     with Store(folder) as store:
-        assert held(store, 5) == [0, 1, 3, 4]
+        assert cached_numbers(store, 5) == [0, 1, 3, 4]
         assert all(is_whole(store, clip(number), number + 1) for number in (0, 1, 3, 4))
         assert store.sizes([clip(2).key]) == {clip(2).key: (3, False)}
         assert_in_step(folder)
