@@ -1,4 +1,4 @@
-"""`kinetics-fs fill`: archives of a selection into the cache, whatever happens on the way."""
+"""`kinetics-fs fill`: it stores the clips of a selection, despite kills, faults and damaged archives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
-from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, has_ended, run_command
 from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, in_class, make_tar
 
@@ -41,8 +41,8 @@ class World:
     """Annotations, and the archives of their classes.
 
     Attributes:
-        clips: the truth, by archive.
-        arguments: that lead a command to it.
+        clips: the clips of each archive.
+        arguments: arguments that make a command use the annotations.
     """
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
@@ -76,8 +76,8 @@ class World:
         path.write_bytes(content)
 
     def fill(self, *arguments: str | Path, base: str | Path | None = None) -> CompletedProcess[str]:
-        """Runs `kinetics-fs fill`, from the folder of archives unless told."""
-        return kinetics_fs("fill", *self.arguments, "--archive-url", base or self.folder, *arguments, timeout=110)
+        """Run `kinetics-fs fill` with the folder of archives, or with another base."""
+        return run_command("fill", *self.arguments, "--archive-url", base or self.folder, *arguments)
 
     def cached(self) -> Clips:
         """Return the clips in the cache; check that no fetch has left anything."""
@@ -95,7 +95,7 @@ class World:
 
     @contextmanager
     def site(self) -> Iterator[ArchiveSite]:
-        """The same archives on a server, with the lists that tell which there are."""
+        """Serve the archives over HTTP, with the lists of their names."""
         files = {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.glob("*/*/*")}
         for split in ("val", "train"):
             names = [name for name in files if f"/{split}/" in name]
@@ -133,7 +133,7 @@ def held_back(content: bytes) -> HeldBack:
 
 @contextmanager
 def large_archive(world: World, site: ArchiveSite) -> Iterator[HeldBack]:
-    """In place of an archive one that is cached back after some clips."""
+    """Replace an archive by one whose rest is withheld after some clips."""
     chance = random.Random(1)
     clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(400_000) for number in range(50)}
     world.clips[SURFING] = clips
@@ -147,7 +147,7 @@ def large_archive(world: World, site: ArchiveSite) -> Iterator[HeldBack]:
 
 @contextmanager
 def begun(world: World, site: ArchiveSite, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A fill that is through with one archive, and in the midst of another."""
+    """Run a fill up to the moment when one archive is finished and another is in progress."""
     command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "fill", *map(str, world.arguments)]
     command += ["--archive-url", site.url, "--verify", "none", "--json", *arguments]
     with subprocess.Popen(
@@ -165,7 +165,7 @@ def begun(world: World, site: ArchiveSite, *arguments: str) -> Iterator[subproce
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that do the jobs of a fill."""
+    """Return the processes that do the jobs of a fill."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [int(pid) for task in tasks for pid in task.read_text().split()]
     return [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -178,7 +178,7 @@ def result(done: CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", ["none", "container", "decode"])
-def test_from_a_folder(world: World, depth: str) -> None:
+def test_fill_stores_all_clips_of_a_folder_of_archives(world: World, depth: str) -> None:
     first = world.fill("--verify", depth, "--json")
 
     assert (first.returncode, first.stderr) == (0, "")
@@ -197,7 +197,7 @@ def test_from_a_folder(world: World, depth: str) -> None:
     assert (history[-1].clips, sum(sample.fetched for sample in history)) == (8, 8)
 
 
-def test_from_a_server_only_what_is_wanted(world: World) -> None:
+def test_fill_reads_only_the_archives_of_the_selection(world: World) -> None:
     with world.site() as site:
         done = world.fill("--class", "massaging_persons_head", "--split", "validation", base=site.url)
 
@@ -209,14 +209,14 @@ def test_from_a_server_only_what_is_wanted(world: World) -> None:
             "1 archives read, 0 read before, 0 failed",
             f"Report with the names of missing clips: {world.cache / 'fill-report.json'}",
         ]
-        # Another selection is another matter, and what is finished of it is not read again.
+        # Another selection needs the archive again, but no archive that it does not hold.
         site.requests.clear()
         assert world.fill("--split", "validation", base=site.url).returncode == 0
         assert world.cached() == world.of(HEADS, SURFING)
         assert sum(sent.bytes for sent in site.requests if sent.name == OTHER) == 0
 
 
-def test_killed_and_gone_on_with(world: World) -> None:
+def test_a_killed_fill_resumes(world: World) -> None:
     with world.site() as site, large_archive(world, site) as content:
         with begun(world, site) as process:
             left = workers(process)
@@ -230,12 +230,12 @@ def test_killed_and_gone_on_with(world: World) -> None:
         assert done.returncode == 0, done
         assert world.cached() == world.of(SURFING, HEADS)
         told = result(done)
-        # Of the whole archive; what was stored in the moment before the kill was here already to this one.
+        # The numbers cover the whole archive. A clip stored just before the kill counts as already cached.
         assert told["stored"] + told["already_cached"] == len(world.of(SURFING))
         assert told["archives"]["failed"] == {}
 
 
-def test_interrupted_and_gone_on_with(world: World) -> None:
+def test_an_interrupted_fill_resumes(world: World) -> None:
     with world.site() as site, large_archive(world, site) as content:
         with begun(world, site) as process:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
@@ -245,7 +245,7 @@ def test_interrupted_and_gone_on_with(world: World) -> None:
         assert complaints == ""
         told = json.loads(said)
         assert told["interrupted"]
-        # The small one was through, and is not read again.
+        # The small archive was finished, and is not read again.
         assert told["archives"]["read"] == [HEADS]
         assert SURFING not in told["archives"]["failed"]
         site.requests.clear()
@@ -258,7 +258,7 @@ def test_interrupted_and_gone_on_with(world: World) -> None:
         assert world.cached() == world.of(SURFING, HEADS)
 
 
-def test_process_that_dies_takes_no_other_along(world: World) -> None:
+def test_a_process_that_dies_fails_only_its_archive(world: World) -> None:
     with world.site() as site, large_archive(world, site) as content, begun(world, site) as process:
         [pid] = workers(process)
         os.kill(pid, signal.SIGKILL)
@@ -278,7 +278,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_archive_does_not_stop_the_others(world: World) -> None:
+def test_a_damaged_archive_does_not_stop_the_others(world: World) -> None:
     whole = (world.folder / SURFING).read_bytes()
     damaged(world.folder / SURFING)
 
@@ -295,15 +295,15 @@ def test_damaged_archive_does_not_stop_the_others(world: World) -> None:
     assert lacking
     assert world.report()["clips_in_no_archive"] == lacking
     assert told["in_no_archive"] == len(lacking)
-    # It says nothing of the clips themselves.
-    assert kinetics_fs("failures", "list", "--json", "--cache-dir", world.cache).stdout.strip() == "[]"
+    # A damaged archive says nothing about the clips themselves.
+    assert run_command("failures", "list", "--json", "--cache-dir", world.cache).stdout.strip() == "[]"
 
     (world.folder / SURFING).write_bytes(whole)
     assert world.fill("--split", "validation").returncode == 0
     assert world.cached() == world.of(HEADS, SURFING)
 
 
-def test_nothing_but_failures(world: World) -> None:
+def test_fill_exits_with_1_if_every_archive_fails(world: World) -> None:
     damaged(world.folder / TRAIN)
     done = world.fill("--split", "train")
     assert done.returncode == 1
@@ -320,9 +320,9 @@ def test_nothing_but_failures(world: World) -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_limit_that_is_too_small(world: World, indexed: bool) -> None:
+def test_a_fill_that_does_not_fit_is_refused(world: World, indexed: bool) -> None:
     if indexed:
-        built = kinetics_fs("index", "build", *world.arguments, "--archive-url", world.folder)
+        built = run_command("index", "build", *world.arguments, "--archive-url", world.folder)
         assert built.returncode == 0, built.stderr
     size = sum(map(len, world.of(SURFING, HEADS, TRAIN).values()))
     archives = sum((world.folder / name).stat().st_size for name in world.clips)
@@ -343,14 +343,14 @@ def test_limit_that_is_too_small(world: World, indexed: bool) -> None:
     size = max(size, known)
     assert world.fill("--cache-size", f"{size}").returncode == 0
     assert world.cached() == world.of(SURFING, HEADS, TRAIN)
-    # All of it is here: nothing is to come, and nothing refused.
+    # All clips are cached: nothing more is needed, and nothing is refused.
     assert world.fill("--cache-size", f"{size}").returncode == 0
 
 
-def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
+def test_pins_of_another_selection_leave_less_space(world: World) -> None:
     size = sum(map(len, world.of(TRAIN).values()))
     assert world.fill("--split", "train").returncode == 0
-    pinned = kinetics_fs("pin", "add", *world.arguments, "--split", "train")
+    pinned = run_command("pin", "add", *world.arguments, "--split", "train")
     assert pinned.returncode == 0, pinned.stderr
     more = min(sum((world.folder / name).stat().st_size for name in (SURFING, HEADS)), 7 * 2 * 1024 * 1024)
 
@@ -363,7 +363,7 @@ def test_pins_of_another_selection_leave_it_less_room(world: World) -> None:
     assert world.cached() == world.of(SURFING, HEADS, TRAIN)
 
 
-def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World) -> None:
+def test_fill_counts_clips_that_are_corrupt_unknown_or_in_no_archive(world: World) -> None:
     more = dict(world.clips[SURFING])
     noise, unknown, absent = Clip("noise______", 0, 10), Clip("unknown____", 0, 10), Clip("absent_____", 0, 10)
     more[noise] = random.Random(1).randbytes(50_000)
@@ -379,15 +379,15 @@ def test_what_is_not_in_the_annotations_is_corrupt_or_in_no_archive(world: World
     assert world.report()["clips_not_stored"] == [noise.key]
     assert world.report()["clips_in_no_archive"] == [absent.key]
     assert world.cached() == world.of(SURFING)
-    [gone] = json.loads(kinetics_fs("failures", "list", "--json", "--cache-dir", world.cache).stdout)
+    [gone] = json.loads(run_command("failures", "list", "--json", "--cache-dir", world.cache).stdout)
     assert (gone["key"], gone["kind"], gone["reason"]) == (absent.key, "gone", "not in archives")
-    # It was read whole all the same.
+    # The archive was read to its end all the same.
     again = world.fill("--json")
     assert again.returncode == 3
     assert result(again)["archives"]["read_before"] == [SURFING]
 
 
-def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: Path) -> None:
+def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(world: World, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     wanted = ("--split", "validation", "--report", report, "--json")
 
@@ -415,7 +415,7 @@ def test_archives_are_read_again_where_there_is_reason(world: World, tmp_path: P
     assert world.cached() == world.of(SURFING, HEADS)
 
 
-def test_archives_by_name(world: World) -> None:
+def test_fill_reads_the_named_archives_only(world: World) -> None:
     done = world.fill("--archive", HEADS, "--archive", "600/val/nothing.tar.gz", "--json")
 
     assert done.returncode == 3
@@ -424,8 +424,8 @@ def test_archives_by_name(world: World) -> None:
     assert world.cached() == world.of(HEADS)
 
 
-def test_replacements_go_first(world: World) -> None:
-    """What replaces broken clips is in the cache before them, however long it takes."""
+def test_replacements_are_read_first(world: World) -> None:
+    """A replacement is stored before the broken clips, however long it takes."""
     clip = next(iter(world.clips[TRAIN]))
     right = world.clips[SURFING][Clip("-surfing__3", 0, 10)]
     replacement = "400/replacement_for_corrupted_k400.tgz"
@@ -440,7 +440,7 @@ def test_replacements_go_first(world: World) -> None:
     assert world.cached() == {clip: right}
 
 
-def test_wrong_usage(world: World) -> None:
+def test_invalid_options_are_refused(world: World) -> None:
     for arguments in (("--verify", "much"), ("--jobs", "0"), ("--report",)):
         done = world.fill(*arguments)
         assert done.returncode == 2

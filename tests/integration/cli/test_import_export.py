@@ -23,16 +23,16 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import ENVIRONMENT, kinetics_fs, reason
+from tests.support.command_line import ENVIRONMENT, reason, run_command
 from tests.support.store import cached_content, quick_place
 
 SURFING, HEAD = "surfing water", "massaging person's head"
 A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "heads-----3", "train_____4"))
-"""Clips of real content."""
+"""Clips with real content."""
 CUT, PAGE, EMPTY, ABSENT = (Clip(f"{word:_<11}", 5, 15) for word in ("cut", "page", "empty", "absent"))
-"""Annotated, and broken or nowhere."""
+"""Annotated clips that are broken or missing."""
 OTHER = Clip("other______", 0, 10)
-"""Not annotated."""
+"""A clip without annotation."""
 LABELS = {A: SURFING, B: SURFING, C: HEAD, D: SURFING, CUT: SURFING, PAGE: HEAD, EMPTY: HEAD, ABSENT: SURFING}
 
 
@@ -76,7 +76,7 @@ class World:
         return path
 
     def run(self, command: str, *arguments: str | Path) -> CompletedProcess[str]:
-        return kinetics_fs(command, *self.arguments, *arguments, timeout=110)
+        return run_command(command, *self.arguments, *arguments)
 
     def in_cache(self) -> dict[Clip, bytes]:
         """Return the clips in the cache; check that no import has left anything."""
@@ -107,7 +107,7 @@ def mode(path: Path) -> int:
 # Import
 
 
-def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
+def test_import_takes_good_files_and_reports_the_others(world: World) -> None:
     world.put(f"val/{SURFING}/{OTHER.name}", world.content[A])
     world.put(f"val/._{A.name}", b"of macOS")
     world.put(".trash/" + ABSENT.name, world.content[A])
@@ -117,7 +117,7 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     (world.held / ABSENT.name).symlink_to("nothing")
     (world.held / "val" / ABSENT.name).mkdir()
     os.mkfifo(world.held / "train" / ABSENT.name)
-    # As archives are arranged: a file once, and a symbolic link to it in its class.
+    # The layout of unpacked archives: each file once, and a symbolic link to it in its class.
     arranged = world.held / "arranged" / SURFING
     arranged.mkdir(parents=True)
     (arranged / A.name).symlink_to(world.files[A])
@@ -158,7 +158,7 @@ def test_import_takes_what_is_good_and_tells_the_rest(world: World) -> None:
     )
 
 
-def test_import_of_a_selection_reads_no_more(world: World) -> None:
+def test_import_of_a_selection_skips_other_clips(world: World) -> None:
     done = world.run("import", "--split", "train", "--json", "--verify", "decode", world.held)
 
     assert done.returncode == 0, "nothing of the selection was broken"
@@ -166,7 +166,7 @@ def test_import_of_a_selection_reads_no_more(world: World) -> None:
     assert world.in_cache() == {D: world.content[D]}
 
 
-def test_import_as_copies(world: World) -> None:
+def test_import_copies_files_on_request(world: World) -> None:
     done = world.run("import", "--split", "train", "--copy", "--json", world.held)
 
     assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
@@ -175,13 +175,13 @@ def test_import_as_copies(world: World) -> None:
     assert world.in_cache() == {D: world.content[D]}
 
 
-def test_import_from_another_filesystem(world: World) -> None:
+def test_import_copies_files_of_another_filesystem(world: World) -> None:
     with quick_place() as place:
         if place.stat().st_dev == world.root.stat().st_dev:
             pytest.skip("there is only one filesystem")
         (place / D.name).write_bytes(world.content[D])
         # It would be copied: here there is no room for that.
-        refused = kinetics_fs("import", *world.arguments[:-1], "1000TB", place)
+        refused = run_command("import", *world.arguments[:-1], "1000TB", place)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
         assert "copied" in refused.stderr
         done = world.run("import", "--json", place)
@@ -190,14 +190,14 @@ def test_import_from_another_filesystem(world: World) -> None:
     assert world.in_cache() == {D: world.content[D]}
 
 
-def test_edit_of_a_linked_original_is_noticed_by_its_length(world: World) -> None:
+def test_an_edit_of_a_linked_file_is_detected_by_its_length(world: World) -> None:
     assert world.run("import", "--split", "train", world.held).returncode == 0
     with world.files[D].open("ab") as file:
         file.write(b"more")
     assert world.in_cache() == {}
 
 
-def test_import_keeps_the_limit_and_what_is_here(world: World) -> None:
+def test_import_keeps_the_limit_and_evicts_nothing(world: World) -> None:
     make_video(world.files[D], seconds=1, ffmpeg=find_ffmpeg())
     world.content[D] = world.files[D].read_bytes()
     assert world.run("import", "--split", "validation", world.held).returncode == 3
@@ -216,7 +216,7 @@ def test_import_keeps_the_limit_and_what_is_here(world: World) -> None:
     assert world.in_cache() == world.content
 
 
-def test_import_of_what_is_there_many_times(world: World) -> None:
+def test_import_takes_one_good_file_of_several_of_a_clip(world: World) -> None:
     for number in range(12):
         world.put(f"{number}/{D.name}", world.content[D])
         world.put(f"{number}/{CUT.name}", world.content[A] if number == 5 else b"")
@@ -226,12 +226,12 @@ def test_import_of_what_is_there_many_times(world: World) -> None:
 
     assert told["busy"] == 0
     assert world.in_cache() == {clip: world.content[clip] for clip in (A, B, D)} | {CUT: world.content[A]}
-    # The others of a clip that is here are not looked at.
+    # Further files of a cached clip are not read.
     assert told["imported"] + told["already_cached"] + sum(told["corrupt"].values()) == 2 + 13 + 14
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_import_broken_off_and_gone_on_with(world: World, number: signal.Signals) -> None:
+def test_an_interrupted_import_resumes(world: World, number: signal.Signals) -> None:
     clips = [Clip(f"many_____{index:02}", 0, 10) for index in range(24)]
     rows = [f"{SURFING},{clip.youtube_id},0,10,validate" for clip in clips]
     world.annotations.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
@@ -264,14 +264,14 @@ def test_import_broken_off_and_gone_on_with(world: World, number: signal.Signals
     done = world.run("import", "--json", many)
 
     assert done.returncode == 0, done.stderr
-    # One may have been moved in, and its process killed before anyone knew: it is taken anew.
+    # A clip may have been moved into the cache just before the kill: it is imported again.
     assert result(done)["imported"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
     assert result(done)["imported"] + result(done)["already_cached"] == len(clips)
     assert not list(CacheLayout(world.cache).incoming.iterdir())
     assert {path.stat().st_nlink for path in many.iterdir()} == {2}
 
 
-def test_import_passes_the_cache_over(world: World) -> None:
+def test_import_skips_the_cache_directory(world: World) -> None:
     with Store(world.cache) as store:
         claim = store.claim(ABSENT)
         assert claim is not None
@@ -281,12 +281,12 @@ def test_import_passes_the_cache_over(world: World) -> None:
     assert (result(done)["imported"], result(done)["busy"]) == (4, 0)
 
 
-def test_import_from_a_mount_takes_what_is_fetched_there(world: World, mount: MountFactory, site: VideoSite) -> None:
+def test_import_from_a_mount_fetches_the_clips(world: World, mount: MountFactory, site: VideoSite) -> None:
     there = mount("--annotations", world.annotations, "--source", "folder", "--folder", world.held)
     (there.root / "train" / SURFING / D.name).read_bytes()
 
     other = world.root / "other"
-    done = kinetics_fs("import", *world.arguments, "--cache-dir", other, "--json", there.root)
+    done = run_command("import", *world.arguments, "--cache-dir", other, "--json", there.root)
 
     assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
     assert site.requests == []
@@ -295,7 +295,7 @@ def test_import_from_a_mount_takes_what_is_fetched_there(world: World, mount: Mo
 # Mounts of a folder
 
 
-def test_mount_of_a_folder(world: World, mount: MountFactory, site: VideoSite) -> None:
+def test_a_mount_takes_clips_from_a_folder(world: World, mount: MountFactory, site: VideoSite) -> None:
     before = {clip: mode(path) for clip, path in world.files.items()}
     mounted = mount("--annotations", world.annotations, "--source", "folder", "--folder", world.held)
 
@@ -314,7 +314,9 @@ def test_mount_of_a_folder(world: World, mount: MountFactory, site: VideoSite) -
     assert site.requests == []
 
 
-def test_what_is_broken_in_a_folder_comes_from_elsewhere(world: World, mount: MountFactory, site: VideoSite) -> None:
+def test_a_clip_that_is_broken_in_a_folder_comes_from_the_next_source(
+    world: World, mount: MountFactory, site: VideoSite
+) -> None:
     good, broken = Clip("-demo_video", 10, 12), Clip("_demo_vid3_", 3, 5)
     rows = [f"{SURFING},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in (good, broken)]
     world.annotations.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
@@ -333,7 +335,7 @@ def test_what_is_broken_in_a_folder_comes_from_elsewhere(world: World, mount: Mo
     assert site.video_fetches(good.youtube_id) == 0
 
 
-def test_mount_that_is_its_own_folder_waits_for_nothing(world: World, mount: MountFactory) -> None:
+def test_a_mount_that_is_its_own_folder_does_not_hang(world: World, mount: MountFactory) -> None:
     place = world.root / "mount 1"  # where it is going to be
     place.mkdir()
     mounted = mount("--annotations", world.annotations, "--source", "folder", "--folder", place, "--timeout", "50")
@@ -344,16 +346,16 @@ def test_mount_that_is_its_own_folder_waits_for_nothing(world: World, mount: Mou
     assert "no source has this clip" in reason(path)
 
 
-def test_prefetch_from_folders_of_the_environment(world: World) -> None:
+def test_prefetch_reads_folders_from_the_environment(world: World) -> None:
     folders = f"{world.held / 'train'};{world.held}"
-    done = kinetics_fs(
+    done = run_command(
         *("prefetch", *world.arguments, "--source", "folder", "--split", "train", "--json"),
         KINETICS_FS_FOLDER=folders,
     )
     assert (done.returncode, result(done)["fetched"]) == (0, 1)
     assert world.in_cache() == {D: world.content[D]}
 
-    # What is broken or not there stops nothing.
+    # Broken and missing files stop nothing.
     rest = world.run("prefetch", "--source", "folder", "--folder", world.held, "--workers", "1", "--json")
     assert rest.returncode == 3
     assert (result(rest)["fetched"], result(rest)["already_cached"]) == (3, 1)
@@ -373,7 +375,7 @@ def test_prefetch_from_folders_of_the_environment(world: World) -> None:
         (("export", "--class-names", "mine", "/tmp/x"), "--class-names"),
     ],
 )
-def test_wrong_usage(world: World, arguments: tuple[str, ...], says: str) -> None:
+def test_invalid_arguments_are_refused(world: World, arguments: tuple[str, ...], says: str) -> None:
     command, *rest = arguments
     done = world.run(command, *rest)
     assert done.returncode == 2
@@ -401,13 +403,13 @@ def exported(world: World, class_names: str) -> dict[str, bytes]:
     }
 
 
-def test_export_and_import_again(world: World) -> None:
+def test_an_export_can_be_imported(world: World) -> None:
     world.run("import", "--copy", world.held)
     out = world.root / "out"
 
     first = world.run("export", "--class-names", "torchvision", "--json", out)
 
-    assert first.returncode == 3, "some are not here"
+    assert first.returncode == 3, "some clips are not cached"
     assert result(first) == {
         "written": 4,
         "linked": 4,
@@ -424,7 +426,7 @@ def test_export_and_import_again(world: World) -> None:
     assert whole.returncode == 0
     assert whole.stdout == "0 files written (0 as hard links), 1 already there, 0 not in the cache\n"
 
-    back = kinetics_fs("import", *world.arguments, "--cache-dir", world.root / "other", "--json", out)
+    back = run_command("import", *world.arguments, "--cache-dir", world.root / "other", "--json", out)
     assert (back.returncode, result(back)["imported"]) == (0, 4)
     # And the cache gives a clip up without harm to what was exported.
     with Store(world.cache) as store:
@@ -432,7 +434,7 @@ def test_export_and_import_again(world: World) -> None:
     assert tree(out) == exported(world, "torchvision")
 
 
-def test_export_as_copies_never_overwrites(world: World) -> None:
+def test_export_of_copies_never_overwrites(world: World) -> None:
     world.run("import", world.held)
     out = world.root / "out"
     places = {clip: out / name for clip, name in zip((D, A, B, C), exported(world, "raw"), strict=True)}
@@ -456,7 +458,7 @@ def test_export_as_copies_never_overwrites(world: World) -> None:
     assert not list(out.rglob(".*"))
 
 
-def test_export_to_another_filesystem(world: World) -> None:
+def test_export_copies_to_another_filesystem(world: World) -> None:
     world.run("import", "--split", "train", world.held)
     with quick_place() as place:
         if place.stat().st_dev == world.root.stat().st_dev:
@@ -466,7 +468,7 @@ def test_export_to_another_filesystem(world: World) -> None:
         assert tree(place) == of_train(world)
 
 
-def test_export_where_it_cannot_be(world: World) -> None:
+def test_export_fails_if_the_folder_is_locked_or_not_writable(world: World) -> None:
     world.run("import", "--split", "train", world.held)
     out = world.root / "out"
     out.mkdir()

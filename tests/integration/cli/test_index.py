@@ -1,4 +1,4 @@
-"""`kinetics-fs index`: made, looked at, checked, handed on, and used by a mount."""
+"""`kinetics-fs index`: building, listing, verifying, sharing and using indexes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinetics_fs.sources.archive.index import read_indexes
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from tests.conftest import Dataset, MountFactory
 from tests.integration.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
-from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, run_command
 from tests.support.tarballs import by_zlib, make_tar
 
 
@@ -30,13 +30,13 @@ def world(dataset: Dataset, tmp_path: Path) -> World:
 
 
 def index(world: World, name: str, *arguments: str | Path, cache: Path | None = None) -> CompletedProcess[str]:
-    """Runs `kinetics-fs index …`."""
+    """Run `kinetics-fs index …`."""
     options: list[str | Path] = ["--cache-dir", cache or world.cache, "--min-free", "0"]
     if name in ("build", "verify"):
         options += ["--archive-url", world.folder]
     if name == "build":
         options += ["--annotations", world.annotations]
-    return kinetics_fs("index", name, *options, *arguments, timeout=110)
+    return run_command("index", name, *options, *arguments)
 
 
 def listed(world: World, cache: Path | None = None) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def built(world: World) -> World:
     return world
 
 
-def test_build(world: World) -> None:
+def test_build_indexes_each_version_of_an_archive_once(world: World) -> None:
     assert index(world, "list").stdout == "No archive is indexed.\n"
     assert listed(world) == []
 
@@ -82,7 +82,7 @@ def test_build(world: World) -> None:
     assert world.cached() == world.of(SURFING, HEADS, TRAIN)
 
 
-def test_build_in_part(world: World) -> None:
+def test_build_exits_with_3_if_some_archives_fail(world: World) -> None:
     damaged(world.folder / SURFING)
     part = index(world, "build", "--archive", SURFING, "--archive", HEADS)
 
@@ -91,7 +91,7 @@ def test_build_in_part(world: World) -> None:
     assert [row["archive"] for row in listed(world)] == [HEADS]
 
 
-def test_mount_opens_clips_out_of_archives(
+def test_a_mount_opens_clips_of_indexed_archives(
     world: World, dataset: Dataset, mount: MountFactory, site: VideoSite
 ) -> None:
     """Straight out of a tarball, byte for byte, and nobody else is asked."""
@@ -110,7 +110,7 @@ def test_mount_opens_clips_out_of_archives(
     assert site.requests == []
 
 
-def test_verify(built: World) -> None:
+def test_verify_finds_wrong_clips_and_archives(built: World) -> None:
     every = index(built, "verify", "--all", "--json")
     assert every.returncode == 0
     assert json.loads(every.stdout) == {"archives": 3, "wrong_archives": {}, "clips_read": 8, "wrong_clips": {}}
@@ -136,7 +136,7 @@ def test_verify(built: World) -> None:
     assert len(unknown.stderr.splitlines()) == 1
 
 
-def test_handed_on(built: World, tmp_path: Path) -> None:
+def test_an_export_can_be_imported(built: World, tmp_path: Path) -> None:
     file, other = tmp_path / "kinetics.index", tmp_path / "other"
     assert index(built, "export", file).stderr == "3 indexes written\n"
     taken = index(built, "import", file, cache=other)
@@ -163,7 +163,7 @@ def test_handed_on(built: World, tmp_path: Path) -> None:
     assert [row["archive"] for row in listed(built, tmp_path / "third")] == [HEADS]
 
 
-def test_untrusted_file(built: World, tmp_path: Path) -> None:
+def test_a_damaged_index_is_refused_with_all_that_follows(built: World, tmp_path: Path) -> None:
     file, other = tmp_path / "kinetics.index", tmp_path / "other"
     index(built, "export", file)
     content = bytearray(file.read_bytes())
@@ -196,7 +196,7 @@ def test_untrusted_file(built: World, tmp_path: Path) -> None:
         b' "bytes": 999999999999}\n',
     ],
 )
-def test_file_that_is_none(world: World, tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_indexes_is_refused(world: World, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "none"
     file.write_bytes(content)
 
@@ -208,7 +208,7 @@ def test_file_that_is_none(world: World, tmp_path: Path, content: bytes) -> None
     assert listed(world) == []
 
 
-def test_remove(built: World) -> None:
+def test_remove_takes_named_archives_or_all(built: World) -> None:
     with ArchiveIndexDB(built.cache / "archives.sqlite") as index_db:
         assert index_db.archives()[0].version == Version((built.folder / TRAIN).stat().st_size)
     for misused in ((), ("--all", "--archive", HEADS)):
@@ -222,7 +222,7 @@ def test_remove(built: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["verify", "export", "remove"])
-def test_without_any(world: World, tmp_path: Path, name: str) -> None:
+def test_commands_fail_without_an_index(world: World, tmp_path: Path, name: str) -> None:
     arguments: dict[str, list[str | Path]] = {"verify": [], "export": [tmp_path / "file"], "remove": ["--all"]}
 
     done = index(world, name, *arguments[name])

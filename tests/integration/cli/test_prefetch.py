@@ -18,14 +18,14 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
 from tests.integration.cli.conftest import Prefetch
-from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, run_command
 from tests.support.youtube import FakeYouTube
 
 Arguments = tuple[str | Path, ...]
 
 
 def result(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What was printed on standard output: one object, and nothing else."""
+    """Return the JSON object on standard output; nothing else may be there."""
     value = json.loads(process.stdout)
     assert isinstance(value, dict)
     return value
@@ -36,7 +36,7 @@ def asked(site: VideoSite) -> dict[str, int]:
     return {page: pages.count(page) for page in pages}
 
 
-def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
+def test_prefetch_fetches_a_class_of_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     wanted = ("--split", "validation", "--class", "surfing water", "--json")
     first = prefetch(*wanted)
 
@@ -58,12 +58,12 @@ def test_class_in_a_split(prefetch: Prefetch, site: VideoSite, cache: Path) -> N
     assert (result(again)["fetched"], result(again)["already_cached"]) == (0, 2)
     assert asked(site) == {"-demo_video": 1, "_demo_vid3_": 1}
 
-    status = json.loads(kinetics_fs("status", "--json", "--cache-dir", cache).stdout)
+    status = json.loads(run_command("status", "--json", "--cache-dir", cache).stdout)
     assert status["cache"]["clips"] == 2
     assert status["cache"]["bytes"] == sum(path.stat().st_size for path in CacheLayout(cache).clips.glob("*/*.mp4"))
 
 
-def test_so_many_of_each_split(prefetch: Prefetch, site: VideoSite) -> None:
+def test_max_samples_limits_each_split(prefetch: Prefetch, site: VideoSite) -> None:
     done = prefetch("--class", "surfing water", "--max-samples", "1")
 
     assert done.returncode == 0
@@ -71,7 +71,7 @@ def test_so_many_of_each_split(prefetch: Prefetch, site: VideoSite) -> None:
     assert asked(site) == {"-demo_video": 1, "DEMOvideo-5": 1}
 
 
-def test_done_in_part(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
+def test_prefetch_exits_with_3_if_some_clips_are_unavailable(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     wanted = ("--class", "passing American football (in game)", "--class", "massaging_persons_head")
     part = prefetch(*wanted, "--json")
     assert part.returncode == 3
@@ -88,40 +88,40 @@ def test_done_in_part(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     assert asked(site)[GONE] == 1  # it is remembered
 
     store = ("--cache-dir", cache)
-    [failure] = json.loads(kinetics_fs("failures", "list", "--json", *store).stdout)
+    [failure] = json.loads(run_command("failures", "list", "--json", *store).stdout)
     assert failure["key"] == f"{GONE}_000005_000015"
     assert (failure["kind"], failure["source"], failure["attempts"]) == ("gone", "youtube", 1)
     assert "404" in failure["reason"]
     assert failure["retry_at"] > failure["last_at"] >= failure["first_at"]
-    listed = kinetics_fs("failures", "list", *store).stdout
+    listed = run_command("failures", "list", *store).stdout
     [_, line] = listed.splitlines()
     for part_of_line in (failure["key"], "gone", " 1 ", failure["reason"]):
         assert part_of_line in line
 
     # A name that begins with a dash, and one that was never there.
-    none = kinetics_fs("failures", "clear", *store, "--", "-abcdefghij_000010_000020")
+    none = run_command("failures", "clear", *store, "--", "-abcdefghij_000010_000020")
     assert (none.returncode, none.stdout) == (0, "0 forgotten\n")
-    cleared = kinetics_fs("failures", "clear", *store, f"{failure['key']}.mp4")
+    cleared = run_command("failures", "clear", *store, f"{failure['key']}.mp4")
     assert (cleared.returncode, cleared.stdout) == (0, "1 forgotten\n")
-    assert kinetics_fs("failures", "list", *store).stdout == "No failures are remembered.\n"
-    assert kinetics_fs("failures", "list", "--json", *store).stdout.strip() == "[]"
+    assert run_command("failures", "list", *store).stdout == "No failures are remembered.\n"
+    assert run_command("failures", "list", "--json", *store).stdout.strip() == "[]"
 
     assert prefetch(*wanted).returncode == 3
     assert asked(site)[GONE] == 2
-    assert kinetics_fs("failures", "clear", "--all", *store).stdout == "1 forgotten\n"
+    assert run_command("failures", "clear", "--all", *store).stdout == "1 forgotten\n"
 
 
 @pytest.mark.parametrize(
     "arguments", [(), ("--all", "--", "-abcdefghij_000010_000020"), ("nonsense",), ("abc_000010_000020",)]
 )
-def test_misused_clear(cache: Path, arguments: tuple[str, ...]) -> None:
-    done = kinetics_fs("failures", "clear", "--cache-dir", cache, *arguments)
+def test_failures_clear_refuses_invalid_arguments(cache: Path, arguments: tuple[str, ...]) -> None:
+    done = run_command("failures", "clear", "--cache-dir", cache, *arguments)
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Path) -> None:
+def test_an_interrupted_prefetch_resumes(prefetch: Prefetch, site: VideoSite, chosen: Arguments, cache: Path) -> None:
     wanted = ("--class", "surfing water", "--json")
     site.media_delay["DEMOvideo-5"] = 60
     site.media_delay["_demo_vid3_"] = 60
@@ -150,7 +150,7 @@ def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Argume
     assert told["fetched"] == 2
     assert list(CacheLayout(cache).incoming.iterdir()) == []
     # Nothing of it is remembered as a failure, so that the next run goes on at once.
-    assert json.loads(kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout) == []
+    assert json.loads(run_command("failures", "list", "--json", "--cache-dir", cache).stdout) == []
     before = asked(site)
     site.media_delay.clear()
 
@@ -172,7 +172,7 @@ def test_interrupt_and_go_on(prefetch: Prefetch, site: VideoSite, chosen: Argume
         (("--release", "800"), "700-2020"),
     ],
 )
-def test_selection_of_what_is_not_there(prefetch: Prefetch, arguments: tuple[str, ...], hint: str) -> None:
+def test_an_unknown_selection_is_refused_with_a_hint(prefetch: Prefetch, arguments: tuple[str, ...], hint: str) -> None:
     done = prefetch(*arguments)
 
     assert done.returncode == 1
@@ -180,8 +180,8 @@ def test_selection_of_what_is_not_there(prefetch: Prefetch, arguments: tuple[str
     assert hint in done.stderr
 
 
-def test_address_without_a_place_for_the_id(chosen: Arguments) -> None:
-    done = kinetics_fs("prefetch", *chosen, "--video-url", "http://127.0.0.1:9/")
+def test_a_video_url_without_id_is_refused(chosen: Arguments) -> None:
+    done = run_command("prefetch", *chosen, "--video-url", "http://127.0.0.1:9/")
 
     assert done.returncode == 2
     assert "{id}" in done.stderr
@@ -189,7 +189,7 @@ def test_address_without_a_place_for_the_id(chosen: Arguments) -> None:
 
 
 @pytest.mark.server
-def test_youtube_by_way_of_the_configuration_file(
+def test_youtube_settings_come_from_the_configuration_file(
     dataset: Dataset, annotations: Path, cache: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.toml"
@@ -207,7 +207,7 @@ def test_youtube_by_way_of_the_configuration_file(
         ]
         config.write_text("\n".join(lines) + "\n")
 
-        done = kinetics_fs("--config", config, "prefetch", "--json", timeout=110)
+        done = run_command("--config", config, "prefetch", "--json")
 
         assert done.returncode == 3, done.stderr
         assert result(done)["fetched"] == 1
@@ -222,7 +222,7 @@ def test_youtube_by_way_of_the_configuration_file(
         assert "next try " in line
 
 
-def test_block_stops_it(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
+def test_a_block_stops_the_prefetch(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:
     for video in ("-demo_video", "_demo_vid3_", "demo-video2", "demo_video4", "DEMOvideo-5"):
         site.fail[video] = 429
     stopped = prefetch("--workers", "1")
@@ -231,17 +231,17 @@ def test_block_stops_it(prefetch: Prefetch, site: VideoSite, cache: Path) -> Non
     assert "Stopped: youtube:" in stopped.stderr
     assert "HTTP Error 429" in stopped.stderr
     assert sum(asked(site).values()) == 1
-    assert kinetics_fs("failures", "list", "--cache-dir", cache).stdout == "No failures are remembered.\n"
+    assert run_command("failures", "list", "--cache-dir", cache).stdout == "No failures are remembered.\n"
 
     site.fail.clear()
     assert prefetch("--workers", "1").returncode == 3
     assert sum(asked(site).values()) == 1, "it lasts"
-    kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", cache)
+    run_command("failures", "clear", "--kind", "blocked", "--cache-dir", cache)
     assert prefetch("--class", "surfing water").returncode == 0
 
 
 @pytest.mark.parametrize("rate", ["fast", "-1", "300/s", "1.5"])
-def test_rate_that_is_none(prefetch: Prefetch, site: VideoSite, rate: str) -> None:
+def test_an_invalid_rate_is_refused(prefetch: Prefetch, site: VideoSite, rate: str) -> None:
     refused = prefetch(f"--max-fetches-per-hour={rate}")
 
     assert refused.returncode == 2
@@ -249,7 +249,7 @@ def test_rate_that_is_none(prefetch: Prefetch, site: VideoSite, rate: str) -> No
     assert asked(site) == {}
 
 
-def test_copy_is_kept_as_it_is(prefetch: Prefetch, cache: Path) -> None:
+def test_trim_copy_caches_each_clip(prefetch: Prefetch, cache: Path) -> None:
     assert prefetch("--class", "surfing water", "--trim", "copy").returncode == 0
 
     assert len(list(CacheLayout(cache).clips.glob("*/*.mp4"))) == 4

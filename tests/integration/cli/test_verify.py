@@ -1,4 +1,4 @@
-"""`kinetics-fs verify`: what it says of a cache with faults, and how it mends them beside a mount."""
+"""`kinetics-fs verify`: it finds damaged clips, and repairs them beside a mount."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
-from tests.support.command_line import ENVIRONMENT, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, run_command
 
 Arguments = tuple[str | Path, ...]
 KEYS = ("-demo_video_000010_000012", "_demo_vid3__000003_000005")
@@ -65,7 +65,7 @@ def verify(full: Path, site: VideoSite) -> Callable[..., tuple[int, dict[str, An
 
     def run(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
         everywhere = "--cache-dir", full, "--min-free", "0", "--video-url", site.url_template
-        done = kinetics_fs("verify", "--json", *everywhere, *arguments, timeout=110)
+        done = run_command("verify", "--json", *everywhere, *arguments)
         assert "Traceback" not in done.stderr
         return done.returncode, json.loads(done.stdout)
 
@@ -75,20 +75,20 @@ def verify(full: Path, site: VideoSite) -> Callable[..., tuple[int, dict[str, An
 Verify = Callable[..., tuple[int, dict[str, Any]]]
 
 
-def test_good_ones(verify: Verify, full: Path) -> None:
-    # Decoded, too; and without annotations, of which none can be had here.
+def test_good_clips_pass_without_annotations(verify: Verify, full: Path) -> None:
+    # This includes decoding, and works without annotations, which this test has none of.
     status, said = verify("--decode")
 
     assert status == 0
     size = sum(path.stat().st_size for path in (full / "clips").glob("*/*.mp4"))
     assert (said["clips"], said["good"], said["bytes"]) == (3, 3, size)
     assert (said["bad"], said["unknown_files"], said["repair"]) == ([], [], None)
-    shown = kinetics_fs("verify", "--cache-dir", full).stdout
+    shown = run_command("verify", "--cache-dir", full).stdout
     assert shown.startswith("3 clips, ")
     assert shown.endswith(": 3 good\n")
 
 
-def test_found_told_and_mended(verify: Verify, full: Path, site: VideoSite) -> None:
+def test_verify_reports_bad_clips_and_repair_fetches_them_again(verify: Verify, full: Path, site: VideoSite) -> None:
     before = digests(full)
     flip(cached(full, KEYS[0]))
     cached(full, KEYS[1]).unlink()
@@ -102,7 +102,7 @@ def test_found_told_and_mended(verify: Verify, full: Path, site: VideoSite) -> N
     assert {(bad["clip"], bad["condition"]) for bad in said["bad"]} == {(KEYS[0], "damaged"), (KEYS[1], "lost")}
     assert (said["good"], said["unknown_files"]) == (1, [str(stray)])
     assert (digests(full), len(site.requests)) == (spoilt, asked)
-    shown = kinetics_fs("verify", "--cache-dir", full)
+    shown = run_command("verify", "--cache-dir", full)
     assert shown.returncode == 3
     for word in (KEYS[0], "SHA-256", KEYS[1], "no file", str(stray), "1 good, 1 damaged, 1 lost", "--repair"):
         assert word in shown.stdout
@@ -116,7 +116,7 @@ def test_found_told_and_mended(verify: Verify, full: Path, site: VideoSite) -> N
     assert sorted(digests(full).values()) == sorted(before.values())
 
 
-def test_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annotations: Path) -> None:
+def test_verify_checks_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annotations: Path) -> None:
     with annotations.open("a") as file:
         file.write("paddling,-demo_video,10,12,validate\n")  # in two classes, but one clip
     flip(cached(full, KEYS[0]))
@@ -125,12 +125,12 @@ def test_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annot
     assert (status, said["clips"], said["bad"]) == (0, 1, [])
     with Store(full) as store:
         store.remove(Clip("demo-video2", 0, 2))
-    # Neither those that never were here nor the one that is not here any more.
+    # Clips that were never cached, or were removed, are not verified.
     status, said = verify(*chosen)
     assert (status, said["clips"], said["good"], said["damaged"]) == (3, 2, 1, 1)
 
 
-def test_one_that_nobody_has_any_more(verify: Verify, full: Path, site: VideoSite) -> None:
+def test_a_damaged_clip_that_is_gone_everywhere_is_removed(verify: Verify, full: Path, site: VideoSite) -> None:
     for key in KEYS:
         flip(cached(full, key))
     site.fail[KEYS[0][:11]] = 404
@@ -139,23 +139,23 @@ def test_one_that_nobody_has_any_more(verify: Verify, full: Path, site: VideoSit
 
     assert status == 3
     assert said["repair"] == {"removed": 2, "unknown_files_removed": 0, "fetched": 1, "failures": {"gone": 1}}
-    # What is damaged is shown to nobody.
+    # The damaged clip is removed all the same.
     assert list((full / "clips").glob(f"*/{KEYS[0]}*")) == []
 
 
-def test_nothing_is_removed_that_could_not_be_fetched(full: Path) -> None:
+def test_repair_removes_nothing_if_no_source_can_be_used(full: Path) -> None:
     flip(cached(full, KEYS[0]))
     for path in full.glob("archives.sqlite*"):
         path.unlink()
 
-    done = kinetics_fs("verify", "--repair", "--source", "archive", "--cache-dir", full)
+    done = run_command("verify", "--repair", "--source", "archive", "--cache-dir", full)
 
     assert done.returncode == 2
     assert "--source" in done.stderr
     assert cached(full, KEYS[0]).exists()
 
 
-def test_not_media_but_the_bytes_that_were_stored(verify: Verify, full: Path) -> None:
+def test_only_decode_finds_stored_bytes_that_are_not_media(verify: Verify, full: Path) -> None:
     with Store(full) as store:
         clip = parse_clip_name(f"{KEYS[0]}.mp4")
         assert clip is not None
@@ -173,7 +173,9 @@ def test_not_media_but_the_bytes_that_were_stored(verify: Verify, full: Path) ->
 
 
 @pytest.mark.parametrize("passthrough", ["--passthrough", "--no-passthrough"])
-def test_beside_a_mount(mount: MountFactory, verify: Verify, full: Path, annotations: Path, passthrough: str) -> None:
+def test_a_mount_serves_the_repaired_clip(
+    mount: MountFactory, verify: Verify, full: Path, annotations: Path, passthrough: str
+) -> None:
     right = {key: cached(full, key).read_bytes() for key in KEYS}
     for key in KEYS:
         flip(cached(full, key))
@@ -194,7 +196,7 @@ def test_beside_a_mount(mount: MountFactory, verify: Verify, full: Path, annotat
     assert verify()[0] == 0
 
 
-def test_interrupted(full: Path) -> None:
+def test_an_interrupted_verification_exits_with_130(full: Path) -> None:
     cached(full, KEYS[0]).unlink()
     command = [
         sys.executable,
@@ -215,7 +217,7 @@ def test_interrupted(full: Path) -> None:
                 try:
                     while process.poll() is None and not list((full / "owners").iterdir()):
                         time.sleep(0.001)
-                    # What looks lost is looked at again when nobody else is writing: it waits for us there.
+                    # A clip that looks lost is checked again under the lock of the database, which this test holds.
                     ledger.execute("BEGIN IMMEDIATE")
                     time.sleep(0.5)
                     process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A source that blocks us is left alone by everyone at once; and the budget is kept."""
+"""The circuit breaker and the hourly limit of a source, which all fetchers on a cache share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ from tests.support.command_line import kinetics_fs
 from tests.support.youtube import RETRY_AFTER, FakeYouTube
 
 
-def test_block_answers_all_that_wait_and_asks_no_more(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_a_block_fails_all_waiting_requests_and_stops_further_ones(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
     for clip in (CLIP, OTHER, THIRD, FOURTH):
         site.fail[clip.youtube_id] = 429
     one = fetcher(workers=1)
@@ -50,7 +52,7 @@ def test_block_answers_all_that_wait_and_asks_no_more(fetcher: FetcherFactory, s
     assert site.video_fetches(FOURTH.youtube_id) == 0
 
 
-def test_one_probe_opens_the_way_again(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_one_successful_probe_ends_the_block(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     site.fail[CLIP.youtube_id] = 429
     one = fetcher(workers=2)
     assert error_of(one.request(CLIP)).kind is FailureKind.BLOCKED
@@ -84,7 +86,7 @@ def test_retry_after_of_the_player_api_is_honoured(store: Store, tmp_path: Path,
     assert RETRY_AFTER < 70
 
 
-def test_status_tells_and_clear_ends_it(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_status_shows_the_block_and_reset_ends_it(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     site.fail[CLIP.youtube_id] = 429
     error_of(fetcher().request(CLIP))
 
@@ -103,14 +105,14 @@ def frugal(store: Store, site: VideoSite) -> FetchSettings:
     return FetchSettings(workers=2, timeout=PATIENCE, max_fetches_per_hour=2, sources=sources)
 
 
-def test_budget(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
+def test_the_hourly_limit_keeps_a_reserve_for_opens(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
     one = Fetcher(store, frugal)
     try:
         first = one.request(CLIP, Priority.BACKGROUND)
         assert first.result(PATIENCE) is None
         waiting = one.request(OTHER, Priority.BACKGROUND)
         urgent = one.request(THIRD)
-        assert urgent.result(PATIENCE) is None, "the reserve is for who waits"
+        assert urgent.result(PATIENCE) is None, "the reserve is for opens"
         too_much = error_of(one.request(FOURTH))
         assert too_much.kind is FailureKind.BLOCKED
         assert "limit of 2 clips per hour" in too_much.reason

@@ -45,7 +45,7 @@ FOREVER: dict[str, set[Outcome]] = {
     "html-206": {TRANSIENT, CORRUPT},
     "html-206-as-mp4": {TRANSIENT, CORRUPT},
     "no-ranges": {CLIP_CAME},
-    "wrong-window": {CLIP_CAME, TRANSIENT, CORRUPT},  # who asks for all of it cannot be given another part
+    "wrong-window": {CLIP_CAME, TRANSIENT, CORRUPT},  # a request for the whole file has no other part
     "changed": {CLIP_CAME, TRANSIENT, CORRUPT},
     "long-length": {CLIP_CAME, TRANSIENT},  # all bytes that were asked for did come
     "short-length": {CLIP_CAME, TRANSIENT, CORRUPT},
@@ -56,7 +56,7 @@ FOREVER: dict[str, set[Outcome]] = {
     "redirect-file": {TRANSIENT, CORRUPT},
     "redirect-loop": {TRANSIENT},
 }
-"""Per fault of every answer: what may come of it."""
+"""The allowed outcomes of each fault that every answer has."""
 
 PASSING = ("500", "503", "truncate", "reset", "stall", "long-length", "redirect")
 """Faults of a single answer that a second try gets over."""
@@ -65,7 +65,7 @@ DECEPTIVE = ("403", "html-206-as-mp4", "no-ranges", "wrong-window", "changed", "
 """Faults of a single answer after which a second try would do, but giving up is right as well."""
 
 PARTIAL = ("expired", "truncate", "throttle")
-"""Faults that leave something to go on with."""
+"""Faults after which a part of the file is usable."""
 
 
 Fetch = Callable[..., Outcome]
@@ -111,7 +111,9 @@ def test_every_fault_has_an_outcome() -> None:
 
 
 @pytest.mark.parametrize("shape", ["progressive", "index_last", "adaptive", "hls"])
-def test_no_fault(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str) -> None:
+def test_a_server_without_faults_delivers_the_clip(
+    yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str
+) -> None:
     publish(yt, youtube_videos, shape)
 
     assert fetch() == CLIP_CAME
@@ -121,7 +123,9 @@ def test_no_fault(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: 
     ("fault", "shape"),
     [*((fault, "progressive") for fault in FOREVER), *((fault, "adaptive") for fault in (*DECEPTIVE, *PARTIAL))],
 )
-def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+def test_a_permanent_fault_ends_in_a_good_clip_or_an_expected_failure(
+    yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str
+) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = fault
 
@@ -132,7 +136,9 @@ def test_fault_of_every_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: F
     ("fault", "shape"),
     [*((fault, "progressive") for fault in PASSING), ("503", "adaptive"), ("503", "hls"), ("truncate", "hls")],
 )
-def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+def test_a_passing_fault_still_delivers_the_clip(
+    yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str
+) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = ["ok", fault]
 
@@ -143,7 +149,9 @@ def test_fault_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fet
     ("fault", "shape"),
     [*((fault, "progressive") for fault in DECEPTIVE), ("short-length", "hls"), ("html-206-as-mp4", "hls")],
 )
-def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str) -> None:
+def test_a_deceptive_answer_never_delivers_a_wrong_clip(
+    yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, fault: str, shape: str
+) -> None:
     publish(yt, youtube_videos, shape)
     yt.media_fault[VIDEO] = ["ok", fault]
 
@@ -152,7 +160,7 @@ def test_deception_of_one_answer(yt: FakeYouTube, youtube_videos: Videos, fetch:
 
 @pytest.mark.parametrize("claimed", [1_000, 100_000_000])
 @pytest.mark.parametrize("shape", ["progressive", "adaptive"])
-def test_claimed_size_is_no_truth(
+def test_a_wrong_content_length_is_detected(
     yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch, shape: str, claimed: int
 ) -> None:
     path, pair = youtube_videos.progressive, (youtube_videos.picture, youtube_videos.sound)
@@ -164,7 +172,7 @@ def test_claimed_size_is_no_truth(
     assert fetch() == CLIP_CAME
 
 
-def test_bytes_of_a_section(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
+def test_a_clip_transfers_little_more_than_its_own_bytes(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
     publish(yt, youtube_videos, "adaptive")
 
     assert fetch() == CLIP_CAME
@@ -173,7 +181,7 @@ def test_bytes_of_a_section(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetc
     assert all(asked is not None and not asked.endswith("-") for asked, _, _ in yt.media_requests(VIDEO))
 
 
-def test_expired_url_is_asked_for_anew(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
+def test_an_expired_url_is_requested_again(yt: FakeYouTube, youtube_videos: Videos, fetch: Fetch) -> None:
     publish(yt, youtube_videos, "progressive")
     yt.media_fault[VIDEO] = ["403"]
 

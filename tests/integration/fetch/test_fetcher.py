@@ -76,7 +76,7 @@ def error_of(future: Future[None]) -> FetchError:
 
 
 def parent_and_group(pid: int) -> tuple[int, int] | None:
-    """Of a living process; a zombie is dead."""
+    """Return the parent and the group of a process; None if it is dead or a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -107,7 +107,7 @@ def command(pid: int) -> str:
 
 
 def leftovers(store: Store) -> list[Path]:
-    """What a fetch that is over must not leave behind."""
+    """Return files of ended fetches; there must be none."""
     return list(store.layout.incoming.iterdir())
 
 
@@ -128,7 +128,7 @@ def hanging_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mark
 
 
-def test_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp_path: Path) -> None:
+def test_a_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp_path: Path) -> None:
     one = fetcher()
     future = one.request(CLIP)
     assert one.is_fetching(CLIP)
@@ -150,7 +150,7 @@ def test_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp
     assert leftovers(store) == []
 
 
-def test_one_flight_for_many_threads(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_many_threads_share_one_fetch(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     one = fetcher(workers=3)
     site.delay[CLIP.youtube_id] = 0.5
     futures: list[Future[None]] = []
@@ -200,7 +200,7 @@ def start_request(store: Store, site: VideoSite, clip: Clip) -> subprocess.Popen
     )
 
 
-def test_one_fetch_for_many_processes(store: Store, site: VideoSite) -> None:
+def test_many_processes_share_one_fetch(store: Store, site: VideoSite) -> None:
     site.delay[CLIP.youtube_id] = 1
     running = [start_request(store, site, CLIP) for _ in range(20)]
     said = [process.communicate(timeout=110)[0].splitlines() for process in running]
@@ -213,7 +213,7 @@ def test_one_fetch_for_many_processes(store: Store, site: VideoSite) -> None:
     assert said[0][-1] == "loaded"
 
 
-def test_urgent_clips_go_first(fetcher: FetcherFactory, site: VideoSite) -> None:
+def test_foreground_requests_are_served_first(fetcher: FetcherFactory, site: VideoSite) -> None:
     one = fetcher()
     site.delay[CLIP.youtube_id] = 1.5
     ended: list[Clip] = []
@@ -239,7 +239,7 @@ def test_urgent_clips_go_first(fetcher: FetcherFactory, site: VideoSite) -> None
     assert all(future.exception() is None for future in futures)
 
 
-def test_slow_clip_does_not_hold_up_another(fetcher: FetcherFactory, site: VideoSite) -> None:
+def test_a_slow_clip_does_not_delay_another(fetcher: FetcherFactory, site: VideoSite) -> None:
     one = fetcher(workers=2)
     site.media_delay[CLIP.youtube_id] = 30
     slow = one.request(CLIP)
@@ -249,7 +249,7 @@ def test_slow_clip_does_not_hold_up_another(fetcher: FetcherFactory, site: Video
     assert not slow.done()
 
 
-def test_clip_that_another_process_fetches_does_not_hold_up_the_queue(
+def test_a_clip_that_another_process_fetches_does_not_block_the_queue(
     fetcher: FetcherFactory, store: Store, site: VideoSite
 ) -> None:
     one = fetcher()
@@ -265,9 +265,7 @@ def test_clip_that_another_process_fetches_does_not_hold_up_the_queue(
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
-def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
-    fetcher: FetcherFactory, store: Store, site: VideoSite
-) -> None:
+def test_a_deferred_clip_without_waiters_is_dropped(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     one = fetcher()
     with Store(store.folder) as elsewhere:
         claim = elsewhere.claim(CLIP)
@@ -283,7 +281,7 @@ def test_clip_that_nobody_waits_for_any_more_is_not_looked_at_again(
     assert site.video_fetches(CLIP.youtube_id) == 0
 
 
-def test_one_who_gives_up_does_no_harm(fetcher: FetcherFactory, site: VideoSite) -> None:
+def test_a_cancelled_waiter_does_not_cancel_the_others(fetcher: FetcherFactory, site: VideoSite) -> None:
     one = fetcher()
     site.delay[CLIP.youtube_id] = 0.5
     one.request(CLIP).cancel()  # whatever that may do to this clip
@@ -296,7 +294,7 @@ def test_one_who_gives_up_does_no_harm(fetcher: FetcherFactory, site: VideoSite)
 
 
 @pytest.mark.serial
-def test_deadline_ends_the_worker_and_its_ffmpeg(
+def test_the_timeout_ends_the_worker_and_its_ffmpeg(
     fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = fetcher(timeout=6)
@@ -317,7 +315,9 @@ def test_deadline_ends_the_worker_and_its_ffmpeg(
     assert workers_of(os.getpid()) != [worker]
 
 
-def test_killed_worker(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
     one = fetcher()
     site.media_delay[CLIP.youtube_id] = 30
     future = one.request(CLIP)
@@ -337,7 +337,7 @@ def test_killed_worker(fetcher: FetcherFactory, store: Store, site: VideoSite) -
     assert one.stats.fetched == 2
 
 
-def test_close_ends_everything_under_way(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:
+def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:
     one = fetcher(workers=2)
     futures = [one.request(clip) for clip in (CLIP, OTHER, THIRD, FOURTH)]
     until(hanging_ffmpeg.exists, "ffmpeg runs")
@@ -357,7 +357,7 @@ def test_close_ends_everything_under_way(fetcher: FetcherFactory, store: Store, 
     one.close()
 
 
-def test_killed_parent_takes_its_workers_along(store: Store, site: VideoSite, hanging_ffmpeg: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(store: Store, site: VideoSite, hanging_ffmpeg: Path) -> None:
     parent = start_request(store, site, CLIP)
     try:
         until(hanging_ffmpeg.exists, "ffmpeg runs")
@@ -368,7 +368,7 @@ def test_killed_parent_takes_its_workers_along(store: Store, site: VideoSite, ha
         parent.communicate()
 
     until(lambda: not group(worker), "all of the worker's group end by themselves")
-    # What it left is cleared by the next to come.
+    # The next process that opens the store removes its files.
     with Store(store.folder) as later:
         assert leftovers(later) == []
 
@@ -381,7 +381,7 @@ def rows(store: Store) -> list[tuple[str, float]]:
         return db.execute("SELECT key, retry_at FROM failure").fetchall()
 
 
-def test_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_a_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
     one = fetcher()
     first = error_of(one.request(DEAD))
     assert first.kind is FailureKind.GONE
@@ -406,7 +406,9 @@ def test_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store: 
     assert next(store.failures.all()).attempts == 2
 
 
-def test_failure_is_forgotten_when_the_clip_comes(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:
+def test_a_failure_is_forgotten_when_the_clip_is_fetched(
+    fetcher: FetcherFactory, store: Store, site: VideoSite
+) -> None:
     one = fetcher()
     site.fail[CLIP.youtube_id] = 503
     assert error_of(one.request(CLIP)).kind is FailureKind.TRANSIENT
@@ -419,7 +421,7 @@ def test_failure_is_forgotten_when_the_clip_comes(fetcher: FetcherFactory, store
     assert store.failures.get(CLIP) is None
 
 
-def test_nobody_listens(fetcher: FetcherFactory, store: Store) -> None:
+def test_a_refused_connection_is_a_transient_failure(fetcher: FetcherFactory, store: Store) -> None:
     error = error_of(fetcher(url="http://127.0.0.1:9/{id}").request(CLIP))
 
     assert (error.kind, error.source) == (FailureKind.TRANSIENT, "youtube")
@@ -429,7 +431,9 @@ def test_nobody_listens(fetcher: FetcherFactory, store: Store) -> None:
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><title>Sorry</title>", b""])
-def test_page_in_place_of_media(store: Store, fetcher: FetcherFactory, tmp_path: Path, content: bytes) -> None:
+def test_a_page_instead_of_media_is_corrupt(
+    store: Store, fetcher: FetcherFactory, tmp_path: Path, content: bytes
+) -> None:
     folder = tmp_path / "pages"
     folder.mkdir()
     (folder / f"{CLIP.youtube_id}.mp4").write_bytes(content)
@@ -453,7 +457,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_room_that_must_stay_free(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
+def test_min_free_is_kept(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
     with Store(tmp_path / "cache", min_free=10**16) as store:
         one = fetcher(into=store)
 
@@ -465,10 +469,12 @@ def test_room_that_must_stay_free(fetcher: FetcherFactory, site: VideoSite, tmp_
         one.close()
 
 
-def test_clip_larger_than_the_cache(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
+def test_a_clip_larger_than_the_cache_fails_with_enospc(
+    fetcher: FetcherFactory, site: VideoSite, tmp_path: Path
+) -> None:
     with Store(tmp_path / "cache", limit=10_000) as store:
         one = fetcher(into=store)
-        # A fault of this machine's is never in the way of another try.
+        # A failure of this machine never prevents a retry.
         for tries in (1, 2):
             error = error_of(one.request(CLIP))
             assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
@@ -478,7 +484,7 @@ def test_clip_larger_than_the_cache(fetcher: FetcherFactory, site: VideoSite, tm
         one.close()
 
 
-def test_disk_that_was_full_for_a_while(fetcher: FetcherFactory, small_disk: Path) -> None:
+def test_a_disk_that_was_full_is_used_again(fetcher: FetcherFactory, small_disk: Path) -> None:
     with Store(small_disk / "cache") as store:
         one = fetcher(into=store)
         ballast = small_disk / "ballast"
@@ -492,7 +498,7 @@ def test_disk_that_was_full_for_a_while(fetcher: FetcherFactory, small_disk: Pat
         one.close()
 
 
-def test_disk_that_fills_up_on_the_way(
+def test_a_disk_that_fills_up_during_a_fetch_is_a_local_failure(
     fetcher: FetcherFactory, site: VideoSite, small_disk: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "large"

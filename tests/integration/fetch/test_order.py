@@ -1,4 +1,4 @@
-"""More than one source: they are asked in their order, and what none has is told by the most hopeful failure."""
+"""Several sources: their order, and which failure counts if none delivers the clip."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def source_of(store: Store, clip: Clip) -> str:
     return record.source
 
 
-def test_first_that_has_it(fetcher: Make, store: Store, site: VideoSite) -> None:
+def test_the_first_source_that_has_the_clip_delivers_it(fetcher: Make, store: Store, site: VideoSite) -> None:
     both = fetcher("archive", "youtube")
     for clip in (CLIP, OTHER, BROKEN):
         assert both.request(clip).result(PATIENCE) is None
@@ -80,20 +80,20 @@ def test_first_that_has_it(fetcher: Make, store: Store, site: VideoSite) -> None
     assert list(store.layout.incoming.iterdir()) == []
 
 
-def test_order_is_as_told(fetcher: Make, store: Store) -> None:
+def test_sources_are_asked_in_the_order_of_the_setting(fetcher: Make, store: Store) -> None:
     assert fetcher("youtube", "archive").request(CLIP).result(PATIENCE) is None
 
     assert source_of(store, CLIP) == "youtube"
 
 
-def test_what_is_gone_there_may_be_here(fetcher: Make, store: Store) -> None:
+def test_a_clip_that_is_gone_from_one_source_comes_from_the_next(fetcher: Make, store: Store) -> None:
     assert fetcher("youtube", "archive").request(DEAD).result(PATIENCE) is None
 
     assert source_of(store, DEAD) == "archive"
     assert store.failures.get(DEAD) is None
 
 
-def test_gone_means_gone_everywhere(fetcher: Make, held: Path, site: VideoSite) -> None:
+def test_a_clip_is_gone_only_if_every_source_says_so(fetcher: Make, held: Path, site: VideoSite) -> None:
     (held / ARCHIVE).unlink()
 
     error = error_of(fetcher("archive", "youtube").request(DEAD))
@@ -102,14 +102,14 @@ def test_gone_means_gone_everywhere(fetcher: Make, held: Path, site: VideoSite) 
     assert error.source == "archive"
 
 
-def test_no_source_has_it(fetcher: Make) -> None:
+def test_a_clip_that_no_source_has_is_a_config_failure(fetcher: Make) -> None:
     error = error_of(fetcher("archive").request(OTHER))
 
     assert error.kind is FailureKind.CONFIG
     assert "no source has this clip" in error.reason
 
 
-def test_block_of_one_leaves_the_other(fetcher: Make, store: Store, site: VideoSite) -> None:
+def test_a_block_of_one_source_leaves_the_other_in_use(fetcher: Make, store: Store, site: VideoSite) -> None:
     site.fail[OTHER.youtube_id] = 429
     both = fetcher("youtube", "archive")
     assert error_of(both.request(OTHER)).kind is FailureKind.BLOCKED

@@ -64,19 +64,21 @@ def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
         "kill -9 $$",
     ],
 )
-def test_nonsense_is_a_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def test_an_invalid_answer_counts_as_a_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     worker = talker(tmp_path, monkeypatch, line)
 
     assert said(worker, tmp_path).kind is FailureKind.TRANSIENT
 
 
-def test_answer_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_answer_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = said(talker(tmp_path, monkeypatch, "printf '{'; exec sleep 60"), tmp_path, timeout=0.5)
 
     assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
 
 
-def test_file_outside_of_the_folder_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_an_answer_is_reduced_to_a_name_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd"}\'')
     try:
         path = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
@@ -86,7 +88,7 @@ def test_file_outside_of_the_folder_is_not_taken(tmp_path: Path, monkeypatch: py
     assert path == tmp_path / "passwd"
 
 
-def test_failure_crosses_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_fields_of_a_failure_reach_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"kind": "blocked", "reason": "HTTP Error 429 “ü”", "source": "youtube", "errno": 110, "retry_after": 7.5}
     worker = talker(tmp_path, monkeypatch, f"echo '{json.dumps({'error': answer})}'")
 
@@ -95,7 +97,7 @@ def test_failure_crosses_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {name: getattr(error, name) for name in answer} == answer
 
 
-def test_stopped_worker_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_worker_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = talker(tmp_path, monkeypatch, f"touch {tmp_path}/started")
     worker.stop()
 
@@ -125,7 +127,7 @@ def job(folder: Path, clip: Clip = CLIP) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def test_answers_alone_are_on_standard_output(tmp_path: Path) -> None:
+def test_only_answers_are_written_to_standard_output(tmp_path: Path) -> None:
     # `verbose` makes yt-dlp print a page of its own on the way.
     settings = SourceSettings(
         video_url="http://127.0.0.1:9/{id}", ytdlp={"verbose": True, "logger": None, "quiet": False, "retries": 0}
@@ -147,7 +149,7 @@ def test_answers_alone_are_on_standard_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last_words", [b"", b"garbage\n", b'{"half": ', b"\xff\xfe\n", b"5\n"])
-def test_ends_with_its_input(last_words: bytes) -> None:
+def test_the_process_ends_when_its_input_closes(last_words: bytes) -> None:
     worker = process()
     assert worker.stdin is not None
     worker.stdin.write(b"{}\n" + last_words)
@@ -162,7 +164,7 @@ def test_ends_with_its_input(last_words: bytes) -> None:
         worker.communicate()
 
 
-def test_interrupt_is_for_the_parent_alone() -> None:
+def test_the_process_ignores_ctrl_c() -> None:
     worker = process()
     try:
         assert worker.stdin is not None
@@ -181,7 +183,7 @@ def test_interrupt_is_for_the_parent_alone() -> None:
         worker.communicate()
 
 
-def test_process_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_a_local_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
 
     error = said(Worker(SourceSettings()), tmp_path)

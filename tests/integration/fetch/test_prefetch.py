@@ -1,4 +1,4 @@
-"""Many clips: in their order, within the room that there is, and what stops it or makes it wait."""
+"""Prefetches: the order of the clips, the space in the cache, and problems that stop a prefetch or make it wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIPS = sorted(short_clips(1))[:6]
 
 @pytest.fixture
 def sizes(site: VideoSite, tmp_path: Path) -> dict[Clip, int]:
-    """What each clip will have; known to the store, and none of them in it."""
+    """The size of each clip. The store knows the sizes, but has none of the clips."""
     with Store(tmp_path / "cache") as store, Fetching(store, site) as fetcher:
         Prefetch(fetcher, store, CLIPS, len(CLIPS), window=4).run()
         known = store.sizes([clip.key for clip in CLIPS])
@@ -49,7 +49,7 @@ class Fetching(Fetcher):
 
 @pytest.fixture
 def small(sizes: dict[Clip, int], tmp_path: Path) -> Iterator[Store]:
-    """A store with room for the first three."""
+    """A store with space for the first three clips."""
     with Store(tmp_path / "cache", limit=sum(sizes[clip] for clip in CLIPS[:3])) as store:
         yield store
 
@@ -58,42 +58,42 @@ def cached(store: Store) -> list[Clip]:
     return [clip for clip in CLIPS if store.is_cached(clip)]
 
 
-def test_the_first_part_of_what_does_not_fit(small: Store, site: VideoSite) -> None:
+def test_the_first_clips_are_cached_if_not_all_fit(small: Store, site: VideoSite) -> None:
     with Fetching(small, site) as fetcher:
         first = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         first.run()
         assert (first.state, first.fetched, cached(small)) == (State.STOPPED, 3, CLIPS[:3])
         assert first.problem is not None and first.problem.kind is FailureKind.LOCAL
-        assert not list(small.failures.all()), "it says nothing of the clips"
+        assert not list(small.failures.all()), "the failure says nothing about the clips"
         again = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         again.run()
         assert (again.fetched, again.already_cached, cached(small)) == (0, 3, CLIPS[:3])
-        # But what is no part of it makes room.
+        # Clips outside the prefetch are evicted for it.
         last = Prefetch(fetcher, small, CLIPS[4:], 2, window=1)
         last.run()
         assert last.state is State.DONE
         assert set(cached(small)) >= set(CLIPS[4:])
 
 
-def test_ahead_of_a_reader(small: Store, site: VideoSite) -> None:
-    reader = AccessCursor(small)
+def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) -> None:
+    cursor = AccessCursor(small)
     with Fetching(small, site) as fetcher:
         order = [*CLIPS, CLIPS[0]]
         ahead = Prefetch(
-            fetcher, small, order, len(order), window=2, priority=Priority.SOON, patient=True, cursor=reader
+            fetcher, small, order, len(order), window=2, priority=Priority.SOON, patient=True, cursor=cursor
         )
         thread = threading.Thread(target=ahead.run)
         thread.start()
         for number, clip in enumerate(order):
-            until(lambda clip=clip: small.is_cached(clip), "it comes before it is read")  # type: ignore[misc]
+            until(lambda clip=clip: small.is_cached(clip), "the clip is cached before it is read")  # type: ignore[misc]
             assert set(cached(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
-            reader.advance(clip)
+            cursor.advance(clip)
         thread.join(PATIENCE)
         assert (ahead.state, ahead.fetched) == (State.DONE, len(order))
 
 
-def test_a_source_that_blocks(small: Store, site: VideoSite) -> None:
+def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site: VideoSite) -> None:
     site.fail = {clip.youtube_id: 429 for clip in CLIPS}
     with Fetching(small, site) as fetcher:
         impatient = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
@@ -111,7 +111,7 @@ def test_a_source_that_blocks(small: Store, site: VideoSite) -> None:
         assert (patient.state, patient.fetched, patient.failed) == (State.CANCELLED, 0, 0)
 
 
-def test_no_network(tmp_path: Path) -> None:
+def test_a_prefetch_stops_after_ten_faults_in_a_row(tmp_path: Path) -> None:
     clips = sorted(short_clips(1))[:30]
     sources = SourceSettings(video_url="http://127.0.0.1:9/{id}", ytdlp={**NO_SLEEP, "extractor_retries": 0})
     with Store(tmp_path / "cache") as store:
@@ -125,54 +125,56 @@ def test_no_network(tmp_path: Path) -> None:
     assert cut_off.state is State.STOPPED
     assert cut_off.problem is not None and "refused" in cut_off.problem.reason
     assert 10 <= cut_off.failed < 15
-    assert (again.state, again.failed) == (State.DONE, 10), "what is remembered says nothing of the network"
+    assert (again.state, again.failed) == (State.DONE, 10), "remembered failures say nothing about the network"
 
 
-def test_reader_and_room(small: Store) -> None:
-    reader = AccessCursor(small)
+def test_the_cursor_counts_the_space_of_clips_ahead_of_the_reader(small: Store) -> None:
+    cursor = AccessCursor(small)
     for clip in CLIPS[:3]:
-        assert reader.has_space_for(clip)
-        reader.append(clip)
-    assert not reader.has_space_for(CLIPS[3])
-    assert reader.has_space_for(CLIPS[1]), "again, and no more room for that"
-    reader.append(CLIPS[1])
+        assert cursor.has_space_for(clip)
+        cursor.append(clip)
+    assert not cursor.has_space_for(CLIPS[3])
+    assert cursor.has_space_for(CLIPS[1]), "a repeated clip needs no more space"
+    cursor.append(CLIPS[1])
     moved = threading.Event()
-    reader.watch(moved.set)
-    reader.advance(CLIPS[5])
-    assert not moved.is_set(), "nothing that was expected"
-    reader.advance(CLIPS[1])
+    cursor.watch(moved.set)
+    cursor.advance(CLIPS[5])
+    assert not moved.is_set(), "the clip is not in the list"
+    cursor.advance(CLIPS[1])
     assert moved.is_set()
-    assert reader.has_space_for(CLIPS[0]) and not reader.has_space_for(CLIPS[4]), "the second still comes once more"
-    reader.advance(CLIPS[2])
-    reader.advance(CLIPS[1])
-    assert reader.has_space_for(CLIPS[4])
+    assert cursor.has_space_for(CLIPS[0]) and not cursor.has_space_for(CLIPS[4]), (
+        "the second clip is in the list once more"
+    )
+    cursor.advance(CLIPS[2])
+    cursor.advance(CLIPS[1])
+    assert cursor.has_space_for(CLIPS[4])
 
 
-def test_a_reader_who_is_quicker(small: Store) -> None:
-    reader = AccessCursor(small)
+def test_the_cursor_drops_clips_that_a_faster_reader_has_opened(small: Store) -> None:
+    cursor = AccessCursor(small)
     for clip in CLIPS[3:]:
-        reader.advance(clip)
+        cursor.advance(clip)
     for clip in CLIPS[3:]:
-        assert reader.has_space_for(clip)
-        reader.append(clip)
+        assert cursor.has_space_for(clip)
+        cursor.append(clip)
     for clip in CLIPS[:3]:
-        assert reader.has_space_for(clip), "nothing waits for a place that he has left behind"
-        reader.append(clip)
-    assert not reader.has_space_for(CLIPS[3])
-    reader.advance(CLIPS[3])
-    reader.advance(CLIPS[0])
-    reader.append(CLIPS[0])
-    assert not reader.has_space_for(CLIPS[3]), "a look at another clip says nothing of where he is"
+        assert cursor.has_space_for(clip), "no clip waits for a place that the reader has passed"
+        cursor.append(clip)
+    assert not cursor.has_space_for(CLIPS[3])
+    cursor.advance(CLIPS[3])
+    cursor.advance(CLIPS[0])
+    cursor.append(CLIPS[0])
+    assert not cursor.has_space_for(CLIPS[3]), "an open of another clip does not move the cursor"
 
 
-def test_a_reader_has_no_room_where_clips_are_pinned(sizes: dict[Clip, int], small: Store, site: VideoSite) -> None:
+def test_pinned_clips_leave_less_space_ahead_of_a_reader(sizes: dict[Clip, int], small: Store, site: VideoSite) -> None:
     with Fetching(small, site) as fetcher:
         Prefetch(fetcher, small, CLIPS[:1], 1, window=1).run()
     small.pins.add(CLIPS[:2])
-    assert small.capacity() == sum(sizes[clip] for clip in CLIPS[1:3]), "of those pinned only the first is here"
-    reader = AccessCursor(small)
-    reader.append(CLIPS[2])
-    assert not reader.has_space_for(CLIPS[3])
-    assert reader.has_space_for(CLIPS[0]), "has its room already"
-    reader.append(CLIPS[0])
-    assert reader.has_space_for(CLIPS[1]), "pinned, but its room is still to be had"
+    assert small.capacity() == sum(sizes[clip] for clip in CLIPS[1:3]), "only the first of the pinned clips is cached"
+    cursor = AccessCursor(small)
+    cursor.append(CLIPS[2])
+    assert not cursor.has_space_for(CLIPS[3])
+    assert cursor.has_space_for(CLIPS[0]), "its space is counted already"
+    cursor.append(CLIPS[0])
+    assert cursor.has_space_for(CLIPS[1]), "it is pinned, but its space is still free"

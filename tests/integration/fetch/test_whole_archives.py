@@ -108,7 +108,9 @@ def read_whole(archives: ArchiveSite) -> float:
 
 
 @pytest.mark.serial
-def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]) -> None:
+def test_an_archive_is_read_once_for_all_waiting_requests(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
     made = fetcher()
     waiting = [made.request(clip) for clip in CLIPS]
     for future in waiting:
@@ -120,10 +122,10 @@ def test_once_for_all_who_wait(fetcher: Make, store: Store, archives: ArchiveSit
     assert error_of(made.request(BROKEN)).kind is FailureKind.CORRUPT
 
 
-def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+def test_siblings_are_stored_and_the_archive_is_indexed(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     made = fetcher()
     made.request(CLIPS[5]).result(PATIENCE)
-    until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are here")
+    until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are cached")
     until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
     assert not store.failures.get(BROKEN), "nobody asked for it"
     assert made.stats.fetched == len(CLIPS)
@@ -134,7 +136,7 @@ def test_others_come_with_it_and_the_index_stays(fetcher: Make, store: Store, ar
     assert read_whole(archives) < 0.2
 
 
-def test_each_is_answered_when_it_passes_by(
+def test_each_request_is_answered_when_its_clip_arrives(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
 ) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=2 * SEGMENT)
@@ -145,7 +147,7 @@ def test_each_is_answered_when_it_passes_by(
         first.result(PATIENCE)
         assert not last.done()
         assert store.is_cached(CLIPS[0])
-        # What is under way is not swept away by who comes to use the cache meanwhile.
+        # Opening the store again does not remove fetches in progress.
         Store(store.folder).close()
     finally:
         archives.hold[1].set()
@@ -153,7 +155,7 @@ def test_each_is_answered_when_it_passes_by(
     assert read_whole(archives) < 1.01
 
 
-def test_two_processes_read_it_once(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+def test_two_processes_read_an_archive_once(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     with Store(store.folder) as other:
         one, two = fetcher(), fetcher(into=other)
         waiting = [(one, two)[number % 2].request(clip) for number, clip in enumerate(CLIPS)]
@@ -297,7 +299,7 @@ def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
 # Clips that the archive lacks
 
 
-def test_what_is_not_in_it(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+def test_a_clip_that_the_archive_lacks_is_gone(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     made = fetcher()
     error = error_of(made.request(ABSENT))
     assert (error.kind, error.source) == (FailureKind.GONE, "archive")
@@ -306,13 +308,13 @@ def test_what_is_not_in_it(fetcher: Make, store: Store, archives: ArchiveSite) -
 
     other = fetcher("archive", "youtube")
     other.request(ELSEWHERE).result(PATIENCE)
-    assert read_whole(archives) < 0.01, "the index knows that it is not there"
-    # Who asks others, too, does not take the archives' word for it; the last word is theirs.
+    assert read_whole(archives) < 0.01, "the index lacks the clip"
+    # If there are other sources, they are asked, too, and their failure counts.
     assert error_of(other.request(ABSENT)).source == "youtube"
-    assert error_of(fetcher().request(ABSENT)).source == "youtube", "and is remembered"
+    assert error_of(fetcher().request(ABSENT)).source == "youtube", "and the failure is remembered"
 
 
-def test_no_archive_at_all(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+def test_a_missing_archive_is_left_to_the_next_source(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     archives.files.clear()
     made = fetcher("archive", "youtube", workers=1)
     made.request(ELSEWHERE).result(PATIENCE)
@@ -320,7 +322,7 @@ def test_no_archive_at_all(fetcher: Make, store: Store, archives: ArchiveSite) -
     assert len(archives.requests) == 1, "asked for once"
 
 
-def test_a_server_that_does_not_answer(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
+def test_an_unreachable_server_is_a_transient_failure(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     """It is asked once by each worker, and then not again for a while: others are at hand."""
     archives.faults = ["500"] * 4
     made = fetcher("archive", "youtube", workers=1)
@@ -331,7 +333,7 @@ def test_a_server_that_does_not_answer(fetcher: Make, store: Store, archives: Ar
     assert len(archives.requests) == 2
 
 
-def test_others_evict_nothing(
+def test_siblings_evict_nothing(
     fetcher: Make, site: VideoSite, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
 ) -> None:
     limit = len(videos[0]) + 2 * 1024**2  # as much as a clip of unknown size is taken to need
@@ -344,21 +346,25 @@ def test_others_evict_nothing(
             claim.publish(path, "test")
         made = fetcher(into=small)
         made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
-        until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "it is read to its end")
+        until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "the archive is read to its end")
         assert read(small, kept) == videos[0]
         assert read(small, CLIPS[1]) == videos[1]
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
-def test_trouble_on_the_way(fetcher: Make, archives: ArchiveSite, videos: list[bytes], fault: str) -> None:
+def test_a_fault_of_the_server_still_delivers_the_clip(
+    fetcher: Make, archives: ArchiveSite, videos: list[bytes], fault: str
+) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=SEGMENT)
-    archives.faults = ["", fault, fault]  # the first is asked which version it is; others would do so, too
+    archives.faults = ["", fault, fault]  # the first request asks for the version
     made = fetcher(workers=1)
     for future in [made.request(clip) for clip in CLIPS]:
         future.result(PATIENCE)
 
 
-def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: ArchiveSite, tmp_path: Path) -> None:
+def test_a_truncated_archive_leaves_nothing_unfinished(
+    fetcher: Make, store: Store, archives: ArchiveSite, tmp_path: Path
+) -> None:
     """The clip that is wanted was had before: it is kept, and of the archive there is no index."""
     archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
     made = fetcher()
@@ -368,7 +374,7 @@ def test_an_archive_that_breaks_off(fetcher: Make, store: Store, archives: Archi
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
 
 
-def test_one_that_was_published_anew(
+def test_a_new_version_of_an_archive_is_indexed_again(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
 ) -> None:
     fetcher().request(CLIPS[0]).result(PATIENCE)
@@ -384,12 +390,12 @@ def test_one_that_was_published_anew(
     made = fetcher()
     made.request(CLIPS[4]).result(PATIENCE)
     assert read(store, CLIPS[4]) == videos[0]
-    until(lambda: index_db.version(ARCHIVE) != before, "it is indexed anew")
+    until(lambda: index_db.version(ARCHIVE) != before, "the new version is indexed")
     assert read_whole(archives) < 1.2
 
 
-def test_a_failure_of_ours_ends_the_reading(fetcher: Make, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No room for the clip itself: what the worker goes on to say is not for the next clip's ears."""
+def test_a_local_failure_ends_the_reading(fetcher: Make, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no space for the clip: later answers of the worker do not reach the next clip."""
 
     def publish(self: object, path: Path, source: str) -> None:
         raise FetchError(FailureKind.LOCAL, "no room")

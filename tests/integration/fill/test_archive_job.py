@@ -1,4 +1,4 @@
-"""Archives into a store: all clips, byte for byte, whoever was killed when."""
+"""Filling a store from one archive: every clip, byte for byte, even after kills."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_damaged_states_are_begun_anew(
 
 
 def test_damaged_archive_is_begun_anew(job: Job, site: ArchiveSite) -> None:
-    """What was damaged may be on the way already when a checkpoint is written."""
+    """A damaged clip may be in progress when a checkpoint is written."""
     whole = by_zlib(make_tar(CLIPS), 0)  # stored: only the checksum can tell
     site.files[NAME] = whole[:-1] + bytes([whole[-1] ^ 1])
     with pytest.raises(ArchiveError):
