@@ -345,14 +345,14 @@ class Settings:
     passthrough: bool = _setting(
         True,
         "mount",
-        "Let the kernel read cached files directly. This takes Linux 6.9 or newer, root and the native front end.",
+        "Let the kernel read cached files directly. This requires Linux 6.9 or newer, root and the native front end.",
         kind="switch",
         rare=True,
     )
     allow_other: bool = _setting(
         os.geteuid() == 0,
         "mount",
-        "Let other users read the mount. If you are not root, this takes a line user_allow_other in /etc/fuse.conf.",
+        "Let other users read the mount. Without root, this requires the line user_allow_other in /etc/fuse.conf.",
         kind="switch",
         default_text="on for root, off for others",
     )

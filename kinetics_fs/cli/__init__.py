@@ -22,7 +22,7 @@ from kinetics_fs.errors import KineticsError, SettingError
 
 COMMANDS = {
     "mount": "Show the clips of a release as files under MOUNTPOINT.",
-    "umount": "End the mount on MOUNTPOINT.",
+    "umount": "End the mount at MOUNTPOINT.",
     "prefetch": "Fetch the clips of a selection into the cache.",
     "jobs": "List, wait for or cancel the prefetch jobs of a mount.",
     "fill": "Fill the cache from archives.",
@@ -80,7 +80,7 @@ class _Commands(click.Group):
     help="Configuration file (TOML).  [default: config.toml in the user's configuration directory, if it exists]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log progress too, not only warnings and errors.")
-@click.option("--debug", is_flag=True, help="Log also each FUSE operation and each step of a fetch, with its duration.")
+@click.option("--debug", is_flag=True, help="Also log each FUSE operation and each step of a fetch, with its duration.")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, verbose: bool, debug: bool) -> None:
     """All of the Kinetics video datasets as plain files.

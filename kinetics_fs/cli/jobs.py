@@ -28,7 +28,7 @@ def command() -> None:
 @click.argument("mountpoint", type=UntouchedPath())
 @json_option
 def list_(mountpoint: Path, as_json: bool) -> None:
-    """List the running jobs of the mount on MOUNTPOINT, and the last ones that ended.
+    """List the running jobs of the mount at MOUNTPOINT, and the last ones that ended.
 
     \b
     kinetics-fs jobs list /mnt/kinetics
@@ -43,7 +43,7 @@ def list_(mountpoint: Path, as_json: bool) -> None:
 @click.argument("id", type=int, metavar="[ID]", required=False)
 @json_option
 def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
-    """Show the progress of a job of the mount on MOUNTPOINT until it has ended; without ID, of all running jobs.
+    """Show the progress of a job of the mount at MOUNTPOINT until it has ended; without ID, of all running jobs.
 
     Exits with 3 if some clips are unavailable, or if a job was cancelled.
 
@@ -73,7 +73,7 @@ def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
 @click.argument("id", type=int, metavar="ID")
 @json_option
 def cancel(mountpoint: Path, id: int, as_json: bool) -> None:
-    """Cancel a job of the mount on MOUNTPOINT. Clips that it has fetched stay cached.
+    """Cancel a job of the mount at MOUNTPOINT. Clips that it has fetched stay cached.
 
     \b
     kinetics-fs jobs cancel /mnt/kinetics 2

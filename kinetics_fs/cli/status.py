@@ -29,7 +29,7 @@ from kinetics_fs.config import Settings
     "show_coverage",
     is_flag=True,
     help="Show how many clips of each class are cached, and why others are unavailable: of a selection, or of the mount"
-    " on MOUNTPOINT. This may take seconds.",
+    " at MOUNTPOINT. This may take seconds.",
 )
 @with_settings("selection", "cache")
 @json_option
@@ -37,15 +37,15 @@ from kinetics_fs.config import Settings
 def command(
     mountpoint: Path | None, live: bool, show_coverage: bool, settings: Settings, as_json: bool, as_csv: bool
 ) -> int:
-    """Show the status of the mount on MOUNTPOINT, or of all mounts and of the cache.
+    """Show the status of the mount at MOUNTPOINT, or of all mounts and of the cache.
 
     If a mount hangs or is dead, the output names the command that ends it. With MOUNTPOINT the exit code is then 1.
 
     With --watch, q or Ctrl-C ends the command. If the output is not a terminal, the status is shown once.
 
-    With --coverage, the command shows what a training on the selection would find. It reads the cache, or asks the
-    mount, and does not use the network. --coverage --csv lists the path, label, kind and reason of every unavailable
-    clip, for example to exclude it.
+    With --coverage, the command shows how much of a selection is cached, and why the rest is not. It reads the cache,
+    or asks the mount, and does not use the network. --coverage --csv lists the path, label, kind and reason of every
+    unavailable clip, for example to exclude it.
 
     \b
     kinetics-fs status

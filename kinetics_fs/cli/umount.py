@@ -15,7 +15,7 @@ from kinetics_fs.cli.options import UntouchedPath
 @click.option("-l", "--lazy", is_flag=True, help="Unmount even if files are open; the mount ends with the last one.")
 @click.option("--dead", is_flag=True, help="Unmount only if the process of the mount died; otherwise do nothing.")
 def command(mountpoint: Path, lazy: bool, dead: bool) -> None:
-    """End the mount on MOUNTPOINT.
+    """End the mount at MOUNTPOINT.
 
     Returns when the process of the mount has ended. If the process hangs, the message names the command that kills it.
 
