@@ -312,8 +312,8 @@ class _Fill:
         while len(self._unpublished) > but:
             self._unpublished.popleft().result()
 
-    def _publish(self, clip: Clip, path: Path, claim: Claim, held: ExitStack) -> None:
-        with held:
+    def _publish(self, clip: Clip, path: Path, claim: Claim, resources: ExitStack) -> None:
+        with resources:
             try:
                 self._job.verify.check(path)
                 claim.publish(path, SOURCE)

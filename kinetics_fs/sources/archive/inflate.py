@@ -104,7 +104,7 @@ class Gzip:
         self.taken = 0
         self._position = 0
         self._part = self._header
-        self._held = b""
+        self._buffered = b""
         self._members = 0
         self._more = False
         if at is not None:
@@ -123,7 +123,7 @@ class Gzip:
             begin += self._consumed
 
     def finish(self) -> None:
-        if self._part not in (self._header, self._padding) or self._held or not self._members:
+        if self._part not in (self._header, self._padding) or self._buffered or not self._members:
             raise ArchiveError("the archive is cut short")
 
     # The parts of a stream. Each consumes some of the data, sets `_consumed`, and selects the next part.
@@ -138,19 +138,19 @@ class Gzip:
         yield at
 
     def _header(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
-        held = self._held + data[begin : begin + _MAX_HEADER]
-        if self._members and held[0] == 0:
+        buffered = self._buffered + data[begin : begin + _MAX_HEADER]
+        if self._members and buffered[0] == 0:
             self._part = self._padding
             return
-        size = _header_size(held)
+        size = _header_size(buffered)
         if size is None:
-            if len(held) >= _MAX_HEADER:
+            if len(buffered) >= _MAX_HEADER:
                 raise ArchiveError("the compressed data are damaged: a gzip header is too long")
-            self._take(len(held) - len(self._held))
-            self._held = held
+            self._take(len(buffered) - len(self._buffered))
+            self._buffered = buffered
             return
-        self._take(size - len(self._held))
-        self._held = b""
+        self._take(size - len(self._buffered))
+        self._buffered = b""
         self._inflater = make_inflater()
         self._crc, self._length = 0, 0
         self._part = self._body
@@ -178,14 +178,14 @@ class Gzip:
             self._part = self._trailer
 
     def _trailer(self, data: bytes, begin: int) -> Iterator[memoryview | Block]:
-        held = self._held + data[begin : begin + _TRAILER - len(self._held)]
-        self._take(len(held) - len(self._held))
-        self._held = held
-        if len(held) == _TRAILER:
-            crc, length = int.from_bytes(held[:4], "little"), int.from_bytes(held[4:], "little")
+        buffered = self._buffered + data[begin : begin + _TRAILER - len(self._buffered)]
+        self._take(len(buffered) - len(self._buffered))
+        self._buffered = buffered
+        if len(buffered) == _TRAILER:
+            crc, length = int.from_bytes(buffered[:4], "little"), int.from_bytes(buffered[4:], "little")
             if self._crc is not None and (crc, length) != (self._crc, self._length & 0xFFFFFFFF):
                 raise ArchiveError("the archive is damaged: the checksum of its content is wrong")
-            self._held = b""
+            self._buffered = b""
             self._members += 1
             self._part = self._header
         yield from ()

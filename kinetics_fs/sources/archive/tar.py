@@ -82,7 +82,7 @@ class TarParser:
         self._refuse = refuse
         self._part: _Part = self._header
         self._left = HEADER
-        self._held = bytearray()
+        self._buffered = bytearray()
         self._padding = 0
         self._clip: Clip | None = None
         self._zeros = 0
@@ -97,7 +97,7 @@ class TarParser:
         """Offset of the next header, at which another parser can start; None in the middle of a member."""
         if self._extended:
             return None
-        if self._part == self._header and not self._held:
+        if self._part == self._header and not self._buffered:
             return self.position
         return self.position + self._left if self._part == self._skip else None
 
@@ -127,7 +127,7 @@ class TarParser:
         """
         if self._part == self._ended:
             return
-        if self._part != self._header or self._held or self._extended:
+        if self._part != self._header or self._buffered or self._extended:
             raise ArchiveError("the tar is cut short")
         if not self._zeros:
             self.refusals["no end mark"] += 1
@@ -135,11 +135,11 @@ class TarParser:
     # The parts of a tar. Each receives at most its remaining `_left` bytes, and selects the next part at their end.
 
     def _header(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
-        self._held += piece
+        self._buffered += piece
         if self._left:
             return
-        header = bytes(self._held)
-        self._held.clear()
+        header = bytes(self._buffered)
+        self._buffered.clear()
         self._left = HEADER
         if not any(header):
             self._zeros += 1
@@ -218,10 +218,10 @@ class TarParser:
 
     def _sparse_map(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
         """Skip the blocks between the header of an old GNU sparse file and its data; each states if another follows."""
-        self._held += piece
+        self._buffered += piece
         if self._left == 0:
-            follows = self._held[504]
-            self._held.clear()
+            follows = self._buffered[504]
+            self._buffered.clear()
             if follows:
                 self._left = HEADER
             else:
@@ -230,7 +230,7 @@ class TarParser:
 
     def _extension(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
         """Collect data for the next member: a long name, or a set of pax records."""
-        self._held += piece[: _MAX_EXTENSION + 1 - len(self._held)]
+        self._buffered += piece[: _MAX_EXTENSION + 1 - len(self._buffered)]
         if self._left == 0:
             self._end_extension()
         yield from ()
@@ -240,8 +240,8 @@ class TarParser:
         yield from ()
 
     def _end_extension(self) -> None:
-        content = bytes(self._held)
-        self._held.clear()
+        content = bytes(self._buffered)
+        self._buffered.clear()
         if len(content) > _MAX_EXTENSION:
             self._fault = "extended header too large"
         elif self._kind == ord("L"):
@@ -271,7 +271,7 @@ class TarParser:
                 self._path = value
             elif key == b"size":
                 if not re.fullmatch(rb"[0-9]{1,19}", value):
-                    raise ArchiveError("the tar is damaged: a size is not a number")
+                    raise ArchiveError("the tar is damaged: a size is invalid")
                 self._size = int(value)
             else:
                 self._fault = "sparse file"
@@ -295,7 +295,7 @@ def clip_of_header(header: bytes) -> tuple[Clip, int] | None:
     """Return the clip and size that a header alone states; None if it is not a valid header of a clip.
 
     Raises:
-        ArchiveError: the size is not a number.
+        ArchiveError: the size is invalid.
     """
     if len(header) != HEADER or header[156] not in _REGULAR or not _checks(header):
         return None
@@ -321,11 +321,11 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ~(0x80 << 88)
         if field[0] & 0x40 or value >= 1 << 62:
-            raise ArchiveError("the tar is damaged: a size is not a number")
+            raise ArchiveError("the tar is damaged: a size is invalid")
         return value
     digits = field.strip(b" \0")
     if not re.fullmatch(rb"[0-7]*", digits):
-        raise ArchiveError("the tar is damaged: a size is not a number")
+        raise ArchiveError("the tar is damaged: a size is invalid")
     return int(digits or b"0", 8)
 
 
