@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the mount: all of them are run against each front end."""
+"""Fixtures of the tests of mounts, which run with each front end."""
 
 import subprocess
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ FRONTENDS: dict[str, tuple[str, ...]] = {
     "native": ("--frontend", "native"),
     "fusepy": ("--frontend", "fusepy"),
 }
-"""Each front end, and what makes `kinetics-fs mount` take it."""
+"""Each front end, and the arguments of `kinetics-fs mount` that choose it."""
 
 
 @pytest.fixture(scope="session", params=FRONTENDS)
 def frontend(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The arguments of `kinetics-fs mount` that choose a front end."""
+    """Arguments of `kinetics-fs mount` that choose a front end."""
     return FRONTENDS[request.param]
 
 
@@ -31,20 +31,20 @@ def mount(mount: MountFactory, frontend: tuple[str, ...]) -> MountFactory:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """The cache folder of `mount`."""
+    """The cache directory of `mount`."""
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips of a second, all in one class for validation, to be mounted besides the dataset's."""
+    """An annotation file with clips of one second, all in one class of validation, to mount besides the dataset."""
     rows = [Labelled(CLASS, clip, "validate") for clip in short_clips(1)]
     return write_annotations(tmp_path_factory.mktemp("annotations") / "short.csv", rows)
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder to mount on; whatever is mounted there in the end is taken away."""
+    """An empty directory to mount on; whatever is mounted there in the end is unmounted."""
     folder = tmp_path / "place"
     folder.mkdir()
     yield folder

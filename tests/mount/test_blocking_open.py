@@ -1,4 +1,4 @@
-"""Opens that wait: fetched once for all, in nobody's way, and given up when the reader, the mount or a worker goes."""
+"""Opens that wait: one fetch for all, no delay for others, and an end with the reader, the mount or a worker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.mounts import (
 )
 
 AGES = 600.0
-"""Seconds that a test never waits for."""
+"""Seconds: longer than any test waits."""
 
 CLIP = Clip("-demo_video", 3, 4)
 READY = Clip("demo-video2", 5, 6)
@@ -48,7 +48,7 @@ def is_waiting(mounted: Mounted, clip: Clip) -> bool:
 
 @pytest.fixture
 def slow(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
-    """A mount of which one clip is here, and every other takes ages."""
+    """A mount with one cached clip; the fetch of any other takes ages."""
     mounted = mount("--annotations", annotations)
     clip_path(mounted, READY).read_bytes()
     site.delay.update(dict.fromkeys(VIDEOS, AGES))
@@ -57,7 +57,7 @@ def slow(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
 
 @pytest.fixture
 def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Puts an ffmpeg in front that does nothing for ages; returns what its command line says."""
+    """Put an ffmpeg that sleeps for ages first in the path; return its command line."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "ffmpeg"
@@ -70,7 +70,7 @@ def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 # Once -------------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_readers_of_a_clip_get_one_fetch(
+def test_twenty_processes_that_open_a_clip_cause_one_fetch(
     mount: MountFactory, site: VideoSite, annotations: Path, cache: Path
 ) -> None:
     mounted = mount("--annotations", annotations)
@@ -82,7 +82,7 @@ def test_twenty_readers_of_a_clip_get_one_fetch(
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
-def test_two_mounts_and_a_prefetch_get_one_fetch(
+def test_two_mounts_and_a_prefetch_cause_one_fetch(
     mount: MountFactory, site: VideoSite, tmp_path: Path, cache: Path
 ) -> None:
     only = write_annotations(tmp_path / "only.csv", [Labelled("only", CLIP, "validate")])
@@ -128,7 +128,7 @@ def test_the_same_clip_in_two_classes_is_fetched_once(
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
-def test_readers_that_wait_for_a_failure_all_get_it(mount: MountFactory, site: VideoSite, annotations: Path) -> None:
+def test_all_waiting_opens_fail_if_their_fetch_fails(mount: MountFactory, site: VideoSite, annotations: Path) -> None:
     mounted = mount("--annotations", annotations)
     site.delay[CLIP.youtube_id] = 3
     site.fail[CLIP.youtube_id] = 500
@@ -143,7 +143,7 @@ def test_readers_that_wait_for_a_failure_all_get_it(mount: MountFactory, site: V
 # In nobody's way --------------------------------------------------------------------------------------------------
 
 
-def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite) -> None:
+def test_thirty_waiting_opens_do_not_delay_other_requests(slow: Mounted, site: VideoSite) -> None:
     clips = [clip for clip in short_clips(1) if clip != READY][:30]
     with reading([clip_path(slow, clip) for clip in clips]) as readers:
         wait_until(lambda: all(is_waiting(slow, clip) for clip in clips))
@@ -164,7 +164,7 @@ def test_thirty_waiting_opens_are_in_nobodys_way(slow: Mounted, site: VideoSite)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_waiting_reader_can_be_interrupted(slow: Mounted, number: signal.Signals) -> None:
+def test_waiting_open_can_be_interrupted(slow: Mounted, number: signal.Signals) -> None:
     with reading([clip_path(slow, CLIP)] * 2) as [first, second]:
         wait_until(lambda: is_waiting(slow, CLIP))
         wait_until(lambda: waits_for_us(first) and waits_for_us(second))
@@ -181,7 +181,7 @@ def waits_for_us(reader: subprocess.Popen[bytes]) -> bool:
     return "request_wait_answer" in Path(f"/proc/{reader.pid}/wchan").read_text()
 
 
-def test_reader_that_gave_up_gets_the_clip_later(slow: Mounted, site: VideoSite, cache: Path) -> None:
+def test_fetch_continues_after_its_open_was_interrupted(slow: Mounted, site: VideoSite, cache: Path) -> None:
     site.delay[CLIP.youtube_id] = 4
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
@@ -192,7 +192,7 @@ def test_reader_that_gave_up_gets_the_clip_later(slow: Mounted, site: VideoSite,
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
-def test_alarm_of_a_reader_interrupts_its_open(slow: Mounted) -> None:
+def test_alarm_signal_interrupts_a_waiting_open(slow: Mounted) -> None:
     """A handler of the reader's runs at once, as at any slow device."""
     code = (
         "import os, signal, sys\n"
@@ -251,14 +251,14 @@ def test_lazy_umount_lets_waiting_opens_finish(slow: Mounted, site: VideoSite, c
     assert_gone(slow, below, cache)
 
 
-def test_lazy_umount_ends_when_the_waiting_readers_do(slow: Mounted, cache: Path) -> None:
+def test_lazy_umount_ends_the_mount_when_the_waiting_opens_end(slow: Mounted, cache: Path) -> None:
     with many_waiting(slow):
         below = descendants(slow.pid)
         assert kinetics_fs("umount", "--lazy", slow.root).returncode == 0
     assert_gone(slow, below, cache)
 
 
-def test_umount_while_an_open_waits_says_in_use_and_harms_nobody(slow: Mounted, site: VideoSite, cache: Path) -> None:
+def test_umount_fails_as_in_use_while_an_open_waits(slow: Mounted, site: VideoSite, cache: Path) -> None:
     site.delay.update(dict.fromkeys(VIDEOS, 4))
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
@@ -272,7 +272,7 @@ def test_umount_while_an_open_waits_says_in_use_and_harms_nobody(slow: Mounted, 
     assert_gone(slow, below, cache)
 
 
-def test_umount_when_idle_while_a_fetch_goes_on(slow: Mounted, cache: Path) -> None:
+def test_umount_succeeds_while_only_a_fetch_runs(slow: Mounted, cache: Path) -> None:
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         reader.kill()
@@ -311,7 +311,7 @@ def eventually_dead(pids: Callable[[], set[int]]) -> Iterator[set[int]]:
     assert alive == {}
 
 
-def test_death_of_a_worker_is_an_io_error_and_no_more(slow: Mounted, site: VideoSite, cache: Path) -> None:
+def test_open_returns_eio_when_its_worker_dies(slow: Mounted, site: VideoSite, cache: Path) -> None:
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: site.video_fetches(CLIP.youtube_id))
         assert is_waiting(slow, CLIP)
@@ -329,7 +329,7 @@ def test_death_of_a_worker_is_an_io_error_and_no_more(slow: Mounted, site: Video
     assert clip_path(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
 
 
-def test_death_of_an_idle_worker_is_not_noticed(slow: Mounted, site: VideoSite) -> None:
+def test_open_succeeds_after_an_idle_worker_died(slow: Mounted, site: VideoSite) -> None:
     site.delay.clear()
     [worker] = workers(slow.pid)
     os.kill(worker, signal.SIGKILL)
@@ -360,7 +360,7 @@ def test_death_of_the_mount_leaves_nothing_running(
         assert reader.wait(timeout=30) == 1
 
 
-def test_dead_mount_is_told_and_cleared_by_the_next(
+def test_mount_clears_a_dead_mount(
     slow: Mounted, frontend: tuple[str, ...], site: VideoSite, annotations: Path, cache: Path
 ) -> None:
     with many_waiting(slow) as readers, eventually_dead(lambda: descendants(slow.pid)):
@@ -399,7 +399,7 @@ def test_dead_mount_can_be_unmounted(slow: Mounted) -> None:
     assert slow.root not in find_mounts()
 
 
-def test_dead_mount_is_no_obstacle_to_another_on_the_same_cache(
+def test_another_mount_of_the_cache_works_beside_a_dead_one(
     slow: Mounted, mount: MountFactory, site: VideoSite, annotations: Path, cache: Path
 ) -> None:
     other = mount("--annotations", annotations)

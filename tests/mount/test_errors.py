@@ -1,4 +1,4 @@
-"""What readers and writers are told when something cannot be had or must not be done."""
+"""Errors of unavailable clips, of changes, and of full disks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GONE_CLIP = f"validation/passing American football (in game)/{GONE}_000005_00001
 
 
 def fails_with(number: int, function: Callable[..., object], *arguments: object, **options: object) -> OSError:
-    """Calls a function and returns its error, which must have this errno."""
+    """Call a function that must fail with an errno; return the error."""
     with pytest.raises(OSError) as caught:
         function(*arguments, **options)
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number]
@@ -38,7 +38,7 @@ def fails_with(number: int, function: Callable[..., object], *arguments: object,
 def still(
     dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, frontend: tuple[str, ...]
 ) -> Iterator[tuple[Mounted, VideoSite]]:
-    """One mount for all tests that must not make it fetch anything."""
+    """One mount for all tests that cause no fetch."""
     folder = tmp_path_factory.mktemp("still")
     with (
         VideoSite(dataset.videos) as site,
@@ -187,7 +187,7 @@ def test_names_longer_than_statfs_allows_are_too_long(still: tuple[Mounted, Vide
         os.close(folder)
 
 
-def test_files_are_no_folders_and_folders_no_files(still: tuple[Mounted, VideoSite]) -> None:
+def test_directory_operations_on_files_fail_and_the_reverse(still: tuple[Mounted, VideoSite]) -> None:
     root = still[0].root
     for file in (SURFING, ".kinetics/status.json", ".kinetics/validation.csv"):
         fails_with(errno.ENOTDIR, os.stat, root / file / "x")
@@ -207,7 +207,7 @@ def test_files_are_no_folders_and_folders_no_files(still: tuple[Mounted, VideoSi
 @pytest.mark.parametrize(
     "name", ["user.kinetics.nothing", "user.kinetics.error", "user.other", "security.capability", "user.\udcff"]
 )
-def test_missing_attributes_are_no_data(still: tuple[Mounted, VideoSite], name: str) -> None:
+def test_missing_xattr_returns_enodata(still: tuple[Mounted, VideoSite], name: str) -> None:
     for path in (SURFING, "validation", ".", ".kinetics/classes.txt"):
         fails_with(errno.ENODATA, os.getxattr, still[0].root / path, name)
 
@@ -233,7 +233,9 @@ def asked_again(mounted: Mounted, site: VideoSite, path: str, number: int) -> bo
         (403, errno.EIO, "transient"),
     ],
 )
-def test_answers_of_the_site(mount: MountFactory, site: VideoSite, status: int, number: int, kind: str) -> None:
+def test_errno_of_each_answer_of_the_site(
+    mount: MountFactory, site: VideoSite, status: int, number: int, kind: str
+) -> None:
     mounted = mount()
     site.fail["-demo_video"] = status
     fails_with(number, (mounted.root / SURFING).open, "rb")
@@ -268,7 +270,7 @@ def test_failure_is_remembered_until_it_is_cleared(mount: MountFactory, site: Vi
     assert not asked_again(mounted, site, GONE_CLIP, errno.EIO)
 
 
-def test_one_clip_that_fails_is_no_other(mount: MountFactory, site: VideoSite) -> None:
+def test_failure_of_a_clip_does_not_affect_another(mount: MountFactory, site: VideoSite) -> None:
     mounted = mount()
     fails_with(errno.EIO, (mounted.root / GONE_CLIP).open, "rb")
     assert (mounted.root / OTHER).read_bytes()
@@ -283,7 +285,7 @@ def test_fetch_that_takes_too_long_times_out(mount: MountFactory, site: VideoSit
     assert incoming(cache) == []
 
 
-def test_site_that_is_down_is_an_io_error(mount: MountFactory, dataset: Dataset) -> None:
+def test_open_returns_eio_when_the_site_is_down(mount: MountFactory, dataset: Dataset) -> None:
     with VideoSite(dataset.videos) as closed:
         template = closed.url_template
     mounted = mount("--video-url", template)
@@ -291,7 +293,7 @@ def test_site_that_is_down_is_an_io_error(mount: MountFactory, dataset: Dataset)
     assert reason(mounted.root / SURFING).startswith("transient: ")
 
 
-def test_clip_that_does_not_fit_the_cache_is_no_space(mount: MountFactory, cache: Path) -> None:
+def test_open_returns_enospc_when_the_clip_exceeds_the_cache(mount: MountFactory, cache: Path) -> None:
     mounted = mount("--cache-size", "100K")
     fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
     assert reason(mounted.root / SURFING).startswith("local: ")
@@ -308,7 +310,7 @@ def test_local_failure_is_tried_again_at_the_next_open(mount: MountFactory, site
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with room for our databases and for no video."""
+    """A filesystem with space for the databases of the cache but for no video."""
     if os.geteuid() != 0:
         pytest.skip("making a small filesystem needs root")
     folder = tmp_path / "disk"
@@ -318,12 +320,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_full_disk_is_no_space(mount: MountFactory, small_disk: Path) -> None:
+def test_open_returns_enospc_when_the_disk_is_full(mount: MountFactory, small_disk: Path) -> None:
     mounted = mount(cache=small_disk)
     fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
 
 
-def test_full_disk_is_given_back(mount: MountFactory, small_disk: Path) -> None:
+def test_failed_fetch_frees_its_disk_space(mount: MountFactory, small_disk: Path) -> None:
     mounted = mount(cache=small_disk)
     for _ in range(2):
         # In a process of its own, for it must not wait for ever.
@@ -348,7 +350,7 @@ GARBAGE: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_is_an_io_error(
+def test_open_returns_eio_when_the_media_is_garbage(
     mount: MountFactory, dataset: Dataset, annotations: Path, tmp_path: Path, cache: Path, name: str
 ) -> None:
     videos = tmp_path / "garbage"
@@ -365,10 +367,10 @@ def test_garbage_is_an_io_error(
         assert (mounted.root / "validation" / CLASS / Clip("_demo_vid3_", 3, 4).name).read_bytes()
 
 
-def test_worker_that_cannot_start_is_an_io_error(
+def test_open_returns_eio_when_the_worker_cannot_start(
     mount: MountFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Modules of ours that shadow yt-dlp's: each worker dies when it imports them.
+    # Modules that shadow those of yt-dlp: each worker dies when it imports them.
     (tmp_path / "yt_dlp").mkdir()
     (tmp_path / "yt_dlp/__init__.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")

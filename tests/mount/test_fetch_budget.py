@@ -1,4 +1,4 @@
-"""Mounts that fetch nothing, or not more than they may."""
+"""Mounts that fetch nothing, or only as much as their budget allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def read(mounted: Mounted, clips: Iterable[Clip]) -> None:
         clip_path(mounted, clip).read_bytes()
 
 
-def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
+def test_only_cached_shows_the_cached_clips_and_fetches_nothing(
+    mount: MountFactory, annotations: Path, cache: Path, site: VideoSite
+) -> None:
     here = [CLIPS[3], CLIPS[8], CLIPS[5]]
     with_all = mount("--annotations", annotations)
     read(with_all, here)
@@ -63,12 +65,14 @@ def test_only_what_is_cached(mount: MountFactory, annotations: Path, cache: Path
     assert len(made - set(CacheLayout(cache).catalogs.glob("*.sqlite"))) == 1, "its catalog goes with it"
 
 
-def test_nothing_is_cached(mount: MountFactory, annotations: Path) -> None:
+def test_only_cached_fails_with_an_empty_cache(mount: MountFactory, annotations: Path) -> None:
     with pytest.raises(RuntimeError, match="none of them is in the cache"):
         mount("--annotations", annotations, "--only", "cached")
 
 
-def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, site: VideoSite) -> None:
+def test_open_returns_edquot_after_max_fetches(
+    mount: MountFactory, annotations: Path, cache: Path, site: VideoSite
+) -> None:
     mounted = mount("--annotations", annotations, "--max-fetches", "2")
     read(mounted, CLIPS[:2])
     assert open_errno(clip_path(mounted, CLIPS[2])) == open_errno(clip_path(mounted, CLIPS[3])) == errno.EDQUOT
@@ -86,7 +90,7 @@ def test_so_many_fetches(mount: MountFactory, annotations: Path, cache: Path, si
     read(mount("--annotations", annotations), CLIPS[4:5])
 
 
-def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
+def test_open_returns_edquot_after_max_fetch_bytes(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
     read(mounted, CLIPS[:1])
     assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
@@ -94,7 +98,7 @@ def test_so_many_bytes(mount: MountFactory, annotations: Path) -> None:
     assert "--max-fetch-bytes" in reason(clip_path(mounted, CLIPS[1]))
 
 
-def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> None:
+def test_remembered_failures_do_not_count_as_fetches(mount: MountFactory) -> None:
     mounted = mount("--max-fetches", "1")
     gone = mounted.root / "validation/passing American football (in game)" / f"{GONE}_000005_000015.mp4"
     for _ in range(3):
@@ -103,7 +107,7 @@ def test_remembered_failures_do_not_count_and_are_told(mount: MountFactory) -> N
     assert mounted.status()["budget"]["fetches"] == 1
 
 
-def test_failures_that_are_due_are_not_why(mount: MountFactory, annotations: Path, cache: Path) -> None:
+def test_error_of_a_due_failure_is_the_budget(mount: MountFactory, annotations: Path, cache: Path) -> None:
     with Store(cache) as store:
         store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
     mounted = mount("--annotations", annotations, "--max-fetches", "1")

@@ -1,4 +1,4 @@
-"""`--hide-unavailable`: names go when their clips are found gone, and come back when that is forgotten."""
+"""`--hide-unavailable`: names disappear when their clips are gone, and reappear when the failure is forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_ITS_VIDEO = {clip for clip in short_clips(1) if clip.youtube_id == GONE.youtu
 
 @pytest.fixture
 def hiding(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
-    """A mount that leaves out what is gone, as one video is; the kernel knows every name in it."""
+    """A mount that hides gone clips, with one video that is gone; the kernel has cached every name."""
     mounted = mount("--annotations", annotations, "--hide-unavailable")
     site.fail[GONE.youtube_id] = 404
     assert names(mounted) == sorted(clip.name for clip in short_clips(1))
@@ -32,7 +32,7 @@ def hiding(mount: MountFactory, site: VideoSite, annotations: Path) -> Mounted:
 
 
 def names(mounted: Mounted) -> list[str]:
-    """As the directory lists them, with `ls -l`, so that each is looked at; none if one of them goes meanwhile."""
+    """List the directory with `ls -l`, which calls stat for each name; empty if a name disappears meanwhile."""
     done = subprocess.run(
         ["ls", "-lU", mounted.root / "validation" / CLASS], capture_output=True, text=True, check=False
     )
@@ -51,7 +51,7 @@ def csv_names(mounted: Mounted) -> set[str]:
     return {line.rpartition(" ")[0].rpartition("/")[2] for line in lines}
 
 
-def test_name_goes_when_its_clip_is_found_gone_and_comes_back(hiding: Mounted, cache: Path) -> None:
+def test_name_disappears_when_its_clip_is_gone_and_reappears(hiding: Mounted, cache: Path) -> None:
     path, inode = clip_path(hiding, GONE), clip_path(hiding, GONE).stat().st_ino
     everything = csv_names(hiding)
     files = os.statvfs(hiding.root).f_files
@@ -74,7 +74,7 @@ def test_name_goes_when_its_clip_is_found_gone_and_comes_back(hiding: Mounted, c
     assert os.statvfs(hiding.root).f_files == files
 
 
-def test_what_a_prefetch_finds_gone_goes(
+def test_name_disappears_when_a_prefetch_finds_its_clip_gone(
     hiding: Mounted, site: VideoSite, cache: Path, annotations: Path, tmp_path: Path
 ) -> None:
     arguments: list[str | Path] = ["--annotations", annotations, "--cache-dir", cache, "--min-free", "0"]
@@ -87,7 +87,7 @@ def test_what_a_prefetch_finds_gone_goes(
     wait_until(lambda: not any(clip_path(hiding, clip).exists() for clip in OF_ITS_VIDEO))
 
 
-def test_clip_that_is_fetched_after_all_stays(hiding: Mounted, site: VideoSite, cache: Path) -> None:
+def test_clip_that_is_fetched_later_stays_visible(hiding: Mounted, site: VideoSite, cache: Path) -> None:
     assert open_errno(clip_path(hiding, GONE)) == errno.EIO
     wait_until(lambda: not clip_path(hiding, GONE).exists())
     site.fail.clear()
@@ -114,7 +114,7 @@ def test_without_the_option_the_name_stays(mount: MountFactory, site: VideoSite,
     assert names(mounted) == all_but(set())
 
 
-def test_who_has_a_clip_open_keeps_it(hiding: Mounted, site: VideoSite, cache: Path) -> None:
+def test_process_keeps_a_hidden_clip_that_it_has_open(hiding: Mounted, site: VideoSite, cache: Path) -> None:
     """Open here, it was evicted, and found gone since."""
     code = (
         "import sys; from kinetics_fs.catalog import Clip; from kinetics_fs.store import Store\n"

@@ -118,7 +118,7 @@ def test_cache_folder_that_is_damaged(run: Run, cache: Path, place: Path) -> Non
             sidecar.unlink()
         path.write_bytes(b"not a database, " * 1000)
     done = run()
-    if done.returncode:  # it may also make them anew
+    if done.returncode:  # it may also create them again
         assert_one_sentence(done, str(cache))
 
 
@@ -307,8 +307,8 @@ def test_findmnt_shows_what_it_is(run: Run, place: Path) -> None:
     assert subprocess.run(["mountpoint", "-q", place], check=False).returncode == 0
 
 
-def test_daemon_holds_on_to_nothing_of_its_starter(run: Run, place: Path, tmp_path: Path) -> None:
-    done = run()  # returns although the daemon lives on: so it has no pipe of ours
+def test_daemon_keeps_no_descriptor_or_directory_of_its_parent(run: Run, place: Path, tmp_path: Path) -> None:
+    done = run()  # returns although the daemon lives on: so it has no pipe of this process
     assert done.returncode == 0
     pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
@@ -369,7 +369,7 @@ def test_foreground_ends_when_unmounted(foreground: subprocess.Popen[str], place
     assert foreground.returncode == 0
 
 
-def test_signal_while_a_file_is_open_gives_the_place_back(foreground: subprocess.Popen[str], place: Path) -> None:
+def test_signal_frees_the_mount_point_while_a_file_is_open(foreground: subprocess.Popen[str], place: Path) -> None:
     fd = os.open(place / SURFING, os.O_RDONLY)
     try:
         foreground.send_signal(signal.SIGTERM)
@@ -396,7 +396,7 @@ def test_umount_by_the_system_ends_the_process(run: Run, place: Path) -> None:
     assert has_ended(pid, within=30)
 
 
-def test_umount_with_somebody_in_it_says_in_use(run: Run, place: Path) -> None:
+def test_umount_fails_as_in_use_if_it_is_a_working_directory(run: Run, place: Path) -> None:
     assert run().returncode == 0
     with subprocess.Popen(["sleep", "600"], cwd=place / "validation") as inside:
         try:
@@ -409,7 +409,7 @@ def test_umount_with_somebody_in_it_says_in_use(run: Run, place: Path) -> None:
     assert kinetics_fs("umount", place).returncode == 0
 
 
-def test_umount_with_an_open_file_says_in_use_and_lazy_lets_it_be(run: Run, place: Path, site: VideoSite) -> None:
+def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, place: Path, site: VideoSite) -> None:
     pid = int(run("--video-url", site.url_template).stdout.rpartition("process ")[2].split(",")[0])
     with (place / SURFING).open("rb") as file:
         assert_one_sentence(kinetics_fs("umount", place), "is in use")

@@ -27,7 +27,7 @@ def test_every_clip_has_exactly_its_frames(mount: MountFactory) -> None:
             assert frame_numbers(path) == expected_frames(row.clip)
 
 
-def test_looking_asks_the_site_nothing(mount: MountFactory, site: VideoSite) -> None:
+def test_listing_and_stat_send_no_request(mount: MountFactory, site: VideoSite) -> None:
     root = mount().root
     listed = subprocess.run(["ls", "-lR", root], capture_output=True, text=True, check=True).stdout
     found = subprocess.run(["find", root, "-name", "*.mp4", "-size", "+0"], capture_output=True, text=True, check=True)
@@ -45,7 +45,7 @@ def test_second_read_comes_from_the_cache(mount: MountFactory, site: VideoSite) 
     assert len(site.requests) == asked
 
 
-def test_missing_video_is_an_io_error_with_its_reason(mount: MountFactory) -> None:
+def test_open_of_a_missing_video_returns_eio_with_a_reason(mount: MountFactory) -> None:
     root = mount().root
     path = root / "validation/passing American football (in game)" / f"{GONE}_000005_000015.mp4"
     with pytest.raises(OSError) as caught:

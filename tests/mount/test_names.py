@@ -157,7 +157,7 @@ def test_folders_are_in_the_order_of_labels_and_clips_in_that_of_names(shown: Sh
         assert names == sorted(row.clip.name for row in ROWS if (row.label, row.split) == (label, "train"))
 
 
-def test_tools_take_the_names_as_they_are(shown: Shown, style: ClassNames) -> None:
+def test_tools_accept_all_names(shown: Shown, style: ClassNames) -> None:
     found = subprocess.run(
         ["find", shown.root, "-name", "*.mp4", "-print0"], capture_output=True, check=True
     ).stdout.split(b"\0")
@@ -179,7 +179,7 @@ def test_val_is_validation(shown: Shown, style: ClassNames) -> None:
     assert inside.stat().st_ino == shown.path(row, style).stat().st_ino
 
 
-def test_what_the_tree_shows_of_folders(shown: Shown) -> None:
+def test_attributes_of_directories(shown: Shown) -> None:
     for folder in (".", ".kinetics", "validation"):
         status = (shown.root / folder).stat()
         subfolders = [entry for entry in os.scandir(shown.root / folder) if entry.is_dir(follow_symlinks=False)]
@@ -192,7 +192,7 @@ def test_what_the_tree_shows_of_folders(shown: Shown) -> None:
     assert numbers[".."] == shown.root.stat().st_ino
 
 
-def test_listing_knows_the_same_as_stat(shown: Shown) -> None:
+def test_listing_agrees_with_stat(shown: Shown) -> None:
     for folder, _, _ in os.walk(shown.root):
         for entry in os.scandir(folder):
             status = Path(entry.path).lstat()
@@ -423,7 +423,7 @@ def test_attributes_of_a_clip_in_each_state(mount: MountFactory, site: VideoSite
     assert 'user.kinetics.state="failed"' in dumped
 
 
-def test_attributes_of_what_is_no_clip(shown: Shown) -> None:
+def test_files_other_than_clips_have_no_xattrs(shown: Shown) -> None:
     for path in (".", ".kinetics", "train", "train/-rf", ".kinetics/status.json", ".kinetics/train.csv"):
         assert os.listxattr(shown.root / path) == []
     assert os.listxattr(shown.root / "val", follow_symlinks=False) == []
@@ -434,7 +434,7 @@ def test_attributes_of_a_clip_without_a_label(shown: Shown, style: ClassNames) -
     assert "label" not in attributes(shown.path(row, style))
 
 
-def test_attribute_into_too_little_room(shown: Shown, style: ClassNames) -> None:
+def test_getxattr_returns_erange_for_a_short_buffer(shown: Shown, style: ClassNames) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

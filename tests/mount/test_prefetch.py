@@ -1,4 +1,4 @@
-"""Prefetches by a mount: in the background, behind its readers, ahead of a list, and on after a restart."""
+"""Prefetches by a mount: in the background, after opens, ahead of a reader, and resumed after a restart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def listing(path: Path, clips: Iterable[Clip]) -> Path:
     return path
 
 
-def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
+def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSite) -> None:
     selection = ("--split", "validation", "--class", CLASS, "--max-samples", "3")
     started = kinetics_fs("prefetch", mounted.root, *selection)
     assert started.stdout.startswith("Job 1: the mount prefetches 3 clips. To follow it: kinetics-fs jobs wait ")
@@ -61,7 +61,7 @@ def test_handed_over_and_waited_for(mounted: Mounted, site: VideoSite) -> None:
     assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
 
 
-def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
+def test_cancel_ends_a_prefetch(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.3 for clip in CLIPS}
     begun = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json")
     number = json.loads(begun.stdout)["id"]
@@ -74,7 +74,7 @@ def test_cancelled(mounted: Mounted, site: VideoSite) -> None:
     assert sum(cached(mounted, CLIPS)) < len(CLIPS)
 
 
-def test_readers_go_first(mounted: Mounted, site: VideoSite) -> None:
+def test_opens_are_fetched_before_prefetches(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.2 for clip in CLIPS}
     last = CLIPS[-1]
     kinetics_fs("prefetch", mounted.root, "--class", CLASS)
@@ -82,7 +82,9 @@ def test_readers_go_first(mounted: Mounted, site: VideoSite) -> None:
     assert not all(cached(mounted, CLIPS[:-1])), "it did not wait for all the others"
 
 
-def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path) -> None:
+def test_prefetch_resumes_after_the_mount_was_killed(
+    mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path
+) -> None:
     few = CLIPS[:6]
     arguments = ("--annotations", annotations, "--workers", "2")
     first = mount(*arguments)
@@ -103,12 +105,12 @@ def test_goes_on_after_a_kill(mount: MountFactory, annotations: Path, site: Vide
         assert not list((tmp_path / "cache/prefetches").rglob("*.*"))
 
 
-def test_begun_with_the_mount(mount: MountFactory, annotations: Path) -> None:
+def test_prefetch_class_starts_with_the_mount(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--prefetch-class", "short_clips")
     wait_until(lambda: any(cached(mounted, CLIPS)))
 
 
-def test_a_walk_is_fetched_ahead(mount: MountFactory, annotations: Path) -> None:
+def test_readahead_fetches_the_next_clips(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--readahead", "3")
     for clip in (CLIPS[20], CLIPS[10], CLIPS[30]):
         clip_path(mounted, clip).read_bytes()
@@ -119,7 +121,7 @@ def test_a_walk_is_fetched_ahead(mount: MountFactory, annotations: Path) -> None
     assert not cached(mounted, CLIPS[6:7])[0]
 
 
-def test_ahead_of_a_reader_in_a_small_cache(
+def test_list_stays_ahead_of_its_reader_in_a_small_cache(
     mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path
 ) -> None:
     """Two epochs in another order, with room for a few clips only: each clip comes once an epoch, before it is read."""
@@ -145,7 +147,7 @@ def test_ahead_of_a_reader_in_a_small_cache(
     assert len(pages) <= len(first) + len(second)
 
 
-def test_a_dead_clip_does_not_stop_it(mount: MountFactory) -> None:
+def test_prefetch_continues_after_an_unavailable_clip(mount: MountFactory) -> None:
     mounted = mount("--workers", "2")
     assert kinetics_fs("prefetch", mounted.root, "--split", "validation").returncode == 0
     done = kinetics_fs("jobs", "wait", mounted.root, "1", "--json")
@@ -154,7 +156,7 @@ def test_a_dead_clip_does_not_stop_it(mount: MountFactory) -> None:
     assert (job["state"], job["fetched"], job["failures"]) == ("done", 6, {"gone": 1})
 
 
-def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
+def test_invalid_prefetch_requests_are_refused(mounted: Mounted, tmp_path: Path) -> None:
     lists = tmp_path / "list"
     lists.write_text("nothing\n/etc/passwd\n")
     for arguments, code, said in (
@@ -178,7 +180,7 @@ def test_what_cannot_be_asked(mounted: Mounted, tmp_path: Path) -> None:
     assert kinetics_fs("jobs", "wait").returncode == 2
 
 
-def test_it_ends_when_it_is_told(mounted: Mounted) -> None:
+def test_mount_ends_on_the_control_request_umount(mounted: Mounted) -> None:
     connection = connect(mounted.root)
     assert connection is not None
     with connection:

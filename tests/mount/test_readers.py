@@ -37,7 +37,7 @@ Way = Callable[[Path, Path], object]
 """Reads the first path; may write into the folder that is the second."""
 
 Truth = Callable[[Path], object]
-"""What a way must return, computed from the file in the cache."""
+"""The result that a way of reading must return, computed from the file in the cache."""
 
 WAYS: dict[str, tuple[Way, Truth]] = {}
 
@@ -54,7 +54,7 @@ def way(truth: Truth) -> Callable[[Way], Way]:
 
 
 def output(*command: str | Path) -> bytes:
-    """What a command prints; it must succeed and must not complain."""
+    """Return the output of a command, which must succeed without messages."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
@@ -402,7 +402,7 @@ def read_by_copy_file_range(path: Path, scratch: Path) -> object:
             while os.copy_file_range(fd, copy.fileno(), 1 << 30):
                 pass
         except OSError as error:
-            # Linux refuses it between filesystems of two kinds (copy_file_range(2)), whoever asks copies by itself.
+            # Linux refuses it between filesystems of two types (copy_file_range(2)); the program then copies by itself.
             assert error.errno == errno.EXDEV
             copy.write(read_all(fd))
     return whole(scratch / "copy")
@@ -561,7 +561,7 @@ def battery(tmp_path_factory: pytest.TempPathFactory, frontend: tuple[str, ...])
 
 @pytest.mark.parametrize("after", ["cold", "stat"])
 @pytest.mark.parametrize("name", WAYS)
-def test_reads_the_exact_clip(battery: Battery, name: str, after: str, tmp_path: Path) -> None:
+def test_every_way_of_reading_returns_the_exact_clip(battery: Battery, name: str, after: str, tmp_path: Path) -> None:
     read, truth = WAYS[name]
     clip, path = battery.fresh()
     if after == "stat":
@@ -583,7 +583,7 @@ LOOKS: dict[str, Callable[[Path], int]] = {
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_looking_shows_no_less_than_there_is_and_fetches_nothing(battery: Battery, name: str) -> None:
+def test_size_before_the_first_open_is_no_less_than_the_real_one(battery: Battery, name: str) -> None:
     clip, path = battery.fresh()
     fetches = battery.mounted.status()["fetch"]
     assert LOOKS[name](path) > 0
@@ -632,7 +632,7 @@ def test_open_reader_keeps_its_bytes_when_the_clip_is_evicted(battery: Battery) 
 
 
 @pytest.mark.parametrize("change", [-50_000, 50_000], ids=["smaller", "larger"])
-def test_open_reader_keeps_its_bytes_when_the_clip_comes_back_otherwise(battery: Battery, change: int) -> None:
+def test_open_reader_keeps_its_bytes_when_other_bytes_are_fetched(battery: Battery, change: int) -> None:
     """As it does if another process fetches it again, from a site that cuts it another way."""
     clip, path = battery.fresh()
     with path.open("rb", buffering=0) as file:
@@ -677,7 +677,7 @@ def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[tuple[Mounte
         yield mounted, clip, change
 
 
-def test_clip_that_comes_back_larger_is_read_whole(
+def test_refetched_clip_that_is_larger_is_read_completely(
     changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
 ) -> None:
     mounted, clip, change = changing
@@ -690,7 +690,7 @@ def test_clip_that_comes_back_larger_is_read_whole(
     assert second == cached_file(tmp_path / "cache", clip).read_bytes()
 
 
-def test_clip_that_comes_back_has_none_of_its_old_bytes(
+def test_refetched_clip_has_none_of_its_old_bytes(
     changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
 ) -> None:
     mounted, clip, change = changing
@@ -702,7 +702,7 @@ def test_clip_that_comes_back_has_none_of_its_old_bytes(
     assert beginning == cached_file(tmp_path / "cache", clip).read_bytes()[:4096]
 
 
-def test_sendfile_of_a_clip_that_comes_back_larger(
+def test_sendfile_of_a_refetched_clip_that_is_larger(
     changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
 ) -> None:
     mounted, clip, change = changing

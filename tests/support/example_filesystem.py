@@ -1,4 +1,4 @@
-"""A small example to serve: a catalog, a store, and a fetcher that brings what the test tells it to."""
+"""A small filesystem: a catalog, a store, and a fetcher that tests control."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ FULL = "abseiling"
 ODD = "massaging person's head, “often”"
 """A class with a name that is longer in bytes than in letters."""
 CLIPS = [Clip(f"{'-' if number % 2 else 'a'}{number:010d}", number, number + 10) for number in range(400)]
-"""The clips of `FULL` in training, in the order of their numbers; the first few are also in validation."""
+"""The clips of `FULL` in training, in the order of their numbers; the first `TWICE` are also in validation."""
 TWICE = 5
 
 
 def content(clip: Clip, size: int = 10_000, version: int = 1) -> bytes:
-    """The bytes of a clip, other ones for each clip and version."""
+    """Return the bytes of a clip, different for each clip and version."""
     return Random(f"{clip.key} {version}").randbytes(size)
 
 
 def write_rows(folder: Path) -> Path:
-    """Writes the annotation file of this example."""
+    """Write the annotation file."""
     rows = [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},train" for clip in CLIPS]
     rows += [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in CLIPS[:TWICE]]
     rows += [f'"{ODD}",{clip.youtube_id},{clip.start},{clip.end},train' for clip in CLIPS[:3]]
@@ -41,7 +41,7 @@ def write_rows(folder: Path) -> Path:
 
 
 def put(store: Store, clip: Clip, data: bytes) -> None:
-    """Puts a clip into a store."""
+    """Publish a clip in a store."""
     claim = store.claim(clip)
     assert claim is not None
     with claim:
@@ -51,7 +51,7 @@ def put(store: Store, clip: Clip, data: bytes) -> None:
 
 
 class FakeFetcher:
-    """A fetcher that does nothing until it is told: `bring` a clip, or `fail` it."""
+    """A fetcher whose fetches end when a test calls `bring` or `fail`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -74,7 +74,7 @@ class FakeFetcher:
         return clip in self._asked
 
     def bring(self, clip: Clip, data: bytes) -> None:
-        """Puts a clip into the store, and tells all who wait for it."""
+        """Publish a clip and complete all requests for it."""
         put(self._store, clip, data)
         for future in self._waiters(clip):
             future.set_result(None)
@@ -91,7 +91,7 @@ class FakeFetcher:
 
 @dataclass
 class ExampleFilesystem:
-    """What a server is given, and where things are in it."""
+    """A filesystem with its store and its fetcher, and inode numbers in it."""
 
     fs: Filesystem
     store: Store
@@ -107,13 +107,13 @@ class ExampleFilesystem:
         return self.fs.lookup(self.fs.lookup(ROOT, ".kinetics"), name)
 
     def open_clips(self) -> int:
-        """How many descriptors this process has on files of clips of this example, evicted ones included."""
+        """Return the number of descriptors of this process on files of clips, evicted ones included."""
         return sum(link.startswith(str(self.store.folder)) and ".mp4" in link for link in descriptors())
 
 
 @contextmanager
 def example_filesystem(folder: Path, options: FilesystemOptions | None = None) -> Iterator[ExampleFilesystem]:
-    """Makes one in an empty folder."""
+    """Make an `ExampleFilesystem` in an empty folder."""
     with (
         Catalog(compile_catalog([write_rows(folder)], find_release("600"), folder / "catalogs")) as catalog,
         Store(folder / "cache") as store,
@@ -123,9 +123,9 @@ def example_filesystem(folder: Path, options: FilesystemOptions | None = None) -
 
 
 def descriptors() -> list[str]:
-    """What the descriptors of this process are on."""
+    """Return the targets of the descriptors of this process."""
     found = []
     for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with suppress(OSError):  # the one of the listing itself
-            found.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115  # some are no paths
+        with suppress(OSError):  # the descriptor of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115  # some are not paths
     return found

@@ -1,4 +1,4 @@
-"""The kernel's side of the conversation, played by the test over a pair of sockets."""
+"""A fake kernel that talks to a `Server` over a pair of sockets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kinetics_fs.vfs import ROOT, Filesystem
 FLAGS_5_4 = sum(
     1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25)
 )
-"""What Linux 5.4 offers."""
+"""The flags that Linux 5.4 offers."""
 FLAGS_6_18 = FLAGS_5_4 | sum(1 << bit for bit in (28, 29, 30, 32, 33, 35, 36, 37, 38, 39, 40, 42))
-"""What Linux 6.18 offers, the extension and passthrough among it."""
+"""The flags that Linux 6.18 offers, with the extension and passthrough."""
 
 _TIMEOUT = 20.0
 _BUFFER = 8 * 1024 * 1024
@@ -28,7 +28,7 @@ _RECEIVED_AT_MOST = 2 * 1024 * 1024
 
 
 class Reply(NamedTuple):
-    """`error` is a positive errno, or 0."""
+    """A reply; `error` is a positive errno, or 0."""
 
     unique: int
     error: int
@@ -45,10 +45,10 @@ class Notification(NamedTuple):
 
 
 class Kernel:
-    """Asks a server, and checks the form of all that it says.
+    """Sends requests to a server, and checks the form of all its messages.
 
     Attributes:
-        notified: the notifications so far.
+        notified: the notifications received so far.
     """
 
     def __init__(self, ours: socket.socket) -> None:
@@ -60,7 +60,7 @@ class Kernel:
     # Messages
 
     def send(self, opcode: int, nodeid: int = ROOT, body: bytes = b"", unique: int | None = None) -> int:
-        """Asks something, and returns the number of the request."""
+        """Send a request; return its number."""
         if unique is None:
             unique = next(self._numbers)
         length = p.IN_HEADER.size + len(body)
@@ -72,10 +72,10 @@ class Kernel:
         self._socket.send(message)
 
     def next_message(self, timeout: float = _TIMEOUT) -> Reply | Notification:
-        """The next thing that the server says.
+        """Return the next message of the server.
 
         Raises:
-            TimeoutError: it says nothing.
+            TimeoutError: there is none.
         """
         self._socket.settimeout(timeout)
         message = self._socket.recv(_RECEIVED_AT_MOST)
@@ -91,7 +91,7 @@ class Kernel:
         return Reply(header.unique, -header.error, payload)
 
     def reply(self, unique: int, timeout: float = _TIMEOUT) -> Reply:
-        """The reply to a request; other replies are kept for who asks for them."""
+        """Return the reply to a request; keep the replies to others for later calls."""
         while unique not in self._early:
             message = self.next_message(timeout)
             if isinstance(message, Reply):
@@ -103,24 +103,24 @@ class Kernel:
         return self.reply(self.send(opcode, nodeid, body))
 
     def ask(self, opcode: int, nodeid: int = ROOT, body: bytes = b"") -> bytes:
-        """The same for what must succeed."""
+        """Send a request that must succeed; return the payload of the reply."""
         reply = self.call(opcode, nodeid, body)
         assert reply.error == 0, os.strerror(reply.error)
         return reply.payload
 
     def fail(self, opcode: int, nodeid: int = ROOT, body: bytes = b"") -> int:
-        """The errno of what must fail."""
+        """Send a request that must fail; return its errno."""
         reply = self.call(opcode, nodeid, body)
         assert reply.error, "it succeeded"
         return reply.error
 
     def is_answered(self, unique: int) -> bool:
-        """Whether a reply came, after all that was sent so far has been seen by the server."""
+        """Return True if the server has replied to a request, once it has read everything sent so far."""
         self.assert_alive()
         return unique in self._early
 
     def assert_alive(self) -> None:
-        """The server still answers, and has seen all that was sent before."""
+        """Check that the server answers; afterwards it has read everything sent before."""
         assert self.call(p.Opcode.GETATTR, ROOT, p.GETATTR_IN.pack(0, 0)).error == 0
 
     # Requests
@@ -156,7 +156,7 @@ class Kernel:
 
 
 def opened(reply: Reply) -> p.OpenOut:
-    """The answer to an open that must succeed."""
+    """Return the answer to an open, which must have succeeded."""
     assert reply.error == 0, os.strerror(reply.error)
     assert len(reply.payload) == p.OPEN_OUT.size
     return p.OPEN_OUT.unpack(memoryview(reply.payload))
@@ -172,7 +172,7 @@ class Conversation(NamedTuple):
 def converse(
     filesystem: Filesystem, *, passthrough: bool = False, on_init: Callable[[], None] = lambda: None
 ) -> Iterator[Conversation]:
-    """A server in a thread, and a kernel that has not yet said INIT. In the end the server must still be well."""
+    """Run a server in a thread, with a kernel that has not yet sent INIT; check in the end that the loop is intact."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     failures: list[BaseException] = []
     with ours, theirs:

@@ -33,7 +33,7 @@ class Labelled(NamedTuple):
 
 
 def short_clips(seconds: int) -> list[Clip]:
-    """Every clip of so many seconds that the demo's videos have: quick to fetch, and there are many."""
+    """Return every clip of this length in the videos of the demo: many clips that are quick to fetch."""
     return [
         Clip(video, start, start + seconds)
         for video, length in VIDEOS.items()
@@ -42,7 +42,7 @@ def short_clips(seconds: int) -> list[Clip]:
 
 
 def write_annotations(path: Path, rows: Iterable[Labelled]) -> Path:
-    """Writes an annotation file in the form of the Kinetics crawlers."""
+    """Write an annotation file in the format of the Kinetics crawlers."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
@@ -51,9 +51,9 @@ def write_annotations(path: Path, rows: Iterable[Labelled]) -> Path:
 
 
 def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:
-    """Makes a folder of clips, for mounts that are about how clips are read and not how they are fetched.
+    """Make a folder of clips, for mounts whose tests are about reading and not about fetching.
 
-    They show the same, and no two have the same bytes.
+    All clips show the same picture, but no two have the same bytes.
     """
     folder.mkdir()
     videos: dict[int, bytes] = {}
@@ -63,7 +63,7 @@ def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:
         if seconds not in videos:
             make_video(path, seconds=seconds, ffmpeg=find_ffmpeg())
             videos[seconds] = path.read_bytes()
-        # A box of the kind that every reader skips (ISO/IEC 14496-12, 8.1.2).
+        # A free space box, which every reader skips (ISO/IEC 14496-12, 8.1.2).
         note = clip.key.encode()
         path.write_bytes(videos[seconds] + (8 + len(note)).to_bytes(4) + b"free" + note)
     return folder
@@ -98,40 +98,40 @@ def mark_gone(store: Store, clips: Iterable[Clip], at: float | None = None) -> N
 
 
 def cached_file(cache: Path, clip: Clip) -> Path:
-    """The file in the cache folder that holds a clip."""
+    """Return the file of a clip in the cache directory."""
     [path] = CacheLayout(cache).clips.glob(f"*/{clip.key}.*.mp4")
     return path
 
 
 def incoming(cache: Path) -> list[Path]:
-    """What fetches under way, or dead ones, have in the cache folder."""
+    """Return the folders that fetches, running or dead, have in the cache directory."""
     return list(CacheLayout(cache).incoming.iterdir())
 
 
 def state(path: Path) -> str:
-    """What the mount says of a clip: `absent`, `fetching`, `cached` or `failed`."""
+    """Return the state of a clip: `absent`, `fetching`, `cached` or `failed`."""
     return os.getxattr(path, "user.kinetics.state").decode()
 
 
 def wait_until(condition: Callable[[], object], *, within: float = 60) -> None:
-    """Waits for something to become true.
+    """Wait until a condition is true.
 
     Raises:
-        TimeoutError: it did not.
+        TimeoutError: it is not true within `within` seconds.
     """
     deadline = time.monotonic() + within
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not so within {within} s")
+            raise TimeoutError(f"the condition is not true within {within} s")
         time.sleep(0.02)
 
 
 def descendants(pid: int) -> set[int]:
-    """The living processes below a process."""
+    """Return the living descendants of a process."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            # proc_pid_stat(5): the name, in parentheses, may hold anything.
+            # proc_pid_stat(5): the name in parentheses can contain any character.
             status, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             if status != "Z":
                 parents[int(folder.name)] = int(parent)
@@ -142,7 +142,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def command_line(pid: int) -> str:
-    """The command of a process, or nothing if it is gone."""
+    """Return the command line of a process; an empty string if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -151,7 +151,7 @@ def command_line(pid: int) -> str:
 
 @contextmanager
 def reading(paths: Iterable[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """A process for each path, which copies it to its standard output; none of them outlives the context."""
+    """Start a process for each path that copies the file to its standard output; the context ends them all."""
     readers: list[subprocess.Popen[bytes]] = []
     try:
         for path in paths:

@@ -17,7 +17,7 @@ def example() -> Iterator[ExampleFilesystem]:
 
 @pytest.fixture
 def conversation(example: ExampleFilesystem) -> Iterator[Conversation]:
-    """A server of the example, and a kernel that has said INIT; without passthrough."""
+    """A server of the example without passthrough, and a kernel that has sent INIT."""
     with converse(example.fs) as conversation:
         assert conversation.kernel.init().error == 0
         yield conversation

@@ -1,4 +1,4 @@
-"""Names that come and go, with the real kernel, which believes in names for a day unless it is told."""
+"""Names that appear and disappear, with the real kernel, which caches names for a day unless it is notified."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["pytestmark"]
 
 NAMES = sorted(clip.name for clip in CLIPS)
 IN_ORDER = sorted(set(CLIPS) - set(HERE), key=lambda clip: clip.name)
-"""The clips that are not here, and can therefore be gone, in the order in which they are listed."""
+"""The clips that are not cached, and can therefore be gone, in the order of the listing."""
 
 _HAMMER = """
 import os, sys
@@ -51,7 +51,7 @@ while True:
 
 
 def mark_gone(cache: Path, clips: Collection[Clip]) -> None:
-    """Says that these clips are gone, as another process does."""
+    """Record that these clips are gone, as another process does."""
     now = time.time()
     with Store(cache) as store:
         store.failures.import_reports(
@@ -81,7 +81,7 @@ def hiding(mount: Mount) -> Mounted:
     return mounted
 
 
-def test_names_go_and_come_back_by_any_way_to_look(hiding: Mounted, place: Path) -> None:
+def test_names_disappear_and_reappear_in_lookups_and_listings(hiding: Mounted, place: Path) -> None:
     gone = IN_ORDER[5:50]
     before = {name: (hiding.root / "train" / FULL / name).stat().st_ino for name in NAMES}
     mark_gone(place / "cache", gone)
@@ -101,7 +101,7 @@ def test_names_go_and_come_back_by_any_way_to_look(hiding: Mounted, place: Path)
 
 
 def some_names(directory: int) -> list[str]:
-    """What the kernel says of an open directory in 2 KiB: some thirty names."""
+    """Return about thirty names: 2 KiB of an open directory."""
     buffer = ctypes.create_string_buffer(2048)
     size = ctypes.CDLL(None, use_errno=True).getdents64(directory, buffer, len(buffer))
     assert size >= 0, os.strerror(ctypes.get_errno())
@@ -133,7 +133,7 @@ def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, place:
     assert seen == [".", "..", *NAMES]
 
 
-def test_a_name_that_is_absent_for_a_day_comes_back(mount: Mount, place: Path) -> None:
+def test_name_cached_as_absent_reappears(mount: Mount, place: Path) -> None:
     """The kernel remembers, too, what there is not."""
     clip = IN_ORDER[0]
     with Store(place / "cache"):
@@ -199,7 +199,7 @@ def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounte
 
 @pytest.mark.parametrize("end", ["signal", "umount --lazy"])
 @pytest.mark.serial
-def test_mount_ends_while_it_is_telling(hiding: Mounted, place: Path, end: str) -> None:
+def test_mount_ends_while_it_notifies_the_kernel(hiding: Mounted, place: Path, end: str) -> None:
     pid, ending = hiding.pid, threading.Event()
 
     def come_and_go() -> None:

@@ -59,7 +59,7 @@ def silence() -> Iterator[str]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """An empty folder; whatever is mounted below it in the end is taken away."""
+    """An empty folder; whatever is mounted below it in the end is unmounted."""
     with quick_place() as folder:
         yield folder
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -75,7 +75,7 @@ def fill(cache: Path) -> None:
 
 @pytest.fixture
 def mount(place: Path, silence: str) -> Iterator[Mount]:
-    """Makes mounts that have `HERE` in their cache; by passthrough unless told."""
+    """Make mounts whose cache has `HERE`; they use passthrough unless the arguments turn it off."""
     with ExitStack() as mounts:
         numbers = iter(range(1, 100))
 
@@ -114,7 +114,7 @@ def is_waiting(path: Path) -> bool:
 
 @contextmanager
 def waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Readers of clips that never come, all of them waiting."""
+    """Start readers of clips whose fetch never ends; all of them wait."""
     with reading([path_of(mounted, clip) for clip in clips]) as readers:
         wait_until(lambda: mounted.status()["frontend"]["waiting_opens"] == len(clips))
         yield readers
@@ -124,7 +124,7 @@ def waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[list[subprocess.Pop
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_mount_says_what_it_is(mount: Mount, name: str) -> None:
+def test_findmnt_and_status_describe_the_mount(mount: Mount, name: str) -> None:
     mounted = mount(*MODES[name])
     said = subprocess.run(
         ["findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", mounted.root], capture_output=True, text=True, check=True
@@ -325,7 +325,7 @@ def test_mount_below_a_symbolic_link(mount: Mount, place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_umount_by_others(mount: Mount, name: str) -> None:
+def test_umount_by_other_programs_ends_the_mount(mount: Mount, name: str) -> None:
     mounted = mount(*MODES[name])
     path_of(mounted, HERE[0]).read_bytes()
     subprocess.run(["umount", mounted.root], check=True)
@@ -333,8 +333,8 @@ def test_umount_by_others(mount: Mount, name: str) -> None:
     assert "Traceback" not in mounted.log.read_text()
 
 
-def test_signal_before_anybody_looked(place: Path, silence: str) -> None:
-    """What is to be unmounted must not be asked for its attributes by who answers them."""
+def test_signal_ends_a_mount_that_was_never_used(place: Path, silence: str) -> None:
+    """The process that serves a mount must not stat the mount point to unmount it: it would wait for itself."""
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"),
@@ -389,11 +389,11 @@ for name in sys.argv[2:]:
     except OSError:
         continue
 """
-"""If a clip cannot be had, it takes the next. And as Python does, it tries again after EINTR."""
+"""If a clip is unavailable, it takes the next one. As Python does, it retries after EINTR."""
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["by whole paths", "from inside"])
-def test_signal_while_readers_try_again_and_again(mount: Mount, inside: bool) -> None:
+def test_signal_ends_the_mount_while_readers_retry(mount: Mount, inside: bool) -> None:
     """Opens that come while it ends must not wait any more: a fetch may take minutes."""
     mounted = mount()
     folder = mounted.root / "train" / FULL
@@ -494,7 +494,7 @@ def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, place: Path, na
         with path_of(mounted, clip).open("rb", buffering=0) as beside:
             assert os.fstat(beside.fileno()).st_size == len(first)
             assert os.pread(beside.fileno(), 65536, 0) == os.pread(old.fileno(), 65536, 0) == first
-        # The clip's other place is another inode, and shows what is here now.
+        # The other path of the clip is another inode, and shows the new content.
         assert path_of(mounted, clip, "validation").read_bytes() == second
         # However the kernel comes to ask again, the open file stays as long as it is.
         os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -561,7 +561,7 @@ def test_five_hundred_opens_leave_no_descriptor(mount: Mount, name: str) -> None
 
 
 def test_more_open_clips_than_descriptors_of_a_shell(mount: Mount) -> None:
-    """Shells allow 1024 descriptors, and more to who asks for them: a loader of many workers needs that."""
+    """Shells allow 1024 descriptors, and more on request: a loader with many workers needs them."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, before[1]))
     try:
@@ -579,7 +579,7 @@ def test_more_open_clips_than_descriptors_of_a_shell(mount: Mount) -> None:
 # Waiting ----------------------------------------------------------------------------------------------------------
 
 
-def test_two_hundred_waiting_opens_are_in_nobodys_way(mount: Mount) -> None:
+def test_two_hundred_waiting_opens_do_not_delay_other_requests(mount: Mount) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:200]) as readers:
         assert path_of(mounted, HERE[0]).read_bytes() == content(HERE[0])
@@ -596,7 +596,7 @@ def test_two_hundred_waiting_opens_are_in_nobodys_way(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_waiting_reader_goes_at_once(mount: Mount, number: signal.Signals) -> None:
+def test_killed_reader_ends_at_once(mount: Mount, number: signal.Signals) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:2]) as [first, second]:
         first.send_signal(number)

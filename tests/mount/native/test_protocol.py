@@ -44,7 +44,7 @@ C_NAMES: list[tuple[p.Structure[Any], str, str, int]] = [
     (p._STORE_OUT, "fuse_notify_store_out", "", 0),
     (p.BACKING_MAP, "fuse_backing_map", "", 40),
 ]
-"""Ours, its name in C, the member that ours ends before, and the minor version that gave it its present form."""
+"""The structure, its name in C, the member that it ends before, and the minor version that gave it its present form."""
 
 LATER = """
 #if FUSE_KERNEL_MINOR_VERSION < 39
@@ -121,7 +121,7 @@ ALIASES = {"fuse_open_out.backing_id": "padding"}
 
 @pytest.fixture(scope="module")
 def from_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """What the C compiler says of everything in the header."""
+    """The sizes and offsets that the C compiler computes from the header."""
     if shutil.which("gcc") is None or not HEADER.exists():
         pytest.skip("NOT COMPARED WITH THE KERNEL'S HEADER: gcc or linux/fuse.h is not installed")
     minor = next(
@@ -245,11 +245,11 @@ def test_long_form_of_init() -> None:
     assert flags == p.InitFlag.INIT_EXT | p.InitFlag.PASSTHROUGH
 
 
-def test_second_flags_without_their_announcement_say_nothing() -> None:
+def test_flags2_is_ignored_without_init_ext() -> None:
     assert p.parse_init(init(1, flags2=2**32 - 1))[1] == 1
 
 
-def test_announced_flags_that_are_not_there_say_nothing() -> None:
+def test_missing_flags2_counts_as_zero() -> None:
     for length in range(16, 64):
         assert p.parse_init(init(p.InitFlag.INIT_EXT, length=length, flags2=2**32 - 1))[1] == p.InitFlag.INIT_EXT
 

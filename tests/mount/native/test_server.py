@@ -1,4 +1,4 @@
-"""The server, with the test in the kernel's place."""
+"""The native front end with a fake kernel."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_smaller_minor_version_is_taken(example: ExampleFilesystem, minor: i
         assert said.minor == min(minor, 40)
 
 
-def test_newer_major_version_is_told_ours_and_asks_again(example: ExampleFilesystem) -> None:
+def test_newer_major_version_gets_version_7_and_sends_init_again(example: ExampleFilesystem) -> None:
     on_init = threading.Event()
     with converse(example.fs, on_init=on_init.set) as (kernel, _, _):
         reply = kernel.init(major=8, minor=0)
@@ -130,7 +130,7 @@ def test_newer_major_version_is_told_ours_and_asks_again(example: ExampleFilesys
 
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 45), (7, 30), (7, 8)])
-def test_kernel_that_is_too_old_ends_it(
+def test_server_ends_if_the_kernel_is_too_old(
     example: ExampleFilesystem, major: int, minor: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_init = threading.Event()
@@ -142,7 +142,7 @@ def test_kernel_that_is_too_old_ends_it(
     assert "use Linux 5.4 or newer" in caplog.text
 
 
-def test_init_that_is_cut_off_is_no_end(example: ExampleFilesystem) -> None:
+def test_truncated_init_does_not_end_the_server(example: ExampleFilesystem) -> None:
     with converse(example.fs) as (kernel, _, _):
         for length in range(16):
             assert kernel.fail(p.Opcode.INIT, 0, bytes(length)) == errno.EIO
@@ -168,7 +168,7 @@ def test_lookup_all_the_way_down(example: ExampleFilesystem, kernel: Kernel) -> 
 
 
 @pytest.mark.parametrize("name", [b"nothing", b"", b"TRAIN", b"\xff\xfe", b"x" * 255, b"..", b"a/b"])
-def test_lookup_of_what_is_not_there_is_remembered(kernel: Kernel, name: bytes) -> None:
+def test_lookup_of_an_absent_name_can_be_cached(kernel: Kernel, name: bytes) -> None:
     entry, _ = kernel.lookup(ROOT, name)
     assert (entry.nodeid, entry.entry_valid) == (0, DAY)
 
@@ -199,7 +199,7 @@ def test_open_live_file_keeps_its_size(example: ExampleFilesystem, kernel: Kerne
     _, before = kernel.getattr(ino, out.fh)
     example.store.failures.remember(CLIP, FetchError(FailureKind.GONE, "removed"))
     assert kernel.getattr(ino, out.fh)[1].size == before.size
-    # It may be long in the making: what is known of its size is from the last time that somebody had it made.
+    # Rendering can take long: the size is that of the last open.
     assert kernel.getattr(ino)[1].size == before.size
     again = kernel.open(ino)
     assert kernel.getattr(ino)[1].size > before.size
@@ -208,7 +208,7 @@ def test_open_live_file_keeps_its_size(example: ExampleFilesystem, kernel: Kerne
         kernel.release(handle.fh)
 
 
-def test_statx_says_what_getattr_says(example: ExampleFilesystem, kernel: Kernel) -> None:
+def test_statx_agrees_with_getattr(example: ExampleFilesystem, kernel: Kernel) -> None:
     put(example.store, CLIP, content(CLIP))
     for ino in (ROOT, example.ino(CLIP), example.ino(OTHER), example.control("classes.txt")):
         _, attr = kernel.getattr(ino)
@@ -221,7 +221,7 @@ def test_statx_says_what_getattr_says(example: ExampleFilesystem, kernel: Kernel
 
 
 @pytest.mark.parametrize("ino", [0, 4, 15, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
-def test_inodes_that_there_are_not(kernel: Kernel, ino: int) -> None:
+def test_unknown_inodes_return_enoent(kernel: Kernel, ino: int) -> None:
     expected = {errno.ENOENT, errno.EIO}
     assert kernel.fail(p.Opcode.GETATTR, ino, p.GETATTR_IN.pack(0, 0)) in expected
     assert kernel.fail(p.Opcode.STATX, ino, p.STATX_IN.pack(0, 0, 0, 0)) in expected
@@ -282,7 +282,7 @@ def test_list_of_xattrs_at_every_size(example: ExampleFilesystem, kernel: Kernel
 
 
 @pytest.mark.parametrize("name", [b"user.other", b"security.capability", b"system.posix_acl_access", b"", b"\xff"])
-def test_xattr_that_is_not_there(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
+def test_absent_xattr_returns_enodata(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
     for ino in (ROOT, example.ino(CLIP)):
         assert kernel.fail(p.Opcode.GETXATTR, ino, getxattr(name, 100)) == errno.ENODATA
 
@@ -388,8 +388,8 @@ def test_attributes_in_a_listing_are_those_of_a_lookup(example: ExampleFilesyste
             assert attr == looked_up
 
 
-def test_listing_under_way_does_not_bring_an_estimate_back(example: ExampleFilesystem, kernel: Kernel) -> None:
-    """The kernel takes the size in a listing for newer than what it was told before it asked for it."""
+def test_listing_in_progress_does_not_restore_an_estimated_size(example: ExampleFilesystem, kernel: Kernel) -> None:
+    """The kernel takes the size in a listing as newer than a notification that came before the request."""
     folder, ino = example.directory(), example.ino(CLIPS[100])
 
     def listed(offset: int) -> dict[int, int]:
@@ -508,7 +508,7 @@ def test_twenty_opens_of_one_clip_share_a_descriptor(example: ExampleFilesystem,
     assert server.status().open_files == 0
 
 
-def test_empty_clip_is_announced_without_pages(example: ExampleFilesystem, kernel: Kernel) -> None:
+def test_empty_clip_is_invalidated_without_pages(example: ExampleFilesystem, kernel: Kernel) -> None:
     waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
     example.fetcher.bring(CLIP, b"")
@@ -518,7 +518,7 @@ def test_empty_clip_is_announced_without_pages(example: ExampleFilesystem, kerne
     assert kernel.fail(p.Opcode.LSEEK, ROOT, p.LSEEK_IN.pack(out.fh, 0, os.SEEK_DATA)) == errno.ENXIO
 
 
-def test_clip_fetched_anew_is_announced_anew(example: ExampleFilesystem, kernel: Kernel) -> None:
+def test_refetched_clip_is_invalidated_again(example: ExampleFilesystem, kernel: Kernel) -> None:
     ino = example.ino(CLIP)
     for version in (1, 2, 3):
         waiting = kernel.send_open(ino)
@@ -599,7 +599,7 @@ def test_split_list_in_pieces(example: ExampleFilesystem, kernel: Kernel) -> Non
 
 
 @pytest.mark.parametrize("fh", [0, 1, 77, 2**63, 2**64 - 1])
-def test_handles_that_there_are_not(kernel: Kernel, fh: int) -> None:
+def test_unknown_handles_return_ebadf(kernel: Kernel, fh: int) -> None:
     assert kernel.fail(p.Opcode.READ, ROOT, p.READ_IN.pack(fh, 0, 10, 0, 0, 0)) == errno.EBADF
     assert kernel.fail(p.Opcode.RELEASE, ROOT, p.RELEASE_IN.pack(fh, 0, 0, 0)) == errno.EBADF
     assert kernel.fail(p.Opcode.LSEEK, ROOT, p.LSEEK_IN.pack(fh, 0, os.SEEK_DATA)) == errno.EBADF
@@ -688,7 +688,7 @@ def test_virtual_files_do_not_pass_through(
     assert backings.files == {}
 
 
-def test_refused_registration_falls_back_and_says_why(
+def test_refused_registration_falls_back_to_the_page_cache(
     example: ExampleFilesystem, passing: Conversation, backings: Backings, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernel, server, _ = passing
@@ -700,7 +700,7 @@ def test_refused_registration_falls_back_and_says_why(
     assert after.open_flags & p.OpenFlag.PASSTHROUGH == 0
     assert "passthrough failed" in str(server.status().mode)
     assert caplog.text.count("for passthrough: ") == 1
-    # What is open by passthrough must go on that way: the kernel does not take both on one inode.
+    # A file that is open in passthrough stays so: the kernel refuses to mix modes on one inode.
     assert kernel.open(example.ino(CLIP))[1:] == before[1:]
 
 
@@ -752,7 +752,7 @@ def bringing(example: ExampleFilesystem) -> threading.Thread:
 
 
 def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[ExampleFilesystem, Pause, Kernel]) -> None:
-    """A STORE waits for the page, and the page for a READ, which only we can answer: the mount would hang for ever."""
+    """A STORE waits for the page, and the page for a READ, which only the server can answer: a deadlock."""
     example, pause, kernel = pausing
     ino = example.ino(CLIP)
     first = kernel.send_open(ino)
@@ -772,7 +772,7 @@ def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[ExampleFilesy
 
 
 def test_no_store_comes_after_the_first_handle(pausing: tuple[ExampleFilesystem, Pause, Kernel]) -> None:
-    """The same, without asking for more than what keeps the mount alive."""
+    """No STORE is sent after the first handle, even if nothing else is requested."""
     example, pause, kernel = pausing
     first = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
@@ -786,7 +786,7 @@ def test_no_store_comes_after_the_first_handle(pausing: tuple[ExampleFilesystem,
     assert [notice for notice in kernel.notified[told:] if notice.code == p.NotifyCode.STORE] == []
 
 
-def test_open_given_up_at_the_last_moment_is_announced_to_the_next(
+def test_invalidation_of_an_interrupted_open_reaches_the_next_one(
     pausing: tuple[ExampleFilesystem, Pause, Kernel],
 ) -> None:
     example, pause, kernel = pausing
@@ -818,7 +818,7 @@ def test_clock_that_was_set_back_hides_no_new_size(
     assert p.NotifyCode.INVAL_INODE in [notice.code for notice in kernel.notified]
 
 
-def test_open_that_fails_after_all_leaves_nothing_open(
+def test_open_that_fails_late_leaves_no_descriptor(
     example: ExampleFilesystem, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel, server, _ = conversation
@@ -837,8 +837,8 @@ def test_open_that_fails_after_all_leaves_nothing_open(
     assert example.open_clips() == 0
 
 
-def test_lock_of_another_process_holds_up_nobody_else(example: ExampleFilesystem, kernel: Kernel) -> None:
-    """As while another process evicts the clip: its file is gone, and what says so is not yet committed."""
+def test_lock_of_another_process_does_not_delay_other_requests(example: ExampleFilesystem, kernel: Kernel) -> None:
+    """As while another process evicts the clip: its file is gone, but the change is not yet committed."""
     put(example.store, CLIP, content(CLIP))
     [file] = example.store.layout.clips.glob(f"*/{CLIP.key}.*.mp4")
     with closing(sqlite3.connect(example.store.layout.state_database, isolation_level=None)) as other:
@@ -899,7 +899,7 @@ def test_interrupts_and_arrivals_at_the_same_time(
     wait_until(lambda: example.open_clips() == 0, within=10)
 
 
-def test_opens_that_wait_when_it_ends_are_interrupted(example: ExampleFilesystem) -> None:
+def test_waiting_opens_are_interrupted_when_the_server_ends(example: ExampleFilesystem) -> None:
     with converse(example.fs) as (kernel, server, thread):
         kernel.init()
         waiting = [kernel.send_open(example.ino(clip)) for clip in CLIPS[:50]]
@@ -1026,18 +1026,18 @@ def test_length_that_is_not_that_of_the_message(kernel: Kernel, length: int) -> 
 
 
 @pytest.mark.parametrize("name", [b"train", b"", b"tr\0ain\0", b"train\0\0"])
-def test_name_that_is_not_one(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
+def test_malformed_names_return_eio(example: ExampleFilesystem, kernel: Kernel, name: bytes) -> None:
     assert kernel.fail(p.Opcode.LOOKUP, ROOT, name) == errno.EIO
     assert kernel.fail(p.Opcode.GETXATTR, example.ino(CLIP), p.GETXATTR_IN.pack(10) + name) == errno.EIO
 
 
 @pytest.mark.parametrize("opcode", [20, 25, 30, 37, 39, 40, 47, 50, 53, 4096, 0, 2**32 - 1])
-def test_opcodes_that_we_do_not_know(kernel: Kernel, opcode: int) -> None:
+def test_unknown_opcodes_return_enosys(kernel: Kernel, opcode: int) -> None:
     assert kernel.fail(opcode, ROOT, bytes(64)) == errno.ENOSYS
 
 
 @pytest.mark.parametrize("opcode", [4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51])
-def test_opcodes_that_change_something(kernel: Kernel, opcode: int) -> None:
+def test_changes_return_erofs(kernel: Kernel, opcode: int) -> None:
     assert kernel.fail(opcode, ROOT, bytes(64)) == errno.EROFS
 
 
@@ -1049,7 +1049,7 @@ def test_requests_without_a_reply(kernel: Kernel) -> None:
     assert kernel._early == {}
 
 
-def test_ends_of_the_kernels_are_no_end(kernel: Kernel) -> None:
+def test_errors_of_the_kernel_do_not_end_the_server(kernel: Kernel) -> None:
     assert kernel.ask(p.Opcode.DESTROY) == b""
     assert kernel.ask(p.Opcode.ACCESS, ROOT, bytes(8)) == b""
     kernel.assert_alive()
@@ -1153,7 +1153,7 @@ def wait_for_notifications(kernel: Kernel, number: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [p.Opcode.READDIR, p.Opcode.READDIRPLUS])
-def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: ExampleFilesystem, opcode: int) -> None:
+def test_listing_continues_at_its_position_whatever_is_hidden(hiding: ExampleFilesystem, opcode: int) -> None:
     ordered = sorted(CLIPS, key=lambda clip: clip.name)
     with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
@@ -1172,7 +1172,7 @@ def test_listing_goes_on_where_it_was_whatever_is_left_out(hiding: ExampleFilesy
         assert entry.off == [clip.name for clip in ordered].index(name) + 3
 
 
-def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: ExampleFilesystem) -> None:
+def test_kernel_is_notified_of_names_and_then_of_their_directory(hiding: ExampleFilesystem) -> None:
     with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
         directory = hiding.directory()
@@ -1192,7 +1192,7 @@ def test_kernel_is_told_of_names_and_then_of_their_directory(hiding: ExampleFile
         assert (second.code, second.payload) == (p.NotifyCode.INVAL_INODE, struct.pack("=Qqq", directory, 0, 0))
 
 
-def test_opens_of_what_is_left_out_still_fail_as_they_did(hiding: ExampleFilesystem) -> None:
+def test_opens_of_hidden_inodes_fail_as_before(hiding: ExampleFilesystem) -> None:
     with converse(hiding.fs) as (kernel, _, _):
         kernel.init()
         ino = hiding.ino(CLIP)

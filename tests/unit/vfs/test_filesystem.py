@@ -43,7 +43,7 @@ def rows() -> list[tuple[str, Clip, str]]:
 
 
 class StubFetcher:
-    """Notes what it is asked for; a test delivers it, or does not."""
+    """Records requests; tests complete them."""
 
     def __init__(self) -> None:
         self.fetches: list[tuple[Clip, Future[None]]] = []
@@ -65,7 +65,7 @@ class StubFetcher:
 
 @dataclass
 class Parts:
-    """A filesystem and what is behind it."""
+    """A filesystem and the parts that it is made of."""
 
     fs: Filesystem
     catalog: Catalog
@@ -73,7 +73,7 @@ class Parts:
     fetcher: StubFetcher
 
     def find(self, path: str) -> int:
-        """The inode number of a path."""
+        """Return the inode number of a path."""
         ino = ROOT
         for name in path.split("/"):
             ino = self.fs.lookup(ino, name)
@@ -84,7 +84,7 @@ class Parts:
         return self.find(f"validation/abseiling/{CLIP.name}")
 
     def keep(self, content: bytes, clip: Clip = CLIP) -> None:
-        """Puts a clip into the store."""
+        """Publish a clip in the store."""
         claim = self.store.claim(clip)
         assert claim is not None
         with claim:
@@ -93,7 +93,7 @@ class Parts:
             claim.publish(path, "test")
 
     def deliver(self, content: bytes, clip: Clip = CLIP) -> None:
-        """Puts a clip into the store, and tells all who wait for it."""
+        """Publish a clip in the store, and complete all requests for it."""
         self.keep(content, clip)
         for other, fetch in list(self.fetcher.fetches):
             if other == clip and fetch.set_running_or_notify_cancel():
@@ -131,21 +131,21 @@ def parts(catalog: Catalog, tmp_path: Path) -> Iterator[Parts]:
 
 @pytest.fixture(scope="module")
 def fixed(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
-    """A parts in which nothing happens: hypothesis asks it again and again."""
+    """A filesystem that no test changes, for the many examples of hypothesis."""
     fetcher = StubFetcher()
     with Store(tmp_path_factory.mktemp("fixed") / "cache") as store:
         yield Parts(make_filesystem(catalog, store, fetcher), catalog, store, fetcher)
 
 
 def number_of(function: Callable[[], object]) -> str:
-    """The name of the errno that a call fails with."""
+    """Return the name of the errno that a call fails with."""
     with pytest.raises(OSError) as caught:
         function()
     return errno.errorcode[caught.value.errno or 0]
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """Return the number of files that this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -201,7 +201,7 @@ def test_a_part_of_a_listing_is_that_part(fixed: Parts, offset: int, count: int,
 
 @given(name=st.text(max_size=300) | st.binary(max_size=300).map(os.fsdecode))
 @settings(deadline=None, max_examples=200)
-def test_any_other_name_is_not_there(fixed: Parts, name: str) -> None:
+def test_lookup_of_any_other_name_fails(fixed: Parts, name: str) -> None:
     for path in (None, ".kinetics", "validation", "validation/abseiling"):
         ino = ROOT if path is None else fixed.find(path)
         if name not in [entry.name for entry in fixed.fs.entries(ino)]:
@@ -210,7 +210,7 @@ def test_any_other_name_is_not_there(fixed: Parts, name: str) -> None:
             assert caught.value.errno in (errno.ENOENT, errno.ENAMETOOLONG)
 
 
-def test_wrong_kinds_of_nodes(fixed: Parts) -> None:
+def test_operations_on_the_wrong_type_of_node_fail(fixed: Parts) -> None:
     filesystem, clip, control = fixed.fs, fixed.clip, fixed.find(".kinetics/status.json")
     assert number_of(lambda: filesystem.lookup(clip, CLIP.name)) == "ENOTDIR"
     assert number_of(lambda: filesystem.entries(clip)) == "ENOTDIR"
@@ -224,7 +224,7 @@ def test_wrong_kinds_of_nodes(fixed: Parts) -> None:
 
 
 @pytest.mark.parametrize("style", ClassNames)
-def test_styles_change_names_and_no_numbers(fixed: Parts, style: ClassNames) -> None:
+def test_class_name_styles_keep_inode_numbers(fixed: Parts, style: ClassNames) -> None:
     styled = make_filesystem(fixed.catalog, fixed.store, fixed.fetcher, style)
     split = fixed.find("train")
     assert [entry.ino for entry in styled.entries(split)] == [entry.ino for entry in fixed.fs.entries(split)]
@@ -237,7 +237,7 @@ def test_styles_change_names_and_no_numbers(fixed: Parts, style: ClassNames) -> 
     assert number_of(lambda: styled.lookup(split, "massaging")) == "ENOENT"
 
 
-def test_numbers_of_control_files_do_not_depend_on_the_selection(fixed: Parts, tmp_path: Path) -> None:
+def test_inode_numbers_of_virtual_files_do_not_depend_on_the_selection(fixed: Parts, tmp_path: Path) -> None:
     with select(fixed.catalog, Selection(splits=("validation",)), tmp_path) as part:
         filesystem = make_filesystem(part, fixed.store, fixed.fetcher)
         folder = filesystem.lookup(ROOT, ".kinetics")
@@ -255,7 +255,7 @@ def test_a_selection_without_validation_has_no_val(fixed: Parts, tmp_path: Path)
 # Attributes -------------------------------------------------------------------------------------------------------
 
 
-def test_size_of_an_unknown_clip_is_more_than_a_cut_can_have(fixed: Parts) -> None:
+def test_estimated_size_exceeds_that_of_any_cut_clip(fixed: Parts) -> None:
     for label, clip, split in rows():
         attributes = fixed.fs.attributes(fixed.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
         # Picture, sound, and what the container adds; the rate of the picture is a mean over its buffer, which may be
@@ -284,7 +284,7 @@ def test_size_is_exact_after_the_fetch_and_after_the_eviction(parts: Parts) -> N
     assert before.mode == here.mode == evicted.mode
 
 
-def test_looking_asks_for_nothing(fixed: Parts) -> None:
+def test_lookups_listings_and_stat_fetch_nothing(fixed: Parts) -> None:
     def look(ino: int) -> None:
         for name, attributes in filter(None, fixed.fs.entries_with_attributes(ino, 0, 1000)):
             assert fixed.fs.lookup(ino, name) == attributes.ino
@@ -327,7 +327,7 @@ def expected_list(split: str) -> bytes:
 
 
 @pytest.mark.parametrize("split", SPLIT_WORDS.values())
-def test_list_is_right_from_any_byte_to_its_end(fixed: Parts, split: str) -> None:
+def test_split_list_is_correct_from_any_byte(fixed: Parts, split: str) -> None:
     handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     expected = expected_list(split)
     assert handle.size == len(expected) == fixed.fs.attributes(fixed.find(f".kinetics/{split}.csv")).size
@@ -337,20 +337,20 @@ def test_list_is_right_from_any_byte_to_its_end(fixed: Parts, split: str) -> Non
 
 @given(split=st.sampled_from([*SPLIT_WORDS.values()]), offset=st.integers(0, 10_000), size=st.integers(0, 10_000))
 @settings(deadline=None, max_examples=300)
-def test_list_is_right_in_any_piece(fixed: Parts, split: str, offset: int, size: int) -> None:
+def test_split_list_is_correct_in_any_range(fixed: Parts, split: str, offset: int, size: int) -> None:
     handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     assert handle.read(offset, size) == expected_list(split)[offset : offset + size]
 
 
 @given(split=st.sampled_from([*SPLIT_WORDS.values()]), size=st.integers(1, 5000))
 @settings(deadline=None, max_examples=30)
-def test_list_is_right_in_pieces_of_one_size(fixed: Parts, split: str, size: int) -> None:
+def test_split_list_is_correct_in_pieces_of_any_size(fixed: Parts, split: str, size: int) -> None:
     handle = fixed.fs.open(fixed.find(f".kinetics/{split}.csv")).result()
     pieces = [handle.read(offset, size) for offset in range(0, handle.size + size, size)]
     assert b"".join(pieces) == expected_list(split)
 
 
-def test_list_of_far_beyond(fixed: Parts) -> None:
+def test_split_list_is_empty_beyond_its_end(fixed: Parts) -> None:
     handle = fixed.fs.open(fixed.find(".kinetics/train.csv")).result()
     assert handle.read(2**62, 2**20) == b""
     assert handle.read(handle.size, 1) == b""
@@ -368,7 +368,7 @@ def test_text_files(fixed: Parts) -> None:
     assert text("failures.csv").count("\n") == 1
 
 
-def test_failures_are_listed_where_the_clip_stands(parts: Parts) -> None:
+def test_failures_csv_has_the_path_of_each_clip(parts: Parts) -> None:
     error = FetchError(FailureKind.GONE, 'it said "no",\nor so', source="youtube")
     parts.store.failures.remember(CLIP, error)
     parts.store.failures.remember(Clip("not_in_this", 1, 2), error)
@@ -379,7 +379,7 @@ def test_failures_are_listed_where_the_clip_stands(parts: Parts) -> None:
     assert parts.store.status().failures == {"gone": 2}
 
 
-def test_live_file_stays_as_it_was_opened(parts: Parts) -> None:
+def test_live_file_keeps_its_content_while_open(parts: Parts) -> None:
     handle = parts.fs.open(parts.find(".kinetics/status.json")).result()
     before = content(handle)
     parts.keep(b"x" * 1000)
@@ -391,7 +391,7 @@ def test_live_file_stays_as_it_was_opened(parts: Parts) -> None:
 # Opens ------------------------------------------------------------------------------------------------------------
 
 
-def test_clip_that_is_here_is_open_at_once(parts: Parts) -> None:
+def test_cached_clip_is_opened_at_once(parts: Parts) -> None:
     parts.keep(b"0123456789")
     opened = parts.fs.open(parts.clip)
     assert opened.done()
@@ -404,7 +404,7 @@ def test_clip_that_is_here_is_open_at_once(parts: Parts) -> None:
     assert parts.fetcher.fetches == []
 
 
-def test_clip_that_is_not_here_is_open_when_it_is(parts: Parts) -> None:
+def test_open_of_an_uncached_clip_completes_when_it_is_fetched(parts: Parts) -> None:
     first, second = parts.fs.open(parts.clip), parts.fs.open(parts.clip)
     assert not first.done()
     assert [clip for clip, _ in parts.fetcher.fetches] == [CLIP, CLIP]
@@ -440,7 +440,7 @@ def test_descriptors_are_closed_with_the_last_handle(parts: Parts) -> None:
     assert descriptors() == before
 
 
-def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(parts: Parts) -> None:
+def test_open_cancelled_while_it_waits_leaves_no_descriptor(parts: Parts) -> None:
     parts.keep(b"warm")
     parts.fs.open(parts.clip).result().close()
     parts.store.remove(CLIP)
@@ -456,7 +456,7 @@ def test_open_that_is_cancelled_while_it_waits_leaves_nothing_open(parts: Parts)
     assert descriptors() == before
 
 
-def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
+def test_open_cancelled_while_its_clip_is_opened_leaves_no_descriptor(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.keep(b"warm")
@@ -482,7 +482,7 @@ def test_open_that_is_cancelled_in_the_moment_it_arrives_leaves_nothing_open(
     assert descriptors() == before
 
 
-def test_open_that_can_no_longer_be_cancelled(parts: Parts) -> None:
+def test_completed_open_cannot_be_cancelled(parts: Parts) -> None:
     parts.keep(b"content")
     opened = parts.fs.open(parts.clip)
     assert not opened.cancel()
@@ -498,7 +498,7 @@ def test_open_raises_what_the_fetch_raised(parts: Parts, kind: FailureKind) -> N
     assert opened.exception(timeout=0) is error
 
 
-def test_failure_of_a_cancelled_open_is_nobodys(parts: Parts) -> None:
+def test_failed_fetch_of_a_cancelled_open_is_ignored(parts: Parts) -> None:
     opened = parts.fs.open(parts.clip)
     assert opened.cancel()
     for _, fetch in parts.fetcher.fetches:
@@ -508,8 +508,10 @@ def test_failure_of_a_cancelled_open_is_nobodys(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many"), RuntimeError("a defect"), MemoryError()])
-def test_trouble_on_arrival_reaches_the_reader(parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Whatever goes wrong after the fetch: a reader that nobody answers waits for ever."""
+def test_any_error_after_the_fetch_fails_the_open(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Otherwise the open would wait for ever."""
     for place in ("store", "handle"):
         opened = parts.fs.open(parts.clip)
 
@@ -526,7 +528,7 @@ def test_trouble_on_arrival_reaches_the_reader(parts: Parts, monkeypatch: pytest
         parts.store.remove(CLIP)
 
 
-def test_clip_that_is_evicted_before_it_can_be_opened_is_asked_for_again_but_not_for_ever(parts: Parts) -> None:
+def test_clip_evicted_before_its_open_is_fetched_again_a_few_times(parts: Parts) -> None:
     opened = parts.fs.open(parts.clip)
     for _ in range(20):
         pending = [fetch for _, fetch in parts.fetcher.fetches if not fetch.done()]
@@ -552,7 +554,7 @@ def test_damaged_file_is_fetched_again(parts: Parts) -> None:
     opened.result().close()
 
 
-def test_folders_are_not_opened(fixed: Parts) -> None:
+def test_open_of_a_directory_returns_eisdir(fixed: Parts) -> None:
     for path in (".kinetics", "train", "train/abseiling"):
         assert number_of(fixed.fs.open(fixed.find(path)).result) == "EISDIR"
     assert number_of(fixed.fs.open(ROOT).result) == "EISDIR"
@@ -560,7 +562,7 @@ def test_folders_are_not_opened(fixed: Parts) -> None:
 
 
 def test_all_open_handles_show_one_content(parts: Parts) -> None:
-    """A kernel has one set of pages for all of them."""
+    """A kernel caches one set of pages for all of them."""
     parts.keep(b"old content")
     first = parts.fs.open(parts.clip).result()
     parts.store.remove(CLIP)
@@ -588,7 +590,7 @@ def test_size_shown_is_that_of_the_open_handles(parts: Parts) -> None:
     assert parts.fs.attributes(parts.clip).size == 3
 
 
-def test_what_was_shown_before_is_not_fresh_and_anything_else_is(catalog: Catalog, tmp_path: Path) -> None:
+def test_only_content_that_the_kernel_has_not_seen_needs_invalidation(catalog: Catalog, tmp_path: Path) -> None:
     with Store(tmp_path / "cache") as store:
         parts = Parts(make_filesystem(catalog, store, StubFetcher()), catalog, store, StubFetcher())
         parts.keep(b"one")
@@ -638,7 +640,7 @@ def test_many_threads_open_and_close(parts: Parts) -> None:
 # Extended attributes ----------------------------------------------------------------------------------------------
 
 
-def test_attributes_follow_the_state(parts: Parts) -> None:
+def test_xattrs_follow_the_state_of_the_clip(parts: Parts) -> None:
     def state() -> bytes:
         return parts.fs.xattr(parts.clip, "user.kinetics.state")
 
@@ -730,7 +732,7 @@ def test_errno_is_one_that_a_kernel_takes(number: int) -> None:
     assert 0 < found < 512
 
 
-def test_sizes_that_are_known_elsewhere(parts: Parts) -> None:
+def test_indexed_sizes_are_shown(parts: Parts) -> None:
     asked: list[str] = []
 
     def sizes(keys: Sequence[str]) -> dict[str, int]:
@@ -747,7 +749,7 @@ def test_sizes_that_are_known_elsewhere(parts: Parts) -> None:
     assert filesystem.attributes(parts.clip).size == len(b"content")
 
 
-def test_sizes_that_cannot_be_told_any_more(parts: Parts) -> None:
+def test_sizes_are_estimates_if_the_index_fails(parts: Parts) -> None:
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         raise KineticsError("the indexes are damaged")
 

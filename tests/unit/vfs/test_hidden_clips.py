@@ -1,4 +1,4 @@
-"""What a filesystem leaves out, without a kernel."""
+"""Hidden clips, without a kernel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def example() -> Iterator[ExampleFilesystem]:
 
 @contextmanager
 def watched(example: ExampleFilesystem) -> Iterator[SimpleQueue[Name]]:
-    """A watch on the filesystem, and what it tells."""
+    """Run a watcher of the filesystem; yield the queue of the names that it reports."""
     told: SimpleQueue[Name] = SimpleQueue()
     watch = example.fs.watch_names(told.put)
     assert watch is not None
@@ -49,7 +49,7 @@ def watched(example: ExampleFilesystem) -> Iterator[SimpleQueue[Name]]:
 
 
 def look(example: ExampleFilesystem) -> set[Name]:
-    """Has the filesystem look at what is gone; the names that came or went."""
+    """Refresh the hidden clips; return the names that appeared or disappeared."""
     assert example.fs._hidden is not None
     names = example.fs._hidden.refresh()
     assert len(names) == len(set(names))
@@ -74,13 +74,13 @@ def names(clips: Collection[Clip]) -> list[str]:
 
 
 def split_list(example: ExampleFilesystem, split: str = "train") -> list[str]:
-    """The paths in `<split>.csv`."""
+    """Return the paths in `<split>.csv`."""
     handle = example.fs.open(example.control(f"{split}.csv")).result()
     assert handle.size == example.fs.attributes(example.control(f"{split}.csv")).size
     return [line.rpartition(" ")[0] for line in handle.read(0, handle.size + 1).decode().splitlines()]
 
 
-def test_clip_that_is_gone_is_left_out_everywhere_it_stands(example: ExampleFilesystem) -> None:
+def test_gone_clip_is_hidden_in_every_class(example: ExampleFilesystem) -> None:
     clip = CLIPS[0]
     before = example.fs.statistics().files
     numbers = [example.ino(other) for other in CLIPS[1:]]
@@ -106,7 +106,7 @@ def odd_directory(example: ExampleFilesystem) -> int:
     return ino
 
 
-def test_what_is_not_gone_or_is_here_or_is_due_stays(example: ExampleFilesystem) -> None:
+def test_clips_that_are_not_gone_or_cached_or_due_stay_visible(example: ExampleFilesystem) -> None:
     for clip, kind in zip(CLIPS, FailureKind, strict=False):
         example.store.failures.remember(clip, FetchError(kind, "reason"))
     gone = [clip for clip, kind in zip(CLIPS, FailureKind, strict=False) if kind is FailureKind.GONE]
@@ -119,7 +119,7 @@ def test_what_is_not_gone_or_is_here_or_is_due_stays(example: ExampleFilesystem)
     assert listed(example) == names(set(CLIPS) - set(gone))
 
 
-def test_clip_comes_back(example: ExampleFilesystem) -> None:
+def test_hidden_clip_reappears(example: ExampleFilesystem) -> None:
     mark_gone(example.store, CLIPS[:10])
     assert len(look(example)) == 10 + TWICE + 3
     example.store.failures.forget(CLIPS[:1])
@@ -135,7 +135,7 @@ def test_clip_comes_back(example: ExampleFilesystem) -> None:
     assert example.fs.hidden.total == 0
 
 
-def test_class_of_which_everything_is_gone_stays_empty(example: ExampleFilesystem) -> None:
+def test_class_without_visible_clips_stays_as_an_empty_directory(example: ExampleFilesystem) -> None:
     mark_gone(example.store, CLIPS[:TWICE])
     look(example)
     assert listed(example, "validation") == []
@@ -143,7 +143,7 @@ def test_class_of_which_everything_is_gone_stays_empty(example: ExampleFilesyste
     assert split_list(example, "validation") == []
 
 
-def test_without_the_option_nothing_is_left_out() -> None:
+def test_nothing_is_hidden_without_the_option() -> None:
     with quick_place() as folder, example_filesystem(folder) as example:
         mark_gone(example.store, CLIPS)
         assert example.fs.watch_names(lambda _name: None) is None
@@ -152,7 +152,7 @@ def test_without_the_option_nothing_is_left_out() -> None:
         assert example.fs.hidden.total == 0
 
 
-def test_rows_that_are_not_ours_hide_nothing(example: ExampleFilesystem) -> None:
+def test_invalid_rows_of_the_database_hide_nothing(example: ExampleFilesystem) -> None:
     with closing(sqlite3.connect(example.store.layout.state_database, isolation_level=None)) as ledger:
         for number, (key, retry_at) in enumerate(
             [
@@ -173,8 +173,8 @@ def test_rows_that_are_not_ours_hide_nothing(example: ExampleFilesystem) -> None
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_listing_that_goes_on_neither_skips_nor_repeats(example: ExampleFilesystem, data: st.DataObject) -> None:
-    """Whatever comes and goes meanwhile, all that was there all the time is listed once, in order."""
+def test_listing_in_progress_neither_skips_nor_repeats(example: ExampleFilesystem, data: st.DataObject) -> None:
+    """Names that are visible all the time are listed once and in order, whatever else changes."""
     example.store.failures.forget()
     look(example)
     directory, place = example.directory(), 0
@@ -200,7 +200,7 @@ def test_listing_that_goes_on_neither_skips_nor_repeats(example: ExampleFilesyst
 
 
 @given(gone=st.sets(st.integers(0, 40)), count=st.integers(1, 41))
-def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> None:
+def test_position_of_a_visible_name(gone: set[int], count: int) -> None:
     left = [place for place in range(60) if place not in gone]
     hidden = HiddenClips(positions={7: sorted(gone)})
     assert [hidden.position(7, number) for number in range(len(left))] == left
@@ -209,7 +209,7 @@ def test_place_is_that_of_the_name_that_is_left(gone: set[int], count: int) -> N
 
 @given(gone=st.sets(st.sampled_from(CLIPS)), offset=st.integers(0, 30_000), size=st.integers(1, 30_000))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_part_of_the_split_list_is_that_part(
+def test_any_range_of_the_split_list_is_correct(
     example: ExampleFilesystem, gone: set[Clip], offset: int, size: int
 ) -> None:
     example.store.failures.forget()
@@ -224,7 +224,7 @@ def test_any_part_of_the_split_list_is_that_part(
     )
 
 
-def test_split_list_stays_as_it_was_opened(example: ExampleFilesystem) -> None:
+def test_split_list_keeps_its_content_while_open(example: ExampleFilesystem) -> None:
     mark_gone(example.store, CLIPS[:7])
     look(example)
     handle = example.fs.open(example.control("train.csv")).result()
@@ -240,7 +240,7 @@ def test_split_list_stays_as_it_was_opened(example: ExampleFilesystem) -> None:
 
 
 def told_of(told: SimpleQueue[Name], clips: Collection[Clip], directory: int) -> None:
-    """Waits until these names of a directory were told."""
+    """Wait until the watcher has reported these names of a directory."""
     missing = {clip.name for clip in clips}
     while missing:
         name = told.get(timeout=30)
@@ -248,7 +248,7 @@ def told_of(told: SimpleQueue[Name], clips: Collection[Clip], directory: int) ->
             missing.remove(name.name)
 
 
-def test_what_others_find_out_is_noticed(example: ExampleFilesystem) -> None:
+def test_watcher_reports_failures_of_other_processes(example: ExampleFilesystem) -> None:
     with watched(example) as told, Store(example.store.folder) as other:
         mark_gone(other, CLIPS[:50])
         told_of(told, CLIPS[:50], example.directory())
@@ -258,13 +258,13 @@ def test_what_others_find_out_is_noticed(example: ExampleFilesystem) -> None:
         assert listed(example) == names(set(CLIPS) - set(CLIPS[20:50]))
 
 
-def test_what_was_found_out_before_the_watch_began_is_noticed(example: ExampleFilesystem) -> None:
+def test_watcher_reports_failures_from_before_it_started(example: ExampleFilesystem) -> None:
     mark_gone(example.store, CLIPS[:5])
     with watched(example) as told:
         told_of(told, CLIPS[:5], example.directory())
 
 
-def test_wait_that_is_over_is_noticed(example: ExampleFilesystem) -> None:
+def test_watcher_reports_a_clip_that_is_due(example: ExampleFilesystem) -> None:
     mark_gone(example.store, CLIPS[:1], time.time() - A_WEEK + 3)
     look(example)
     assert not is_found(example, CLIPS[0])
@@ -273,7 +273,7 @@ def test_wait_that_is_over_is_noticed(example: ExampleFilesystem) -> None:
     assert is_found(example, CLIPS[0])
 
 
-def test_clip_that_an_open_finds_gone_is_left_out(example: ExampleFilesystem) -> None:
+def test_clip_that_an_open_finds_gone_is_hidden_at_once(example: ExampleFilesystem) -> None:
     with watched(example) as told:
         ino = example.ino(CLIPS[30])
         opened = example.fs.open(ino)
@@ -285,7 +285,7 @@ def test_clip_that_an_open_finds_gone_is_left_out(example: ExampleFilesystem) ->
         assert example.fs.attributes(ino).ino == ino
 
 
-def test_watch_survives_a_ledger_that_fails(example: ExampleFilesystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watcher_survives_a_failing_database(example: ExampleFilesystem, monkeypatch: pytest.MonkeyPatch) -> None:
     assert example.fs._hidden is not None
     really: Callable[..., dict[str, float]] = example.store.failures.gone
     failed: list[bool] = []
@@ -304,7 +304,7 @@ def test_watch_survives_a_ledger_that_fails(example: ExampleFilesystem, monkeypa
         told_of(told, CLIPS[:3], example.directory())
 
 
-def test_places_are_those_of_the_listing(example: ExampleFilesystem) -> None:
+def test_positions_are_those_of_the_listing(example: ExampleFilesystem) -> None:
     places = example.fs._catalog.positions([clip.key for clip in CLIPS] + ["nothing", "a" * 25])
     for directory in {place.directory for place in places}:
         found = [entry.name for entry in example.fs.entries(directory)]
