@@ -767,3 +767,13 @@ def _window(header: str | None, size: int) -> range | None:
     else:
         start, stop = int(first), min(size, int(last) + 1) if last else size
     return range(start, stop) if start < stop else None
+
+
+def assert_clean_reason(reason: str, video_id: str) -> None:
+    """Check that a reason is one line for a log or an attribute, without the clutter of a command line."""
+    assert reason.isprintable()
+    assert reason.strip() == reason
+    assert 5 < len(reason) <= 300
+    for clutter in ("ERROR", "Use --cookies", "please report", "[youtube]", "[generic]", "[download]", "-t sleep"):
+        assert clutter not in reason
+    assert not reason.startswith(video_id)

@@ -1,4 +1,4 @@
-"""Clips out of indexed archives, through the worker's own door: one request, byte for byte, or a telling failure."""
+"""Clips of indexed archives: one request, the exact bytes, or a failure with a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import NotInSource, SourceSettings
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, list_archives
+from kinetics_fs.sources.archive.layout import archive_address, list_archives
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
@@ -244,10 +244,10 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
         worker.stop()
 
 
-# The shelf
+# The archive index database
 
 
-def test_shelf_gives_back_what_it_was_given(site: ArchiveSite, index_db: Path) -> None:
+def test_index_db_returns_the_indexes_that_were_added(site: ArchiveSite, index_db: Path) -> None:
     with ArchiveIndexDB(index_db) as opened:
         assert [(one.archive, one.clips) for one in opened.archives()] == [(PART, len(MORE)), (VAL, len(CLIPS))]
         assert {index.archive: index for index in opened.indexes()} == {
@@ -262,7 +262,7 @@ def test_shelf_gives_back_what_it_was_given(site: ArchiveSite, index_db: Path) -
         assert [one.archive for one in opened.archives()] == [PART]
 
 
-def test_shelf_that_is_none(tmp_path: Path) -> None:
+def test_damaged_index_db_is_a_config_failure(tmp_path: Path) -> None:
     path = tmp_path / "archives.sqlite"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(ArchiveError):
@@ -272,17 +272,17 @@ def test_shelf_that_is_none(tmp_path: Path) -> None:
     assert refused(ArchiveSource("/data", path), Clip("x" * 11, 0, 10), tmp_path / "job").kind is FailureKind.CONFIG
 
 
-def test_shelf_with_records_that_make_no_sense(index_db: Path, site: ArchiveSite, tmp_path: Path) -> None:
+def test_record_out_of_bounds_is_a_config_failure(index_db: Path, site: ArchiveSite, tmp_path: Path) -> None:
     clip = Clip("x" * 11, 0, 10)
     with ArchiveIndexDB(index_db) as opened:
         opened.add(ArchiveIndex("a.tar", 100, None, True, {clip: Record(0, 0, 1 << 40, 90, 1, b"")}))
     assert refused(ArchiveSource(site.url, index_db), clip, tmp_path / "job").kind is FailureKind.CONFIG
 
 
-# Places
+# Lists of archives
 
 
-def test_archives_by_their_list(site: ArchiveSite) -> None:
+def test_archives_are_those_of_the_published_list(site: ArchiveSite) -> None:
     site.files["600/val/k600_val_path.txt"] = (
         b"https://s3.amazonaws.com/kinetics/600/val/abseiling.tar.gz\r\n"
         b"https://s3.amazonaws.com/kinetics/600/val/mountain climber (exercise).tar.gz\n\n"
@@ -303,36 +303,7 @@ def test_archives_by_their_list(site: ArchiveSite) -> None:
 @pytest.mark.parametrize(
     "content", [b"<html>", b"\xff\xfe", b"https://x/..", b"https://x/a%0A.tar.gz", b"x/a%2f..%2f.tar"]
 )
-def test_list_that_is_none(site: ArchiveSite, content: bytes) -> None:
+def test_invalid_list_is_refused(site: ArchiveSite, content: bytes) -> None:
     site.files["700_2020/test/k700_2020_test_path.txt"] = content
     with pytest.raises(ArchiveError):
         list_archives(site.url, "700-2020", "test")
-
-
-def test_archives_in_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "400" / "train"
-    folder.mkdir(parents=True)
-    for name in ("part_1.tar.gz", "part_0.tar", "k400_train_path.txt", ".part_2.tar.gz"):
-        (folder / name).touch()
-    assert list_archives(str(tmp_path), "400", "train") == ["400/train/part_0.tar", "400/train/part_1.tar.gz"]
-    with pytest.raises(FetchError):
-        list_archives(str(tmp_path), "400", "test")
-
-
-def test_archives_of_classes() -> None:
-    labels = ["zumba", "abseiling", "driving car"]
-    assert archive_of_class("600", "validation", "driving car", labels) == "600/val/driving car.tar.gz"
-    # Those of 700 are numbered, and annotations with fewer labels do not tell the numbers.
-    assert archive_of_class("700-2020", "train", "driving car", labels) is None
-    all_labels = [*labels, *(f"label {number:03d}" for number in range(697))]
-    assert archive_of_class("700-2020", "train", "driving car", all_labels) == "700_2020/train/k700_train_002.tar.gz"
-    assert archive_of_class("400", "train", "zumba", labels) is None
-    assert archive_of_class("600", "test", "zumba", labels) is None
-
-
-def test_addresses() -> None:
-    assert archive_address("https://a.b/k/", VAL) == "https://a.b/k/600/val/pull%20ups%20%28really%29.tar.gz"
-    assert archive_address("s3://k", PART) == f"s3://k/{PART}"
-    assert archive_address("/data", VAL) == f"/data/{VAL}"
-    with pytest.raises(ArchiveError):
-        archive_address("/data", "../../etc/passwd")

@@ -1,4 +1,4 @@
-"""What yt-dlp says, in its own words, and the class of failure that it becomes."""
+"""Errors of the real yt-dlp against a fake YouTube, and the kind of failure that each becomes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.youtube.errors import classify
 from kinetics_fs.sources.youtube.source import YouTubeSource
-from tests.support.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube
+from tests.support.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube, assert_clean_reason
 
 pytestmark = pytest.mark.usefixtures("as_in_a_worker")
 
@@ -86,19 +85,9 @@ def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **param
 def failure(source: YouTubeSource, folder: Path, clip: Clip = CLIP) -> FetchError:
     with pytest.raises(FetchError) as caught:
         source.fetch(clip, folder)
-    assert_clean(caught.value.reason)
+    assert_clean_reason(caught.value.reason, VIDEO)
     assert caught.value.source == "youtube"
     return caught.value
-
-
-def assert_clean(reason: str) -> None:
-    """A sentence for a log and for an attribute: one line, without the clutter of a command line."""
-    assert reason.isprintable()
-    assert reason.strip() == reason
-    assert 5 < len(reason) <= 300
-    for clutter in ("ERROR", "Use --cookies", "please report", "[youtube]", "[generic]", "[download]", "-t sleep"):
-        assert clutter not in reason
-    assert not reason.startswith(VIDEO)
 
 
 def test_every_scenario_has_a_kind() -> None:
@@ -221,79 +210,3 @@ def test_full_disk_under_ytdlp(yt: FakeYouTube, tmp_path: Path) -> None:
     error = failure(source(yt), tmp_path)
 
     assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOSPC)
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        # Errors that the fake server cannot produce.
-        (FailureKind.CONFIG, "Cookies file must be Netscape formatted, not JSON. See https://example.org"),
-        (FailureKind.CONFIG, "could not find firefox cookies database in '/root/.mozilla/firefox'"),
-        (FailureKind.CONFIG, "m3u8 download detected but ffmpeg could not be found. Please install"),
-        (FailureKind.CONFIG, "Postprocessing: ffmpeg not found. Please install or provide the path"),
-        (FailureKind.TRANSIENT, "Unable to download API page: [Errno -2] Name or service not known"),
-        (FailureKind.TRANSIENT, "Unable to download API page: [Errno -3] Temporary failure in name resolution"),
-        (FailureKind.TRANSIENT, "Unable to download API page: [Errno 101] Network is unreachable"),
-        (FailureKind.TRANSIENT, "Downloaded 912217 bytes, expected 1824434 bytes. Giving up after 3 retries"),
-        (FailureKind.TRANSIENT, "Did not get any data blocks"),
-        (FailureKind.TRANSIENT, "The downloaded file is empty"),
-        (FailureKind.TRANSIENT, "Requested format is not available. Use --list-formats for a list"),
-        (FailureKind.TRANSIENT, "something that nobody has seen before"),
-        (FailureKind.GONE, "Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404>)"),
-        (FailureKind.GONE, "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)"),
-        (FailureKind.GONE, "This video has been removed for violating YouTube's Community Guidelines"),
-        (FailureKind.GONE, "Unsupported URL: http://127.0.0.1/watch/x"),
-        (FailureKind.GONE, "This video is no longer available due to a copyright claim by Example Ltd."),
-        # Met in a log of 2019, over 1,000 times: the age gate of the time.
-        (FailureKind.CREDENTIALS, "Content Warning"),
-        (
-            FailureKind.GONE,
-            "This video has been removed for violating YouTube's policy on hate speech. "
-            "Learn more about combating hate speech in your country.",
-        ),
-        (FailureKind.GONE, "This video is no longer available because the uploader has closed their YouTube account."),
-        (FailureKind.GONE, "This video is no longer available due to a privacy claim by a third party."),
-        (FailureKind.CREDENTIALS, "This video contains content from Example. It is not available in your country."),
-        (FailureKind.TRANSIENT, "An error occurred. Please try again later."),
-        (FailureKind.TRANSIENT, "giving up after 10 fragment retries"),
-        # These sentences contain names of claimants, which are data and not YouTube's words.
-        (FailureKind.GONE, "This video contains content from Sabrina Music, who has blocked it on copyright grounds"),
-        (FailureKind.GONE, "This video contains content from Blog Inc, who has blocked it on copyright grounds"),
-    ],
-)
-def test_sentence(kind: FailureKind, text: str) -> None:
-    error = classify(Exception(f"ERROR: [youtube] {VIDEO}: {text}"), [], "youtube")
-
-    assert error.kind == kind
-    assert_clean(error.reason)
-
-
-def test_warning_is_no_verdict_on_a_video() -> None:
-    warnings = ["[youtube] Some formats are not available", "Falling back: the iOS player is unavailable, log in"]
-
-    assert classify(Exception("KeyError('streams')"), warnings, "youtube").kind is FailureKind.TRANSIENT
-
-
-def test_reason_has_no_colours_and_one_line() -> None:
-    said = f"\x1b[0;31mERROR:\x1b[0m [youtube] {VIDEO}: Private video\x1b[0m\nand more\x07"
-
-    error = classify(Exception(said), [], "youtube")
-
-    assert error.reason == "Private video"
-    assert error.kind is FailureKind.CREDENTIALS
-
-
-def test_exception_without_text_has_a_reason() -> None:
-    assert classify(Exception(), [], "youtube").reason == "Exception"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_fault_of_the_disk_is_found_behind_other_exceptions(number: int) -> None:
-    outer = RuntimeError("ERROR: unable to write data; HTTP Error 404")
-    outer.__context__ = ValueError("between")
-    outer.__context__.__cause__ = OSError(number, os.strerror(number))
-
-    error = classify(outer, ["HTTP Error 429"], "youtube")
-
-    assert (error.kind, error.errno) == (FailureKind.LOCAL, number)
-    assert_clean(error.reason)

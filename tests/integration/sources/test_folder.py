@@ -16,7 +16,7 @@ from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.folder import FolderSource, file_names, parse_file_name
+from kinetics_fs.sources.folder import FolderSource
 from kinetics_fs.util.files import link_or_copy
 from tests.support.store import quick_place
 from tests.support.store_fixtures import public_folder as public_folder
@@ -250,27 +250,3 @@ def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Pa
         with pytest.raises(FileExistsError):
             link_or_copy(file.fileno(), held / "other", max_size=2_000_000)
     assert (held / "other").stat().st_size == 2_000_000
-
-
-@pytest.mark.parametrize("name", [*file_names(CLIP), "a" * 11 + "_0_999999.mp4"])
-def test_names_of_clips(name: str) -> None:
-    clip = parse_file_name(name)
-    assert clip is not None
-    assert name in file_names(clip)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "-a_b-c_d-e__010_20.mp4",
-        "-a_b-c_d-e__20_10.mp4",
-        "-a_b-c_d-e__000010_20.mp4",
-        "-a_b-c_d-e__10_20.mp4\n",
-        "-a_b-c_d-e__10_1000000.mp4",
-        "-a_b-c_d-e__10_20.MP4",
-        "._a_b-c_d-e__10_20.mp4x",
-        "-a_b-c_d-\n__10_20.mp4",
-    ],
-)
-def test_names_of_none(name: str) -> None:
-    assert parse_file_name(name) is None
