@@ -68,8 +68,8 @@ def _is_automount(path: Path) -> bool:
 def is_stacked(path: Path) -> bool:
     """Return True if a directory is on a filesystem that is on top of another one, as in containers."""
     device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    return any(mount.device == number and mount.type in _STACKED for mount in _mount_infos())
+    device_number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == device_number and mount.type in _STACKED for mount in _mount_infos())
 
 
 def filesystem_type(path: Path) -> str:

@@ -43,9 +43,9 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
     """An empty directory to mount on; whatever is mounted there in the end is unmounted."""
-    folder = tmp_path / "place"
+    folder = tmp_path / "mountpoint"
     folder.mkdir()
     yield folder
     while folder in find_mounts():

@@ -30,13 +30,13 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(frontend: tuple[str, ...], dataset: Dataset, cache: Path, place: Path) -> Run:
-    """Runs `kinetics-fs mount` on `place`, with further arguments; whatever it mounts is taken away in the end."""
+def run(frontend: tuple[str, ...], dataset: Dataset, cache: Path, mountpoint: Path) -> Run:
+    """Run `kinetics-fs mount` on `mountpoint` with further arguments; whatever it mounts is unmounted in the end."""
 
-    def run(*arguments: str | Path, place: Path = place) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, mountpoint: Path = mountpoint) -> subprocess.CompletedProcess[str]:
         everywhere = "--annotations", dataset.annotations, "--cache-dir", cache, "--min-free", "0"
-        log = "--log-file", place.with_name("mount.log")
-        return kinetics_fs("mount", *frontend, *everywhere, *log, *arguments, place)
+        log = "--log-file", mountpoint.with_name("mount.log")
+        return kinetics_fs("mount", *frontend, *everywhere, *log, *arguments, mountpoint)
 
     return run
 
@@ -59,43 +59,45 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str, sta
 
 def test_mount_point_that_is_a_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_one_sentence(run(place=tmp_path / "file"), f"{tmp_path}/file", "is not a directory")
+    assert_one_sentence(run(mountpoint=tmp_path / "file"), f"{tmp_path}/file", "is not a directory")
 
 
 def test_mount_point_below_a_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_one_sentence(run(place=tmp_path / "file/place"), f"{tmp_path}/file/place")
+    assert_one_sentence(run(mountpoint=tmp_path / "file/mountpoint"), f"{tmp_path}/file/mountpoint")
 
 
-def test_mount_point_that_is_not_empty(run: Run, place: Path) -> None:
-    (place / ".mine").write_text("")
-    assert_one_sentence(run(), str(place), "is not empty")
-    assert [path.name for path in place.iterdir()] == [".mine"]
+def test_mount_point_that_is_not_empty(run: Run, mountpoint: Path) -> None:
+    (mountpoint / ".mine").write_text("")
+    assert_one_sentence(run(), str(mountpoint), "is not empty")
+    assert [path.name for path in mountpoint.iterdir()] == [".mine"]
 
 
 def test_mount_point_without_a_parent(run: Run, tmp_path: Path) -> None:
     assert_one_sentence(
-        run(place=tmp_path / "no/such/place"), f"{tmp_path}/no/such/place", f"mkdir -p {tmp_path}/no/such"
+        run(mountpoint=tmp_path / "no/such/mountpoint"),
+        f"{tmp_path}/no/such/mountpoint",
+        f"mkdir -p {tmp_path}/no/such",
     )
     assert not (tmp_path / "no").exists()
 
 
 def test_mount_point_that_is_a_dangling_symlink(run: Run, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert_one_sentence(run(place=tmp_path / "link"), f"{tmp_path}/link")
+    assert_one_sentence(run(mountpoint=tmp_path / "link"), f"{tmp_path}/link")
 
 
-def test_mount_point_that_is_mounted_already(run: Run, place: Path) -> None:
+def test_mount_point_that_is_mounted_already(run: Run, mountpoint: Path) -> None:
     assert run().returncode == 0
-    assert_one_sentence(run(), str(place), "is mounted already", "kinetics-fs umount")
-    assert (place / ".kinetics/status.json").read_text()
-    assert list(find_mounts()).count(place) == 1
+    assert_one_sentence(run(), str(mountpoint), "is mounted already", "kinetics-fs umount")
+    assert (mountpoint / ".kinetics/status.json").read_text()
+    assert list(find_mounts()).count(mountpoint) == 1
 
 
-def test_cache_folder_that_is_a_file(run: Run, tmp_path: Path, place: Path) -> None:
+def test_cache_folder_that_is_a_file(run: Run, tmp_path: Path, mountpoint: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_sentence(run("--cache-dir", tmp_path / "file"), f"{tmp_path}/file", "cache directory")
-    assert place not in find_mounts()
+    assert mountpoint not in find_mounts()
 
 
 def test_cache_folder_that_holds_other_files(run: Run, tmp_path: Path) -> None:
@@ -110,9 +112,9 @@ def test_cache_folder_that_cannot_be_made(run: Run) -> None:
     assert_one_sentence(run("--cache-dir", "/proc/kinetics-fs"), "/proc/kinetics-fs")
 
 
-def test_cache_folder_that_is_damaged(run: Run, cache: Path, place: Path) -> None:
+def test_cache_folder_that_is_damaged(run: Run, cache: Path, mountpoint: Path) -> None:
     assert run().returncode == 0
-    assert kinetics_fs("umount", place).returncode == 0
+    assert kinetics_fs("umount", mountpoint).returncode == 0
     for path in (CacheLayout(cache).state_database, CacheLayout(cache).clip_table):
         for sidecar in path.parent.glob(f"{path.name}-*"):
             sidecar.unlink()
@@ -170,23 +172,27 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_bad_configuration_file(dataset: Dataset, cache: Path, place: Path, tmp_path: Path, name: str) -> None:
+def test_bad_configuration_file(dataset: Dataset, cache: Path, mountpoint: Path, tmp_path: Path, name: str) -> None:
     text, word = CONFIGS[name]
     config = tmp_path / "config.toml"
     config.write_bytes(text if isinstance(text, bytes) else text.encode())
-    done = kinetics_fs("--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, place)
+    done = kinetics_fs(
+        "--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, mountpoint
+    )
     assert_one_sentence(done, str(config), word)
 
 
-def test_bad_value_in_the_configuration_file(dataset: Dataset, cache: Path, place: Path, tmp_path: Path) -> None:
+def test_bad_value_in_the_configuration_file(dataset: Dataset, cache: Path, mountpoint: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('workers = "many"')
-    done = kinetics_fs("--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, place)
+    done = kinetics_fs(
+        "--config", config, "mount", "--annotations", dataset.annotations, "--cache-dir", cache, mountpoint
+    )
     assert_one_sentence(done, "many", status=2)
 
 
-def test_configuration_file_that_is_not_there(cache: Path, place: Path, tmp_path: Path) -> None:
-    done = kinetics_fs("--config", tmp_path / "none.toml", "mount", "--cache-dir", cache, place)
+def test_configuration_file_that_is_not_there(cache: Path, mountpoint: Path, tmp_path: Path) -> None:
+    done = kinetics_fs("--config", tmp_path / "none.toml", "mount", "--cache-dir", cache, mountpoint)
     assert_one_sentence(done, f"{tmp_path}/none.toml", "No such file")
 
 
@@ -202,44 +208,44 @@ ANNOTATIONS = {
 
 
 @pytest.mark.parametrize("name", ANNOTATIONS)
-def test_bad_annotations(frontend: tuple[str, ...], cache: Path, place: Path, tmp_path: Path, name: str) -> None:
+def test_bad_annotations(frontend: tuple[str, ...], cache: Path, mountpoint: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "annotations.csv"
     path.write_bytes(ANNOTATIONS[name])
-    done = kinetics_fs("mount", *frontend, "--annotations", path, "--cache-dir", cache, place)
+    done = kinetics_fs("mount", *frontend, "--annotations", path, "--cache-dir", cache, mountpoint)
     assert_one_sentence(done, "annotations.csv")
 
 
-def test_annotations_that_are_not_there(cache: Path, place: Path, tmp_path: Path) -> None:
-    done = kinetics_fs("mount", "--annotations", tmp_path / "none.csv", "--cache-dir", cache, place)
+def test_annotations_that_are_not_there(cache: Path, mountpoint: Path, tmp_path: Path) -> None:
+    done = kinetics_fs("mount", "--annotations", tmp_path / "none.csv", "--cache-dir", cache, mountpoint)
     assert_one_sentence(done, "none.csv", "No such file")
-    done = kinetics_fs("mount", "--annotations", tmp_path, "--cache-dir", cache, place)
+    done = kinetics_fs("mount", "--annotations", tmp_path, "--cache-dir", cache, mountpoint)
     assert_one_sentence(done, str(tmp_path))
 
 
-def test_log_file_that_cannot_be_written(run: Run, tmp_path: Path, place: Path) -> None:
+def test_log_file_that_cannot_be_written(run: Run, tmp_path: Path, mountpoint: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_sentence(run("--log-file", tmp_path / "file/log"), f"{tmp_path}/file")
     assert_one_sentence(run("--log-file", tmp_path), str(tmp_path))
-    assert place not in find_mounts()
+    assert mountpoint not in find_mounts()
 
 
 # How it begins ----------------------------------------------------------------------------------------------------
 
 
-def test_only_the_folder_itself_is_made(run: Run, tmp_path: Path, place: Path) -> None:
-    place.rmdir()
+def test_only_the_folder_itself_is_made(run: Run, tmp_path: Path, mountpoint: Path) -> None:
+    mountpoint.rmdir()
     assert run().returncode == 0
-    assert (place / "validation").is_dir()
+    assert (mountpoint / "validation").is_dir()
 
 
-def test_mount_says_what_where_and_which_process(run: Run, place: Path) -> None:
+def test_mount_says_what_where_and_which_process(run: Run, mountpoint: Path) -> None:
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert "Kinetics-600, 8 clips" in done.stdout
-    assert str(place) in done.stdout
+    assert str(mountpoint) in done.stdout
     [pid] = [word.removeprefix("process").strip(" ,)") for word in done.stdout.split("(")[-1].split(",")][:1]
     assert Path(f"/proc/{pid}").exists()
-    assert str(place.with_name("mount.log")) in done.stdout
+    assert str(mountpoint.with_name("mount.log")) in done.stdout
 
 
 def test_several_mounts_at_a_time(mount: MountFactory) -> None:
@@ -253,9 +259,9 @@ def test_paths_may_be_relative(run: Run, site: VideoSite, tmp_path: Path, monkey
     """Although the mount's process does not stay in the folder that they are relative to."""
     monkeypatch.chdir(tmp_path)
     arguments = "--cache-dir", "relative cache", "--log-file", "relative.log", "--video-url", site.url_template
-    done = run(*arguments, place=Path("place"))
+    done = run(*arguments, mountpoint=Path("mountpoint"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "place" / SURFING).read_bytes()
+    assert (tmp_path / "mountpoint" / SURFING).read_bytes()
     assert list((tmp_path / "relative cache/clips").glob("*/*.mp4"))
     assert "fetched" in (tmp_path / "relative.log").read_text()
 
@@ -266,7 +272,7 @@ def test_mount_point_may_have_any_name(run: Run, tmp_path: Path) -> None:
         folder = tmp_path / name
         log = tmp_path / "log"
         try:
-            done = run("--log-file", log, "--", place=folder)
+            done = run("--log-file", log, "--", mountpoint=folder)
             assert done.returncode == 0, (name, done.stderr)
             assert folder in find_mounts(), name
             assert (folder / SURFING).stat()
@@ -277,44 +283,44 @@ def test_mount_point_may_have_any_name(run: Run, tmp_path: Path) -> None:
             subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
 
 
-def test_log_file_is_written_and_private(run: Run, place: Path, site: VideoSite) -> None:
+def test_log_file_is_written_and_private(run: Run, mountpoint: Path, site: VideoSite) -> None:
     done = run("--video-url", site.url_template)
     assert done.returncode == 0, done.stderr
-    log = place.with_name("mount.log")
+    log = mountpoint.with_name("mount.log")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
-    (place / SURFING).read_bytes()
+    (mountpoint / SURFING).read_bytes()
     assert "-demo_video_000010_000020: fetched from youtube" in log.read_text()
 
 
 def test_default_log_file_and_cache_are_the_users(
-    frontend: tuple[str, ...], dataset: Dataset, place: Path, tmp_path: Path
+    frontend: tuple[str, ...], dataset: Dataset, mountpoint: Path, tmp_path: Path
 ) -> None:
     home = {name: str(tmp_path / name) for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "HOME")}
-    done = kinetics_fs("mount", *frontend, "--annotations", dataset.annotations, place, timeout=60, **home)
+    done = kinetics_fs("mount", *frontend, "--annotations", dataset.annotations, mountpoint, timeout=60, **home)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "XDG_CACHE_HOME/kinetics-fs/ledger.sqlite").exists()
     assert [path for path in tmp_path.rglob("*.log") if "kinetics-fs" in path.parts]
 
 
-def test_findmnt_shows_what_it_is(run: Run, place: Path) -> None:
+def test_findmnt_shows_what_it_is(run: Run, mountpoint: Path) -> None:
     assert run().returncode == 0
     shown = subprocess.run(
-        ["findmnt", "-n", "-r", "-o", "FSTYPE,OPTIONS", "-T", place], capture_output=True, text=True, check=True
+        ["findmnt", "-n", "-r", "-o", "FSTYPE,OPTIONS", "-T", mountpoint], capture_output=True, text=True, check=True
     ).stdout.split()
     assert shown[0] == "fuse.kinetics-fs"
     assert {"ro", "nosuid", "nodev"} <= set(shown[1].split(","))
-    assert subprocess.run(["findmnt", "-t", "fuse.kinetics-fs", place], capture_output=True, check=False).stdout
-    assert subprocess.run(["mountpoint", "-q", place], check=False).returncode == 0
+    assert subprocess.run(["findmnt", "-t", "fuse.kinetics-fs", mountpoint], capture_output=True, check=False).stdout
+    assert subprocess.run(["mountpoint", "-q", mountpoint], check=False).returncode == 0
 
 
-def test_daemon_keeps_no_descriptor_or_directory_of_its_parent(run: Run, place: Path, tmp_path: Path) -> None:
+def test_daemon_keeps_no_descriptor_or_directory_of_its_parent(run: Run, mountpoint: Path, tmp_path: Path) -> None:
     done = run()  # returns although the daemon lives on: so it has no pipe of this process
     assert done.returncode == 0
     pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
     assert os.getsid(pid) == pid
     assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
-    assert Path(f"/proc/{pid}/fd/1").readlink() == place.with_name("mount.log")
+    assert Path(f"/proc/{pid}/fd/1").readlink() == mountpoint.with_name("mount.log")
 
 
 # How it ends ------------------------------------------------------------------------------------------------------
@@ -322,16 +328,16 @@ def test_daemon_keeps_no_descriptor_or_directory_of_its_parent(run: Run, place: 
 
 @pytest.fixture
 def foreground(
-    frontend: tuple[str, ...], dataset: Dataset, site: VideoSite, cache: Path, place: Path
+    frontend: tuple[str, ...], dataset: Dataset, site: VideoSite, cache: Path, mountpoint: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    """`kinetics-fs mount --foreground` on `place`, live."""
+    """`kinetics-fs mount --foreground` on `mountpoint`, live."""
     arguments = "--annotations", dataset.annotations, "--cache-dir", cache, "--video-url", site.url_template
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"),
             *frontend,
             *arguments,
-            *("--min-free", "0", place),
+            *("--min-free", "0", mountpoint),
         ],
         env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
@@ -340,40 +346,42 @@ def foreground(
         text=True,
     ) as process:
         try:
-            wait_until(lambda: process.poll() is not None or place in find_mounts())
+            wait_until(lambda: process.poll() is not None or mountpoint in find_mounts())
             yield process
         finally:
-            subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+            subprocess.run(["umount", "-l", mountpoint], capture_output=True, check=False)
             if process.poll() is None:
                 process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_foreground_ends_on_a_signal(foreground: subprocess.Popen[str], place: Path, number: signal.Signals) -> None:
-    assert (place / SURFING).read_bytes()
+def test_foreground_ends_on_a_signal(
+    foreground: subprocess.Popen[str], mountpoint: Path, number: signal.Signals
+) -> None:
+    assert (mountpoint / SURFING).read_bytes()
     foreground.send_signal(number)
     said, logged = foreground.communicate(timeout=60)
     assert foreground.returncode == 0, logged
     assert said == ""
-    assert str(place) in logged
+    assert str(mountpoint) in logged
     assert "-demo_video_000010_000020: fetched from youtube" in logged
     assert "Traceback" not in logged
-    assert place not in find_mounts()
+    assert mountpoint not in find_mounts()
 
 
-def test_foreground_ends_when_unmounted(foreground: subprocess.Popen[str], place: Path) -> None:
-    assert (place / SURFING).stat()
-    done = kinetics_fs("umount", place)
+def test_foreground_ends_when_unmounted(foreground: subprocess.Popen[str], mountpoint: Path) -> None:
+    assert (mountpoint / SURFING).stat()
+    done = kinetics_fs("umount", mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     foreground.communicate(timeout=60)
     assert foreground.returncode == 0
 
 
-def test_signal_frees_the_mount_point_while_a_file_is_open(foreground: subprocess.Popen[str], place: Path) -> None:
-    fd = os.open(place / SURFING, os.O_RDONLY)
+def test_signal_frees_the_mount_point_while_a_file_is_open(foreground: subprocess.Popen[str], mountpoint: Path) -> None:
+    fd = os.open(mountpoint / SURFING, os.O_RDONLY)
     try:
         foreground.send_signal(signal.SIGTERM)
-        wait_until(lambda: place not in find_mounts())
+        wait_until(lambda: mountpoint not in find_mounts())
     finally:
         with suppress(OSError):  # the other end may be gone already
             os.close(fd)
@@ -381,40 +389,40 @@ def test_signal_frees_the_mount_point_while_a_file_is_open(foreground: subproces
     assert foreground.returncode == 0
 
 
-def test_umount_waits_for_the_process(run: Run, place: Path) -> None:
+def test_umount_waits_for_the_process(run: Run, mountpoint: Path) -> None:
     pid = int(run().stdout.rpartition("process ")[2].split(",")[0])
-    done = kinetics_fs("umount", place)
+    done = kinetics_fs("umount", mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_ended(pid, within=0)
-    assert place not in find_mounts()
-    assert list(place.iterdir()) == []
+    assert mountpoint not in find_mounts()
+    assert list(mountpoint.iterdir()) == []
 
 
-def test_umount_by_the_system_ends_the_process(run: Run, place: Path) -> None:
+def test_umount_by_the_system_ends_the_process(run: Run, mountpoint: Path) -> None:
     pid = int(run().stdout.rpartition("process ")[2].split(",")[0])
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", mountpoint], check=True)
     assert has_ended(pid, within=30)
 
 
-def test_umount_fails_as_in_use_if_it_is_a_working_directory(run: Run, place: Path) -> None:
+def test_umount_fails_as_in_use_if_it_is_a_working_directory(run: Run, mountpoint: Path) -> None:
     assert run().returncode == 0
-    with subprocess.Popen(["sleep", "600"], cwd=place / "validation") as inside:
+    with subprocess.Popen(["sleep", "600"], cwd=mountpoint / "validation") as inside:
         try:
-            done = kinetics_fs("umount", place)
-            assert_one_sentence(done, str(place), "is in use", "--lazy")
-            assert place in find_mounts()
-            assert (place / ".kinetics/classes.txt").read_text()
+            done = kinetics_fs("umount", mountpoint)
+            assert_one_sentence(done, str(mountpoint), "is in use", "--lazy")
+            assert mountpoint in find_mounts()
+            assert (mountpoint / ".kinetics/classes.txt").read_text()
         finally:
             inside.kill()
-    assert kinetics_fs("umount", place).returncode == 0
+    assert kinetics_fs("umount", mountpoint).returncode == 0
 
 
-def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, place: Path, site: VideoSite) -> None:
+def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, mountpoint: Path, site: VideoSite) -> None:
     pid = int(run("--video-url", site.url_template).stdout.rpartition("process ")[2].split(",")[0])
-    with (place / SURFING).open("rb") as file:
-        assert_one_sentence(kinetics_fs("umount", place), "is in use")
-        assert kinetics_fs("umount", "--lazy", place).returncode == 0
-        assert place not in find_mounts()
+    with (mountpoint / SURFING).open("rb") as file:
+        assert_one_sentence(kinetics_fs("umount", mountpoint), "is in use")
+        assert kinetics_fs("umount", "--lazy", mountpoint).returncode == 0
+        assert mountpoint not in find_mounts()
         assert not has_ended(pid, within=0)
         assert len(file.read()) == os.fstat(file.fileno()).st_size
     assert has_ended(pid, within=30)
@@ -425,29 +433,29 @@ def test_umount_of_something_else_is_refused(tmp_path: Path) -> None:
         assert_one_sentence(kinetics_fs("umount", path), str(path), "is not a mount of kinetics-fs")
 
 
-def test_umount_of_another_filesystem_is_refused(place: Path) -> None:
+def test_umount_of_another_filesystem_is_refused(mountpoint: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting another filesystem needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mountpoint], check=True)
     try:
-        assert_one_sentence(kinetics_fs("umount", place), "is not a mount of kinetics-fs")
-        assert_one_sentence(kinetics_fs("umount", "--lazy", place), "is not a mount of kinetics-fs")
-        assert place.is_mount()
+        assert_one_sentence(kinetics_fs("umount", mountpoint), "is not a mount of kinetics-fs")
+        assert_one_sentence(kinetics_fs("umount", "--lazy", mountpoint), "is not a mount of kinetics-fs")
+        assert mountpoint.is_mount()
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", mountpoint], check=True)
 
 
-def test_umount_of_a_folder_inside_the_mount_is_refused(run: Run, place: Path) -> None:
+def test_umount_of_a_folder_inside_the_mount_is_refused(run: Run, mountpoint: Path) -> None:
     assert run().returncode == 0
-    assert_one_sentence(kinetics_fs("umount", place / "validation"), "is not a mount of kinetics-fs")
-    assert place in find_mounts()
+    assert_one_sentence(kinetics_fs("umount", mountpoint / "validation"), "is not a mount of kinetics-fs")
+    assert mountpoint in find_mounts()
 
 
-def test_mount_after_umount(run: Run, place: Path) -> None:
+def test_mount_after_umount(run: Run, mountpoint: Path) -> None:
     for _ in range(3):
         assert run().returncode == 0
-        assert (place / SURFING).stat()
-        assert kinetics_fs("umount", f"{place}/").returncode == 0
+        assert (mountpoint / SURFING).stat()
+        assert kinetics_fs("umount", f"{mountpoint}/").returncode == 0
 
 
 # Without privileges -----------------------------------------------------------------------------------------------
@@ -502,9 +510,9 @@ def user() -> Iterator[User]:
         with fuse_device_open_to_all():
             yield user
     finally:
-        for place in find_mounts():
-            if place.is_relative_to(home):
-                subprocess.run(["umount", "-l", place], check=False)
+        for mountpoint in find_mounts():
+            if mountpoint.is_relative_to(home):
+                subprocess.run(["umount", "-l", mountpoint], check=False)
         shutil.rmtree(home)
 
 
@@ -513,30 +521,30 @@ def test_unprivileged_user_mounts_reads_and_unmounts(
 ) -> None:
     annotations = user.home / "annotations.csv"
     shutil.copyfile(dataset.annotations, annotations)
-    place = user.home / "kinetics"
+    mountpoint = user.home / "kinetics"
     arguments = [*frontend, "--annotations", str(annotations), "--video-url", site.url_template, "--min-free", "0"]
-    done = user.kinetics_fs("mount", *arguments, place)
+    done = user.kinetics_fs("mount", *arguments, mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
 
-    read = user.run("md5sum", place / SURFING)
+    read = user.run("md5sum", mountpoint / SURFING)
     [log] = user.home.glob(".local/state/kinetics-fs/log/*.log")
     assert (read.returncode, read.stderr) == (0, ""), log.read_text()
     [cached] = (user.home / ".cache/kinetics-fs/clips").glob("*/-demo_video_000010_000020.*.mp4")
     assert read.stdout.split()[0] == user.run("md5sum", cached).stdout.split()[0]
-    owner = user.run("stat", "-c", "%U %a", place / SURFING)
+    owner = user.run("stat", "-c", "%U %a", mountpoint / SURFING)
     assert owner.stdout.split() == ["nobody", "444"]
-    assert user.run("touch", place / SURFING).returncode == 1
+    assert user.run("touch", mountpoint / SURFING).returncode == 1
     with pytest.raises(PermissionError):  # nobody else may look into it, not even root
-        place.stat()
-    [finding] = look_for_faults(place, find_mounts())
+        mountpoint.stat()
+    [finding] = look_for_faults(mountpoint, find_mounts())
     assert (finding.state, finding.fix) == ("ok", ""), finding
     assert "mounted by another user" in finding.found
 
-    done = user.kinetics_fs("umount", place)
+    done = user.kinetics_fs("umount", mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_ended(pid, within=30)
-    assert place not in find_mounts()
+    assert mountpoint not in find_mounts()
 
 
 def test_unprivileged_user_ends_the_mount_by_a_signal(
@@ -544,14 +552,14 @@ def test_unprivileged_user_ends_the_mount_by_a_signal(
 ) -> None:
     annotations = user.home / "annotations.csv"
     shutil.copyfile(dataset.annotations, annotations)
-    place = user.home / "kinetics"
+    mountpoint = user.home / "kinetics"
     arguments = [*frontend, "--annotations", str(annotations), "--video-url", site.url_template, "--min-free", "0"]
-    done = user.kinetics_fs("mount", *arguments, place)
+    done = user.kinetics_fs("mount", *arguments, mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
     os.kill(pid, signal.SIGTERM)
     assert has_ended(pid, within=30)
-    assert place not in find_mounts()
+    assert mountpoint not in find_mounts()
 
 
 def test_unprivileged_user_is_told_what_to_do(user: User, frontend: tuple[str, ...], dataset: Dataset) -> None:

@@ -224,18 +224,20 @@ def test_root_of_a_large_class(frontend: tuple[str, ...], tmp_path: Path, shared
         iterators = [os.scandir(folder) for _ in range(3)]
         names: list[list[str]] = [[], [], []]
         for entries in zip(*iterators, strict=True):
-            for place, entry in enumerate(entries):
-                names[place].append(entry.name)
+            for mountpoint, entry in enumerate(entries):
+                names[mountpoint].append(entry.name)
         assert names == [[clip.name for clip in clips]] * 3
         assert len({entry.stat().st_ino for entry in os.scandir(folder)}) == 5000
 
 
 @pytest.mark.parametrize("word", ["underscore", "torchvision"])
-def test_two_classes_of_one_name_are_refused(frontend: tuple[str, ...], tmp_path: Path, place: Path, word: str) -> None:
+def test_two_classes_of_one_name_are_refused(
+    frontend: tuple[str, ...], tmp_path: Path, mountpoint: Path, word: str
+) -> None:
     clashing = [Labelled(label, FETCHED, "train") for label in ("surfing water", "surfing_water")]
     annotations = write_annotations(tmp_path / "clash.csv", clashing)
     arguments = [*frontend, "--annotations", str(annotations), "--cache-dir", str(tmp_path / "cache")]
-    done = kinetics_fs("mount", *arguments, "--class-names", word, place)
+    done = kinetics_fs("mount", *arguments, "--class-names", word, mountpoint)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert 'classes "surfing water" and "surfing_water" are both' in done.stderr

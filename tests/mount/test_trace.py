@@ -38,8 +38,8 @@ def read(mounted: Mounted) -> str:
     return mounted.log.read_text()
 
 
-def test_debug_logs_each_operation_and_each_step_of_a_fetch(place: Path, arguments: list[str | Path]) -> None:
-    with Mounted(place, *arguments, options=["--debug"]) as mounted:
+def test_debug_logs_each_operation_and_each_step_of_a_fetch(mountpoint: Path, arguments: list[str | Path]) -> None:
+    with Mounted(mountpoint, *arguments, options=["--debug"]) as mounted:
         log = read(mounted)
         operations = re.findall(r"DEBUG fuse ([A-Z]+) (.*): (.*), \d+ us", log)
         names = {name for name, _target, _result in operations}
@@ -53,8 +53,8 @@ def test_debug_logs_each_operation_and_each_step_of_a_fetch(place: Path, argumen
         assert re.search(rf"DEBUG fetch {GONE}_000005_000015: youtube: FetchError .*, \d+\.\d+ s", log)
 
 
-def test_nothing_is_traced_without_debug(place: Path, arguments: list[str | Path]) -> None:
-    with Mounted(place, *arguments) as mounted:
+def test_nothing_is_traced_without_debug(mountpoint: Path, arguments: list[str | Path]) -> None:
+    with Mounted(mountpoint, *arguments) as mounted:
         log = read(mounted)
         assert "fetched from youtube" in log
         assert "DEBUG" not in log

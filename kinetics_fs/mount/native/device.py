@@ -55,11 +55,11 @@ def _mount_directly(mountpoint: Path, options: list[str], source: str) -> int:
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
     kind = f"fuse.{SUBTYPE}".encode()
     if libc.mount(source.encode(), os.fsencode(mountpoint), kind, ctypes.c_ulong(flags), data.encode()):
-        number = ctypes.get_errno()
+        code = ctypes.get_errno()
         os.close(fd)
-        if number == errno.EPERM:
-            raise PermissionError(number, os.strerror(number))
-        raise MountError(f"cannot mount on {mountpoint}: {os.strerror(number)}")
+        if code == errno.EPERM:
+            raise PermissionError(code, os.strerror(code))
+        raise MountError(f"cannot mount on {mountpoint}: {os.strerror(code)}")
     return fd
 
 

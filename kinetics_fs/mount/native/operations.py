@@ -298,9 +298,9 @@ class Operations:
         try:
             payload = self._reply_to_open(ino, opened.result())
         except Exception as error:
-            number = errno_of(error)
-            self._connection.write(p.error_reply(unique, number))
-            return number
+            code = errno_of(error)
+            self._connection.write(p.error_reply(unique, code))
+            return code
         if not self._connection.write(p.reply_header(unique, len(payload)), payload):
             # The process was killed at this moment; the kernel sends no RELEASE.
             self._close_handle(p.OPEN_OUT.unpack(memoryview(payload)).fh)

@@ -190,9 +190,9 @@ def reply_header(unique: int, length: int) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size + length, 0, unique)
 
 
-def error_reply(unique: int, number: int) -> bytes:
-    """Return a complete reply with the errno `number`."""
-    return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
+def error_reply(unique: int, code: int) -> bytes:
+    """Return a complete reply with the errno `code`."""
+    return OUT_HEADER.pack(OUT_HEADER.size, -code, unique)
 
 
 # INIT

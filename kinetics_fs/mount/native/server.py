@@ -213,21 +213,21 @@ class Server:
         handler = self._handlers.get(header.opcode)
         try:
             if handler is None:
-                payload, number = None, errno.EROFS if header.opcode in p.CHANGES else errno.ENOSYS
+                payload, code = None, errno.EROFS if header.opcode in p.CHANGES else errno.ENOSYS
             else:
-                payload, number = handler(header, message[p.IN_HEADER.size :]), 0
+                payload, code = handler(header, message[p.IN_HEADER.size :]), 0
         except (OSError, KineticsError) as error:
-            payload, number = None, errno_of(error)
+            payload, code = None, errno_of(error)
         except p.Malformed as error:
             _log.error("cannot parse a request of opcode %d: %s", header.opcode, error)
-            payload, number = None, errno.EIO
+            payload, code = None, errno.EIO
         except Exception:
             _log.exception("unexpected error in a request of opcode %d", header.opcode)
-            payload, number = None, errno.EIO
+            payload, code = None, errno.EIO
         if header.opcode in p.NO_REPLY:
             return
-        if number:
-            self.write(p.error_reply(header.unique, number))
+        if code:
+            self.write(p.error_reply(header.unique, code))
         elif payload is not None:
             self.write(p.reply_header(header.unique, len(payload)), payload)
 

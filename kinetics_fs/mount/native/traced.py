@@ -50,10 +50,10 @@ class TracedOperations(Operations):
         return traced
 
     def _finish_open(self, unique: int, ino: int) -> int | None:
-        number = super()._finish_open(unique, ino)
-        if number is not None:
-            self._log_parked(unique, errno.errorcode[number] if number else "ok")
-        return number
+        code = super()._finish_open(unique, ino)
+        if code is not None:
+            self._log_parked(unique, errno.errorcode[code] if code else "ok")
+        return code
 
     def _give_up(self, unique: int, opened: Future[Handle]) -> None:
         super()._give_up(unique, opened)

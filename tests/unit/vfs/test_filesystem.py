@@ -482,6 +482,18 @@ def test_open_cancelled_while_its_clip_is_opened_leaves_no_descriptor(
     assert descriptors() == before
 
 
+def test_open_cancelled_after_an_eviction_leaves_its_second_fetch(parts: Parts) -> None:
+    opened = parts.fs.open(parts.clip)
+    [(_, first)] = parts.fetcher.fetches
+    first.set_result(None)  # but the clip was evicted before it could be opened
+    assert not opened.done()
+    [_, (clip, second)] = parts.fetcher.fetches
+    assert clip == CLIP
+    assert opened.cancel()
+    assert second.cancelled()
+    assert parts.fs.opens().interrupted == 1
+
+
 def test_completed_open_cannot_be_cancelled(parts: Parts) -> None:
     parts.keep(b"content")
     opened = parts.fs.open(parts.clip)
