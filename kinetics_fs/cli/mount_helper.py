@@ -65,7 +65,9 @@ def command(
         try:
             arguments += ["--release", find_release(spec).name]
         except CatalogError as error:
-            raise click.UsageError(f"{error}; or give kinetics-fs for the configured release") from error
+            raise click.UsageError(
+                f"cannot use {spec!r} as a source: {error}; or give kinetics-fs for the configured release"
+            ) from error
     known = {name: setting.about for name, setting in table().items()}
     for option in (option for text in options for option in split_options(text)):
         name, _, value = option.partition("=")
