@@ -1,11 +1,10 @@
-"""Opens what a command works on, and warns of annotations that were refused."""
+"""The library that a command uses, and a warning about invalid rows of its annotations."""
 
 from __future__ import annotations
 
 import click
 
 from kinetics_fs.api import Library
-from kinetics_fs.app import open_selected_catalog
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.config import Settings
 
@@ -27,17 +26,6 @@ def open_library(settings: Settings, *, whole_cache: bool = False) -> Library:
     if not whole_cache:
         warn_of_refused_rows(library.catalog)
     return library
-
-
-def catalog_of(settings: Settings) -> Catalog:
-    """Open the catalog of the selection.
-
-    Raises:
-        CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
-    """
-    catalog = open_selected_catalog(settings)
-    warn_of_refused_rows(catalog)
-    return catalog
 
 
 def warn_of_refused_rows(catalog: Catalog) -> None:
