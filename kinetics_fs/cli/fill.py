@@ -33,7 +33,7 @@ def command(
     settings: Settings,
     archives: tuple[str, ...],
     jobs: int,
-    depth: str,
+    verify: str,
     no_index: bool,
     report_file: Path | None,
     as_json: bool,
@@ -55,7 +55,7 @@ def command(
     with open_library(settings) as library:
         store = library.store
         with ArchiveBars(lambda: f"{store.usage().clips:,} clips") as progress:
-            result = library.fill(archives, verify=depth, index=not no_index, processes=jobs, progress=progress)
+            result = library.fill(archives, verify=verify, index=not no_index, processes=jobs, progress=progress)
     path = report_file or store.layout.fill_report
     with open_output(path) as file:
         file.write(json.dumps(result.to_json(names=True), indent=1).encode() + b"\n")

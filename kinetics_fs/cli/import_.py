@@ -26,7 +26,7 @@ _REASONS_SHOWN = 10
 @verify_option
 @click.option("--copy", is_flag=True, help="Copy files that could be hard links to those in DIR.")
 @json_option
-def command(directory: Path, settings: Settings, depth: str, copy: bool, as_json: bool) -> int:
+def command(directory: Path, settings: Settings, verify: str, copy: bool, as_json: bool) -> int:
     """Import the clips of a selection that are anywhere below DIR into the cache.
 
     A file is imported if it has the name of a clip of the selection, whatever folder it is in, and passes --verify. On
@@ -49,7 +49,7 @@ def command(directory: Path, settings: Settings, depth: str, copy: bool, as_json
             if result.done:
                 bars.update(importing, completed=result.done, total=result.to_import, visible=True)
 
-        result = library.import_(directory, verify=depth, link=not copy, on_progress=show)
+        result = library.import_(directory, verify=verify, link=not copy, on_progress=show)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:

@@ -221,7 +221,7 @@ def verify_option(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--verify`."""
     return click.option(
         "--verify",
-        "depth",
+        "verify",
         type=click.Choice(["none", "container", "decode"]),
         default="container",
         show_default=True,

@@ -19,44 +19,46 @@ from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import read_indexes
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from tests.conftest import Dataset, MountFactory
-from tests.integration.cli.test_fill import HEADS, SURFING, TRAIN, World, damaged
+from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives, damage
 from tests.support.command_line import ENVIRONMENT, run_command
 from tests.support.tarballs import by_zlib, make_tar
 
 
 @pytest.fixture
-def world(dataset: Dataset, tmp_path: Path) -> World:
-    return World(dataset, tmp_path)
+def annotated(dataset: Dataset, tmp_path: Path) -> AnnotatedArchives:
+    return AnnotatedArchives(dataset, tmp_path)
 
 
-def index(world: World, name: str, *arguments: str | Path, cache: Path | None = None) -> CompletedProcess[str]:
+def index(
+    annotated: AnnotatedArchives, name: str, *arguments: str | Path, cache: Path | None = None
+) -> CompletedProcess[str]:
     """Run `kinetics-fs index …`."""
-    options: list[str | Path] = ["--cache-dir", cache or world.cache, "--min-free", "0"]
+    options: list[str | Path] = ["--cache-dir", cache or annotated.cache, "--min-free", "0"]
     if name in ("build", "verify"):
-        options += ["--archive-url", world.folder]
+        options += ["--archive-url", annotated.folder]
     if name == "build":
-        options += ["--annotations", world.annotations]
+        options += ["--annotations", annotated.annotations]
     return run_command("index", name, *options, *arguments)
 
 
-def listed(world: World, cache: Path | None = None) -> list[dict[str, Any]]:
-    rows = json.loads(index(world, "list", "--json", cache=cache).stdout)
+def listed(annotated: AnnotatedArchives, cache: Path | None = None) -> list[dict[str, Any]]:
+    rows = json.loads(index(annotated, "list", "--json", cache=cache).stdout)
     assert isinstance(rows, list)
     return rows
 
 
 @pytest.fixture
-def built(world: World) -> World:
-    done = index(world, "build")
+def built(annotated: AnnotatedArchives) -> AnnotatedArchives:
+    done = index(annotated, "build")
     assert (done.returncode, done.stderr) == (0, "")
-    return world
+    return annotated
 
 
-def test_build_indexes_each_version_of_an_archive_once(world: World) -> None:
-    assert index(world, "list").stdout == "No archive is indexed.\n"
-    assert listed(world) == []
+def test_build_indexes_each_version_of_an_archive_once(annotated: AnnotatedArchives) -> None:
+    assert index(annotated, "list").stdout == "No archive is indexed.\n"
+    assert listed(annotated) == []
 
-    done = index(world, "build", "--split", "validation", "--json")
+    done = index(annotated, "build", "--split", "validation", "--json")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
@@ -65,42 +67,42 @@ def test_build_indexes_each_version_of_an_archive_once(world: World) -> None:
         "archives": {"read": [HEADS, SURFING], "read_before": [], "failed": {}},
         "interrupted": False,
     }
-    assert world.cached() == {}, "no clip is kept"
-    size = (world.folder / HEADS).stat().st_size
-    assert listed(world)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
-    lines = [line.split() for line in index(world, "list").stdout.splitlines()]
+    assert annotated.cached() == {}, "no clip is kept"
+    size = (annotated.folder / HEADS).stat().st_size
+    assert listed(annotated)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
+    lines = [line.split() for line in index(annotated, "list").stdout.splitlines()]
     assert lines[0] == ["archive", "clips", "size"]
     assert lines[-1][:3] == ["2", "archives", "7"]
 
-    again = json.loads(index(world, "build", "--json").stdout)["archives"]
+    again = json.loads(index(annotated, "build", "--json").stdout)["archives"]
     assert (again["read"], again["read_before"]) == ([TRAIN], [HEADS, SURFING])
-    world.write(HEADS, by_zlib(make_tar(world.clips[HEADS]), 1))
-    assert json.loads(index(world, "build", "--json").stdout)["archives"]["read"] == [HEADS]
+    annotated.write(HEADS, by_zlib(make_tar(annotated.clips[HEADS]), 1))
+    assert json.loads(index(annotated, "build", "--json").stdout)["archives"]["read"] == [HEADS]
 
     # An index is not the clips.
-    assert world.fill().returncode == 0
-    assert world.cached() == world.of(SURFING, HEADS, TRAIN)
+    assert annotated.fill().returncode == 0
+    assert annotated.cached() == annotated.of(SURFING, HEADS, TRAIN)
 
 
-def test_build_exits_with_3_if_some_archives_fail(world: World) -> None:
-    damaged(world.folder / SURFING)
-    part = index(world, "build", "--archive", SURFING, "--archive", HEADS)
+def test_build_exits_with_3_if_some_archives_fail(annotated: AnnotatedArchives) -> None:
+    damage(annotated.folder / SURFING)
+    part = index(annotated, "build", "--archive", SURFING, "--archive", HEADS)
 
     assert part.returncode == 3
     assert f"failed: {SURFING}: " in part.stdout
-    assert [row["archive"] for row in listed(world)] == [HEADS]
+    assert [row["archive"] for row in listed(annotated)] == [HEADS]
 
 
 def test_a_mount_opens_clips_of_indexed_archives(
-    world: World, dataset: Dataset, mount: MountFactory, site: VideoSite
+    annotated: AnnotatedArchives, dataset: Dataset, mount: MountFactory, site: VideoSite
 ) -> None:
     """Straight out of a tarball, byte for byte, and nobody else is asked."""
     videos = [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
     clips = {Clip("-demo_video", 10, 20): videos[3], Clip("_demo_vid3_", 3, 13): videos[1]}
-    world.write(SURFING, by_zlib(make_tar(clips)))
-    assert index(world, "build", "--archive", SURFING).returncode == 0
+    annotated.write(SURFING, by_zlib(make_tar(clips)))
+    assert index(annotated, "build", "--archive", SURFING).returncode == 0
 
-    shown = mount("--source", "archive", "--archive-url", os.path.relpath(world.folder), cache=world.cache)
+    shown = mount("--source", "archive", "--archive-url", os.path.relpath(annotated.folder), cache=annotated.cache)
 
     folder = shown.root / "validation" / "surfing water"
     for clip, content in clips.items():
@@ -110,7 +112,7 @@ def test_a_mount_opens_clips_of_indexed_archives(
     assert site.requests == []
 
 
-def test_verify_finds_wrong_clips_and_archives(built: World) -> None:
+def test_verify_finds_wrong_clips_and_archives(built: AnnotatedArchives) -> None:
     every = index(built, "verify", "--all", "--json")
     assert every.returncode == 0
     assert json.loads(every.stdout) == {"archives": 3, "wrong_archives": {}, "clips_read": 8, "wrong_clips": {}}
@@ -119,7 +121,7 @@ def test_verify_finds_wrong_clips_and_archives(built: World) -> None:
     one = index(built, "verify", "--archive", HEADS)
     assert one.stdout == "1 archives checked, 0 wrong; 3 clips read, 0 wrong\n"
 
-    damaged(built.folder / HEADS)  # its length stays
+    damage(built.folder / HEADS)  # its length stays
     built.write(TRAIN, b"something else")
     wrong = index(built, "verify", "--all", "--json")
     assert wrong.returncode == 3
@@ -136,7 +138,7 @@ def test_verify_finds_wrong_clips_and_archives(built: World) -> None:
     assert len(unknown.stderr.splitlines()) == 1
 
 
-def test_an_export_can_be_imported(built: World, tmp_path: Path) -> None:
+def test_an_export_can_be_imported(built: AnnotatedArchives, tmp_path: Path) -> None:
     file, other = tmp_path / "kinetics.index", tmp_path / "other"
     assert index(built, "export", file).stderr == "3 indexes written\n"
     taken = index(built, "import", file, cache=other)
@@ -163,7 +165,7 @@ def test_an_export_can_be_imported(built: World, tmp_path: Path) -> None:
     assert [row["archive"] for row in listed(built, tmp_path / "third")] == [HEADS]
 
 
-def test_a_damaged_index_is_refused_with_all_that_follows(built: World, tmp_path: Path) -> None:
+def test_a_damaged_index_is_refused_with_all_that_follows(built: AnnotatedArchives, tmp_path: Path) -> None:
     file, other = tmp_path / "kinetics.index", tmp_path / "other"
     index(built, "export", file)
     content = bytearray(file.read_bytes())
@@ -196,19 +198,19 @@ def test_a_damaged_index_is_refused_with_all_that_follows(built: World, tmp_path
         b' "bytes": 999999999999}\n',
     ],
 )
-def test_a_file_without_indexes_is_refused(world: World, tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_indexes_is_refused(annotated: AnnotatedArchives, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "none"
     file.write_bytes(content)
 
-    done = index(world, "import", file)
+    done = index(annotated, "import", file)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
     assert f"index 1 in {file}: " in done.stderr
-    assert listed(world) == []
+    assert listed(annotated) == []
 
 
-def test_remove_takes_named_archives_or_all(built: World) -> None:
+def test_remove_takes_named_archives_or_all(built: AnnotatedArchives) -> None:
     with ArchiveIndexDB(built.cache / "archives.sqlite") as index_db:
         assert index_db.archives()[0].version == Version((built.folder / TRAIN).stat().st_size)
     for misused in ((), ("--all", "--archive", HEADS)):
@@ -222,10 +224,10 @@ def test_remove_takes_named_archives_or_all(built: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["verify", "export", "remove"])
-def test_commands_fail_without_an_index(world: World, tmp_path: Path, name: str) -> None:
+def test_commands_fail_without_an_index(annotated: AnnotatedArchives, tmp_path: Path, name: str) -> None:
     arguments: dict[str, list[str | Path]] = {"verify": [], "export": [tmp_path / "file"], "remove": ["--all"]}
 
-    done = index(world, name, *arguments[name])
+    done = index(annotated, name, *arguments[name])
 
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
