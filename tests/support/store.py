@@ -95,9 +95,9 @@ def cached_numbers(store: Store, count: int) -> list[int]:
 def cached_content(cache: Path) -> dict[Clip, bytes]:
     """Return the bytes of every cached clip of a cache directory."""
     with Store(cache) as store:
-        content = {clip: read(store, clip) for clip, _ in store.cached_clips()}
-        assert store.usage().clips == len(content)
-    return {clip: data for clip, data in content.items() if data is not None}
+        content = {clip: data for clip, _ in store.cached_clips() if (data := read(store, clip)) is not None}
+        assert store.usage().clips == len(content)  # a read of a damaged clip removes it
+    return content
 
 
 def clip_files(folder: Path) -> list[Path]:
