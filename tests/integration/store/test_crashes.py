@@ -105,7 +105,7 @@ def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
     assert_nothing_unknown(store.folder)
     for number, size in sizes.items():
         here = is_whole(store, clip(number), size)
-        assert here == store.is_cached(clip(number)), f"clip {number} is not as the ledger says"
+        assert here == store.is_cached(clip(number)), f"clip {number} is not as the state database says"
         if here:
             assert store.failures.get(clip(number)) is None, f"clip {number} is here, and so is its failure"
     assert store.usage().bytes <= LIMIT
@@ -153,7 +153,7 @@ def test_the_deaths_come_at_the_steps_that_matter(seed: Path, place: Path) -> No
     kinds = [step.split()[0] for step in deaths.steps]
     renamed = kinds.index("os.rename")
     assert {"os.remove", "os.mkdir", "open", "COMMIT"} <= set(kinds[:renamed]), "eviction, claim, the file written"
-    assert kinds[renamed:].count("COMMIT") >= 2, "the row, then the ledger"
+    assert kinds[renamed:].count("COMMIT") >= 2, "the row, then the state database"
     assert "os.rmdir" in kinds[renamed:], "the end of the claim"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,18 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.store import Store
+from kinetics_fs.store import CacheLayout, Store
 from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
     assert_in_step,
     cached_numbers,
     clip,
+    clip_file,
     clip_files,
     contents,
     is_absent,
     is_whole,
     keep,
+    lose,
+    read,
     write,
 )
 from tests.support.subprocesses import CONTEXT, KILLED, end, start
@@ -104,6 +108,40 @@ def test_what_a_dead_process_left_goes_when_a_store_is_opened(store: Store) -> N
     assert len(contents(store.folder).incoming) == 1
     with Store(store.folder):
         assert_in_step(store.folder, owners=2)
+
+
+def test_a_lost_state_database_loses_the_claims_of_dead_processes(folder: Path) -> None:
+    with Store(folder) as store:
+        keep(store, clip(0))
+    assert end(start(children.claim_and_die, folder, 3)) == KILLED
+    lose(CacheLayout(folder).state_database)
+    with Store(folder) as store:
+        assert_in_step(folder)
+        keep(store, clip(3))
+
+
+def test_eviction_follows_the_access_times_of_all_processes(folder: Path) -> None:
+    with Store(folder, limit=3 * UNIT) as store:
+        for number in range(3):
+            keep(store, clip(number))
+        assert read(store, clip(1))
+        assert end(start(children.open_clip, folder, 0)) == 0
+        keep(store, clip(3))
+        assert cached_numbers(store, 4) == [0, 1, 3]
+
+
+def test_a_pipe_in_place_of_a_clip_file_does_not_block_an_open(folder: Path) -> None:
+    with Store(folder) as store:
+        keep(store, clip(0))
+    path = clip_file(folder, clip(0))
+    path.unlink()
+    os.mkfifo(path)
+    process = start(children.open_cached_pipe, folder, 0)
+    process.join(10)
+    blocks = process.is_alive()
+    process.kill()
+    assert not blocks
+    assert end(process) == 0
 
 
 def test_opening_a_store_takes_nothing_from_the_living(store: Store) -> None:

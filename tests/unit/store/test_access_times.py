@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.store import CacheLayout, Store, eviction
-from tests.support import store_subprocess as children
 from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, query, read
-from tests.support.subprocesses import end, start
 
 
 @pytest.fixture
@@ -38,14 +36,6 @@ def test_the_order_of_use_outlives_the_process(three: Path) -> None:
     with Store(three, limit=3 * UNIT) as store:
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [0, 2, 3]
-
-
-def test_the_order_of_use_is_that_of_all_processes(three: Path) -> None:
-    with Store(three, limit=3 * UNIT) as store:
-        assert read(store, clip(1))
-        assert end(start(children.open_clip, three, 0)) == 0
-        keep(store, clip(3))
-        assert cached_numbers(store, 4) == [0, 1, 3]
 
 
 def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:

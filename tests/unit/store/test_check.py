@@ -178,7 +178,7 @@ def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
     with Store(three) as store, Store(three) as other:
         found: list[Condition] = []
         with other._database.exclusive() as db:
-            # Its file and its row are gone, but the ledger still says that it is here.
+            # Its file and its row are gone, but the state database still says that it is here.
             other._evictor.remove(db, clip(1).key)
             thread = threading.Thread(
                 target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)

@@ -11,7 +11,6 @@ import pytest
 
 from kinetics_fs.errors import StoreError
 from kinetics_fs.store import Store
-from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -25,7 +24,6 @@ from tests.support.store import (
     lose,
     query,
 )
-from tests.support.subprocesses import KILLED, end, start
 
 DATABASES = ["ledger.sqlite", "clips/cache.db"]
 
@@ -39,7 +37,7 @@ def filled(folder: Path) -> Path:
     return folder
 
 
-def test_a_lost_ledger_is_made_again_from_the_files(filled: Path) -> None:
+def test_a_lost_state_database_is_made_again_from_the_files(filled: Path) -> None:
     with Store(filled) as store:
         before = [store.record(clip(number)) for number in range(3)]
     lose(filled / "ledger.sqlite")
@@ -49,19 +47,11 @@ def test_a_lost_ledger_is_made_again_from_the_files(filled: Path) -> None:
         assert_in_step(filled)
 
 
-def test_after_the_loss_of_the_ledger_the_oldest_clip_still_goes_first(filled: Path) -> None:
+def test_after_the_loss_of_the_state_database_the_oldest_clip_still_goes_first(filled: Path) -> None:
     lose(filled / "ledger.sqlite")
     with Store(filled, limit=6 * UNIT) as store:
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [1, 2, 3]
-
-
-def test_with_the_ledger_go_the_fetches_that_only_it_knew_of(filled: Path) -> None:
-    assert end(start(children.claim_and_die, filled, 3)) == KILLED
-    lose(filled / "ledger.sqlite")
-    with Store(filled) as store:
-        assert_in_step(filled)
-        keep(store, clip(3))
 
 
 def test_without_the_table_of_files_all_is_absent_and_can_be_fetched(filled: Path) -> None:

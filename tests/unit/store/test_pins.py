@@ -210,7 +210,7 @@ def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) 
             assert cached_numbers(store, 4) == [1, 2, 3]
 
 
-# What becomes of the ledger
+# What becomes of the state database
 
 _BEFORE_PINS = """
 CREATE TABLE clip_before AS SELECT * FROM clip;
@@ -226,7 +226,7 @@ DROP TABLE pin;
 """
 
 
-def test_a_ledger_from_before_there_were_pins(folder: Path) -> None:
+def test_a_state_database_from_before_there_were_pins(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
@@ -260,7 +260,7 @@ def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
         assert cached_numbers(store, 3) == [0, 2]
 
 
-def test_a_clip_whose_process_died_before_the_ledger_knew_it_is_pinned(folder: Path) -> None:
+def test_a_clip_whose_process_died_before_the_state_database_knew_it_is_pinned(folder: Path) -> None:
     with Store(folder) as store:
         store.pins.add([clip(0)])
         keep(store, clip(0))

@@ -155,7 +155,7 @@ def test_no_block_ends_all_waits(store: Store) -> None:
 
 
 @pytest.mark.parametrize("until", ["1e300", "9e999", "'soon'", "NULL", "x'00'"])
-def test_nonsense_in_the_ledger_stops_nobody_for_long(store: Store, until: str) -> None:
+def test_nonsense_in_the_state_database_stops_nobody_for_long(store: Store, until: str) -> None:
     store.throttle.record(ask(store), blocked())
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")

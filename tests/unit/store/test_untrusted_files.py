@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.store import CacheLayout, Store
-from tests.support import store_subprocess as children
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -27,7 +26,6 @@ from tests.support.store import (
     lose,
     query,
 )
-from tests.support.subprocesses import end, start
 
 RAW, TEXT, PICKLE = 1, 3, 4
 """Other modes of diskcache than ours."""
@@ -150,20 +148,6 @@ def test_a_folder_in_the_place_of_a_clip_is_a_miss(folder: Path) -> None:
         assert store.open(clip(0)) is None
         keep(store, clip(0))
         assert is_whole(store, clip(0))
-
-
-def test_a_pipe_in_the_place_of_a_clip_does_not_hang(folder: Path) -> None:
-    with Store(folder) as store:
-        keep(store, clip(0))
-    path = clip_file(folder, clip(0))
-    path.unlink()
-    os.mkfifo(path)
-    process = start(children.open_cached_pipe, folder, 0)
-    process.join(3)
-    hangs = process.is_alive()
-    process.kill()
-    assert not hangs
-    assert end(process) == 0
 
 
 # Rows
@@ -311,7 +295,7 @@ def test_a_row_that_has_expired_is_no_exception(folder: Path) -> None:
         assert_in_step(folder)
 
 
-# Settings of the table, and the ledger
+# Settings of the table, and the state database
 
 
 @pytest.mark.parametrize(
@@ -369,7 +353,7 @@ def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
         (clip(0).key, "0" * 32, "/dev/zero"),
     ],
 )
-def test_a_fetch_under_way_that_the_ledger_invents_does_no_harm(
+def test_a_fetch_under_way_that_the_state_database_invents_does_no_harm(
     folder: Path, outside: Path, key: str, token: str, owner: str
 ) -> None:
     with Store(folder) as store:
@@ -381,7 +365,7 @@ def test_a_fetch_under_way_that_the_ledger_invents_does_no_harm(
     assert outside.exists()
 
 
-def test_a_held_clip_that_the_ledger_invents_does_not_stand_in_the_way(folder: Path) -> None:
+def test_a_held_clip_that_the_state_database_invents_does_not_stand_in_the_way(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
         query(CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
