@@ -1,7 +1,7 @@
-"""`kill -9` at every step of everything that changes the store: what the next process finds, and the others.
+"""`kill -9` at every step of everything that changes the store, and what other processes find afterwards.
 
-A step is a change of a file or a commit of a database, as the interpreter itself reports them: no part of the
-store is replaced, and a step that is added to it tomorrow is died at, too.
+A step is a change of a file or a commit of a database, as the interpreter reports them. No part of the store is
+replaced, so that steps that are added to it later are covered, too.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Action = Callable[[Store], None]
 every_action = pytest.mark.parametrize("action", UNTOUCHED, ids=lambda action: action.__name__)
 
 SIZES = {0: UNIT, 1: UNIT, 2: UNIT}
-"""The clips that the store holds before the action."""
+"""The cached clips before the action."""
 
 
 class Folder(NamedTuple):
-    """A copy of the seed, for one process to die in."""
+    """A copy of the seed in which one process dies."""
 
     path: Path
     step: int
@@ -47,9 +47,9 @@ class Folder(NamedTuple):
 
 
 class Deaths:
-    """A process killed at its first step, a new one at its second, and so on to the last.
+    """Processes that are killed: one before its first step, one before its second, and so on to the last.
 
-    What is found wrong after each is collected, to be told all together.
+    Faults that are found after each death are collected and reported together.
     """
 
     def __init__(self, seed: Path, place: Path) -> None:
@@ -57,10 +57,10 @@ class Deaths:
         self._place = place
         self._wrong: list[str] = []
         self.steps: list[str] = []
-        """What a process does that nobody kills."""
+        """The steps of a process that was not killed."""
 
     def folders(self) -> Iterator[Folder]:
-        """A folder for each death; to be gone through to the end."""
+        """Yield a folder for each death. Iterate to the end."""
         for step in range(1, 200):
             folder = Folder(self._place / f"cache-{step}", step, self._place / f"log-{step}")
             shutil.copytree(self._seed, folder.path)
@@ -69,7 +69,7 @@ class Deaths:
             self.steps = steps(folder.log)
             if len(self.steps) < step:
                 return
-        raise AssertionError("it never ends")
+        raise AssertionError("the process has too many steps")
 
     @staticmethod
     def kill(folder: Folder, work: Callable[..., None], *arguments: object) -> None:
@@ -78,7 +78,7 @@ class Deaths:
 
     @contextmanager
     def finding(self, folder: Folder) -> Iterator[None]:
-        """Notes what the block finds wrong."""
+        """Collect the faults that the block finds."""
         try:
             yield
         except (AssertionError, KineticsError) as error:
@@ -92,7 +92,7 @@ class Deaths:
 
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full store, closed; to be copied."""
+    """The directory of a full, closed store, to be copied."""
     folder = tmp_path_factory.mktemp("seed") / "cache"
     with Store(folder, limit=LIMIT) as store:
         for number, size in SIZES.items():
@@ -104,16 +104,16 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
     assert_nothing_unknown(store.folder)
     for number, size in sizes.items():
-        here = is_whole(store, clip(number), size)
-        assert here == store.is_cached(clip(number)), f"clip {number} is not as the state database says"
-        if here:
-            assert store.failures.get(clip(number)) is None, f"clip {number} is here, and so is its failure"
+        cached = is_whole(store, clip(number), size)
+        assert cached == store.is_cached(clip(number)), f"clip {number} disagrees with the state database"
+        if cached:
+            assert store.failures.get(clip(number)) is None, f"clip {number} is cached and has a failure"
     assert store.usage().bytes <= LIMIT
     assert_in_step(store.folder)
 
 
 @every_action
-def test_the_next_process_finds_each_clip_whole_or_absent_and_nothing_left_over(
+def test_after_a_crash_the_next_process_finds_each_clip_whole_or_absent(
     action: Action, seed: Path, place: Path
 ) -> None:
     deaths = Deaths(seed, place)
@@ -132,7 +132,7 @@ def test_the_next_process_finds_each_clip_whole_or_absent_and_nothing_left_over(
 
 
 @every_action
-def test_a_process_that_lives_on_keeps_clips_as_before(action: Action, seed: Path, place: Path) -> None:
+def test_a_running_process_recovers_the_reservations_of_a_dead_one(action: Action, seed: Path, place: Path) -> None:
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
         with Store(folder.path, limit=LIMIT) as store:
@@ -142,11 +142,11 @@ def test_a_process_that_lives_on_keeps_clips_as_before(action: Action, seed: Pat
                     keep(store, clip(number))
                     assert is_whole(store, clip(number)), f"clip {number} cannot be fetched"
                     assert store.usage().bytes <= LIMIT
-                assert cached_numbers(store, 7) == [4, 5, 6], "the dead process keeps room from the living"
+                assert cached_numbers(store, 7) == [4, 5, 6], "the dead process still reserves space"
     deaths.verdict()
 
 
-def test_the_deaths_come_at_the_steps_that_matter(seed: Path, place: Path) -> None:
+def test_every_kind_of_step_is_covered(seed: Path, place: Path) -> None:
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
         deaths.kill(folder, children.die_during, children.publish_instead)
@@ -157,7 +157,7 @@ def test_the_deaths_come_at_the_steps_that_matter(seed: Path, place: Path) -> No
     assert "os.rmdir" in kinds[renamed:], "the end of the claim"
 
 
-def test_a_death_while_recovering_is_recovered_from(seed: Path, place: Path) -> None:
+def test_a_crash_during_recovery(seed: Path, place: Path) -> None:
     bad = shutil.copytree(seed, place / "bad")
     assert end(start(children.claim_and_die, bad, 3)) == KILLED
     clip_file(bad, clip(1)).unlink()

@@ -1,4 +1,4 @@
-"""A disk that fills up, by us and by others: room is left on it, and no error of it costs a clip."""
+"""A disk that fills up: space stays free as configured, and no error of the disk costs a clip."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("limit", [None, 100 * UNIT], ids=["no limit", "a limit that is far"])
-def test_the_disk_keeps_free_what_it_is_told_to(small_disk: SmallDisk, limit: int | None) -> None:
+def test_min_free_holds(small_disk: SmallDisk, limit: int | None) -> None:
     folder = small_disk(16 * UNIT) / "cache"
     with Store(folder, limit=limit, min_free=8 * UNIT) as store:
         for number in range(12):
@@ -44,7 +44,7 @@ def test_the_disk_keeps_free_what_it_is_told_to(small_disk: SmallDisk, limit: in
         assert_in_step(folder)
 
 
-def test_nothing_goes_while_the_disk_has_room(small_disk: SmallDisk) -> None:
+def test_nothing_is_evicted_while_the_disk_has_space(small_disk: SmallDisk) -> None:
     folder = small_disk(16 * UNIT) / "cache"
     with Store(folder, min_free=8 * UNIT) as store:
         for number in range(6):
@@ -60,7 +60,7 @@ def test_nothing_goes_while_the_disk_has_room(small_disk: SmallDisk) -> None:
         assert cached_numbers(store, 7) == list(range(7))
 
 
-def test_a_disk_that_others_fill_gives_no_room(small_disk: SmallDisk) -> None:
+def test_a_disk_that_other_programs_fill_is_an_error(small_disk: SmallDisk) -> None:
     disk = small_disk(8 * UNIT)
     with Store(disk / "cache", min_free=4 * UNIT) as store:
         (disk / "other").write_bytes(b"x" * 5 * UNIT)
@@ -72,7 +72,7 @@ def test_a_disk_that_others_fill_gives_no_room(small_disk: SmallDisk) -> None:
         assert is_whole(store, clip(0))
 
 
-def test_a_claim_without_room_evicts_nothing(small_disk: SmallDisk) -> None:
+def test_a_claim_without_space_evicts_nothing(small_disk: SmallDisk) -> None:
     disk = small_disk(10 * UNIT)
     with Store(disk / "cache", min_free=4 * UNIT) as store:
         keep_dense(store, 0)
@@ -84,7 +84,7 @@ def test_a_claim_without_room_evicts_nothing(small_disk: SmallDisk) -> None:
 
 
 def keep_dense(store: Store, number: int) -> None:
-    """Puts a clip into the store that takes its room on the disk."""
+    """Put a clip into the store that takes real space on the disk."""
     claim = store.claim(clip(number))
     assert claim is not None
     with claim:
@@ -94,7 +94,7 @@ def keep_dense(store: Store, number: int) -> None:
 
 
 def fill(disk: Path) -> Path:
-    """Takes every last byte of the disk."""
+    """Fill the disk to its last byte."""
     path = disk / "filler"
     with path.open("wb", buffering=0) as file:
         for size in (UNIT, 4096, 1):
@@ -107,7 +107,7 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.parametrize("moment", ["before the claim", "before publishing"])
-def test_a_full_disk_is_an_error_that_says_so_and_no_clip(small_disk: SmallDisk, moment: str) -> None:
+def test_a_full_disk_is_an_error_with_enospc_and_stores_no_clip(small_disk: SmallDisk, moment: str) -> None:
     disk = small_disk(8 * UNIT)
     with Store(disk / "cache") as store:
         for number in range(2):
@@ -145,7 +145,7 @@ ACTS: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("name", ACTS)
-def test_on_a_full_disk_everything_fails_with_a_sentence_if_at_all(small_disk: SmallDisk, name: str) -> None:
+def test_on_a_full_disk_every_method_works_or_raises_a_kinetics_error(small_disk: SmallDisk, name: str) -> None:
     disk = small_disk(4 * UNIT)
     with Store(disk / "cache") as store:
         keep_dense(store, 0)
@@ -168,7 +168,7 @@ def test_cached_clips_are_read_from_a_full_disk(small_disk: SmallDisk) -> None:
         filler.unlink()
 
 
-def test_a_store_cannot_be_opened_on_a_full_disk_and_says_so(small_disk: SmallDisk) -> None:
+def test_opening_a_store_on_a_full_disk_is_an_error(small_disk: SmallDisk) -> None:
     disk = small_disk(4 * UNIT)
     filler = fill(disk)
     with pytest.raises(StoreError) as caught:

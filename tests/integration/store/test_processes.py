@@ -1,4 +1,4 @@
-"""One folder, many processes and threads: one fetch per clip, one limit for all."""
+"""Many processes and threads with one cache: one fetch per clip, one limit for all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.subprocesses import CONTEXT, KILLED, end, start
 
 @contextmanager
 def claimed_elsewhere(folder: Path, number: int) -> Iterator[BaseProcess]:
-    """While another process has a claim."""
+    """Run the block while another process has a claim."""
     ours, theirs = CONTEXT.Pipe()
     with ours:
         process = start(children.hold_claim, folder, number, theirs)
@@ -45,10 +45,10 @@ def claimed_elsewhere(folder: Path, number: int) -> Iterator[BaseProcess]:
 
 
 def bytes_at_one_moment(folder: Path) -> int:
-    """Sizes of all clip files that were there at one and the same moment.
+    """Return the bytes of all clip files that existed at the same moment.
 
-    A file seen while looking, and still there after all had been looked at, was there at the moment between; for
-    no name is ever used twice.
+    File names are never reused: a file that is listed, and still exists after the listing ended, existed at the moment
+    in between.
     """
     seen = clip_files(folder)
     total = 0
@@ -84,7 +84,7 @@ def test_a_claim_is_exclusive_over_two_stores_of_one_process(store: Store) -> No
         assert_in_step(store.folder, owners=2)
 
 
-def test_of_all_threads_of_all_processes_one_gets_the_claim(folder: Path, tmp_path: Path) -> None:
+def test_one_thread_of_all_processes_gets_the_claim(folder: Path, tmp_path: Path) -> None:
     processes, threads = 3, 4
     Store(folder).close()
     barrier = CONTEXT.Barrier(processes * threads)
@@ -103,7 +103,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store: Store) -> None:
         assert_in_step(store.folder)
 
 
-def test_what_a_dead_process_left_goes_when_a_store_is_opened(store: Store) -> None:
+def test_opening_a_store_removes_what_a_dead_process_left(store: Store) -> None:
     assert end(start(children.claim_and_die, store.folder, 0)) == KILLED
     assert len(contents(store.folder).incoming) == 1
     with Store(store.folder):
@@ -144,7 +144,7 @@ def test_a_pipe_in_place_of_a_clip_file_does_not_block_an_open(folder: Path) -> 
     assert end(process) == 0
 
 
-def test_opening_a_store_takes_nothing_from_the_living(store: Store) -> None:
+def test_opening_a_store_keeps_the_claims_of_living_processes(store: Store) -> None:
     with claimed_elsewhere(store.folder, 0):
         claim = store.claim(clip(1))
         assert claim is not None
@@ -166,7 +166,7 @@ def test_a_closed_store_gives_its_claims_up(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["a new folder", "a folder in use"])
-def test_processes_that_publish_at_once_keep_the_limit_at_every_moment(folder: Path, fresh: bool) -> None:
+def test_the_limit_holds_at_every_moment_while_processes_publish(folder: Path, fresh: bool) -> None:
     processes, clips, limit = 4, 8, 5 * UNIT
     if not fresh:
         Store(folder).close()
@@ -183,9 +183,9 @@ def test_processes_that_publish_at_once_keep_the_limit_at_every_moment(folder: P
     assert 0 < most <= limit
     with Store(folder, limit=limit) as store:
         assert_in_step(folder)
-        here = cached_numbers(store, processes * clips)
-        assert here
-        assert all(is_whole(store, clip(number)) for number in here)
+        cached = cached_numbers(store, processes * clips)
+        assert cached
+        assert all(is_whole(store, clip(number)) for number in cached)
         assert len(store.sizes([clip(number).key for number in range(processes * clips)])) == processes * clips
 
 
@@ -195,7 +195,7 @@ def test_a_new_folder_can_be_opened_by_many_processes_at_once(place: Path) -> No
     assert [end(process) for process in begun] == [0] * 3
 
 
-def test_threads_of_one_store_read_publish_and_drop_at_once(folder: Path) -> None:
+def test_threads_of_one_store_read_publish_and_remove_at_once(folder: Path) -> None:
     with Store(folder, limit=6 * UNIT) as store:
 
         def work(thread: int) -> None:
@@ -217,8 +217,8 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def test_a_thread_of_its_own_for_every_call_does_not_use_up_the_file_descriptors(store: Store) -> None:
-    """As under libfuse, where each call may come in another thread."""
+def test_a_new_thread_for_every_call_does_not_use_up_the_file_descriptors(store: Store) -> None:
+    """With libfuse, each call may come from another thread."""
     keep(store, clip(0))
     before = open_descriptors()
     most = 0

@@ -11,7 +11,7 @@ HEADER = "label,youtube_id,time_start,time_end,split"
 
 
 def youtube_id(number: int) -> str:
-    """A valid id, another one for each number; about half begin with `-`."""
+    """Return a valid id that is different for each number; about half of them begin with `-`."""
     return f"{'-' if number % 2 else 'a'}{number:010d}"
 
 
@@ -26,7 +26,7 @@ def release() -> Release:
 
 @pytest.fixture
 def catalog_of(tmp_path: Path, release: Release) -> Callable[..., Catalog]:
-    """Compiles rows (`label,id,start,end,split`) and opens the result."""
+    """Compile rows (`label,id,start,end,split`) and open the catalog."""
 
     def make(*rows: str, header: str = HEADER) -> Catalog:
         source = tmp_path / "rows.csv"

@@ -45,7 +45,7 @@ def tree(catalog: Catalog) -> dict[str, list[str]]:
 
 
 def paths(catalog: Catalog) -> dict[str, int]:
-    """Canonical path → inode number, of everything."""
+    """Return canonical path → inode number for every entry."""
     found = {split.split: split.ino for split in catalog.splits()}
     for split in catalog.splits():
         for directory in catalog.classes(split):
@@ -55,7 +55,7 @@ def paths(catalog: Catalog) -> dict[str, int]:
     return found
 
 
-# What is in a catalog
+# Content
 
 
 def test_the_tree(catalog_of: Callable[..., Catalog], release: Release) -> None:
@@ -166,7 +166,7 @@ def test_too_many_classes_are_refused(catalog_of: Callable[..., Catalog], monkey
 
 
 def test_numbers_are_known_for_ever(catalog_of: Callable[..., Catalog]) -> None:
-    """Users keep them (in archives, in lists of what was copied): a change of these is a change for all."""
+    """Programs store inode numbers (in archives, in lists of copied files), so they must never change."""
     with catalog_of(*ROWS) as catalog:
         found = paths(catalog)
     assert found["train"] == 5661189601110975161

@@ -20,14 +20,14 @@ from tests.unit.catalog.conftest import csv_text
 
 @dataclass
 class Site:
-    """A server whose one document and behaviour a test sets."""
+    """A server with one document. Tests set its content and its behaviour."""
 
     url: str = ""
     body: bytes = csv_text(["abseiling,0wR5jVB-WPk,417,427,val"]).encode()
     headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"one"'})
     status: int = 200
     cut: int = 0
-    """So many bytes of the body are announced and not sent."""
+    """Number of bytes of the body that are announced and not sent."""
     asked: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -193,7 +193,7 @@ def test_open_catalog_refuses_other_schemes_and_wrong_words(tmp_path: Path, rele
 
 
 def test_importing_the_catalog_is_cheap() -> None:
-    """No HTTP client, and nothing else that a listing does not need."""
+    """It imports no HTTP client, and nothing else that a listing does not need."""
     code = "import sys, kinetics_fs.catalog; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"requests", "urllib3", "http.client", "asyncio", "multiprocessing", "av", "yt_dlp"} & set(loaded)

@@ -17,7 +17,7 @@ LABELS = ["abseiling", "backflip (human)", "massaging person's head", "surfing w
 
 @pytest.fixture
 def whole(catalog_of: Callable[..., Catalog]) -> Catalog:
-    """Per class 20 training clips and 5 for validation (`surfing water`: 2), and 7 without a label."""
+    """20 training and 5 validation clips in each class (`surfing water`: 2), and 7 clips without a label."""
     rows = [
         f"{label},{youtube_id(number)},{at},{at + 10},train" for at, label in enumerate(LABELS) for number in range(20)
     ]

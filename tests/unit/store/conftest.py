@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the store."""
+"""Fixtures for tests of the store."""
 
 from tests.support.store_fixtures import folder as folder
 from tests.support.store_fixtures import place as place

@@ -1,4 +1,4 @@
-"""The least recently opened clip goes first, over all processes; and to note an open costs no write."""
+"""Access times: the least recently opened clip is evicted first, and an open writes nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, que
 
 @pytest.fixture
 def three(folder: Path) -> Path:
-    """The folder of a closed store with the clips 0, 1 and 2, put there in that order."""
+    """The directory of a closed store with the clips 0, 1 and 2, stored in this order."""
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
     return folder
 
 
-def test_the_least_recently_opened_goes_first(three: Path) -> None:
+def test_the_least_recently_opened_clip_is_evicted_first(three: Path) -> None:
     with Store(three, limit=3 * UNIT) as store:
         assert read(store, clip(1))
         assert read(store, clip(0))
@@ -30,7 +30,7 @@ def test_the_least_recently_opened_goes_first(three: Path) -> None:
         assert cached_numbers(store, 5) == [0, 3, 4]
 
 
-def test_the_order_of_use_outlives_the_process(three: Path) -> None:
+def test_access_times_outlive_the_process(three: Path) -> None:
     with Store(three) as store:
         assert read(store, clip(0))
     with Store(three, limit=3 * UNIT) as store:
@@ -38,7 +38,7 @@ def test_the_order_of_use_outlives_the_process(three: Path) -> None:
         assert cached_numbers(store, 4) == [0, 2, 3]
 
 
-def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
+def test_an_older_access_time_does_not_replace_a_later_one(three: Path) -> None:
     with Store(three) as slow:
         assert read(slow, clip(0))
         assert read(slow, clip(1))
@@ -50,7 +50,7 @@ def test_an_older_note_does_not_undo_a_later_one(three: Path) -> None:
 
 
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    """What shows a write to any file of the folder, but for SQLite's shared memory."""
+    """Return what any write changes: time and size of all files except the shared memory of SQLite."""
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.rglob("*")
@@ -58,7 +58,7 @@ def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
     }
 
 
-def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "_WRITE_INTERVAL", 60.0)
     with Store(three) as store:
         before = state_of(three)
@@ -69,7 +69,7 @@ def test_opening_writes_nothing(three: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert state_of(three) == before
 
 
-def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_times_of_many_opens_are_written_together(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "_WRITE_INTERVAL", 0.05)
 
     def opened_at() -> list[float]:
@@ -79,8 +79,8 @@ def test_many_opens_are_noted_together_after_a_while(three: Path, monkeypatch: p
         before = time.time()
         for number in range(3):
             assert not is_absent(store, clip(number))
-        assert max(opened_at()) < before, "not at once"
+        assert max(opened_at()) < before, "written at once"
         deadline = time.monotonic() + 10
         while min(opened_at()) < before:
-            assert time.monotonic() < deadline, "never noted"
+            assert time.monotonic() < deadline, "never written"
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Checks of what is here: they find what was broken, blame nothing else, and change nothing."""
+"""Checks of the cache: they find every damaged clip, report no intact one, and change nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Spoil = Callable[[Path], None]
 
 @pytest.fixture
 def three(folder: Path) -> Path:
-    """The folder of a closed store with the clips 0, 1 and 2."""
+    """The directory of a closed store with the clips 0, 1 and 2."""
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
@@ -41,7 +41,7 @@ def three(folder: Path) -> Path:
 
 
 def verify(store: Store) -> dict[int, Verdict]:
-    """The verdicts on all that is here, by number of the clip."""
+    """Return the verdicts on all cached clips, by number of the clip."""
     return {verdict.clip.start: verdict for verdict in verify_clips(store, store.cached_clips())}
 
 
@@ -50,7 +50,7 @@ def conditions(store: Store) -> dict[int, Condition]:
 
 
 def flip(path: Path) -> None:
-    """Another bit somewhere in the middle, and nothing else: neither the length nor the times."""
+    """Change a bit in the middle, and neither the length nor the times."""
     before = path.stat()
     path.chmod(0o600)
     with path.open("r+b") as file:
@@ -73,7 +73,7 @@ def remove(path: Path) -> None:
 
 
 def link(path: Path) -> None:
-    """The right bytes, but by way of a link."""
+    """Replace the file by a link to a file with the same bytes."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
 
@@ -83,7 +83,7 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-def test_all_is_good(three: Path) -> None:
+def test_intact_clips_are_good(three: Path) -> None:
     before = contents(three).rows, query(CacheLayout(three).state_database, "SELECT * FROM clip ORDER BY key")
     with Store(three) as store:
         assert list(verify_clips(store, store.cached_clips(), threads=2)) == [
@@ -105,7 +105,7 @@ def test_all_is_good(three: Path) -> None:
         (make_folder, Condition.LOST),
     ],
 )
-def test_what_was_broken(three: Path, spoil: Spoil, condition: Condition) -> None:
+def test_a_damaged_clip_is_found_and_removed(three: Path, spoil: Spoil, condition: Condition) -> None:
     spoil(clip_file(three, clip(1)))
     elsewhere = [path.read_bytes() for path in three.glob("clips/*/elsewhere")]
     before = contents(three)
@@ -121,14 +121,14 @@ def test_what_was_broken(three: Path, spoil: Spoil, condition: Condition) -> Non
         assert cached_numbers(store, 3) == [0, 2]
         keep(store, clip(1))
         assert all(is_whole(store, clip(number)) for number in range(3))
-        # What a link led to is no business of ours.
+        # The target of a link belongs to somebody else.
         assert [path.read_bytes() for path in three.glob("clips/*/elsewhere")] == elsewhere
         for path in three.glob("clips/*/elsewhere"):
             path.unlink()
         assert_in_step(three)
 
 
-def test_an_open_reader_keeps_what_it_has(three: Path) -> None:
+def test_an_open_file_keeps_its_bytes_when_a_bad_clip_is_removed(three: Path) -> None:
     flip(clip_file(three, clip(1)))
     with Store(three) as store:
         opened = store.open(clip(1))
@@ -138,7 +138,7 @@ def test_an_open_reader_keeps_what_it_has(three: Path) -> None:
             assert file.read().startswith(head(clip(1)))
 
 
-def test_replaced_after_the_verdict(three: Path) -> None:
+def test_a_clip_that_was_replaced_after_its_verdict_is_not_removed(three: Path) -> None:
     flip(clip_file(three, clip(1)))
     with Store(three) as store:
         verdict = verify(store)[1]
@@ -149,7 +149,7 @@ def test_replaced_after_the_verdict(three: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["evicted", "replaced"])
-def test_gone_while_it_is_read(three: Path, again: bool) -> None:
+def test_a_clip_that_is_evicted_while_it_is_read_is_good(three: Path, again: bool) -> None:
     with Store(three) as store:
 
         def decode(path: Path) -> None:
@@ -164,7 +164,7 @@ def test_gone_while_it_is_read(three: Path, again: bool) -> None:
         assert (read(store, clip(1)) is not None) == again
 
 
-def test_gone_before_it_is_read(three: Path) -> None:
+def test_a_clip_that_is_evicted_before_it_is_read_is_not_lost(three: Path) -> None:
     with Store(three) as store:
         chosen = list(store.cached_clips())
         store.remove(clip(1))
@@ -174,11 +174,11 @@ def test_gone_before_it_is_read(three: Path) -> None:
     assert verdicts == {0: Condition.GOOD, 1: Condition.EVICTED, 2: Condition.GOOD}
 
 
-def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
+def test_an_eviction_in_progress_is_not_a_loss(three: Path) -> None:
     with Store(three) as store, Store(three) as other:
         found: list[Condition] = []
         with other._database.exclusive() as db:
-            # Its file and its row are gone, but the state database still says that it is here.
+            # Its file and its row are gone, but the state database still has it as cached.
             other._evictor.remove(db, clip(1).key)
             thread = threading.Thread(
                 target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)
@@ -193,7 +193,9 @@ def test_an_eviction_under_way_is_no_loss(three: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "condition"), [(errno.EIO, Condition.DAMAGED), (errno.ENOMEM, Condition.UNREADABLE)]
 )
-def test_a_disk_that_fails(three: Path, monkeypatch: pytest.MonkeyPatch, number: int, condition: Condition) -> None:
+def test_read_errors_of_the_disk(
+    three: Path, monkeypatch: pytest.MonkeyPatch, number: int, condition: Condition
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -202,7 +204,7 @@ def test_a_disk_that_fails(three: Path, monkeypatch: pytest.MonkeyPatch, number:
         assert conditions(store) == dict.fromkeys(range(3), condition)
 
 
-def test_what_does_not_decode(three: Path) -> None:
+def test_a_clip_that_does_not_decode_is_damaged(three: Path) -> None:
     def decode(path: Path) -> None:
         begin = path.read_bytes()[:100]
         if begin.startswith(head(clip(1))):
@@ -224,7 +226,7 @@ def test_what_does_not_decode(three: Path) -> None:
 # Files of no clip
 
 
-def test_files_of_no_clip(three: Path) -> None:
+def test_unknown_files_are_found_and_removed_if_their_names_are_those_of_clips(three: Path) -> None:
     known = clip_file(three, clip(1))
     ours, foreign, top = (
         known.with_name(f"{clip(1).key}.{'0' * 32}.mp4"),
@@ -237,7 +239,7 @@ def test_files_of_no_clip(three: Path) -> None:
         found = list(store.unknown_files())
 
         assert sorted(found) == sorted([ours, foreign, top])
-        # What has no name of ours may be somebody's.
+        # A file with another kind of name may belong to the user.
         assert [path for path in found if store.remove_unknown_file(path)] == [ours]
         assert sorted(store.unknown_files()) == sorted([foreign, top])
         assert not store.remove_unknown_file(known)
@@ -246,7 +248,7 @@ def test_files_of_no_clip(three: Path) -> None:
         assert top.exists()
 
 
-def test_a_file_that_is_being_published_is_known(three: Path) -> None:
+def test_a_file_that_is_being_published_is_not_unknown(three: Path) -> None:
     with Store(three) as store, Store(three) as other:
         found: list[list[Path]] = []
         with other._database.exclusive():

@@ -1,4 +1,4 @@
-"""The limit holds, the least recently opened clip goes first, and nothing goes that need not."""
+"""Eviction: the limit holds, the least recently opened clip goes first, and nothing is evicted without need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.store import (
 
 
 class Step(NamedTuple):
-    """Something that is done to the store, with a clip."""
+    """An action on the store, with a clip."""
 
     verb: str
     number: int
@@ -37,35 +37,35 @@ class Step(NamedTuple):
 
 
 class Model:
-    """What the store must hold, told in the simplest way: a list, the least recently opened clip first."""
+    """A model of the store: a list of the cached clips, the least recently opened first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.here: list[int] = []
+        self.cached: list[int] = []
         self.sizes: dict[int, int] = {}
 
     def make_room(self, units: int) -> None:
-        while sum(self.sizes[number] for number in self.here) + units > self.limit:
-            self.here.pop(0)
+        while sum(self.sizes[number] for number in self.cached) + units > self.limit:
+            self.cached.pop(0)
 
     def keep(self, number: int, units: int) -> None:
-        self.make_room(self.sizes.get(number, 1))  # what is guessed, for the claim
-        self.make_room(units)  # what it is
-        if number in self.here:
-            self.here.remove(number)
-        self.here.append(number)
+        self.make_room(self.sizes.get(number, 1))  # the assumed size, at the claim
+        self.make_room(units)  # the real size
+        if number in self.cached:
+            self.cached.remove(number)
+        self.cached.append(number)
         self.sizes[number] = units
 
     def open(self, number: int) -> bool:
-        if number not in self.here:
+        if number not in self.cached:
             return False
-        self.here.remove(number)
-        self.here.append(number)
+        self.cached.remove(number)
+        self.cached.append(number)
         return True
 
     def drop(self, number: int) -> None:
-        if number in self.here:
-            self.here.remove(number)
+        if number in self.cached:
+            self.cached.remove(number)
 
 
 STEPS = st.lists(
@@ -78,7 +78,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(3, 6))
-def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> None:
+def test_the_store_behaves_like_the_model(steps: list[Step], limit: int) -> None:
     model = Model(limit)
     with quick_place() as place:
         store = Store(place, limit=limit * UNIT)
@@ -95,15 +95,15 @@ def test_the_store_holds_what_a_list_would(steps: list[Step], limit: int) -> Non
                 case "reopen":
                     store.close()
                     store = Store(place, limit=limit * UNIT)
-            assert cached_numbers(store, 5) == sorted(model.here)
-            assert store.usage().bytes == sum(model.sizes[number] for number in model.here) * UNIT <= limit * UNIT
-            known = {clip(number).key: (units * UNIT, number in model.here) for number, units in model.sizes.items()}
+            assert cached_numbers(store, 5) == sorted(model.cached)
+            assert store.usage().bytes == sum(model.sizes[number] for number in model.cached) * UNIT <= limit * UNIT
+            known = {clip(number).key: (units * UNIT, number in model.cached) for number, units in model.sizes.items()}
             assert store.sizes([clip(number).key for number in range(5)]) == known
         assert_in_step(place)
         store.close()
 
 
-def test_usage_says_what_is_held_and_reserved(folder: Path) -> None:
+def test_usage_counts_cached_and_reserved_bytes(folder: Path) -> None:
     with Store(folder, limit=10 * UNIT) as store:
         keep(store, clip(0), 3 * UNIT)
         claim = store.claim(clip(1))
@@ -116,7 +116,7 @@ def test_usage_says_what_is_held_and_reserved(folder: Path) -> None:
         assert store.usage().reserved == 0
 
 
-def test_a_smaller_limit_is_kept_from_the_next_clip_on(folder: Path) -> None:
+def test_a_smaller_limit_holds_from_the_next_clip_on(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(6):
             keep(store, clip(number))
@@ -125,7 +125,7 @@ def test_a_smaller_limit_is_kept_from_the_next_clip_on(folder: Path) -> None:
         assert cached_numbers(store, 7) == [5, 6]
 
 
-def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
+def test_fetches_in_progress_reserve_space(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         for number in range(3):
             keep(store, clip(number))
@@ -139,7 +139,7 @@ def test_clips_under_way_have_their_room_kept(folder: Path) -> None:
         assert cached_numbers(store, 5) == [2, 3, 4]
 
 
-def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
+def test_a_clip_of_known_size_reserves_exactly_that(folder: Path) -> None:
     with Store(folder, limit=4 * UNIT) as store:
         keep(store, clip(0), 3 * UNIT)
         store.remove(clip(0))
@@ -152,7 +152,7 @@ def test_a_clip_of_known_size_has_just_that_reserved(folder: Path) -> None:
             assert cached_numbers(store, 3) == [2]
 
 
-def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
+def test_one_claim_can_evict_more_clips_than_one_query_returns(folder: Path) -> None:
     with Store(folder, limit=200 * 1000) as store:
         for number in range(150):
             keep(store, clip(number), 1)
@@ -162,7 +162,7 @@ def test_more_clips_go_at_once_than_one_look_finds(folder: Path) -> None:
         assert_in_step(folder)
 
 
-# What cannot fit
+# Clips that cannot fit
 
 
 def test_a_clip_larger_than_the_limit_is_refused(folder: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_clip_known_to_be_larger_than_the_limit_is_not_even_fetched(folder: Pa
         assert_in_step(folder)
 
 
-def test_a_limit_below_the_guess_still_holds_small_clips(folder: Path) -> None:
+def test_a_limit_below_the_assumed_size_still_holds_small_clips(folder: Path) -> None:
     with Store(folder, limit=UNIT // 2) as store:
         keep(store, clip(0), UNIT // 4)
         assert is_whole(store, clip(0), UNIT // 4)
@@ -214,7 +214,7 @@ def test_a_limit_below_the_guess_still_holds_small_clips(folder: Path) -> None:
 # What nothing may go for
 
 
-def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) -> None:
+def test_a_clip_for_which_nothing_may_be_evicted_needs_space_for_itself_alone(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
         keep(store, clip(1), UNIT // 2)
@@ -230,7 +230,7 @@ def test_a_clip_for_which_nothing_may_go_needs_its_own_room_alone(folder: Path) 
         assert_in_step(folder)
 
 
-def test_a_clip_that_grew_evicts_nothing_where_nothing_may_go(folder: Path) -> None:
+def test_a_clip_that_grew_evicts_nothing_if_nothing_may_be_evicted(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
         claim = store.claim(clip(1), size=UNIT, protect_used_since=0)

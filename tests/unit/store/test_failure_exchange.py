@@ -1,4 +1,4 @@
-"""What others found out: which of it is read, which believed, and what it never overrides."""
+"""Failure reports of other machines: which lines are read, which reports are imported, and what they never replace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read(*lines: bytes) -> list[FailureReport | RefusedLine]:
 # The file
 
 
-def test_what_is_written_is_read(store: Store) -> None:
+def test_a_written_line_is_read_back(store: Store) -> None:
     said = 'he said: "gone", \\ 読み込み 🦊'
     failure = store.failures.remember(clip(1), FetchError(FailureKind.GONE, said, source="youtube"))
 
@@ -69,7 +69,7 @@ def test_the_longest_reason_and_source_fit_into_a_line(store: Store, sign: str) 
     assert found.reason == failure.reason
 
 
-def test_only_the_clip_the_kind_and_the_time_must_be_there() -> None:
+def test_only_key_kind_and_time_are_required() -> None:
     [found] = read(line(more={"x": [1]}))
 
     assert found == FailureReport(clip(0), FailureKind.GONE, "", "", 1_700_000_000, 1_700_000_000, 1)
@@ -122,12 +122,12 @@ def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) ->
 
 
 @given(st.binary(max_size=300))
-def test_nothing_that_is_read_ends_the_reading(data: bytes) -> None:
+def test_no_line_stops_the_reading(data: bytes) -> None:
     found = read(data, line())
     assert isinstance(found[-1], FailureReport)
 
 
-def test_a_text_gives_no_orders_to_a_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     [found] = read(line(reason="a\x1b[2Jb\nc\x9b", source="you\x07tube" + "x" * 5000))
 
     assert isinstance(found, FailureReport)
@@ -136,7 +136,7 @@ def test_a_text_gives_no_orders_to_a_terminal() -> None:
 
 
 class Endless(io.RawIOBase):
-    """A file without an end, and perhaps without the end of a line."""
+    """An endless file, perhaps of one endless line."""
 
     def __init__(self, piece: bytes) -> None:
         self._piece = piece
@@ -151,13 +151,13 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize("piece", [b"x", b"x" * 5000 + b"\n"])
-def test_a_file_without_an_end_is_left(piece: bytes) -> None:
+def test_an_endless_file_is_refused(piece: bytes) -> None:
     with pytest.raises(KineticsError, match="larger than"):
         for _ in read_reports(io.BufferedReader(Endless(piece))):
             pass
 
 
-# What is believed
+# Import
 
 
 def take(store: Store, *reports: FailureReport) -> ImportedFailures:
@@ -185,7 +185,7 @@ def test_to_import_twice_changes_nothing(store: Store) -> None:
     assert list(store.failures.all()) == before
 
 
-def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
+def test_an_imported_failure_that_comes_back_stays_as_it_is(store: Store) -> None:
     take(store, report())
     failure = store.failures.get(clip(0))
     assert failure is not None
@@ -201,7 +201,7 @@ def test_hearsay_that_goes_in_a_circle_stays_as_it_is(store: Store) -> None:
     assert take(store, again) == ImportedFailures(new=0, known=1, cached=0)
 
 
-def test_newer_knowledge_of_our_own_stays(store: Store) -> None:
+def test_a_newer_failure_of_this_machine_stays(store: Store) -> None:
     own = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "timed out", source="youtube"))
 
     assert take(store, report(last_at=own.last_at - 5)) == ImportedFailures(new=0, known=1, cached=0)
@@ -230,7 +230,7 @@ def test_of_two_reports_of_a_clip_the_later_counts(store: Store) -> None:
         store.failures.forget()
 
 
-def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
+def test_a_clip_that_is_cached_or_was_stored_later_is_not_gone(store: Store) -> None:
     for number in range(2):
         keep(store, clip(number))
     store.remove(clip(1))
@@ -245,7 +245,7 @@ def test_a_clip_that_is_here_or_was_had_later_is_not_gone(store: Store) -> None:
     assert take(store, report(0), report(1)) == ImportedFailures(new=1, known=0, cached=1)
 
 
-def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
+def test_a_report_with_a_time_in_the_future_bans_a_clip_no_longer_than_one_of_now(store: Store) -> None:
     take(store, report(first_at=NOW + DAY, last_at=1e11, attempts=1))
     failure = store.failures.get(clip(0))
     assert failure is not None
@@ -253,7 +253,7 @@ def test_a_report_of_the_future_bans_a_clip_no_longer_than_one_of_now(store: Sto
     assert failure.retry_at - failure.last_at == pytest.approx(7 * DAY)
 
 
-def test_a_report_of_the_future_overrides_nothing(store: Store) -> None:
+def test_a_report_with_a_time_in_the_future_replaces_nothing(store: Store) -> None:
     own = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "timed out"))
     take(store, report(1))
     before = store.failures.get(clip(1))
@@ -264,19 +264,19 @@ def test_a_report_of_the_future_overrides_nothing(store: Store) -> None:
     assert store.failures.get(clip(1)) == before
 
 
-def test_all_of_it_or_nothing(store: Store) -> None:
+def test_an_error_imports_nothing(store: Store) -> None:
     def reports() -> Iterator[FailureReport]:
         yield report(0)
         raise KineticsError("the list breaks off")
 
-    for _ in range(2):  # nor is anything left over that stands in the way of the next
+    for _ in range(2):  # nor does anything remain that prevents the next import
         with pytest.raises(KineticsError):
             store.failures.import_reports(reports())
     assert list(store.failures.all()) == []
     assert take(store, report(0)).new == 1
 
 
-def test_nobody_waits_for_who_brings_the_reports(store: Store, folder: Path) -> None:
+def test_a_slow_import_does_not_keep_the_lock(store: Store, folder: Path) -> None:
     def reports() -> Iterator[FailureReport]:
         with Store(folder) as other:
             other.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "meanwhile"))

@@ -1,4 +1,4 @@
-"""Failures are remembered with their reason, for a while that grows, and never longer than they should be."""
+"""Remembered failures: their content, the delay until the next try, and untrusted rows."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ FIRST_AND_MOST = {
     FailureKind.CONFIG: (0.0, 0.0),
     FailureKind.LOCAL: (0.0, 0.0),
 }
-"""Seconds to leave a clip alone: after its first failure, and at most."""
+"""Delay in seconds: after the first failure, and its maximum."""
 
 
 def wait(failure: Failure) -> float:
     return failure.retry_at - failure.last_at
 
 
-def test_every_kind_has_its_wait() -> None:
+def test_every_kind_has_its_delay() -> None:
     assert set(FIRST_AND_MOST) == set(FailureKind)
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_the_wait_doubles_with_each_failure_up_to_a_most(store: Store, kind: FailureKind) -> None:
+def test_the_delay_doubles_with_each_failure_up_to_a_maximum(store: Store, kind: FailureKind) -> None:
     first, most = FIRST_AND_MOST[kind]
     waits = [wait(store.failures.remember(clip(0), FetchError(kind, "no"))) for _ in range(10)]
     assert waits == pytest.approx([min(first * 2**attempt, most) for attempt in range(10)])
 
 
 @given(st.sampled_from(FailureKind), st.integers(1, 10**9), st.none() | st.floats())
-def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for_up_to_a_day(
+def test_no_delay_is_shorter_than_the_one_before_or_than_requested_up_to_a_day(
     kind: FailureKind, attempts: int, asked: float | None
 ) -> None:
     delay = retry_delay(kind, attempts, asked)
@@ -56,12 +56,12 @@ def test_no_wait_is_ever_shorter_than_the_one_before_or_than_was_asked_for_up_to
 
 
 @pytest.mark.parametrize("asked", [DAY + 1, 1e9, 1e300])
-def test_no_origin_can_ban_a_clip_for_longer_than_a_day(store: Store, asked: float) -> None:
+def test_no_source_can_ban_a_clip_for_longer_than_a_day(store: Store, asked: float) -> None:
     failure = store.failures.remember(clip(0), FetchError(FailureKind.BLOCKED, "no", retry_after=asked))
     assert wait(failure) == pytest.approx(DAY)
 
 
-def test_a_failure_of_another_kind_begins_a_new_row(store: Store) -> None:
+def test_a_failure_of_another_kind_resets_the_attempts(store: Store) -> None:
     for _ in range(3):
         trouble = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "no"))
     assert trouble.attempts == 3
@@ -73,20 +73,20 @@ def test_a_failure_of_another_kind_begins_a_new_row(store: Store) -> None:
     assert (again.attempts, again.first_at) == (2, gone.first_at)
 
 
-def test_a_longer_wait_that_the_origin_asks_for_is_honoured(store: Store) -> None:
+def test_a_longer_delay_that_the_source_requests_is_used(store: Store) -> None:
     long = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "no", retry_after=5000))
     short = store.failures.remember(clip(1), FetchError(FailureKind.TRANSIENT, "no", retry_after=5))
     assert wait(long) == pytest.approx(5000)
     assert wait(short) == pytest.approx(30)
 
 
-def test_a_fault_of_this_machine_is_shown_but_never_in_the_way(store: Store) -> None:
+def test_a_failure_of_this_machine_never_delays_the_next_try(store: Store) -> None:
     failure = store.failures.remember(clip(0), FetchError(FailureKind.CONFIG, "no ffmpeg"))
     assert failure.retry_at <= time.time()
     assert store.failures.get(clip(0)) == failure
 
 
-def test_all_that_is_known_of_a_failure_is_remembered_over_a_restart(folder: Path) -> None:
+def test_a_failure_outlives_a_restart(folder: Path) -> None:
     error = FetchError(FailureKind.TRANSIENT, "timed out – 読み込み", source="youtube", errno=errno.ETIMEDOUT)
     before = time.time()
     with Store(folder) as store:
@@ -179,7 +179,7 @@ def test_failures_of_some_clips(store: Store) -> None:
     assert store.failures.of([]) == {}
 
 
-def test_a_wait_can_be_ended_without_forgetting(store: Store) -> None:
+def test_a_delay_can_be_ended_without_forgetting_the_failure(store: Store) -> None:
     for number in range(2):
         store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
     store.failures.make_due(clip(0))
@@ -201,7 +201,7 @@ def test_a_wait_can_be_ended_without_forgetting(store: Store) -> None:
         ("[Errno 28] No space left on device",) * 2,
     ],
 )
-def test_reasons_are_grouped_over_what_makes_them_unique(store: Store, reason: str, group: str) -> None:
+def test_reasons_are_grouped_without_the_parts_that_make_them_unique(store: Store, reason: str, group: str) -> None:
     failures = []
     for number in range(2):
         text = reason.format(id=clip(number).youtube_id).replace("12.3", f"{number + 5}.{number}")
@@ -211,7 +211,7 @@ def test_reasons_are_grouped_over_what_makes_them_unique(store: Store, reason: s
         assert failures[0].group == group
 
 
-def test_statuses_tell_reasons_apart(store: Store) -> None:
+def test_reasons_with_different_status_codes_are_not_grouped(store: Store) -> None:
     groups = {
         store.failures.remember(clip(0), FetchError(FailureKind.GONE, f"HTTP Error {status}: no")).group
         for status in (404, 410)
@@ -219,7 +219,7 @@ def test_statuses_tell_reasons_apart(store: Store) -> None:
     assert len(groups) == 2
 
 
-def test_no_reason_gives_orders_to_a_terminal(store: Store) -> None:
+def test_control_characters_of_a_reason_are_escaped(store: Store) -> None:
     reason = "one\r\ntwo \x1b[2J\x1b]0;title\x07 \x9b31m \u202e \u2028 \ud83d café"
     remembered = store.failures.remember(clip(0), FetchError(FailureKind.GONE, reason))
     assert store.failures.get(clip(0)) == remembered
@@ -238,7 +238,7 @@ ODD: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in ODD.items() for value in values])
-def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value: object) -> None:
+def test_an_invalid_row_is_ignored(store: Store, column: str, value: object) -> None:
     for number in range(2):
         store.failures.remember(clip(number), FetchError(FailureKind.GONE, "no"))
     query(store.layout.state_database, f"UPDATE failure SET {column} = ? WHERE key = ?", value, clip(0).key)
@@ -249,7 +249,7 @@ def test_a_row_that_is_not_ours_is_passed_over(store: Store, column: str, value:
     assert store.failures.forget() == (3 if column == "key" else 2)
 
 
-def test_a_row_from_elsewhere_gives_no_orders_either(store: Store) -> None:
+def test_control_characters_in_a_row_are_escaped(store: Store) -> None:
     store.failures.remember(clip(0), FetchError(FailureKind.GONE, "no"))
     query(store.layout.state_database, "UPDATE failure SET reason = ?, errno = 99999", "\x1b[2J" + "x" * 10_000)
     failure = store.failures.get(clip(0))

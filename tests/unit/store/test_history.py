@@ -1,4 +1,4 @@
-"""What the cache remembers of itself over time: sums over all processes, and never more rows than it should."""
+"""The history of a cache: sums over all processes, and a limited number of rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOW = 1_800_000_000 // _HOUR * _HOUR + 1234
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the history takes for the time; to be changed."""
+    """The time that the history sees; a test can change it."""
     clock = [float(NOW)]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     return clock
 
 
-def test_what_all_do_in_a_step_is_one_row(folder: Path, clock: list[float]) -> None:
+def test_the_activity_of_all_processes_in_a_step_is_one_row(folder: Path, clock: list[float]) -> None:
     with Store(folder) as one, Store(folder) as other:
         one.history.add(ActivityCounts(fetched=2, failed=1))
         keep(one, clip(0))
@@ -37,7 +37,7 @@ def test_what_all_do_in_a_step_is_one_row(folder: Path, clock: list[float]) -> N
         assert other.history.samples()[1:] == [(at + history_module.STEP, 1, UNIT, 0, 0, 0, 0)]
 
 
-def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clock: list[float]) -> None:
+def test_old_rows_become_hours_and_are_removed_in_the_end(folder: Path, store: Store, clock: list[float]) -> None:
     # Every five minutes for 100 days, by somebody who never came to sum them up.
     first = (NOW - 100 * _DAY) // _HOUR * _HOUR
     times = range(first, NOW, history_module.STEP)
@@ -61,12 +61,12 @@ def test_old_rows_become_hours_and_go_in_the_end(folder: Path, store: Store, clo
 
 
 def last_of_hour(times: range, at: int) -> tuple[int, int]:
-    """Clips and bytes when an hour ended."""
+    """Return clips and bytes at the end of an hour."""
     turn = max(turn for turn, one in enumerate(times) if at <= one < at + _HOUR)
     return turn, turn * 10
 
 
-def test_rows_that_are_not_ours_are_passed_over(folder: Path, store: Store) -> None:
+def test_invalid_rows_are_ignored(folder: Path, store: Store) -> None:
     now = int(time.time())
     odd = ["1e300", "'much'", "x'00'", "-1", str(2**63 - 1)]
     rows = ", ".join(f"({now - place}, {value}, 0, 0, 0, 0, 0)" for place, value in enumerate(odd, 1))
@@ -77,7 +77,7 @@ def test_rows_that_are_not_ours_are_passed_over(folder: Path, store: Store) -> N
     assert [sample.fetched for sample in store.history.samples()] == [1]
 
 
-def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> None:
+def test_activity_is_recorded_meanwhile_and_at_the_end(store: Store) -> None:
     done, noted = [ActivityCounts(fetched=90)], threading.Event()
 
     class Noted:
@@ -95,7 +95,7 @@ def test_somebody_at_work_is_noted_meanwhile_and_at_the_end(store: Store) -> Non
     assert sum(sample.from_cache for sample in store.history.samples()) == 1
 
 
-def test_who_cannot_write_goes_on_and_notes_it_later(folder: Path, store: Store) -> None:
+def test_activity_that_cannot_be_written_is_recorded_later(folder: Path, store: Store) -> None:
     query(CacheLayout(folder).state_database, "ALTER TABLE history RENAME TO away")
     done = ActivityCounts()
     recorder = HistoryRecorder(store.history, lambda: done)

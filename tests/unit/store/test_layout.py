@@ -1,4 +1,4 @@
-"""The cache folder: ours, private, marked, and never somebody else's."""
+"""The cache directory: private, marked, and never a directory with other files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def mode(path: Path) -> int:
 
 
 def assert_refused(folder: Path) -> str:
-    """That no store can be opened there, for a reason told in one sentence."""
+    """Check that no store can be opened in a folder, and that the message is one sentence."""
     with pytest.raises(StoreError) as caught:
         Store(folder).close()
     sentence = str(caught.value)
@@ -47,14 +47,14 @@ def test_everything_in_it_is_private(store: Store) -> None:
     assert [path for path in store.folder.iterdir() if path.is_dir() and mode(path) != 0o700] == []
 
 
-def test_a_folder_that_others_could_reach_is_closed_to_them(folder: Path) -> None:
+def test_a_folder_that_other_users_can_read_becomes_private(folder: Path) -> None:
     Store(folder).close()
     folder.chmod(0o755)
     Store(folder).close()
     assert mode(folder) == 0o700
 
 
-def test_an_empty_folder_is_taken(folder: Path) -> None:
+def test_an_empty_folder_is_used(folder: Path) -> None:
     folder.mkdir(mode=0o777)
     Store(folder).close()
     assert mode(folder) == 0o700
@@ -66,7 +66,7 @@ def test_missing_parents_are_made(folder: Path) -> None:
     assert mode(deep) == 0o700
 
 
-def test_backup_programs_are_told_that_it_is_a_cache(folder: Path) -> None:
+def test_the_directory_is_tagged_for_backup_programs(folder: Path) -> None:
     Store(folder).close()
     tag = (folder / "CACHEDIR.TAG").read_bytes()
     assert tag.startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
@@ -84,10 +84,10 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(folder: Path) -
 def test_the_cache_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
     folder.mkdir(mode=0o755)
     (folder / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Created by another program.\n")
-    (folder / "clips").write_text("not ours")
+    (folder / "clips").write_text("other")
     before = mode(folder)
     assert_refused(folder)
-    assert (folder / "clips").read_text() == "not ours"
+    assert (folder / "clips").read_text() == "other"
     assert mode(folder) == before
 
 
@@ -123,7 +123,7 @@ def test_a_store_of_another_user_is_refused(public_folder: Path, without_privile
         assert_refused(folder)
 
 
-def test_a_place_where_nothing_can_be_made_is_refused(public_folder: Path, without_privileges: Unprivileged) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(public_folder: Path, without_privileges: Unprivileged) -> None:
     closed = public_folder / "closed"
     closed.mkdir()
     closed.chmod(0o555)
@@ -132,7 +132,7 @@ def test_a_place_where_nothing_can_be_made_is_refused(public_folder: Path, witho
 
 
 @pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
-def test_a_folder_within_that_cannot_be_written_is_told(
+def test_a_subfolder_that_cannot_be_written_is_an_error(
     public_folder: Path, without_privileges: Unprivileged, name: str
 ) -> None:
     with without_privileges():
@@ -152,14 +152,14 @@ def test_a_folder_within_that_cannot_be_written_is_told(
 
 
 @pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
-def test_a_file_in_the_place_of_a_folder_within_is_told(folder: Path, name: str) -> None:
+def test_a_file_in_place_of_a_subfolder_is_an_error(folder: Path, name: str) -> None:
     prepare_folder(folder)
     (folder / name).write_text("x")
     assert_refused(folder)
 
 
 @pytest.mark.parametrize("name", ["clips/cache.db", "ledger.sqlite"])
-def test_a_database_that_cannot_be_written_is_told(
+def test_a_database_that_cannot_be_written_is_an_error(
     public_folder: Path, without_privileges: Unprivileged, name: str
 ) -> None:
     with without_privileges():
@@ -172,7 +172,7 @@ def test_a_database_that_cannot_be_written_is_told(
         assert "\n" not in str(caught.value)
 
 
-def test_a_disk_that_is_read_only_is_told(small_disk: SmallDisk) -> None:
+def test_a_read_only_disk_is_an_error(small_disk: SmallDisk) -> None:
     disk = small_disk(2**24)
     with Store(disk / "cache") as store:
         keep(store, clip(0))
@@ -182,7 +182,7 @@ def test_a_disk_that_is_read_only_is_told(small_disk: SmallDisk) -> None:
 
 
 @pytest.mark.parametrize("what", ["a folder", "a symlink", "a file of another name"])
-def test_strange_things_among_the_owners_do_no_harm(folder: Path, what: str) -> None:
+def test_unexpected_entries_among_the_lock_files_do_no_harm(folder: Path, what: str) -> None:
     Store(folder).close()
     strange = folder / "owners" / ("0" * 32)
     match what:

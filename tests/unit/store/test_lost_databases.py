@@ -30,14 +30,14 @@ DATABASES = ["ledger.sqlite", "clips/cache.db"]
 
 @pytest.fixture
 def filled(folder: Path) -> Path:
-    """The folder of a closed store with the clips 0, 1 and 2, of 1, 2 and 3 units."""
+    """The directory of a closed store with the clips 0, 1 and 2, of 1, 2 and 3 units."""
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number), (number + 1) * UNIT)
     return folder
 
 
-def test_a_lost_state_database_is_made_again_from_the_files(filled: Path) -> None:
+def test_a_lost_state_database_is_rebuilt_from_the_files(filled: Path) -> None:
     with Store(filled) as store:
         before = [store.record(clip(number)) for number in range(3)]
     lose(filled / "ledger.sqlite")
@@ -47,25 +47,25 @@ def test_a_lost_state_database_is_made_again_from_the_files(filled: Path) -> Non
         assert_in_step(filled)
 
 
-def test_after_the_loss_of_the_state_database_the_oldest_clip_still_goes_first(filled: Path) -> None:
+def test_after_the_loss_of_the_state_database_the_oldest_clip_is_still_evicted_first(filled: Path) -> None:
     lose(filled / "ledger.sqlite")
     with Store(filled, limit=6 * UNIT) as store:
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [1, 2, 3]
 
 
-def test_without_the_table_of_files_all_is_absent_and_can_be_fetched(filled: Path) -> None:
+def test_without_the_table_of_files_all_clips_are_absent_and_can_be_fetched(filled: Path) -> None:
     lose(filled / "clips/cache.db")
     with Store(filled) as store:
         assert cached_numbers(store, 3) == []
         assert all(is_absent(store, clip(number)) for number in range(3))
         assert store.usage().bytes == 0
-        assert store.sizes([clip(2).key]) == {clip(2).key: (3 * UNIT, False)}, "what was once known stays known"
+        assert store.sizes([clip(2).key]) == {clip(2).key: (3 * UNIT, False)}, "known sizes stay known"
         keep(store, clip(0))
         assert is_whole(store, clip(0))
 
 
-def test_without_the_table_of_files_the_files_do_not_take_room_for_ever(filled: Path) -> None:
+def test_without_the_table_of_files_the_files_are_removed(filled: Path) -> None:
     lose(filled / "clips/cache.db")
     with Store(filled):
         assert_nothing_unknown(filled)
@@ -116,7 +116,7 @@ def damage_folder(database: Path) -> None:
     "damage",
     [damage_whole, damage_head, damage_all_but_the_first_page, damage_cut, damage_other_schema, damage_folder],
 )
-def test_a_damaged_database_is_told_in_one_sentence(
+def test_a_damaged_database_is_an_error_of_one_sentence(
     filled: Path, name: str, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert callable(damage)
@@ -132,7 +132,7 @@ def test_a_damaged_database_is_told_in_one_sentence(
     assert isinstance(caught.value.__cause__, sqlite3.Error)
 
 
-def test_a_store_that_could_not_be_opened_holds_nothing_open(filled: Path) -> None:
+def test_a_store_that_cannot_be_opened_leaves_no_file_open(filled: Path) -> None:
     database = filled / "clips/cache.db"
     good = database.read_bytes()
     damage_whole(database)

@@ -1,4 +1,4 @@
-"""What is pinned is never evicted, and everything else goes as it always did."""
+"""Pins: pinned clips are never evicted, and all others are evicted as without pins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.store import (
 )
 
 
-def test_what_is_pinned_stays_and_counts_toward_the_limit(folder: Path) -> None:
+def test_pinned_clips_stay_and_count_toward_the_limit(folder: Path) -> None:
     with Store(folder, limit=4 * UNIT) as store:
         for number in range(4):
             keep(store, clip(number))
@@ -46,7 +46,7 @@ def test_what_is_pinned_stays_and_counts_toward_the_limit(folder: Path) -> None:
         assert_in_step(folder)
 
 
-def test_what_comes_later_and_comes_again_is_pinned_as_well(folder: Path) -> None:
+def test_a_pin_applies_to_clips_that_are_stored_later_or_again(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 1)
         assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 0)
@@ -61,13 +61,13 @@ def test_what_comes_later_and_comes_again_is_pinned_as_well(folder: Path) -> Non
         assert cached_numbers(store, 3) == [0, 2]
 
 
-def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
+def test_unpinned_clips_are_evicted_by_access_time(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(3)))
         for number in range(3):
             keep(store, clip(number))
         assert store.pins.remove([clip(0), clip(8)]) == (1, 1, UNIT)
-        assert cached_numbers(store, 3) == [0, 1, 2], "nothing goes before room is needed"
+        assert cached_numbers(store, 3) == [0, 1, 2], "nothing is evicted before space is needed"
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [1, 2, 3]
         store.pins.add([clip(9)])
@@ -79,10 +79,10 @@ def test_what_is_unpinned_goes_in_the_order_of_its_use(folder: Path) -> None:
         store.remove(clip(3))
         for number in (0, 1, 4):
             keep(store, clip(number))
-        assert cached_numbers(store, 6) == [0, 1, 4], "no clip that was pinned once is still"
+        assert cached_numbers(store, 6) == [0, 1, 4], "no clip is pinned any more"
 
 
-def test_pins_are_obeyed_by_processes_that_run_already(folder: Path) -> None:
+def test_pins_take_effect_in_processes_that_run_already(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store, Store(folder, limit=2 * UNIT) as other:
         keep(store, clip(0))
         keep(store, clip(1))
@@ -116,7 +116,7 @@ def test_status_counts_pins(store: Store) -> None:
 # Where there is nothing else to evict
 
 
-def test_what_does_not_fit_beside_pins_is_not_begun(folder: Path) -> None:
+def test_a_fetch_that_does_not_fit_beside_pins_does_not_begin(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(3)))
         for number in range(2):
@@ -149,7 +149,7 @@ def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path
         assert_in_step(folder)
 
 
-def test_others_under_way_are_no_reason_not_to_begin(folder: Path) -> None:
+def test_other_fetches_in_progress_do_not_prevent_a_fetch(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(2)))
         for number in range(2):
@@ -163,7 +163,7 @@ def test_others_under_way_are_no_reason_not_to_begin(folder: Path) -> None:
         assert cached_numbers(store, 4) == [0, 1, 3]
 
 
-def test_who_waited_for_the_clip_that_took_the_last_room_finds_it(folder: Path) -> None:
+def test_a_clip_that_took_the_last_space_is_found_by_a_waiting_caller(folder: Path) -> None:
     with Store(folder, limit=UNIT) as store, Store(folder, limit=UNIT) as waiting:
         store.pins.add([clip(0)])
         keep(store, clip(0))
@@ -174,7 +174,7 @@ def test_who_waited_for_the_clip_that_took_the_last_room_finds_it(folder: Path) 
         assert_in_step(folder, owners=2)
 
 
-def test_pins_are_not_blamed_where_nothing_may_go_anyway(folder: Path) -> None:
+def test_the_error_does_not_name_pins_if_nothing_may_be_evicted_anyway(folder: Path) -> None:
     with Store(folder, limit=UNIT) as store:
         store.pins.add([clip(0)])
         keep(store, clip(0))
@@ -186,7 +186,7 @@ def test_pins_are_not_blamed_where_nothing_may_go_anyway(folder: Path) -> None:
         assert "pin remove" in caught.value.reason
 
 
-def test_a_disk_with_pins_alone_is_left_as_free_as_asked(small_disk: SmallDisk) -> None:
+def test_min_free_holds_on_a_disk_with_pinned_clips_alone(small_disk: SmallDisk) -> None:
     folder = small_disk(40 * UNIT) / "cache"
     with Store(folder) as store:
         for number in range(4):
@@ -226,7 +226,7 @@ DROP TABLE pin;
 """
 
 
-def test_a_state_database_from_before_there_were_pins(folder: Path) -> None:
+def test_a_state_database_of_a_version_without_pins_is_upgraded(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
@@ -236,7 +236,7 @@ def test_a_state_database_from_before_there_were_pins(folder: Path) -> None:
 
     with Store(folder, limit=2 * UNIT) as store:
         assert cached_numbers(store, 3) == [1, 2]
-        assert store.sizes([clip(0).key])[clip(0).key] == (UNIT, False), "what is known of an evicted clip is kept"
+        assert store.sizes([clip(0).key])[clip(0).key] == (UNIT, False), "the row of an evicted clip stays"
         store.pins.add([clip(1)])
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [1, 3]
@@ -269,7 +269,7 @@ def test_a_clip_whose_process_died_before_the_state_database_knew_it_is_pinned(f
         assert store.pins.totals() == (1, 1, UNIT)
 
 
-def test_to_evict_takes_no_look_at_what_is_pinned(store: Store) -> None:
+def test_eviction_does_not_read_the_rows_of_pinned_clips(store: Store) -> None:
     store.pins.add(map(clip, range(100_000)))
     with store._database.exclusive() as db:
         db.executemany(

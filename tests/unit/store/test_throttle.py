@@ -1,4 +1,4 @@
-"""Who blocks us is left alone, by everyone; and nobody is asked more often than is allowed."""
+"""Circuit breaker and rate limit: a source that blocks this address gets no requests, and none gets too many."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blocked(retry_after: float | None = None) -> FetchError:
 
 
 def pass_time(store: Store, seconds: float) -> None:
-    """Makes all that is remembered so much older."""
+    """Make everything that is remembered older by some seconds."""
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         for column in ("blocked_at", "blocked_until", "probe_until", "recovered_at"):
             db.execute(f"UPDATE origin SET {column} = {column} - ?", (seconds,))
@@ -47,13 +47,13 @@ def pass_time(store: Store, seconds: float) -> None:
 
 
 def left(store: Store) -> float:
-    """Seconds for which the origin is still left alone."""
+    """Return the seconds until the end of the block."""
     [state] = store.throttle.states()
     assert state.blocked_until is not None
     return state.blocked_until - time.time()
 
 
-def test_block_stops_everyone_until_its_time(store: Store) -> None:
+def test_a_block_stops_all_processes_until_it_ends(store: Store) -> None:
     store.throttle.record(ask(store), blocked(retry_after=90))
 
     error = refused(store)
@@ -65,13 +65,13 @@ def test_block_stops_everyone_until_its_time(store: Store) -> None:
     assert ask(store).is_probe
 
 
-def test_other_origins_go_on(store: Store) -> None:
+def test_other_sources_are_not_affected(store: Store) -> None:
     store.throttle.record(ask(store), blocked())
 
     assert store.throttle.acquire("archive", max_per_hour=None, urgent=True)
 
 
-def test_one_probe_at_a_time(store: Store) -> None:
+def test_one_probe_at_a_time_is_allowed(store: Store) -> None:
     store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
@@ -83,7 +83,7 @@ def test_one_probe_at_a_time(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", [FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT])
-def test_verdict_on_a_clip_is_an_answer(store: Store, kind: FailureKind) -> None:
+def test_a_verdict_on_a_clip_ends_the_block(store: Store, kind: FailureKind) -> None:
     store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
@@ -93,7 +93,7 @@ def test_verdict_on_a_clip_is_an_answer(store: Store, kind: FailureKind) -> None
 
 
 @pytest.mark.parametrize("kind", [FailureKind.TRANSIENT, FailureKind.LOCAL, FailureKind.CONFIG])
-def test_trouble_on_the_way_is_none(store: Store, kind: FailureKind) -> None:
+def test_trouble_on_the_way_does_not_end_the_block(store: Store, kind: FailureKind) -> None:
     store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
 
@@ -102,7 +102,7 @@ def test_trouble_on_the_way_is_none(store: Store, kind: FailureKind) -> None:
     assert ask(store).is_probe
 
 
-def test_probe_that_died_is_not_waited_for_for_ever(store: Store) -> None:
+def test_a_probe_without_an_outcome_counts_as_lost(store: Store) -> None:
     store.throttle.record(ask(store), blocked())
     pass_time(store, 61)
     ask(store)
@@ -113,7 +113,7 @@ def test_probe_that_died_is_not_waited_for_for_ever(store: Store) -> None:
     assert ask(store).is_probe
 
 
-def test_wait_grows_and_has_an_end(store: Store) -> None:
+def test_the_pause_grows_up_to_a_maximum(store: Store) -> None:
     store.throttle.record(ask(store), blocked(retry_after=1000))
     waits = []
     for _ in range(12):
@@ -125,7 +125,7 @@ def test_wait_grows_and_has_an_end(store: Store) -> None:
     assert waits[-1] == pytest.approx(24 * HOUR, abs=5)
 
 
-def test_growth_outlives_a_short_recovery_and_no_long_one(store: Store) -> None:
+def test_the_growth_outlives_a_short_recovery_but_not_a_long_one(store: Store) -> None:
     for wait, peace in ((60, 60), (120, 7 * HOUR), (60, 0)):
         store.throttle.record(ask(store), blocked())
         assert left(store) == pytest.approx(wait, abs=5)
@@ -134,7 +134,7 @@ def test_growth_outlives_a_short_recovery_and_no_long_one(store: Store) -> None:
         pass_time(store, peace)
 
 
-def test_answers_of_what_was_under_way_change_nothing(store: Store) -> None:
+def test_outcomes_of_requests_that_began_before_the_block_change_nothing(store: Store) -> None:
     first, second, third = (ask(store) for _ in range(3))
     store.throttle.record(first, blocked(retry_after=60))
 
@@ -145,7 +145,7 @@ def test_answers_of_what_was_under_way_change_nothing(store: Store) -> None:
     refused(store)
 
 
-def test_no_block_ends_all_waits(store: Store) -> None:
+def test_blocks_can_be_reset(store: Store) -> None:
     store.throttle.record(ask(store), blocked(retry_after=10 * HOUR))
 
     assert store.throttle.reset_blocks() == 1
@@ -155,7 +155,7 @@ def test_no_block_ends_all_waits(store: Store) -> None:
 
 
 @pytest.mark.parametrize("until", ["1e300", "9e999", "'soon'", "NULL", "x'00'"])
-def test_nonsense_in_the_state_database_stops_nobody_for_long(store: Store, until: str) -> None:
+def test_invalid_rows_block_nothing(store: Store, until: str) -> None:
     store.throttle.record(ask(store), blocked())
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")
@@ -164,14 +164,14 @@ def test_nonsense_in_the_state_database_stops_nobody_for_long(store: Store, unti
     assert all(state.blocked_until is None for state in store.throttle.states())
 
 
-def test_clock_that_was_put_back(store: Store) -> None:
+def test_a_clock_that_was_set_back_blocks_for_a_day_at_most(store: Store) -> None:
     store.throttle.record(ask(store), blocked(retry_after=60))
     pass_time(store, -1000 * HOUR)
 
     assert left(store) <= 24 * HOUR
 
 
-def test_budget_of_an_hour(store: Store) -> None:
+def test_the_budget_of_an_hour(store: Store) -> None:
     for _ in range(10):
         ask(store, hourly=10)
     with Store(store.folder) as another, pytest.raises(RateLimited) as caught:
@@ -187,7 +187,7 @@ def test_budget_of_an_hour(store: Store) -> None:
     assert [state.fetches_last_hour for state in store.throttle.states()] == [1]
 
 
-def test_reserve_is_for_the_urgent(store: Store) -> None:
+def test_the_reserve_is_for_urgent_requests(store: Store) -> None:
     for _ in range(8):
         ask(store, hourly=10, urgent=False)
     with pytest.raises(RateLimited):
@@ -199,13 +199,13 @@ def test_reserve_is_for_the_urgent(store: Store) -> None:
         ask(store, hourly=10, urgent=True)
 
 
-def test_smallest_budget_lets_everyone_through(store: Store) -> None:
+def test_the_smallest_budget_has_no_reserve(store: Store) -> None:
     ask(store, hourly=1, urgent=False)
     with pytest.raises(RateLimited):
         ask(store, hourly=1, urgent=True)
 
 
-def test_budget_that_is_used_up_uses_no_probe(store: Store) -> None:
+def test_a_used_up_budget_starts_no_probe(store: Store) -> None:
     store.throttle.record(ask(store, hourly=1), blocked())
     pass_time(store, 61)
 

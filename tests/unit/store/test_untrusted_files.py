@@ -1,4 +1,4 @@
-"""A cache folder may come from another machine: whatever stands in it is a clip of ours, or a miss that heals."""
+"""A cache directory of another machine: each entry is a valid clip, or a miss after which the clip is fetched again."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.support.store import (
 )
 
 RAW, TEXT, PICKLE = 1, 3, 4
-"""Other modes of diskcache than ours."""
+"""Modes of diskcache that the store never writes."""
 
 Spoil = Callable[[Path], None]
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Payload:
 
 @pytest.fixture
 def proof(place: Path) -> Path:
-    """Appears when something of the cache is executed."""
+    """A file that appears if content of the cache is executed."""
     return place / "executed"
 
 
@@ -59,14 +59,14 @@ def payload(proof: Path) -> bytes:
 
 @pytest.fixture
 def outside(place: Path) -> Path:
-    """A file of the length of a clip, that is none of the store's business."""
+    """A file outside of the cache with the length of a clip."""
     path = place / "outside.mp4"
     path.write_bytes(b"s" * UNIT)
     return path
 
 
 def assert_heals(folder: Path, others: int = 1) -> None:
-    """Clip 0 is a miss, the other clips are whole, a fetch brings clip 0 back; and again after a restart."""
+    """Check that clip 0 is a miss, the others are whole, and a fetch restores clip 0; again after a restart."""
     for _ in range(2):
         with Store(folder) as store:
             for number in range(1, 1 + others):
@@ -117,7 +117,7 @@ def spoil_dangling_symlink(path: Path) -> None:
     "spoil",
     [spoil_truncate, spoil_empty, spoil_extend, spoil_remove, spoil_symlink, spoil_dangling_symlink],
 )
-def test_a_damaged_file_is_a_miss_and_heals(folder: Path, spoil: Spoil) -> None:
+def test_a_damaged_file_is_a_miss_and_can_be_fetched_again(folder: Path, spoil: Spoil) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
         keep(store, clip(1))
@@ -130,14 +130,14 @@ def test_a_damaged_file_is_a_miss_and_heals(folder: Path, spoil: Spoil) -> None:
     assert_heals(folder)
 
 
-def test_a_lost_folder_of_clips_heals(folder: Path) -> None:
+def test_clips_of_a_lost_folder_can_be_fetched_again(folder: Path) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
         spoil_remove_folder(clip_file(folder, clip(0)))
     assert_heals(folder, others=0)
 
 
-def test_a_folder_in_the_place_of_a_clip_is_a_miss(folder: Path) -> None:
+def test_a_folder_in_place_of_a_clip_file_is_a_miss(folder: Path) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
         path = clip_file(folder, clip(0))
@@ -283,7 +283,7 @@ def test_a_row_with_a_garbage_tag_is_a_miss(folder: Path, tag: object, database:
 
 
 def test_a_row_that_has_expired_is_no_exception(folder: Path) -> None:
-    """Rows of ours never expire."""
+    """The store writes no row that expires."""
     with Store(folder) as store:
         keep(store, clip(0))
         keep(store, clip(1))
@@ -353,9 +353,7 @@ def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
         (clip(0).key, "0" * 32, "/dev/zero"),
     ],
 )
-def test_a_fetch_under_way_that_the_state_database_invents_does_no_harm(
-    folder: Path, outside: Path, key: str, token: str, owner: str
-) -> None:
+def test_an_invented_row_of_a_fetch_does_no_harm(folder: Path, outside: Path, key: str, token: str, owner: str) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
     query(CacheLayout(folder).state_database, "INSERT INTO flight VALUES (?, ?, ?, ?)", key, token, owner, 1)
@@ -365,7 +363,7 @@ def test_a_fetch_under_way_that_the_state_database_invents_does_no_harm(
     assert outside.exists()
 
 
-def test_a_held_clip_that_the_state_database_invents_does_not_stand_in_the_way(folder: Path) -> None:
+def test_an_invented_row_of_a_cached_clip_does_no_harm(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
         query(CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")

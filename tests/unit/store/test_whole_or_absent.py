@@ -1,4 +1,4 @@
-"""A clip is here with every byte, or it is not here; and its bytes outlive it in whoever has it open."""
+"""A clip is cached with every byte, or absent, and an open file keeps its bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.store import (
 )
 
 
-def test_what_was_published_is_read_back(store: Store) -> None:
+def test_a_published_clip_is_read_back(store: Store) -> None:
     assert is_absent(store, clip(0))
     keep(store, clip(0))
     assert is_whole(store, clip(0))
@@ -63,7 +63,7 @@ def test_a_claim_left_without_publishing_leaves_nothing(store: Store) -> None:
     assert is_whole(store, clip(0))
 
 
-def test_a_claim_that_could_not_begin_can_be_taken_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_could_not_begin_can_be_claimed_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def mkdir(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -77,7 +77,7 @@ def test_a_claim_that_could_not_begin_can_be_taken_again(store: Store, monkeypat
 
 
 @pytest.mark.parametrize("size", [0, 1, UNIT - 1, 3 * UNIT])
-def test_any_size_is_exact(store: Store, size: int) -> None:
+def test_sizes_are_exact(store: Store, size: int) -> None:
     keep(store, clip(0), size)
     assert is_whole(store, clip(0), size)
     record = store.record(clip(0))
@@ -86,7 +86,7 @@ def test_any_size_is_exact(store: Store, size: int) -> None:
     assert store.sizes([clip(0).key, clip(1).key]) == {clip(0).key: (size, True)}
 
 
-def test_the_record_says_what_where_from_and_when(store: Store) -> None:
+def test_the_record_of_a_clip(store: Store) -> None:
     before = time.time()
     keep(store, clip(0))
     record, data = store.record(clip(0)), read(store, clip(0))
@@ -98,7 +98,7 @@ def test_the_record_says_what_where_from_and_when(store: Store) -> None:
     assert store.record(clip(1)) is None
 
 
-def test_an_open_clip_says_when_its_content_was_published(store: Store) -> None:
+def test_an_open_clip_has_the_time_of_its_publication(store: Store) -> None:
     moments = []
     for _ in range(2):
         keep(store, clip(0))
@@ -131,7 +131,7 @@ def test_a_file_with_another_name_keeps_its_mode(store: Store) -> None:
     assert stat.S_IMODE(other.stat().st_mode) == 0o644
 
 
-def test_nobody_can_write_to_a_clip(store: Store) -> None:
+def test_clip_files_are_read_only(store: Store) -> None:
     keep(store, clip(0))
     assert stat.S_IMODE(clip_file(store.folder, clip(0)).stat().st_mode) == 0o400
     opened = store.open(clip(0))
@@ -167,7 +167,7 @@ def test_an_open_clip_keeps_its_bytes(store: Store, forget: Callable[[Store], No
     opened.close()
 
 
-def test_a_dropped_clip_is_absent_and_its_size_stays_known(store: Store) -> None:
+def test_a_removed_clip_is_absent_and_its_size_stays_known(store: Store) -> None:
     keep(store, clip(0))
     store.remove(clip(0))
     assert is_absent(store, clip(0))
@@ -180,7 +180,7 @@ def test_a_dropped_clip_is_absent_and_its_size_stays_known(store: Store) -> None
     store.remove(clip(1))
 
 
-def test_all_is_as_before_after_a_restart(folder: Path) -> None:
+def test_clips_outlive_a_restart(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(5):
             keep(store, clip(number), number + 1)
@@ -192,7 +192,7 @@ def test_all_is_as_before_after_a_restart(folder: Path) -> None:
         assert_in_step(folder)
 
 
-def test_a_store_that_is_closed_leaves_no_owner(folder: Path) -> None:
+def test_a_closed_store_leaves_no_lock_file(folder: Path) -> None:
     with Store(folder) as store:
         assert len(contents(folder).owners) == 1
         store.open(clip(0))
@@ -215,7 +215,7 @@ def publish_a_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [publish_nothing, publish_a_symlink, publish_a_folder])
-def test_what_is_no_regular_file_is_not_published(store: Store, spoil: Callable[[Path], None]) -> None:
+def test_only_a_regular_file_can_be_published(store: Store, spoil: Callable[[Path], None]) -> None:
     claim = store.claim(clip(0))
     assert claim is not None
     with claim:
