@@ -33,14 +33,20 @@ from kinetics_fs.catalog import (
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
-from kinetics_fs.errors import CatalogError, FailureKind
+from kinetics_fs.errors import CatalogError, FailureKind, SettingError
 from kinetics_fs.store import (
+    KINDS_SHARED_BY_DEFAULT,
+    SHAREABLE_KINDS,
     CacheLayout,
     Failure,
+    FailureReport,
     PinCounts,
     Pinned,
+    RefusedLine,
     Store,
     prepare_folder,
+    read_reports,
+    report_line,
 )
 from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_coverage, unavailable_clips
 
@@ -54,6 +60,8 @@ if TYPE_CHECKING:
     from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.store.export import ExportResult
     from kinetics_fs.store.repair import CacheCheck
+
+_INVALID_LINES_KEPT = 3
 
 
 class Library:
@@ -426,6 +434,53 @@ class Library:
             if (not wanted or failure.clip in wanted) and (catalog is None or catalog.locate(failure.clip)):
                 yield failure
 
+    def export_failures(self, file: BinaryIO, kinds: Collection[FailureKind] = ()) -> int:
+        """Write the clips of the cache that failed to a file, for other caches to import, and return how many.
+
+        Args:
+            file: receives a JSON object per line.
+            kinds: kinds to write: `gone`, `corrupt` or `credentials`; `gone` if empty.
+
+        Raises:
+            SettingError: a kind says nothing about a clip, only about a machine or its network.
+        """
+        wanted = _shareable(kinds)
+        failures = sorted(self.failures(wanted, whole_cache=True), key=lambda failure: failure.key)
+        file.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
+        return len(failures)
+
+    def import_failures(self, file: BinaryIO, kinds: Collection[FailureKind] = ()) -> FailureImport:
+        """Read the clips that failed elsewhere from a file that `export_failures` wrote.
+
+        A failure that the cache remembers with a later date stays, and so does a cached clip.
+
+        Args:
+            file: need not be trusted.
+            kinds: kinds to read, as in `export_failures`.
+
+        Raises:
+            KineticsError: the file is too long.
+            SettingError: as in `export_failures`.
+        """
+        wanted = _shareable(kinds)
+        other_kind = invalid = 0
+        first_invalid: list[RefusedLine] = []
+
+        def reports() -> Iterator[FailureReport]:
+            nonlocal other_kind, invalid
+            for line in read_reports(file):
+                if isinstance(line, RefusedLine):
+                    invalid += 1
+                    if len(first_invalid) < _INVALID_LINES_KEPT:
+                        first_invalid.append(line)
+                elif line.kind in wanted:
+                    yield line
+                else:
+                    other_kind += 1
+
+        imported = self.store.failures.import_reports(reports())
+        return FailureImport(imported.new, imported.known, imported.cached, other_kind, invalid, tuple(first_invalid))
+
     def pin(self) -> Pinned:
         """Pin the clips of the selection: eviction spares them, whether they are cached already or come later."""
         return self.store.pins.add(self.clips())
@@ -441,6 +496,37 @@ class Library:
                 counts = self.store.pins.of([entry.clip.key for entry in self.catalog.entries(directory)])
                 if counts.clips:
                     yield ClassPins(directory.split, directory.label or "", counts)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureImport:
+    """Result of an import of failures.
+
+    Attributes:
+        imported: number of failures that the cache remembers now.
+        known: number of failures that it remembered already.
+        cached: number of clips that are cached, or were stored after the failure.
+        other_kind: number of failures of other kinds.
+        invalid: number of invalid lines, which were skipped.
+        first_invalid: the first of these lines.
+    """
+
+    imported: int
+    known: int
+    cached: int
+    other_kind: int
+    invalid: int
+    first_invalid: tuple[RefusedLine, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as `kinetics-fs failures import --json` prints them."""
+        return {
+            "imported": self.imported,
+            "known": self.known,
+            "clip_cached": self.cached,
+            "other_kind": self.other_kind,
+            "refused": self.invalid,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,6 +678,17 @@ class ArchiveIndexes:
 
 def _has_all_classes(settings: Settings) -> bool:
     return not settings.klass and not settings.annotations
+
+
+def _shareable(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
+    """Return the kinds of failures to write or read: those given, or the default."""
+    for kind in kinds:
+        if kind not in SHAREABLE_KINDS:
+            raise SettingError(
+                f"cannot share failures of kind {kind}: they describe a machine or its network rather than a clip;"
+                f" choose from {', '.join(SHAREABLE_KINDS)}"
+            )
+    return kinds or KINDS_SHARED_BY_DEFAULT
 
 
 def _to_clip(clip: Clip | str) -> Clip:

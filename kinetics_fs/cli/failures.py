@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_REFUSALS_SHOWN = 3
 _WHICH_CLIPS = "cannot {} failures: none are chosen; {}"
 
 
@@ -190,14 +188,10 @@ def export(file: Path, settings: Settings, kinds: tuple[FailureKind, ...]) -> No
     kinetics-fs failures export --kind gone --kind credentials - | gzip > dead-clips.jsonl.gz
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.store import report_line
 
-    wanted = _shareable(kinds)
-    with open_library(settings, whole_cache=True) as library:
-        failures = sorted(library.failures(wanted, whole_cache=True), key=lambda failure: failure.key)
-    with open_output(file) as stream:
-        stream.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
-    click.echo(f"{len(failures):,} failures written", err=True)
+    with open_library(settings, whole_cache=True) as library, open_output(file) as stream:
+        number = library.export_failures(stream, kinds)
+    click.echo(f"{number:,} failures written", err=True)
 
 
 @command.command("import", short_help="Read a list of dead clips from a file.")
@@ -217,44 +211,21 @@ def import_(file: BinaryIO, settings: Settings, kinds: tuple[FailureKind, ...], 
     gunzip -c dead-clips.jsonl.gz | kinetics-fs failures import -
     """
     from kinetics_fs.cli.library import open_library
-    from kinetics_fs.store import FailureReport, RefusedLine, read_reports
-
-    wanted = _shareable(kinds)
-    counts = Counter[str]()
-    refused: list[RefusedLine] = []
-
-    def reports() -> Iterator[FailureReport]:
-        for line in read_reports(file):
-            if isinstance(line, RefusedLine):
-                counts["refused"] += 1
-                if len(refused) < _REFUSALS_SHOWN:
-                    refused.append(line)
-            elif line.kind in wanted:
-                yield line
-            else:
-                counts["other_kind"] += 1
 
     with open_library(settings, whole_cache=True) as library:
-        imported = library.store.failures.import_reports(reports())
-    if counts["refused"]:
-        click.echo(f"kinetics-fs: {counts['refused']:,} invalid lines were skipped:", err=True)
-        for line in refused:
+        result = library.import_failures(file, kinds)
+    if result.invalid:
+        click.echo(f"kinetics-fs: {result.invalid:,} invalid lines were skipped:", err=True)
+        for line in result.first_invalid:
             click.echo(f"  line {line.number:,}: {line.reason}", err=True)
-    result = {
-        "imported": imported.new,
-        "known": imported.known,
-        "clip_cached": imported.cached,
-        "other_kind": counts["other_kind"],
-        "refused": counts["refused"],
-    }
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(json.dumps(result.to_json()))
     else:
         click.echo(
-            f"{imported.new:,} imported; skipped: {imported.known:,} already known, {imported.cached:,} cached,"
-            f" {counts['other_kind']:,} of other kinds, {counts['refused']:,} invalid"
+            f"{result.imported:,} imported; skipped: {result.known:,} already known, {result.cached:,} cached,"
+            f" {result.other_kind:,} of other kinds, {result.invalid:,} invalid"
         )
-    return DONE_IN_PART if counts["refused"] else 0
+    return DONE_IN_PART if result.invalid else 0
 
 
 # What commands share
@@ -270,19 +241,6 @@ def _parse_clips(keys: Sequence[str]) -> list[Clip]:
             )
         clips.append(clip)
     return clips
-
-
-def _shareable(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
-    """Return the kinds to write or read: those given, or the default."""
-    from kinetics_fs.store import KINDS_SHARED_BY_DEFAULT, SHAREABLE_KINDS
-
-    for kind in kinds:
-        if kind not in SHAREABLE_KINDS:
-            raise click.UsageError(
-                f"cannot share failures of kind {kind}: they describe a machine or its network rather than a clip;"
-                f" give --kind {', '.join(SHAREABLE_KINDS)}"
-            )
-    return kinds or KINDS_SHARED_BY_DEFAULT
 
 
 def _table(failures: Sequence[Failure]) -> Iterator[str]:
