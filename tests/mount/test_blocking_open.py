@@ -20,7 +20,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import CacheLayout
 from tests.conftest import MountFactory
-from tests.support.command_line import ENVIRONMENT, Mounted, has_ended, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, Mounted, has_ended, run_command
 from tests.support.mounts import (
     Labelled,
     cached_file,
@@ -158,7 +158,7 @@ def test_thirty_waiting_opens_do_not_delay_other_requests(slow: Mounted, site: V
         assert slow.status()["fetch"]["pending"] == 30
         listed = subprocess.run(["ls", "-lR", slow.root], capture_output=True, check=True, timeout=60)
         assert listed.stdout.count(b".mp4") > 30
-        status = kinetics_fs("status", slow.root, timeout=60)
+        status = run_command("status", slow.root)
         assert "30 pending" in status.stdout
         assert [reader.poll() for reader in readers] == [None] * 30
 
@@ -242,7 +242,7 @@ def test_lazy_umount_lets_waiting_opens_finish(slow: Mounted, site: VideoSite, c
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
         below = descendants(slow.pid)
-        done = kinetics_fs("umount", "--lazy", slow.root)
+        done = run_command("umount", "--lazy", slow.root)
         assert (done.returncode, done.stderr) == (0, "")
         assert slow.root not in find_mounts()
         content, complaint = reader.communicate(timeout=60)
@@ -254,7 +254,7 @@ def test_lazy_umount_lets_waiting_opens_finish(slow: Mounted, site: VideoSite, c
 def test_lazy_umount_ends_the_mount_when_the_waiting_opens_end(slow: Mounted, cache: Path) -> None:
     with many_waiting(slow):
         below = descendants(slow.pid)
-        assert kinetics_fs("umount", "--lazy", slow.root).returncode == 0
+        assert run_command("umount", "--lazy", slow.root).returncode == 0
     assert_gone(slow, below, cache)
 
 
@@ -262,12 +262,12 @@ def test_umount_fails_as_in_use_while_an_open_waits(slow: Mounted, site: VideoSi
     site.delay.update(dict.fromkeys(VIDEOS, 4))
     with reading([clip_path(slow, CLIP)]) as [reader]:
         wait_until(lambda: is_waiting(slow, CLIP))
-        done = kinetics_fs("umount", slow.root)
+        done = run_command("umount", slow.root)
         assert done.returncode == 1
         assert "is in use" in done.stderr
         assert reader.communicate(timeout=60)[0] == cached_file(cache, CLIP).read_bytes()
     below = descendants(slow.pid)
-    done = kinetics_fs("umount", slow.root)
+    done = run_command("umount", slow.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert_gone(slow, below, cache)
 
@@ -278,7 +278,7 @@ def test_umount_succeeds_while_only_a_fetch_runs(slow: Mounted, cache: Path) -> 
         reader.kill()
         reader.wait(timeout=30)
         below = descendants(slow.pid)
-        done = kinetics_fs("umount", slow.root)
+        done = run_command("umount", slow.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert_gone(slow, below, cache)
 
@@ -325,7 +325,7 @@ def test_open_returns_eio_when_its_worker_dies(slow: Mounted, site: VideoSite, c
     site.delay.clear()
     assert clip_path(slow, READY).read_bytes()
     assert clip_path(slow, Clip("demo_video4", 1, 2)).read_bytes()  # by a new worker
-    assert kinetics_fs("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
+    assert run_command("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
     assert clip_path(slow, CLIP).read_bytes() == cached_file(cache, CLIP).read_bytes()
 
 
@@ -373,7 +373,7 @@ def test_mount_clears_a_dead_mount(
     assert caught.value.errno == errno.ENOTCONN
     assert incoming(cache)
 
-    status = kinetics_fs("status", slow.root)
+    status = run_command("status", slow.root)
     assert f"kinetics-fs umount {shlex.quote(str(slow.root))}" in status.stdout
 
     site.delay.clear()
@@ -394,7 +394,7 @@ def test_mount_clears_a_dead_mount(
 def test_dead_mount_can_be_unmounted(slow: Mounted) -> None:
     os.kill(slow.pid, signal.SIGKILL)
     assert has_ended(slow.pid, within=30)
-    done = kinetics_fs("umount", slow.root)
+    done = run_command("umount", slow.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert slow.root not in find_mounts()
 

@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import ENVIRONMENT, Mounted, kinetics_fs, reason
+from tests.support.command_line import ENVIRONMENT, Mounted, reason, run_command
 from tests.support.mounts import CLASS, incoming, reading, state
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -263,7 +263,7 @@ def test_failure_is_remembered_until_it_is_cleared(mount: MountFactory, site: Vi
     # Also by another mount, and by one that begins later.
     assert not asked_again(mount(), site, SURFING, errno.EIO)
 
-    cleared = kinetics_fs("failures", "clear", "--cache-dir", cache, "--", "-demo_video_000010_000020")
+    cleared = run_command("failures", "clear", "--cache-dir", cache, "--", "-demo_video_000010_000020")
     assert cleared.returncode == 0, cleared.stderr
     assert (mounted.root / SURFING).read_bytes()
     assert state(mounted.root / SURFING) == "cached"

@@ -15,7 +15,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
-from tests.support.command_line import Mounted, kinetics_fs, reason
+from tests.support.command_line import Mounted, reason, run_command
 from tests.support.mounts import CLASS, cached_file, clip_path, open_errno, short_clips, state
 
 CLIPS = sorted(short_clips(1))
@@ -59,7 +59,7 @@ def test_only_cached_shows_the_cached_clips_and_fetches_nothing(
     assert open_errno(clip_path(shown, CLIPS[5])) == errno.EIO
     assert "--only cached" in reason(clip_path(shown, CLIPS[5]))
     assert len(site.requests) == asked
-    assert kinetics_fs("failures", "list", "--json", "--cache-dir", cache).stdout.strip() == "[]"
+    assert run_command("failures", "list", "--json", "--cache-dir", cache).stdout.strip() == "[]"
     made = set(CacheLayout(cache).catalogs.glob("*.sqlite"))
     shown.end()
     assert len(made - set(CacheLayout(cache).catalogs.glob("*.sqlite"))) == 1, "its catalog goes with it"
@@ -80,11 +80,11 @@ def test_open_returns_edquot_after_max_fetches(
     assert state(clip_path(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
     read(mounted, CLIPS[:2])
     assert mounted.status()["budget"]["fetches"] == 2
-    assert "  limits    2 of 2 fetches started\n" in kinetics_fs("status", mounted.root).stdout
+    assert "  limits    2 of 2 fetches started\n" in run_command("status", mounted.root).stdout
     assert mounted.log.read_text().count("--max-fetches") == 1
     # The limit is for opens: a prefetch is asked for, and no scan causes it.
-    assert kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4").returncode == 0
-    done = kinetics_fs("jobs", "wait", mounted.root)
+    assert run_command("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4").returncode == 0
+    done = run_command("jobs", "wait", mounted.root)
     assert done.returncode == 0, done.stderr
     read(mounted, CLIPS[:4])
     read(mount("--annotations", annotations), CLIPS[4:5])
@@ -94,7 +94,7 @@ def test_open_returns_edquot_after_max_fetch_bytes(mount: MountFactory, annotati
     mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
     read(mounted, CLIPS[:1])
     assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
-    assert " of 1.0 kB fetched\n" in kinetics_fs("status", mounted.root).stdout
+    assert " of 1.0 kB fetched\n" in run_command("status", mounted.root).stdout
     assert "--max-fetch-bytes" in reason(clip_path(mounted, CLIPS[1]))
 
 

@@ -13,7 +13,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
-from tests.support.command_line import ENVIRONMENT, Mounted, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, Mounted, run_command
 from tests.support.mounts import CLASS, clip_path, open_errno, short_clips, wait_until
 
 GONE = Clip("-demo_video", 3, 4)
@@ -61,12 +61,12 @@ def test_name_disappears_when_its_clip_is_gone_and_reappears(hiding: Mounted, ca
     wait_until(lambda: open_errno(path) == errno.ENOENT)
     assert csv_names(hiding) == everything - {GONE.name}
     assert os.statvfs(hiding.root).f_files == files - 1
-    status = kinetics_fs("status", hiding.root)
+    status = run_command("status", hiding.root)
     assert "1 of them, known to be unavailable" in status.stdout
     assert GONE.name in (hiding.root / ".kinetics/failures.csv").read_text()
     assert clip_path(hiding, READY).read_bytes()
 
-    assert kinetics_fs("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
+    assert run_command("failures", "clear", "--all", "--cache-dir", cache).returncode == 0
     wait_until(lambda: path.exists())
     wait_until(lambda: names(hiding) == all_but(set()))
     assert path.stat().st_ino == inode
@@ -81,7 +81,7 @@ def test_name_disappears_when_a_prefetch_finds_its_clip_gone(
     site.delay.clear()
     wanted = tmp_path / "wanted.txt"
     wanted.write_text("".join(f"validation/{CLASS}/{clip.name}\n" for clip in [*OF_ITS_VIDEO, READY]))
-    done = kinetics_fs("prefetch", *arguments, "--list", wanted, "--video-url", site.url_template, timeout=300)
+    done = run_command("prefetch", *arguments, "--list", wanted, "--video-url", site.url_template)
     assert done.returncode == 3, done.stderr
     wait_until(lambda: names(hiding) == all_but(OF_ITS_VIDEO))
     wait_until(lambda: not any(clip_path(hiding, clip).exists() for clip in OF_ITS_VIDEO))
@@ -91,7 +91,7 @@ def test_clip_that_is_fetched_later_stays_visible(hiding: Mounted, site: VideoSi
     assert open_errno(clip_path(hiding, GONE)) == errno.EIO
     wait_until(lambda: not clip_path(hiding, GONE).exists())
     site.fail.clear()
-    done = kinetics_fs("failures", "retry", "--all", "--cache-dir", cache, "--video-url", site.url_template)
+    done = run_command("failures", "retry", "--all", "--cache-dir", cache, "--video-url", site.url_template)
     assert done.returncode == 0, done.stderr
     wait_until(lambda: clip_path(hiding, GONE).exists())
     assert clip_path(hiding, GONE).read_bytes()

@@ -21,7 +21,7 @@ from kinetics_fs.doctor.fuse import mount as look_for_faults
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs, run_command
 from tests.support.mounts import wait_until
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -114,7 +114,7 @@ def test_cache_folder_that_cannot_be_made(run: Run) -> None:
 
 def test_cache_folder_that_is_damaged(run: Run, cache: Path, mountpoint: Path) -> None:
     assert run().returncode == 0
-    assert kinetics_fs("umount", mountpoint).returncode == 0
+    assert run_command("umount", mountpoint).returncode == 0
     for path in (CacheLayout(cache).state_database, CacheLayout(cache).clip_table):
         for sidecar in path.parent.glob(f"{path.name}-*"):
             sidecar.unlink()
@@ -276,7 +276,7 @@ def test_mount_point_may_have_any_name(run: Run, tmp_path: Path) -> None:
             assert done.returncode == 0, (name, done.stderr)
             assert folder in find_mounts(), name
             assert (folder / SURFING).stat()
-            done = kinetics_fs("umount", "--", folder)
+            done = run_command("umount", "--", folder)
             assert done.returncode == 0, (name, done.stderr)
             assert folder not in find_mounts(), name
         finally:
@@ -371,7 +371,7 @@ def test_foreground_ends_on_a_signal(
 
 def test_foreground_ends_when_unmounted(foreground: subprocess.Popen[str], mountpoint: Path) -> None:
     assert (mountpoint / SURFING).stat()
-    done = kinetics_fs("umount", mountpoint)
+    done = run_command("umount", mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     foreground.communicate(timeout=60)
     assert foreground.returncode == 0
@@ -391,7 +391,7 @@ def test_signal_frees_the_mount_point_while_a_file_is_open(foreground: subproces
 
 def test_umount_waits_for_the_process(run: Run, mountpoint: Path) -> None:
     pid = int(run().stdout.rpartition("process ")[2].split(",")[0])
-    done = kinetics_fs("umount", mountpoint)
+    done = run_command("umount", mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_ended(pid, within=0)
     assert mountpoint not in find_mounts()
@@ -408,20 +408,20 @@ def test_umount_fails_as_in_use_if_it_is_a_working_directory(run: Run, mountpoin
     assert run().returncode == 0
     with subprocess.Popen(["sleep", "600"], cwd=mountpoint / "validation") as inside:
         try:
-            done = kinetics_fs("umount", mountpoint)
+            done = run_command("umount", mountpoint)
             assert_one_sentence(done, str(mountpoint), "is in use", "--lazy")
             assert mountpoint in find_mounts()
             assert (mountpoint / ".kinetics/classes.txt").read_text()
         finally:
             inside.kill()
-    assert kinetics_fs("umount", mountpoint).returncode == 0
+    assert run_command("umount", mountpoint).returncode == 0
 
 
 def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, mountpoint: Path, site: VideoSite) -> None:
     pid = int(run("--video-url", site.url_template).stdout.rpartition("process ")[2].split(",")[0])
     with (mountpoint / SURFING).open("rb") as file:
-        assert_one_sentence(kinetics_fs("umount", mountpoint), "is in use")
-        assert kinetics_fs("umount", "--lazy", mountpoint).returncode == 0
+        assert_one_sentence(run_command("umount", mountpoint), "is in use")
+        assert run_command("umount", "--lazy", mountpoint).returncode == 0
         assert mountpoint not in find_mounts()
         assert not has_ended(pid, within=0)
         assert len(file.read()) == os.fstat(file.fileno()).st_size
@@ -430,7 +430,7 @@ def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, mountpoi
 
 def test_umount_of_something_else_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path("/")):
-        assert_one_sentence(kinetics_fs("umount", path), str(path), "is not a mount of kinetics-fs")
+        assert_one_sentence(run_command("umount", path), str(path), "is not a mount of kinetics-fs")
 
 
 def test_umount_of_another_filesystem_is_refused(mountpoint: Path) -> None:
@@ -438,8 +438,8 @@ def test_umount_of_another_filesystem_is_refused(mountpoint: Path) -> None:
         pytest.skip("mounting another filesystem needs root")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mountpoint], check=True)
     try:
-        assert_one_sentence(kinetics_fs("umount", mountpoint), "is not a mount of kinetics-fs")
-        assert_one_sentence(kinetics_fs("umount", "--lazy", mountpoint), "is not a mount of kinetics-fs")
+        assert_one_sentence(run_command("umount", mountpoint), "is not a mount of kinetics-fs")
+        assert_one_sentence(run_command("umount", "--lazy", mountpoint), "is not a mount of kinetics-fs")
         assert mountpoint.is_mount()
     finally:
         subprocess.run(["umount", mountpoint], check=True)
@@ -447,7 +447,7 @@ def test_umount_of_another_filesystem_is_refused(mountpoint: Path) -> None:
 
 def test_umount_of_a_folder_inside_the_mount_is_refused(run: Run, mountpoint: Path) -> None:
     assert run().returncode == 0
-    assert_one_sentence(kinetics_fs("umount", mountpoint / "validation"), "is not a mount of kinetics-fs")
+    assert_one_sentence(run_command("umount", mountpoint / "validation"), "is not a mount of kinetics-fs")
     assert mountpoint in find_mounts()
 
 
@@ -455,7 +455,7 @@ def test_mount_after_umount(run: Run, mountpoint: Path) -> None:
     for _ in range(3):
         assert run().returncode == 0
         assert (mountpoint / SURFING).stat()
-        assert kinetics_fs("umount", f"{mountpoint}/").returncode == 0
+        assert run_command("umount", f"{mountpoint}/").returncode == 0
 
 
 # Without privileges -----------------------------------------------------------------------------------------------

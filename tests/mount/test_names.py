@@ -17,7 +17,7 @@ from kinetics_fs.catalog import ClassNames, Clip, class_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.command_line import Mounted, kinetics_fs, run_command
 from tests.support.mounts import Labelled, cached_file, reading, state, wait_until, write_annotations
 
 LABELS = [
@@ -266,7 +266,7 @@ def test_classes(shown: Shown, style: ClassNames) -> None:
     labels = sorted({row.label for row in ROWS} - {""})
     lines = (shown.root / ".kinetics/classes.txt").read_text().splitlines()
     assert lines == [class_name(label, style) for label in labels]
-    said = kinetics_fs("status", shown.root, "--json").stdout
+    said = run_command("status", shown.root, "--json").stdout
     assert json.loads(said)["mounts"][0]["clips"] == len(ROWS)
 
 

@@ -16,7 +16,7 @@ from kinetics_fs.control import connect
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import MountFactory
-from tests.support.command_line import Mounted, has_ended, kinetics_fs
+from tests.support.command_line import Mounted, has_ended, run_command
 from tests.support.mounts import CLASS, clip_path, short_clips, state, wait_until
 
 CLIPS = sorted(short_clips(1))
@@ -32,7 +32,7 @@ def cached(mounted: Mounted, clips: Iterable[Clip]) -> list[bool]:
 
 
 def jobs(mounted: Mounted) -> list[dict[str, object]]:
-    done = kinetics_fs("jobs", "list", mounted.root, "--json")
+    done = run_command("jobs", "list", mounted.root, "--json")
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)
     assert isinstance(listed, list)
@@ -46,9 +46,9 @@ def listing(path: Path, clips: Iterable[Clip]) -> Path:
 
 def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSite) -> None:
     selection = ("--split", "validation", "--class", CLASS, "--max-samples", "3")
-    started = kinetics_fs("prefetch", mounted.root, *selection)
+    started = run_command("prefetch", mounted.root, *selection)
     assert started.stdout.startswith("Job 1: the mount prefetches 3 clips. To follow it: kinetics-fs jobs wait ")
-    done = kinetics_fs("jobs", "wait", mounted.root, "--json")
+    done = run_command("jobs", "wait", mounted.root, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     [job] = json.loads(done.stdout)
     assert (job["state"], job["clips"], job["fetched"], job["failed"]) == ("done", 3, 3, 0)
@@ -56,18 +56,18 @@ def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSi
     assert sum(cached(mounted, CLIPS)) == 3
     assert [job["id"] for job in mounted.status()["prefetches"]] == [job["id"]]
 
-    number = json.loads(kinetics_fs("prefetch", mounted.root, *selection, "--json").stdout)["id"]
-    again = kinetics_fs("jobs", "wait", mounted.root, str(number))
+    number = json.loads(run_command("prefetch", mounted.root, *selection, "--json").stdout)["id"]
+    again = run_command("jobs", "wait", mounted.root, str(number))
     assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
 
 
 def test_cancel_ends_a_prefetch(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.3 for clip in CLIPS}
-    begun = kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json")
+    begun = run_command("prefetch", mounted.root, "--class", CLASS, "--json")
     number = json.loads(begun.stdout)["id"]
     # The same once more is the same prefetch.
-    assert json.loads(kinetics_fs("prefetch", mounted.root, "--class", CLASS, "--json").stdout)["id"] == number
-    ended = kinetics_fs("jobs", "cancel", mounted.root, str(number))
+    assert json.loads(run_command("prefetch", mounted.root, "--class", CLASS, "--json").stdout)["id"] == number
+    ended = run_command("jobs", "cancel", mounted.root, str(number))
     assert "cancelled" in ended.stdout
     assert [job["state"] for job in jobs(mounted)] == ["cancelled"]
     wait_until(lambda: mounted.status()["fetch"]["pending"] == 0)
@@ -77,7 +77,7 @@ def test_cancel_ends_a_prefetch(mounted: Mounted, site: VideoSite) -> None:
 def test_opens_are_fetched_before_prefetches(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.2 for clip in CLIPS}
     last = CLIPS[-1]
-    kinetics_fs("prefetch", mounted.root, "--class", CLASS)
+    run_command("prefetch", mounted.root, "--class", CLASS)
     clip_path(mounted, last).read_bytes()
     assert not all(cached(mounted, CLIPS[:-1])), "it did not wait for all the others"
 
@@ -89,7 +89,7 @@ def test_prefetch_resumes_after_the_mount_was_killed(
     arguments = ("--annotations", annotations, "--workers", "2")
     first = mount(*arguments)
     site.delay = {clip.youtube_id: 0.4 for clip in CLIPS}
-    begun = kinetics_fs("prefetch", first.root, "--list", listing(tmp_path / "list", few))
+    begun = run_command("prefetch", first.root, "--list", listing(tmp_path / "list", few))
     assert begun.returncode == 0, begun.stderr
     wait_until(lambda: any(cached(first, few)))
     os.kill(first.pid, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_list_stays_ahead_of_its_reader_in_a_small_cache(
     mounted = mount("--annotations", annotations, "--cache-size", str(5 * size))
     asked = len(site.requests)
 
-    done = kinetics_fs("prefetch", mounted.root, "--list", listing(tmp_path / "list", [*first, *second]))
+    done = run_command("prefetch", mounted.root, "--list", listing(tmp_path / "list", [*first, *second]))
     assert done.returncode == 0, done.stderr
     for clip in [*first, *second]:
         wait_until(lambda clip=clip: cached(mounted, [clip])[0])  # type: ignore[misc]
@@ -149,8 +149,8 @@ def test_list_stays_ahead_of_its_reader_in_a_small_cache(
 
 def test_prefetch_continues_after_an_unavailable_clip(mount: MountFactory) -> None:
     mounted = mount("--workers", "2")
-    assert kinetics_fs("prefetch", mounted.root, "--split", "validation").returncode == 0
-    done = kinetics_fs("jobs", "wait", mounted.root, "1", "--json")
+    assert run_command("prefetch", mounted.root, "--split", "validation").returncode == 0
+    done = run_command("jobs", "wait", mounted.root, "1", "--json")
     assert done.returncode == 3
     [job] = json.loads(done.stdout)
     assert (job["state"], job["fetched"], job["failures"]) == ("done", 6, {"gone": 1})
@@ -167,17 +167,17 @@ def test_invalid_prefetch_requests_are_refused(mounted: Mounted, tmp_path: Path)
         (("--list", lists), 1, "none of these clips"),
         (("--list", tmp_path / "missing"), 1, "cannot read the list"),
     ):
-        done = kinetics_fs("prefetch", mounted.root, *arguments)
+        done = run_command("prefetch", mounted.root, *arguments)
         assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
     for command in ("cancel", "wait"):
-        done = kinetics_fs("jobs", command, mounted.root, "77")
+        done = run_command("jobs", command, mounted.root, "77")
         assert (done.returncode, "cannot find the prefetch 77" in done.stderr, done.stdout) == (1, True, ""), (
             done.stderr
         )
-    done = kinetics_fs("jobs", "list", tmp_path)
+    done = run_command("jobs", "list", tmp_path)
     assert done.returncode == 1
     assert f"cannot find a mount on {tmp_path}: it is not a mount of kinetics-fs" in done.stderr
-    assert kinetics_fs("jobs", "wait").returncode == 2
+    assert run_command("jobs", "wait").returncode == 2
 
 
 def test_mount_ends_on_the_control_request_umount(mounted: Mounted) -> None:

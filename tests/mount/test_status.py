@@ -16,7 +16,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, VIDEOS
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
-from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.command_line import Mounted, run_command
 from tests.support.mounts import CLASS, Labelled, clip_path, reading, short_clips, wait_until, write_annotations
 
 READY, WANTED, LOST = Clip("demo-video2", 5, 6), Clip("-demo_video", 3, 4), Clip(GONE, 5, 6)
@@ -57,8 +57,8 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
         asked = urllib.request.urlopen(status["metrics_url"])
         with asked:
             by_http = parsed(asked.read().decode())
-        said = kinetics_fs("status", mounted.root)
-        coverage = kinetics_fs("status", "--coverage", mounted.root)
+        said = run_command("status", mounted.root)
+        coverage = run_command("status", "--coverage", mounted.root)
 
     # The status
     opens, fetch = status["opens"], status["fetch"]

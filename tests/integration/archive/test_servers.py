@@ -21,7 +21,7 @@ from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.util import http
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
 from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, deep, flat, in_class, make_clips, make_tar
@@ -105,10 +105,9 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
         clips |= ARCHIVES[name][0]
     annotations = folder / "annotations.csv"
     annotations.write_text("\n".join(rows) + "\n")
-    done = kinetics_fs(
+    done = run_command(
         *("fill", "--annotations", annotations, "--split", "validation", "--verify", "none", "--json"),
         *("--archive-url", base, "--cache-dir", folder / "cache", "--min-free", "0"),
-        timeout=60,
         **environment,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

@@ -32,7 +32,7 @@ from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
-from tests.support.command_line import has_ended, kinetics_fs
+from tests.support.command_line import has_ended, run_command
 
 SECRET = "hunter2"
 HERE = PathProbe("/", exists=True, errno=0)
@@ -42,7 +42,7 @@ Said = dict[str, list[dict[str, str]]]
 
 def doctor(*arguments: str | Path, status: int) -> Said:
     """Run `kinetics-fs doctor --json`, check its exit status and return the findings by name."""
-    done = kinetics_fs("doctor", "--json", *arguments)
+    done = run_command("doctor", "--json", *arguments)
     assert done.returncode == status, done.stdout + done.stderr
     assert done.stderr == ""
     assert SECRET not in done.stdout
@@ -147,7 +147,7 @@ def test_doctor_finds_no_problem_and_changes_nothing(cache: Path, tmp_path: Path
     assert not (tmp_path / "mnt").exists()
     assert [path for path, _ in site.requests] == ["/"]
 
-    text = kinetics_fs("doctor", *everywhere, "--offline", tmp_path / "mnt").stdout.splitlines()
+    text = run_command("doctor", *everywhere, "--offline", tmp_path / "mnt").stdout.splitlines()
     assert {line[9:25].strip() for line in text[:-1]} - {""} == {
         name for name in found if name not in {"youtube", "clock", "archives"}
     }
@@ -507,7 +507,7 @@ def test_doctor_reports_hanging_and_dead_mounts(mount: MountFactory, cache: Path
     assert finding["state"] == "problem"
     assert "is dead" in finding["found"]
     assert finding["fix"] == f"Remove it: kinetics-fs umount '{mounted.root}'"
-    assert kinetics_fs("umount", mounted.root).returncode == 0
+    assert run_command("umount", mounted.root).returncode == 0
     [finding] = doctor(*where, status=0)["mount"]
     assert finding["found"] == f"nothing is mounted on {mounted.root}; it can be used"
 

@@ -18,7 +18,7 @@ from kinetics_fs.errors import FailureKind
 from kinetics_fs.report import gather, render
 from kinetics_fs.store import CacheLayout, Store
 from tests.integration.cli.conftest import ROWS
-from tests.support.command_line import Mounted, kinetics_fs
+from tests.support.command_line import Mounted, run_command
 from tests.support.report_page import EXTRA, HOSTILE, IMAGE, Reported, Tables
 from tests.support.report_page import reported as reported
 from tests.support.store import query
@@ -54,7 +54,7 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     assert [row[:2] for row in rows["failures"] if row[0]] == [["Kind", "Clips"], ["credentials", "1"], ["gone", "1"]]
     assert ["", "1", f"{IMAGE}{HOSTILE}"] in rows["failures"]
     [(size,)] = query(reported.cache / "ledger.sqlite", "SELECT sum(size) FROM clip WHERE held")
-    said = json.loads(kinetics_fs("report", "--json", *reported.chosen).stdout)
+    said = json.loads(run_command("report", "--json", *reported.chosen).stdout)
     assert (said["cache"]["clips"], said["cache"]["bytes"]) == (3, size)
     assert said["total"] == {"clips": 9, "cached": 3, "evicted": 1, "unavailable": 2, "untried": 3}
     # The fetches of the prefetch are in the history, and in the page as a chart and in numbers.
@@ -68,7 +68,7 @@ def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Pat
     ledger = reported.cache / "ledger.sqlite"
     before = query(ledger, "SELECT key, opened_at FROM clip ORDER BY key")
     page = tmp_path / "page.html"
-    assert kinetics_fs("report", *reported.chosen, "-o", page).returncode == 0
+    assert run_command("report", *reported.chosen, "-o", page).returncode == 0
     assert query(ledger, "SELECT key, opened_at FROM clip ORDER BY key") == before
 
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page.read_text())
@@ -79,7 +79,7 @@ def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Pat
         assert picture.shape[1] == 208
         assert picture.std() > 20  # a test card, not grey
     assert page.read_text().count("No thumbnail: ") == 1
-    few = kinetics_fs("report", *reported.chosen, "--thumbnails", "1", "-o", "-").stdout
+    few = run_command("report", *reported.chosen, "--thumbnails", "1", "-o", "-").stdout
     assert (few.count("<figure>"), few.count("</html>")) == (3 + 1, 1)
 
 
@@ -91,13 +91,13 @@ def test_report_shows_mounts_and_their_prefetches(site: VideoSite, reported: Rep
         path = mounted.root / "validation/surfing water/-demo_video_000010_000012.mp4"
         for _ in range(3):
             path.read_bytes()
-        assert kinetics_fs("prefetch", mounted.root, "--split", "validation").returncode == 0
-        assert kinetics_fs("jobs", "wait", mounted.root).returncode == 3
-        assert kinetics_fs("report", *chosen, "-o", page).returncode == 0
+        assert run_command("prefetch", mounted.root, "--split", "validation").returncode == 0
+        assert run_command("jobs", "wait", mounted.root).returncode == 3
+        assert run_command("report", *chosen, "-o", page).returncode == 0
 
     assert f"<h3>{mounted.root}</h3>" in page.read_text()
     assert ["1", "validation; all classes", "done", "5", "1", "3", "1"] in Tables(page.read_text()).rows["mounts"]
-    said = json.loads(kinetics_fs("report", "--json", *chosen).stdout)
+    said = json.loads(run_command("report", "--json", *chosen).stdout)
     assert str(mounted.root) not in [mount["mountpoint"] for mount in said["mounts"]]
     assert sum(sample["from_cache"] for sample in said["history"]) == 3
 
@@ -105,11 +105,11 @@ def test_report_shows_mounts_and_their_prefetches(site: VideoSite, reported: Rep
 def test_an_empty_cache_and_output_paths(annotations: Path, cache: Path, tmp_path: Path) -> None:
     chosen = "--annotations", annotations, "--cache-dir", cache
     page = tmp_path / "page.html"
-    assert kinetics_fs("report", *chosen, "-o", page).returncode == 0
+    assert run_command("report", *chosen, "-o", page).returncode == 0
     assert "No history yet" in page.read_text()
 
     for place in (tmp_path, tmp_path / "nowhere/page.html"):
-        done = kinetics_fs("report", *chosen, "-o", place)
+        done = run_command("report", *chosen, "-o", place)
         assert done.returncode in (1, 2)
         assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

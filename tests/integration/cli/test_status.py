@@ -21,7 +21,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.query import query_status
 from tests.conftest import MountFactory
-from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs
+from tests.support.command_line import ENVIRONMENT, has_ended, run_command
 
 CLIP = "validation/surfing water/-demo_video_000010_000020.mp4"
 
@@ -91,16 +91,16 @@ def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> 
     path = socket_path(mounted.root)
     path.rename(path.with_suffix(".away"))
     try:
-        done = kinetics_fs("status", "--json", mounted.root)
+        done = run_command("status", "--json", mounted.root)
         assert json.loads(done.stdout)["mounts"][0]["pid"] == mounted.pid
-        refused = kinetics_fs("status", "--coverage", mounted.root)
+        refused = run_command("status", "--coverage", mounted.root)
         assert refused.returncode == 1
         assert "only the user who mounted it and root may" in refused.stderr
     finally:
         path.with_suffix(".away").rename(path)
-    assert "leave out MOUNTPOINT" in kinetics_fs("status", "--coverage", "--split", "train", mounted.root).stderr
-    assert kinetics_fs("status", "--split", "train").returncode == 2
-    assert kinetics_fs("status", "--watch", "--json").returncode == 2
+    assert "leave out MOUNTPOINT" in run_command("status", "--coverage", "--split", "train", mounted.root).stderr
+    assert run_command("status", "--split", "train").returncode == 2
+    assert run_command("status", "--watch", "--json").returncode == 2
 
 
 def test_status_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tests.integration.fetch.test_fetcher import (
 )
 from tests.integration.fetch.test_fetcher import fetcher as fetcher
 from tests.integration.fetch.test_fetcher import store as store
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 from tests.support.youtube import RETRY_AFTER, FakeYouTube
 
 
@@ -90,12 +90,12 @@ def test_status_shows_the_block_and_reset_ends_it(fetcher: FetcherFactory, store
     site.fail[CLIP.youtube_id] = 429
     error_of(fetcher().request(CLIP))
 
-    said = kinetics_fs("status", "--cache-dir", store.folder).stdout
+    said = run_command("status", "--cache-dir", store.folder).stdout
     assert "youtube: blocked, not used for another" in said
-    report = json.loads(kinetics_fs("status", "--json", "--cache-dir", store.folder).stdout)
+    report = json.loads(run_command("status", "--json", "--cache-dir", store.folder).stdout)
     assert 0 < report["sources"]["youtube"]["blocked_for"] <= 60
 
-    kinetics_fs("failures", "clear", "--kind", "blocked", "--cache-dir", store.folder)
+    run_command("failures", "clear", "--kind", "blocked", "--cache-dir", store.folder)
     assert store.throttle.states()[0].blocked_until is None
 
 

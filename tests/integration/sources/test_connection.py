@@ -24,7 +24,7 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.http_range import Pace
 from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import kinetics_fs
+from tests.support.command_line import run_command
 
 CLIP = Clip("-demo_video", 10, 20)
 PATH = "validation/surfing water/-demo_video_000010_000020.mp4"
@@ -155,7 +155,7 @@ def test_password_of_a_proxy_is_told_to_nobody(
 )
 def test_proxy_that_is_none_is_refused_unseen(proxy: str, dataset: Dataset, tmp_path: Path) -> None:
     where = ("--cache-dir", tmp_path / "cache", "--annotations", dataset.annotations)
-    done = kinetics_fs("prefetch", *where, "--proxy", proxy)
+    done = run_command("prefetch", *where, "--proxy", proxy)
 
     assert done.returncode == 2
     assert "--proxy" in done.stderr

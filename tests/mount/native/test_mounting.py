@@ -25,7 +25,14 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.native.device import request_timeout
 from kinetics_fs.store import Store
-from tests.support.command_line import ENVIRONMENT, Mounted, fuse_device_open_to_all, has_ended, kinetics_fs
+from tests.support.command_line import (
+    ENVIRONMENT,
+    Mounted,
+    fuse_device_open_to_all,
+    has_ended,
+    kinetics_fs,
+    run_command,
+)
 from tests.support.example_filesystem import CLIPS, FULL, content, put, write_rows
 from tests.support.mounts import reading, state, wait_until
 from tests.support.store import quick_place
@@ -316,7 +323,7 @@ def test_mount_below_a_symbolic_link(mount: Mount, place: Path) -> None:
     assert path_of(mounted, HERE[0]).read_bytes() == content(HERE[0])
     again = kinetics_fs("mount", "--annotations", place / "rows.csv", mounted.root)
     assert "is mounted already" in again.stderr
-    done = kinetics_fs("umount", mounted.root)
+    done = run_command("umount", mounted.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_ended(mounted.pid, within=20)
 
