@@ -167,7 +167,7 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
     with open_library(settings, whole_cache=True) as library:
         number = library.store.failures.forget(clips or None, kinds)
         sources = library.store.throttle.reset_blocks() if everything or FailureKind.BLOCKED in kinds else 0
-    click.echo(f"{number:,} failures forgotten")
+    click.echo(f"{number:,} {'failure' if number == 1 else 'failures'} forgotten")
     if sources:
         click.echo("Sources that were blocked may be used again.")
 
@@ -246,13 +246,13 @@ def _parse_clips(keys: Sequence[str]) -> list[Clip]:
 def _table(failures: Sequence[Failure]) -> Iterator[str]:
     now = time.time()
     width = max(5, *(len(f"{failure.attempts:,}") for failure in failures))
-    yield f"{'clip':<25}  {'kind':<11}  {'tries':>{width}}  {'last try':<16}  {'next try':<16}  reason"
+    yield f"{'clip':<25}  {'kind':<11}  {'tries':>{width}}  {'last failure':<16}  {'next retry':<16}  reason"
     for failure in failures:
-        next_try = _local_time(failure.retry_at) if failure.retry_at > now else "when opened"
+        next_retry = _local_time(failure.retry_at) if failure.retry_at > now else "when opened"
         source = f"{failure.source}: " if failure.source else ""
         yield (
             f"{failure.key:<25}  {failure.kind:<11}  {failure.attempts:>{width},}  {_local_time(failure.last_at):<16}"
-            f"  {next_try:<16}  {source}{failure.reason}"
+            f"  {next_retry:<16}  {source}{failure.reason}"
         )
 
 

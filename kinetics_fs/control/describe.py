@@ -74,12 +74,12 @@ def describe_prefetch(prefetch: PrefetchStatus) -> str:
 def describe_failed_fetch(failure: FailedFetch) -> str:
     """Return a failed clip, the reason, and when it is fetched again."""
     if failure.retry_at is None:
-        next_try = "when its source is asked again"
+        next_retry = "when its source is asked again"
     elif failure.retry_at <= time.time():
-        next_try = "at the next open"
+        next_retry = "at the next open"
     else:
-        next_try = f"after {datetime.fromtimestamp(failure.retry_at, UTC).isoformat(timespec='seconds')}"
-    return f"{failure.clip} ({failure.source}, {failure.kind}): {failure.reason}; next try {next_try}"
+        next_retry = f"after {datetime.fromtimestamp(failure.retry_at, UTC).isoformat(timespec='seconds')}"
+    return f"{failure.clip} ({failure.source}, {failure.kind}): {failure.reason}; next retry {next_retry}"
 
 
 def describe_budget(budget: BudgetStatus) -> str:

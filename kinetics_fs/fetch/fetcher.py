@@ -586,7 +586,7 @@ class Fetcher:
         self.stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
         due_now = failure.retry_at <= failure.last_at
         _log.warning(
-            "%s: %s: %s: %s; next try %s",
+            "%s: %s: %s: %s; next retry %s",
             clip.key,
             source,
             error.kind,
@@ -601,16 +601,16 @@ class Fetcher:
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
 
-def _log_fields(clip: Clip, error: FetchError, next_try: float | None) -> dict[str, str]:
+def _log_fields(clip: Clip, error: FetchError, next_retry: float | None) -> dict[str, str]:
     """Return the fields of a failure for a JSON log line; see `kinetics_fs.util.logs`."""
     return {
         "clip": clip.key,
         "source": error.source,
         "kind": error.kind,
         "reason": error.reason,
-        "next_try": "at the next open"
-        if next_try is None
-        else datetime.fromtimestamp(next_try).astimezone().isoformat(timespec="seconds"),
+        "next_retry": "at the next open"
+        if next_retry is None
+        else datetime.fromtimestamp(next_retry).astimezone().isoformat(timespec="seconds"),
     }
 
 

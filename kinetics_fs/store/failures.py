@@ -35,7 +35,7 @@ _RETRY_AFTER: dict[FailureKind, tuple[float, float]] = {
     FailureKind.BLOCKED: (5 * _MINUTE, _HOUR),
     FailureKind.TRANSIENT: (30.0, _HOUR),
     FailureKind.CORRUPT: (_HOUR, 7 * _DAY),
-    # The cause is on this machine, where it can be removed at any moment: shown, but never delays the next try.
+    # The cause is on this machine, where it can be removed at any moment: shown, but never delays the next retry.
     FailureKind.CONFIG: (0.0, 0.0),
     FailureKind.LOCAL: (0.0, 0.0),
 }
@@ -268,7 +268,7 @@ class FailureLog:
         return (failure for row in rows if (failure := _from_row(*row)) is not None)
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
-        """Record a failure of a clip. The delay until the next try grows with each failure of the same kind in a row.
+        """Record a failure of a clip. The delay until the next retry grows with each failure of the same kind in a row.
 
         Returns:
             The failure as it is remembered now.

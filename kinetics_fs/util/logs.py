@@ -21,7 +21,7 @@ from typing import TextIO
 
 FORMATS = ("text", "json")
 
-FACTS = ("clip", "source", "kind", "reason", "next_try")
+FACTS = ("clip", "source", "kind", "reason", "next_retry")
 """Attributes that a record may have besides its message (`extra`). In JSON, each is a field."""
 
 _FORMAT = "KINETICS_FS_LOG_FORMAT"

@@ -62,7 +62,7 @@ class HiddenClips(NamedTuple):
 
 
 class HiddenIndex:
-    """Keeps `hidden` up to date: the clips that are gone, not in the cache, and whose next attempt is not due.
+    """Keeps `hidden` up to date: the clips that are gone, not in the cache, and whose next retry is not due.
 
     Args:
         catalog: the clips of the mount.
@@ -115,7 +115,7 @@ class HiddenIndex:
 
     @property
     def is_due(self) -> bool:
-        """True if the next attempt of a hidden clip is due, so that its name must appear again."""
+        """True if the next retry of a hidden clip is due, so that its name must appear again."""
         return time.time() >= self._due
 
 

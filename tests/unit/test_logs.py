@@ -64,15 +64,15 @@ def test_a_failure_is_one_object_with_all_that_is_known(mount: MountFactory, sit
     assert (failure["clip"], failure["source"]) == (f"{GONE}_000005_000015", "youtube")
     assert (failure["kind"], failure["level"]) == ("gone", "warning")
     assert "404" in failure["reason"]
-    assert f"{failure['clip']}: youtube: gone: {failure['reason']}; next try after" in failure["message"]
-    assert datetime.fromisoformat(failure["next_try"]) > datetime.fromisoformat(failure["time"])
+    assert f"{failure['clip']}: youtube: gone: {failure['reason']}; next retry after" in failure["message"]
+    assert datetime.fromisoformat(failure["next_retry"]) > datetime.fromisoformat(failure["time"])
 
     site.fail["-demo_video"] = 429
     with pytest.raises(OSError):
         (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
     [*_, blocked] = [line for line in objects(mounted.log) if "clip" in line]
     assert (blocked["clip"], blocked["kind"]) == (FIRST, "blocked")
-    assert datetime.fromisoformat(blocked["next_try"]) > datetime.fromisoformat(blocked["time"])
+    assert datetime.fromisoformat(blocked["next_retry"]) > datetime.fromisoformat(blocked["time"])
 
 
 def test_the_log_goes_on_in_a_new_file_after_a_hang_up(mount: MountFactory) -> None:

@@ -85,7 +85,7 @@ def test_list_prints_a_table(failed: Arguments) -> None:
         "youtube: elsewhere-1: Video unavailable",
     ]
     assert [line[header.index("kind") :].split()[:2] for line in lines][:2] == [["blocked", "1"], ["local", "1"]]
-    assert [line[header.index("next try") :].startswith("when opened") for line in lines].index(True) == 1
+    assert [line[header.index("next retry") :].startswith("when opened") for line in lines].index(True) == 1
 
 
 def test_list_prints_the_same_as_csv_and_json(failed: Arguments) -> None:

@@ -100,15 +100,15 @@ def test_prefetch_exits_with_3_if_some_clips_are_unavailable(prefetch: Prefetch,
 
     # A name that begins with a dash, and one that was never there.
     none = run_command("failures", "clear", *store, "--", "-abcdefghij_000010_000020")
-    assert (none.returncode, none.stdout) == (0, "0 forgotten\n")
+    assert (none.returncode, none.stdout) == (0, "0 failures forgotten\n")
     cleared = run_command("failures", "clear", *store, f"{failure['key']}.mp4")
-    assert (cleared.returncode, cleared.stdout) == (0, "1 forgotten\n")
+    assert (cleared.returncode, cleared.stdout) == (0, "1 failure forgotten\n")
     assert run_command("failures", "list", *store).stdout == "No failures are remembered.\n"
     assert run_command("failures", "list", "--json", *store).stdout.strip() == "[]"
 
     assert prefetch(*wanted).returncode == 3
     assert asked(site)[GONE] == 2
-    assert run_command("failures", "clear", "--all", *store).stdout == "1 forgotten\n"
+    assert run_command("failures", "clear", "--all", *store).stdout == "1 failure forgotten\n"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_youtube_settings_come_from_the_configuration_file(
     assert len(lines) == 3
     for line in lines:
         assert "youtube: " in line
-        assert "next try " in line
+        assert "next retry " in line
 
 
 def test_a_block_stops_the_prefetch(prefetch: Prefetch, site: VideoSite, cache: Path) -> None:

@@ -132,7 +132,7 @@ def test_description_for_people() -> None:
         "youtube: 8 clips requested in the last hour",
         "2 clips pinned, 1 of them cached, 50 bytes",
         "1, running: 5 of 10 cached, 1 unavailable; train; all classes",
-        "private; next try when its source is asked again",
+        "private; next retry when its source is asked again",
         "1 rows: label has a slash",
     ):
         assert part in text
@@ -157,7 +157,7 @@ def test_description_of_the_budget() -> None:
     assert describe_budget(replace(budget, allowed=False)) == "opens fetch nothing (--only cached)"
 
 
-def test_description_of_the_next_try() -> None:
+def test_description_of_the_next_retry() -> None:
     failure = FailedFetch("key", "youtube", "gone", "private", 0.0, retry_at=time.time() - 1)
-    assert describe_failed_fetch(failure).endswith("next try at the next open")
-    assert "next try after 2" in describe_failed_fetch(replace(failure, retry_at=time.time() + 3600))
+    assert describe_failed_fetch(failure).endswith("next retry at the next open")
+    assert "next retry after 2" in describe_failed_fetch(replace(failure, retry_at=time.time() + 3600))
