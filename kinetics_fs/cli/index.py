@@ -158,7 +158,7 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     click.echo(f"{number:,} indexes written", err=True)
 
 
-@command.command("import", short_help="Import the indexes in such a file.")
+@command.command("import", short_help="Import the indexes in an exported file.")
 @click.argument("file", metavar="FILE|-", type=click.File("rb"))
 @with_settings("cache")
 @json_option

@@ -24,7 +24,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", short_help="List the jobs of a mount.")
 @click.argument("mountpoint", type=UntouchedPath())
 @json_option
 def list_(mountpoint: Path, as_json: bool) -> None:
@@ -68,7 +68,7 @@ def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
     return DONE_IN_PART if any(job.failed or job.state != "done" for job in jobs) else 0
 
 
-@command.command("cancel")
+@command.command("cancel", short_help="Cancel a job.")
 @click.argument("mountpoint", type=UntouchedPath())
 @click.argument("id", type=int, metavar="ID")
 @json_option

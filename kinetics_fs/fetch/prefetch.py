@@ -307,7 +307,7 @@ class Prefetch:
 
 
 def _affects_every_clip(error: FetchError) -> bool:
-    """Return whether every other clip would fail the same way: a misconfigured machine, or a source that blocks it."""
+    """Return whether every other clip would fail the same way: a misconfigured machine, or a blocked address."""
     # CONFIG without a source means that no source has this clip; a source may have the next one.
     misconfigured = error.kind is FailureKind.CONFIG and bool(error.source)
     return misconfigured or error.kind in (FailureKind.LOCAL, FailureKind.BLOCKED)
