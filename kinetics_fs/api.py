@@ -551,7 +551,7 @@ class VerifyResult:
     """The result of verifying the cache.
 
     Attributes:
-        check: what was found and removed.
+        check: the bad clips, and those of them that were removed.
         fetched: the result of fetching removed clips again; None if there were none.
     """
 

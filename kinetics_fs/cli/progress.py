@@ -50,7 +50,7 @@ class ProgressBars(Progress):
         """Add a bar.
 
         Args:
-            unit: what the bar counts; sizes are shown if it is `bytes`.
+            unit: unit of the bar; sizes are shown if it is `bytes`.
             description: text before the bar.
             total: number at which the bar is full; None if it is unknown yet.
             visible: show the bar at once.

@@ -49,7 +49,7 @@ KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
     *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
 )
-"""If several sources fail, the kind that comes first here counts: a clip is gone only if every source says so."""
+"""If several sources fail, the kind that comes first here counts: a clip is gone only if every source reports that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Fetcher:
         settings: settings of the fetcher.
 
     Attributes:
-        stats: what was fetched and what failed.
+        stats: number of fetched and failed clips, and the speed.
     """
 
     def __init__(self, store: Store, settings: FetchSettings) -> None:

@@ -54,7 +54,7 @@ def parse_clip_list(lines: Iterable[str]) -> tuple[list[Clip], int]:
     return clips, invalid
 
 
-class State(StrEnum):
+class PrefetchState(StrEnum):
     """The state of a prefetch."""
 
     RUNNING = "running"
@@ -68,7 +68,7 @@ class State(StrEnum):
     @property
     def has_ended(self) -> bool:
         """Whether nothing further is requested."""
-        return self not in (State.RUNNING, State.WAITING)
+        return self not in (PrefetchState.RUNNING, PrefetchState.WAITING)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Prefetch:
         self._failures: Counter[str] = Counter()
         self._consecutive_faults = 0
         self.total = total
-        self.state = State.RUNNING
+        self.state = PrefetchState.RUNNING
         self.fetched = self.already_cached = 0
         self.problem: FetchError | None = None
 
@@ -213,14 +213,14 @@ class Prefetch:
         self._wait(lambda: not self._requested)
         with self._changed:
             if not self.state.has_ended:
-                self.state, self.problem = State.DONE, None
+                self.state, self.problem = PrefetchState.DONE, None
         self._on_change()
 
     def cancel(self) -> None:
         """Cancel the requests that are queued. Fetches in progress continue. For any thread."""
         with self._changed:
             if not self.state.has_ended:
-                self.state = State.CANCELLED
+                self.state = PrefetchState.CANCELLED
             futures = list(self._requested.values())
             self._changed.notify_all()
         for future in futures:
@@ -240,8 +240,8 @@ class Prefetch:
                 if self.state.has_ended:
                     return False
                 pause = self._pause_until - time.monotonic()
-                if pause <= 0 and self.state is State.WAITING:
-                    self.state, self.problem = State.RUNNING, None
+                if pause <= 0 and self.state is PrefetchState.WAITING:
+                    self.state, self.problem = PrefetchState.RUNNING, None
                 if pause > 0 or (self._postponed and len(self._requested) >= self._window):
                     self._changed.wait(pause if pause > 0 else None)
                     continue
@@ -279,7 +279,7 @@ class Prefetch:
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
                 if isinstance(error, FetchError) and (_affects_every_clip(error) or self._is_offline(clip, error)):
-                    self.state, self.problem = State.STOPPED, error
+                    self.state, self.problem = PrefetchState.STOPPED, error
             self._changed.notify_all()
         self._on_change()
 
@@ -299,10 +299,10 @@ class Prefetch:
             pause = _SPACE_RETRY_INTERVAL if self._cursor is not None else _RETRY_INTERVAL
         else:
             pause = max(1.0, error.retry_after or _RETRY_INTERVAL)
-        if self.state is not State.WAITING:
+        if self.state is not PrefetchState.WAITING:
             _log.warning("prefetch: waiting %.0f s: %s", pause, error)
         self._pause_until = max(self._pause_until, time.monotonic() + pause)
-        self.state, self.problem = State.WAITING, error
+        self.state, self.problem = PrefetchState.WAITING, error
         return True
 
 

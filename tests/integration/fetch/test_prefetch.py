@@ -13,7 +13,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch.access_cursor import AccessCursor
-from kinetics_fs.fetch.prefetch import Prefetch, State
+from kinetics_fs.fetch.prefetch import Prefetch, PrefetchState
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, until
@@ -62,7 +62,7 @@ def test_the_first_clips_are_cached_if_not_all_fit(small: Store, site: VideoSite
     with Fetching(small, site) as fetcher:
         first = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         first.run()
-        assert (first.state, first.fetched, cached(small)) == (State.STOPPED, 3, CLIPS[:3])
+        assert (first.state, first.fetched, cached(small)) == (PrefetchState.STOPPED, 3, CLIPS[:3])
         assert first.problem is not None and first.problem.kind is FailureKind.LOCAL
         assert not list(small.failures.all()), "the failure says nothing about the clips"
         again = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
@@ -71,7 +71,7 @@ def test_the_first_clips_are_cached_if_not_all_fit(small: Store, site: VideoSite
         # Clips outside the prefetch are evicted for it.
         last = Prefetch(fetcher, small, CLIPS[4:], 2, window=1)
         last.run()
-        assert last.state is State.DONE
+        assert last.state is PrefetchState.DONE
         assert set(cached(small)) >= set(CLIPS[4:])
 
 
@@ -90,7 +90,7 @@ def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) ->
             small.touch(clip)
             cursor.advance(clip)
         thread.join(PATIENCE)
-        assert (ahead.state, ahead.fetched) == (State.DONE, len(order))
+        assert (ahead.state, ahead.fetched) == (PrefetchState.DONE, len(order))
 
 
 def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site: VideoSite) -> None:
@@ -98,17 +98,17 @@ def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site
     with Fetching(small, site) as fetcher:
         impatient = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=1)
         impatient.run()
-        assert impatient.state is State.STOPPED
+        assert impatient.state is PrefetchState.STOPPED
         assert impatient.problem is not None and impatient.problem.kind is FailureKind.BLOCKED
 
         patient = Prefetch(fetcher, small, CLIPS[:2], 2, window=1, patient=True)
         thread = threading.Thread(target=patient.run)
         thread.start()
-        until(lambda: patient.state is State.WAITING, "it waits")
+        until(lambda: patient.state is PrefetchState.WAITING, "it waits")
         assert "429" in str(patient.progress().reason)
         patient.cancel()
         thread.join(PATIENCE)
-        assert (patient.state, patient.fetched, patient.failed) == (State.CANCELLED, 0, 0)
+        assert (patient.state, patient.fetched, patient.failed) == (PrefetchState.CANCELLED, 0, 0)
 
 
 def test_a_prefetch_stops_after_ten_faults_in_a_row(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_a_prefetch_stops_after_ten_faults_in_a_row(tmp_path: Path) -> None:
         again.run()
         fetcher.close()
 
-    assert cut_off.state is State.STOPPED
+    assert cut_off.state is PrefetchState.STOPPED
     assert cut_off.problem is not None and "refused" in cut_off.problem.reason
     assert 10 <= cut_off.failed < 15
-    assert (again.state, again.failed) == (State.DONE, 10), "remembered failures say nothing about the network"
+    assert (again.state, again.failed) == (PrefetchState.DONE, 10), "remembered failures say nothing about the network"
 
 
 def test_the_cursor_counts_the_space_of_clips_ahead_of_the_reader(small: Store) -> None:

@@ -18,7 +18,7 @@ from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.prefetch import Prefetch, State
+from kinetics_fs.fetch.prefetch import Prefetch, PrefetchState
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
@@ -264,7 +264,7 @@ def test_an_archive_above_the_limit_does_not_stop_a_prefetch(
     clips = [*CLIPS, ELSEWHERE]
     prefetch = Prefetch(made, store, clips, len(clips), window=2)
     prefetch.run()
-    assert (prefetch.state, prefetch.problem) == (State.DONE, None)
+    assert (prefetch.state, prefetch.problem) == (PrefetchState.DONE, None)
     assert (prefetch.fetched, prefetch.failed) == ((1, len(CLIPS)) if "youtube" in order else (0, len(clips)))
 
 
