@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def main() -> None:
+    """Run the benchmarks that the arguments name."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure kinetics-fs against peers. Print a table for each benchmark."
     )

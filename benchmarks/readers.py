@@ -175,6 +175,7 @@ def _open_in_vain(path: str) -> None:
 
 
 def main() -> None:
+    """Run the tasks of a request on standard input."""
     request = json.load(sys.stdin)
     tasks = request.pop("tasks")
     reader = _Reader(**request)

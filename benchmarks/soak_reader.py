@@ -177,6 +177,7 @@ def _check_frames(file: Path, name: str) -> None:
 
 
 def main() -> None:
+    """Read as a request on standard input asks, and print the counts."""
     print(json.dumps(_Reader(**json.load(sys.stdin)).run()))
 
 

@@ -28,16 +28,16 @@ class ArchiveProgress:
     """Receives the progress of reading archives, and ignores it; subclass it to show it. Any thread may call it."""
 
     def start(self, total: int) -> None:
-        """Reading begins: `total` bytes of all archives together."""
+        """Handle the start of reading: `total` bytes of all archives together."""
 
     def advance(self, archive: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of an archive are read; called some times per second for each archive."""
+        """Handle progress: `done` of `total` bytes of an archive are read. Called a few times per second."""
 
     def finish(self, archive: str) -> None:
-        """An archive was read to its end, or failed."""
+        """Handle the end of an archive, which was read to its end or failed."""
 
     def tick(self) -> None:
-        """About a second has passed."""
+        """Handle the passing of about a second."""
 
 
 @dataclass

@@ -217,7 +217,7 @@ def many_waiting(mounted: Mounted) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def assert_gone(mounted: Mounted, below: set[int], cache: Path) -> None:
-    """The mount, its process, all processes below it and what they had begun are gone."""
+    """Assert that the mount, its process, the processes below it and their temporary files are gone."""
     assert has_ended(mounted.pid, within=30)
     assert mounted.root not in find_mounts()
     assert [command_line(pid) for pid in below if not has_ended(pid, within=30)] == []
@@ -302,7 +302,7 @@ def workers(pid: int) -> list[int]:
 
 @contextmanager
 def eventually_dead(pids: Callable[[], set[int]]) -> Iterator[set[int]]:
-    """Notes processes that must be dead in the end; they are killed if they are not."""
+    """Note processes that must have ended at the end; kill those that have not."""
     noted = pids()
     yield noted
     alive = {pid: command_line(pid) for pid in noted if not has_ended(pid, within=30)}

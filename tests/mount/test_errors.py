@@ -216,7 +216,7 @@ def test_missing_xattr_returns_enodata(still: tuple[Mounted, VideoSite], name: s
 
 
 def asked_again(mounted: Mounted, site: VideoSite, path: str, number: int) -> bool:
-    """Opens a clip that failed before; whether the site was asked again for it."""
+    """Open a clip that failed before; return whether the site got another request for it."""
     asked = len(site.requests)
     fails_with(number, (mounted.root / path).open, "rb")
     return len(site.requests) > asked

@@ -42,7 +42,7 @@ def run(frontend: tuple[str, ...], dataset: Dataset, cache: Path, mountpoint: Pa
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """It failed, and said why in one line that holds these words."""
+    """Assert that the command failed with one line that contains these words."""
     assert done.returncode == status
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ FETCHED = Clip("demo-video2", 4, 5)
 
 
 def rows() -> list[Labelled]:
-    """A few clips of each class, in all splits; some without a label."""
+    """Return a few clips of each class, in all splits; some without a label."""
     generator = random.Random(700)
     ids = ["-demo_video", "--dashed-id", "_underscore", "0123456789a", "demo_video4"]
     found = {

@@ -530,7 +530,7 @@ class Battery:
     _fresh: Iterator[Clip]
 
     def fresh(self) -> tuple[Clip, Path]:
-        """A clip that nobody has opened, looked up or listed so far."""
+        """Return a clip that no process has opened, looked up or listed so far."""
         clip = next(self._fresh)
         return clip, self.mounted.root / "validation" / CLASS / clip.name
 

@@ -33,13 +33,13 @@ class Keys(NamedTuple):
     secret: str
 
     def environment(self) -> dict[str, str]:
-        """What makes programs for AWS use them."""
+        """Return the variables that make AWS programs use these keys."""
         return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
 
 
 @contextmanager
 def nginx(root: Path, state: Path, *, rate: str = "20m") -> Iterator[str]:
-    """Serves the files below `root`; below `/limited/` the same at no more than `rate` on each connection.
+    """Serve the files below `root`; below `/limited/`, serve them with at most `rate` for each connection.
 
     Args:
         root: of the files.
@@ -89,7 +89,7 @@ class Moto:
         self.admin = self.user("admin", "*")
 
     def user(self, name: str, allowed: str) -> Keys:
-        """Makes a user who may do what is allowed (`s3:*`) with everything."""
+        """Create a user with these permissions (such as `s3:*`) on everything."""
         self._users.create_user(UserName=name)
         statement = {"Effect": "Allow", "Action": allowed, "Resource": "*"}
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -116,7 +116,7 @@ class Moto:
 
 @contextmanager
 def moto(state: Path) -> Iterator[Moto]:
-    """An empty one, that does not check signatures yet."""
+    """Start an empty server that does not check signatures yet."""
     port = _free_port()
     with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port], port, state / "moto.log"):
         yield Moto(f"http://127.0.0.1:{port}")
@@ -124,7 +124,7 @@ def moto(state: Path) -> Iterator[Moto]:
 
 @contextmanager
 def hadro(root: Path, log: Path, *options: str, keys: Keys | None = None) -> Iterator[str]:
-    """Serves the folders in `root` as buckets.
+    """Serve the folders in `root` as buckets.
 
     Args:
         root: folder of them.

@@ -45,7 +45,7 @@ LAYOUTS = (flat, in_class, deep)
 
 
 def make_tar(clips: Clips, layout: Callable[[Clip], str] = flat, format: int = tarfile.GNU_FORMAT) -> bytes:
-    """A tar with the folder entries and the junk that real ones have."""
+    """Return a tar with the folder entries and the other files that real archives have."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=format) as tar:
         folder = tarfile.TarInfo(str(PurePosixPath(layout(Clip("x" * 11, 0, 1))).parent) + "/")

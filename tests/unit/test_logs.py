@@ -107,7 +107,7 @@ except ZeroDivisionError:
 
 
 def logged(log: Path, *, journal: bool, **environment: str) -> list[str]:
-    """What the program logs, into a file that is the journal's or is not."""
+    """Return the log of the program, written to a file that is the journal's or another one."""
     with log.open("wb") as file:
         status = os.fstat(file.fileno())
         stream = f"{status.st_dev}:{status.st_ino if journal else status.st_ino + 1}"

@@ -62,8 +62,9 @@ class Passthrough:
 
     @property
     def max_stack_depth(self) -> int:
-        """The depth to announce to the kernel, 0 if passthrough is off. No more than needed: another filesystem may
-        be stacked on this one.
+        """The stack depth to announce to the kernel, or 0 if passthrough is off.
+
+        It is as small as possible, because another filesystem may be stacked on this one.
         """
         return self._max_stack_depth if self.enabled else 0
 

@@ -33,7 +33,7 @@ BUCKET = "kinetics"
 
 
 def in_layouts() -> dict[str, tuple[dict[Clip, bytes], bytes]]:
-    """Archives as those of each release are, by name: their clips, and their content."""
+    """Return archives in the layout of each release, by name: their clips and their content."""
     layouts: dict[str, tuple[Callable[[Clip], str], Callable[[bytes], bytes]]] = {
         "400/train/part_0.tar.gz": (flat, by_zlib),
         "400/train/part_120.tar.gz": (deep, bytes),  # a plain tar under this name, as it once was
@@ -70,7 +70,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, url: str, keys: Keys | None = None) -> None:
-    """Makes a server that of S3, and keys those that are used."""
+    """Make `server` the server of S3, and `keys` the credentials."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -96,7 +96,7 @@ def write(folder: Path) -> Path:
 
 
 def fill_by_command(base: str, folder: Path, **environment: str) -> None:
-    """Fills a cache with the archives that a list names, by the command line, and checks that every clip is there."""
+    """Fill a cache with the archives of a list, by the command line, and check that every clip is cached."""
     rows = ["label,youtube_id,time_start,time_end,split"]
     clips: dict[Clip, bytes] = {}
     for name in OF_CLASSES:
@@ -116,7 +116,7 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
 
 
 def fill_and_read_single_clips(base: str, folder: Path) -> None:
-    """The same with all archives in this process; then each clip by the index of them."""
+    """Read all archives in this process, then read each clip by their index."""
     index_db = folder / "archives.sqlite"
     for name in ARCHIVES:
         fill_archive(Job(base, name, folder / "cache", None, 0, None, index_db, folder / "states", VerifyLevel.NONE))

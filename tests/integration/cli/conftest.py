@@ -22,7 +22,7 @@ ROWS = [
 
 
 def as_csv(rows: Sequence[tuple[object, ...]]) -> str:
-    """An annotation file."""
+    """Return the text of an annotation file."""
     return "\n".join(["label,youtube_id,time_start,time_end,split", *(",".join(map(str, row)) for row in rows)]) + "\n"
 
 

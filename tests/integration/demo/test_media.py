@@ -28,7 +28,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def atoms(path: Path) -> Iterator[str]:
-    """The names of the top-level boxes of an mp4."""
+    """Return the names of the top-level boxes of an mp4."""
     data, at = path.read_bytes(), 0
     while at < len(data):
         yield data[at + 4 : at + 8].decode("ascii")

@@ -287,7 +287,7 @@ def drive(
 
 @contextmanager
 def connected(url: str) -> Iterator[tuple[http.client.HTTPConnection, str]]:
-    """A connection to the server of a URL, and what to ask it for."""
+    """Connect to the server of a URL; yield the connection and the path to request."""
     parts = urlsplit(url)
     with closing(http.client.HTTPConnection(parts.netloc, timeout=5)) as connection:
         connection.connect()

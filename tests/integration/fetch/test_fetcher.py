@@ -91,7 +91,7 @@ def processes() -> dict[int, tuple[int, int]]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes of a process: they lead their own group."""
+    """Return the worker processes of a process: each leads its own process group."""
     return [child for child, (parent, group) in processes().items() if parent == pid and group == child]
 
 

@@ -23,7 +23,7 @@ CLIP = Clip("DEMOvideo-5", 0, 2)
 
 
 def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker:
-    """A worker whose process answers every job with these shell commands."""
+    """Return a worker whose process answers every job with these shell commands."""
     program = folder / "worker"
     program.write_text(
         "#!/bin/sh\nread settings\nwhile read job; do\necho '{\"begun\": true}'\n" + "\n".join(lines) + "\ndone\n"

@@ -168,7 +168,7 @@ def test_two_processes_read_an_archive_once(fetcher: Make, store: Store, archive
 
 
 def below(archives: ArchiveSite) -> int:
-    """A limit that the archive exceeds by one byte."""
+    """Return a limit that the archive exceeds by one byte."""
     return len(archives.files[ARCHIVE]) - 1
 
 

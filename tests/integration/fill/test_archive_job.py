@@ -156,7 +156,7 @@ CHILD = textwrap.dedent(
 
 
 def kill(job: Job, folder: Path, at: int) -> None:
-    """Does a job in another process, that is killed when it has come so far."""
+    """Run a job in another process, and kill it when it has got this far."""
     command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.verify]
     command += [str(job.catalog)] if job.catalog else []
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL

@@ -167,7 +167,7 @@ def test_pictures_that_are_decoded_after_the_next_key_frame(variant: Variant) ->
 
 
 def shown_between(path: Path, start: float, end: float) -> list[int]:
-    """The places of the frames that a file shows in this time, counted from its own beginning."""
+    """Return the positions of the frames that a file shows in this time, counted from its beginning."""
     with av.open(str(path)) as container:
         begin = (container.start_time or 0) / av.time_base
         times = [frame.time - begin for frame in container.decode(video=0) if frame.time is not None]
@@ -259,7 +259,7 @@ def test_video_that_should_be_longer_is_no_short_video(copy: Path) -> None:
 
 
 def broken_off(path: Path, second: float, *, spare: int = 0) -> None:
-    """Ends a file (index in front) at the video frame that is shown at this second, or some bytes later."""
+    """Truncate a file (index in front) at the video frame of this second, or some bytes later."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         positions = [

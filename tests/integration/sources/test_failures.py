@@ -73,7 +73,7 @@ def yt(media: Path) -> Iterator[FakeYouTube]:
 
 
 def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **params: Any) -> YouTubeSource:
-    """The source as a worker makes it, but quick to give up; `youtube` are more arguments of the extractor."""
+    """Return the source as a worker makes it, with few tries; `youtube` are more arguments of the extractor."""
     options = copy.deepcopy(yt.ytdlp_options)
     options["extractor_args"]["youtube"].update(youtube or {})
     quick = {"socket_timeout": yt.socket_timeout, "extractor_retries": 1, "retries": 1, "fragment_retries": 1}

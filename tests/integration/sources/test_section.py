@@ -31,7 +31,7 @@ SHAPES = ["progressive", "index_last", "adaptive", "hls"]
 
 
 def publish(yt: FakeYouTube, videos: Videos, shape: str) -> YouTubeSource:
-    """A source for the video in one of its shapes."""
+    """Return a source for the video in one of its shapes."""
     if shape == "hls":
         yt.add_video(VIDEO, duration=videos.seconds, hls=videos.playlist)
         return YouTubeSource(SourceSettings(ytdlp=yt.ytdlp_options))
@@ -54,7 +54,7 @@ def clip_frames(source: YouTubeSource, start: int, end: int, folder: Path) -> li
 
 @contextmanager
 def serve_folder(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of a server of a folder, and the paths that it is asked for."""
+    """Serve a folder; yield the address, and the list of requested paths."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def numbers(media: Media, clip: Clip, folder: Path) -> list[int]:
-    """The numbers on the frames of the clip, cut from what was fetched."""
+    """Return the numbers on the frames of the clip that is cut from the fetched media."""
     target = folder.parent / f"{clip.key} of {folder.name}.mp4"
     cut(media, expected_span(media, clip.duration).end, target, ffmpeg=find_ffmpeg(), max_height=360)
     return frame_numbers(target)

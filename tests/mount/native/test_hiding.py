@@ -161,7 +161,7 @@ def test_readers_keep_what_they_have_open(hiding: Mounted, place: Path) -> None:
 
 @contextmanager
 def hammering(mounted: Mounted, names: Collection[str], times: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that list a directory and look names up in it without end."""
+    """Start processes that list a directory and look names up in it without end."""
     folder = mounted.root / "train" / FULL
     hammers = [
         subprocess.Popen(

@@ -266,7 +266,7 @@ def test_cache_on_an_overlay_passes_through(mount: Mount, place: Path) -> None:
 
 
 def on_an_overlay(place: Path) -> Path:
-    """A cache folder, filled, on an overlay."""
+    """Mount an overlay and fill a cache folder on it."""
     for name in ("lower", "upper", "work", "overlay"):
         (place / name).mkdir()
     fill(place / "lower/cache")

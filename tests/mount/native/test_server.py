@@ -291,7 +291,7 @@ def test_absent_xattr_returns_enodata(example: ExampleFilesystem, kernel: Kernel
 
 
 def dirents(payload: bytes, size: int, *, plus: bool) -> list[tuple[p.Dirent, bytes, int, p.Attr | None]]:
-    """The records of a page: each entry, its name, its node and its attributes."""
+    """Parse the records of a page: each entry, its name, its node and its attributes."""
     assert len(payload) <= size, "the kernel refuses a page that is larger than it asked for"
     view, found = memoryview(payload), []
     while view:
@@ -309,7 +309,7 @@ def dirents(payload: bytes, size: int, *, plus: bool) -> list[tuple[p.Dirent, by
 
 
 def listing(kernel: Kernel, ino: int, size: int, *, plus: bool, offset: int = 0) -> list[tuple[bytes, int, int, int]]:
-    """A whole directory, page after page."""
+    """Read a whole directory, page after page."""
     found: list[tuple[bytes, int, int, int]] = []
     opcode = p.Opcode.READDIRPLUS if plus else p.Opcode.READDIR
     while page := dirents(kernel.ask(opcode, ino, p.READ_IN.pack(0, offset, size, 0, 0, 0)), size, plus=plus):
@@ -1076,7 +1076,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[int, bytes]:
-    """A sound request of which some bytes are others."""
+    """Return a valid request with some bytes changed."""
     opcode = draw(st.sampled_from(list(WANT_BODIES)))
     body = bytearray(WANT_BODIES[opcode])
     for _ in range(draw(st.integers(0, 3))):
@@ -1135,7 +1135,7 @@ def hiding() -> Iterator[ExampleFilesystem]:
 
 
 def records(kernel: Kernel, opcode: int, ino: int, offset: int, size: int = 4096) -> list[tuple[str, p.Dirent]]:
-    """The names in an answer to READDIR or READDIRPLUS, with the places after them."""
+    """Return the names in a reply to READDIR or READDIRPLUS, with the offsets after them."""
     payload = memoryview(kernel.ask(opcode, ino, p.READ_IN.pack(0, offset, size, 0, 0, 0)))
     head = p.DIRENTPLUS_SIZE - p.DIRENT.size if opcode == p.Opcode.READDIRPLUS else 0
     found = []

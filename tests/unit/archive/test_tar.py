@@ -40,7 +40,7 @@ def parse(data: bytes, parser: TarParser | None = None, step: int = 1 << 20) -> 
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"x" * 600, **rest: object) -> bytes:
-    """A member by itself, as tarfile writes it."""
+    """Return a member by itself, as tarfile writes it."""
     info = tarfile.TarInfo(name)
     info.type = kind
     info.size = len(content)
@@ -64,7 +64,7 @@ def pax(records: dict[str, str], kind: bytes = b"x") -> bytes:
 
 
 def header(**fields: bytes) -> bytes:
-    """A header for `CLIP` with some fields as they are given, and the checksum that goes with them."""
+    """Return a header for `CLIP` with these fields, and a valid checksum."""
     places = {"name": (0, 100), "size": (124, 12), "type": (156, 1), "magic": (257, 8), "extended": (482, 1)}
     block = bytearray(member(CLIP.name)[:512])
     for field, value in fields.items():
