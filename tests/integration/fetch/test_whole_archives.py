@@ -161,7 +161,9 @@ def test_two_processes_read_an_archive_once(fetcher: Make, store: Store, archive
         waiting = [(one, two)[number % 2].request(clip) for number, clip in enumerate(CLIPS)]
         for future in waiting:
             future.result(PATIENCE)
-    assert read_whole(archives) < 1.2, "once, and the few whose turn had come in the other process by index"
+    # The other process may read any number of its clips by index, when the archive has just been read.
+    first_segment = f"bytes=0-{min(SEGMENT, len(archives.files[ARCHIVE])) - 1}"
+    assert [sent.range for sent in archives.requests].count(first_segment) == 1
 
 
 # The limit on what one open may download
