@@ -140,10 +140,8 @@ class Evictor:
         return self._files.totals()[1]
 
     def _no_space(self, wanted: int, *, pins: bool) -> FetchError:
-        cause, remedy = (
-            f"no space for {wanted:,} bytes in {self._layout.root}",
-            "raise --cache-size or lower --min-free",
-        )
+        cause = f"no space for {wanted:,} bytes in {self._layout.root}"
+        remedy = "raise --cache-size or lower --min-free"
         if pins:
             cause, remedy = f"{cause} beside the pinned clips", f"unpin clips (kinetics-fs pin remove), {remedy}"
         return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", errno=errno.ENOSPC)

@@ -224,7 +224,7 @@ class FailureLog:
                 f"SELECT kind, count(*) FROM failure WHERE {_OF_KINDS} GROUP BY kind ORDER BY kind",
                 (_json_list(FailureKind),),
             ).fetchall()
-        return {FailureKind(kind): number for kind, number in rows}
+        return {FailureKind(kind): count for kind, count in rows}
 
     def gone(self, among: Collection[str] | None = None) -> dict[str, float]:
         """Return the clips that are known to be gone, are not cached, and are not due for another try.

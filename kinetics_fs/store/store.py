@@ -313,7 +313,7 @@ class Store:
                 )
                 for source in self.throttle.states()
             },
-            failures={str(kind): number for kind, number in self.failures.counts().items()},
+            failures={str(kind): count for kind, count in self.failures.counts().items()},
         )
 
     # Removing

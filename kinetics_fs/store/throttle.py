@@ -231,7 +231,7 @@ class RateLimiter:
         rows = db.execute(
             "SELECT origin, count(*) FROM asked WHERE at BETWEEN ? AND ? GROUP BY origin", (now - _HOUR, now)
         ).fetchall()
-        return {str(source): number for source, number in rows}
+        return {str(source): count for source, count in rows}
 
 
 class Block(NamedTuple):
