@@ -224,8 +224,8 @@ def test_root_of_a_large_class(frontend: tuple[str, ...], tmp_path: Path, shared
         iterators = [os.scandir(folder) for _ in range(3)]
         names: list[list[str]] = [[], [], []]
         for entries in zip(*iterators, strict=True):
-            for mountpoint, entry in enumerate(entries):
-                names[mountpoint].append(entry.name)
+            for position, entry in enumerate(entries):
+                names[position].append(entry.name)
         assert names == [[clip.name for clip in clips]] * 3
         assert len({entry.stat().st_ino for entry in os.scandir(folder)}) == 5000
 
