@@ -112,7 +112,7 @@ class StateDatabase(Database):
     def _error(self, error: sqlite3.Error) -> StoreError:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         return StoreError(
-            f"cannot use the cache directory {self._path.parent}: {error};"
+            f"cannot use {self._path.parent} as the cache directory: {error};"
             " repair it or choose another with --cache-dir",
             errno=errno.ENOSPC if full else None,
         )
