@@ -33,7 +33,7 @@ from kinetics_fs.catalog import (
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
-from kinetics_fs.errors import CatalogError, FailureKind, SettingError
+from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
 from kinetics_fs.store import (
     KINDS_SHARED_BY_DEFAULT,
     SHAREABLE_KINDS,
@@ -558,6 +558,16 @@ class VerifyResult:
     check: CacheCheck
     fetched: PrefetchResult | None
 
+    @property
+    def problem(self) -> FetchError | None:
+        """The failure that ended the fetching early, because every further clip would meet it, too."""
+        return self.fetched.problem if self.fetched else None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the verification or the fetching early."""
+        return self.check.interrupted or bool(self.fetched and self.fetched.interrupted)
+
     def to_json(self) -> dict[str, Any]:
         """Return the result as an object for `json.dumps`."""
         check, fetched = self.check, self.fetched
@@ -570,7 +580,7 @@ class VerifyResult:
         return {
             **check.to_json(),
             "repair": repair if check.repair else None,
-            "interrupted": check.interrupted or bool(fetched and fetched.interrupted),
+            "interrupted": self.interrupted,
         }
 
 

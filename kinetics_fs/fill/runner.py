@@ -190,8 +190,20 @@ class FillResult:
     missing: MissingClips
 
     @property
+    def problem(self) -> FetchError | None:
+        """The failure of this machine that ended the fill early; None if none did."""
+        return self.archives.problem
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the fill early."""
+        return self.archives.interrupted
+
+    @property
     def complete(self) -> bool:
-        """Whether the archives that were read brought all that they have, and the selection lacks nothing."""
+        """Whether every archive was read to its end, all its clips were stored, and the selection lacks none."""
+        if self.archives.failed or self.problem or self.interrupted:
+            return False
         unfit = any(summary.failed or summary.busy for summary in self.archives.read.values())
         return not (unfit or self.missing.not_stored or self.missing.in_no_archive)
 
