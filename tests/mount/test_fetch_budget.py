@@ -25,7 +25,7 @@ def listing(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def read(mounted: Mounted, clips: Iterable[Clip]) -> None:
+def read_clips(mounted: Mounted, clips: Iterable[Clip]) -> None:
     for clip in clips:
         clip_path(mounted, clip).read_bytes()
 
@@ -35,7 +35,7 @@ def test_only_cached_shows_the_cached_clips_and_fetches_nothing(
 ) -> None:
     here = [CLIPS[3], CLIPS[8], CLIPS[5]]
     with_all = mount("--annotations", annotations)
-    read(with_all, here)
+    read_clips(with_all, here)
     number = clip_path(with_all, CLIPS[8]).stat().st_ino
     with_all.end()
     asked = len(site.requests)
@@ -74,11 +74,11 @@ def test_open_returns_edquot_after_max_fetches(
     mount: MountFactory, annotations: Path, cache: Path, site: VideoSite
 ) -> None:
     mounted = mount("--annotations", annotations, "--max-fetches", "2")
-    read(mounted, CLIPS[:2])
+    read_clips(mounted, CLIPS[:2])
     assert open_errno(clip_path(mounted, CLIPS[2])) == open_errno(clip_path(mounted, CLIPS[3])) == errno.EDQUOT
     assert "--max-fetches" in reason(clip_path(mounted, CLIPS[2]))
     assert state(clip_path(mounted, CLIPS[2])) == "absent", "it says nothing of the clip"
-    read(mounted, CLIPS[:2])
+    read_clips(mounted, CLIPS[:2])
     assert mounted.status()["budget"]["fetches"] == 2
     assert "  limits    2 of 2 fetches started\n" in run_command("status", mounted.root).stdout
     assert mounted.log.read_text().count("--max-fetches") == 1
@@ -86,13 +86,13 @@ def test_open_returns_edquot_after_max_fetches(
     assert run_command("prefetch", mounted.root, "--class", CLASS, "--max-samples", "4").returncode == 0
     done = run_command("jobs", "wait", mounted.root)
     assert done.returncode == 0, done.stderr
-    read(mounted, CLIPS[:4])
-    read(mount("--annotations", annotations), CLIPS[4:5])
+    read_clips(mounted, CLIPS[:4])
+    read_clips(mount("--annotations", annotations), CLIPS[4:5])
 
 
 def test_open_returns_edquot_after_max_fetch_bytes(mount: MountFactory, annotations: Path) -> None:
     mounted = mount("--annotations", annotations, "--max-fetch-bytes", "1kB")
-    read(mounted, CLIPS[:1])
+    read_clips(mounted, CLIPS[:1])
     assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
     assert " of 1.0 kB fetched\n" in run_command("status", mounted.root).stdout
     assert "--max-fetch-bytes" in reason(clip_path(mounted, CLIPS[1]))
@@ -112,7 +112,7 @@ def test_error_of_a_due_failure_is_the_budget(mount: MountFactory, annotations: 
         store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
     mounted = mount("--annotations", annotations, "--max-fetches", "1")
     assert reason(clip_path(mounted, CLIPS[1])) == "local: no room"
-    read(mounted, CLIPS[:1])
+    read_clips(mounted, CLIPS[:1])
     assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
     assert "--max-fetches" in reason(clip_path(mounted, CLIPS[1]))
     assert state(clip_path(mounted, CLIPS[1])) == "failed"

@@ -27,7 +27,7 @@ def arguments(frontend: tuple[str, ...], dataset: Dataset, site: VideoSite, cach
     ]
 
 
-def read(mounted: Mounted) -> str:
+def log_of_reads(mounted: Mounted) -> str:
     """Read a clip, fail to read another one, and return the log."""
     assert len((mounted.root / SURFING).read_bytes()) > 1000
     with pytest.raises(OSError, match="Input/output error"):
@@ -40,7 +40,7 @@ def read(mounted: Mounted) -> str:
 
 def test_debug_logs_each_operation_and_each_step_of_a_fetch(mountpoint: Path, arguments: list[str | Path]) -> None:
     with Mounted(mountpoint, *arguments, options=["--debug"]) as mounted:
-        log = read(mounted)
+        log = log_of_reads(mounted)
         operations = re.findall(r"DEBUG fuse ([A-Z]+) (.*): (.*), \d+ us", log)
         names = {name for name, _target, _result in operations}
         assert names >= {"OPEN", "RELEASE"}, "READ is missing in passthrough"
@@ -55,6 +55,6 @@ def test_debug_logs_each_operation_and_each_step_of_a_fetch(mountpoint: Path, ar
 
 def test_nothing_is_traced_without_debug(mountpoint: Path, arguments: list[str | Path]) -> None:
     with Mounted(mountpoint, *arguments) as mounted:
-        log = read(mounted)
+        log = log_of_reads(mounted)
         assert "fetched from youtube" in log
         assert "DEBUG" not in log

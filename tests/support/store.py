@@ -58,7 +58,7 @@ def keep(store: Store, wanted: Clip, size: int = UNIT) -> None:
         claim.publish(write(claim, size), "test")
 
 
-def read(store: Store, wanted: Clip) -> bytes | None:
+def read_clip(store: Store, wanted: Clip) -> bytes | None:
     """Return the bytes of a clip; None if it is not cached."""
     opened = store.open(wanted)
     if opened is None:
@@ -71,7 +71,7 @@ def read(store: Store, wanted: Clip) -> bytes | None:
 
 def is_whole(store: Store, wanted: Clip, size: int = UNIT) -> bool:
     """Return whether a clip is cached; fail if its bytes are wrong."""
-    data = read(store, wanted)
+    data = read_clip(store, wanted)
     if data is None:
         return False
     if data != head(wanted)[:size].ljust(size, b"\0"):
@@ -95,7 +95,7 @@ def cached_numbers(store: Store, count: int) -> list[int]:
 def cached_content(cache: Path) -> dict[Clip, bytes]:
     """Return the bytes of every cached clip of a cache directory."""
     with Store(cache) as store:
-        content = {clip: data for clip, _ in store.cached_clips() if (data := read(store, clip)) is not None}
+        content = {clip: data for clip, _ in store.cached_clips() if (data := read_clip(store, clip)) is not None}
         assert store.usage().clips == len(content)  # a read of a damaged clip removes it
     return content
 

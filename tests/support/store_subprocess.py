@@ -13,7 +13,7 @@ from threading import Thread
 
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Claim, Store
-from tests.support.store import UNIT, clip, keep, read, write
+from tests.support.store import UNIT, clip, keep, read_clip, write
 from tests.support.subprocesses import Steps, die
 
 LIMIT = 3 * UNIT
@@ -64,7 +64,7 @@ def open_damaged(store: Store) -> None:
     """Open a clip whose file is lost."""
     (path,) = store.layout.clips.glob(f"*/{clip(1).key}.*")
     path.unlink()
-    read(store, clip(1))
+    read_clip(store, clip(1))
 
 
 UNTOUCHED: dict[Callable[[Store], None], set[int]] = {
@@ -144,12 +144,12 @@ def keep_many(folder: Path, limit: int, numbers: range, barrier: Barrier) -> Non
     with Store(folder, limit=limit) as store:
         for number in numbers:
             keep(store, clip(number))
-            read(store, clip(numbers[0]))
+            read_clip(store, clip(numbers[0]))
 
 
 def open_clip(folder: Path, number: int) -> None:
     with Store(folder) as store:
-        assert read(store, clip(number)) is not None
+        assert read_clip(store, clip(number)) is not None
 
 
 # Trouble on the machine
@@ -158,7 +158,7 @@ def open_clip(folder: Path, number: int) -> None:
 def open_without_descriptors(folder: Path, number: int) -> None:
     """Open a clip when the process has no file descriptor left."""
     with Store(folder) as store:
-        assert read(store, clip(number)) is not None
+        assert read_clip(store, clip(number)) is not None
         taken = []
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))

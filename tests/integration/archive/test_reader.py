@@ -21,26 +21,26 @@ CONTENT = random.Random(5).randbytes(900_000)
 
 
 @pytest.fixture
-def site() -> Iterator[ArchiveSite]:
-    with ArchiveSite({NAME: CONTENT}) as site:
-        yield site
+def archives() -> Iterator[ArchiveSite]:
+    with ArchiveSite({NAME: CONTENT}) as archives:
+        yield archives
 
 
 @pytest.fixture
-def address(site: ArchiveSite) -> str:
-    return f"{site.url}/600/val/pull%20ups%20(more).tar.gz"
+def address(archives: ArchiveSite) -> str:
+    return f"{archives.url}/600/val/pull%20ups%20(more).tar.gz"
 
 
-def test_one_range_is_one_request(site: ArchiveSite, address: str) -> None:
+def test_one_range_is_one_request(archives: ArchiveSite, address: str) -> None:
     archive = open_archive(address)
     version = archive.version()
-    site.requests.clear()
+    archives.requests.clear()
 
     data = b"".join(archive.read(1_000, 600_000, version))
 
     assert data == CONTENT[1_000:600_000]
-    assert site.requests == [(NAME, "bytes=1000-599999", 206, 599_000)]
-    assert len(site.connections) == 1
+    assert archives.requests == [(NAME, "bytes=1000-599999", 206, 599_000)]
+    assert len(archives.connections) == 1
 
 
 def test_a_file_reads_alike(tmp_path: Path) -> None:
@@ -53,9 +53,9 @@ def test_a_file_reads_alike(tmp_path: Path) -> None:
     assert b"".join(archive.stream(5, version)) == CONTENT[5:]
 
 
-def test_a_bucket(site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.files["kinetics/400/readme.md"] = b"hello"
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", site.url)
+def test_a_bucket(archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.files["kinetics/400/readme.md"] = b"hello"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", archives.url)
     monkeypatch.setattr(s3, "_aws_settings", s3.AWSSettings)
 
     assert read_small(open_archive("s3://kinetics/400/readme.md"), 100) == b"hello"
@@ -69,14 +69,16 @@ def test_a_bucket_is_amazons_unless_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("begin", [0, 1, 123_456, 899_999])
-def test_stream_comes_in_order(site: ArchiveSite, address: str, begin: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_comes_in_order(
+    archives: ArchiveSite, address: str, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote, "_SEGMENT", 50_000)
     archive = open_archive(address)
 
     assert b"".join(archive.stream(begin, archive.version())) == CONTENT[begin:]
 
 
-def test_stream_reads_ahead_only_so_far(site: ArchiveSite, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_reads_ahead_only_so_far(archives: ArchiveSite, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_SEGMENT", 10_000)
     archive = open_archive(address, connections=2)
     stream = archive.stream(0, archive.version())
@@ -85,14 +87,14 @@ def test_stream_reads_ahead_only_so_far(site: ArchiveSite, address: str, monkeyp
     stream.close()
 
     assert first == CONTENT[:10_000]
-    assert len(site.requests) <= 1 + 4
+    assert len(archives.requests) <= 1 + 4
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_that_pass(site: ArchiveSite, address: str, fault: str) -> None:
+def test_faults_that_pass(archives: ArchiveSite, address: str, fault: str) -> None:
     archive = open_archive(address)
     version = archive.version()
-    site.faults = [fault]
+    archives.faults = [fault]
     if fault in ("page", "slow-down"):
         with pytest.raises(FetchError) as caught:
             list(archive.read(7, 700_000, version))
@@ -103,14 +105,14 @@ def test_faults_that_pass(site: ArchiveSite, address: str, fault: str) -> None:
     assert b"".join(archive.read(7, 700_000, version)) == CONTENT[7:700_000]
 
 
-def test_what_broke_off_is_taken_up_where_it_broke(site: ArchiveSite, address: str) -> None:
+def test_what_broke_off_is_taken_up_where_it_broke(archives: ArchiveSite, address: str) -> None:
     archive = open_archive(address)
     version = archive.version()
-    site.requests.clear()
-    site.faults = ["short"] * 3
+    archives.requests.clear()
+    archives.faults = ["short"] * 3
 
     assert b"".join(archive.read(0, 800_000, version)) == CONTENT[:800_000]
-    assert [sent.range for sent in site.requests] == [
+    assert [sent.range for sent in archives.requests] == [
         f"bytes={begin}-799999" for begin in (0, 400_000, 600_000, 700_000)
     ]
 
@@ -118,40 +120,40 @@ def test_what_broke_off_is_taken_up_where_it_broke(site: ArchiveSite, address: s
 @pytest.mark.parametrize(
     ("fault", "kind"), [("503", FailureKind.TRANSIENT), ("429", FailureKind.BLOCKED), ("reset", FailureKind.TRANSIENT)]
 )
-def test_faults_that_last(site: ArchiveSite, address: str, fault: str, kind: FailureKind) -> None:
+def test_faults_that_last(archives: ArchiveSite, address: str, fault: str, kind: FailureKind) -> None:
     archive = open_archive(address)
     version = archive.version()
-    site.requests.clear()
-    site.faults = [fault] * 99
+    archives.requests.clear()
+    archives.faults = [fault] * 99
 
     with pytest.raises(FetchError) as caught:
         list(archive.read(0, 2, version))
 
     assert caught.value.kind is kind
-    assert len(site.requests) < 12
+    assert len(archives.requests) < 12
 
 
 @pytest.mark.parametrize("if_match", [True, False])
-def test_another_version(site: ArchiveSite, address: str, if_match: bool) -> None:
+def test_another_version(archives: ArchiveSite, address: str, if_match: bool) -> None:
     archive = open_archive(address)
     version = archive.version()
     assert version.etag
-    site.if_match = if_match
+    archives.if_match = if_match
     for content in (CONTENT[:-1] + b"x", CONTENT[:-1], CONTENT[:10]):
-        site.files[NAME] = content
+        archives.files[NAME] = content
         with pytest.raises(ArchiveChanged):
             list(archive.read(100, 200, version))
-        assert (site.requests[-1].status == 412) == if_match
+        assert (archives.requests[-1].status == 412) == if_match
         with pytest.raises(ArchiveChanged):
             list(archive.stream(0, version))
 
 
-def test_another_version_without_entity_tags(site: ArchiveSite, address: str) -> None:
-    site.etags = False
+def test_another_version_without_entity_tags(archives: ArchiveSite, address: str) -> None:
+    archives.etags = False
     archive = open_archive(address)
     version = archive.version()
     assert version == Version(len(CONTENT))
-    site.files[NAME] = CONTENT + b"x"
+    archives.files[NAME] = CONTENT + b"x"
 
     with pytest.raises(ArchiveChanged):
         list(archive.read(100, 200, version))
@@ -168,28 +170,28 @@ def test_another_file(tmp_path: Path) -> None:
         list(archive.read(0, 10, version))
 
 
-def test_version_changes_between_two_pieces(site: ArchiveSite, address: str) -> None:
+def test_version_changes_between_two_pieces(archives: ArchiveSite, address: str) -> None:
     archive = open_archive(address)
     version = archive.version()
-    site.faults = ["short"]
+    archives.faults = ["short"]
     pieces = archive.read(0, 900_000, version)
     got = b"".join(islice(pieces, 1))
-    site.files[NAME] = b"y" + CONTENT[1:]
+    archives.files[NAME] = b"y" + CONTENT[1:]
 
     with pytest.raises(ArchiveChanged):
         got += b"".join(pieces)
     assert CONTENT.startswith(got)
 
 
-def test_server_without_ranges(site: ArchiveSite, address: str) -> None:
-    site.ranges = False
+def test_server_without_ranges(archives: ArchiveSite, address: str) -> None:
+    archives.ranges = False
     with pytest.raises(FetchError, match="range") as caught:
         open_archive(address).version()
     assert caught.value.kind is FailureKind.CONFIG
 
 
-def test_nothing_there(site: ArchiveSite, tmp_path: Path) -> None:
-    for address in (f"{site.url}/nothing", str(tmp_path / "nothing"), str(tmp_path)):
+def test_nothing_there(archives: ArchiveSite, tmp_path: Path) -> None:
+    for address in (f"{archives.url}/nothing", str(tmp_path / "nothing"), str(tmp_path)):
         archive = open_archive(address)
         with pytest.raises(FetchError) as caught:
             list(archive.read(0, 10, Version(tmp_path.stat().st_size)))
@@ -202,15 +204,15 @@ def test_nobody_there() -> None:
     assert caught.value.kind is FailureKind.TRANSIENT
 
 
-def test_small_file_that_is_large(site: ArchiveSite, address: str) -> None:
+def test_small_file_that_is_large(archives: ArchiveSite, address: str) -> None:
     with pytest.raises(FetchError, match="exceed the limit of 1,000"):
         read_small(open_archive(address), 1_000)
 
 
-def test_messages_do_not_contain_the_password_of_an_address(site: ArchiveSite) -> None:
-    archive = open_archive(site.url.replace("//", "//lab:secret@") + "/missing.tar")
+def test_messages_do_not_contain_the_password_of_an_address(archives: ArchiveSite) -> None:
+    archive = open_archive(archives.url.replace("//", "//lab:secret@") + "/missing.tar")
     with pytest.raises(FetchError) as caught:
         archive.version()
-    assert site.headers[-1]["Authorization"], "the request itself has it"
+    assert archives.headers[-1]["Authorization"], "the request itself has it"
     assert "HTTP 404" in caught.value.reason
     assert "secret" not in caught.value.reason

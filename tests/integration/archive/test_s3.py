@@ -24,13 +24,13 @@ TOKEN = "a-token-of-the-session"
 
 
 @pytest.fixture
-def site() -> Iterator[ArchiveSite]:
-    with ArchiveSite({"bucket/it's (a) file.tar": b"hello"}) as site:
-        yield site
+def archives() -> Iterator[ArchiveSite]:
+    with ArchiveSite({"bucket/it's (a) file.tar": b"hello"}) as archives:
+        yield archives
 
 
 @pytest.fixture
-def home(site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(archives: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """`~/.aws` of a user with no settings but the address of the server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -38,7 +38,7 @@ def home(site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", site.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", archives.url)
     s3.forget()
     yield folder
     s3.forget()
@@ -47,46 +47,46 @@ def home(site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 ADDRESS = "s3://bucket/it's (a) file.tar"
 
 
-def read(address: str = ADDRESS) -> bytes:
+def read_object(address: str = ADDRESS) -> bytes:
     return read_small(open_archive(address), 100)
 
 
-def signed_by(site: ArchiveSite) -> list[str]:
+def signed_by(archives: ArchiveSite) -> list[str]:
     """Keys by which the requests so far were signed."""
-    return [header["Authorization"].split("Credential=")[1].split("/")[0] for header in site.headers]
+    return [header["Authorization"].split("Credential=")[1].split("/")[0] for header in archives.headers]
 
 
-def test_without_credentials_nothing_is_signed(site: ArchiveSite, home: Path) -> None:
-    assert read() == b"hello"
-    assert not any("Authorization" in header for header in site.headers)
+def test_without_credentials_nothing_is_signed(archives: ArchiveSite, home: Path) -> None:
+    assert read_object() == b"hello"
+    assert not any("Authorization" in header for header in archives.headers)
 
 
-def test_what_is_signed(site: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_signed(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCESS_KEY_ID", KEY), ("SECRET_ACCESS_KEY", SECRET), ("SESSION_TOKEN", TOKEN)):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_REGION", "eu-west-3")
 
-    assert read() == b"hello"
+    assert read_object() == b"hello"
 
-    header = site.headers[-1]
+    header = archives.headers[-1]
     assert "SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token," in header["Authorization"]
     assert "/eu-west-3/s3/aws4_request" in header["Authorization"]
     assert (header["x-amz-security-token"], header["Range"]) == (TOKEN, "bytes=0-4")
     assert header["If-Match"], "the same checks as ever"
 
 
-def test_profiles(site: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     (home / "credentials").write_text(f"[lab]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
-    (home / "config").write_text(f"[profile lab]\nregion = eu-north-1\nendpoint_url = {site.url}\n")
+    (home / "config").write_text(f"[profile lab]\nregion = eu-north-1\nendpoint_url = {archives.url}\n")
     monkeypatch.setenv("AWS_PROFILE", "lab")
 
-    assert read() == b"hello"
-    assert signed_by(site) == [KEY] * 2
-    assert "/eu-north-1/" in site.headers[0]["Authorization"]
+    assert read_object() == b"hello"
+    assert signed_by(archives) == [KEY] * 2
+    assert "/eu-north-1/" in archives.headers[0]["Authorization"]
 
 
-def test_credentials_that_expire_are_renewed(site: ArchiveSite, home: Path) -> None:
+def test_credentials_that_expire_are_renewed(archives: ArchiveSite, home: Path) -> None:
     # A program of the user's, that says each time that its keys are good for a minute: too short to be kept.
     program = home / "program.py"
     program.write_text(
@@ -102,34 +102,34 @@ print(json.dumps({{"Version": 1, "AccessKeyId": f"KEY{{number}}", "SecretAccessK
     )
     (home / "config").write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
 
-    assert read() == b"hello"
-    first, second = signed_by(site)
+    assert read_object() == b"hello"
+    first, second = signed_by(archives)
     assert int(first[3:]) < int(second[3:])
 
 
-def test_bucket_in_another_region(site: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.region = "ap-south-1"
+def test_bucket_in_another_region(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.region = "ap-south-1"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
-    assert read() == b"hello"
-    assert [sent.status for sent in site.requests] == [400, 206, 206], "it is found out once"
+    assert read_object() == b"hello"
+    assert [sent.status for sent in archives.requests] == [400, 206, 206], "it is found out once"
 
 
-def test_bucket_in_no_region(site: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.region = "../evil"
+def test_bucket_in_no_region(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archives.region = "../evil"
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
     with pytest.raises(FetchError, match="AWS_REGION") as caught:
-        read()
+        read_object()
     assert caught.value.kind is FailureKind.CONFIG
-    assert len(site.requests) == 1
+    assert len(archives.requests) == 1
 
-    site.region = "eu-central-2"
-    monkeypatch.setenv("AWS_REGION", site.region)  # read again after a refusal
-    assert read() == b"hello"
-    assert len(site.requests) == 1 + 2
+    archives.region = "eu-central-2"
+    monkeypatch.setenv("AWS_REGION", archives.region)  # read again after a refusal
+    assert read_object() == b"hello"
+    assert len(archives.requests) == 1 + 2
 
 
 def test_amazons_regions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,14 +149,14 @@ def test_credentials_that_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyP
         f"""credential_process = {sys.executable} -c "import sys; sys.exit('{SECRET}')"\n"""
     )
     with pytest.raises(FetchError, match="cannot use the AWS credentials: CredentialRetrievalError") as caught:
-        read()
+        read_object()
     assert SECRET not in str(caught.value)
     assert caught.value.kind is FailureKind.CONFIG
 
     s3.forget()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(FetchError, match="nobody"):
-        read()
+        read_object()
 
 
 def test_nothing_secret_is_logged(
@@ -166,7 +166,7 @@ def test_nothing_secret_is_logged(
         monkeypatch.setenv(f"AWS_{name}", value)
     caplog.set_level(logging.DEBUG)
 
-    assert read() == b"hello"
+    assert read_object() == b"hello"
     assert not any(secret in caplog.text for secret in (KEY, SECRET, TOKEN, "Signature"))
 
 
@@ -180,14 +180,14 @@ def test_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == []
 
 
-def test_without_botocore_it_is_anonymous(site: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_botocore_it_is_anonymous(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "botocore.session", None)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    assert read() == b"hello"
-    assert not any("Authorization" in header for header in site.headers)
+    assert read_object() == b"hello"
+    assert not any("Authorization" in header for header in archives.headers)
 
-    site.region = "eu-west-1"  # and so it refuses
+    archives.region = "eu-west-1"  # and so it refuses
     with pytest.raises(FetchError) as caught:
-        read()
+        read_object()
     assert caught.value.kind is FailureKind.CONFIG

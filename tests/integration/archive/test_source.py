@@ -34,9 +34,9 @@ FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
 
 
 @pytest.fixture
-def site() -> Iterator[ArchiveSite]:
-    with ArchiveSite(dict(FILES)) as site:
-        yield site
+def archives() -> Iterator[ArchiveSite]:
+    with ArchiveSite(dict(FILES)) as archives:
+        yield archives
 
 
 def index_of(base: str, name: str) -> ArchiveIndex:
@@ -58,10 +58,10 @@ def indexed(base: str, path: Path) -> Path:
 
 
 @pytest.fixture
-def index_db(site: ArchiveSite, tmp_path: Path) -> Path:
-    path = indexed(site.url, tmp_path / "archives.sqlite")
-    site.requests.clear()
-    site.connections.clear()
+def index_db(archives: ArchiveSite, tmp_path: Path) -> Path:
+    path = indexed(archives.url, tmp_path / "archives.sqlite")
+    archives.requests.clear()
+    archives.connections.clear()
     return path
 
 
@@ -81,19 +81,19 @@ def refused(source: ArchiveSource, clip: Clip, folder: Path) -> FetchError:
     return caught.value
 
 
-def test_one_request_for_each_clip(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    source = ArchiveSource(site.url, index_db)
+def test_one_request_for_each_clip(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(archives.url, index_db)
     for clip, content in (CLIPS | MORE).items():
         assert fetched(source, clip, tmp_path / clip.key) == content
 
-    assert len(site.requests) == len(CLIPS | MORE)
-    assert all(sent.status == 206 for sent in site.requests)
-    assert len(site.connections) == 1
+    assert len(archives.requests) == len(CLIPS | MORE)
+    assert all(sent.status == 206 for sent in archives.requests)
+    assert len(archives.connections) == 1
     # Of plain tars no byte more than the clip and its header.
-    assert [sent.bytes for sent in site.requests][-3:] == [len(content) + 512 for content in MORE.values()]
+    assert [sent.bytes for sent in archives.requests][-3:] == [len(content) + 512 for content in MORE.values()]
 
 
-def test_from_a_folder(site: ArchiveSite, tmp_path: Path) -> None:
+def test_from_a_folder(archives: ArchiveSite, tmp_path: Path) -> None:
     for name, content in FILES.items():
         path = tmp_path / "held" / name
         path.parent.mkdir(parents=True)
@@ -114,63 +114,65 @@ def test_an_index_made_from_the_bucket_is_good_for_a_copy_on_a_disk(index_db: Pa
     assert fetched(ArchiveSource(str(tmp_path / "held"), index_db), clip, tmp_path / "job") == CLIPS[clip]
 
 
-def test_clips_in_no_archive(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+def test_clips_in_no_archive(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     with pytest.raises(NotInSource):
-        ArchiveSource(site.url, index_db).fetch(Clip("x" * 11, 0, 10), tmp_path)
-    assert not site.requests
+        ArchiveSource(archives.url, index_db).fetch(Clip("x" * 11, 0, 10), tmp_path)
+    assert not archives.requests
 
 
-def test_archive_that_changed(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    source = ArchiveSource(site.url, index_db)
-    site.files[VAL] = by_zlib(make_tar(CLIPS, in_class), 9)
+def test_archive_that_changed(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    source = ArchiveSource(archives.url, index_db)
+    archives.files[VAL] = by_zlib(make_tar(CLIPS, in_class), 9)
 
     assert refused(source, next(iter(CLIPS)), tmp_path / "job").kind is FailureKind.CONFIG
 
 
-def test_archive_that_changed_on_a_server_that_does_not_tell(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+def test_archive_that_changed_on_a_server_that_does_not_tell(
+    archives: ArchiveSite, index_db: Path, tmp_path: Path
+) -> None:
     """The same length, and no entity tag: the checksum is the last to notice."""
     with ArchiveIndexDB(index_db) as opened:
         for index in list(opened.indexes()):
             opened.add(ArchiveIndex(index.archive, index.size, None, index.gzipped, index.records))
-    site.files = {name: content[:5_000] + b"x" * (len(content) - 5_000) for name, content in FILES.items()}
-    source = ArchiveSource(site.url, index_db)
+    archives.files = {name: content[:5_000] + b"x" * (len(content) - 5_000) for name, content in FILES.items()}
+    source = ArchiveSource(archives.url, index_db)
 
     for clip in [*CLIPS, *MORE][1:]:
         assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
 
 
-def test_a_copy_on_a_server_with_other_tags(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    site.tag = b"mirror"
-    source = ArchiveSource(site.url, index_db)
+def test_a_copy_on_a_server_with_other_tags(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    archives.tag = b"mirror"
+    source = ArchiveSource(archives.url, index_db)
     first, second, *_ = CLIPS
     assert fetched(source, first, tmp_path / "first") == CLIPS[first]
 
-    site.requests.clear()
+    archives.requests.clear()
     assert fetched(source, second, tmp_path / "second") == CLIPS[second]
-    assert [sent.status for sent in site.requests] == [206], "the index goes by the new tag now"
+    assert [sent.status for sent in archives.requests] == [206], "the index goes by the new tag now"
 
 
-def test_another_archive_of_the_same_size(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    content = site.files[VAL]
-    site.files[VAL] = content[:3_000] + bytes(byte ^ 1 for byte in content[3_000:])
+def test_another_archive_of_the_same_size(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    content = archives.files[VAL]
+    archives.files[VAL] = content[:3_000] + bytes(byte ^ 1 for byte in content[3_000:])
     with ArchiveIndexDB(index_db) as opened:
         before = opened.version(VAL)
 
-        error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
+        error = refused(ArchiveSource(archives.url, index_db), next(iter(CLIPS)), tmp_path / "job")
         assert "has changed since it was indexed" in error.reason
         assert opened.version(VAL) == before
 
 
-def test_archive_that_is_gone(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    site.files = {}
-    error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
+def test_archive_that_is_gone(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    archives.files = {}
+    error = refused(ArchiveSource(archives.url, index_db), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.CONFIG
     assert "404" in error.reason
 
 
-def test_server_that_fails(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    site.faults = ["503"] * 99
-    error = refused(ArchiveSource(site.url, index_db), next(iter(CLIPS)), tmp_path / "job")
+def test_server_that_fails(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    archives.faults = ["503"] * 99
+    error = refused(ArchiveSource(archives.url, index_db), next(iter(CLIPS)), tmp_path / "job")
     assert error.kind is FailureKind.TRANSIENT
 
 
@@ -180,36 +182,36 @@ def test_server_that_is_not_there(index_db: Path, tmp_path: Path) -> None:
     assert error.reason == f"http://127.0.0.1:1/{quote(VAL)}: Connection refused"
 
 
-def test_broken_off_midway(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
-    site.faults = ["reset", "short"]
+def test_broken_off_midway(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+    archives.faults = ["reset", "short"]
     clip = next(iter(CLIPS))
-    assert fetched(ArchiveSource(site.url, index_db), clip, tmp_path / "job") == CLIPS[clip]
+    assert fetched(ArchiveSource(archives.url, index_db), clip, tmp_path / "job") == CLIPS[clip]
 
 
-def test_index_that_lies(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+def test_index_that_lies(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     """It says of each clip what is true of the next one."""
     with ArchiveIndexDB(index_db) as opened:
         [index] = opened.indexes([VAL])
         clips = list(index.records)
         shifted = dict(zip(clips, [index.records[clip] for clip in clips[1:] + clips[:1]], strict=True))
         opened.add(ArchiveIndex(VAL, index.size, index.etag, True, shifted))
-    source = ArchiveSource(site.url, index_db)
+    source = ArchiveSource(archives.url, index_db)
 
     for clip in CLIPS:
         assert refused(source, clip, tmp_path / "job").kind is FailureKind.CORRUPT
 
 
-def test_replacements_go_first(site: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
+def test_replacements_go_first(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
     clip = next(iter(MORE))
     name = "400/replacement_for_corrupted_k400.tgz"
-    site.files[name] = by_zlib(make_tar({clip: b"the right one"}, lambda clip: f"replacement/{clip.name}"))
+    archives.files[name] = by_zlib(make_tar({clip: b"the right one"}, lambda clip: f"replacement/{clip.name}"))
     with ArchiveIndexDB(index_db) as opened:
-        opened.add(index_of(site.url, name))
+        opened.add(index_of(archives.url, name))
         assert opened.sizes([clip.key]) == {clip.key: len(b"the right one")}
-    source = ArchiveSource(site.url, index_db)
+    source = ArchiveSource(archives.url, index_db)
 
     assert fetched(source, clip, tmp_path / "first") == b"the right one"
-    del site.files[name]
+    del archives.files[name]
     assert fetched(source, clip, tmp_path / "second") == MORE[clip]
 
 
@@ -247,11 +249,11 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
 # The archive index database
 
 
-def test_index_db_returns_the_indexes_that_were_added(site: ArchiveSite, index_db: Path) -> None:
+def test_index_db_returns_the_indexes_that_were_added(archives: ArchiveSite, index_db: Path) -> None:
     with ArchiveIndexDB(index_db) as opened:
         assert [(one.archive, one.clips) for one in opened.archives()] == [(PART, len(MORE)), (VAL, len(CLIPS))]
         assert {index.archive: index for index in opened.indexes()} == {
-            name: index_of(site.url, name) for name in FILES
+            name: index_of(archives.url, name) for name in FILES
         }
         assert opened.sizes([clip.key for clip in CLIPS] + ["x"]) == {
             clip.key: len(content) for clip, content in CLIPS.items()
@@ -272,29 +274,29 @@ def test_damaged_index_db_is_a_config_failure(tmp_path: Path) -> None:
     assert refused(ArchiveSource("/data", path), Clip("x" * 11, 0, 10), tmp_path / "job").kind is FailureKind.CONFIG
 
 
-def test_record_out_of_bounds_is_a_config_failure(index_db: Path, site: ArchiveSite, tmp_path: Path) -> None:
+def test_record_out_of_bounds_is_a_config_failure(index_db: Path, archives: ArchiveSite, tmp_path: Path) -> None:
     clip = Clip("x" * 11, 0, 10)
     with ArchiveIndexDB(index_db) as opened:
         opened.add(ArchiveIndex("a.tar", 100, None, True, {clip: Record(0, 0, 1 << 40, 90, 1, b"")}))
-    assert refused(ArchiveSource(site.url, index_db), clip, tmp_path / "job").kind is FailureKind.CONFIG
+    assert refused(ArchiveSource(archives.url, index_db), clip, tmp_path / "job").kind is FailureKind.CONFIG
 
 
 # Lists of archives
 
 
-def test_archives_are_those_of_the_published_list(site: ArchiveSite) -> None:
-    site.files["600/val/k600_val_path.txt"] = (
+def test_archives_are_those_of_the_published_list(archives: ArchiveSite) -> None:
+    archives.files["600/val/k600_val_path.txt"] = (
         b"https://s3.amazonaws.com/kinetics/600/val/abseiling.tar.gz\r\n"
         b"https://s3.amazonaws.com/kinetics/600/val/mountain climber (exercise).tar.gz\n\n"
         b"https://s3.amazonaws.com/kinetics/600/val/pull%20ups.tar.gz"
     )
-    assert list_archives(site.url, "600", "validation") == [
+    assert list_archives(archives.url, "600", "validation") == [
         "600/val/abseiling.tar.gz",
         "600/val/mountain climber (exercise).tar.gz",
         "600/val/pull ups.tar.gz",
     ]
-    site.files["400/train/k400_train_path.txt"] = b"https://s3.amazonaws.com/kinetics/400/train/part_0.tar.gz"
-    assert list_archives(site.url, "400", "train") == [
+    archives.files["400/train/k400_train_path.txt"] = b"https://s3.amazonaws.com/kinetics/400/train/part_0.tar.gz"
+    assert list_archives(archives.url, "400", "train") == [
         "400/replacement_for_corrupted_k400.tgz",
         "400/train/part_0.tar.gz",
     ]
@@ -303,7 +305,7 @@ def test_archives_are_those_of_the_published_list(site: ArchiveSite) -> None:
 @pytest.mark.parametrize(
     "content", [b"<html>", b"\xff\xfe", b"https://x/..", b"https://x/a%0A.tar.gz", b"x/a%2f..%2f.tar"]
 )
-def test_invalid_list_is_refused(site: ArchiveSite, content: bytes) -> None:
-    site.files["700_2020/test/k700_2020_test_path.txt"] = content
+def test_invalid_list_is_refused(archives: ArchiveSite, content: bytes) -> None:
+    archives.files["700_2020/test/k700_2020_test_path.txt"] = content
     with pytest.raises(ArchiveError):
-        list_archives(site.url, "700-2020", "test")
+        list_archives(archives.url, "700-2020", "test")

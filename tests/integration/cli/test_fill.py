@@ -314,7 +314,7 @@ def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(
     report = tmp_path / "report.json"
     wanted = ("--split", "validation", "--report", report, "--json")
 
-    def read(*arguments: str) -> list[str]:
+    def archives_read(*arguments: str) -> list[str]:
         done = annotated.fill(*wanted, *arguments)
         assert done.returncode == 0, done
         assert json.loads(report.read_text())["archives"] == result(done)["archives"]
@@ -322,19 +322,19 @@ def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(
         assert isinstance(names, list)
         return names
 
-    assert read("--no-index") == [HEADS, SURFING]
+    assert archives_read("--no-index") == [HEADS, SURFING]
     assert not CacheLayout(annotated.cache).archive_indexes.exists()
     assert not CacheLayout(annotated.cache).fill_report.exists()
-    assert read("--no-index") == []
-    assert read() == [HEADS, SURFING], "for their indexes"
+    assert archives_read("--no-index") == []
+    assert archives_read() == [HEADS, SURFING], "for their indexes"
     with ArchiveIndexDB(CacheLayout(annotated.cache).archive_indexes) as index_db:
         assert [one.archive for one in index_db.archives()] == [HEADS, SURFING]
     with Store(annotated.cache) as store:
         store.remove(next(iter(annotated.clips[SURFING])))
-    assert read() == [SURFING], "a clip of it is no longer here"
-    assert read() == []
+    assert archives_read() == [SURFING], "a clip of it is no longer here"
+    assert archives_read() == []
     annotated.write(HEADS, by_zlib(make_tar(annotated.clips[HEADS]), 1))
-    assert read() == [HEADS], "it is another version"
+    assert archives_read() == [HEADS], "it is another version"
     assert annotated.cached() == annotated.of(SURFING, HEADS)
 
 

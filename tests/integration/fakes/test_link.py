@@ -64,7 +64,7 @@ def connected(link: Link) -> socket.socket:
     return socket.create_connection(("127.0.0.1", link.port), timeout=30)
 
 
-def read(client: socket.socket, size: int = sys.maxsize) -> bytes:
+def receive(client: socket.socket, size: int = sys.maxsize) -> bytes:
     """So many bytes, or all until the end."""
     found = bytearray()
     while len(found) < size and (block := client.recv(min(65536, size - len(found)))):
@@ -83,7 +83,7 @@ def test_all_arrives_and_is_counted(serve: Serve, options: dict[str, float]) -> 
         sender = threading.Thread(target=send)
         sender.start()
 
-        assert read(client) == MEGABYTE
+        assert receive(client) == MEGABYTE
         sender.join()
         assert (link.to_server, link.to_client, link.connections) == (len(MEGABYTE), len(MEGABYTE), 1)
 
@@ -95,7 +95,7 @@ def test_connections_are_apart(serve: Serve) -> None:
             client.sendall(bytes([number] * 100))
             client.shutdown(socket.SHUT_WR)
         for number, client in enumerate(clients):
-            assert read(client) == bytes([number] * 100)
+            assert receive(client) == bytes([number] * 100)
         assert (link.to_server, link.to_client, link.connections) == (2000, 2000, 20)
 
 
@@ -118,10 +118,10 @@ def test_bandwidth_is_each_connections_own_and_no_burst(serve: Serve) -> None:
         with connected(link) as client, connected(link) as other:
             for one in (client, other):
                 one.sendall(b"?")
-            read(client, 200_000)
+            receive(client, 200_000)
             assert time.monotonic() - began >= 0.1 - 0.01
             for one in (client, other):
-                read(one)
+                receive(one)
         assert time.monotonic() - began >= 0.5 - 0.01
         assert link.to_client == 2 * len(MEGABYTE)
 
@@ -131,7 +131,7 @@ def test_what_nobody_reads_is_not_counted(serve: Serve) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", link.port))
         client.sendall(b"?")
-        read(client, 1000)
+        receive(client, 1000)
         time.sleep(0.3)  # for all that could go wrong to go wrong
 
         assert link.to_client < 200_000

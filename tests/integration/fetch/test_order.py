@@ -28,7 +28,7 @@ BROKEN = Clip("demo-video2", 0, 2)
 
 
 @pytest.fixture
-def held(dataset: Dataset, tmp_path: Path) -> Path:
+def archives_folder(dataset: Dataset, tmp_path: Path) -> Path:
     """A folder with an indexed archive of three clips; the first is good, the third is no video."""
     video = (dataset.videos / f"{CLIP.youtube_id}.mp4").read_bytes()
     path = tmp_path / "held" / ARCHIVE
@@ -43,7 +43,7 @@ Make = Callable[..., Fetcher]
 
 
 @pytest.fixture
-def fetcher(store: Store, site: VideoSite, held: Path, tmp_path: Path) -> Iterator[Make]:
+def fetcher(store: Store, site: VideoSite, archives_folder: Path, tmp_path: Path) -> Iterator[Make]:
     made: list[Fetcher] = []
 
     def make(*order: str) -> Fetcher:
@@ -51,7 +51,7 @@ def fetcher(store: Store, site: VideoSite, held: Path, tmp_path: Path) -> Iterat
             order=order,
             video_url=site.url_template,
             ytdlp=NO_SLEEP,
-            archive_url=str(held),
+            archive_url=str(archives_folder),
             archive_index=str(tmp_path / "archives.sqlite"),
         )
         made.append(Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources)))
@@ -93,8 +93,8 @@ def test_a_clip_that_is_gone_from_one_source_comes_from_the_next(fetcher: Make, 
     assert store.failures.get(DEAD) is None
 
 
-def test_a_clip_is_gone_only_if_every_source_says_so(fetcher: Make, held: Path, site: VideoSite) -> None:
-    (held / ARCHIVE).unlink()
+def test_a_clip_is_gone_only_if_every_source_says_so(fetcher: Make, archives_folder: Path, site: VideoSite) -> None:
+    (archives_folder / ARCHIVE).unlink()
 
     error = error_of(fetcher("archive", "youtube").request(DEAD))
 

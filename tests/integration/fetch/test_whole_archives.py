@@ -26,7 +26,7 @@ from tests.conftest import Dataset
 from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.archive_site import ArchiveSite
-from tests.support.store import read
+from tests.support.store import read_clip
 from tests.support.tarballs import by_zlib
 
 LABEL = "massaging person's head (not really)"
@@ -117,7 +117,7 @@ def test_an_archive_is_read_once_for_all_waiting_requests(
         future.result(PATIENCE)
 
     for number, clip in enumerate(CLIPS):
-        assert read(store, clip) == videos[number % len(videos)], clip
+        assert read_clip(store, clip) == videos[number % len(videos)], clip
     assert read_whole(archives) < 1.01
     assert error_of(made.request(BROKEN)).kind is FailureKind.CORRUPT
 
@@ -219,7 +219,7 @@ def test_a_raised_limit_tries_the_archive_at_the_next_open(
 ) -> None:
     error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
     fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
-    assert read(store, CLIPS[7]) == videos[7 % len(videos)]
+    assert read_clip(store, CLIPS[7]) == videos[7 % len(videos)]
     assert site.video_fetches(CLIPS[7].youtube_id) == 1
     assert store.failures.get(CLIPS[7]) is None
 
@@ -255,7 +255,7 @@ def test_without_another_source_the_next_open_tries_again(
     assert f"exceeds --max-archive-download ({limit}B)" in error.reason
     assert not error.source, "the next clip may be in a smaller archive"
     fetcher("archive", limit=limit + 1).request(CLIPS[7]).result(PATIENCE)
-    assert read(store, CLIPS[7]) == videos[7 % len(videos)]
+    assert read_clip(store, CLIPS[7]) == videos[7 % len(videos)]
 
 
 @pytest.mark.parametrize("order", [("archive",), ("archive", "youtube")])
@@ -349,8 +349,8 @@ def test_siblings_evict_nothing(
         made = fetcher(into=small)
         made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
         until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "the archive is read to its end")
-        assert read(small, kept) == videos[0]
-        assert read(small, CLIPS[1]) == videos[1]
+        assert read_clip(small, kept) == videos[0]
+        assert read_clip(small, CLIPS[1]) == videos[1]
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
@@ -391,7 +391,7 @@ def test_a_new_version_of_an_archive_is_indexed_again(
 
     made = fetcher()
     made.request(CLIPS[4]).result(PATIENCE)
-    assert read(store, CLIPS[4]) == videos[0]
+    assert read_clip(store, CLIPS[4]) == videos[0]
     until(lambda: index_db.version(ARCHIVE) != before, "the new version is indexed")
     assert read_whole(archives) < 1.2
 

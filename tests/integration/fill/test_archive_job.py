@@ -41,15 +41,15 @@ def checkpoint_after_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site() -> Iterator[ArchiveSite]:
-    with ArchiveSite({NAME: by_zlib(make_tar(CLIPS))}) as site:
-        yield site
+def archives() -> Iterator[ArchiveSite]:
+    with ArchiveSite({NAME: by_zlib(make_tar(CLIPS))}) as archives:
+        yield archives
 
 
 @pytest.fixture
-def job(site: ArchiveSite, tmp_path: Path) -> Job:
+def job(archives: ArchiveSite, tmp_path: Path) -> Job:
     return Job(
-        base=site.url,
+        base=archives.url,
         archive=NAME,
         cache=tmp_path / "cache",
         limit=None,
@@ -107,16 +107,16 @@ def test_clips_that_others_are_fetching_are_left_to_them(job: Job) -> None:
 
 @pytest.mark.parametrize("members", [False, True])
 def test_broken_off_anywhere_it_goes_on(
-    job: Job, site: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: bool
+    job: Job, archives: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: bool
 ) -> None:
     if members:
-        site.files[NAME] = in_members(make_tar(CLIPS), 40_000)
+        archives.files[NAME] = in_members(make_tar(CLIPS), 40_000)
     monkeypatch.setattr(remote, "_SEGMENT", 30_000)
     job = replace(job, connections=1)
     chance = random.Random(4)
     begins = []
     for _ in range(100):
-        site.faults = [""] * chance.randint(3, 12) + ["404"] * 50
+        archives.faults = [""] * chance.randint(3, 12) + ["404"] * 50
         try:
             summary = fill_archive(job)
         except FetchError as error:
@@ -127,7 +127,7 @@ def test_broken_off_anywhere_it_goes_on(
     assert begins and begins[0] > 0
     assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
-    site.faults = []
+    archives.faults = []
     check_index(job, tmp_path / "jobs")
 
 
@@ -162,16 +162,16 @@ def kill(job: Job, folder: Path, at: int) -> None:
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
 
 
-def test_killed_again_and_again(job: Job, site: ArchiveSite, tmp_path: Path) -> None:
-    size = len(site.files[NAME])
+def test_killed_again_and_again(job: Job, archives: ArchiveSite, tmp_path: Path) -> None:
+    size = len(archives.files[NAME])
     for part in (0.3, 0.7):
         kill(job, tmp_path, int(size * part))
-    site.requests.clear()
+    archives.requests.clear()
 
     summary = fill_archive(job)
 
     assert summary.resumed_at > 0.5 * size
-    assert sum(sent.bytes for sent in site.requests) < 0.5 * size
+    assert sum(sent.bytes for sent in archives.requests) < 0.5 * size
     assert summary.stored == len(CLIPS)
     assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
@@ -179,7 +179,7 @@ def test_killed_again_and_again(job: Job, site: ArchiveSite, tmp_path: Path) -> 
 
 
 def test_the_summary_is_of_all_of_it_whoever_was_killed(
-    job: Job, site: ArchiveSite, dataset: Dataset, tmp_path: Path
+    job: Job, archives: ArchiveSite, dataset: Dataset, tmp_path: Path
 ) -> None:
     video = min((path.read_bytes() for path in dataset.videos.glob("*.mp4")), key=len)
     # Of each sort some before and some after the kill.
@@ -190,7 +190,7 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     annotations = tmp_path / "a.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
-    site.files[NAME] = by_zlib(make_tar(contents))
+    archives.files[NAME] = by_zlib(make_tar(contents))
     job = replace(job, verify=VerifyLevel.CONTAINER, catalog=catalog)
     whole = replace(job, cache=tmp_path / "other", index_db=tmp_path / "other.sqlite", states=tmp_path / "other fills")
     for one in (job, whole):
@@ -201,7 +201,7 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
                 with claim:
                     (claim.folder / clip.name).write_bytes(video)
                     claim.publish(claim.folder / clip.name, "test")
-    kill(job, tmp_path, len(site.files[NAME]) // 2)
+    kill(job, tmp_path, len(archives.files[NAME]) // 2)
 
     summary, expected = fill_archive(job), fill_archive(whole)
 
@@ -211,22 +211,22 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     assert replace(summary, bytes=0, resumed_at=0) == replace(expected, bytes=0, resumed_at=0)
 
 
-def break_off(job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
+def break_off(job: Job, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Leaves a job half done; its state."""
     monkeypatch.setattr(remote, "_SEGMENT", 30_000)
-    site.faults = [""] * 12 + ["404"]
+    archives.faults = [""] * 12 + ["404"]
     with pytest.raises(FetchError):
         fill_archive(replace(job, connections=1))
-    site.faults = []
+    archives.faults = []
     [state] = job.states.iterdir()
     return state
 
 
 def test_archive_that_changes_between_two_tries_is_begun_anew(
-    job: Job, site: ArchiveSite, monkeypatch: pytest.MonkeyPatch
+    job: Job, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_off(job, site, monkeypatch)
-    site.files[NAME] = by_zlib(make_tar(CLIPS), 9)
+    break_off(job, archives, monkeypatch)
+    archives.files[NAME] = by_zlib(make_tar(CLIPS), 9)
 
     summary = fill_archive(job)
 
@@ -236,22 +236,22 @@ def test_archive_that_changes_between_two_tries_is_begun_anew(
 
 @pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 2\n", b"kinetics-fs fill 2\n\xff\xff\xff\x7f", b"x" * 500])
 def test_damaged_states_are_begun_anew(
-    job: Job, site: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
+    job: Job, archives: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_off(job, site, monkeypatch).write_bytes(damage)
+    break_off(job, archives, monkeypatch).write_bytes(damage)
 
     assert fill_archive(job).resumed_at == 0
     assert clips_in_store(job) == CLIPS
 
 
-def test_damaged_archive_is_begun_anew(job: Job, site: ArchiveSite) -> None:
+def test_damaged_archive_is_begun_anew(job: Job, archives: ArchiveSite) -> None:
     """A damaged clip may be in progress when a checkpoint is written."""
     whole = by_zlib(make_tar(CLIPS), 0)  # stored: only the checksum can tell
-    site.files[NAME] = whole[:-1] + bytes([whole[-1] ^ 1])
+    archives.files[NAME] = whole[:-1] + bytes([whole[-1] ^ 1])
     with pytest.raises(ArchiveError):
         fill_archive(job)
     assert not list(job.states.iterdir())
-    site.files[NAME] = whole
+    archives.files[NAME] = whole
 
     assert fill_archive(job).indexed == len(CLIPS)
 
@@ -264,14 +264,14 @@ def test_no_room(job: Job) -> None:
 
 @pytest.mark.parametrize("depth", VerifyLevel)
 def test_clips_that_are_none_are_not_published(
-    job: Job, site: ArchiveSite, dataset: Dataset, depth: VerifyLevel
+    job: Job, archives: ArchiveSite, dataset: Dataset, depth: VerifyLevel
 ) -> None:
     video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
     scrambled = bytearray(video)
     scrambled[-len(video) // 2 :] = random.Random(1).randbytes(len(video) // 2)
     good, noise, cut, spoilt = list(CLIPS)[:4]
     contents = {good: video, noise: CLIPS[noise], cut: video[: len(video) // 2], spoilt: bytes(scrambled)}
-    site.files[NAME] = by_zlib(make_tar(contents))
+    archives.files[NAME] = by_zlib(make_tar(contents))
 
     summary = fill_archive(replace(job, verify=depth))
 
@@ -286,8 +286,8 @@ def test_clips_that_are_none_are_not_published(
     assert summary.indexed == 4
 
 
-def test_members_that_are_no_clips_are_counted(job: Job, site: ArchiveSite) -> None:
-    site.files[NAME] = make_tar({**CLIPS, Clip("empty______", 0, 10): b""})
+def test_members_that_are_no_clips_are_counted(job: Job, archives: ArchiveSite) -> None:
+    archives.files[NAME] = make_tar({**CLIPS, Clip("empty______", 0, 10): b""})
 
     summary = fill_archive(job)
 
@@ -295,7 +295,7 @@ def test_members_that_are_no_clips_are_counted(job: Job, site: ArchiveSite) -> N
     assert summary.stored == len(CLIPS)
 
 
-def test_only_what_is_wanted(job: Job, site: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
+def test_only_what_is_wanted(job: Job, archives: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
     rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in list(CLIPS)[:5])
     annotations = tmp_path / "a.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)

@@ -44,7 +44,7 @@ def catalog(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Path:
+def clip_folder(tmp_path: Path) -> Path:
     """The user's folder."""
     folder = tmp_path / "held"
     folder.mkdir()
@@ -80,11 +80,11 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_that_tools_leave(layout: str, catalog: Path, held: Path, private: Path) -> None:
-    file = put(held / LAYOUTS[layout])
+def test_layouts_that_tools_leave(layout: str, catalog: Path, clip_folder: Path, private: Path) -> None:
+    file = put(clip_folder / LAYOUTS[layout])
     file.chmod(0o644)
 
-    media = FolderSource([held.parent / "none", held], catalog).fetch(CLIP, private)
+    media = FolderSource([clip_folder.parent / "none", clip_folder], catalog).fetch(CLIP, private)
 
     assert (media.path, media.start, media.length, media.whole) == (private / CLIP.name, 0.0, None, True)
     assert media.path.read_bytes() == CONTENT
@@ -103,34 +103,34 @@ def test_layouts_that_tools_leave(layout: str, catalog: Path, held: Path, privat
         "-a_b-c_d-e__000010_000021.mp4",
     ],
 )
-def test_what_is_elsewhere_is_not_here(wrong: str, catalog: Path, held: Path, private: Path) -> None:
-    put(held / wrong)
+def test_what_is_elsewhere_is_not_here(wrong: str, catalog: Path, clip_folder: Path, private: Path) -> None:
+    put(clip_folder / wrong)
     with pytest.raises(NotInSource):
-        FolderSource([held], catalog).fetch(CLIP, private)
+        FolderSource([clip_folder], catalog).fetch(CLIP, private)
     assert list(private.iterdir()) == []
 
 
-def test_without_a_catalog_loose_files_alone(held: Path, private: Path) -> None:
-    file = put(held / f"val/{FOOTBALL}/{CLIP.name}")
-    source = FolderSource([held], None)
+def test_without_a_catalog_loose_files_alone(clip_folder: Path, private: Path) -> None:
+    file = put(clip_folder / f"val/{FOOTBALL}/{CLIP.name}")
+    source = FolderSource([clip_folder], None)
     with pytest.raises(NotInSource):
         source.fetch(CLIP, private)
-    file.rename(held / CLIP.name)
+    file.rename(clip_folder / CLIP.name)
     assert source.fetch(CLIP, private).path.read_bytes() == CONTENT
 
 
-def test_no_label_leads_out_of_the_folder(catalog: Path, held: Path, private: Path) -> None:
+def test_no_label_leads_out_of_the_folder(catalog: Path, clip_folder: Path, private: Path) -> None:
     clip = ROWS[2][1]
-    put(held.parent / clip.name)
-    put(held / "test" / "x")
+    put(clip_folder.parent / clip.name)
+    put(clip_folder / "test" / "x")
     with pytest.raises(NotInSource):
-        FolderSource([held / "test", held], catalog).fetch(clip, private)
-    put(held / "test" / "(..)" / clip.name)
-    assert FolderSource([held], catalog).fetch(clip, private)
+        FolderSource([clip_folder / "test", clip_folder], catalog).fetch(clip, private)
+    put(clip_folder / "test" / "(..)" / clip.name)
+    assert FolderSource([clip_folder], catalog).fetch(clip, private)
 
 
-def test_odd_things_under_the_name_of_a_clip(catalog: Path, held: Path, private: Path) -> None:
-    places = [held / str(number) for number in range(6)]
+def test_odd_things_under_the_name_of_a_clip(catalog: Path, clip_folder: Path, private: Path) -> None:
+    places = [clip_folder / str(number) for number in range(6)]
     put(places[0] / CLIP.name, b"")
     places[1].mkdir()
     os.mkfifo(places[1] / CLIP.name)
@@ -147,16 +147,16 @@ def test_odd_things_under_the_name_of_a_clip(catalog: Path, held: Path, private:
     assert list(private.iterdir()) == []
 
     # As the archives are arranged: by symbolic links to files.
-    (places[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(held / "elsewhere.mp4"))
+    (places[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(clip_folder / "elsewhere.mp4"))
     media = source.fetch(CLIP, private)
     assert not media.path.is_symlink()
-    assert media.path.samefile(held / "elsewhere.mp4")
+    assert media.path.samefile(clip_folder / "elsewhere.mp4")
 
 
-def test_too_large(catalog: Path, held: Path, private: Path) -> None:
-    os.truncate(put(held / CLIP.name), MAX_CLIP_SIZE + 1)
+def test_too_large(catalog: Path, clip_folder: Path, private: Path) -> None:
+    os.truncate(put(clip_folder / CLIP.name), MAX_CLIP_SIZE + 1)
     with pytest.raises(FetchError, match="larger than") as caught:
-        FolderSource([held], catalog).fetch(CLIP, private)
+        FolderSource([clip_folder], catalog).fetch(CLIP, private)
     assert (caught.value.kind, caught.value.source) == (FailureKind.CORRUPT, "folder")
     assert list(private.iterdir()) == []
 
@@ -182,13 +182,13 @@ def test_unreadable_file_is_told_and_another_taken(
     assert media.path.read_bytes() == CONTENT
 
 
-def test_file_of_another_user_is_copied(catalog: Path, held: Path, private: Path) -> None:
-    file = put(held / CLIP.name)
+def test_file_of_another_user_is_copied(catalog: Path, clip_folder: Path, private: Path) -> None:
+    file = put(clip_folder / CLIP.name)
     try:
         os.chown(file, 65534, 65534)
     except PermissionError:
         pytest.skip("only root can give files away")
-    path = FolderSource([held], catalog).fetch(CLIP, private).path
+    path = FolderSource([clip_folder], catalog).fetch(CLIP, private).path
     assert not path.samefile(file)
     assert path.read_bytes() == CONTENT
 
@@ -200,8 +200,8 @@ def memory() -> Iterator[Path]:
         yield place
 
 
-def test_other_filesystem_is_copied(catalog: Path, held: Path, private: Path, memory: Path) -> None:
-    if memory.stat().st_dev == held.stat().st_dev:
+def test_other_filesystem_is_copied(catalog: Path, clip_folder: Path, private: Path, memory: Path) -> None:
+    if memory.stat().st_dev == clip_folder.stat().st_dev:
         pytest.skip("there is only one filesystem")
     put(memory / CLIP.name).chmod(0o604)
     path = FolderSource([memory], catalog).fetch(CLIP, private).path
@@ -235,18 +235,18 @@ def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:
     assert all((cloning_disk / f"{number}").read_bytes() == content for number in range(3))
 
 
-def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Path], held: Path) -> None:
+def test_copy_leaves_nothing_of_what_does_not_fit(small_disk: Callable[[int], Path], clip_folder: Path) -> None:
     disk = small_disk(1_000_000)
-    with put(held / "file", os.urandom(2_000_000)).open("rb") as file:
+    with put(clip_folder / "file", os.urandom(2_000_000)).open("rb") as file:
         with pytest.raises(OSError, match="No space"):
             link_or_copy(file.fileno(), disk / "file", max_size=3_000_000)
         with pytest.raises(OSError, match="larger than"):
-            link_or_copy(file.fileno(), held / "other", max_size=1_999_999)
+            link_or_copy(file.fileno(), clip_folder / "other", max_size=1_999_999)
         assert list(disk.iterdir()) == []
-        assert not (held / "other").exists()
-        assert not link_or_copy(file.fileno(), held / "other", max_size=2_000_000, link=False)
-        assert (held / "other").read_bytes() == file.read()
+        assert not (clip_folder / "other").exists()
+        assert not link_or_copy(file.fileno(), clip_folder / "other", max_size=2_000_000, link=False)
+        assert (clip_folder / "other").read_bytes() == file.read()
         # Existing content stays.
         with pytest.raises(FileExistsError):
-            link_or_copy(file.fileno(), held / "other", max_size=2_000_000)
-    assert (held / "other").stat().st_size == 2_000_000
+            link_or_copy(file.fileno(), clip_folder / "other", max_size=2_000_000)
+    assert (clip_folder / "other").stat().st_size == 2_000_000

@@ -34,14 +34,14 @@ def host(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def read(host: str, folder: Path, text: str) -> Segments:
+def read_playlist(host: str, folder: Path, text: str) -> Segments:
     (folder / "list.m3u8").write_text(text)
     with YoutubeDL({"quiet": True, "proxy": "", "cachedir": False}) as ytdlp:
         return Segments.of_playlist(ytdlp, f"{host}/list.m3u8", {}, Pace(None))
 
 
 def test_lengths_and_places(host: str, tmp_path: Path) -> None:
-    segments = read(
+    segments = read_playlist(
         host, tmp_path, f"{HEADER}#EXTINF:4.5,\na.ts\n#EXTINF:5,\n/b.ts\n#EXTINF:0.5,\nhttp://x/c.ts\n{END}"
     )
 
@@ -54,7 +54,7 @@ def test_lengths_and_places(host: str, tmp_path: Path) -> None:
 
 
 def test_ranges_of_bytes(host: str, tmp_path: Path) -> None:
-    segments = read(
+    segments = read_playlist(
         host,
         tmp_path,
         f'{HEADER}#EXT-X-MAP:URI="all.mp4",BYTERANGE="100@0"\n'
@@ -87,7 +87,7 @@ def test_ranges_of_bytes(host: str, tmp_path: Path) -> None:
 )
 def test_no_plain_list(host: str, tmp_path: Path, text: str) -> None:
     with pytest.raises((NoSegments, FetchError)) as caught:
-        read(host, tmp_path, text)
+        read_playlist(host, tmp_path, text)
     if isinstance(caught.value, FetchError):
         assert caught.value.kind is FailureKind.TRANSIENT
 

@@ -23,7 +23,7 @@ from tests.support.store import (
     is_absent,
     is_whole,
     keep,
-    read,
+    read_clip,
 )
 from tests.support.subprocesses import end, start
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_an_error_with_enospc_and_stores_no_clip(small_disk: Smal
         filler.unlink()
         for number in range(3):
             if not is_absent(store, clip(number)):
-                assert read(store, clip(number)) == (b"x" * UNIT if number < 2 else b"")
+                assert read_clip(store, clip(number)) == (b"x" * UNIT if number < 2 else b"")
         keep_dense(store, 3)
         assert not is_absent(store, clip(3)), "the store works again when there is room again"
     with Store(disk / "cache"):
@@ -154,7 +154,7 @@ def test_on_a_full_disk_every_method_works_or_raises_a_kinetics_error(small_disk
             ACTS[name](store)
         except (FetchError, StoreError) as error:
             assert "\n" not in str(error)
-        assert is_absent(store, clip(0)) or read(store, clip(0)) == b"x" * UNIT
+        assert is_absent(store, clip(0)) or read_clip(store, clip(0)) == b"x" * UNIT
         filler.unlink()
         keep_dense(store, 1)
 
@@ -164,7 +164,7 @@ def test_cached_clips_are_read_from_a_full_disk(small_disk: SmallDisk) -> None:
     with Store(disk / "cache") as store:
         keep_dense(store, 0)
         filler = fill(disk)
-        assert read(store, clip(0)) == b"x" * UNIT
+        assert read_clip(store, clip(0)) == b"x" * UNIT
         filler.unlink()
 
 

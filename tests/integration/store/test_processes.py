@@ -26,7 +26,7 @@ from tests.support.store import (
     is_whole,
     keep,
     lose,
-    read,
+    read_clip,
     write,
 )
 from tests.support.subprocesses import CONTEXT, KILLED, end, start
@@ -124,7 +124,7 @@ def test_eviction_follows_the_access_times_of_all_processes(folder: Path) -> Non
     with Store(folder, limit=3 * UNIT) as store:
         for number in range(3):
             keep(store, clip(number))
-        assert read(store, clip(1))
+        assert read_clip(store, clip(1))
         assert end(start(children.open_clip, folder, 0)) == 0
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [0, 1, 3]

@@ -41,19 +41,19 @@ def written(*indexes: ArchiveIndex) -> bytes:
     return file.getvalue()
 
 
-def read(data: bytes) -> list[ArchiveIndex]:
+def parse(data: bytes) -> list[ArchiveIndex]:
     return list(read_indexes(io.BytesIO(data)))
 
 
 def test_comes_back_as_it_was(index: ArchiveIndex) -> None:
-    assert read(written(index)) == [index]
+    assert parse(written(index)) == [index]
 
 
 def test_many_are_joined_by_putting_one_after_the_other(index: ArchiveIndex) -> None:
     other = ArchiveIndex("400/train/part_0.tar.gz", 10**9, None, False, {})
 
-    assert read(written(index) + written(other)) == [index, other]
-    assert read(b"") == []
+    assert parse(written(index) + written(other)) == [index, other]
+    assert parse(b"") == []
 
 
 def test_is_small(index: ArchiveIndex) -> None:
@@ -92,9 +92,9 @@ def test_records_that_make_no_sense(wrong: dict[str, int]) -> None:
     size = 10_000_000 if "size" in wrong else 10_000
     index = ArchiveIndex("a.tar.gz", size, None, True, {Clip("x" * 11, 0, 10): SOUND._replace(**wrong)})  # type: ignore[arg-type]
 
-    assert read(written(ArchiveIndex("a.tar.gz", size, None, True, {Clip("x" * 11, 0, 10): SOUND})))
+    assert parse(written(ArchiveIndex("a.tar.gz", size, None, True, {Clip("x" * 11, 0, 10): SOUND})))
     with pytest.raises(ArchiveError):
-        read(written(index))
+        parse(written(index))
 
 
 def section(head: dict[str, object], content: bytes = b"") -> bytes:
@@ -118,9 +118,9 @@ def section(head: dict[str, object], content: bytes = b"") -> bytes:
     ],
 )
 def test_first_lines_that_make_no_sense(head: dict[str, object]) -> None:
-    assert read(section({}))
+    assert parse(section({}))
     with pytest.raises(ArchiveError):
-        read(section(head))
+        parse(section(head))
 
 
 def test_other_files(index: ArchiveIndex) -> None:
@@ -140,19 +140,19 @@ def test_other_files(index: ArchiveIndex) -> None:
         b"kinetics-fs archive index 1 {}\n",
     ):
         with pytest.raises(ArchiveError):
-            read(bad)
+            parse(bad)
 
 
 def test_bomb() -> None:
     with pytest.raises(ArchiveError, match="far too large"):
-        read(section({}, bytes(70_000_000)))
+        parse(section({}, bytes(70_000_000)))
 
 
 def test_one_clip_twice() -> None:
     row = struct.pack("<11sIIQIIIII", b"x" * 11, 0, 10, 800, 10, 1_000, 1_100, 1, 0)
     columns = b"".join(bytes([byte]) * 2 for byte in row)
     with pytest.raises(ArchiveError, match="twice"):
-        read(section({"size": 10_000, "clips": 2}, columns))
+        parse(section({"size": 10_000, "clips": 2}, columns))
 
 
 @given(st.data())
@@ -162,7 +162,7 @@ def test_any_change_is_noticed_or_harmless(index: ArchiveIndex, data: st.DataObj
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=3)):
         good[place] = byte
     try:
-        found = read(bytes(good))
+        found = parse(bytes(good))
     except ArchiveError:
         return
     assert [one.records for one in found] == [index.records]
@@ -172,7 +172,7 @@ def test_any_change_is_noticed_or_harmless(index: ArchiveIndex, data: st.DataObj
 @settings(deadline=None, max_examples=50)
 def test_any_content_is_noticed_or_bounded(content: bytes, clips: int) -> None:
     try:
-        found = read(section({"clips": clips, "size": 1 << 40}, content))
+        found = parse(section({"clips": clips, "size": 1 << 40}, content))
     except ArchiveError:
         return
     for record in found[0].records.values():

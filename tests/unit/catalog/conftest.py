@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.catalog import Catalog, Release, compile_catalog, find_release
+from kinetics_fs.catalog import Annotation, Catalog, Refusal, Release, compile_catalog, find_release, read_annotations
 
 HEADER = "label,youtube_id,time_start,time_end,split"
 
@@ -17,6 +17,12 @@ def youtube_id(number: int) -> str:
 
 def csv_text(rows: Iterable[str], header: str = HEADER) -> str:
     return "\n".join([header, *rows, ""])
+
+
+def write_and_read(path: Path, content: bytes | str) -> list[Annotation | Refusal]:
+    """Write an annotation file, and read it."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_annotations(path))
 
 
 @pytest.fixture

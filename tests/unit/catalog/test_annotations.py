@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import UNLABELED, Annotation, Clip, Refusal, parse_clip_name, read_annotations
 from kinetics_fs.catalog.annotations import MAX_ROW
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import HEADER
+from tests.unit.catalog.conftest import HEADER, write_and_read
 
 GOOD = b"abseiling,0wR5jVB-WPk,417,427,val"
 ANNOTATION = Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 417, 427))
-
-
-def read(path: Path, content: bytes | str) -> list[Annotation | Refusal]:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_annotations(path))
 
 
 @pytest.fixture
@@ -78,7 +73,7 @@ def refusals(rows: list[Annotation | Refusal]) -> list[tuple[int, str]]:
     ],
 )
 def test_csv_dialects(file: Path, text: str, expected: Annotation) -> None:
-    assert read(file, text) == [expected]
+    assert write_and_read(file, text) == [expected]
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -98,7 +93,7 @@ def test_deepmind_json(file: Path, indent: int | None) -> None:
         "0wR5jVB-WPk": entry(subset="test", annotations={"segment": [0, 10]}),
         "1wR5jVB-WPk": entry(annotations={"label": "naïve ☃", "segment": [0, 10]}),
     }
-    assert read(file, json.dumps(entries, indent=indent, ensure_ascii=False)) == [
+    assert write_and_read(file, json.dumps(entries, indent=indent, ensure_ascii=False)) == [
         Annotation("validation", "testifying", Clip("---QUuC4vJs", 84, 94)),
         Annotation("test", UNLABELED, Clip("0wR5jVB-WPk", 0, 10)),
         Annotation("validation", "naïve ☃", Clip("1wR5jVB-WPk", 0, 10)),
@@ -107,13 +102,13 @@ def test_deepmind_json(file: Path, indent: int | None) -> None:
 
 def test_json_larger_than_the_window(file: Path) -> None:
     entries = {f"{number:011d}": entry(url="x" * 1000) for number in range(3000)}
-    assert len(read(file, json.dumps(entries))) == 3000
+    assert len(write_and_read(file, json.dumps(entries))) == 3000
 
 
 @pytest.mark.parametrize("content", ["csv", "json"])
 def test_gzip_is_known_by_its_content(file: Path, content: str) -> None:
     text = f"{HEADER}\n".encode() + GOOD if content == "csv" else json.dumps({"---QUuC4vJs": entry()}).encode()
-    assert len(read(file, gzip.compress(text))) == 1
+    assert len(write_and_read(file, gzip.compress(text))) == 1
 
 
 # Refused rows
@@ -159,7 +154,7 @@ def test_gzip_is_known_by_its_content(file: Path, content: str) -> None:
     ids=lambda value: None if isinstance(value, str) else repr(value[:40]),
 )
 def test_a_bad_row_is_refused_and_costs_nothing_else(file: Path, row: bytes, reason: str) -> None:
-    rows = read(file, b"\n".join([HEADER.encode(), GOOD, b"", row, GOOD, b""]))
+    rows = write_and_read(file, b"\n".join([HEADER.encode(), GOOD, b"", row, GOOD, b""]))
     assert [row for row in rows if isinstance(row, Annotation)] == [ANNOTATION, ANNOTATION]
     assert refusals(rows) == [(4, reason)]
     (refusal,) = (row for row in rows if isinstance(row, Refusal))
@@ -169,7 +164,7 @@ def test_a_bad_row_is_refused_and_costs_nothing_else(file: Path, row: bytes, rea
 
 
 def test_a_label_of_255_bytes_is_taken(file: Path) -> None:
-    assert refusals(read(file, f"{HEADER}\n{'x' * 255},0wR5jVB-WPk,417,427,val\n")) == []
+    assert refusals(write_and_read(file, f"{HEADER}\n{'x' * 255},0wR5jVB-WPk,417,427,val\n")) == []
 
 
 @pytest.mark.parametrize(
@@ -191,14 +186,14 @@ def test_a_label_of_255_bytes_is_taken(file: Path) -> None:
     ],
 )
 def test_a_bad_json_entry_is_refused_and_costs_nothing_else(file: Path, bad: Any, reason: str) -> None:
-    rows = read(file, json.dumps({"---QUuC4vJs": entry(), "0wR5jVB-WPk": bad, "1wR5jVB-WPk": entry()}))
+    rows = write_and_read(file, json.dumps({"---QUuC4vJs": entry(), "0wR5jVB-WPk": bad, "1wR5jVB-WPk": entry()}))
     assert len(rows) == 3
     assert refusals(rows) == [(2, reason)]
 
 
 def test_a_json_entry_that_is_not_utf8_is_refused(file: Path) -> None:
     text = json.dumps({"---QUuC4vJs": entry(), "0wR5jVB-WPk": entry()}).encode()
-    assert refusals(read(file, text.replace(b"testifying", b"testi\xff", 1))) == [(1, "not UTF-8")]
+    assert refusals(write_and_read(file, text.replace(b"testifying", b"testi\xff", 1))) == [(1, "not UTF-8")]
 
 
 # Files that are refused
@@ -233,7 +228,7 @@ def test_a_json_entry_that_is_not_utf8_is_refused(file: Path) -> None:
 )
 def test_a_useless_file_is_an_error_that_names_it(file: Path, content: bytes, message: str) -> None:
     with pytest.raises(CatalogError, match=message) as caught:
-        read(file, content)
+        write_and_read(file, content)
     assert "rows.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -246,7 +241,7 @@ def test_damaged_gzip_is_an_error(file: Path, damage: str) -> None:
     else:
         content[-6] ^= 1  # the checksum
     with pytest.raises(CatalogError, match=r"rows\.csv"):
-        read(file, bytes(content))
+        write_and_read(file, bytes(content))
 
 
 def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
@@ -273,7 +268,9 @@ def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
     )
 )
 def test_no_row_makes_an_unsafe_path(file: Path, rows: list[bytes]) -> None:
-    taken = [row for row in read(file, b"\n".join([HEADER.encode(), *rows, GOOD])) if isinstance(row, Annotation)]
+    taken = [
+        row for row in write_and_read(file, b"\n".join([HEADER.encode(), *rows, GOOD])) if isinstance(row, Annotation)
+    ]
     assert ANNOTATION in taken
     for row in taken:
         assert row.split in ("train", "validation", "test")
@@ -287,4 +284,4 @@ def test_no_row_makes_an_unsafe_path(file: Path, rows: list[bytes]) -> None:
 @given(st.binary())
 def test_any_bytes_are_annotations_or_an_error(file: Path, content: bytes) -> None:
     with suppress(CatalogError):
-        assert read(file, content)
+        assert write_and_read(file, content)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.catalog import Annotation, Refusal, containers, read_annotations
+from kinetics_fs.catalog import Annotation, Refusal, containers
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import csv_text, youtube_id
+from tests.unit.catalog.conftest import csv_text, write_and_read, youtube_id
 
 CSV = csv_text(f"abseiling,{youtube_id(number)},{number},{number + 10},train" for number in range(3)).encode()
 JSON = json.dumps(
@@ -40,11 +40,6 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "kinetics.bin"
 
 
-def read(path: Path, content: bytes) -> list[Annotation | Refusal]:
-    path.write_bytes(content)
-    return list(read_annotations(path))
-
-
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path, mode: str) -> None:
     content = tar(
@@ -59,29 +54,29 @@ def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path,
         member("pipe.csv", kind=tarfile.FIFOTYPE),
         mode=mode,
     )
-    assert len(read(archive, content)) == 3 + 3 + 1
+    assert len(write_and_read(archive, content)) == 3 + 3 + 1
     assert list(archive.parent.iterdir()) == [archive]
 
 
 def test_a_row_that_looks_like_the_magic_of_tar_is_a_row(archive: Path) -> None:
     content = CSV + b"x" * (257 - len(CSV)) + b"ustar\0" + b"00\n" + CSV.partition(b"\n")[2]
-    assert [type(row) for row in read(archive, content)] == [Annotation] * 3 + [Refusal] + [Annotation] * 3
+    assert [type(row) for row in write_and_read(archive, content)] == [Annotation] * 3 + [Refusal] + [Annotation] * 3
 
 
 def test_csv_is_preferred_to_json_of_the_same_name(archive: Path) -> None:
     content = tar(("k/train.json", JSON), ("k/train.csv", CSV), ("k/test.json", JSON))
-    labels = [row.label for row in read(archive, content) if isinstance(row, Annotation)]
+    labels = [row.label for row in write_and_read(archive, content) if isinstance(row, Annotation)]
     assert labels == ["abseiling"] * 3 + ["from json"]
 
 
 def test_refusals_in_an_archive_name_the_member(archive: Path) -> None:
-    rows = read(archive, tar(("some/where/train.csv", CSV + b"bad\n")))
+    rows = write_and_read(archive, tar(("some/where/train.csv", CSV + b"bad\n")))
     assert [(row.file, row.line) for row in rows if isinstance(row, Refusal)] == [("kinetics.bin:train.csv", 5)]
 
 
 def test_a_read_me_in_an_archive_is_passed_over(archive: Path) -> None:
-    assert len(read(archive, tar(("readme.txt", b"Kinetics is a dataset.\n"), ("train.csv", CSV)))) == 3
-    assert len(read(archive, tar(("train.txt", CSV)))) == 3
+    assert len(write_and_read(archive, tar(("readme.txt", b"Kinetics is a dataset.\n"), ("train.csv", CSV)))) == 3
+    assert len(write_and_read(archive, tar(("train.txt", CSV)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -97,7 +92,7 @@ def test_a_read_me_in_an_archive_is_passed_over(archive: Path) -> None:
 )
 def test_a_useless_archive_is_an_error(archive: Path, content: bytes, message: str) -> None:
     with pytest.raises(CatalogError, match=message):
-        read(archive, content)
+        write_and_read(archive, content)
 
 
 def test_a_damaged_header_in_the_middle_is_no_end(archive: Path) -> None:
@@ -105,7 +100,7 @@ def test_a_damaged_header_in_the_middle_is_no_end(archive: Path) -> None:
     at = content.index(b"test.csv")
     content[at] ^= 1
     with pytest.raises(CatalogError, match="data after its last member"):
-        read(archive, bytes(content))
+        write_and_read(archive, bytes(content))
 
 
 def test_a_bomb_is_cut_off(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +109,8 @@ def test_a_bomb_is_cut_off(archive: Path, monkeypatch: pytest.MonkeyPatch) -> No
     bomb = CSV + row * (2 * containers.MAX_BYTES // len(row))
     for content in (gzip.compress(bomb), tar(("train.csv", bomb)), tar(("x.mp4", bomb), ("train.csv", CSV)), bomb):
         with pytest.raises(CatalogError, match="holds more than 1,048,576 bytes"):
-            read(archive, content)
-    assert read(archive, gzip.compress(CSV * 1))
+            write_and_read(archive, content)
+    assert write_and_read(archive, gzip.compress(CSV * 1))
 
 
 def test_what_lies_beyond_the_limit_is_not_even_decompressed() -> None:
@@ -134,7 +129,7 @@ def test_a_sparse_member_is_not_inflated(archive: Path) -> None:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
         made.addfile(sparse, io.BytesIO(b"0\n" + bytes(510)))
     with pytest.raises(CatalogError, match="without annotations"):
-        read(archive, buffer.getvalue())
+        write_and_read(archive, buffer.getvalue())
 
 
 def test_a_header_cannot_ask_for_all_memory(archive: Path) -> None:
@@ -142,11 +137,11 @@ def test_a_header_cannot_ask_for_all_memory(archive: Path) -> None:
     long_name.size = 1 << 40
     content = long_name.tobuf(tarfile.GNU_FORMAT) + bytes(10_240)
     with pytest.raises(CatalogError, match="header of 1,099,511,62"):
-        read(archive, content)
+        write_and_read(archive, content)
 
 
 def test_an_archive_of_too_many_members_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_MEMBERS", 3)
-    assert read(archive, tar(*[(f"{number}.csv", CSV) for number in range(3)]))
+    assert write_and_read(archive, tar(*[(f"{number}.csv", CSV) for number in range(3)]))
     with pytest.raises(CatalogError, match="more than 3 members"):
-        read(archive, tar(*[(f"{number}.csv", CSV) for number in range(4)]))
+        write_and_read(archive, tar(*[(f"{number}.csv", CSV) for number in range(4)]))

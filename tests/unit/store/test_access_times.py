@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.store import CacheLayout, Store, eviction
-from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, query, read
+from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, query, read_clip
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def three(folder: Path) -> Path:
 
 def test_the_least_recently_opened_clip_is_evicted_first(three: Path) -> None:
     with Store(three, limit=3 * UNIT) as store:
-        assert read(store, clip(1))
-        assert read(store, clip(0))
+        assert read_clip(store, clip(1))
+        assert read_clip(store, clip(0))
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [0, 1, 3]
         keep(store, clip(4))
@@ -32,7 +32,7 @@ def test_the_least_recently_opened_clip_is_evicted_first(three: Path) -> None:
 
 def test_access_times_outlive_the_process(three: Path) -> None:
     with Store(three) as store:
-        assert read(store, clip(0))
+        assert read_clip(store, clip(0))
     with Store(three, limit=3 * UNIT) as store:
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [0, 2, 3]
@@ -40,10 +40,10 @@ def test_access_times_outlive_the_process(three: Path) -> None:
 
 def test_an_older_access_time_does_not_replace_a_later_one(three: Path) -> None:
     with Store(three) as slow:
-        assert read(slow, clip(0))
-        assert read(slow, clip(1))
+        assert read_clip(slow, clip(0))
+        assert read_clip(slow, clip(1))
         with Store(three) as quick:
-            assert read(quick, clip(0))
+            assert read_clip(quick, clip(0))
     with Store(three, limit=3 * UNIT) as store:
         keep(store, clip(3), 2 * UNIT)
         assert cached_numbers(store, 4) == [0, 3]

@@ -25,7 +25,7 @@ from tests.support.store import (
     is_whole,
     keep,
     query,
-    read,
+    read_clip,
 )
 
 Spoil = Callable[[Path], None]
@@ -161,7 +161,7 @@ def test_a_clip_that_is_evicted_while_it_is_read_is_good(three: Path, again: boo
         [verdict] = verify_clips(store, [(clip(1), UNIT)], decode=decode)
 
         assert verdict.condition is Condition.GOOD
-        assert (read(store, clip(1)) is not None) == again
+        assert (read_clip(store, clip(1)) is not None) == again
 
 
 def test_a_clip_that_is_evicted_before_it_is_read_is_not_lost(three: Path) -> None:

@@ -37,7 +37,7 @@ def line(**others: Any) -> bytes:
     return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
 
 
-def read(*lines: bytes) -> list[FailureReport | RefusedLine]:
+def parse(*lines: bytes) -> list[FailureReport | RefusedLine]:
     return list(read_reports(io.BytesIO(b"\n".join(lines))))
 
 
@@ -48,7 +48,7 @@ def test_a_written_line_is_read_back(store: Store) -> None:
     said = 'he said: "gone", \\ 読み込み 🦊'
     failure = store.failures.remember(clip(1), FetchError(FailureKind.GONE, said, source="youtube"))
 
-    [found] = read(report_line(failure).encode())
+    [found] = parse(report_line(failure).encode())
 
     assert isinstance(found, FailureReport)
     assert (found.clip, found.kind, found.reason, found.source) == (clip(1), FailureKind.GONE, said, "youtube")
@@ -63,14 +63,14 @@ def test_the_longest_reason_and_source_fit_into_a_line(store: Store, sign: str) 
     failure = store.failures.get(clip(0))
     assert failure is not None
 
-    [found] = read(report_line(failure).encode())
+    [found] = parse(report_line(failure).encode())
 
     assert isinstance(found, FailureReport)
     assert found.reason == failure.reason
 
 
 def test_only_key_kind_and_time_are_required() -> None:
-    [found] = read(line(more={"x": [1]}))
+    [found] = parse(line(more={"x": [1]}))
 
     assert found == FailureReport(clip(0), FailureKind.GONE, "", "", 1_700_000_000, 1_700_000_000, 1)
 
@@ -112,7 +112,7 @@ BAD = [
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
 def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) -> None:
-    first, refused, last = read(line(), b"", bad, line(key=clip(1).key))
+    first, refused, last = parse(line(), b"", bad, line(key=clip(1).key))
 
     assert isinstance(first, FailureReport)
     assert isinstance(refused, RefusedLine)
@@ -123,12 +123,12 @@ def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) ->
 
 @given(st.binary(max_size=300))
 def test_no_line_stops_the_reading(data: bytes) -> None:
-    found = read(data, line())
+    found = parse(data, line())
     assert isinstance(found[-1], FailureReport)
 
 
 def test_control_characters_are_escaped() -> None:
-    [found] = read(line(reason="a\x1b[2Jb\nc\x9b", source="you\x07tube" + "x" * 5000))
+    [found] = parse(line(reason="a\x1b[2Jb\nc\x9b", source="you\x07tube" + "x" * 5000))
 
     assert isinstance(found, FailureReport)
     assert found.reason.isprintable() and found.source.isprintable()
@@ -189,7 +189,7 @@ def test_an_imported_failure_that_comes_back_stays_as_it_is(store: Store) -> Non
     take(store, report())
     failure = store.failures.get(clip(0))
     assert failure is not None
-    [again] = read(report_line(failure).encode())
+    [again] = parse(report_line(failure).encode())
     assert isinstance(again, FailureReport)
 
     with Store(store.folder.with_name("other")) as other:

@@ -25,7 +25,7 @@ from tests.support.store import (
     is_whole,
     keep,
     query,
-    read,
+    read_clip,
     write,
 )
 
@@ -89,7 +89,7 @@ def test_sizes_are_exact(store: Store, size: int) -> None:
 def test_the_record_of_a_clip(store: Store) -> None:
     before = time.time()
     keep(store, clip(0))
-    record, data = store.record(clip(0)), read(store, clip(0))
+    record, data = store.record(clip(0)), read_clip(store, clip(0))
     assert record is not None
     assert data is not None
     assert record.sha256 == hashlib.sha256(data).hexdigest()
