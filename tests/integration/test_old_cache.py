@@ -1,4 +1,4 @@
-"""Open a cache folder that an earlier version of the program made (commit 644940b).
+"""Open a cache directory that an earlier version of the program made (commit 644940b).
 
 Names in the code may change; names on the disk may not: users keep their caches. These are the names of files and
 folders, of SQL tables and columns, and the words that are stored in them. `tests/support/make_old_cache.sh` documents
@@ -46,7 +46,7 @@ class Old:
     """The old cache, with its times moved as if its last command had ended a minute ago.
 
     Attributes:
-        cache: The cache folder.
+        cache: The cache directory.
         archives: The folder of the archives that the fills read.
         later: Seconds by which times were moved. Times of the history move by whole hours only.
     """

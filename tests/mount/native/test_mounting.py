@@ -266,7 +266,7 @@ def test_cache_on_an_overlay_passes_through(mount: Mount, place: Path) -> None:
 
 
 def on_an_overlay(place: Path) -> Path:
-    """Mount an overlay and fill a cache folder on it."""
+    """Mount an overlay and fill a cache directory on it."""
     for name in ("lower", "upper", "work", "overlay"):
         (place / name).mkdir()
     fill(place / "lower/cache")

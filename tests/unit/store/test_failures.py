@@ -1,4 +1,4 @@
-"""Remembered failures: their content, the delay until the next try, and untrusted rows."""
+"""Remembered failures: their content, the delay until the next retry, and untrusted rows."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def test_a_folder_of_clips_that_leads_elsewhere_is_not_followed(folder: Path, pl
     path.parent.symlink_to(elsewhere)
     with Store(folder) as store:
         assert is_absent(store, clip(0))
-    assert (elsewhere / path.name).exists(), "removed a file that is outside of the cache folder"
+    assert (elsewhere / path.name).exists(), "removed a file that is outside of the cache directory"
 
 
 GOOD: dict[str, object] = {"size": UNIT, "sha256": "0" * 64, "source": "test", "stored_at": 1.0}
