@@ -16,7 +16,7 @@ import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.store import Store
-from tests.support import store_subprocess as children
+from tests.support import store_subprocess
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -117,9 +117,9 @@ def test_after_a_crash_the_next_process_finds_each_clip_whole_or_absent(
     action: Action, seed: Path, place: Path
 ) -> None:
     deaths = Deaths(seed, place)
-    sizes = {**SIZES, 3: 2 * UNIT if action is children.publish_larger else UNIT}
+    sizes = {**SIZES, 3: 2 * UNIT if action is store_subprocess.publish_larger else UNIT}
     for folder in deaths.folders():
-        deaths.kill(folder, children.die_during, action)
+        deaths.kill(folder, store_subprocess.die_during, action)
         with deaths.finding(folder), Store(folder.path, limit=LIMIT) as store:
             assert_recovered(store, sizes)
             for number in UNTOUCHED[action]:
@@ -136,7 +136,7 @@ def test_a_running_process_recovers_the_reservations_of_a_dead_one(action: Actio
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
         with Store(folder.path, limit=LIMIT) as store:
-            deaths.kill(folder, children.die_during, action)
+            deaths.kill(folder, store_subprocess.die_during, action)
             with deaths.finding(folder):
                 for number in (4, 5, 6):
                     keep(store, clip(number))
@@ -149,7 +149,7 @@ def test_a_running_process_recovers_the_reservations_of_a_dead_one(action: Actio
 def test_every_kind_of_step_is_covered(seed: Path, place: Path) -> None:
     deaths = Deaths(seed, place)
     for folder in deaths.folders():
-        deaths.kill(folder, children.die_during, children.publish_instead)
+        deaths.kill(folder, store_subprocess.die_during, store_subprocess.publish_instead)
     kinds = [step.split()[0] for step in deaths.steps]
     renamed = kinds.index("os.rename")
     assert {"os.remove", "os.mkdir", "open", "COMMIT"} <= set(kinds[:renamed]), "eviction, claim, the file written"
@@ -159,13 +159,13 @@ def test_every_kind_of_step_is_covered(seed: Path, place: Path) -> None:
 
 def test_a_crash_during_recovery(seed: Path, place: Path) -> None:
     bad = shutil.copytree(seed, place / "bad")
-    assert end(start(children.claim_and_die, bad, 3)) == KILLED
+    assert end(start(store_subprocess.claim_and_die, bad, 3)) == KILLED
     clip_file(bad, clip(1)).unlink()
     lose(bad / "ledger.sqlite")
 
     deaths = Deaths(bad, place)
     for folder in deaths.folders():
-        deaths.kill(folder, children.die_recovering)
+        deaths.kill(folder, store_subprocess.die_recovering)
         with deaths.finding(folder), Store(folder.path, limit=LIMIT) as store:
             assert_recovered(store, SIZES)
             keep(store, clip(3))

@@ -11,7 +11,7 @@ import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store import Store
-from tests.support import store_subprocess as children
+from tests.support import store_subprocess
 from tests.support.store import (
     UNIT,
     SmallDisk,
@@ -182,7 +182,7 @@ def test_a_process_out_of_file_descriptors_loses_no_clip(folder: Path) -> None:
     with Store(folder) as store:
         for number in range(3):
             keep(store, clip(number))
-    assert end(start(children.open_without_descriptors, folder, 0)) == 0
+    assert end(start(store_subprocess.open_without_descriptors, folder, 0)) == 0
     with Store(folder) as store:
         assert cached_numbers(store, 3) == [0, 1, 2]
         assert is_whole(store, clip(0))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.store import CacheLayout, Store
-from tests.support import store_subprocess as children
+from tests.support import store_subprocess
 from tests.support.store import (
     UNIT,
     assert_in_step,
@@ -37,7 +37,7 @@ def claimed_elsewhere(folder: Path, number: int) -> Iterator[BaseProcess]:
     """Run the block while another process has a claim."""
     ours, theirs = CONTEXT.Pipe()
     with ours:
-        process = start(children.hold_claim, folder, number, theirs)
+        process = start(store_subprocess.hold_claim, folder, number, theirs)
         theirs.close()
         assert ours.recv() == "claimed"
         yield process
@@ -88,7 +88,7 @@ def test_one_thread_of_all_processes_gets_the_claim(folder: Path, tmp_path: Path
     processes, threads = 3, 4
     Store(folder).close()
     barrier = CONTEXT.Barrier(processes * threads)
-    begun = [start(children.claim_at_once, folder, 0, threads, barrier, tmp_path) for _ in range(processes)]
+    begun = [start(store_subprocess.claim_at_once, folder, 0, threads, barrier, tmp_path) for _ in range(processes)]
     assert [end(process) for process in begun] == [0] * processes
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -104,7 +104,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store: Store) -> None:
 
 
 def test_opening_a_store_removes_what_a_dead_process_left(store: Store) -> None:
-    assert end(start(children.claim_and_die, store.folder, 0)) == KILLED
+    assert end(start(store_subprocess.claim_and_die, store.folder, 0)) == KILLED
     assert len(contents(store.folder).incoming) == 1
     with Store(store.folder):
         assert_in_step(store.folder, owners=2)
@@ -113,7 +113,7 @@ def test_opening_a_store_removes_what_a_dead_process_left(store: Store) -> None:
 def test_a_lost_state_database_loses_the_claims_of_dead_processes(folder: Path) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
-    assert end(start(children.claim_and_die, folder, 3)) == KILLED
+    assert end(start(store_subprocess.claim_and_die, folder, 3)) == KILLED
     lose(CacheLayout(folder).state_database)
     with Store(folder) as store:
         assert_in_step(folder)
@@ -125,7 +125,7 @@ def test_eviction_follows_the_access_times_of_all_processes(folder: Path) -> Non
         for number in range(3):
             keep(store, clip(number))
         assert read_clip(store, clip(1))
-        assert end(start(children.open_clip, folder, 0)) == 0
+        assert end(start(store_subprocess.open_clip, folder, 0)) == 0
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [0, 1, 3]
 
@@ -136,7 +136,7 @@ def test_a_pipe_in_place_of_a_clip_file_does_not_block_an_open(folder: Path) -> 
     path = clip_file(folder, clip(0))
     path.unlink()
     os.mkfifo(path)
-    process = start(children.open_cached_pipe, folder, 0)
+    process = start(store_subprocess.open_cached_pipe, folder, 0)
     process.join(10)
     blocks = process.is_alive()
     process.kill()
@@ -172,7 +172,7 @@ def test_the_limit_holds_at_every_moment_while_processes_publish(folder: Path, f
         Store(folder).close()
     barrier = CONTEXT.Barrier(processes)
     ranges = [range(number * clips, (number + 1) * clips) for number in range(processes)]
-    begun = [start(children.keep_many, folder, limit, numbers, barrier) for numbers in ranges]
+    begun = [start(store_subprocess.keep_many, folder, limit, numbers, barrier) for numbers in ranges]
     most, looks = 0, 0
     while any(process.is_alive() for process in begun):
         most = max(most, bytes_at_one_moment(folder))
@@ -191,7 +191,7 @@ def test_the_limit_holds_at_every_moment_while_processes_publish(folder: Path, f
 
 def test_a_new_folder_can_be_opened_by_many_processes_at_once(place: Path) -> None:
     barrier = CONTEXT.Barrier(3)
-    begun = [start(children.open_together, place, 120, barrier) for _ in range(3)]
+    begun = [start(store_subprocess.open_together, place, 120, barrier) for _ in range(3)]
     assert [end(process) for process in begun] == [0] * 3
 
 
