@@ -240,7 +240,7 @@ def test_two_classes_of_one_name_are_refused(
     done = kinetics_fs("mount", *arguments, "--class-names", word, mountpoint)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert 'classes "surfing water" and "surfing_water" are both' in done.stderr
+    assert 'classes "surfing water" and "surfing_water" in the' in done.stderr
 
 
 # .kinetics --------------------------------------------------------------------------------------------------------

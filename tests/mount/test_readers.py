@@ -1,7 +1,7 @@
-"""Every way of reading gets the clip's exact bytes, of a clip whose size nobody knew before.
+"""Every way of reading returns the exact bytes of a clip whose size was unknown before.
 
-Each way has its own clip, which was never opened: once all of it cold, and once after a stat, by which a kernel or a
-tool may have learnt the size that is shown for clips that are not here yet.
+Each way has its own clip, which was never opened. It is read once without a preceding stat, and once after one, from
+which a kernel or a tool may have cached the estimated size.
 """
 
 from __future__ import annotations
