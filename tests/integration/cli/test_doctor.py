@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -33,6 +33,7 @@ from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, run_command
+from tests.support.store_fixtures import without_privileges as without_privileges
 
 SECRET = "hunter2"
 HERE = PathProbe("/", exists=True, errno=0)
@@ -70,16 +71,10 @@ def settings(cache: Path) -> Settings:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
+def nobody(without_privileges: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Drop the effective user of this process to `nobody`."""
-    if os.geteuid() != 0:
+    with without_privileges():
         yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @contextmanager

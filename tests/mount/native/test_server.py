@@ -963,7 +963,7 @@ def test_clip_that_arrives_after_the_end_writes_into_no_other_file(
 
     def slow_to_tell(ino: int) -> Future[Handle]:
         opened = real_open(ino)
-        opened.add_done_callback(lambda _: ended.wait(20))
+        opened.add_done_callback(lambda _: ended.wait(5))
         return opened
 
     monkeypatch.setattr(example.fs, "open", slow_to_tell)
