@@ -1,34 +1,17 @@
-"""Lines of logs: as JSON, for the journal, and in files that are moved away."""
+"""Log lines: above progress bars, as JSON, and for the journal."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import signal
-import stat
 import subprocess
 import sys
 import termios
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from kinetics_fs.demo.dataset import GONE
-from kinetics_fs.demo.site import VideoSite
-from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT
-from tests.support.mounts import command_line, descendants, wait_until
-
-SURFING = "validation/surfing water"
-FIRST, SECOND = "-demo_video_000010_000020", "_demo_vid3__000003_000013"
-DEAD = f"validation/passing American football (in game)/{GONE}_000005_000015.mp4"
-
-
-def objects(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_a_log_line_is_written_above_a_progress_bar() -> None:
@@ -54,44 +37,6 @@ with ProgressBars() as bars:
         os.close(theirs)
     assert "1/2 clips" in shown
     assert re.search(r"(?:[\r\n]|\x1b\[2K)[-0-9:, ]+WARNING a word\r\n", shown), shown
-
-
-def test_a_failure_is_one_object_with_all_that_is_known(mount: MountFactory, site: VideoSite) -> None:
-    mounted = mount("--log-format", "json")
-    with pytest.raises(OSError):
-        (mounted.root / DEAD).read_bytes()
-    [failure] = [line for line in objects(mounted.log) if "clip" in line]
-    assert (failure["clip"], failure["source"]) == (f"{GONE}_000005_000015", "youtube")
-    assert (failure["kind"], failure["level"]) == ("gone", "warning")
-    assert "404" in failure["reason"]
-    assert f"{failure['clip']}: youtube: gone: {failure['reason']}; next retry after" in failure["message"]
-    assert datetime.fromisoformat(failure["next_retry"]) > datetime.fromisoformat(failure["time"])
-
-    site.fail["-demo_video"] = 429
-    with pytest.raises(OSError):
-        (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
-    [*_, blocked] = [line for line in objects(mounted.log) if "clip" in line]
-    assert (blocked["clip"], blocked["kind"]) == (FIRST, "blocked")
-    assert datetime.fromisoformat(blocked["next_retry"]) > datetime.fromisoformat(blocked["time"])
-
-
-def test_the_log_goes_on_in_a_new_file_after_a_hang_up(mount: MountFactory) -> None:
-    mounted = mount("--workers", "1")
-    (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
-    [worker] = [pid for pid in descendants(mounted.pid) if "fetch.worker" in command_line(pid)]
-    old = mounted.log.with_name("rotated")
-    mounted.log.rename(old)
-    for pid in (mounted.pid, worker):  # as fuser(1) does, to all that have the file open
-        os.kill(pid, signal.SIGHUP)
-    wait_until(mounted.log.exists)
-    (mounted.root / SURFING / f"{SECOND}.mp4").read_bytes()
-    assert f"{SECOND}: fetched" in mounted.log.read_text()
-    assert FIRST in old.read_text()
-    assert SECOND not in old.read_text()
-    assert stat.S_IMODE(mounted.log.stat().st_mode) == 0o600
-    assert Path(f"/proc/{worker}/fd/2").readlink() == mounted.log
-    for pid in (mounted.pid, worker):
-        assert old not in [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 PROGRAM = """
