@@ -200,7 +200,7 @@ class Settings:
         MAX_ARCHIVE_DOWNLOAD,
         "sources",
         "Maximum number of bytes that opening one clip may download from archives. A class archive without an index is"
-        " read whole only if it is not larger.",
+        " read whole only if it is not larger. Archives in a local folder have no limit.",
         metavar="SIZE",
         kind="size",
         default_text="200MB",

@@ -175,17 +175,17 @@ def blocks(settings: Settings) -> Iterator[Finding]:
 def indexes(settings: Settings) -> Iterator[Finding]:
     """Check the indexes with which clips are read out of archives."""
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+    from kinetics_fs.sources.archive.layout import is_remote
 
     name, path = "archive indexes", CacheLayout(settings.cache_dir).archive_indexes
     if not path.exists():
-        limit = settings.max_archive_download
-        if settings.source == ("archive",) and not limit:
+        limit = settings.max_archive_download if is_remote(settings.archive_url) else None
+        if settings.source == ("archive",) and limit == 0:
             fix = "Build or import one (kinetics-fs index), or add another --source."
             yield Finding(name, State.PROBLEM, "none, and archives are the only source", fix)
         else:
-            instead = (
-                f"archives up to {filesize.decimal(limit)} are read as a whole" if limit else "archives are not used"
-            )
+            size = "" if limit is None else f" up to {filesize.decimal(limit)}"
+            instead = "archives are not used" if limit == 0 else f"archives{size} are read as a whole"
             yield Finding(name, State.OK, f"none: {instead}")
         return
     try:

@@ -65,7 +65,7 @@ def archive_address(base: str, name: str) -> str:
         ArchiveError: the name is not a plain path.
     """
     check_name(name)
-    return f"{base.rstrip('/')}/{quote(name)}" if _is_remote(base) else str(Path(base, name))
+    return f"{base.rstrip('/')}/{quote(name)}" if is_remote(base) else str(Path(base, name))
 
 
 def list_archives(base: str, release: str, split: str) -> list[str]:
@@ -85,9 +85,9 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
     layout, word = _LAYOUTS[release], _SPLITS[split]
     folder = f"{layout.folder}/{word}"
     names = []
-    if split == "train" and layout.replacements and (_is_remote(base) or Path(base, layout.replacements).exists()):
+    if split == "train" and layout.replacements and (is_remote(base) or Path(base, layout.replacements).exists()):
         names.append(layout.replacements)
-    if not _is_remote(base):
+    if not is_remote(base):
         try:
             found = sorted(path.name for path in Path(base, folder).iterdir())
         except OSError as error:
@@ -146,7 +146,7 @@ def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
         if directory is None or directory.label is None:
             continue
         name = archive_of_class(catalog.release, directory.split, directory.label, catalog.labels())
-        if name is not None and _is_remote(base):
+        if name is not None and is_remote(base):
             names.append(name)
         elif name is not None:
             names += [f"{stem(name)}{end}" for end in _SUFFIXES if Path(base, f"{stem(name)}{end}").is_file()][:1]
@@ -158,5 +158,6 @@ def stem(name: str) -> str:
     return next((name.removesuffix(end) for end in _SUFFIXES if name.endswith(end)), name)
 
 
-def _is_remote(base: str) -> bool:
+def is_remote(base: str) -> bool:
+    """Return whether archives below this location are downloaded, and not read from a local folder."""
     return base.startswith(("http://", "https://", "s3://"))

@@ -31,7 +31,7 @@ class ArchiveSource:
     Args:
         base: location of all archives: an http(s) or s3 address, or a folder.
         index_db: file of the archive index database.
-        limit: maximum number of bytes to read by index for one clip.
+        limit: maximum number of bytes to read by index for one clip; None for no limit.
         streamer: reads class archives that have no index, or have changed; None reads by index only.
     """
 
@@ -42,7 +42,7 @@ class ArchiveSource:
         base: str,
         index_db: Path,
         *,
-        limit: int = MAX_ARCHIVE_DOWNLOAD,
+        limit: int | None = MAX_ARCHIVE_DOWNLOAD,
         streamer: ArchiveStreamer | None = None,
     ) -> None:
         self._base = base
@@ -66,7 +66,7 @@ class ArchiveSource:
         note = ""
         for location in self._index_db.find(clip):
             size = location.record.end - location.record.begin
-            if size > self._limit:
+            if self._limit is not None and size > self._limit:
                 note = limit_note(f"its part in {location.archive}", size, self._limit)
                 continue
             path = folder / clip.name

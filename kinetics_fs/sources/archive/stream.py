@@ -102,11 +102,11 @@ class ArchiveStreamer:
         index_db: file of the archive index database. With a lock file beside it, only one process at a time reads an
             archive.
         catalog: file of the catalog, which gives the class of a clip; None if there is none.
-        limit: size in bytes up to which an archive is read.
+        limit: size in bytes up to which an archive is read; None for any size.
         on_clip: receives the clips.
     """
 
-    def __init__(self, base: str, index_db: Path, catalog: Path | None, limit: int, on_clip: OnClip) -> None:
+    def __init__(self, base: str, index_db: Path, catalog: Path | None, limit: int | None, on_clip: OnClip) -> None:
         self._base = base
         self._index_db_path = index_db
         self._catalog_path = catalog
@@ -143,7 +143,7 @@ class ArchiveStreamer:
                 continue
             if self._is_indexed(name, version):
                 indexed.append(name)
-            elif version.size > self._limit:
+            elif self._limit is not None and version.size > self._limit:
                 note = limit_note("its class archive", version.size, self._limit)
             else:
                 self._read_locked(name, version, clip, folder)

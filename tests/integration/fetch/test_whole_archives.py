@@ -85,12 +85,14 @@ Make = Callable[..., Fetcher]
 def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path, tmp_path: Path) -> Iterator[Make]:
     with ExitStack() as opened:
 
-        def make(*order: str, limit: int = 10**9, into: Store = store, workers: int = 3) -> Fetcher:
+        def make(
+            *order: str, limit: int = 10**9, into: Store = store, workers: int = 3, base: str = archives.url
+        ) -> Fetcher:
             sources = SourceSettings(
                 order=order or ("archive",),
                 video_url=site.url_template,
                 ytdlp=NO_SLEEP,
-                archive_url=archives.url,
+                archive_url=base,
                 archive_index=str(tmp_path / "archives.sqlite"),
                 max_archive_download=limit,
                 catalog=str(catalog),
@@ -186,6 +188,20 @@ def test_an_archive_of_exactly_the_limit_is_read(fetcher: Make, store: Store, ar
     fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
     assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
     assert read_whole(archives) < 1.01
+
+
+def test_an_archive_in_a_local_folder_has_no_limit(
+    fetcher: Make, store: Store, archives: ArchiveSite, tmp_path: Path
+) -> None:
+    path = tmp_path / "copies" / ARCHIVE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(archives.files[ARCHIVE])
+    base = str(tmp_path / "copies")
+    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(PATIENCE)
+    assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
+    store.remove(CLIPS[7])  # the index that was built on the way has no limit either
+    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(PATIENCE)
+    assert archives.requests == []
 
 
 def test_the_failure_names_the_option_and_the_size(fetcher: Make, archives: ArchiveSite) -> None:
