@@ -14,6 +14,7 @@ import pytest
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.fetch import fetcher as fetcher_module
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import errno_of
@@ -105,7 +106,10 @@ def frugal(store: Store, site: VideoSite) -> FetchSettings:
     return FetchSettings(workers=2, timeout=PATIENCE, max_fetches_per_hour=2, sources=sources)
 
 
-def test_the_hourly_limit_keeps_a_reserve_for_opens(frugal: FetchSettings, store: Store, site: VideoSite) -> None:
+def test_the_hourly_limit_keeps_a_reserve_for_opens(
+    frugal: FetchSettings, store: Store, site: VideoSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher_module, "_BUDGET_POLL_INTERVAL", 1.0)
     one = Fetcher(store, frugal)
     try:
         first = one.request(CLIP, Priority.BACKGROUND)
