@@ -175,7 +175,7 @@ def blocks(settings: Settings) -> Iterator[Finding]:
 def indexes(settings: Settings) -> Iterator[Finding]:
     """Check the indexes with which clips are read out of archives."""
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-    from kinetics_fs.sources.archive.layout import is_remote
+    from kinetics_fs.sources.settings import is_remote
 
     name, path = "archive indexes", CacheLayout(settings.cache_dir).archive_indexes
     if not path.exists():

@@ -257,7 +257,7 @@ class Fetcher:
     def _limit_was_raised(self, reason: str) -> bool:
         """Return whether a failure had a lower --max-archive-download as a cause than this fetcher has."""
         sources = self._settings.sources
-        return "archive" in sources.order and failed_below(reason, sources.max_archive_download)
+        return "archive" in sources.order and failed_below(reason, sources.archive_limit)
 
     def is_fetching(self, clip: Clip) -> bool:
         """Return whether the clip is queued or in flight."""

@@ -23,14 +23,12 @@ def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
     # Imported here because yt-dlp and requests are slow to load: only worker processes need them.
     catalog = Path(settings.catalog) if settings.catalog else None
     if name == "archive":
-        from kinetics_fs.sources.archive.layout import is_remote
         from kinetics_fs.sources.archive.source import ArchiveSource
         from kinetics_fs.sources.archive.stream import ArchiveStreamer
 
         index_db = Path(settings.archive_index)
-        limit = settings.max_archive_download if is_remote(settings.archive_url) else None
-        streamer = ArchiveStreamer(settings.archive_url, index_db, catalog, limit, on_clip)
-        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer)
+        streamer = ArchiveStreamer(settings.archive_url, index_db, catalog, settings.archive_limit, on_clip)
+        return ArchiveSource(settings.archive_url, index_db, limit=settings.archive_limit, streamer=streamer)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

@@ -56,3 +56,13 @@ class SourceSettings:
     max_archive_download: int = MAX_ARCHIVE_DOWNLOAD
     folders: tuple[str, ...] = ()
     catalog: str = ""
+
+    @property
+    def archive_limit(self) -> int | None:
+        """`max_archive_download`, or None for archives in a local folder: reading these downloads nothing."""
+        return self.max_archive_download if is_remote(self.archive_url) else None
+
+
+def is_remote(archive_url: str) -> bool:
+    """Return whether archives below this location are downloaded, and not read from a local folder."""
+    return archive_url.startswith(("http://", "https://", "s3://"))

@@ -28,6 +28,7 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.sources.archive.index import check_name
 from kinetics_fs.sources.archive.reader import open_archive, read_small
+from kinetics_fs.sources.settings import is_remote
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _CLASSES_OF_700 = 700
@@ -156,8 +157,3 @@ def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
 def stem(name: str) -> str:
     """Return the name of an archive without the suffix of its format."""
     return next((name.removesuffix(end) for end in _SUFFIXES if name.endswith(end)), name)
-
-
-def is_remote(base: str) -> bool:
-    """Return whether archives below this location are downloaded, and not read from a local folder."""
-    return base.startswith(("http://", "https://", "s3://"))

@@ -27,7 +27,7 @@ def limit_note(subject: str, size: int, limit: int) -> str:
     return f"{subject} ({filesize.decimal(size)}) {NOTE} ({limit // _UNITS[unit]}{unit})"
 
 
-def failed_below(reason: str, limit: int) -> bool:
-    """Return whether the reason of a failure has a note about a limit below `limit` bytes."""
+def failed_below(reason: str, limit: int | None) -> bool:
+    """Return whether the reason of a failure has a note about a limit below `limit` bytes; None is no limit."""
     match = _NOTE_PATTERN.search(reason)
-    return match is not None and int(match[1]) * _UNITS[match[2]] < limit
+    return match is not None and (limit is None or int(match[1]) * _UNITS[match[2]] < limit)

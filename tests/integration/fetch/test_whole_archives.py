@@ -204,6 +204,17 @@ def test_an_archive_in_a_local_folder_has_no_limit(
     assert archives.requests == []
 
 
+def test_a_local_copy_of_the_archives_is_tried_after_a_failure_above_the_limit(
+    fetcher: Make, store: Store, archives: ArchiveSite, tmp_path: Path
+) -> None:
+    error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
+    path = tmp_path / "copies" / ARCHIVE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(archives.files[ARCHIVE])
+    fetcher("archive", "youtube", limit=0, base=str(tmp_path / "copies")).request(CLIPS[7]).result(PATIENCE)
+    assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
+
+
 def test_the_failure_names_the_option_and_the_size(fetcher: Make, archives: ArchiveSite) -> None:
     limit = below(archives)
     error = error_of(fetcher("archive", "youtube", limit=limit).request(CLIPS[7]))
