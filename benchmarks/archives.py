@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
-from kinetics_fs.fill import Job, fill_archive
+from kinetics_fs.fill import ArchiveJob, fill_archive
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
@@ -45,6 +45,7 @@ from kinetics_fs.sources.archive.reader import LocalArchive, open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.sources.archive.tar import Begin, End
+from kinetics_fs.store import FillCheckpoints
 from tests.support.link import Link
 from tests.support.servers import find_nginx, nginx
 
@@ -116,7 +117,17 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
     def fill(out: Path) -> None:
         base = str(folder / "archives")
         summary = fill_archive(
-            Job(base, NAME, out / "cache", None, 0, None, out / "index", out / "fills", VerifyLevel.CONTAINER)
+            ArchiveJob(
+                base,
+                NAME,
+                out / "cache",
+                None,
+                0,
+                None,
+                out / "index",
+                FillCheckpoints(out / "fills"),
+                VerifyLevel.CONTAINER,
+            )
         )
         assert summary.stored == len(clips), summary
 

@@ -334,8 +334,8 @@ class Library:
                 min_free=settings.min_free,
                 index_db=index_db_path(settings),
                 index=index,
-                # An archive that lacks no clip of one selection may lack clips of another: each has its own states.
-                states=self.store.layout.fill_states(self.catalog.digest),
+                # An archive with nothing more for one selection may have clips of another: each has its checkpoints.
+                checkpoints=self.store.layout.fill_checkpoints(self.catalog.digest),
                 verify=VerifyLevel(verify),
                 processes=processes,
             ),
@@ -614,8 +614,8 @@ class ArchiveIndexes:
             settings.archive_url,
             archives or archives_holding(settings.archive_url, self._library.catalog, whole=_has_all_classes(settings)),
             index_db_path(settings),
-            cache=settings.cache_dir,
-            states=CacheLayout(settings.cache_dir).index_states,
+            cache_dir=settings.cache_dir,
+            checkpoints=CacheLayout(settings.cache_dir).index_checkpoints,
             processes=processes,
             progress=progress,
         )

@@ -98,6 +98,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
                 ytdlp_cache=str(layout.ytdlp_cache),
                 archive_url=settings.archive_url,
                 archive_index=str(layout.archive_indexes),
+                archive_lock=str(layout.archive_reading_lock),
                 max_archive_download=settings.max_archive_download,
                 folders=tuple(map(str, settings.folder)),
                 catalog=str(catalog or ""),

@@ -23,12 +23,12 @@ from kinetics_fs.util.processes import kill_session
 _CHUNK = 65536
 _MAX_LINE = 2 * _CHUNK
 
-_MAX_JOBS = 500
-"""Jobs after which a process is replaced, because extractors and decoders leak memory."""
+_MAX_REQUESTS = 500
+"""Requests after which a process is replaced, because extractors and decoders leak memory."""
 
 
 class Worker:
-    """A worker process. It is started for the first job, and replaced when it dies.
+    """A worker process. It is started for the first request, and replaced when it dies.
 
     One thread calls `fetch`; any thread may call `stop`.
 
@@ -41,7 +41,7 @@ class Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
-        self._jobs = 0
+        self._requests = 0
         self._stopped = False
 
     def fetch(
@@ -68,18 +68,18 @@ class Worker:
         deadline = time.monotonic() + timeout
         earlier = self._process
         process = self._running()
-        job = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
-        job |= {"source": source, "folder": str(folder)}
+        request = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+        request |= {"source": source, "folder": str(folder)}
         try:
             try:
-                self._begin(process, job, deadline)
+                self._begin(process, request, deadline)
             except (BrokenPipeError, EOFError):
                 if process is not earlier:
                     raise
-                # The process died while it had no job, so that this clip is not the cause.
+                # The process died while it had no request, so that this clip is not the cause.
                 self._end()
                 process = self._running()
-                self._begin(process, job, deadline)
+                self._begin(process, request, deadline)
             answer = json.loads(self._read_line(process, deadline))
             while "clip" in answer:
                 self._pass_on(answer["clip"], folder, on_clip)
@@ -98,8 +98,8 @@ class Worker:
                 FailureKind.TRANSIENT, f"the worker process died (status {status})", source=source
             ) from None
         finally:
-            self._jobs += 1
-            if self._jobs >= _MAX_JOBS:
+            self._requests += 1
+            if self._requests >= _MAX_REQUESTS:
                 self._end()
 
     def stop(self) -> None:
@@ -107,11 +107,11 @@ class Worker:
         self._stopped = True
         self._end()
 
-    def _begin(self, process: subprocess.Popen[bytes], job: dict[str, Any], deadline: float) -> None:
-        """Send a job to the process, and wait until the process has received it."""
-        _send(process, job)
+    def _begin(self, process: subprocess.Popen[bytes], request: dict[str, Any], deadline: float) -> None:
+        """Send a request to the process, and wait until the process has received it."""
+        _send(process, request)
         if json.loads(self._read_line(process, deadline)) != {"begun": True}:
-            raise ValueError("the worker process did not begin the job")
+            raise ValueError("the worker process did not begin the request")
 
     def _pass_on(self, name: Any, folder: Path, on_clip: OnClip | None) -> None:
         clip = parse_clip_name(str(name))
@@ -173,7 +173,7 @@ class Worker:
         with self._lock:
             process, self._process = self._process, None
             self._unread = b""
-            self._jobs = 0
+            self._requests = 0
         if process is None:
             return None
         kill_session(process.pid)

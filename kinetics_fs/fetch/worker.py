@@ -2,13 +2,13 @@
 
 Input and output are JSON objects, one per line.
 
-Input: first the `SourceSettings`, then jobs ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
+Input: first the `SourceSettings`, then requests ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
 
-Output for each job: ``{"begun": true}`` when the worker has received the job; then any number of ``{"clip": NAME}``,
-each the name of a verified clip in the job's folder, which is the requested clip or another one that came with it; at
-last one of these:
+Output for each request: ``{"begun": true}`` when the worker has received it; then any number of ``{"clip": NAME}``,
+each the name of a verified clip in the folder of the request, which is the requested clip or another one that came with
+it; at last one of these:
 
-* ``{"file": NAME}``: the requested clip in the job's folder, or null if it was among the clips before.
+* ``{"file": NAME}``: the requested clip in the folder of the request, or null if it was among the clips before.
 * ``{"not_in_source": NOTE}``: the source does not have the clip. The note says why it did not look further; it may be
   empty.
 * ``{"in_progress_elsewhere": true}``: another process is reading the archive that has the clip.
@@ -50,7 +50,7 @@ Answer = dict[str, Any]
 
 
 def main() -> None:
-    """Answer jobs until the input closes."""
+    """Answer requests until the input closes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     output = _take_over_stdout()
     end_with_parent(sys.stdin.fileno())
@@ -61,10 +61,10 @@ def main() -> None:
 
     worker = _Worker(SourceSettings(**json.loads(sys.stdin.readline())), send)
     for line in sys.stdin:
-        job = json.loads(line)
+        request = json.loads(line)
         send({"begun": True})
         logs.reopen_if_moved()
-        send(worker.answer(job))
+        send(worker.answer(request))
 
 
 def _take_over_stdout() -> TextIO:
@@ -75,7 +75,7 @@ def _take_over_stdout() -> TextIO:
 
 
 class _Worker:
-    """The sources of this process, created on first use, and the job in progress."""
+    """The sources of this process, created on first use, and the request in progress."""
 
     def __init__(self, settings: SourceSettings, send: Callable[[Answer], None]) -> None:
         self._settings = settings
@@ -83,11 +83,11 @@ class _Worker:
         self._sources: dict[str, Source] = {}
         self._requested: Clip | None = None
 
-    def answer(self, job: dict[str, Any]) -> Answer:
-        """Do a job and return its last answer."""
-        clip = self._requested = Clip(job["youtube_id"], job["start"], job["end"])
+    def answer(self, request: dict[str, Any]) -> Answer:
+        """Serve a request and return its last answer."""
+        clip = self._requested = Clip(request["youtube_id"], request["start"], request["end"])
         try:
-            path = self._fetch(clip, job["source"], Path(job["folder"]))
+            path = self._fetch(clip, request["source"], Path(request["folder"]))
             return {"file": None if path is None else path.name}
         except NotInSource as missing:
             return {"not_in_source": missing.note}
@@ -105,7 +105,7 @@ class _Worker:
             "error": {
                 "kind": failure.kind,
                 "reason": failure.reason,
-                "source": failure.source or job["source"],
+                "source": failure.source or request["source"],
                 "errno": failure.errno,
                 "retry_after": failure.retry_after,
             }

@@ -6,7 +6,6 @@ far. All clips before the checkpoint are in the store.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Checkpoint, Scan
 from kinetics_fs.sources.archive.stream import stream_clips
-from kinetics_fs.store import Claim, Store
+from kinetics_fs.store import Claim, FillCheckpoints, Store
 from kinetics_fs.util.files import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -53,18 +52,18 @@ _MAX_SUMMARY = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Job:
+class ArchiveJob:
     """The fill of a store from one archive, as plain values that can be sent to another process.
 
     Args:
         base: location of all archives: an http(s) or s3 address, or a folder.
         archive: name of the archive below that location.
-        cache: folder of the store.
+        cache_dir: folder of the store.
         limit: maximum size of the clips in the store, in bytes; None for no limit.
         min_free: space to leave free on the disk, in bytes.
-        catalog: file of the catalog whose clips are stored; None for all clips of the archive.
-        index_db: file of the archive index database; None to build no index.
-        states: folder of the checkpoint files.
+        catalog_file: file of the catalog whose clips are stored; None for all clips of the archive.
+        index_db_file: file of the archive index database; None to build no index.
+        checkpoints: names of the checkpoint files.
         verify: how thoroughly each clip is verified.
         connections: number of connections with which the archive is read.
         keep: store the clips; otherwise only the index is built.
@@ -72,12 +71,12 @@ class Job:
 
     base: str
     archive: str
-    cache: Path
+    cache_dir: Path
     limit: int | None
     min_free: int
-    catalog: Path | None
-    index_db: Path | None
-    states: Path
+    catalog_file: Path | None
+    index_db_file: Path | None
+    checkpoints: FillCheckpoints
     verify: VerifyLevel = VerifyLevel.CONTAINER
     connections: int = 8
     keep: bool = True
@@ -179,7 +178,7 @@ Report = Callable[[int, int], None]
 """Receives the progress of a job: bytes of the archive that are done, and its size in bytes."""
 
 
-def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary:
+def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> Summary:
     """Fill a store from one archive, and build its index.
 
     Clips that were published stay, also if the fill fails later.
@@ -191,10 +190,10 @@ def fill_archive(job: Job, report: Report = lambda done, total: None) -> Summary
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
-        store = opened.enter_context(Store(job.cache, limit=job.limit, min_free=job.min_free))
-        catalog = opened.enter_context(Catalog(job.catalog)) if job.catalog else None
-        indexing = job.index_db is not None and finds_block_boundaries()
-        index_db = opened.enter_context(ArchiveIndexDB(job.index_db)) if job.index_db and indexing else None
+        store = opened.enter_context(Store(job.cache_dir, limit=job.limit, min_free=job.min_free))
+        catalog = opened.enter_context(Catalog(job.catalog_file)) if job.catalog_file else None
+        indexing = job.index_db_file is not None and finds_block_boundaries()
+        index_db = opened.enter_context(ArchiveIndexDB(job.index_db_file)) if job.index_db_file and indexing else None
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
         return _Fill(job, store, catalog, index_db, archive, report).run()
 
@@ -204,7 +203,7 @@ class _Fill:
 
     def __init__(
         self,
-        job: Job,
+        job: ArchiveJob,
         store: Store,
         catalog: Catalog | None,
         index_db: ArchiveIndexDB | None,
@@ -226,11 +225,7 @@ class _Fill:
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._unpublished: deque[Future[None]] = deque()
-        # An index without the clips of an earlier part is useless, so passes with and without an index have checkpoint
-        # files of their own.
-        kind = "indexed" if index_db else "plain"
-        name = hashlib.sha256(f"{job.base} {job.archive}".encode()).hexdigest()[:32]
-        self._checkpoint_file = job.states / f"{name}.{kind}"
+        self._checkpoint_file = job.checkpoints.progress_file(job.base, job.archive, indexing=index_db is not None)
 
     def run(self) -> Summary:
         try:
@@ -280,7 +275,7 @@ class _Fill:
         checkpoint = scan.checkpoint()
         if checkpoint is not None:
             self._wait_for_published()  # everything before the checkpoint must be in the store
-            self._job.states.mkdir(parents=True, exist_ok=True)
+            self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
             summary = replace(self._summary, refused=self._refused_before + scan.refusals)
             write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), summary))
 

@@ -1,4 +1,4 @@
-"""Executors of jobs: processes of this machine, or anything else with a `submit`."""
+"""Executors of archive jobs: processes of this machine, or anything else with a `submit`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import Job, Summary, fill_archive
+from kinetics_fs.fill.archive_job import ArchiveJob, Summary, fill_archive
 from kinetics_fs.util import logs
 from kinetics_fs.util.processes import end_with_parent
 
@@ -26,9 +26,9 @@ _SHUTDOWN_TIMEOUT = 5.0
 
 
 class Executor(Protocol):
-    """Does jobs, on this machine or on another."""
+    """Does archive jobs, on this machine or on another."""
 
-    def submit(self, job: Job) -> Future[Summary]:
+    def submit(self, job: ArchiveJob) -> Future[Summary]:
         """Accept a job. The future fails with a `KineticsError`."""
         ...
 
@@ -51,7 +51,7 @@ class ProcessExecutor:
             threads.
     """
 
-    def __init__(self, processes: int, report: Callable[[Job, int, int], None]) -> None:
+    def __init__(self, processes: int, report: Callable[[ArchiveJob, int, int], None]) -> None:
         self._report = report
         # A terminal sends Ctrl-C to all processes of the command, but only the first may act on it. Processes inherit
         # the signal mask of the thread that starts them.
@@ -62,7 +62,7 @@ class ProcessExecutor:
         self._processes: set[SpawnProcess] = set()
         self._closing = False
 
-    def submit(self, job: Job) -> Future[Summary]:
+    def submit(self, job: ArchiveJob) -> Future[Summary]:
         """Accept a job; it begins when a process is free."""
         return self._threads.submit(self._run, job)
 
@@ -85,7 +85,7 @@ class ProcessExecutor:
             for process in self._processes:
                 process.kill()
 
-    def _run(self, job: Job) -> Summary:
+    def _run(self, job: ArchiveJob) -> Summary:
         receiver, sender = _SPAWN.Pipe(duplex=False)
         process = _SPAWN.Process(target=_work, args=(job, sender, logging.getLogger().level), daemon=True)
         with receiver:
@@ -106,7 +106,7 @@ class ProcessExecutor:
             raise FetchError(FailureKind.TRANSIENT, f"its process ended early (exit code {process.exitcode})")
         raise FetchError(answer.kind, answer.text) if answer.kind else KineticsError(answer.text)
 
-    def _receive_answer(self, job: Job, receiver: Connection) -> Summary | _Failure | None:
+    def _receive_answer(self, job: ArchiveJob, receiver: Connection) -> Summary | _Failure | None:
         while True:
             try:
                 message: Summary | _Failure | tuple[int, int] = receiver.recv()
@@ -117,7 +117,7 @@ class ProcessExecutor:
             self._report(job, *message)
 
 
-def _work(job: Job, sender: Connection, log_level: int) -> None:
+def _work(job: ArchiveJob, sender: Connection, log_level: int) -> None:
     """Do a job; the main function of a process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves all contexts, and so no unfinished files
     parent = multiprocessing.parent_process()

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, KineticsError
-from kinetics_fs.fill.archive_job import Job
+from kinetics_fs.fill.archive_job import ArchiveJob
 from kinetics_fs.fill.plan import find_versions, indexed_archives
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archives
 from kinetics_fs.media.verify import VerifyLevel
@@ -24,6 +24,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.store import FillCheckpoints
 
 _MAX_READS = 4
 
@@ -46,8 +47,8 @@ def build_indexes(
     names: Sequence[str],
     index_db: Path,
     *,
-    cache: Path,
-    states: Path,
+    cache_dir: Path,
+    checkpoints: FillCheckpoints,
     processes: int,
     progress: ArchiveProgress | None = None,
 ) -> ArchiveResults:
@@ -57,8 +58,8 @@ def build_indexes(
         base: http(s) or s3 address, or folder, that has the archives.
         names: the archives to index.
         index_db: file of the archive index database; created if it does not exist.
-        cache: the cache directory.
-        states: folder for the state of half-read archives.
+        cache_dir: the cache directory.
+        checkpoints: where in half-read archives to continue.
         processes: number of archives to read at the same time.
         progress: receives the progress.
 
@@ -72,15 +73,15 @@ def build_indexes(
         indexed = indexed_archives(opened, versions)
     results = ArchiveResults(read_before=[name for name in versions if name in indexed], failed=failed)
     jobs = (
-        Job(
+        ArchiveJob(
             base=base,
             archive=name,
-            cache=cache,
+            cache_dir=cache_dir,
             limit=None,
             min_free=0,
-            catalog=None,
-            index_db=index_db,
-            states=states,
+            catalog_file=None,
+            index_db_file=index_db,
+            checkpoints=checkpoints,
             verify=VerifyLevel.NONE,
             keep=False,
         )

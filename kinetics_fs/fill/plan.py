@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich import filesize
 
@@ -17,7 +15,7 @@ from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, list_archives, stem
 from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.store import Store, selection_pages
+from kinetics_fs.store import FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
 
 _MAX_REQUESTS = 8
@@ -92,24 +90,20 @@ def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Ver
 # Archives that were read to their end
 
 
-def remember_done(states: Path, name: str, version: Version) -> None:
+def remember_done(checkpoints: FillCheckpoints, name: str, version: Version) -> None:
     """Record that an archive was read to its end."""
-    states.mkdir(parents=True, exist_ok=True)
-    with atomic_write(_mark(states, name), durable=False) as file:
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(checkpoints.done_mark(name), durable=False) as file:
         file.write(json.dumps([version.size, version.etag]).encode())
 
 
-def was_done(states: Path, name: str, version: Version) -> bool:
+def was_done(checkpoints: FillCheckpoints, name: str, version: Version) -> bool:
     """Return whether this version of an archive was read to its end."""
     try:
-        size, etag = json.loads(_mark(states, name).read_text())
+        size, etag = json.loads(checkpoints.done_mark(name).read_text())
     except (OSError, ValueError, TypeError):  # no such file, or one that a power cut damaged
         return False
     return Version(size, etag).matches(version)
-
-
-def _mark(states: Path, name: str) -> Path:
-    return states / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.done"
 
 
 # The plan
@@ -182,7 +176,7 @@ def plan_fill(
     catalog: Catalog,
     store: Store,
     index_db: ArchiveIndexDB | None,
-    states: Path,
+    checkpoints: FillCheckpoints,
     *,
     index: bool,
 ) -> FillPlan:
@@ -194,7 +188,7 @@ def plan_fill(
         catalog: the selection.
         store: the store to fill.
         index_db: the archive indexes of the cache; None if there are none.
-        states: folder of the records of archives that were read to their end.
+        checkpoints: has the marks of archives that were read to their end.
         index: an archive that is not indexed is to be read again for its index.
     """
     versions, failed = find_versions(base, names)
@@ -203,7 +197,7 @@ def plan_fill(
     read_before = [
         name
         for name, version in versions.items()
-        if was_done(states, name, version) and name not in cached.evicted_from and (name in indexed or not index)
+        if was_done(checkpoints, name, version) and name not in cached.evicted_from and (name in indexed or not index)
     ]
     to_read = {name: version for name, version in versions.items() if name not in read_before}
     incoming = 0

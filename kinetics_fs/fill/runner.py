@@ -12,14 +12,14 @@ from typing import Any
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import Job, Summary
+from kinetics_fs.fill.archive_job import ArchiveJob, Summary
 from kinetics_fs.fill.executors import ProcessExecutor
 from kinetics_fs.fill.plan import MissingClips, archives_holding, is_replacement, plan_fill, remember_done
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
-from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
+from kinetics_fs.store import ActivityCounts, FillCheckpoints, HistoryRecorder, Store
 
 _TICK = 1.0
 
@@ -86,7 +86,7 @@ class ArchiveResults:
 
 
 def read_archives(
-    jobs: Iterable[Job],
+    jobs: Iterable[ArchiveJob],
     versions: Mapping[str, Version],
     results: ArchiveResults,
     *,
@@ -107,7 +107,7 @@ def read_archives(
     jobs = list(jobs)
     progress.start(sum(versions[job.archive].size for job in jobs))
     executor = ProcessExecutor(processes, lambda job, done, total: progress.advance(job.archive, done, total))
-    running: dict[Future[Summary], Job] = {}
+    running: dict[Future[Summary], ArchiveJob] = {}
     try:
         # The store keeps the first copy of each clip: all replacements must be read before what they replace.
         for group in (
@@ -131,7 +131,7 @@ def read_archives(
             _add_result(job, future, versions[job.archive], results)
 
 
-def _add_result(job: Job, future: Future[Summary], version: Version, results: ArchiveResults) -> None:
+def _add_result(job: ArchiveJob, future: Future[Summary], version: Version, results: ArchiveResults) -> None:
     try:
         summary = future.result()
     except KineticsError as error:
@@ -141,7 +141,7 @@ def _add_result(job: Job, future: Future[Summary], version: Version, results: Ar
         return
     results.read[job.archive] = summary
     if not summary.busy:  # the processes that are fetching those clips may fail
-        remember_done(job.states, job.archive, version)
+        remember_done(job.checkpoints, job.archive, version)
 
 
 # Filling
@@ -159,7 +159,7 @@ class FillSettings:
         min_free: bytes of the disk to leave free.
         index_db: file of the archive index database.
         index: index the archives on the way.
-        states: folder for the state of half-read archives and the records of those that were read to their end.
+        checkpoints: where in half-read archives to continue, and the marks of those that were read to their end.
         verify: how to verify each clip.
         processes: number of archives to read at the same time.
     """
@@ -171,7 +171,7 @@ class FillSettings:
     min_free: int
     index_db: Path
     index: bool
-    states: Path
+    checkpoints: FillCheckpoints
     verify: VerifyLevel
     processes: int
 
@@ -251,19 +251,19 @@ def fill_store(
     index = settings.index and finds_block_boundaries()
     names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
     with _open_if_exists(settings.index_db) as index_db:
-        plan = plan_fill(settings.base, names, catalog, store, index_db, settings.states, index=index)
+        plan = plan_fill(settings.base, names, catalog, store, index_db, settings.checkpoints, index=index)
     plan.space.check(store, limit=settings.limit, min_free=settings.min_free)
     results = ArchiveResults(read_before=plan.read_before, failed=plan.failed)
     jobs = (
-        Job(
+        ArchiveJob(
             base=settings.base,
             archive=name,
-            cache=store.folder,
+            cache_dir=store.folder,
             limit=settings.limit,
             min_free=settings.min_free,
-            catalog=catalog.path,
-            index_db=settings.index_db if index else None,
-            states=settings.states,
+            catalog_file=catalog.path,
+            index_db_file=settings.index_db if index else None,
+            checkpoints=settings.checkpoints,
             verify=settings.verify,
         )
         for name in plan.to_read

@@ -27,8 +27,9 @@ def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
         from kinetics_fs.sources.archive.stream import ArchiveStreamer
 
         index_db = Path(settings.archive_index)
-        streamer = ArchiveStreamer(settings.archive_url, index_db, catalog, settings.archive_limit, on_clip)
-        return ArchiveSource(settings.archive_url, index_db, limit=settings.archive_limit, streamer=streamer)
+        limit = settings.archive_limit
+        streamer = ArchiveStreamer(settings.archive_url, index_db, Path(settings.archive_lock), catalog, limit, on_clip)
+        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

@@ -36,6 +36,7 @@ class SourceSettings:
         ytdlp_cache: folder of the files that yt-dlp keeps between runs.
         archive_url: location of the archives: an http(s) or s3 address, or a folder.
         archive_index: file of the archive index database.
+        archive_lock: file that is locked by the process that reads an archive as a whole.
         max_archive_download: bytes that one open may download from archives.
         folders: folders of clips that the user already has.
         catalog: file of the catalog, which gives the split and class of a clip; empty if there is none.
@@ -53,6 +54,7 @@ class SourceSettings:
     ytdlp_cache: str = ""
     archive_url: str = PUBLIC_ARCHIVES
     archive_index: str = ""
+    archive_lock: str = ""
     max_archive_download: int = MAX_ARCHIVE_DOWNLOAD
     folders: tuple[str, ...] = ()
     catalog: str = ""

@@ -28,7 +28,7 @@ from kinetics_fs.store.failures import (
     report_line,
 )
 from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
-from kinetics_fs.store.layout import CacheLayout, prepare_folder
+from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
@@ -46,6 +46,7 @@ __all__ = [
     "Failure",
     "FailureLog",
     "FailureReport",
+    "FillCheckpoints",
     "History",
     "HistoryRecorder",
     "ImportedFailures",

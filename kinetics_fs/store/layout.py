@@ -12,7 +12,7 @@
         archives.sqlite         indexes of archives; archives.sqlite.reading is locked by the process that reads one
         catalog/                compiled catalogs
         catalog/annotations/    copies of downloaded annotations
-        fills/<digest>/         checkpoints of fills of the catalog with that digest
+        fills/<digest>/         checkpoints of fills of the catalog with that digest: `FillCheckpoints`
         fills/index/            checkpoints of `kinetics-fs index build`
         fill-report.json        the report of the last fill
         prefetches/<hash>/      unfinished prefetches of a mount point
@@ -95,9 +95,14 @@ class CacheLayout:
         return self.catalogs / "annotations"
 
     @property
-    def index_states(self) -> Path:
-        """The folder of the checkpoints of a run that builds indexes and stores no clips."""
-        return self.root / "fills" / "index"
+    def archive_reading_lock(self) -> Path:
+        """The file of which a process locks a byte range while it reads an archive as a whole."""
+        return self.root / "archives.sqlite.reading"
+
+    @property
+    def index_checkpoints(self) -> FillCheckpoints:
+        """The checkpoints of a run that builds indexes and stores no clips."""
+        return FillCheckpoints(self.root / "fills" / "index")
 
     @property
     def fill_report(self) -> Path:
@@ -109,13 +114,43 @@ class CacheLayout:
         """The folder that yt-dlp uses as its cache."""
         return self.root / "yt-dlp"
 
-    def fill_states(self, catalog_digest: str) -> Path:
-        """Return the folder of the checkpoints of fills of the catalog with this digest."""
-        return self.root / "fills" / catalog_digest[:32]
+    def fill_checkpoints(self, catalog_digest: str) -> FillCheckpoints:
+        """Return the checkpoints of fills of the catalog with this digest."""
+        return FillCheckpoints(self.root / "fills" / catalog_digest[:32])
 
     def prefetches(self, mountpoint: Path) -> Path:
         """Return the folder of the unfinished prefetches of a mount point."""
         return self.root / "prefetches" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class FillCheckpoints:
+    """The paths of the checkpoints of fills of one catalog. They need not exist.
+
+    Attributes:
+        folder: the folder that has them.
+    """
+
+    folder: Path
+
+    def progress_file(self, base: str, archive: str, *, indexing: bool) -> Path:
+        """Return the checkpoint of an archive that is being read.
+
+        Args:
+            base: location of all archives, as the user wrote it.
+            archive: name of the archive.
+            indexing: the pass builds an index. An index without the clips of an earlier part is useless, so passes with
+                and without an index have checkpoints of their own.
+        """
+        return self.folder / f"{_digest(f'{base} {archive}')}.{'indexed' if indexing else 'plain'}"
+
+    def done_mark(self, archive: str) -> Path:
+        """Return the file that says that an archive was read to its end."""
+        return self.folder / f"{_digest(archive)}.done"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _is_own(tag: Path) -> bool:

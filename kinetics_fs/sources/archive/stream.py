@@ -99,16 +99,20 @@ class ArchiveStreamer:
 
     Args:
         base: location of all archives: an http(s) or s3 address, or a folder.
-        index_db: file of the archive index database. With a lock file beside it, only one process at a time reads an
-            archive.
+        index_db: file of the archive index database.
+        lock_file: file of which a byte range is locked while an archive is read, so that no two processes read the same
+            one.
         catalog: file of the catalog, which gives the class of a clip; None if there is none.
         limit: size in bytes up to which an archive is read; None for any size.
         on_clip: receives the clips.
     """
 
-    def __init__(self, base: str, index_db: Path, catalog: Path | None, limit: int | None, on_clip: OnClip) -> None:
+    def __init__(
+        self, base: str, index_db: Path, lock_file: Path, catalog: Path | None, limit: int | None, on_clip: OnClip
+    ) -> None:
         self._base = base
         self._index_db_path = index_db
+        self._lock_file = lock_file
         self._catalog_path = catalog
         self._limit = limit
         self._on_clip = on_clip
@@ -183,7 +187,7 @@ class ArchiveStreamer:
         """Read an archive, unless another process is reading it or has just read it."""
         offset = int.from_bytes(hashlib.sha256(f"{self._base} {name}".encode()).digest()[:7], "little")
         if self._lock_fd is None:
-            self._lock_fd = os.open(f"{self._index_db_path}.reading", os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock_fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             # Each archive has one byte of the lock file. The kernel releases the lock when this process dies.
             fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)

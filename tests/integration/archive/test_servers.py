@@ -13,13 +13,14 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill import Job, fill_archive
+from kinetics_fs.fill import ArchiveJob, fill_archive
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive import remote, s3
 from kinetics_fs.sources.archive.base import ArchiveChanged
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
+from kinetics_fs.store import FillCheckpoints
 from kinetics_fs.util import http
 from tests.support.command_line import run_command
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
@@ -119,7 +120,19 @@ def fill_and_read_single_clips(base: str, folder: Path) -> None:
     """Read all archives in this process, then read each clip by their index."""
     index_db = folder / "archives.sqlite"
     for name in ARCHIVES:
-        fill_archive(Job(base, name, folder / "cache", None, 0, None, index_db, folder / "states", VerifyLevel.NONE))
+        fill_archive(
+            ArchiveJob(
+                base,
+                name,
+                folder / "cache",
+                None,
+                0,
+                None,
+                index_db,
+                FillCheckpoints(folder / "states"),
+                VerifyLevel.NONE,
+            )
+        )
     assert cached_content(folder / "cache") == CLIPS
     source = ArchiveSource(base, index_db)
     (folder / "single").mkdir()

@@ -229,6 +229,7 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
         SourceSettings(
             archive_url=str(tmp_path / "held"),
             archive_index=str(tmp_path / "archives.sqlite"),
+            archive_lock=str(tmp_path / "archives.sqlite.reading"),
         )
     )
     try:

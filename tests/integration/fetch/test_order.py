@@ -53,6 +53,7 @@ def fetcher(store: Store, site: VideoSite, archives_folder: Path, tmp_path: Path
             ytdlp=NO_SLEEP,
             archive_url=str(archives_folder),
             archive_index=str(tmp_path / "archives.sqlite"),
+            archive_lock=str(tmp_path / "archives.sqlite.reading"),
         )
         made.append(Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources)))
         return made[-1]

@@ -94,6 +94,7 @@ def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path,
                 ytdlp=NO_SLEEP,
                 archive_url=base,
                 archive_index=str(tmp_path / "archives.sqlite"),
+                archive_lock=str(tmp_path / "archives.sqlite.reading"),
                 max_archive_download=limit,
                 catalog=str(catalog),
             )

@@ -17,13 +17,13 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill import Job, fill_archive
+from kinetics_fs.fill import ArchiveJob, fill_archive
 from kinetics_fs.fill import archive_job as job_module
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
-from kinetics_fs.store import CacheLayout, Store
+from kinetics_fs.store import CacheLayout, FillCheckpoints, Store
 from tests.conftest import Dataset
 from tests.support.archive_site import ArchiveSite
 from tests.support.archive_site import no_pauses as no_pauses
@@ -47,38 +47,38 @@ def archives() -> Iterator[ArchiveSite]:
 
 
 @pytest.fixture
-def job(archives: ArchiveSite, tmp_path: Path) -> Job:
-    return Job(
+def job(archives: ArchiveSite, tmp_path: Path) -> ArchiveJob:
+    return ArchiveJob(
         base=archives.url,
         archive=NAME,
-        cache=tmp_path / "cache",
+        cache_dir=tmp_path / "cache",
         limit=None,
         min_free=0,
-        catalog=None,
-        index_db=tmp_path / "archives.sqlite",
-        states=tmp_path / "fills",
+        catalog_file=None,
+        index_db_file=tmp_path / "archives.sqlite",
+        checkpoints=FillCheckpoints(tmp_path / "fills"),
         verify=VerifyLevel.NONE,
     )
 
 
-def clips_in_store(job: Job) -> dict[Clip, bytes]:
+def clips_in_store(job: ArchiveJob) -> dict[Clip, bytes]:
     """Return the clips in the store of a job, and check that it left no temporary files."""
-    clips = cached_content(job.cache)
-    assert not list(CacheLayout(job.cache).incoming.iterdir())
+    clips = cached_content(job.cache_dir)
+    assert not list(CacheLayout(job.cache_dir).incoming.iterdir())
     return clips
 
 
-def check_index(job: Job, folder: Path) -> None:
+def check_index(job: ArchiveJob, folder: Path) -> None:
     """Check that every clip can be read by the index that the fill has built."""
-    assert job.index_db
-    source = ArchiveSource(job.base, job.index_db)
+    assert job.index_db_file
+    source = ArchiveSource(job.base, job.index_db_file)
     for clip, content in CLIPS.items():
         (folder / clip.key).mkdir(parents=True)
         media = source.fetch(clip, folder / clip.key)
         assert media is not None and media.path.read_bytes() == content
 
 
-def test_all_clips_and_the_index(job: Job, tmp_path: Path) -> None:
+def test_all_clips_and_the_index(job: ArchiveJob, tmp_path: Path) -> None:
     reports: list[tuple[int, int]] = []
 
     summary = fill_archive(job, lambda done, total: reports.append((done, total)))
@@ -86,18 +86,18 @@ def test_all_clips_and_the_index(job: Job, tmp_path: Path) -> None:
     assert (summary.stored, summary.indexed, summary.resumed_at) == (len(CLIPS), len(CLIPS), 0)
     assert clips_in_store(job) == CLIPS
     assert reports[-1] == (summary.bytes, summary.bytes)
-    assert not list(job.states.iterdir())
+    assert not list(job.checkpoints.folder.iterdir())
     check_index(job, tmp_path / "jobs")
 
 
-def test_what_is_here_is_passed_over(job: Job) -> None:
+def test_what_is_here_is_passed_over(job: ArchiveJob) -> None:
     fill_archive(job)
     again = fill_archive(job)
     assert (again.stored, again.present) == (0, len(CLIPS))
 
 
-def test_clips_that_others_are_fetching_are_left_to_them(job: Job) -> None:
-    with Store(job.cache) as store:
+def test_clips_that_others_are_fetching_are_left_to_them(job: ArchiveJob) -> None:
+    with Store(job.cache_dir) as store:
         claim = store.claim(next(iter(CLIPS)))
         assert claim is not None
         with claim:
@@ -107,7 +107,7 @@ def test_clips_that_others_are_fetching_are_left_to_them(job: Job) -> None:
 
 @pytest.mark.parametrize("members", [False, True])
 def test_broken_off_anywhere_it_goes_on(
-    job: Job, archives: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: bool
+    job: ArchiveJob, archives: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: bool
 ) -> None:
     if members:
         archives.files[NAME] = in_members(make_tar(CLIPS), 40_000)
@@ -135,10 +135,11 @@ CHILD = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from kinetics_fs.fill import Job, fill_archive
+    from kinetics_fs.fill import ArchiveJob, fill_archive
     from kinetics_fs.fill import archive_job as job
     from kinetics_fs.media.verify import VerifyLevel
     from kinetics_fs.sources.archive import remote
+    from kinetics_fs.store import FillCheckpoints
     job._CHECKPOINT_INTERVAL = 0.0
     remote._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -147,22 +148,22 @@ CHILD = textwrap.dedent(
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
     fill_archive(
-        Job(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
-            folder / "fills", depth, 2),
+        ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
+            FillCheckpoints(folder / "fills"), depth, 2),
         report,
     )
     """
 )
 
 
-def kill(job: Job, folder: Path, at: int) -> None:
+def kill(job: ArchiveJob, folder: Path, at: int) -> None:
     """Run a job in another process, and kill it when it has got this far."""
     command = [sys.executable, "-c", CHILD, job.base, str(folder), str(at), job.verify]
-    command += [str(job.catalog)] if job.catalog else []
+    command += [str(job.catalog_file)] if job.catalog_file else []
     assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == -signal.SIGKILL
 
 
-def test_killed_again_and_again(job: Job, archives: ArchiveSite, tmp_path: Path) -> None:
+def test_killed_again_and_again(job: ArchiveJob, archives: ArchiveSite, tmp_path: Path) -> None:
     size = len(archives.files[NAME])
     for part in (0.3, 0.7):
         kill(job, tmp_path, int(size * part))
@@ -179,7 +180,7 @@ def test_killed_again_and_again(job: Job, archives: ArchiveSite, tmp_path: Path)
 
 
 def test_the_summary_is_of_all_of_it_whoever_was_killed(
-    job: Job, archives: ArchiveSite, dataset: Dataset, tmp_path: Path
+    job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, tmp_path: Path
 ) -> None:
     video = min((path.read_bytes() for path in dataset.videos.glob("*.mp4")), key=len)
     # Of each sort some before and some after the kill.
@@ -191,10 +192,15 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     archives.files[NAME] = by_zlib(make_tar(contents))
-    job = replace(job, verify=VerifyLevel.CONTAINER, catalog=catalog)
-    whole = replace(job, cache=tmp_path / "other", index_db=tmp_path / "other.sqlite", states=tmp_path / "other fills")
+    job = replace(job, verify=VerifyLevel.CONTAINER, catalog_file=catalog)
+    whole = replace(
+        job,
+        cache_dir=tmp_path / "other",
+        index_db_file=tmp_path / "other.sqlite",
+        checkpoints=FillCheckpoints(tmp_path / "other fills"),
+    )
     for one in (job, whole):
-        with Store(one.cache) as store:
+        with Store(one.cache_dir) as store:
             for clip in here:
                 claim = store.claim(clip)
                 assert claim is not None
@@ -211,19 +217,19 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     assert replace(summary, bytes=0, resumed_at=0) == replace(expected, bytes=0, resumed_at=0)
 
 
-def break_off(job: Job, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Leaves a job half done; its state."""
+def break_off(job: ArchiveJob, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leaves a job half done; its checkpoint."""
     monkeypatch.setattr(remote, "_SEGMENT", 30_000)
     archives.faults = [""] * 12 + ["404"]
     with pytest.raises(FetchError):
         fill_archive(replace(job, connections=1))
     archives.faults = []
-    [state] = job.states.iterdir()
-    return state
+    [checkpoint] = job.checkpoints.folder.iterdir()
+    return checkpoint
 
 
 def test_archive_that_changes_between_two_tries_is_begun_anew(
-    job: Job, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch
+    job: ArchiveJob, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_off(job, archives, monkeypatch)
     archives.files[NAME] = by_zlib(make_tar(CLIPS), 9)
@@ -235,8 +241,8 @@ def test_archive_that_changes_between_two_tries_is_begun_anew(
 
 
 @pytest.mark.parametrize("damage", [b"", b"kinetics-fs fill 2\n", b"kinetics-fs fill 2\n\xff\xff\xff\x7f", b"x" * 500])
-def test_damaged_states_are_begun_anew(
-    job: Job, archives: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
+def test_archive_with_a_damaged_checkpoint_is_read_from_its_beginning(
+    job: ArchiveJob, archives: ArchiveSite, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_off(job, archives, monkeypatch).write_bytes(damage)
 
@@ -244,19 +250,19 @@ def test_damaged_states_are_begun_anew(
     assert clips_in_store(job) == CLIPS
 
 
-def test_damaged_archive_is_begun_anew(job: Job, archives: ArchiveSite) -> None:
+def test_damaged_archive_is_begun_anew(job: ArchiveJob, archives: ArchiveSite) -> None:
     """A damaged clip may be in progress when a checkpoint is written."""
     whole = by_zlib(make_tar(CLIPS), 0)  # stored: only the checksum can tell
     archives.files[NAME] = whole[:-1] + bytes([whole[-1] ^ 1])
     with pytest.raises(ArchiveError):
         fill_archive(job)
-    assert not list(job.states.iterdir())
+    assert not list(job.checkpoints.folder.iterdir())
     archives.files[NAME] = whole
 
     assert fill_archive(job).indexed == len(CLIPS)
 
 
-def test_no_room(job: Job) -> None:
+def test_no_room(job: ArchiveJob) -> None:
     with pytest.raises(FetchError) as caught:
         fill_archive(replace(job, min_free=1 << 60))
     assert caught.value.kind is FailureKind.LOCAL
@@ -264,7 +270,7 @@ def test_no_room(job: Job) -> None:
 
 @pytest.mark.parametrize("depth", VerifyLevel)
 def test_clips_that_are_none_are_not_published(
-    job: Job, archives: ArchiveSite, dataset: Dataset, depth: VerifyLevel
+    job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, depth: VerifyLevel
 ) -> None:
     video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
     scrambled = bytearray(video)
@@ -286,7 +292,7 @@ def test_clips_that_are_none_are_not_published(
     assert summary.indexed == 4
 
 
-def test_members_that_are_no_clips_are_counted(job: Job, archives: ArchiveSite) -> None:
+def test_members_that_are_no_clips_are_counted(job: ArchiveJob, archives: ArchiveSite) -> None:
     archives.files[NAME] = make_tar({**CLIPS, Clip("empty______", 0, 10): b""})
 
     summary = fill_archive(job)
@@ -295,12 +301,12 @@ def test_members_that_are_no_clips_are_counted(job: Job, archives: ArchiveSite) 
     assert summary.stored == len(CLIPS)
 
 
-def test_only_what_is_wanted(job: Job, archives: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
+def test_only_what_is_wanted(job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
     rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in list(CLIPS)[:5])
     annotations = tmp_path / "a.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
-        summary = fill_archive(replace(job, catalog=catalog))
+        summary = fill_archive(replace(job, catalog_file=catalog))
         assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
         assert [one.clips for one in index_db.archives()] == [len(CLIPS)], "the index is of all"
