@@ -14,17 +14,16 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.control.status import FetchStatus, InFlightFetch
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
-from kinetics_fs.sources.archive.limit import NOTE, failed_below
-from kinetics_fs.store import Claim, Permit, RateLimited, Store, one_line
+from kinetics_fs.store import Claim, Permit, RateLimited, Store
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
@@ -41,15 +40,6 @@ _BUDGET_POLL_INTERVAL = 15.0
 
 _FOREGROUND_BUDGET_POLL_INTERVAL = 1.0
 """The same for a clip that a process waits for in `open`."""
-
-_MAX_REASON = 350
-"""Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
-
-KIND_PRECEDENCE = (
-    *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
-    *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
-)
-"""If several sources fail, the kind that comes first here counts: a clip is gone only if every source reports that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +60,10 @@ class FetchSettings:
 
 
 class RetryLater(Exception):
-    """A clip cannot be fetched now, but may be in some seconds."""
+    """A clip cannot be fetched now, but may be in some seconds; the text is the reason."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
+    def __init__(self, seconds: float, reason: str) -> None:
+        super().__init__(reason)
         self.seconds = seconds
 
 
@@ -160,7 +150,8 @@ class Delivery:
         if self._fetch.state is FetchState.ENDED:  # another fetch delivered it as a sibling
             self.delivered = True
             return
-        size = self._claim.publish(path, self._source, last=last)
+        with log_step(_log, f"fetch {self._fetch.clip.key}: publish"):
+            size = self._claim.publish(path, self._source, last=last)
         self.delivered = True
         now = time.monotonic()
         self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
@@ -192,8 +183,7 @@ class Fetcher:
         self._order = itertools.count()
         self._closing = False
         self.stats = FetchStats()
-        # `known_failure` would retry these clips, but a mount that hides gone clips does not even show them.
-        store.failures.make_due_if(NOTE, self._limit_was_raised)
+        self._failures = FailureMemory(store, self.stats, settings.sources)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -243,21 +233,7 @@ class Fetcher:
 
     def known_failure(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
-        failure = self._store.failures.get(clip)
-        if failure is None or failure.retry_at <= time.time():
-            return None
-        if self._limit_was_raised(failure.reason):
-            return None
-        sources = self._settings.sources
-        found_by = failure.source.removeprefix("imported ")
-        if failure.kind is FailureKind.GONE and found_by == "archive" and sources.order != ("archive",):
-            return None  # the archives lack the clip, which says nothing about the other sources
-        return failure.error()
-
-    def _limit_was_raised(self, reason: str) -> bool:
-        """Return whether a failure had a lower --max-archive-download as a cause than this fetcher has."""
-        sources = self._settings.sources
-        return "archive" in sources.order and failed_below(reason, sources.archive_limit)
+        return self._failures.get(clip)
 
     def is_fetching(self, clip: Clip) -> bool:
         """Return whether the clip is queued or in flight."""
@@ -368,6 +344,7 @@ class Fetcher:
                 self._fetch(worker, fetch)
                 self._finish(fetch, None)
             except RetryLater as later:
+                _log.debug("fetch %s: deferred for %.1f s: %s", fetch.clip.key, later.seconds, later)
                 self._defer(fetch, later.seconds)
             except FetchError as error:
                 self._finish(fetch, _shutting_down() if self._closing else error)
@@ -387,15 +364,16 @@ class Fetcher:
         """
         clip = fetch.clip
         try:
-            claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
+            with log_step(_log, f"fetch {clip.key}: claim"):
+                claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
         except FetchError as error:
             if fetch.protect_used_since == math.inf:
-                self._remember(clip, error)
+                self._failures.remember(clip, error)
             raise
         if claim is None:
             if self._store.is_cached(clip):  # by a process that is still reading its siblings
                 return
-            raise RetryLater(_CLAIM_POLL_INTERVAL)
+            raise RetryLater(_CLAIM_POLL_INTERVAL, "another process is fetching it")
         with claim:
             # Look again under the claim: another process may have finished with the clip just now.
             stored = self._store.open(clip)
@@ -411,7 +389,7 @@ class Fetcher:
                 self._fetch_claimed(worker, fetch, claim)
             except FetchError as error:
                 if not self._closing and fetch.state is not FetchState.ENDED:
-                    self._remember(clip, error)
+                    self._failures.remember(clip, error)
                 raise
             finally:
                 with fetch.claim_lock:
@@ -438,7 +416,7 @@ class Fetcher:
                 note = missing.note or note
                 continue
             except InProgressElsewhere:
-                raise RetryLater(_ARCHIVE_POLL_INTERVAL) from None
+                raise RetryLater(_ARCHIVE_POLL_INTERVAL, "another process is reading the archive that has it") from None
             except FetchError as error:
                 if delivery.delivered:
                     _log.warning("%s: not all of its siblings arrived: %s: %s", clip.key, source, error.reason)
@@ -450,23 +428,7 @@ class Fetcher:
                 fetch.source = None
             if delivery.delivered:
                 return
-        if failures:
-            # If two failures have one kind, the later one counts: the archives cannot say why a clip is gone.
-            failure = min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
-        else:
-            # Without the name of a source, so that a prefetch goes on: the next clip may be in another archive.
-            advice = "" if note else "; give an index of its archive (kinetics-fs index), or a --folder that has it"
-            failure = FetchError(FailureKind.CONFIG, f"no source has this clip{advice}")
-        if note:
-            # Remembered with the failure, so that a higher limit makes `known_failure` try again.
-            failure = FetchError(
-                failure.kind,
-                f"{failure.reason[:_MAX_REASON]}; {note}",
-                source=failure.source,
-                errno=failure.errno,
-                retry_after=failure.retry_after,
-            )
-        raise failure
+        raise combine_failures(failures, note)
 
     def _ask(
         self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip
@@ -484,7 +446,8 @@ class Fetcher:
         Returns:
             The verified file; None if `on_clip` received it.
         """
-        permit = self._acquire_permit(source, fetch)
+        with log_step(_log, f"fetch {fetch.clip.key}: permit for {source}"):
+            permit = self._acquire_permit(source, fetch)
         fetch.source = source
         result: FetchError | None = _shutting_down()  # stays if an exception of another type ends the fetch
         asked = True
@@ -529,7 +492,9 @@ class Fetcher:
                     retry_after=limited.seconds,
                 ) from None
             interval = _FOREGROUND_BUDGET_POLL_INTERVAL if urgent else _BUDGET_POLL_INTERVAL
-            raise RetryLater(min(limited.seconds, interval)) from None
+            raise RetryLater(
+                min(limited.seconds, interval), f"the limit of {limit} clips per hour of {source} is reached"
+            ) from None
 
     # Siblings
 
@@ -548,7 +513,9 @@ class Fetcher:
             if self._store.is_cached(clip):
                 path.unlink()
             else:
-                self.stats.record_fetched(source, claim.publish(path, source))
+                with log_step(_log, f"fetch {clip.key}: publish"):
+                    size = claim.publish(path, source)
+                self.stats.record_fetched(source, size)
         with self._changed:
             fetch = self._fetches.get(clip)
             if fetch is None or fetch.state is not FetchState.QUEUED:
@@ -561,57 +528,11 @@ class Fetcher:
         with fetch.claim_lock:
             if fetch.claim is None:
                 return False
-            self.stats.record_fetched(source, fetch.claim.publish(path, source, last=False))
+            with log_step(_log, f"fetch {fetch.clip.key}: publish"):
+                size = fetch.claim.publish(path, source, last=False)
+            self.stats.record_fetched(source, size)
             self._finish(fetch, None)
         return True
-
-    # Failures
-
-    def _remember(self, clip: Clip, error: FetchError) -> None:
-        """Remember and log the failure of a clip."""
-        source, reason = error.source or "fetch", one_line(error.reason)
-        if error.kind is FailureKind.BLOCKED:
-            self.stats.record_failed(clip, source, error.kind, reason, None)
-            # A block says nothing about the clip: the store remembers it for the source.
-            fields = _log_fields(clip, error, self._next_request_at(error))
-            _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
-            return
-        try:
-            failure = self._store.failures.remember(clip, error)
-        except StoreError as store_error:
-            self.stats.record_failed(clip, source, error.kind, reason, None)
-            fields = _log_fields(clip, error, None)
-            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, store_error, extra=fields)
-            return
-        self.stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
-        due_now = failure.retry_at <= failure.last_at
-        _log.warning(
-            "%s: %s: %s: %s; next retry %s",
-            clip.key,
-            source,
-            error.kind,
-            error.reason,
-            "at the next open" if due_now else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
-            extra=_log_fields(clip, error, None if due_now else failure.retry_at),
-        )
-
-    def _next_request_at(self, error: FetchError) -> float | None:
-        """Return when the source that blocks this address is asked again, in seconds since the epoch."""
-        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
-        return until or (None if error.retry_after is None else time.time() + error.retry_after)
-
-
-def _log_fields(clip: Clip, error: FetchError, next_retry: float | None) -> dict[str, str]:
-    """Return the fields of a failure for a JSON log line; see `kinetics_fs.util.logs`."""
-    return {
-        "clip": clip.key,
-        "source": error.source,
-        "kind": error.kind,
-        "reason": error.reason,
-        "next_retry": "at the next open"
-        if next_retry is None
-        else datetime.fromtimestamp(next_retry).astimezone().isoformat(timespec="seconds"),
-    }
 
 
 def _shutting_down() -> FetchError:

@@ -39,6 +39,7 @@ from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.throttle import Throttle
+from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -426,9 +427,10 @@ class Store:
         return Claim(self, clip, token, folder, protect_used_since)
 
     def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> int:
-        size, digest = _seal(path)
         key, now = claim.clip.key, time.time()
-        with self._database.exclusive() as db:
+        with log_step(_log, f"publish {key}: seal and fsync"):
+            size, digest = _seal(path)
+        with log_step(_log, f"publish {key}: evict and move"), self._database.exclusive() as db:
             if last:
                 self._delete_flight(db, claim.token)
             else:

@@ -57,12 +57,15 @@ def set_up(level: int | None = None, style: str | None = None, *, debug: bool | 
 
 @contextmanager
 def log_step(logger: logging.Logger, step: str) -> Iterator[None]:
-    """Log a step of some work at debug level, with its outcome and its duration.
+    """Log a step of some work at debug level, with its outcome and its duration; do nothing at other levels.
 
     Args:
         logger: the logger of the module that does the step.
         step: the step, beginning with what it is about.
     """
+    if not logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
     begin = time.monotonic()
     outcome = "ok"
     try:

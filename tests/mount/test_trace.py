@@ -47,7 +47,10 @@ def test_debug_logs_each_operation_and_each_step_of_a_fetch(mountpoint: Path, ar
         assert any("no such name" in target and result == "ENOENT" for _name, target, result in operations)
         assert {result for name, _target, result in operations if name == "OPEN"} & {"EIO", "EIO after waiting"}
         key = "-demo_video_000010_000020"
-        assert re.search(rf"DEBUG fetch {key}: youtube: ok, \d+\.\d+ s", log)
+        for step in ("claim", "permit for youtube", "youtube", "publish"):
+            assert re.search(rf"DEBUG fetch {key}: {step}: ok, \d+\.\d+ s", log), step
+        for step in ("seal and fsync", "evict and move"):
+            assert re.search(rf"DEBUG publish {key}: {step}: ok, \d+\.\d+ s", log), step
         for step in ("youtube", "cut", "verify"):
             assert re.search(rf"DEBUG fetch {key}: worker \d+: {step}: ok, \d+\.\d+ s", log), step
         assert re.search(rf"DEBUG fetch {GONE}_000005_000015: youtube: FetchError .*, \d+\.\d+ s", log)

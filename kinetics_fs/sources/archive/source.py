@@ -7,6 +7,7 @@ index is read whole, if it is small enough, and all its clips are stored.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
@@ -21,6 +22,7 @@ from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.stream import ArchiveStreamer
 from kinetics_fs.sources.base import NotInSource
 from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD
+from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +73,8 @@ class ArchiveSource:
                 continue
             path = folder / clip.name
             try:
-                self._read(clip, location, path)
+                with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: read {location.archive} by its index"):
+                    self._read(clip, location, path)
                 return Media(path, 0.0, None, whole=True)
             except ArchiveError as error:
                 failure = FetchError(FailureKind.CORRUPT, f"{location.archive}: {error}", source=self.name)

@@ -28,6 +28,7 @@ from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.sources.base import InProgressElsewhere, NotInSource, OnClip
+from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -196,7 +197,8 @@ class ArchiveStreamer:
         try:
             if self._is_indexed(name, version):
                 raise InProgressElsewhere
-            self._read(name, version, clip, folder)
+            with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: read all of {name}"):
+                self._read(name, version, clip, folder)
         finally:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, offset)
 

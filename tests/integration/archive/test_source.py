@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -91,6 +93,17 @@ def test_one_request_for_each_clip(archives: ArchiveSite, index_db: Path, tmp_pa
     assert len(archives.connections) == 1
     # Of plain tars no byte more than the clip and its header.
     assert [sent.bytes for sent in archives.requests][-3:] == [len(content) + 512 for content in MORE.values()]
+
+
+def test_debug_logs_the_read_by_an_index(
+    archives: ArchiveSite, index_db: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "kinetics_fs")
+    clip = next(iter(CLIPS))
+    fetched(ArchiveSource(archives.url, index_db), clip, tmp_path / "job")
+
+    [step] = [message for message in caplog.messages if " by its index: ok, " in message]
+    assert step.startswith(f"fetch {clip.key}: worker {os.getpid()}: read ")
 
 
 def test_from_a_folder(archives: ArchiveSite, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sqlite3
@@ -263,6 +264,24 @@ def test_a_clip_that_another_process_fetches_does_not_block_the_queue(
             assert site.video_fetches(CLIP.youtube_id) == 0
         waiting.result(PATIENCE)
     assert site.video_fetches(CLIP.youtube_id) == 1
+
+
+def test_debug_logs_why_and_how_long_a_fetch_is_deferred(
+    fetcher: FetcherFactory, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "kinetics_fs")
+    deferred = f"fetch {CLIP.key}: deferred for 0.1 s: another process is fetching it"
+    with Store(store.folder) as elsewhere:
+        claim = elsewhere.claim(CLIP)
+        assert claim is not None
+        with claim:
+            future = fetcher().request(CLIP)
+            until(lambda: deferred in caplog.messages, "the fetch is deferred")
+        future.result(PATIENCE)
+
+    steps = [message.rpartition(", ")[0] for message in caplog.messages if message.startswith(f"fetch {CLIP.key}")]
+    expected = ["claim: ok", "permit for youtube: ok", "youtube: ok", "publish: ok"]
+    assert steps[-4:] == [f"fetch {CLIP.key}: {step}" for step in expected]
 
 
 def test_a_deferred_clip_without_waiters_is_dropped(fetcher: FetcherFactory, store: Store, site: VideoSite) -> None:

@@ -1,0 +1,132 @@
+"""Failed fetches: which of several failures counts, what is remembered and logged, and which one still holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.fetch.stats import FetchStats
+from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.archive.limit import NOTE, failed_below
+from kinetics_fs.store import Store, one_line
+
+_log = logging.getLogger(__name__)
+
+_MAX_REASON = 350
+"""Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
+
+KIND_PRECEDENCE = (
+    *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
+    *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),
+)
+"""If several sources fail, the kind that comes first here counts: a clip is gone only if every source reports that."""
+
+
+def combine_failures(failures: Sequence[FetchError], note: str) -> FetchError:
+    """Return the failure of a clip that no source delivered.
+
+    Args:
+        failures: those of the sources that have the clip, in their order.
+        note: why a source did not look further; may be empty.
+    """
+    if failures:
+        # If two failures have one kind, the later one counts: the archives cannot say why a clip is gone.
+        failure = min(reversed(failures), key=lambda error: KIND_PRECEDENCE.index(error.kind))
+    else:
+        # Without the name of a source, so that a prefetch goes on: the next clip may be in another archive.
+        advice = "" if note else "; give an index of its archive (kinetics-fs index), or a --folder that has it"
+        failure = FetchError(FailureKind.CONFIG, f"no source has this clip{advice}")
+    if not note:
+        return failure
+    # Remembered with the failure, so that a higher limit makes `FailureMemory.get` try again.
+    return FetchError(
+        failure.kind,
+        f"{failure.reason[:_MAX_REASON]}; {note}",
+        source=failure.source,
+        errno=failure.errno,
+        retry_after=failure.retry_after,
+    )
+
+
+class FailureMemory:
+    """Remembers, counts and logs the failures of a fetcher. Safe for threads.
+
+    Args:
+        store: keeps the failures.
+        stats: counts them.
+        sources: settings of the sources that the fetcher asks.
+    """
+
+    def __init__(self, store: Store, stats: FetchStats, sources: SourceSettings) -> None:
+        self._store = store
+        self._stats = stats
+        self._sources = sources
+        # `get` would retry these clips, but a mount that hides gone clips does not even show them.
+        store.failures.make_due_if(NOTE, self._limit_was_raised)
+
+    def get(self, clip: Clip) -> FetchError | None:
+        """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
+        failure = self._store.failures.get(clip)
+        if failure is None or failure.retry_at <= time.time():
+            return None
+        if self._limit_was_raised(failure.reason):
+            return None
+        found_by = failure.source.removeprefix("imported ")
+        if failure.kind is FailureKind.GONE and found_by == "archive" and self._sources.order != ("archive",):
+            return None  # the archives lack the clip, which says nothing about the other sources
+        return failure.error()
+
+    def remember(self, clip: Clip, error: FetchError) -> None:
+        """Remember and log the failure of a clip."""
+        source, reason = error.source or "fetch", one_line(error.reason)
+        if error.kind is FailureKind.BLOCKED:
+            self._stats.record_failed(clip, source, error.kind, reason, None)
+            # A block says nothing about the clip: the store remembers it for the source.
+            fields = _log_fields(clip, error, self._next_request_at(error))
+            _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
+            return
+        try:
+            failure = self._store.failures.remember(clip, error)
+        except StoreError as store_error:
+            self._stats.record_failed(clip, source, error.kind, reason, None)
+            fields = _log_fields(clip, error, None)
+            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, store_error, extra=fields)
+            return
+        self._stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
+        due_now = failure.retry_at <= failure.last_at
+        _log.warning(
+            "%s: %s: %s: %s; next retry %s",
+            clip.key,
+            source,
+            error.kind,
+            error.reason,
+            "at the next open" if due_now else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
+            extra=_log_fields(clip, error, None if due_now else failure.retry_at),
+        )
+
+    def _limit_was_raised(self, reason: str) -> bool:
+        """Return whether a failure had a lower --max-archive-download as a cause than this fetcher has."""
+        sources = self._sources
+        return "archive" in sources.order and failed_below(reason, sources.archive_limit)
+
+    def _next_request_at(self, error: FetchError) -> float | None:
+        """Return when the source that blocks this address is asked again, in seconds since the epoch."""
+        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
+        return until or (None if error.retry_after is None else time.time() + error.retry_after)
+
+
+def _log_fields(clip: Clip, error: FetchError, next_retry: float | None) -> dict[str, str]:
+    """Return the fields of a failure for a JSON log line; see `kinetics_fs.util.logs`."""
+    return {
+        "clip": clip.key,
+        "source": error.source,
+        "kind": error.kind,
+        "reason": error.reason,
+        "next_retry": "at the next open"
+        if next_retry is None
+        else datetime.fromtimestamp(next_retry).astimezone().isoformat(timespec="seconds"),
+    }
