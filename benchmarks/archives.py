@@ -287,10 +287,10 @@ def _pipe(*commands: Sequence[str | Path]) -> _Way:
 
     def way(out: Path) -> int:
         # `_OUT` is replaced where it is a whole word or the beginning of a path.
-        places = [[_placed(word, out) for word in command] for command in commands]
+        filled_in = [[_with_output(word, out) for word in command] for command in commands]
         processes: list[subprocess.Popen[bytes]] = []
-        for number, command in enumerate(places):
-            last = number == len(places) - 1
+        for number, command in enumerate(filled_in):
+            last = number == len(filled_in) - 1
             before = processes[-1].stdout if processes else subprocess.DEVNULL
             processes.append(
                 subprocess.Popen(command, stdin=before, stdout=subprocess.DEVNULL if last else subprocess.PIPE)
@@ -309,7 +309,7 @@ def _pipe(*commands: Sequence[str | Path]) -> _Way:
     return way
 
 
-def _placed(word: str | Path, out: Path) -> str:
+def _with_output(word: str | Path, out: Path) -> str:
     return str(out / word.relative_to(_OUT)) if isinstance(word, Path) and word.is_relative_to(_OUT) else str(word)
 
 

@@ -110,8 +110,8 @@ class _Chaos:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cache = folder / "cache"
-        self._place = folder / "place"
-        self._place.mkdir()
+        self._mountpoint = folder / "mountpoint"
+        self._mountpoint.mkdir()
         self._draw = random.Random()
         self._seen = _Seen()
         self._over = threading.Event()
@@ -167,7 +167,7 @@ class _Chaos:
     def _live(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            with self._system.mounted(self._place) as mounted:
+            with self._system.mounted(self._mountpoint) as mounted:
                 self._lives += 1
                 self._inject_faults(mounted, min(end, time.monotonic() + self._draw.uniform(*_LIFE)))
                 last = time.monotonic() >= end
@@ -254,7 +254,7 @@ class _Chaos:
         while not self._over.is_set():
             clip, life = draw.choice(self._clips), self._lives
             try:
-                content = (self._place / "train" / CLASS / clip.name).read_bytes()
+                content = (self._mountpoint / "train" / CLASS / clip.name).read_bytes()
             except OSError as error:
                 same_life = life == self._lives and life % 2
                 with self._lock:
@@ -306,8 +306,8 @@ class _Chaos:
         with Store(self._cache) as store:
             store.throttle.reset_blocks()
             store.failures.forget()
-        with self._system.mounted(self._place):
-            paths = [self._place / "train" / CLASS / clip.name for clip in self._clips]
+        with self._system.mounted(self._mountpoint):
+            paths = [self._mountpoint / "train" / CLASS / clip.name for clip in self._clips]
             absent = [path for path in paths if state(path) == "absent"][:_AFTERWARDS]
             for path in absent:
                 clip = parse_clip_name(path.name)

@@ -230,7 +230,7 @@ def _systems(small: _Small, scratch: Path) -> list[System]:
 
     root = "" if os.geteuid() == 0 else "needs root"
     timeouts = "attr_timeout=86400,entry_timeout=86400,negative_timeout=86400"
-    rclone = ["rclone", "mount", str(small.tree), "{place}", "--config", os.devnull, "--read-only"]
+    rclone = ["rclone", "mount", str(small.tree), "{mountpoint}", "--config", os.devnull, "--read-only"]
     rclone += ["--attr-timeout", "24h", "--dir-cache-time", "24h", "--cache-dir", str(scratch)]
     return [
         Disk(small.tree),
@@ -238,7 +238,7 @@ def _systems(small: _Small, scratch: Path) -> list[System]:
         Ours(_PAGE_CACHE, ["--frontend", "native", "--no-passthrough", *ours(small.cache)]),
         Ours(_NOBODY, ["--frontend", "native", *ours(small.cache_of_nobody)], nobody=True, needs=root),
         Ours(_FUSEPY, ["--frontend", "fusepy", *ours(small.cache)]),
-        Program("bindfs", ["bindfs", "-f", "-r", "-o", f"kernel_cache,{timeouts}", str(small.tree), "{place}"]),
+        Program("bindfs", ["bindfs", "-f", "-r", "-o", f"kernel_cache,{timeouts}", str(small.tree), "{mountpoint}"]),
         Program("rclone, no cache (its default)", [*rclone, "--vfs-cache-mode", "off"]),
         Program("rclone, full cache", [*rclone, "--vfs-cache-mode", "full"], scratch),
     ]
@@ -251,11 +251,11 @@ def _compare(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
     absent = {system.name: system.absent() for system in systems if system.absent()}
     measured: dict[str, dict[str, list[float]]] = {system.name: defaultdict(list) for system in systems}
     for number in range(scale.rounds):
-        for place, system in enumerate(systems):
+        for index, system in enumerate(systems):
             if system.name in absent:
                 continue
             small.warm()
-            mountpoint = folder / f"{number}-{place}"
+            mountpoint = folder / f"{number}-{index}"
             mountpoint.mkdir()
             with system.mounted(mountpoint) as mounted:
                 _check_mode(system, mounted)
@@ -329,10 +329,10 @@ def _count_requests(small: _Small, folder: Path) -> list[Row]:
         if system.absent() or not shutil.which("strace"):
             rows.append(Row(f"{name} ({system.absent() or 'needs strace'})", None))
             continue
-        place = folder / system.name
-        place.mkdir()
+        mountpoint = folder / system.name
+        mountpoint.mkdir()
         clips = small.clips[:_TRACED]
-        with system.mounted(place) as mounted:
+        with system.mounted(mountpoint) as mounted:
             _read(mounted, "walk", "stat", "latency", "read", clips=clips, opens=100)
             with _traced(mounted.pid, folder / "trace") as requests:
                 _read(mounted, "read", clips=clips)
@@ -385,9 +385,9 @@ def _keep_waiting(small: _Small, folder: Path, scale: _Scale) -> list[Row]:
         patient = folder / "config.toml"
         patient.write_text(f"[youtube.ytdlp]\nsocket_timeout = {_SITE_SECONDS}\n")
         ours = Ours(mode, ["--frontend", "native", *lists, *fetching], config=patient)
-        place = folder / "place"
-        place.mkdir()
-        with ours.mounted(place) as mounted:
+        mountpoint = folder / "mountpoint"
+        mountpoint.mkdir()
+        with ours.mounted(mountpoint) as mounted:
             _read(mounted, "walk", "read", clips=small.clips)
             for _ in range(scale.rounds):
                 with ExitStack() as waiters:
@@ -487,9 +487,9 @@ def _list_everything(folder: Path, scale: _Scale) -> list[Row]:
         for name, system in systems.items():
             if name == "fusepy" and number:
                 continue  # slow, and varies little
-            place = folder / f"{number}-{name}"
-            place.mkdir()
-            with system.mounted(place) as mounted:
+            mountpoint = folder / f"{number}-{name}"
+            mountpoint.mkdir()
+            with system.mounted(mountpoint) as mounted:
                 found = _read(mounted, "walk", "stat", seconds=_SLOW_SECONDS if name == "fusepy" else _LARGE_SECONDS)
                 found |= {"memory": mounted.memory(), "ready": mounted.ready}
             for key, value in found.items():

@@ -85,7 +85,7 @@ class System:
         raise NotImplementedError
 
     @contextmanager
-    def mounted(self, place: Path) -> Iterator[Mounted]:
+    def mounted(self, mountpoint: Path) -> Iterator[Mounted]:
         """Mount it on an empty folder until the end of the block."""
         raise NotImplementedError
         yield
@@ -102,7 +102,7 @@ class Disk(System):
         return ""
 
     @contextmanager
-    def mounted(self, place: Path) -> Iterator[Mounted]:
+    def mounted(self, mountpoint: Path) -> Iterator[Mounted]:
         yield Mounted(self._tree)
 
 
@@ -111,7 +111,7 @@ class Program(System):
 
     Args:
         name: for the table.
-        command: its first word is the program; `{place}` is replaced by the mount point.
+        command: its first word is the program; `{mountpoint}` is replaced by the mount point.
         scratch: a folder that is emptied before each mount.
     """
 
@@ -124,24 +124,24 @@ class Program(System):
         return "" if shutil.which(self._command[0]) else "not installed"
 
     @contextmanager
-    def mounted(self, place: Path) -> Iterator[Mounted]:
+    def mounted(self, mountpoint: Path) -> Iterator[Mounted]:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
         started = time.perf_counter()
-        command = [word.replace("{place}", str(place)) for word in self._command]
+        command = [word.replace("{mountpoint}", str(mountpoint)) for word in self._command]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             try:
-                while not place.is_mount():
+                while not mountpoint.is_mount():
                     if process.poll() is not None or time.perf_counter() - started > _READY_WITHIN:
                         process.kill()
                         assert process.stderr is not None
                         raise RuntimeError(f"{self.name} did not mount: {process.stderr.read()}")
                     time.sleep(0.001)
-                yield Mounted(place, time.perf_counter() - started, process.pid)
+                yield Mounted(mountpoint, time.perf_counter() - started, process.pid)
             finally:
-                unmount(place)
+                unmount(mountpoint)
                 if not has_ended(process.pid, within=_END_WITHIN):
                     process.kill()
 
@@ -177,14 +177,14 @@ class Ours(System):
         return self._needs
 
     @contextmanager
-    def mounted(self, place: Path) -> Iterator[Mounted]:
-        log = place.with_name(place.name + ".log")
+    def mounted(self, mountpoint: Path) -> Iterator[Mounted]:
+        log = mountpoint.with_name(mountpoint.name + ".log")
         if self._nobody:
             log.touch()
-            for path in (place, log):
+            for path in (mountpoint, log):
                 os.chown(path, NOBODY, NOBODY)
         command = [*self.reader, sys.executable, "-m", "kinetics_fs", "--config", str(self._config), "mount"]
-        command += ["--log-file", str(log), *self._arguments, str(place)]
+        command += ["--log-file", str(log), *self._arguments, str(mountpoint)]
         pid = 0
         try:
             started = time.perf_counter()
@@ -203,18 +203,18 @@ class Ours(System):
             if done.returncode or match is None:
                 raise RuntimeError(f"{self.name} did not mount: {done.stderr}")
             pid = int(match[1])
-            yield Mounted(place, ready, pid)
+            yield Mounted(mountpoint, ready, pid)
         finally:
-            unmount(place)
+            unmount(mountpoint)
             if pid and not has_ended(pid, within=_END_WITHIN):
                 os.kill(pid, signal.SIGKILL)
 
 
-def unmount(place: Path) -> None:
-    """Unmount `place` if it is a mount point."""
-    subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+def unmount(mountpoint: Path) -> None:
+    """Unmount `mountpoint` if something is mounted on it."""
+    subprocess.run(["umount", "-l", mountpoint], capture_output=True, check=False)
     if os.geteuid() != 0:
-        subprocess.run(["fusermount3", "-u", "-z", place], capture_output=True, check=False)
+        subprocess.run(["fusermount3", "-u", "-z", mountpoint], capture_output=True, check=False)
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def _filesystem(path: Path) -> str:
     best = ("", "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
-        place = fields.split()[4]
-        if path.resolve().is_relative_to(place) and len(place) >= len(best[0]):
-            best = (place, rest.split()[0])
+        mountpoint = fields.split()[4]
+        if path.resolve().is_relative_to(mountpoint) and len(mountpoint) >= len(best[0]):
+            best = (mountpoint, rest.split()[0])
     return best[1]

@@ -124,8 +124,8 @@ def _kernel_log() -> list[str] | None:
 
 def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _Seen]:
     cache = folder / "cache"
-    videos, place, proofs = folder / "videos", folder / "place", folder / "proofs"
-    for needed in (videos, place, proofs):
+    videos, mountpoint, proofs = folder / "videos", folder / "mountpoint", folder / "proofs"
+    for needed in (videos, mountpoint, proofs):
         needed.mkdir()
     make_dataset(videos, find_ffmpeg(), lambda _: None)
     clips = [clip for length in _CLIP_SECONDS for clip in short_clips(length)]
@@ -135,10 +135,10 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
     with VideoSite(videos) as site:
         limits = ["--cache-dir", cache, "--cache-size", _LIMIT, "--min-free", 0, "--workers", _WORKERS]
         fetched_from = ["--annotations", annotations, "--video-url", site.url_template]
-        with Ours("soak", ["--frontend", "native", *arguments, *fetched_from, *limits]).mounted(place) as mounted:
+        with Ours("soak", ["--frontend", "native", *arguments, *fetched_from, *limits]).mounted(mountpoint) as mounted:
             mode = mounted.status()["frontend"]["mode"]
             seen.descriptors.append(len(_descriptors(mounted)))
-            request = {"root": str(place), "paths": paths, "proofs": str(proofs), "seconds": seconds}
+            request = {"root": str(mountpoint), "paths": paths, "proofs": str(proofs), "seconds": seconds}
             with _readers(request) as readers:
                 _watch(mounted, seconds, seen)
                 for reader in readers:
@@ -148,7 +148,7 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
             status = mounted.status()
             seen.evictions = status["fetch"]["fetched"] - status["cache"]["clips"]
             _count_descriptors(mounted, cache, seen)
-            _end_amid_fetches(mounted, [place / path for path in paths], cache, seen)
+            _end_amid_fetches(mounted, [mountpoint / path for path in paths], cache, seen)
     return mode, seen
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import threading
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from socketserver import TCPServer, ThreadingMixIn
@@ -123,7 +123,7 @@ def _mount_metrics(status: MountStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "kinetics_fs_waiting_opens", "Number of opens that wait until their clip is fetched.", opens.waiting
     )
-    states = Tally[str]()
+    states = collections.Counter[str]()
     for prefetch in status.prefetches:
         states["fetched"] += prefetch.fetched
         states["already_cached"] += prefetch.already_cached

@@ -188,11 +188,11 @@ def test_archive_that_was_filled_from_is_not_read_again(old: Old) -> None:
 
 
 def test_fill_that_was_killed_is_gone_on_with(old: Old) -> None:
-    # A checkpoint is named by a hash of the place of the archives, and they are in another folder now.
+    # A checkpoint is named by a hash of the address of the archives, and they are in another folder now.
     [checkpoint] = old.cache.glob("fills/*/*.indexed")
 
-    def name(place: str | Path) -> str:
-        return hashlib.sha256(f"{place} {ZUMBA}".encode()).hexdigest()[:32] + ".indexed"
+    def name(address: str | Path) -> str:
+        return hashlib.sha256(f"{address} {ZUMBA}".encode()).hexdigest()[:32] + ".indexed"
 
     assert checkpoint.name == name(FACTS["base_of_archives"])
     checkpoint.rename(checkpoint.with_name(name(old.archives)))
@@ -222,20 +222,20 @@ def test_catalogs_are_opened_and_not_built_again(old: Old) -> None:
 
 
 def test_mount(old: Old, tmp_path: Path) -> None:
-    place = tmp_path / "mount"
+    mountpoint = tmp_path / "mount"
     # The prefetches that a mount has not finished are in a folder named by a hash of the mount point.
     [unfinished] = old.cache.glob("prefetches/*")
 
-    def name(place: str | Path) -> str:
-        return hashlib.sha256(os.fsencode(place)).hexdigest()[:24]
+    def name(mountpoint: str | Path) -> str:
+        return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24]
 
     assert unfinished.name == name(FACTS["mountpoint"])
-    unfinished = unfinished.rename(unfinished.with_name(name(place)))
+    unfinished = unfinished.rename(unfinished.with_name(name(mountpoint)))
 
     nowhere = ("--source", "youtube", "--video-url", "http://127.0.0.1:1/{id}")
-    with Mounted(place, *old.arguments(), *nowhere) as mount:
+    with Mounted(mountpoint, *old.arguments(), *nowhere) as mount:
         [evicted] = FACTS["evicted"]
-        clips = {path.stem: path for path in place.rglob("*.mp4")}
+        clips = {path.stem: path for path in mountpoint.rglob("*.mp4")}
         assert len(clips) == FACTS["survey"]["clips"]
         assert clips[evicted].stat().st_size == FACTS["evicted"][evicted]
         read = {key: hashlib.sha256(clips[key].read_bytes()).hexdigest() for key in FACTS["sha256"]}

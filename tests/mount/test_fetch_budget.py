@@ -109,9 +109,9 @@ def test_remembered_failures_do_not_count_as_fetches(mount: MountFactory) -> Non
 
 def test_error_of_a_due_failure_is_the_budget(mount: MountFactory, annotations: Path, cache: Path) -> None:
     with Store(cache) as store:
-        store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "no room"))
+        store.failures.remember(CLIPS[1], FetchError(FailureKind.LOCAL, "disk full"))
     mounted = mount("--annotations", annotations, "--max-fetches", "1")
-    assert reason(clip_path(mounted, CLIPS[1])) == "local: no room"
+    assert reason(clip_path(mounted, CLIPS[1])) == "local: disk full"
     read_clips(mounted, CLIPS[:1])
     assert open_errno(clip_path(mounted, CLIPS[1])) == errno.EDQUOT
     assert "--max-fetches" in reason(clip_path(mounted, CLIPS[1]))

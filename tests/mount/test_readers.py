@@ -284,8 +284,8 @@ def read_by_pread(path: Path, scratch: Path) -> object:
 def odd_places() -> list[tuple[int, int]]:
     """Offsets and lengths, some of them at page and request boundaries, or across and beyond the end."""
     generator = random.Random(600)
-    places = [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (131071, 2), (131072, 131072), (10**6, 10), (10**12, 1)]
-    return places + [(generator.randrange(300_000), generator.randrange(1, 70_000)) for _ in range(40)]
+    ranges = [(0, 1), (1, 4095), (4095, 2), (4096, 4096), (131071, 2), (131072, 131072), (10**6, 10), (10**12, 1)]
+    return ranges + [(generator.randrange(300_000), generator.randrange(1, 70_000)) for _ in range(40)]
 
 
 @way(lambda path: [b"", b"", b""])
@@ -332,7 +332,7 @@ def read_by_private_mmap(path: Path, scratch: Path) -> object:
 @way(whole)
 def read_by_mmap_backwards(path: Path, scratch: Path) -> object:
     with opened(path) as fd, mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
-        return bytes(mapped[place] for place in range(len(mapped) - 1, -1, -1))[::-1]
+        return bytes(mapped[offset] for offset in range(len(mapped) - 1, -1, -1))[::-1]
 
 
 @way(whole)
@@ -605,7 +605,7 @@ def test_size_is_exact_once_read_and_time_and_inode_never_change(battery: Batter
 
 
 def test_reader_beyond_the_end_does_no_harm_to_one_before_it(battery: Battery) -> None:
-    """Two answers that end the file, at different places, reach the kernel at once: the nearer end must hold."""
+    """Two answers that end the file, at different offsets, reach the kernel at once: the nearer end must hold."""
     for _ in range(8):
         clip, path = battery.fresh()
         with opened(path) as fd:

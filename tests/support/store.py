@@ -25,7 +25,7 @@ UNIT = TYPICAL_CLIP_BYTES
 
 
 @contextmanager
-def quick_place() -> Iterator[Path]:
+def fast_folder() -> Iterator[Path]:
     """Yield an empty folder; in memory if possible, where a sync costs nothing."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:

@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.store import Store
-from tests.support.store import SmallDisk, quick_place
+from tests.support.store import SmallDisk, fast_folder
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def fast_tmp_path() -> Iterator[Path]:
     """An empty folder, faster than `tmp_path`."""
-    with quick_place() as place:
-        yield place
+    with fast_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
-def folder(place: Path) -> Path:
+def folder(fast_tmp_path: Path) -> Path:
     """The path of a cache directory that does not exist yet."""
-    return place / "cache"
+    return fast_tmp_path / "cache"
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     with ExitStack() as mounted:
 
         def make(size: int) -> Path:
-            place = tmp_path / "disk"
-            place.mkdir()
+            mountpoint = tmp_path / "disk"
+            mountpoint.mkdir()
             done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], capture_output=True, text=True
             )
             if done.returncode:
                 pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
-            mounted.callback(lambda: subprocess.run(["umount", "-l", place], check=True))
-            return place
+            mounted.callback(lambda: subprocess.run(["umount", "-l", mountpoint], check=True))
+            return mountpoint
 
         yield make
 

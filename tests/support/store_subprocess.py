@@ -127,12 +127,12 @@ def claim_at_once(folder: Path, number: int, threads: int, barrier: Barrier, won
             worker.join()
 
 
-def open_together(place: Path, folders: int, barrier: Barrier) -> None:
+def open_together(folder: Path, folders: int, barrier: Barrier) -> None:
     """Open new cache directories, each at the same moment as other processes."""
     try:
         for number in range(folders):
             barrier.wait(20)
-            Store(place / f"cache-{number}").close()
+            Store(folder / f"cache-{number}").close()
     except BaseException:
         barrier.abort()
         raise

@@ -72,15 +72,15 @@ def by_zlib(
     packer = zlib.compressobj(level, zlib.DEFLATED, 31, memory, strategy)
     step = flush_every or len(data) or 1
     packed = b"".join(
-        packer.compress(data[place : place + step]) + (packer.flush(zlib.Z_SYNC_FLUSH) if flush_every else b"")
-        for place in range(0, len(data), step)
+        packer.compress(data[offset : offset + step]) + (packer.flush(zlib.Z_SYNC_FLUSH) if flush_every else b"")
+        for offset in range(0, len(data), step)
     )
     return packed + packer.flush()
 
 
 def in_members(data: bytes, size: int) -> bytes:
     """Many gzip members, as bgzip and parallel packers make them: clips go across them."""
-    return b"".join(by_zlib(data[place : place + size]) for place in range(0, len(data), size))
+    return b"".join(by_zlib(data[offset : offset + size]) for offset in range(0, len(data), size))
 
 
 def with_giant_block(data: bytes, at: int) -> bytes:

@@ -53,7 +53,7 @@ THROTTLED_AFTER = 256 * 1024
 THROTTLED_RATE = 32 * 1024
 """Rate of throttled bytes, in bytes per second."""
 
-LONGEST_RANGE = 10 * 1024**2
+MAX_RANGE = 10 * 1024**2
 """Longest closed range that is not throttled, in bytes."""
 
 SLOW_RATE = 10
@@ -201,7 +201,7 @@ MEDIA_FAULTS = {
     "short-length": "a Content-Length of half the body, all of which comes",
     # Throttled.
     "slow": "a body at SLOW_RATE",
-    "throttle": "THROTTLED_RATE after THROTTLED_AFTER bytes, but for closed ranges of up to LONGEST_RANGE",
+    "throttle": "THROTTLED_RATE after THROTTLED_AFTER bytes, but for closed ranges of up to MAX_RANGE",
     # Redirected.
     "redirect": "status 302 to a server on ELSEWHERE that answers rightly",
     "redirect-closed": "status 302 to a port that nobody listens on",
@@ -692,7 +692,7 @@ class _Media(_Handler):
             body.seek(0 if is_page else window.start)
             if fault == "slow":
                 self.send(body, len(window), sent, rate=SLOW_RATE)
-            elif fault == "throttle" and (_is_open(sent.range) or len(window) > LONGEST_RANGE):
+            elif fault == "throttle" and (_is_open(sent.range) or len(window) > MAX_RANGE):
                 self.send(body, min(THROTTLED_AFTER, len(window)), sent)
                 self.send(body, max(0, len(window) - THROTTLED_AFTER), sent, rate=THROTTLED_RATE)
             else:

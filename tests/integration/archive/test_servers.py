@@ -289,24 +289,24 @@ def test_s3_object_replaced_in_parts(server: Moto, monkeypatch: pytest.MonkeyPat
     """The entity tag of an object that came in parts is no checksum of it, and names the version all the same."""
     use(monkeypatch, server.url, Keys("any", "body"))
     content = random.Random(3).randbytes(6 * 1024 * 1024)
-    place = {"Bucket": BUCKET, "Key": "in parts.tar"}
-    upload = server.s3.create_multipart_upload(**place)["UploadId"]
+    target = {"Bucket": BUCKET, "Key": "in parts.tar"}
+    upload = server.s3.create_multipart_upload(**target)["UploadId"]
     pieces = (content[: 5 * 1024 * 1024], content[5 * 1024 * 1024 :])
     parts = [
         {
             "PartNumber": number,
-            "ETag": server.s3.upload_part(**place, UploadId=upload, PartNumber=number, Body=piece)["ETag"],
+            "ETag": server.s3.upload_part(**target, UploadId=upload, PartNumber=number, Body=piece)["ETag"],
         }
         for number, piece in enumerate(pieces, 1)
     ]
-    server.s3.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+    server.s3.complete_multipart_upload(**target, UploadId=upload, MultipartUpload={"Parts": parts})
     archive = open_archive(f"s3://{BUCKET}/in parts.tar")
     version = archive.version()
     assert version.etag and version.etag.endswith('-2"')
     with closing(archive.stream(0, version)) as stream:
         assert b"".join(stream) == content
 
-    server.s3.put_object(**place, Body=content)
+    server.s3.put_object(**target, Body=content)
 
     with pytest.raises(ArchiveChanged):
         list(archive.read(0, 10, version))

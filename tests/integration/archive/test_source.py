@@ -108,23 +108,23 @@ def test_debug_logs_the_read_by_an_index(
 
 def test_from_a_folder(archives: ArchiveSite, tmp_path: Path) -> None:
     for name, content in FILES.items():
-        path = tmp_path / "held" / name
+        path = tmp_path / "archives" / name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    index_db = indexed(str(tmp_path / "held"), tmp_path / "archives.sqlite")
-    source = ArchiveSource(str(tmp_path / "held"), index_db)
+    index_db = indexed(str(tmp_path / "archives"), tmp_path / "archives.sqlite")
+    source = ArchiveSource(str(tmp_path / "archives"), index_db)
 
     for clip, content in (CLIPS | MORE).items():
         assert fetched(source, clip, tmp_path / clip.key) == content
 
 
 def test_an_index_made_from_the_bucket_is_good_for_a_copy_on_a_disk(index_db: Path, tmp_path: Path) -> None:
-    path = tmp_path / "held" / VAL
+    path = tmp_path / "archives" / VAL
     path.parent.mkdir(parents=True)
     path.write_bytes(FILES[VAL])
     clip = next(iter(CLIPS))
 
-    assert fetched(ArchiveSource(str(tmp_path / "held"), index_db), clip, tmp_path / "job") == CLIPS[clip]
+    assert fetched(ArchiveSource(str(tmp_path / "archives"), index_db), clip, tmp_path / "job") == CLIPS[clip]
 
 
 def test_clips_in_no_archive(archives: ArchiveSite, index_db: Path, tmp_path: Path) -> None:
@@ -233,14 +233,14 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
     clip, broken = Clip("DEMOvideo-5", 2, 9), Clip("DEMOvideo-6", 2, 9)
     video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
     name = "600/train/juggling.tar.gz"
-    path = tmp_path / "held" / name
+    path = tmp_path / "archives" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(by_zlib(make_tar({clip: video, broken: random.randbytes(5_000)})))
     with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
-        index_db.add(index_of(str(tmp_path / "held"), name))
+        index_db.add(index_of(str(tmp_path / "archives"), name))
     worker = Worker(
         SourceSettings(
-            archive_url=str(tmp_path / "held"),
+            archive_url=str(tmp_path / "archives"),
             archive_index=str(tmp_path / "archives.sqlite"),
             archive_lock=str(tmp_path / "archives.sqlite.reading"),
         )

@@ -170,11 +170,11 @@ def test_a_url_cannot_choose_the_folder(site: Site, tmp_path: Path, path: str, n
 def test_open_catalog_does_it_all(site: Site, tmp_path: Path, release: Release) -> None:
     local = tmp_path / "test.csv"
     local.write_text(csv_text(["ddddddddddd,1,11,test"], header="youtube_id,time_start,time_end,split"))
-    places = [site.url, str(local)]
+    sources = [site.url, str(local)]
     folder, downloads = tmp_path / "catalogs", tmp_path / "annotations"
-    with open_catalog(release, places, Selection(), folder, downloads=downloads) as catalog:
+    with open_catalog(release, sources, Selection(), folder, downloads=downloads) as catalog:
         assert [split.split for split in catalog.splits()] == ["validation", "test"]
-    with open_catalog(release, places, Selection(splits=("test",)), folder, downloads=downloads) as catalog:
+    with open_catalog(release, sources, Selection(splits=("test",)), folder, downloads=downloads) as catalog:
         (test,) = catalog.splits()
         assert [directory.label for directory in catalog.classes(test)] == [UNLABELED]
     own = Release("600", (site.url,), release.published)

@@ -339,5 +339,5 @@ def test_an_export_replaces_a_file_at_once_and_never_a_device(failed: Arguments,
 
     failures("export", *failed, "/dev/null")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
-    for place in (folder, tmp_path / "nowhere/list"):
-        assert str(place) in failures("export", *failed, place, code=1).stderr
+    for path in (folder, tmp_path / "nowhere/list"):
+        assert str(path) in failures("export", *failed, path, code=1).stderr

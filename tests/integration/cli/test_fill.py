@@ -36,13 +36,13 @@ def annotated(dataset: Dataset, tmp_path: Path) -> AnnotatedArchives:
 
 
 class Withheld(bytes):
-    """The content of a file. Bytes after `WITHHELD_FROM` are served only when `gate` is open."""
+    """The content of a file. Bytes after `WITHHELD_FROM` are served only after `released` is set."""
 
-    gate: threading.Event
+    released: threading.Event
 
     def __getitem__(self, key: Any) -> Any:
         if key.start >= WITHHELD_FROM:
-            self.gate.wait(100)
+            self.released.wait(100)
         return super().__getitem__(key)
 
 
@@ -52,7 +52,7 @@ WITHHELD_FROM = 8 * 1024 * 1024
 
 def withheld(content: bytes) -> Withheld:
     content = Withheld(content)
-    content.gate = threading.Event()
+    content.released = threading.Event()
     return content
 
 
@@ -67,7 +67,7 @@ def large_archive(annotated: AnnotatedArchives, site: ArchiveSite) -> Iterator[W
     try:
         yield content
     finally:
-        content.gate.set()
+        content.released.set()
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def test_a_killed_fill_resumes(annotated: AnnotatedArchives) -> None:
             assert left
             process.kill()
         assert all(has_ended(pid, within=10) for pid in left), "they end with their parent"
-        content.gate.set()
+        content.released.set()
 
         done = annotated.fill("--verify", "none", "--json", base=site.url)
 
@@ -166,7 +166,7 @@ def test_an_interrupted_fill_resumes(annotated: AnnotatedArchives) -> None:
     with annotated.site() as site, large_archive(annotated, site) as content:
         with begun(annotated, site) as process:
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
-            threading.Timer(1, content.gate.set).start()
+            threading.Timer(1, content.released.set).start()
             said, complaints = process.communicate(timeout=40)
         assert process.returncode == 130
         assert complaints == ""
@@ -190,7 +190,7 @@ def test_a_process_that_dies_fails_only_its_archive(annotated: AnnotatedArchives
         [pid] = workers(process)
         os.kill(pid, signal.SIGKILL)
         said, _ = process.communicate(timeout=40)
-        content.gate.set()
+        content.released.set()
 
         assert process.returncode == 3
         assert "ended early" in json.loads(said)["archives"]["failed"][SURFING]

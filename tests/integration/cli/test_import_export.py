@@ -24,7 +24,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import ENVIRONMENT, reason, run_command
-from tests.support.store import cached_content, quick_place
+from tests.support.store import cached_content, fast_folder
 
 SURFING, HEAD = "surfing water", "massaging person's head"
 A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "heads-----3", "train_____4"))
@@ -176,15 +176,15 @@ def test_import_copies_files_on_request(clip_folder: ClipFolder) -> None:
 
 
 def test_import_copies_files_of_another_filesystem(clip_folder: ClipFolder) -> None:
-    with quick_place() as place:
-        if place.stat().st_dev == clip_folder.root.stat().st_dev:
+    with fast_folder() as elsewhere:
+        if elsewhere.stat().st_dev == clip_folder.root.stat().st_dev:
             pytest.skip("there is only one filesystem")
-        (place / D.name).write_bytes(clip_folder.content[D])
-        # It would be copied: here there is no room for that.
-        refused = run_command("import", *clip_folder.arguments[:-1], "1000TB", place)
+        (elsewhere / D.name).write_bytes(clip_folder.content[D])
+        # It would be copied: the cache has no space for that.
+        refused = run_command("import", *clip_folder.arguments[:-1], "1000TB", elsewhere)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
         assert "copied" in refused.stderr
-        done = clip_folder.run("import", "--json", place)
+        done = clip_folder.run("import", "--json", elsewhere)
 
     assert (done.returncode, result(done)["imported"], result(done)["linked"]) == (0, 1, 0)
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
@@ -338,12 +338,12 @@ def test_a_clip_that_is_broken_in_a_folder_comes_from_the_next_source(
 
 
 def test_a_mount_that_is_its_own_folder_does_not_hang(clip_folder: ClipFolder, mount: MountFactory) -> None:
-    place = clip_folder.root / "mount 1"  # where it is going to be
-    place.mkdir()
+    mountpoint = clip_folder.root / "mount 1"  # where it is going to be
+    mountpoint.mkdir()
     mounted = mount(
-        "--annotations", clip_folder.annotations, "--source", "folder", "--folder", place, "--timeout", "50"
+        "--annotations", clip_folder.annotations, "--source", "folder", "--folder", mountpoint, "--timeout", "50"
     )
-    assert mounted.root == place
+    assert mounted.root == mountpoint
     path = mounted.root / "train" / SURFING / D.name
     with pytest.raises(OSError, match="Input/output error"):
         path.open("rb")
@@ -441,35 +441,35 @@ def test_an_export_can_be_imported(clip_folder: ClipFolder) -> None:
 def test_export_of_copies_never_overwrites(clip_folder: ClipFolder) -> None:
     clip_folder.run("import", clip_folder.path)
     out = clip_folder.root / "out"
-    places = {clip: out / name for clip, name in zip((D, A, B, C), exported(clip_folder, "raw"), strict=True)}
-    for path in places.values():
+    paths = {clip: out / name for clip, name in zip((D, A, B, C), exported(clip_folder, "raw"), strict=True)}
+    for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     other = clip_folder.content[A][:-1] + b"?"
-    places[A].write_bytes(other)  # of the same length
-    places[B].symlink_to("nowhere")
-    places[C].write_bytes(clip_folder.content[C])
-    places[D].with_name(f".{D.name}.part").write_bytes(b"what an export left that was killed")
+    paths[A].write_bytes(other)  # of the same length
+    paths[B].symlink_to("nowhere")
+    paths[C].write_bytes(clip_folder.content[C])
+    paths[D].with_name(f".{D.name}.part").write_bytes(b"what an export left that was killed")
 
     done = clip_folder.run("export", "--copy", "--json", out)
 
     assert done.returncode == 3
     told = result(done)
     assert (told["written"], told["linked"], told["already_there"], told["skipped"]) == (1, 0, 1, 2)
-    assert places[A].read_bytes() == other
-    assert places[B].is_symlink()
-    assert places[D].read_bytes() == clip_folder.content[D]
-    assert (mode(places[D]), places[D].stat().st_nlink) == (0o644, 1)
+    assert paths[A].read_bytes() == other
+    assert paths[B].is_symlink()
+    assert paths[D].read_bytes() == clip_folder.content[D]
+    assert (mode(paths[D]), paths[D].stat().st_nlink) == (0o644, 1)
     assert not list(out.rglob(".*"))
 
 
 def test_export_copies_to_another_filesystem(clip_folder: ClipFolder) -> None:
     clip_folder.run("import", "--split", "train", clip_folder.path)
-    with quick_place() as place:
-        if place.stat().st_dev == clip_folder.root.stat().st_dev:
+    with fast_folder() as elsewhere:
+        if elsewhere.stat().st_dev == clip_folder.root.stat().st_dev:
             pytest.skip("there is only one filesystem")
-        done = clip_folder.run("export", "--split", "train", "--json", place)
+        done = clip_folder.run("export", "--split", "train", "--json", elsewhere)
         assert (done.returncode, result(done)["written"], result(done)["linked"]) == (0, 1, 0)
-        assert tree(place) == of_train(clip_folder)
+        assert tree(elsewhere) == of_train(clip_folder)
 
 
 def test_export_fails_if_the_folder_is_locked_or_not_writable(clip_folder: ClipFolder) -> None:

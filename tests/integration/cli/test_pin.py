@@ -81,14 +81,14 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
 def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
     with Store(cache):
         pass
-    place = "--cache-dir", cache
+    options = "--cache-dir", cache
     for wrong in (["pin", "add"], ["pin", "remove"], ["pin", "remove", "--all", "--split", "train"]):
-        done = run_command(*wrong, *place)
+        done = run_command(*wrong, *options)
         assert done.returncode == 2
         assert "selection" in done.stderr
     # A selection in the environment does not restrict --all.
-    said("remove", "--all", *place, KINETICS_FS_SPLIT="train")
-    wrong_class = run_command("pin", "add", *place, "--annotations", annotations, "--class", "surfing watr")
+    said("remove", "--all", *options, KINETICS_FS_SPLIT="train")
+    wrong_class = run_command("pin", "add", *options, "--annotations", annotations, "--class", "surfing watr")
     assert wrong_class.returncode == 1
     assert SURFING in wrong_class.stderr
 

@@ -29,9 +29,9 @@ ODD_MOUNTS = [UnreachableMount(mountpoint="</section>", reason="<b>", advice="<i
 
 def counts_in_database(cache: Path) -> dict[tuple[str, str], Counter[str]]:
     """Count the clips of each label and split by state, from the database."""
-    ledger = CacheLayout(cache).state_database
-    known = dict(query(ledger, "SELECT key, held FROM clip"))
-    failed = {key for (key,) in query(ledger, "SELECT key FROM failure")}
+    database = CacheLayout(cache).state_database
+    known = dict(query(database, "SELECT key, held FROM clip"))
+    failed = {key for (key,) in query(database, "SELECT key FROM failure")}
     counts: dict[tuple[str, str], Counter[str]] = {}
     for label, video, start, end, split in ROWS + EXTRA:
         key = f"{video}_{start:06d}_{end:06d}"
@@ -47,7 +47,7 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     assert sum(expected.values(), Counter()) == {"clips": 9, "cached": 3, "evicted": 1, "unavailable": 2, "untried": 3}
 
     shown = {(row[0], row[1]): row[3:] for row in rows["classes"][1:-1]}
-    assert shown == {place: [str(counts[name]) for name in COLUMNS] for place, counts in expected.items()}
+    assert shown == {row: [str(counts[name]) for name in COLUMNS] for row, counts in expected.items()}
     train = sum((counts for (_, split), counts in expected.items() if split == "train"), Counter())
     assert ["train", "0.0", "", *(str(train[name]) for name in COLUMNS)] in rows["splits"]
     assert rows["classes"][-1] == ["Total", "", "33.3", "9", "3", "1", "2", "3"]
@@ -65,11 +65,11 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
 
 
 def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Path) -> None:
-    ledger = reported.cache / "ledger.sqlite"
-    before = query(ledger, "SELECT key, opened_at FROM clip ORDER BY key")
+    database = reported.cache / "ledger.sqlite"
+    before = query(database, "SELECT key, opened_at FROM clip ORDER BY key")
     page = tmp_path / "page.html"
     assert run_command("report", *reported.chosen, "-o", page).returncode == 0
-    assert query(ledger, "SELECT key, opened_at FROM clip ORDER BY key") == before
+    assert query(database, "SELECT key, opened_at FROM clip ORDER BY key") == before
 
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page.read_text())
     assert len(found) == 2
@@ -108,8 +108,8 @@ def test_an_empty_cache_and_output_paths(annotations: Path, cache: Path, tmp_pat
     assert run_command("report", *chosen, "-o", page).returncode == 0
     assert "No history yet" in page.read_text()
 
-    for place in (tmp_path, tmp_path / "nowhere/page.html"):
-        done = run_command("report", *chosen, "-o", place)
+    for path in (tmp_path, tmp_path / "nowhere/page.html"):
+        done = run_command("report", *chosen, "-o", path)
         assert done.returncode in (1, 2)
         assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

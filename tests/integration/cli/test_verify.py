@@ -209,7 +209,7 @@ def test_an_interrupted_verification_exits_with_130(full: Path) -> None:
         "--cache-dir",
         str(full),
     ]
-    with closing(sqlite3.connect(full / "ledger.sqlite", timeout=60, isolation_level=None)) as ledger:
+    with closing(sqlite3.connect(full / "ledger.sqlite", timeout=60, isolation_level=None)) as database:
         for _ in range(5):
             with subprocess.Popen(
                 command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -218,11 +218,11 @@ def test_an_interrupted_verification_exits_with_130(full: Path) -> None:
                     while process.poll() is None and not list((full / "owners").iterdir()):
                         time.sleep(0.001)
                     # A clip that looks lost is checked again under the lock of the database, which this test holds.
-                    ledger.execute("BEGIN IMMEDIATE")
+                    database.execute("BEGIN IMMEDIATE")
                     time.sleep(0.5)
                     process.send_signal(signal.SIGINT)
                     time.sleep(0.1)
-                    ledger.execute("ROLLBACK")
+                    database.execute("ROLLBACK")
                     said, complaints = process.communicate(timeout=60)
                 finally:
                     process.kill()

@@ -26,7 +26,7 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
 from tests.support.youtube import (
     AD_SECONDS,
     ELSEWHERE,
-    LONGEST_RANGE,
+    MAX_RANGE,
     MEDIA_FAULTS,
     PAGE,
     RETRY_AFTER,
@@ -675,15 +675,15 @@ def test_slow_body_comes_byte_by_byte(yt: FakeYouTube, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "throttled"),
     [
-        (f"bytes=0-{LONGEST_RANGE - 1}", False),
-        (f"bytes=0-{LONGEST_RANGE}", True),
-        (f"bytes={LONGEST_RANGE}-", True),
+        (f"bytes=0-{MAX_RANGE - 1}", False),
+        (f"bytes=0-{MAX_RANGE}", True),
+        (f"bytes={MAX_RANGE}-", True),
         (None, True),
     ],
 )
 def test_throttle(yt: FakeYouTube, tmp_path: Path, wanted: str | None, throttled: bool) -> None:
     large = tmp_path / "large"
-    large.write_bytes(bytes(LONGEST_RANGE + 2 * THROTTLED_AFTER))
+    large.write_bytes(bytes(MAX_RANGE + 2 * THROTTLED_AFTER))
     yt.add_video(VIDEO, large, duration=10.0)
     yt.media_fault[VIDEO] = "throttle"
     with connected(media_url(yt, tmp_path)) as (connection, path):
@@ -696,7 +696,7 @@ def test_throttle(yt: FakeYouTube, tmp_path: Path, wanted: str | None, throttled
             [(_, _, sent)] = yt.media_requests(VIDEO)
             assert sent < 2 * THROTTLED_AFTER
         else:  # at the throttled rate, this would outlast the test
-            assert len(answer.read()) == LONGEST_RANGE - THROTTLED_AFTER
+            assert len(answer.read()) == MAX_RANGE - THROTTLED_AFTER
 
 
 @pytest.mark.parametrize("itag", [18, 134])

@@ -23,8 +23,8 @@ from tests.integration.fetch.test_fetcher import (
     FOURTH,
     NO_SLEEP,
     OTHER,
-    PATIENCE,
     THIRD,
+    TIMEOUT,
     FetcherFactory,
     error_of,
     until,
@@ -63,8 +63,8 @@ def test_one_successful_probe_ends_the_block(fetcher: FetcherFactory, store: Sto
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute("UPDATE origin SET blocked_until = ?", (time.time() - 1,))
 
-    assert one.request(CLIP).result(PATIENCE) is None
-    assert [one.request(clip).result(PATIENCE) for clip in (OTHER, THIRD)] == [None, None]
+    assert one.request(CLIP).result(TIMEOUT) is None
+    assert [one.request(clip).result(TIMEOUT) for clip in (OTHER, THIRD)] == [None, None]
 
 
 def test_retry_after_of_the_player_api_is_honoured(store: Store, tmp_path: Path, fetcher: FetcherFactory) -> None:
@@ -72,7 +72,7 @@ def test_retry_after_of_the_player_api_is_honoured(store: Store, tmp_path: Path,
         yt.set_scenario(CLIP.youtube_id, "bot")
         yt.set_scenario(OTHER.youtube_id, "http-429")
         sources = SourceSettings(ytdlp={**yt.ytdlp_options, "extractor_retries": 0})
-        one = Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources))
+        one = Fetcher(store, FetchSettings(workers=1, timeout=TIMEOUT, sources=sources))
         try:
             error_of(one.request(OTHER))
             [state] = store.throttle.states()
@@ -103,7 +103,7 @@ def test_status_shows_the_block_and_reset_ends_it(fetcher: FetcherFactory, store
 @pytest.fixture
 def frugal(store: Store, site: VideoSite) -> FetchSettings:
     sources = SourceSettings(video_url=site.url_template, ytdlp=NO_SLEEP)
-    return FetchSettings(workers=2, timeout=PATIENCE, max_fetches_per_hour=2, sources=sources)
+    return FetchSettings(workers=2, timeout=TIMEOUT, max_fetches_per_hour=2, sources=sources)
 
 
 def test_the_hourly_limit_keeps_a_reserve_for_opens(
@@ -113,10 +113,10 @@ def test_the_hourly_limit_keeps_a_reserve_for_opens(
     one = Fetcher(store, frugal)
     try:
         first = one.request(CLIP, Priority.BACKGROUND)
-        assert first.result(PATIENCE) is None
+        assert first.result(TIMEOUT) is None
         waiting = one.request(OTHER, Priority.BACKGROUND)
         urgent = one.request(THIRD)
-        assert urgent.result(PATIENCE) is None, "the reserve is for opens"
+        assert urgent.result(TIMEOUT) is None, "the reserve is for opens"
         too_much = error_of(one.request(FOURTH))
         assert too_much.kind is FailureKind.BLOCKED
         assert "limit of 2 clips per hour" in too_much.reason

@@ -35,7 +35,7 @@ THIRD = Clip("demo-video2", 0, 2)
 FOURTH = Clip("demo_video4", 1, 3)
 DEAD = Clip(GONE, 5, 15)
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds until a test gives something up that takes one or two."""
 
 NO_SLEEP = {"extractor_retries": 0, "retries": 0}
@@ -54,7 +54,7 @@ def fetcher(store: Store, site: VideoSite) -> Iterator[FetcherFactory]:
     """Makes fetchers into the store, from the site."""
     with ExitStack() as stack:
 
-        def make(workers: int = 1, timeout: float = PATIENCE, url: str = "", into: Store = store) -> Fetcher:
+        def make(workers: int = 1, timeout: float = TIMEOUT, url: str = "", into: Store = store) -> Fetcher:
             sources = SourceSettings(video_url=url or site.url_template, ytdlp=NO_SLEEP)
             made = Fetcher(into, FetchSettings(workers=workers, timeout=timeout, sources=sources))
             stack.callback(made.close)
@@ -64,14 +64,14 @@ def fetcher(store: Store, site: VideoSite) -> Iterator[FetcherFactory]:
 
 
 def until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not holds():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
 
 
 def error_of(future: Future[None]) -> FetchError:
-    error = future.exception(PATIENCE)
+    error = future.exception(TIMEOUT)
     assert isinstance(error, FetchError)
     return error
 
@@ -135,7 +135,7 @@ def test_a_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, t
     assert one.is_fetching(CLIP)
     assert one.status().pending == 1
 
-    assert future.result(PATIENCE) is None
+    assert future.result(TIMEOUT) is None
 
     assert (one.is_fetching(CLIP), one.status().pending) == (False, 0)
     assert (one.stats.fetched, one.stats.failed) == (1, 0)
@@ -161,10 +161,10 @@ def test_many_threads_share_one_fetch(fetcher: FetcherFactory, store: Store, sit
     for thread in threads:
         thread.join()
 
-    assert len(wait(futures, PATIENCE).done) == 30
+    assert len(wait(futures, TIMEOUT).done) == 30
     assert site.video_fetches(CLIP.youtube_id) == 1
     # And who comes later, even to another fetcher, finds it there.
-    fetcher().request(CLIP).result(PATIENCE)
+    fetcher().request(CLIP).result(TIMEOUT)
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
@@ -234,7 +234,7 @@ def test_foreground_requests_are_served_first(fetcher: FetcherFactory, site: Vid
     futures.append(one.request(joined, Priority.FOREGROUND))
     # And asking in the background again takes nothing back.
     futures.append(one.request(joined, Priority.BACKGROUND))
-    wait(futures, PATIENCE)
+    wait(futures, TIMEOUT)
 
     assert ended == [CLIP, OTHER, joined, *background[:-1]]
     assert all(future.exception() is None for future in futures)
@@ -245,7 +245,7 @@ def test_a_slow_clip_does_not_delay_another(fetcher: FetcherFactory, site: Video
     site.media_delay[CLIP.youtube_id] = 30
     slow = one.request(CLIP)
 
-    one.request(OTHER).result(PATIENCE)
+    one.request(OTHER).result(TIMEOUT)
 
     assert not slow.done()
 
@@ -259,10 +259,10 @@ def test_a_clip_that_another_process_fetches_does_not_block_the_queue(
         assert claim is not None
         with claim:
             waiting = one.request(CLIP)
-            one.request(OTHER).result(PATIENCE)
+            one.request(OTHER).result(TIMEOUT)
             assert not waiting.done()
             assert site.video_fetches(CLIP.youtube_id) == 0
-        waiting.result(PATIENCE)
+        waiting.result(TIMEOUT)
     assert site.video_fetches(CLIP.youtube_id) == 1
 
 
@@ -277,7 +277,7 @@ def test_debug_logs_why_and_how_long_a_fetch_is_deferred(
         with claim:
             future = fetcher().request(CLIP)
             until(lambda: deferred in caplog.messages, "the fetch is deferred")
-        future.result(PATIENCE)
+        future.result(TIMEOUT)
 
     steps = [message.rpartition(", ")[0] for message in caplog.messages if message.startswith(f"fetch {CLIP.key}")]
     expected = ["claim: ok", "permit for youtube: ok", "youtube: ok", "publish: ok"]
@@ -296,7 +296,7 @@ def test_a_deferred_clip_without_waiters_is_dropped(fetcher: FetcherFactory, sto
                 until(lambda: one._fetches[CLIP].state is FetchState.RUNNING, "it waits for the state database")
                 waiter.cancel()
             until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
-    one.request(OTHER).result(PATIENCE)
+    one.request(OTHER).result(TIMEOUT)
     assert site.video_fetches(CLIP.youtube_id) == 0
 
 
@@ -330,7 +330,7 @@ def test_the_timeout_ends_the_worker_and_its_ffmpeg(
     assert leftovers(store) == []
     # The next job gets another worker.
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
-    one.request(OTHER).result(PATIENCE)
+    one.request(OTHER).result(TIMEOUT)
     assert workers_of(os.getpid()) != [worker]
 
 
@@ -347,12 +347,12 @@ def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
     assert error_of(future).kind is FailureKind.TRANSIENT
 
     assert leftovers(store) == []
-    one.request(OTHER).result(PATIENCE)
+    one.request(OTHER).result(TIMEOUT)
     [second] = workers_of(os.getpid())
     # One that dies between two jobs is not even noticed.
     os.kill(second, signal.SIGKILL)
     until(lambda: parent_and_group(second) is None, "it is dead")
-    one.request(THIRD).result(PATIENCE)
+    one.request(THIRD).result(TIMEOUT)
     assert one.stats.fetched == 2
 
 
@@ -435,7 +435,7 @@ def test_a_failure_is_forgotten_when_the_clip_is_fetched(
     del site.fail[CLIP.youtube_id]
     store.failures.forget([CLIP])
 
-    one.request(CLIP).result(PATIENCE)
+    one.request(CLIP).result(TIMEOUT)
 
     assert store.failures.get(CLIP) is None
 

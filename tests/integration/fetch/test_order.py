@@ -18,7 +18,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
 from tests.integration.archive.test_source import index_of
-from tests.integration.fetch.test_fetcher import CLIP, NO_SLEEP, OTHER, PATIENCE, error_of
+from tests.integration.fetch.test_fetcher import CLIP, NO_SLEEP, OTHER, TIMEOUT, error_of
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.tarballs import by_zlib, make_tar
 
@@ -31,12 +31,12 @@ BROKEN = Clip("demo-video2", 0, 2)
 def archives_folder(dataset: Dataset, tmp_path: Path) -> Path:
     """A folder with an indexed archive of three clips; the first is good, the third is no video."""
     video = (dataset.videos / f"{CLIP.youtube_id}.mp4").read_bytes()
-    path = tmp_path / "held" / ARCHIVE
+    path = tmp_path / "archives" / ARCHIVE
     path.parent.mkdir(parents=True)
     path.write_bytes(by_zlib(make_tar({CLIP: video, DEAD: video, BROKEN: os.urandom(5_000)})))
     with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
-        index_db.add(index_of(str(tmp_path / "held"), ARCHIVE))
-    return tmp_path / "held"
+        index_db.add(index_of(str(tmp_path / "archives"), ARCHIVE))
+    return tmp_path / "archives"
 
 
 Make = Callable[..., Fetcher]
@@ -55,7 +55,7 @@ def fetcher(store: Store, site: VideoSite, archives_folder: Path, tmp_path: Path
             archive_index=str(tmp_path / "archives.sqlite"),
             archive_lock=str(tmp_path / "archives.sqlite.reading"),
         )
-        made.append(Fetcher(store, FetchSettings(workers=1, timeout=PATIENCE, sources=sources)))
+        made.append(Fetcher(store, FetchSettings(workers=1, timeout=TIMEOUT, sources=sources)))
         return made[-1]
 
     yield make
@@ -73,7 +73,7 @@ def source_of(store: Store, clip: Clip) -> str:
 def test_the_first_source_that_has_the_clip_delivers_it(fetcher: Make, store: Store, site: VideoSite) -> None:
     both = fetcher("archive", "youtube")
     for clip in (CLIP, OTHER, BROKEN):
-        assert both.request(clip).result(PATIENCE) is None
+        assert both.request(clip).result(TIMEOUT) is None
 
     # One is in the archive, one is not, and of one the archive has something else.
     assert [source_of(store, clip) for clip in (CLIP, OTHER, BROKEN)] == ["archive", "youtube", "youtube"]
@@ -82,13 +82,13 @@ def test_the_first_source_that_has_the_clip_delivers_it(fetcher: Make, store: St
 
 
 def test_sources_are_asked_in_the_order_of_the_setting(fetcher: Make, store: Store) -> None:
-    assert fetcher("youtube", "archive").request(CLIP).result(PATIENCE) is None
+    assert fetcher("youtube", "archive").request(CLIP).result(TIMEOUT) is None
 
     assert source_of(store, CLIP) == "youtube"
 
 
 def test_a_clip_that_is_gone_from_one_source_comes_from_the_next(fetcher: Make, store: Store) -> None:
-    assert fetcher("youtube", "archive").request(DEAD).result(PATIENCE) is None
+    assert fetcher("youtube", "archive").request(DEAD).result(TIMEOUT) is None
 
     assert source_of(store, DEAD) == "archive"
     assert store.failures.get(DEAD) is None
@@ -115,6 +115,6 @@ def test_a_block_of_one_source_leaves_the_other_in_use(fetcher: Make, store: Sto
     both = fetcher("youtube", "archive")
     assert error_of(both.request(OTHER)).kind is FailureKind.BLOCKED
 
-    assert both.request(CLIP).result(PATIENCE) is None
+    assert both.request(CLIP).result(TIMEOUT) is None
     assert source_of(store, CLIP) == "archive"
     assert site.video_fetches(CLIP.youtube_id) == 0

@@ -16,7 +16,7 @@ from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.prefetch import Prefetch, PrefetchState
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
-from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, until
+from tests.integration.fetch.test_fetcher import NO_SLEEP, TIMEOUT, until
 from tests.support.mounts import short_clips
 
 CLIPS = sorted(short_clips(1))[:6]
@@ -38,7 +38,7 @@ class Fetching(Fetcher):
 
     def __init__(self, store: Store, site: VideoSite) -> None:
         sources = SourceSettings(video_url=site.url_template, ytdlp=NO_SLEEP)
-        super().__init__(store, FetchSettings(workers=2, timeout=PATIENCE, sources=sources))
+        super().__init__(store, FetchSettings(workers=2, timeout=TIMEOUT, sources=sources))
 
     def __enter__(self) -> Fetching:
         return self
@@ -89,7 +89,7 @@ def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) ->
             assert set(cached(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
             cursor.advance(clip)
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert (ahead.state, ahead.fetched) == (PrefetchState.DONE, len(order))
 
 
@@ -107,7 +107,7 @@ def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site
         until(lambda: patient.state is PrefetchState.WAITING, "it waits")
         assert "429" in str(patient.progress().reason)
         patient.cancel()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert (patient.state, patient.fetched, patient.failed) == (PrefetchState.CANCELLED, 0, 0)
 
 
@@ -115,7 +115,7 @@ def test_a_prefetch_stops_after_ten_faults_in_a_row(tmp_path: Path) -> None:
     clips = sorted(short_clips(1))[:30]
     sources = SourceSettings(video_url="http://127.0.0.1:9/{id}", ytdlp={**NO_SLEEP, "extractor_retries": 0})
     with Store(tmp_path / "cache") as store:
-        fetcher = Fetcher(store, FetchSettings(workers=2, timeout=PATIENCE, sources=sources))
+        fetcher = Fetcher(store, FetchSettings(workers=2, timeout=TIMEOUT, sources=sources))
         cut_off = Prefetch(fetcher, store, clips, len(clips), window=2)
         cut_off.run()
         again = Prefetch(fetcher, store, clips[:10], 10, window=2)
@@ -158,7 +158,7 @@ def test_the_cursor_drops_clips_that_a_faster_reader_has_opened(small: Store) ->
         assert cursor.has_space_for(clip)
         cursor.append(clip)
     for clip in CLIPS[:3]:
-        assert cursor.has_space_for(clip), "no clip waits for a place that the reader has passed"
+        assert cursor.has_space_for(clip), "no clip waits for a position that the reader has passed"
         cursor.append(clip)
     assert not cursor.has_space_for(CLIPS[3])
     cursor.advance(CLIPS[3])

@@ -23,7 +23,7 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
-from tests.integration.fetch.test_fetcher import NO_SLEEP, PATIENCE, error_of, until
+from tests.integration.fetch.test_fetcher import NO_SLEEP, TIMEOUT, error_of, until
 from tests.integration.fetch.test_fetcher import store as store
 from tests.support.archive_site import ArchiveSite
 from tests.support.store import read_clip
@@ -98,7 +98,7 @@ def fetcher(store: Store, site: VideoSite, archives: ArchiveSite, catalog: Path,
                 max_archive_download=limit,
                 catalog=str(catalog),
             )
-            made = Fetcher(into, FetchSettings(workers=workers, timeout=PATIENCE, sources=sources))
+            made = Fetcher(into, FetchSettings(workers=workers, timeout=TIMEOUT, sources=sources))
             opened.callback(made.close)
             return made
 
@@ -117,7 +117,7 @@ def test_an_archive_is_read_once_for_all_waiting_requests(
     made = fetcher()
     waiting = [made.request(clip) for clip in CLIPS]
     for future in waiting:
-        future.result(PATIENCE)
+        future.result(TIMEOUT)
 
     for number, clip in enumerate(CLIPS):
         assert read_clip(store, clip) == videos[number % len(videos)], clip
@@ -127,7 +127,7 @@ def test_an_archive_is_read_once_for_all_waiting_requests(
 
 def test_siblings_are_stored_and_the_archive_is_indexed(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     made = fetcher()
-    made.request(CLIPS[5]).result(PATIENCE)
+    made.request(CLIPS[5]).result(TIMEOUT)
     until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are cached")
     until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
     assert not store.failures.get(BROKEN), "nobody asked for it"
@@ -135,7 +135,7 @@ def test_siblings_are_stored_and_the_archive_is_indexed(fetcher: Make, store: St
 
     store.remove(CLIPS[3])
     archives.requests.clear()
-    made.request(CLIPS[3]).result(PATIENCE)
+    made.request(CLIPS[3]).result(TIMEOUT)
     assert read_whole(archives) < 0.2
 
 
@@ -147,14 +147,14 @@ def test_each_request_is_answered_when_its_clip_arrives(
     made = fetcher(workers=2)
     try:
         last, first = made.request(CLIPS[-1]), made.request(CLIPS[0])
-        first.result(PATIENCE)
+        first.result(TIMEOUT)
         assert not last.done()
         assert store.is_cached(CLIPS[0])
         # Opening the store again does not remove fetches in progress.
         Store(store.folder).close()
     finally:
         archives.hold[1].set()
-    last.result(PATIENCE)
+    last.result(TIMEOUT)
     assert read_whole(archives) < 1.01
 
 
@@ -163,7 +163,7 @@ def test_two_processes_read_an_archive_once(fetcher: Make, store: Store, archive
         one, two = fetcher(), fetcher(into=other)
         waiting = [(one, two)[number % 2].request(clip) for number, clip in enumerate(CLIPS)]
         for future in waiting:
-            future.result(PATIENCE)
+            future.result(TIMEOUT)
     # The other process may read any number of its clips by index, when the archive has just been read.
     first_segment = f"bytes=0-{min(SEGMENT, len(archives.files[ARCHIVE])) - 1}"
     assert [sent.range for sent in archives.requests].count(first_segment) == 1
@@ -180,13 +180,13 @@ def below(archives: ArchiveSite) -> int:
 def test_an_archive_above_the_limit_is_left_to_the_next_source(
     fetcher: Make, store: Store, archives: ArchiveSite
 ) -> None:
-    fetcher("archive", "youtube", limit=below(archives)).request(ELSEWHERE).result(PATIENCE)
+    fetcher("archive", "youtube", limit=below(archives)).request(ELSEWHERE).result(TIMEOUT)
     assert store.record(ELSEWHERE).source == "youtube"  # type: ignore[union-attr]
     assert [sent.bytes for sent in archives.requests] == [1], "only its size was requested"
 
 
 def test_an_archive_of_exactly_the_limit_is_read(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
-    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(TIMEOUT)
     assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
     assert read_whole(archives) < 1.01
 
@@ -198,10 +198,10 @@ def test_an_archive_in_a_local_folder_has_no_limit(
     path.parent.mkdir(parents=True)
     path.write_bytes(archives.files[ARCHIVE])
     base = str(tmp_path / "copies")
-    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(TIMEOUT)
     assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
     store.remove(CLIPS[7])  # the index that was built on the way has no limit either
-    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", limit=0, base=base).request(CLIPS[7]).result(TIMEOUT)
     assert archives.requests == []
 
 
@@ -212,7 +212,7 @@ def test_a_local_copy_of_the_archives_is_tried_after_a_failure_above_the_limit(
     path = tmp_path / "copies" / ARCHIVE
     path.parent.mkdir(parents=True)
     path.write_bytes(archives.files[ARCHIVE])
-    fetcher("archive", "youtube", limit=0, base=str(tmp_path / "copies")).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", "youtube", limit=0, base=str(tmp_path / "copies")).request(CLIPS[7]).result(TIMEOUT)
     assert store.record(CLIPS[7]).source == "archive"  # type: ignore[union-attr]
 
 
@@ -246,7 +246,7 @@ def test_a_raised_limit_tries_the_archive_at_the_next_open(
     fetcher: Make, store: Store, site: VideoSite, archives: ArchiveSite, videos: list[bytes]
 ) -> None:
     error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
-    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(TIMEOUT)
     assert read_clip(store, CLIPS[7]) == videos[7 % len(videos)]
     assert site.video_fetches(CLIPS[7].youtube_id) == 1
     assert store.failures.get(CLIPS[7]) is None
@@ -282,7 +282,7 @@ def test_without_another_source_the_next_open_tries_again(
     assert error.kind is FailureKind.CONFIG
     assert f"exceeds --max-archive-download ({limit}B)" in error.reason
     assert not error.source, "the next clip may be in a smaller archive"
-    fetcher("archive", limit=limit + 1).request(CLIPS[7]).result(PATIENCE)
+    fetcher("archive", limit=limit + 1).request(CLIPS[7]).result(TIMEOUT)
     assert read_clip(store, CLIPS[7]) == videos[7 % len(videos)]
 
 
@@ -303,7 +303,7 @@ def test_a_range_above_the_limit_is_not_read(
 ) -> None:
     """The limit holds for reads by index, too."""
     made = fetcher()
-    made.request(CLIPS[5]).result(PATIENCE)
+    made.request(CLIPS[5]).result(TIMEOUT)
     until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
     store.remove(CLIPS[5])
     archives.requests.clear()
@@ -317,7 +317,7 @@ def test_a_range_above_the_limit_is_not_read(
 def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
 ) -> None:
-    fetcher().request(CLIPS[0]).result(PATIENCE)
+    fetcher().request(CLIPS[0]).result(TIMEOUT)
     until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
     store.remove(CLIPS[4])
     archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]], padding=9)
@@ -337,7 +337,7 @@ def test_a_clip_that_the_archive_lacks_is_gone(fetcher: Make, store: Store, arch
     archives.requests.clear()
 
     other = fetcher("archive", "youtube")
-    other.request(ELSEWHERE).result(PATIENCE)
+    other.request(ELSEWHERE).result(TIMEOUT)
     assert read_whole(archives) < 0.01, "the index lacks the clip"
     # If there are other sources, they are asked, too, and their failure counts.
     assert error_of(other.request(ABSENT)).source == "youtube"
@@ -347,7 +347,7 @@ def test_a_clip_that_the_archive_lacks_is_gone(fetcher: Make, store: Store, arch
 def test_a_missing_archive_is_left_to_the_next_source(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     archives.files.clear()
     made = fetcher("archive", "youtube", workers=1)
-    made.request(ELSEWHERE).result(PATIENCE)
+    made.request(ELSEWHERE).result(TIMEOUT)
     assert error_of(made.request(ABSENT)).source == "youtube"
     assert len(archives.requests) == 1, "asked for once"
 
@@ -356,7 +356,7 @@ def test_an_unreachable_server_is_a_transient_failure(fetcher: Make, store: Stor
     """It is asked once by each worker, and then not again for a while: others are at hand."""
     archives.faults = ["500"] * 4
     made = fetcher("archive", "youtube", workers=1)
-    made.request(ELSEWHERE).result(PATIENCE)
+    made.request(ELSEWHERE).result(TIMEOUT)
     assert len(archives.requests) == 2
     error = error_of(made.request(ABSENT))
     assert (error.kind, error.source) == (FailureKind.TRANSIENT, "archive"), "it may be there: nobody knows"
@@ -375,7 +375,7 @@ def test_siblings_evict_nothing(
             path.write_bytes(videos[0])
             claim.publish(path, "test")
         made = fetcher(into=small)
-        made.request(CLIPS[1], Priority.BACKGROUND).result(PATIENCE)
+        made.request(CLIPS[1], Priority.BACKGROUND).result(TIMEOUT)
         until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "the archive is read to its end")
         assert read_clip(small, kept) == videos[0]
         assert read_clip(small, CLIPS[1]) == videos[1]
@@ -389,7 +389,7 @@ def test_a_fault_of_the_server_still_delivers_the_clip(
     archives.faults = ["", fault, fault]  # the first request asks for the version
     made = fetcher(workers=1)
     for future in [made.request(clip) for clip in CLIPS]:
-        future.result(PATIENCE)
+        future.result(TIMEOUT)
 
 
 def test_a_truncated_archive_leaves_nothing_unfinished(
@@ -398,7 +398,7 @@ def test_a_truncated_archive_leaves_nothing_unfinished(
     """The clip that is wanted was had before: it is kept, and of the archive there is no index."""
     archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
     made = fetcher()
-    made.request(CLIPS[0]).result(PATIENCE)
+    made.request(CLIPS[0]).result(TIMEOUT)
     until(lambda: not made.status().pending and not list(store.layout.incoming.iterdir()), "it is given up")
     assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
@@ -407,7 +407,7 @@ def test_a_truncated_archive_leaves_nothing_unfinished(
 def test_a_new_version_of_an_archive_is_indexed_again(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
 ) -> None:
-    fetcher().request(CLIPS[0]).result(PATIENCE)
+    fetcher().request(CLIPS[0]).result(TIMEOUT)
     index_db = ArchiveIndexDB(tmp_path / "archives.sqlite")
     until(lambda: index_db.version(ARCHIVE), "it is indexed")
     until(lambda: not list(store.layout.incoming.iterdir()), "all that came with it is stored")
@@ -418,7 +418,7 @@ def test_a_new_version_of_an_archive_is_indexed_again(
     archives.requests.clear()
 
     made = fetcher()
-    made.request(CLIPS[4]).result(PATIENCE)
+    made.request(CLIPS[4]).result(TIMEOUT)
     assert read_clip(store, CLIPS[4]) == videos[0]
     until(lambda: index_db.version(ARCHIVE) != before, "the new version is indexed")
     assert read_whole(archives) < 1.2
@@ -428,10 +428,10 @@ def test_a_local_failure_ends_the_reading(fetcher: Make, store: Store, monkeypat
     """There is no space for the clip: later answers of the worker do not reach the next clip."""
 
     def publish(self: object, path: Path, source: str) -> None:
-        raise FetchError(FailureKind.LOCAL, "no room")
+        raise FetchError(FailureKind.LOCAL, "disk full")
 
     made = fetcher(workers=1)
     with monkeypatch.context() as patch:
         patch.setattr("kinetics_fs.store.store.Claim.publish", publish)
         assert error_of(made.request(CLIPS[2])).kind is FailureKind.LOCAL
-    made.request(CLIPS[3]).result(PATIENCE)
+    made.request(CLIPS[3]).result(TIMEOUT)

@@ -143,13 +143,13 @@ CHILD = textwrap.dedent(
     job._CHECKPOINT_INTERVAL = 0.0
     remote._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    depth, catalog = VerifyLevel(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
+    level, catalog = VerifyLevel(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
     def report(done, total):
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
     fill_archive(
         ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
-            FillCheckpoints(folder / "fills"), depth, 2),
+            FillCheckpoints(folder / "fills"), level, 2),
         report,
     )
     """
@@ -268,9 +268,9 @@ def test_no_room(job: ArchiveJob) -> None:
     assert caught.value.kind is FailureKind.LOCAL
 
 
-@pytest.mark.parametrize("depth", VerifyLevel)
+@pytest.mark.parametrize("level", VerifyLevel)
 def test_clips_that_are_none_are_not_published(
-    job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, depth: VerifyLevel
+    job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, level: VerifyLevel
 ) -> None:
     video = (dataset.videos / "DEMOvideo-5.mp4").read_bytes()
     scrambled = bytearray(video)
@@ -279,13 +279,13 @@ def test_clips_that_are_none_are_not_published(
     contents = {good: video, noise: CLIPS[noise], cut: video[: len(video) // 2], spoilt: bytes(scrambled)}
     archives.files[NAME] = by_zlib(make_tar(contents))
 
-    summary = fill_archive(replace(job, verify=depth))
+    summary = fill_archive(replace(job, verify=level))
 
     stored = {
         VerifyLevel.NONE: {good, noise, cut, spoilt},
         VerifyLevel.CONTAINER: {good, spoilt},
         VerifyLevel.DECODE: {good},
-    }[depth]
+    }[level]
     assert set(clips_in_store(job)) == stored
     assert clips_in_store(job)[good] == video
     assert summary.failed.total() == 4 - len(stored)

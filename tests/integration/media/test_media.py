@@ -171,7 +171,7 @@ def shown_between(path: Path, start: float, end: float) -> list[int]:
     with av.open(str(path)) as container:
         begin = (container.start_time or 0) / av.time_base
         times = [frame.time - begin for frame in container.decode(video=0) if frame.time is not None]
-    return [place for place, time in enumerate(times) if start <= time < end]
+    return [index for index, time in enumerate(times) if start <= time < end]
 
 
 def test_matroska(variant: Variant) -> None:

@@ -18,7 +18,7 @@ from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import FolderSource
 from kinetics_fs.util.files import link_or_copy
-from tests.support.store import quick_place
+from tests.support.store import fast_folder
 from tests.support.store_fixtures import public_folder as public_folder
 from tests.support.store_fixtures import small_disk as small_disk
 from tests.support.store_fixtures import without_privileges as without_privileges
@@ -46,7 +46,7 @@ def catalog(tmp_path: Path) -> Path:
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
     """The user's folder."""
-    folder = tmp_path / "held"
+    folder = tmp_path / "clips"
     folder.mkdir()
     return folder
 
@@ -88,7 +88,7 @@ def test_layouts_that_tools_leave(layout: str, catalog: Path, clip_folder: Path,
 
     assert (media.path, media.start, media.length, media.whole) == (private / CLIP.name, 0.0, None, True)
     assert media.path.read_bytes() == CONTENT
-    assert media.path.samefile(file), "it takes no room"
+    assert media.path.samefile(file), "it takes no space"
 
 
 @pytest.mark.parametrize(
@@ -130,24 +130,24 @@ def test_no_label_leads_out_of_the_folder(catalog: Path, clip_folder: Path, priv
 
 
 def test_odd_things_under_the_name_of_a_clip(catalog: Path, clip_folder: Path, private: Path) -> None:
-    places = [clip_folder / str(number) for number in range(6)]
-    put(places[0] / CLIP.name, b"")
-    places[1].mkdir()
-    os.mkfifo(places[1] / CLIP.name)
-    (places[2] / CLIP.name).mkdir(parents=True)
-    places[3].mkdir()
-    (places[3] / CLIP.name).symlink_to(CLIP.name)  # a loop
-    places[4].mkdir()
-    (places[4] / CLIP.name).symlink_to("gone")
-    places[5].mkdir()
-    (places[5] / CLIP.name).symlink_to("/dev/zero")
-    source = FolderSource(places, catalog)
+    folders = [clip_folder / str(number) for number in range(6)]
+    put(folders[0] / CLIP.name, b"")
+    folders[1].mkdir()
+    os.mkfifo(folders[1] / CLIP.name)
+    (folders[2] / CLIP.name).mkdir(parents=True)
+    folders[3].mkdir()
+    (folders[3] / CLIP.name).symlink_to(CLIP.name)  # a loop
+    folders[4].mkdir()
+    (folders[4] / CLIP.name).symlink_to("gone")
+    folders[5].mkdir()
+    (folders[5] / CLIP.name).symlink_to("/dev/zero")
+    source = FolderSource(folders, catalog)
     with pytest.raises(NotInSource):
         source.fetch(CLIP, private)
     assert list(private.iterdir()) == []
 
     # As the archives are arranged: by symbolic links to files.
-    (places[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(clip_folder / "elsewhere.mp4"))
+    (folders[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(clip_folder / "elsewhere.mp4"))
     media = source.fetch(CLIP, private)
     assert not media.path.is_symlink()
     assert media.path.samefile(clip_folder / "elsewhere.mp4")
@@ -196,8 +196,8 @@ def test_file_of_another_user_is_copied(catalog: Path, clip_folder: Path, privat
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A folder on another filesystem."""
-    with quick_place() as place:
-        yield place
+    with fast_folder() as folder:
+        yield folder
 
 
 def test_other_filesystem_is_copied(catalog: Path, clip_folder: Path, private: Path, memory: Path) -> None:
@@ -212,16 +212,16 @@ def test_other_filesystem_is_copied(catalog: Path, clip_folder: Path, private: P
 @pytest.fixture
 def cloning_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk whose files can share their blocks."""
-    image, place = tmp_path / "image", tmp_path / "disk"
-    place.mkdir()
+    image, mountpoint = tmp_path / "image", tmp_path / "disk"
+    mountpoint.mkdir()
     image.touch()
     os.truncate(image, 120_000_000)
     program = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "false"
-    for command in ([program, "-q", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+    for command in ([program, "-q", str(image)], ["mount", "-o", "loop", str(image), str(mountpoint)]):
         if subprocess.run(command, capture_output=True).returncode:
             pytest.skip("no Btrfs here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    yield mountpoint
+    subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
 def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:

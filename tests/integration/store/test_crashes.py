@@ -52,9 +52,9 @@ class Deaths:
     Faults that are found after each death are collected and reported together.
     """
 
-    def __init__(self, seed: Path, place: Path) -> None:
+    def __init__(self, seed: Path, folder: Path) -> None:
         self._seed = seed
-        self._place = place
+        self._folder = folder
         self._wrong: list[str] = []
         self.steps: list[str] = []
         """The steps of a process that was not killed."""
@@ -62,7 +62,7 @@ class Deaths:
     def folders(self) -> Iterator[Folder]:
         """Yield a folder for each death. Iterate to the end."""
         for step in range(1, 200):
-            folder = Folder(self._place / f"cache-{step}", step, self._place / f"log-{step}")
+            folder = Folder(self._folder / f"cache-{step}", step, self._folder / f"log-{step}")
             shutil.copytree(self._seed, folder.path)
             yield folder
             shutil.rmtree(folder.path)
@@ -114,9 +114,9 @@ def assert_recovered(store: Store, sizes: dict[int, int]) -> None:
 
 @every_action
 def test_after_a_crash_the_next_process_finds_each_clip_whole_or_absent(
-    action: Action, seed: Path, place: Path
+    action: Action, seed: Path, fast_tmp_path: Path
 ) -> None:
-    deaths = Deaths(seed, place)
+    deaths = Deaths(seed, fast_tmp_path)
     sizes = {**SIZES, 3: 2 * UNIT if action is store_subprocess.publish_larger else UNIT}
     for folder in deaths.folders():
         deaths.kill(folder, store_subprocess.die_during, action)
@@ -132,8 +132,10 @@ def test_after_a_crash_the_next_process_finds_each_clip_whole_or_absent(
 
 
 @every_action
-def test_a_running_process_recovers_the_reservations_of_a_dead_one(action: Action, seed: Path, place: Path) -> None:
-    deaths = Deaths(seed, place)
+def test_a_running_process_recovers_the_reservations_of_a_dead_one(
+    action: Action, seed: Path, fast_tmp_path: Path
+) -> None:
+    deaths = Deaths(seed, fast_tmp_path)
     for folder in deaths.folders():
         with Store(folder.path, limit=LIMIT) as store:
             deaths.kill(folder, store_subprocess.die_during, action)
@@ -146,8 +148,8 @@ def test_a_running_process_recovers_the_reservations_of_a_dead_one(action: Actio
     deaths.verdict()
 
 
-def test_every_kind_of_step_is_covered(seed: Path, place: Path) -> None:
-    deaths = Deaths(seed, place)
+def test_every_kind_of_step_is_covered(seed: Path, fast_tmp_path: Path) -> None:
+    deaths = Deaths(seed, fast_tmp_path)
     for folder in deaths.folders():
         deaths.kill(folder, store_subprocess.die_during, store_subprocess.publish_instead)
     kinds = [step.split()[0] for step in deaths.steps]
@@ -157,13 +159,13 @@ def test_every_kind_of_step_is_covered(seed: Path, place: Path) -> None:
     assert "os.rmdir" in kinds[renamed:], "the end of the claim"
 
 
-def test_a_crash_during_recovery(seed: Path, place: Path) -> None:
-    bad = shutil.copytree(seed, place / "bad")
+def test_a_crash_during_recovery(seed: Path, fast_tmp_path: Path) -> None:
+    bad = shutil.copytree(seed, fast_tmp_path / "bad")
     assert end(start(store_subprocess.claim_and_die, bad, 3)) == KILLED
     clip_file(bad, clip(1)).unlink()
     lose(bad / "ledger.sqlite")
 
-    deaths = Deaths(bad, place)
+    deaths = Deaths(bad, fast_tmp_path)
     for folder in deaths.folders():
         deaths.kill(folder, store_subprocess.die_recovering)
         with deaths.finding(folder), Store(folder.path, limit=LIMIT) as store:

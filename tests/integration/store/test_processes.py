@@ -189,9 +189,9 @@ def test_the_limit_holds_at_every_moment_while_processes_publish(folder: Path, f
         assert len(store.sizes([clip(number).key for number in range(processes * clips)])) == processes * clips
 
 
-def test_a_new_folder_can_be_opened_by_many_processes_at_once(place: Path) -> None:
+def test_a_new_folder_can_be_opened_by_many_processes_at_once(fast_tmp_path: Path) -> None:
     barrier = CONTEXT.Barrier(3)
-    begun = [start(store_subprocess.open_together, place, 120, barrier) for _ in range(3)]
+    begun = [start(store_subprocess.open_together, fast_tmp_path, 120, barrier) for _ in range(3)]
     assert [end(process) for process in begun] == [0] * 3
 
 

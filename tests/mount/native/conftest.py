@@ -6,12 +6,12 @@ import pytest
 
 from tests.support.example_filesystem import ExampleFilesystem, example_filesystem
 from tests.support.fake_kernel import Conversation, Kernel, converse
-from tests.support.store import quick_place
+from tests.support.store import fast_folder
 
 
 @pytest.fixture
 def example() -> Iterator[ExampleFilesystem]:
-    with quick_place() as folder, example_filesystem(folder) as example:
+    with fast_folder() as folder, example_filesystem(folder) as example:
         yield example
 
 

@@ -22,7 +22,7 @@ from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import FailureReport, Store
 from tests.mount.native.test_mounting import HERE, Mount, path_of, pytestmark
 from tests.mount.native.test_mounting import mount as mount
-from tests.mount.native.test_mounting import place as place
+from tests.mount.native.test_mounting import scratch as scratch
 from tests.mount.native.test_mounting import silence as silence
 from tests.support.command_line import ENVIRONMENT, Mounted, has_ended
 from tests.support.example_filesystem import CLIPS, FULL
@@ -81,10 +81,10 @@ def hiding(mount: Mount) -> Mounted:
     return mounted
 
 
-def test_names_disappear_and_reappear_in_lookups_and_listings(hiding: Mounted, place: Path) -> None:
+def test_names_disappear_and_reappear_in_lookups_and_listings(hiding: Mounted, scratch: Path) -> None:
     gone = IN_ORDER[5:50]
     before = {name: (hiding.root / "train" / FULL / name).stat().st_ino for name in NAMES}
-    mark_gone(place / "cache", gone)
+    mark_gone(scratch / "cache", gone)
     wait_until(lambda: not path_of(hiding, gone[-1]).exists())
     wait_until(lambda: listed(hiding) == names_without(gone))
     wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in gone))
@@ -93,7 +93,7 @@ def test_names_disappear_and_reappear_in_lookups_and_listings(hiding: Mounted, p
     assert os.statvfs(hiding.root).f_files == hiding.status()["clips"] - hiding.status()["hidden"]
     for name in names_without(gone):
         assert (hiding.root / "train" / FULL / name).stat().st_ino == before[name]
-    revive(place / "cache")
+    revive(scratch / "cache")
     wait_until(lambda: path_of(hiding, gone[-1]).exists())
     wait_until(lambda: listed(hiding) == NAMES)
     wait_until(lambda: all(path_of(hiding, clip).exists() for clip in gone))
@@ -114,14 +114,14 @@ def some_names(directory: int) -> list[str]:
 
 
 @pytest.mark.parametrize("others", [0, 3])
-def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, place: Path, others: int) -> None:
+def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, scratch: Path, others: int) -> None:
     """Not even where the name that it has just shown is left out, and others list everything meanwhile."""
     directory = os.open(hiding.root / "train" / FULL, os.O_RDONLY)
     try:
         seen = [name for _ in range(4) for name in some_names(directory)]
         gone = [clip for clip in IN_ORDER if seen[-10] <= clip.name <= seen[-1]]
         assert seen[-1] in {clip.name for clip in gone}
-        mark_gone(place / "cache", gone)
+        mark_gone(scratch / "cache", gone)
         wait_until(lambda: hiding.status()["hidden"] == len(gone))
         wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in gone))
         for _ in range(others):
@@ -133,26 +133,26 @@ def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, place:
     assert seen == [".", "..", *NAMES]
 
 
-def test_name_cached_as_absent_reappears(mount: Mount, place: Path) -> None:
+def test_name_cached_as_absent_reappears(mount: Mount, scratch: Path) -> None:
     """The kernel remembers, too, what there is not."""
     clip = IN_ORDER[0]
-    with Store(place / "cache"):
+    with Store(scratch / "cache"):
         pass
-    mark_gone(place / "cache", [clip])
+    mark_gone(scratch / "cache", [clip])
     mounted = mount("--hide-unavailable")
     assert [path_of(mounted, clip).exists() for _ in range(2)] == [False, False]
-    revive(place / "cache")
+    revive(scratch / "cache")
     wait_until(lambda: path_of(mounted, clip).exists())
 
 
-def test_readers_keep_what_they_have_open(hiding: Mounted, place: Path) -> None:
+def test_readers_keep_what_they_have_open(hiding: Mounted, scratch: Path) -> None:
     clip = HERE[0]
     path = path_of(hiding, clip)
     content = path.read_bytes()
     with path.open("rb") as file:
-        with Store(place / "cache") as store:
+        with Store(scratch / "cache") as store:
             store.remove(clip)
-        mark_gone(place / "cache", [clip])
+        mark_gone(scratch / "cache", [clip])
         wait_until(lambda: not path.exists())
         assert clip.name not in listed(hiding)
         assert os.fstat(file.fileno()).st_size == len(content)
@@ -182,15 +182,15 @@ def hammering(mounted: Mounted, names: Collection[str], times: int) -> Iterator[
 
 
 @pytest.mark.serial
-def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounted, place: Path) -> None:
+def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounted, scratch: Path) -> None:
     """To tell the kernel of a name waits for what is under way in its directory, and that for the loop."""
     clips = IN_ORDER[::2]
     with hammering(hiding, [clip.name for clip in clips[:50]], 4) as hammers:
         for _ in range(4):
-            mark_gone(place / "cache", clips)
+            mark_gone(scratch / "cache", clips)
             wait_until(lambda: listed(hiding) == names_without(clips), within=30)
             wait_until(lambda: not any(path_of(hiding, clip).exists() for clip in clips), within=30)
-            revive(place / "cache")
+            revive(scratch / "cache")
             wait_until(lambda: listed(hiding) == NAMES, within=30)
             wait_until(lambda: all(path_of(hiding, clip).exists() for clip in clips), within=30)
         assert [hammer.poll() for hammer in hammers] == [None] * 4
@@ -199,13 +199,13 @@ def test_names_come_and_go_while_others_hammer_the_same_directory(hiding: Mounte
 
 @pytest.mark.parametrize("end", ["signal", "umount --lazy"])
 @pytest.mark.serial
-def test_mount_ends_while_it_notifies_the_kernel(hiding: Mounted, place: Path, end: str) -> None:
+def test_mount_ends_while_it_notifies_the_kernel(hiding: Mounted, scratch: Path, end: str) -> None:
     pid, ending = hiding.pid, threading.Event()
 
     def come_and_go() -> None:
         while not ending.is_set():
-            mark_gone(place / "cache", IN_ORDER)
-            revive(place / "cache")
+            mark_gone(scratch / "cache", IN_ORDER)
+            revive(scratch / "cache")
 
     changes = threading.Thread(target=come_and_go)
     changes.start()

@@ -35,7 +35,7 @@ from tests.support.command_line import (
 )
 from tests.support.example_filesystem import CLIPS, FULL, content, put, write_rows
 from tests.support.mounts import reading, state, wait_until
-from tests.support.store import quick_place
+from tests.support.store import fast_folder
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="MOUNTS ARE NOT TESTED: needs root and /dev/fuse"
@@ -65,9 +65,9 @@ def silence() -> Iterator[str]:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """An empty folder; whatever is mounted below it in the end is unmounted."""
-    with quick_place() as folder:
+    with fast_folder() as folder:
         yield folder
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for below in reversed([mount for mount in mounts if mount.startswith(f"{folder}/")]):
@@ -81,18 +81,18 @@ def fill(cache: Path) -> None:
 
 
 @pytest.fixture
-def mount(place: Path, silence: str) -> Iterator[Mount]:
+def mount(scratch: Path, silence: str) -> Iterator[Mount]:
     """Make mounts whose cache has `HERE`; they use passthrough unless the arguments turn it off."""
     with ExitStack() as mounts:
         numbers = iter(range(1, 100))
 
-        def make(*arguments: str, cache: Path = place / "cache", root: Path | None = None) -> Mounted:
+        def make(*arguments: str, cache: Path = scratch / "cache", root: Path | None = None) -> Mounted:
             if not cache.exists():
                 fill(cache)
             return mounts.enter_context(
                 Mounted(
-                    root or place / f"mount {next(numbers)}",
-                    *("--frontend", "native", "--annotations", write_rows(place), "--cache-dir", cache),
+                    root or scratch / f"mount {next(numbers)}",
+                    *("--frontend", "native", "--annotations", write_rows(scratch), "--cache-dir", cache),
                     *("--min-free", "0", "--video-url", silence),
                     *arguments,
                 )
@@ -209,8 +209,8 @@ def test_unprivileged_mount(open_device: None, silence: str) -> None:
                 subprocess.run(["umount", "-l", root], check=False)
 
 
-def test_mount_in_a_namespace_of_its_own(place: Path, silence: str) -> None:
-    fill(place / "cache")
+def test_mount_in_a_namespace_of_its_own(scratch: Path, silence: str) -> None:
+    fill(scratch / "cache")
     script = (
         'set -e; "$@" "$ROOT"; cat "$ROOT/train/$CLASS/$CLIP" > "$OUT"; findmnt -no FSTYPE "$ROOT";'
         '"$PYTHON" -m kinetics_fs umount "$ROOT"; ! findmnt "$ROOT"'
@@ -223,18 +223,18 @@ def test_mount_in_a_namespace_of_its_own(place: Path, silence: str) -> None:
         os.devnull,
         "mount",
         "--log-file",
-        place / "log",
+        scratch / "log",
     ]
-    command += ["--frontend", "native", "--annotations", write_rows(place), "--cache-dir", place / "cache"]
+    command += ["--frontend", "native", "--annotations", write_rows(scratch), "--cache-dir", scratch / "cache"]
     command += ["--min-free", "0", "--video-url", silence]
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command],
         env={
             **ENVIRONMENT,
-            "ROOT": str(place / "mount"),
+            "ROOT": str(scratch / "mount"),
             "CLASS": FULL,
             "CLIP": HERE[0].name,
-            "OUT": str(place / "out"),
+            "OUT": str(scratch / "out"),
             "PYTHON": sys.executable,
         },
         capture_output=True,
@@ -244,56 +244,56 @@ def test_mount_in_a_namespace_of_its_own(place: Path, silence: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "fuse.kinetics-fs" in done.stdout
-    assert (place / "out").read_bytes() == content(HERE[0])
+    assert (scratch / "out").read_bytes() == content(HERE[0])
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_cache_on_an_overlay(mount: Mount, place: Path, name: str) -> None:
-    mounted = mount(*MODES[name], cache=on_an_overlay(place))
+def test_cache_on_an_overlay(mount: Mount, scratch: Path, name: str) -> None:
+    mounted = mount(*MODES[name], cache=on_an_overlay(scratch))
     for _ in range(2):
         for clip in HERE:
             assert path_of(mounted, clip).read_bytes() == content(clip)
     assert "passthrough failed" not in mounted.log.read_text()
 
 
-def test_cache_on_an_overlay_passes_through(mount: Mount, place: Path) -> None:
+def test_cache_on_an_overlay_passes_through(mount: Mount, scratch: Path) -> None:
     """As in a container: its disk is one overlay deep, which a stack of two allows."""
     if not kernel_has_passthrough():
         pytest.skip("passthrough needs Linux 6.9")
-    mounted = mount(cache=on_an_overlay(place))
+    mounted = mount(cache=on_an_overlay(scratch))
     assert path_of(mounted, HERE[0]).read_bytes() == content(HERE[0])
     assert mode(mounted) == "passthrough"
 
 
-def on_an_overlay(place: Path) -> Path:
+def on_an_overlay(scratch: Path) -> Path:
     """Mount an overlay and fill a cache directory on it."""
     for name in ("lower", "upper", "work", "overlay"):
-        (place / name).mkdir()
-    fill(place / "lower/cache")
-    options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
+        (scratch / name).mkdir()
+    fill(scratch / "lower/cache")
+    options = f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
     done = subprocess.run(
-        ["mount", "-t", "overlay", "overlay", "-o", options, place / "overlay"], capture_output=True, text=True
+        ["mount", "-t", "overlay", "overlay", "-o", options, scratch / "overlay"], capture_output=True, text=True
     )
     if done.returncode:
         pytest.skip(f"NO OVERLAY TO TEST ON: {done.stderr.strip()}")
-    return place / "overlay/cache"
+    return scratch / "overlay/cache"
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_overlay_on_the_mount(mount: Mount, place: Path, tmp_path: Path, name: str) -> None:
+def test_overlay_on_the_mount(mount: Mount, scratch: Path, tmp_path: Path, name: str) -> None:
     """How to write beside the clips. The kernel stacks two at most, so passthrough must leave one."""
     mounted = mount(*MODES[name], cache=tmp_path / "cache")
     for folder in ("upper", "work", "writable"):
-        (place / folder).mkdir()
-    options = f"lowerdir={mounted.root},upperdir={place}/upper,workdir={place}/work"
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, place / "writable"], check=True)
+        (scratch / folder).mkdir()
+    options = f"lowerdir={mounted.root},upperdir={scratch}/upper,workdir={scratch}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, scratch / "writable"], check=True)
     try:
         for clip in HERE:
-            path = place / "writable" / path_of(mounted, clip).relative_to(mounted.root)
+            path = scratch / "writable" / path_of(mounted, clip).relative_to(mounted.root)
             assert path.read_bytes() == content(clip)
-        (place / "writable/index.json").write_text("{}")
+        (scratch / "writable/index.json").write_text("{}")
     finally:
-        subprocess.run(["umount", place / "writable"], check=True)
+        subprocess.run(["umount", scratch / "writable"], check=True)
 
 
 @pytest.mark.parametrize(
@@ -316,12 +316,12 @@ def test_cache_on_a_disk(mount: Mount, tmp_path: Path, name: str) -> None:
         assert path_of(mounted, clip).read_bytes() == content(clip)
 
 
-def test_mount_below_a_symbolic_link(mount: Mount, place: Path) -> None:
-    (place / "real").mkdir()
-    (place / "link").symlink_to(place / "real")
-    mounted = mount(root=place / "link/mount")
+def test_mount_below_a_symbolic_link(mount: Mount, scratch: Path) -> None:
+    (scratch / "real").mkdir()
+    (scratch / "link").symlink_to(scratch / "real")
+    mounted = mount(root=scratch / "link/mount")
     assert path_of(mounted, HERE[0]).read_bytes() == content(HERE[0])
-    again = kinetics_fs("mount", "--annotations", place / "rows.csv", mounted.root)
+    again = kinetics_fs("mount", "--annotations", scratch / "rows.csv", mounted.root)
     assert "is mounted already" in again.stderr
     done = run_command("umount", mounted.root)
     assert (done.returncode, done.stderr) == (0, "")
@@ -340,13 +340,13 @@ def test_umount_by_other_programs_ends_the_mount(mount: Mount, name: str) -> Non
     assert "Traceback" not in mounted.log.read_text()
 
 
-def test_signal_ends_a_mount_that_was_never_used(place: Path, silence: str) -> None:
+def test_signal_ends_a_mount_that_was_never_used(scratch: Path, silence: str) -> None:
     """The process that serves a mount must not stat the mount point to unmount it: it would wait for itself."""
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"),
-            *("--frontend", "native", "--annotations", write_rows(place), "--cache-dir", place / "cache"),
-            *("--min-free", "0", "--video-url", silence, place / "mount"),
+            *("--frontend", "native", "--annotations", write_rows(scratch), "--cache-dir", scratch / "cache"),
+            *("--min-free", "0", "--video-url", silence, scratch / "mount"),
         ],
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
@@ -359,7 +359,7 @@ def test_signal_ends_a_mount_that_was_never_used(place: Path, silence: str) -> N
             assert process.wait(20) == 0
         finally:
             process.kill()
-    assert place / "mount" not in find_mounts()
+    assert scratch / "mount" not in find_mounts()
 
 
 def test_signal_that_does_not_interrupt_the_wait(mount: Mount) -> None:
@@ -427,7 +427,7 @@ def test_signal_ends_the_mount_while_readers_retry(mount: Mount, inside: bool) -
 
 @pytest.mark.parametrize("first", ["signal", "lazy umount"])
 def test_signal_unmounts_nothing_else(mount: Mount, first: str) -> None:
-    """A mount that waits for its last reader no longer owns its place."""
+    """A mount that waits for its last reader no longer owns its mountpoint."""
     mounted = mount()
     with path_of(mounted, HERE[0]).open("rb") as file:
         if first == "signal":
@@ -489,11 +489,11 @@ def test_kill_under_load_and_mount_again(mount: Mount, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, place: Path, name: str) -> None:
+def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, scratch: Path, name: str) -> None:
     mounted = mount(*MODES[name])
     clip = HERE[0]
     first, second = content(clip), content(clip, 7_777, version=2)
-    with path_of(mounted, clip).open("rb", buffering=0) as old, Store(place / "cache") as store:
+    with path_of(mounted, clip).open("rb", buffering=0) as old, Store(scratch / "cache") as store:
         assert old.read(100) == first[:100]
         store.remove(clip)
         assert old.read(100) == first[100:200]

@@ -75,11 +75,11 @@ struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
 def fields(structure: p.Structure[Any]) -> Iterator[tuple[str, int, int]]:
     """Each field of a structure: its name, where it begins, and its bytes."""
     names = structure.unpack(memoryview(bytes(structure.size)))._fields
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         for bits in (64, 32, 16):
             for value in (2**bits - 1, -1):
                 values = [0] * len(names)
-                values[place] = value
+                values[index] = value
                 try:
                     packed = structure.pack(*values)
                 except struct.error:
@@ -137,8 +137,8 @@ def from_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
                 member = ALIASES.get(f"{name}.{field}", member)
                 if (name, field) == ("fuse_init_out", "max_stack_depth"):
                     member = "unused[0]"
-            place = f"offsetof(struct {name}, {member}), sizeof(((struct {name} *)0)->{member})"
-            lines.append(f'printf("{name}.{field} %zu %zu\\n", {place});')
+            layout = f"offsetof(struct {name}, {member}), sizeof(((struct {name} *)0)->{member})"
+            lines.append(f'printf("{name}.{field} %zu %zu\\n", {layout});')
     lines += [f'printf("{name} %llu\\n", (unsigned long long){name});' for name in CONSTANTS]
     folder = tmp_path_factory.mktemp("c")
     source = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/fuse.h>\n#include <linux/ioctl.h>\n"
@@ -158,7 +158,7 @@ def from_c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
 def test_structure_is_that_of_the_header(from_c: dict[str, list[int]], structure: p.Structure[Any], name: str) -> None:
     assert from_c[name] == [structure.size]
     ours = {f"{name}.{field}": [begin, size] for field, begin, size in fields(structure)}
-    assert ours == {member: place for member, place in from_c.items() if member.startswith(f"{name}.")}
+    assert ours == {member: layout for member, layout in from_c.items() if member.startswith(f"{name}.")}
 
 
 def test_numbers_are_those_of_the_header(from_c: dict[str, list[int]]) -> None:
@@ -172,7 +172,7 @@ STRUCTURES = [row[0] for row in C_NAMES] + [p.INIT_IN]
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda structure: structure._make.__self__.__name__)
 def test_round_trip(structure: p.Structure[Any]) -> None:
-    values = [place + 1 for place, _ in enumerate(fields(structure))]
+    values = [index + 1 for index, _ in enumerate(fields(structure))]
     packed = structure.pack(*values)
     assert len(packed) == structure.size
     assert list(structure.unpack(memoryview(packed))) == values
@@ -189,7 +189,7 @@ def test_every_shorter_message_is_malformed(structure: p.Structure[Any]) -> None
 def test_pad_bytes_are_zero() -> None:
     packed = p.STATX_OUT.pack(*[2**15 - 1] * 17)
     used = {begin + byte for _, begin, size in fields(p.STATX_OUT) for byte in range(size)}
-    assert not any(packed[place] for place in range(p.STATX_OUT.size) if place not in used)
+    assert not any(packed[offset] for offset in range(p.STATX_OUT.size) if offset not in used)
 
 
 def test_replies() -> None:

@@ -50,7 +50,7 @@ from tests.support.fake_kernel import (
     opened,
 )
 from tests.support.mounts import mark_gone, wait_until
-from tests.support.store import quick_place
+from tests.support.store import fast_folder
 
 CLIP, OTHER = CLIPS[0], CLIPS[1]
 DAY = 86400
@@ -538,7 +538,7 @@ def test_readers_of_an_evicted_clip_keep_its_bytes(example: ExampleFilesystem, k
     first = kernel.open(ino)
     example.store.remove(CLIP)
     put(example.store, CLIP, content(CLIP, version=2))
-    # The same inode shows the same bytes; the clip's other place is another inode.
+    # The same inode shows the same bytes; the clip in another directory is another inode.
     second, elsewhere = kernel.open(ino), kernel.open(other)
     assert kernel.read(first.fh, 0, 65536) == kernel.read(second.fh, 0, 65536) == content(CLIP)
     assert kernel.read(elsewhere.fh, 0, 65536) == content(CLIP, version=2)
@@ -557,7 +557,7 @@ def test_size_of_an_open_clip_stays_that_of_its_bytes(example: ExampleFilesystem
     put(example.store, CLIP, content(CLIP, 10_000))
     out = kernel.open(ino)
     example.store.remove(CLIP)
-    put(example.store, CLIP, content(CLIP, 5_000, version=2))  # by another process, or for the clip's other place
+    put(example.store, CLIP, content(CLIP, 5_000, version=2))  # by another process, or through the clip's other path
     assert len(kernel.read(out.fh, 0, 65536)) == 10_000
     assert kernel.getattr(ino)[1].size == 10_000
     assert kernel.getattr(ino, out.fh)[1].size == 10_000
@@ -734,7 +734,7 @@ class Pause:
 def pausing() -> Iterator[tuple[ExampleFilesystem, Pause, Kernel]]:
     pause = Pause()
     with (
-        quick_place() as folder,
+        fast_folder() as folder,
         example_filesystem(folder, FilesystemOptions(on_open=pause.on_open)) as example,
         converse(example.fs) as conversation,
     ):
@@ -848,7 +848,7 @@ def test_lock_of_another_process_does_not_delay_other_requests(example: ExampleF
         try:
             kernel.reply(kernel.send(p.Opcode.GETATTR, ROOT, p.GETATTR_IN.pack(0, 0)))
         except TimeoutError:
-            pytest.fail("nothing is answered while the ledger is locked")
+            pytest.fail("nothing is answered while the state database is locked")
         finally:
             other.execute("ROLLBACK")
     kernel.interrupt(waiting)
@@ -1093,7 +1093,7 @@ REQUESTS = st.one_of(
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[tuple[ExampleFilesystem, Conversation]]:
-    with quick_place() as folder, example_filesystem(folder) as example, converse(example.fs) as conversation:
+    with fast_folder() as folder, example_filesystem(folder) as example, converse(example.fs) as conversation:
         conversation.kernel.init()
         put(example.store, CLIP, content(CLIP))
         yield example, conversation
@@ -1108,10 +1108,10 @@ def test_every_request_gets_one_reply(
     fuzzed: tuple[ExampleFilesystem, Conversation], requests: list[tuple[tuple[int, bytes], int]], tails: bool
 ) -> None:
     example, (kernel, server, _) = fuzzed
-    places = [ROOT, 2, 3, 16, 17, 19, example.directory(), example.ino(CLIP), example.ino(OTHER)]
+    nodeids = [ROOT, 2, 3, 16, 17, 19, example.directory(), example.ino(CLIP), example.ino(OTHER)]
     expected = set()
-    for (opcode, body), place in requests:
-        nodeid = places[place] if place < len(places) else place
+    for (opcode, body), chosen in requests:
+        nodeid = nodeids[chosen] if chosen < len(nodeids) else chosen
         unique = kernel.send(opcode, nodeid, body + b"tail" if tails else body)
         if opcode not in p.NO_REPLY:
             expected.add(unique)
@@ -1130,7 +1130,7 @@ def test_every_request_gets_one_reply(
 
 @pytest.fixture
 def hiding() -> Iterator[ExampleFilesystem]:
-    with quick_place() as folder, example_filesystem(folder, FilesystemOptions(hide_unavailable=True)) as example:
+    with fast_folder() as folder, example_filesystem(folder, FilesystemOptions(hide_unavailable=True)) as example:
         yield example
 
 

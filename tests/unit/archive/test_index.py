@@ -159,8 +159,8 @@ def test_one_clip_twice() -> None:
 @settings(deadline=None, max_examples=50)
 def test_any_change_is_noticed_or_harmless(index: ArchiveIndex, data: st.DataObject) -> None:
     good = bytearray(written(index))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=3)):
-        good[place] = byte
+    for offset, byte in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=3)):
+        good[offset] = byte
     try:
         found = parse(bytes(good))
     except ArchiveError:

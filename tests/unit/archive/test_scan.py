@@ -55,8 +55,8 @@ class Collector:
 
 def run(archive: bytes, step: int = 1 << 20, scan: Scan | None = None, begin: int = 0) -> tuple[Scan, Collector]:
     scan, found = scan or Scan(), Collector()
-    for place in range(begin, len(archive), step):
-        found.feed(scan, archive[place : place + step])
+    for offset in range(begin, len(archive), step):
+        found.feed(scan, archive[offset : offset + step])
     scan.finish()
     return scan, found
 
@@ -67,7 +67,7 @@ def read_by_index(scan: Scan, archive: bytes, step: int = 1 << 18) -> dict[Clip,
     for clip, record in scan.records.items():
         check_record(record, len(archive), gzipped=scan.gzipped)
         part = archive[record.begin : record.end]
-        pieces = [part[place : place + step] for place in range(0, len(part), step)]
+        pieces = [part[offset : offset + step] for offset in range(0, len(part), step)]
         clips[clip] = b"".join(map(bytes, extract(clip, record, pieces, gzipped=scan.gzipped)))
     return clips
 
@@ -163,8 +163,8 @@ def test_giant_block_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinetics_fs.sources.archive.scan._MAX_KEPT", 150_000)
     scan, found = Scan(), Collector()
 
-    for place in range(0, len(archive), 10_000):
-        found.feed(scan, archive[place : place + 10_000])
+    for offset in range(0, len(archive), 10_000):
+        found.feed(scan, archive[offset : offset + 10_000])
         assert len(scan._kept) <= 170_000
     scan.finish()
 
@@ -201,9 +201,9 @@ def test_broken_off_again_and_again() -> None:
         tries += 1
         checkpoint = Checkpoint.unpack(packed) if packed else None
         scan, found = Scan(at=checkpoint), Collector()
-        place = checkpoint.block.bit // 8 if checkpoint else 0
-        stop = place + chance.randint(50_000, 150_000)
-        for begin in range(place, min(stop, len(archive)), 10_000):
+        offset = checkpoint.block.bit // 8 if checkpoint else 0
+        stop = offset + chance.randint(50_000, 150_000)
+        for begin in range(offset, min(stop, len(archive)), 10_000):
             found.feed(scan, archive[begin : min(begin + 10_000, stop)])
         got |= found.clips
         packed = found.checkpoints[-1] if found.checkpoints else packed

@@ -25,8 +25,8 @@ GOOD = b"these are the bytes of the last clip" * 40
 def parse(data: bytes, parser: TarParser | None = None, step: int = 1 << 20) -> tuple[dict[Clip, bytes], Counter[str]]:
     parser = parser or TarParser()
     clips: dict[Clip, bytes] = {}
-    for place in range(0, len(data), step):
-        for event in parser.feed(memoryview(data)[place : place + step]):
+    for offset in range(0, len(data), step):
+        for event in parser.feed(memoryview(data)[offset : offset + step]):
             if isinstance(event, Begin):
                 clip, size, content = event.clip, event.size, bytearray()
             elif isinstance(event, End):
@@ -65,10 +65,10 @@ def pax(records: dict[str, str], kind: bytes = b"x") -> bytes:
 
 def header(**fields: bytes) -> bytes:
     """Return a header for `CLIP` with these fields, and a valid checksum."""
-    places = {"name": (0, 100), "size": (124, 12), "type": (156, 1), "magic": (257, 8), "extended": (482, 1)}
+    bounds = {"name": (0, 100), "size": (124, 12), "type": (156, 1), "magic": (257, 8), "extended": (482, 1)}
     block = bytearray(member(CLIP.name)[:512])
     for field, value in fields.items():
-        begin, width = places[field]
+        begin, width = bounds[field]
         block[begin : begin + width] = value.ljust(width, b"\0")
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -215,15 +215,15 @@ def test_cut_short(end: int) -> None:
 def test_next_header_is_where_another_parser_can_begin() -> None:
     clips = make_clips(4, size=(100, 3_000))
     data = make_tar(clips)
-    parser, places = TarParser(), []
+    parser, offsets = TarParser(), []
     for event in parser.feed(memoryview(data)):
         if isinstance(event, End):
             assert parser.next_header is not None
-            places.append(parser.next_header)
+            offsets.append(parser.next_header)
         elif not isinstance(event, Begin):
             assert parser.next_header is None
-    for done, place in enumerate(places, 1):
-        assert parse(data[place:], TarParser(position=place))[0] == dict(list(clips.items())[done:])
+    for done, offset in enumerate(offsets, 1):
+        assert parse(data[offset:], TarParser(position=offset))[0] == dict(list(clips.items())[done:])
 
 
 _LINES = st.sampled_from([part for part, _ in HOSTILE.values()])
@@ -249,8 +249,8 @@ def test_any_input_is_parsed_or_refused(parts: list[bytes], step: int) -> None:
 def test_real_archives_with_a_few_bytes_changed(data: st.DataObject) -> None:
     clips = make_clips(3, size=(10, 900))
     tar = bytearray(make_tar(clips, data.draw(st.sampled_from(LAYOUTS)), tarfile.PAX_FORMAT))
-    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(tar) - 1), st.integers(0, 255)), max_size=4)):
-        tar[place] = byte
+    for offset, byte in data.draw(st.lists(st.tuples(st.integers(0, len(tar) - 1), st.integers(0, 255)), max_size=4)):
+        tar[offset] = byte
     try:
         found, _ = parse(bytes(tar))
     except ArchiveError:

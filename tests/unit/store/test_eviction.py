@@ -18,10 +18,10 @@ from tests.support.store import (
     assert_no_room,
     cached_numbers,
     clip,
+    fast_folder,
     is_absent,
     is_whole,
     keep,
-    quick_place,
     write,
 )
 
@@ -80,8 +80,8 @@ STEPS = st.lists(
 @given(STEPS, st.integers(3, 6))
 def test_the_store_behaves_like_the_model(steps: list[Step], limit: int) -> None:
     model = Model(limit)
-    with quick_place() as place:
-        store = Store(place, limit=limit * UNIT)
+    with fast_folder() as folder:
+        store = Store(folder, limit=limit * UNIT)
         for verb, number, units in steps:
             match verb:
                 case "keep":
@@ -94,12 +94,12 @@ def test_the_store_behaves_like_the_model(steps: list[Step], limit: int) -> None
                     model.drop(number)
                 case "reopen":
                     store.close()
-                    store = Store(place, limit=limit * UNIT)
+                    store = Store(folder, limit=limit * UNIT)
             assert cached_numbers(store, 5) == sorted(model.cached)
             assert store.usage().bytes == sum(model.sizes[number] for number in model.cached) * UNIT <= limit * UNIT
             known = {clip(number).key: (units * UNIT, number in model.cached) for number, units in model.sizes.items()}
             assert store.sizes([clip(number).key for number in range(5)]) == known
-        assert_in_step(place)
+        assert_in_step(folder)
         store.close()
 
 

@@ -69,7 +69,7 @@ def last_of_hour(times: range, at: int) -> tuple[int, int]:
 def test_invalid_rows_are_ignored(folder: Path, store: Store) -> None:
     now = int(time.time())
     odd = ["1e300", "'much'", "x'00'", "-1", str(2**63 - 1)]
-    rows = ", ".join(f"({now - place}, {value}, 0, 0, 0, 0, 0)" for place, value in enumerate(odd, 1))
+    rows = ", ".join(f"({now - age}, {value}, 0, 0, 0, 0, 0)" for age, value in enumerate(odd, 1))
     query(CacheLayout(folder).state_database, f"INSERT INTO history VALUES {rows}, ({2**62}, 0, 0, 0, 0, 0, 0)")
 
     assert store.history.samples() == []

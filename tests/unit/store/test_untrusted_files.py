@@ -44,9 +44,9 @@ class Payload:
 
 
 @pytest.fixture
-def proof(place: Path) -> Path:
+def proof(fast_tmp_path: Path) -> Path:
     """A file that appears if content of the cache is executed."""
-    return place / "executed"
+    return fast_tmp_path / "executed"
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def payload(proof: Path) -> bytes:
 
 
 @pytest.fixture
-def outside(place: Path) -> Path:
+def outside(fast_tmp_path: Path) -> Path:
     """A file outside of the cache with the length of a clip."""
-    path = place / "outside.mp4"
+    path = fast_tmp_path / "outside.mp4"
     path.write_bytes(b"s" * UNIT)
     return path
 
@@ -235,11 +235,11 @@ def test_a_row_that_names_the_file_of_another_clip_is_a_miss_and_the_other_stays
     assert_heals(folder)
 
 
-def test_a_folder_of_clips_that_leads_elsewhere_is_not_followed(folder: Path, place: Path) -> None:
+def test_a_folder_of_clips_that_leads_elsewhere_is_not_followed(folder: Path, fast_tmp_path: Path) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
     path = clip_file(folder, clip(0))
-    elsewhere = path.parent.rename(place / "elsewhere")
+    elsewhere = path.parent.rename(fast_tmp_path / "elsewhere")
     path.parent.symlink_to(elsewhere)
     with Store(folder) as store:
         assert is_absent(store, clip(0))
@@ -312,8 +312,10 @@ def test_a_row_that_has_expired_is_no_exception(folder: Path) -> None:
         ("disk_min_file_size", 2**40),
     ],
 )
-def test_settings_in_the_table_of_files_change_nothing(folder: Path, place: Path, name: str, value: object) -> None:
-    elsewhere = place / "elsewhere"
+def test_settings_in_the_table_of_files_change_nothing(
+    folder: Path, fast_tmp_path: Path, name: str, value: object
+) -> None:
+    elsewhere = fast_tmp_path / "elsewhere"
     elsewhere.mkdir()
     with Store(folder) as store:
         keep(store, clip(0))

@@ -33,9 +33,9 @@ def rows() -> list[tuple[str, Clip, str]]:
     """(label, clip, split) of clips in two splits; a third has no labels."""
     found = [
         (label, Clip(f"{number:011d}", number, number + 1 + number % 10), split)
-        for place, label in enumerate(LABELS)
+        for index, label in enumerate(LABELS)
         for split in ("train", "val")
-        for number in range(1 + 9 * place)
+        for number in range(1 + 9 * index)
     ]
     found += [("", Clip(f"_{number:010d}", 0, 10), "test") for number in range(7)]
     found.append(("abseiling", CLIP, "val"))
@@ -185,11 +185,11 @@ def test_listing_and_lookup_agree(fixed: Parts) -> None:
     assert fixed.fs.parent(ROOT) == ROOT
 
 
-@given(offset=st.integers(0, 60), count=st.integers(0, 60), place=st.integers(0, 7))
+@given(offset=st.integers(0, 60), count=st.integers(0, 60), chosen=st.integers(0, 7))
 @settings(deadline=None, max_examples=60)
-def test_a_part_of_a_listing_is_that_part(fixed: Parts, offset: int, count: int, place: int) -> None:
+def test_a_part_of_a_listing_is_that_part(fixed: Parts, offset: int, count: int, chosen: int) -> None:
     paths = ["validation", "validation/abseiling", f"validation/{LABELS[3]}", "test", "test/_unlabeled", ".kinetics"]
-    ino = ROOT if place >= len(paths) else fixed.find(paths[place])
+    ino = ROOT if chosen >= len(paths) else fixed.find(paths[chosen])
     whole = fixed.fs.entries(ino)
     with_attributes = [entry for entry in fixed.fs.entries_with_attributes(ino, offset, count) if entry is not None]
     assert [(name, attributes.ino) for name, attributes in with_attributes] == [
@@ -524,14 +524,14 @@ def test_any_error_after_the_fetch_fails_the_open(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Otherwise the open would wait for ever."""
-    for place in ("store", "handle"):
+    for broken_step in ("store", "handle"):
         opened = parts.fs.open(parts.clip)
 
         def fail(*_: object, **__: object) -> object:
             raise error
 
         with monkeypatch.context() as broken:
-            if place == "store":
+            if broken_step == "store":
                 broken.setattr(parts.store, "open_nowait", fail)
             else:
                 broken.setattr("kinetics_fs.vfs.opens.ClipHandle", fail)

@@ -21,7 +21,7 @@ from kinetics_fs.vfs import ROOT, FilesystemOptions, Name
 from kinetics_fs.vfs.hidden import HiddenClips
 from tests.support.example_filesystem import CLIPS, FULL, TWICE, ExampleFilesystem, content, example_filesystem, put
 from tests.support.mounts import mark_gone, wait_until
-from tests.support.store import quick_place
+from tests.support.store import fast_folder
 
 GONE = FetchError(FailureKind.GONE, "removed", source="youtube")
 SORTED = sorted(CLIPS, key=lambda clip: clip.name)
@@ -30,7 +30,7 @@ A_WEEK = 7 * 86400.0
 
 @pytest.fixture
 def example() -> Iterator[ExampleFilesystem]:
-    with quick_place() as folder, example_filesystem(folder, FilesystemOptions(hide_unavailable=True)) as example:
+    with fast_folder() as folder, example_filesystem(folder, FilesystemOptions(hide_unavailable=True)) as example:
         yield example
 
 
@@ -144,7 +144,7 @@ def test_class_without_visible_clips_stays_as_an_empty_directory(example: Exampl
 
 
 def test_nothing_is_hidden_without_the_option() -> None:
-    with quick_place() as folder, example_filesystem(folder) as example:
+    with fast_folder() as folder, example_filesystem(folder) as example:
         mark_gone(example.store, CLIPS)
         assert example.fs.watch_names(lambda _name: None) is None
         assert listed(example) == names(CLIPS)
@@ -153,7 +153,7 @@ def test_nothing_is_hidden_without_the_option() -> None:
 
 
 def test_invalid_rows_of_the_database_hide_nothing(example: ExampleFilesystem) -> None:
-    with closing(sqlite3.connect(example.store.layout.state_database, isolation_level=None)) as ledger:
+    with closing(sqlite3.connect(example.store.layout.state_database, isolation_level=None)) as database:
         for number, (key, retry_at) in enumerate(
             [
                 (CLIPS[0].key, "tomorrow"),
@@ -166,7 +166,9 @@ def test_invalid_rows_of_the_database_hide_nothing(example: ExampleFilesystem) -
                 (CLIPS[5].key, 1e10),
             ]
         ):
-            ledger.execute("INSERT INTO failure VALUES (?, 'gone', '', '', NULL, 0, ?, 1, ?)", (key, number, retry_at))
+            database.execute(
+                "INSERT INTO failure VALUES (?, 'gone', '', '', NULL, 0, ?, 1, ?)", (key, number, retry_at)
+            )
     look(example)
     assert listed(example) == names(set(CLIPS) - {CLIPS[5]})
 
@@ -177,7 +179,7 @@ def test_listing_in_progress_neither_skips_nor_repeats(example: ExampleFilesyste
     """Names that are visible all the time are listed once and in order, whatever else changes."""
     example.store.failures.forget()
     look(example)
-    directory, place = example.directory(), 0
+    directory, offset = example.directory(), 0
     seen: list[str] = []
     ever_gone: set[Clip] = set()
     while True:
@@ -190,10 +192,10 @@ def test_listing_in_progress_neither_skips_nor_repeats(example: ExampleFilesyste
             else:
                 example.store.failures.forget(some)
             look(example)
-        page = example.fs.entries_with_attributes(directory, place, data.draw(st.integers(1, 150)))
+        page = example.fs.entries_with_attributes(directory, offset, data.draw(st.integers(1, 150)))
         if not page:
             break
-        place += len(page)
+        offset += len(page)
         seen += [entry[0] for entry in page if entry is not None]
     assert seen == sorted(set(seen))
     assert set(seen) >= {clip.name for clip in set(CLIPS) - ever_gone}
@@ -201,10 +203,10 @@ def test_listing_in_progress_neither_skips_nor_repeats(example: ExampleFilesyste
 
 @given(gone=st.sets(st.integers(0, 40)), count=st.integers(1, 41))
 def test_position_of_a_visible_name(gone: set[int], count: int) -> None:
-    left = [place for place in range(60) if place not in gone]
+    left = [position for position in range(60) if position not in gone]
     hidden = HiddenClips(positions={7: sorted(gone)})
     assert [hidden.position(7, number) for number in range(len(left))] == left
-    assert list(hidden.between(7, 5, count)) == [place for place in sorted(gone) if 5 <= place < count]
+    assert list(hidden.between(7, 5, count)) == [position for position in sorted(gone) if 5 <= position < count]
 
 
 @given(gone=st.sets(st.sampled_from(CLIPS)), offset=st.integers(0, 30_000), size=st.integers(1, 30_000))
@@ -305,10 +307,10 @@ def test_watcher_survives_a_failing_database(example: ExampleFilesystem, monkeyp
 
 
 def test_positions_are_those_of_the_listing(example: ExampleFilesystem) -> None:
-    places = example.fs._catalog.positions([clip.key for clip in CLIPS] + ["nothing", "a" * 25])
-    for directory in {place.directory for place in places}:
+    positions = example.fs._catalog.positions([clip.key for clip in CLIPS] + ["nothing", "a" * 25])
+    for directory in {one.directory for one in positions}:
         found = [entry.name for entry in example.fs.entries(directory)]
-        mine = [place for place in places if place.directory == directory]
-        assert [place.position for place in mine] == list(range(len(found)))
-        assert [f"{place.key}.mp4" for place in mine] == found
+        mine = [one for one in positions if one.directory == directory]
+        assert [one.position for one in mine] == list(range(len(found)))
+        assert [f"{one.key}.mp4" for one in mine] == found
         assert bisect_left(found, found[-1]) == mine[-1].position
