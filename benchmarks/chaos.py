@@ -33,8 +33,9 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.clip import parse_clip_name
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.store import CacheLayout, Store
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import ENVIRONMENT
-from tests.support.mounts import CLASS, Labelled, command_line, descendants, state, write_annotations
+from tests.support.mounts import CLASS, command_line, descendants, state
 from tests.support.videos import RATE, Videos, make_videos
 from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
 

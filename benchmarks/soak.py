@@ -28,19 +28,9 @@ from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import has_ended, kinetics_fs
-from tests.support.mounts import (
-    CLASS,
-    Labelled,
-    command_line,
-    descendants,
-    incoming,
-    reading,
-    short_clips,
-    state,
-    wait_until,
-    write_annotations,
-)
+from tests.support.mounts import CLASS, command_line, descendants, incoming, reading, short_clips, state, wait_until
 
 _FULL, _QUICK = 600.0, 20.0  # seconds
 _READERS = 8

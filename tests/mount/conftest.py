@@ -9,7 +9,8 @@ import pytest
 
 from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
-from tests.support.mounts import CLASS, Labelled, short_clips, write_annotations
+from tests.support.annotations import Labelled, write_annotations
+from tests.support.mounts import CLASS, short_clips
 
 FRONTENDS: dict[str, tuple[str, ...]] = {
     "native": ("--frontend", "native"),

@@ -20,9 +20,9 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import CacheLayout
 from tests.conftest import MountFactory
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import ENVIRONMENT, Mounted, has_ended, run_command
 from tests.support.mounts import (
-    Labelled,
     cached_file,
     clip_path,
     command_line,
@@ -32,7 +32,6 @@ from tests.support.mounts import (
     short_clips,
     state,
     wait_until,
-    write_annotations,
 )
 
 AGES = 600.0

@@ -20,6 +20,8 @@ from kinetics_fs.demo.site import VideoSite
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import ENVIRONMENT, Mounted, reason, run_command
 from tests.support.mounts import CLASS, incoming, reading, state
+from tests.support.store import SmallDisk
+from tests.support.store_fixtures import small_disk as small_disk
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 OTHER = "validation/surfing water/_demo_vid3__000003_000013.mp4"
@@ -309,29 +311,23 @@ def test_local_failure_is_tried_again_at_the_next_open(mount: MountFactory, site
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with space for the databases of the cache but for no video."""
-    if os.geteuid() != 0:
-        pytest.skip("making a small filesystem needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", folder], check=True)
-    yield folder / "cache"
-    subprocess.run(["umount", "-l", folder], check=True)
+def full_cache(small_disk: SmallDisk) -> Path:
+    """A cache directory on a disk with space for its databases but for no video."""
+    return small_disk(1024**2) / "cache"
 
 
-def test_open_returns_enospc_when_the_disk_is_full(mount: MountFactory, small_disk: Path) -> None:
-    mounted = mount(cache=small_disk)
+def test_open_returns_enospc_when_the_disk_is_full(mount: MountFactory, full_cache: Path) -> None:
+    mounted = mount(cache=full_cache)
     fails_with(errno.ENOSPC, (mounted.root / SURFING).open, "rb")
 
 
-def test_failed_fetch_frees_its_disk_space(mount: MountFactory, small_disk: Path) -> None:
-    mounted = mount(cache=small_disk)
+def test_failed_fetch_frees_its_disk_space(mount: MountFactory, full_cache: Path) -> None:
+    mounted = mount(cache=full_cache)
     for _ in range(2):
         # In a process of its own, for it must not wait for ever.
         with reading([mounted.root / SURFING]) as [reader]:
             assert reader.wait(timeout=30) == 1
-        assert incoming(small_disk) == []
+        assert incoming(full_cache) == []
     assert mounted.status()["fetch"]["pending"] == 0
     assert mounted.status()["cache"]["reserved"] == 0
 

@@ -17,8 +17,9 @@ from kinetics_fs.catalog import ClassNames, Clip, class_name
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import Mounted, kinetics_fs, run_command
-from tests.support.mounts import Labelled, cached_file, reading, state, wait_until, write_annotations
+from tests.support.mounts import cached_file, reading, state, wait_until
 
 LABELS = [
     "massaging person's head",

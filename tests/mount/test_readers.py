@@ -30,8 +30,9 @@ from kinetics_fs.demo.media import make_video
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
 from tests.mount.conftest import FRONTENDS
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import Mounted
-from tests.support.mounts import CLASS, Labelled, cached_file, short_clips, write_annotations, write_clips
+from tests.support.mounts import CLASS, cached_file, short_clips, write_clips
 
 Way = Callable[[Path, Path], object]
 """Reads the first path; may write into the folder that is the second."""

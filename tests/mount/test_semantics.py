@@ -16,9 +16,9 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.mount import find_mounts
 from tests.conftest import Dataset
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import ENVIRONMENT, Mounted
 from tests.support.documents import examples, run
-from tests.support.mounts import Labelled, write_annotations
 from tests.support.youtube import FakeYouTube
 
 UNAVAILABLE = {

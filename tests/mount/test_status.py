@@ -16,8 +16,9 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, VIDEOS
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
+from tests.support.annotations import Labelled, write_annotations
 from tests.support.command_line import Mounted, run_command
-from tests.support.mounts import CLASS, Labelled, clip_path, reading, short_clips, wait_until, write_annotations
+from tests.support.mounts import CLASS, clip_path, reading, short_clips, wait_until
 
 READY, WANTED, LOST = Clip("demo-video2", 5, 6), Clip("-demo_video", 3, 4), Clip(GONE, 5, 6)
 SLOW = [clip for clip in short_clips(1) if clip.youtube_id == "demo_video4"][:6]

@@ -13,6 +13,7 @@ from typing import Any
 from kinetics_fs.catalog import Clip
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
+from tests.support.annotations import csv_text
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import run_command
 from tests.support.store import cached_content
@@ -52,12 +53,12 @@ class AnnotatedArchives:
         self.arguments = ("--annotations", self.annotations, "--cache-dir", self.cache, "--min-free", "0")
 
     def annotate(self, clips: Iterator[Clip] | list[Clip]) -> None:
-        rows = ["label,youtube_id,time_start,time_end,split"]
+        rows: list[str] = []
         for clip in clips:
             name = next((name for name, known in self.clips.items() if clip in known), SURFING)
             split = "validate" if "/val/" in name else "train"
             rows.append(f"{self.labels[name]},{clip.youtube_id},{clip.start},{clip.end},{split}")
-        self.annotations.write_text("\n".join(rows) + "\n")
+        self.annotations.write_text(csv_text(rows))
 
     def write(self, name: str, content: bytes) -> None:
         path = self.folder / name

@@ -25,6 +25,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from kinetics_fs.sources.archive.index import ArchiveIndex
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.util import http
 
 
@@ -166,3 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if fault in ("reset", "short"):
             self.close_connection = True
+
+
+def index_of(base: str, name: str) -> ArchiveIndex:
+    """Read an archive once and return its index."""
+    archive = open_archive(archive_address(base, name))
+    version = archive.version()
+    scan = Scan()
+    for data in archive.stream(0, version):
+        for _ in scan.feed(data):
+            pass
+    scan.finish()
+    return ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records)

@@ -15,12 +15,13 @@ from kinetics_fs.catalog import Catalog, Clip, compile_catalog, find_release
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, Filesystem, FilesystemOptions
+from tests.support.annotations import csv_text, youtube_id
 
 FULL = "abseiling"
 """A class with many clips, in training and in validation."""
 ODD = "massaging person's head, “often”"
 """A class with a name that is longer in bytes than in letters."""
-CLIPS = [Clip(f"{'-' if number % 2 else 'a'}{number:010d}", number, number + 10) for number in range(400)]
+CLIPS = [Clip(youtube_id(number), number, number + 10) for number in range(400)]
 """The clips of `FULL` in training, in the order of their numbers; the first `TWICE` are also in validation."""
 TWICE = 5
 
@@ -36,7 +37,7 @@ def write_rows(folder: Path) -> Path:
     rows += [f"{FULL},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in CLIPS[:TWICE]]
     rows += [f'"{ODD}",{clip.youtube_id},{clip.start},{clip.end},train' for clip in CLIPS[:3]]
     path = folder / "rows.csv"
-    path.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows, ""]))
+    path.write_text(csv_text(rows))
     return path
 
 

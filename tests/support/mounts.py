@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
@@ -24,14 +22,6 @@ CLASS = "short clips"
 """The class of `short_clips`."""
 
 
-class Labelled(NamedTuple):
-    """A row of an annotation file."""
-
-    label: str
-    clip: Clip
-    split: str
-
-
 def short_clips(seconds: int) -> list[Clip]:
     """Return every clip of this length in the videos of the demo: many clips that are quick to fetch."""
     return [
@@ -39,15 +29,6 @@ def short_clips(seconds: int) -> list[Clip]:
         for video, length in VIDEOS.items()
         for start in range(int(length) - seconds + 1)
     ]
-
-
-def write_annotations(path: Path, rows: Iterable[Labelled]) -> Path:
-    """Write an annotation file in the format of the Kinetics crawlers."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
-        writer.writerows([row.label, *row.clip, row.split] for row in rows)
-    return path
 
 
 def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:

@@ -15,8 +15,8 @@ from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Store
 from tests.conftest import made_once
-from tests.integration.cli.conftest import ROWS, as_csv
 from tests.support.command_line import run_command
+from tests.support.demo_clips import ROWS, as_csv
 
 HOSTILE = '"><script>document.title="stolen"'
 IMAGE = "<img src=http://localhost/asked onerror=document.title=location>"

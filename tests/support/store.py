@@ -16,6 +16,7 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import CacheLayout, Claim, Store
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
+from tests.support.annotations import youtube_id
 
 SmallDisk = Callable[[int], Path]
 """Returns the mount point of a new disk with this many bytes."""
@@ -34,7 +35,7 @@ def fast_folder() -> Iterator[Path]:
 
 def clip(number: int) -> Clip:
     """Return a clip that is different for each number."""
-    return Clip(f"{'-' if number % 2 else 'a'}{number:010d}", number, number + 10)
+    return Clip(youtube_id(number), number, number + 10)
 
 
 def head(wanted: Clip) -> bytes:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.integration.cli.conftest import fetched as fetched
+from tests.support.demo_clips import fetched as fetched
 from tests.support.report_page import IMAGE, Reported, Tables
 from tests.support.report_page import reported as reported
 

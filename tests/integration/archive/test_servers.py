@@ -22,6 +22,7 @@ from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import FillCheckpoints
 from kinetics_fs.util import http
+from tests.support.annotations import csv_text
 from tests.support.command_line import run_command
 from tests.support.servers import Keys, Moto, hadro, moto, nginx
 from tests.support.store import cached_content
@@ -98,14 +99,14 @@ def write(folder: Path) -> Path:
 
 def fill_by_command(base: str, folder: Path, **environment: str) -> None:
     """Fill a cache with the archives of a list, by the command line, and check that every clip is cached."""
-    rows = ["label,youtube_id,time_start,time_end,split"]
+    rows: list[str] = []
     clips: dict[Clip, bytes] = {}
     for name in OF_CLASSES:
         label = name.split("/")[-1].removesuffix(".tar.gz")
         rows += [f"{label},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in ARCHIVES[name][0]]
         clips |= ARCHIVES[name][0]
     annotations = folder / "annotations.csv"
-    annotations.write_text("\n".join(rows) + "\n")
+    annotations.write_text(csv_text(rows))
     done = run_command(
         *("fill", "--annotations", annotations, "--split", "validation", "--verify", "none", "--json"),
         *("--archive-url", base, "--cache-dir", folder / "cache", "--min-free", "0"),

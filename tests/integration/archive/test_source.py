@@ -18,12 +18,10 @@ from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.sources import NotInSource, SourceSettings
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.layout import archive_address, list_archives
-from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.sources.archive.scan import Scan
+from kinetics_fs.sources.archive.layout import list_archives
 from kinetics_fs.sources.archive.source import ArchiveSource
 from tests.conftest import Dataset
-from tests.support.archive_site import ArchiveSite
+from tests.support.archive_site import ArchiveSite, index_of
 from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.tarballs import by_zlib, in_class, make_clips, make_tar
 
@@ -39,17 +37,6 @@ FILES = {VAL: by_zlib(make_tar(CLIPS, in_class)), PART: make_tar(MORE)}
 def archives() -> Iterator[ArchiveSite]:
     with ArchiveSite(dict(FILES)) as archives:
         yield archives
-
-
-def index_of(base: str, name: str) -> ArchiveIndex:
-    archive = open_archive(archive_address(base, name))
-    version = archive.version()
-    scan = Scan()
-    for data in archive.stream(0, version):
-        for _ in scan.feed(data):
-            pass
-    scan.finish()
-    return ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records)
 
 
 def indexed(base: str, path: Path) -> Path:

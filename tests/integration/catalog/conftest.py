@@ -1,3 +1,3 @@
 """Fixtures of the catalog that the unit tests have too."""
 
-from tests.unit.catalog.conftest import release as release
+from tests.support.annotations import release as release

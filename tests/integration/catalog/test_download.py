@@ -15,7 +15,7 @@ import pytest
 
 from kinetics_fs.catalog import UNLABELED, Release, Selection, download, fetch_annotations, open_catalog
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import csv_text
+from tests.support.annotations import csv_text
 
 
 @dataclass

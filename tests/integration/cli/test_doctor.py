@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -33,6 +32,8 @@ from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, run_command
+from tests.support.store import SmallDisk
+from tests.support.store_fixtures import small_disk as small_disk
 from tests.support.store_fixtures import without_privileges as without_privileges
 
 SECRET = "hunter2"
@@ -75,18 +76,6 @@ def nobody(without_privileges: Callable[[], AbstractContextManager[None]]) -> It
     """Drop the effective user of this process to `nobody`."""
     with without_privileges():
         yield
-
-
-@contextmanager
-def small_disk(path: Path, size: int) -> Iterator[Path]:
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 @contextmanager
@@ -265,22 +254,22 @@ def test_doctor_reports_old_kernels_and_request_timeouts(settings: Settings, mon
 # The cache
 
 
-def test_doctor_reports_a_full_disk(tmp_path: Path, settings: Settings) -> None:
-    with small_disk(tmp_path / "disk", 8 * 10**6) as disk:
-        found = doctor("--offline", "--cache-dir", disk / "cache", "--source", "youtube", status=1)
-        assert [one["state"] for one in found["cache space"] + found["cache disk"]] == ["problem", "warning"]
-        assert "tmpfs" in found["cache disk"][0]["found"]
+def test_doctor_reports_a_full_disk(small_disk: SmallDisk, settings: Settings) -> None:
+    disk = small_disk(8 * 10**6)
+    found = doctor("--offline", "--cache-dir", disk / "cache", "--source", "youtube", status=1)
+    assert [one["state"] for one in found["cache space"] + found["cache disk"]] == ["problem", "warning"]
+    assert "tmpfs" in found["cache disk"][0]["found"]
 
-        looked = probe_path(disk)
-        assert looked is not None
-        large = Settings(cache_dir=disk, min_free=0, cache_size=10**9)
-        one(cache_checks.space(large, looked), State.WARNING, "1.0 GB", "8.0 MB")
-        one(cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=4 * 10**6), looked), State.OK)
-        one(
-            cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=1000), looked),
-            State.PROBLEM,
-            "--cache-size",
-        )
+    looked = probe_path(disk)
+    assert looked is not None
+    large = Settings(cache_dir=disk, min_free=0, cache_size=10**9)
+    one(cache_checks.space(large, looked), State.WARNING, "1.0 GB", "8.0 MB")
+    one(cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=4 * 10**6), looked), State.OK)
+    one(
+        cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=1000), looked),
+        State.PROBLEM,
+        "--cache-size",
+    )
 
 
 def test_doctor_warns_about_a_network_filesystem(

@@ -23,6 +23,7 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
+from tests.support.annotations import csv_text
 from tests.support.command_line import ENVIRONMENT, reason, run_command
 from tests.support.store import cached_content, fast_folder
 
@@ -49,9 +50,8 @@ class ClipFolder:
         self.path = folder / "held by\nsomeone"
         self.cache = folder / "cache"
         self.annotations = folder / "annotations.csv"
-        rows = ["label,youtube_id,time_start,time_end,split"]
-        rows += [f"{label},{','.join(map(str, clip))},{self.split(clip)}" for clip, label in LABELS.items()]
-        self.annotations.write_text("\n".join(rows) + "\n")
+        rows = [f"{label},{','.join(map(str, clip))},{self.split(clip)}" for clip, label in LABELS.items()]
+        self.annotations.write_text(csv_text(rows))
         videos = [(dataset.videos / f"{video}.mp4").read_bytes() for video in VIDEOS]
         self.content = dict(zip((A, B, C, D), videos, strict=False))
         self.files = {
@@ -236,7 +236,7 @@ def test_import_takes_one_good_file_of_several_of_a_clip(clip_folder: ClipFolder
 def test_an_interrupted_import_resumes(clip_folder: ClipFolder, number: signal.Signals) -> None:
     clips = [Clip(f"many_____{index:02}", 0, 10) for index in range(24)]
     rows = [f"{SURFING},{clip.youtube_id},0,10,validate" for clip in clips]
-    clip_folder.annotations.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
+    clip_folder.annotations.write_text(csv_text(rows))
     many = clip_folder.root / "many"
     many.mkdir()
     for clip in clips:
@@ -321,7 +321,7 @@ def test_a_clip_that_is_broken_in_a_folder_comes_from_the_next_source(
 ) -> None:
     good, broken = Clip("-demo_video", 10, 12), Clip("_demo_vid3_", 3, 5)
     rows = [f"{SURFING},{clip.youtube_id},{clip.start},{clip.end},validate" for clip in (good, broken)]
-    clip_folder.annotations.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n")
+    clip_folder.annotations.write_text(csv_text(rows))
     clip_folder.put(f"val/{SURFING}/{good.name}", clip_folder.content[A])
     clip_folder.put(f"val/{SURFING}/{broken.name}", clip_folder.content[A][:-100_000])
     config = clip_folder.root / "config.toml"

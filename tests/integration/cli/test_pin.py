@@ -13,8 +13,8 @@ import pytest
 
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout, Store
-from tests.integration.cli.conftest import ROWS
 from tests.support.command_line import Mounted, reason, run_command
+from tests.support.demo_clips import ROWS
 from tests.support.store import UNIT, query
 
 Arguments = tuple[str | Path, ...]

@@ -17,8 +17,8 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.report import gather, render
 from kinetics_fs.store import CacheLayout, Store
-from tests.integration.cli.conftest import ROWS
 from tests.support.command_line import Mounted, run_command
+from tests.support.demo_clips import ROWS
 from tests.support.report_page import EXTRA, HOSTILE, IMAGE, Reported, Tables
 from tests.support.report_page import reported as reported
 from tests.support.store import query

@@ -218,10 +218,9 @@ def media(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def yt(media: Path) -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        fake.add_video(VIDEO, media, duration=10.0)
-        yield fake
+def yt(yt: FakeYouTube, media: Path) -> FakeYouTube:
+    yt.add_video(VIDEO, media, duration=10.0)
+    return yt
 
 
 class Log:

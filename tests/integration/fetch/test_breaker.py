@@ -18,20 +18,9 @@ from kinetics_fs.fetch import fetcher as fetcher_module
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import errno_of
-from tests.integration.fetch.test_fetcher import (
-    CLIP,
-    FOURTH,
-    NO_SLEEP,
-    OTHER,
-    THIRD,
-    TIMEOUT,
-    FetcherFactory,
-    error_of,
-    until,
-)
-from tests.integration.fetch.test_fetcher import fetcher as fetcher
-from tests.integration.fetch.test_fetcher import store as store
 from tests.support.command_line import run_command
+from tests.support.fetching import CLIP, FOURTH, NO_SLEEP, OTHER, THIRD, TIMEOUT, FetcherFactory, error_of
+from tests.support.mounts import wait_until
 from tests.support.youtube import RETRY_AFTER, FakeYouTube
 
 
@@ -125,7 +114,7 @@ def test_the_hourly_limit_keeps_a_reserve_for_opens(
 
         with closing(sqlite3.connect(store.layout.state_database)) as db, db:
             db.execute("DELETE FROM asked")
-        until(waiting.done, "there is room again")
+        wait_until(waiting.done)
         assert waiting.result() is None
         assert store.throttle.states()[0].blocked_until is None, "a budget is no block"
     finally:

@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,58 +21,17 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, expected_frames
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.errors import FailureKind
+from kinetics_fs.fetch import Priority
 from kinetics_fs.fetch.fetcher import FetchState
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
+from tests.support.fetching import CLIP, DEAD, FOURTH, OTHER, THIRD, TIMEOUT, FetcherFactory, error_of
+from tests.support.mounts import command_line, wait_until
+from tests.support.store import SmallDisk
 
-CLIP = Clip("DEMOvideo-5", 0, 2)
-OTHER = Clip("_demo_vid3_", 3, 5)
-THIRD = Clip("demo-video2", 0, 2)
-FOURTH = Clip("demo_video4", 1, 3)
-DEAD = Clip(GONE, 5, 15)
-
-TIMEOUT = 60.0
-"""Seconds until a test gives something up that takes one or two."""
-
-NO_SLEEP = {"extractor_retries": 0, "retries": 0}
-
-FetcherFactory = Callable[..., Fetcher]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "cache") as store:
-        yield store
-
-
-@pytest.fixture
-def fetcher(store: Store, site: VideoSite) -> Iterator[FetcherFactory]:
-    """Makes fetchers into the store, from the site."""
-    with ExitStack() as stack:
-
-        def make(workers: int = 1, timeout: float = TIMEOUT, url: str = "", into: Store = store) -> Fetcher:
-            sources = SourceSettings(video_url=url or site.url_template, ytdlp=NO_SLEEP)
-            made = Fetcher(into, FetchSettings(workers=workers, timeout=timeout, sources=sources))
-            stack.callback(made.close)
-            return made
-
-        yield make
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-def error_of(future: Future[None]) -> FetchError:
-    error = future.exception(TIMEOUT)
-    assert isinstance(error, FetchError)
-    return error
+DISK_SIZE = 3 * 1024**2
+"""Size of a disk with space for the databases of the cache and for short clips."""
 
 
 def parent_and_group(pid: int) -> tuple[int, int] | None:
@@ -98,13 +56,6 @@ def workers_of(pid: int) -> list[int]:
 
 def group(leader: int) -> list[int]:
     return [pid for pid, (_, group) in processes().items() if group == leader]
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 def leftovers(store: Store) -> list[Path]:
@@ -227,7 +178,7 @@ def test_foreground_requests_are_served_first(fetcher: FetcherFactory, site: Vid
     background = [Clip("demo_video4", start, start + 1) for start in range(3)]
     joined = background[-1]
     futures = [ask(CLIP, Priority.BACKGROUND)]
-    until(lambda: site.video_fetches(CLIP.youtube_id), "the first is under way")
+    wait_until(lambda: site.video_fetches(CLIP.youtube_id))
     futures += [ask(clip, Priority.BACKGROUND) for clip in background]
     futures += [ask(OTHER, Priority.FOREGROUND)]
     # Somebody opens a clip that is waiting in the background: it goes before the others there.
@@ -276,7 +227,7 @@ def test_debug_logs_why_and_how_long_a_fetch_is_deferred(
         assert claim is not None
         with claim:
             future = fetcher().request(CLIP)
-            until(lambda: deferred in caplog.messages, "the fetch is deferred")
+            wait_until(lambda: deferred in caplog.messages)
         future.result(TIMEOUT)
 
     steps = [message.rpartition(", ")[0] for message in caplog.messages if message.startswith(f"fetch {CLIP.key}")]
@@ -293,9 +244,9 @@ def test_a_deferred_clip_without_waiters_is_dropped(fetcher: FetcherFactory, sto
             with closing(sqlite3.connect(store.layout.state_database)) as db, db:
                 db.execute("BEGIN IMMEDIATE")
                 waiter = one.request(CLIP)
-                until(lambda: one._fetches[CLIP].state is FetchState.RUNNING, "it waits for the state database")
+                wait_until(lambda: one._fetches[CLIP].state is FetchState.RUNNING)
                 waiter.cancel()
-            until(lambda: not one.is_fetching(CLIP), "somebody else is at it, and nobody wants to know")
+            wait_until(lambda: not one.is_fetching(CLIP))
     one.request(OTHER).result(TIMEOUT)
     assert site.video_fetches(CLIP.youtube_id) == 0
 
@@ -318,7 +269,7 @@ def test_the_timeout_ends_the_worker_and_its_ffmpeg(
 ) -> None:
     one = fetcher(timeout=6)
     future = one.request(CLIP)
-    until(hanging_ffmpeg.exists, "ffmpeg runs")
+    wait_until(hanging_ffmpeg.exists)
     [worker] = workers_of(os.getpid())
     members = group(worker)
     assert len(members) >= 3  # the worker, ffmpeg, and what that started
@@ -326,7 +277,7 @@ def test_the_timeout_ends_the_worker_and_its_ffmpeg(
     error = error_of(future)
 
     assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
-    until(lambda: not group(worker), "all of its group are dead")
+    wait_until(lambda: not group(worker))
     assert leftovers(store) == []
     # The next job gets another worker.
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
@@ -340,7 +291,7 @@ def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
     one = fetcher()
     site.media_delay[CLIP.youtube_id] = 30
     future = one.request(CLIP)
-    until(lambda: site.video_fetches(CLIP.youtube_id), "it is under way")
+    wait_until(lambda: site.video_fetches(CLIP.youtube_id))
     [worker] = workers_of(os.getpid())
     os.kill(worker, signal.SIGKILL)
 
@@ -351,7 +302,7 @@ def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
     [second] = workers_of(os.getpid())
     # One that dies between two jobs is not even noticed.
     os.kill(second, signal.SIGKILL)
-    until(lambda: parent_and_group(second) is None, "it is dead")
+    wait_until(lambda: parent_and_group(second) is None)
     one.request(THIRD).result(TIMEOUT)
     assert one.stats.fetched == 2
 
@@ -359,7 +310,7 @@ def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
 def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:
     one = fetcher(workers=2)
     futures = [one.request(clip) for clip in (CLIP, OTHER, THIRD, FOURTH)]
-    until(hanging_ffmpeg.exists, "ffmpeg runs")
+    wait_until(hanging_ffmpeg.exists)
     workers = workers_of(os.getpid())
     assert len(workers) == 2
 
@@ -368,7 +319,7 @@ def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: St
     for future in futures:
         assert future.done()
         assert error_of(future).kind is FailureKind.TRANSIENT
-    until(lambda: not any(group(worker) for worker in workers), "no process is left")
+    wait_until(lambda: not any(group(worker) for worker in workers))
     assert leftovers(store) == []
     # It was nobody's fault: nothing of it is remembered.
     assert list(store.failures.all()) == []
@@ -379,14 +330,14 @@ def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: St
 def test_workers_end_when_their_parent_is_killed(store: Store, site: VideoSite, hanging_ffmpeg: Path) -> None:
     parent = start_request(store, site, CLIP)
     try:
-        until(hanging_ffmpeg.exists, "ffmpeg runs")
+        wait_until(hanging_ffmpeg.exists)
         [worker] = workers_of(parent.pid)
-        until(lambda: any("sleep" in command(pid) for pid in group(worker)), "and what it starts")
+        wait_until(lambda: any("sleep" in command_line(pid) for pid in group(worker)))
     finally:
         parent.kill()
         parent.communicate()
 
-    until(lambda: not group(worker), "all of the worker's group end by themselves")
+    wait_until(lambda: not group(worker))
     # The next process that opens the store removes its files.
     with Store(store.folder) as later:
         assert leftovers(later) == []
@@ -395,7 +346,7 @@ def test_workers_end_when_their_parent_is_killed(store: Store, site: VideoSite, 
 # Failures
 
 
-def rows(store: Store) -> list[tuple[str, float]]:
+def failure_rows(store: Store) -> list[tuple[str, float]]:
     with closing(sqlite3.connect(store.layout.state_database)) as db:
         return db.execute("SELECT key, retry_at FROM failure").fetchall()
 
@@ -415,7 +366,7 @@ def test_a_failure_is_remembered_until_it_expires(fetcher: FetcherFactory, store
         assert error_of(fetcher(into=elsewhere).request(DEAD)).kind is FailureKind.GONE
     assert site.video_fetches(GONE) == 1
 
-    [(key, retry_at)] = rows(store)
+    [(key, retry_at)] = failure_rows(store)
     assert key == DEAD.key
     assert retry_at > time.time() + 86400
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
@@ -464,18 +415,6 @@ def test_a_page_instead_of_media_is_corrupt(
     assert leftovers(store) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk]).returncode:
-        pytest.skip("mounts a small disk: only for root, where mounts are allowed")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_min_free_is_kept(fetcher: FetcherFactory, site: VideoSite, tmp_path: Path) -> None:
     with Store(tmp_path / "cache", min_free=10**16) as store:
         one = fetcher(into=store)
@@ -503,10 +442,11 @@ def test_a_clip_larger_than_the_cache_fails_with_enospc(
         one.close()
 
 
-def test_a_disk_that_was_full_is_used_again(fetcher: FetcherFactory, small_disk: Path) -> None:
-    with Store(small_disk / "cache") as store:
+def test_a_disk_that_was_full_is_used_again(fetcher: FetcherFactory, small_disk: SmallDisk) -> None:
+    disk = small_disk(DISK_SIZE)
+    with Store(disk / "cache") as store:
         one = fetcher(into=store)
-        ballast = small_disk / "ballast"
+        ballast = disk / "ballast"
         ballast.write_bytes(bytes(store.usage().disk_free - 100_000))
         assert error_of(one.request(CLIP)).kind is FailureKind.LOCAL
 
@@ -518,12 +458,13 @@ def test_a_disk_that_was_full_is_used_again(fetcher: FetcherFactory, small_disk:
 
 
 def test_a_disk_that_fills_up_during_a_fetch_is_a_local_failure(
-    fetcher: FetcherFactory, site: VideoSite, small_disk: Path, tmp_path: Path
+    fetcher: FetcherFactory, site: VideoSite, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
     (folder / f"{CLIP.youtube_id}.mp4").write_bytes(os.urandom(4_000_000))
-    with Store(small_disk / "cache") as store, VideoSite(folder) as large:
+    disk = small_disk(DISK_SIZE)
+    with Store(disk / "cache") as store, VideoSite(folder) as large:
         assert store.usage().disk_free < 4_000_000
         one = fetcher(into=store, url=large.url_template)
 

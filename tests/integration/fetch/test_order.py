@@ -17,9 +17,8 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
-from tests.integration.archive.test_source import index_of
-from tests.integration.fetch.test_fetcher import CLIP, NO_SLEEP, OTHER, TIMEOUT, error_of
-from tests.integration.fetch.test_fetcher import store as store
+from tests.support.archive_site import index_of
+from tests.support.fetching import CLIP, NO_SLEEP, OTHER, TIMEOUT, error_of
 from tests.support.tarballs import by_zlib, make_tar
 
 ARCHIVE = "600/val/juggling.tar.gz"

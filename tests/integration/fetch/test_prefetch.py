@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.prefetch import Prefetch, PrefetchState
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
-from tests.integration.fetch.test_fetcher import NO_SLEEP, TIMEOUT, until
-from tests.support.mounts import short_clips
+from tests.support.fetching import NO_SLEEP, TIMEOUT
+from tests.support.mounts import short_clips, wait_until
 
 CLIPS = sorted(short_clips(1))[:6]
 
@@ -85,7 +86,7 @@ def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) ->
         thread = threading.Thread(target=ahead.run)
         thread.start()
         for number, clip in enumerate(order):
-            until(lambda clip=clip: small.is_cached(clip), "the clip is cached before it is read")  # type: ignore[misc]
+            wait_until(partial(small.is_cached, clip))
             assert set(cached(small)) <= set(order[max(0, number - 3) : number + 4])
             small.touch(clip)
             cursor.advance(clip)
@@ -104,7 +105,7 @@ def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site
         patient = Prefetch(fetcher, small, CLIPS[:2], 2, window=1, patient=True)
         thread = threading.Thread(target=patient.run)
         thread.start()
-        until(lambda: patient.state is PrefetchState.WAITING, "it waits")
+        wait_until(lambda: patient.state is PrefetchState.WAITING)
         assert "429" in str(patient.progress().reason)
         patient.cancel()
         thread.join(TIMEOUT)

@@ -23,9 +23,10 @@ from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store
 from tests.conftest import Dataset
-from tests.integration.fetch.test_fetcher import NO_SLEEP, TIMEOUT, error_of, until
-from tests.integration.fetch.test_fetcher import store as store
+from tests.support.annotations import csv_text
 from tests.support.archive_site import ArchiveSite
+from tests.support.fetching import NO_SLEEP, TIMEOUT, error_of
+from tests.support.mounts import wait_until
 from tests.support.store import read_clip
 from tests.support.tarballs import by_zlib
 
@@ -68,10 +69,9 @@ def archives(videos: list[bytes]) -> Iterator[ArchiveSite]:
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
-    lines = ["label,youtube_id,time_start,time_end,split"]
-    lines += [f"{LABEL},{clip.youtube_id},{clip.start},{clip.end},val" for clip in [*CLIPS, BROKEN, ABSENT, ELSEWHERE]]
+    clips = [*CLIPS, BROKEN, ABSENT, ELSEWHERE]
     annotations = tmp_path / "annotations.csv"
-    annotations.write_text("\n".join(lines) + "\n")
+    annotations.write_text(csv_text(f"{LABEL},{clip.youtube_id},{clip.start},{clip.end},val" for clip in clips))
     with open_catalog(
         find_release("600"), [str(annotations)], Selection(), tmp_path / "catalog", downloads=tmp_path
     ) as catalog:
@@ -128,8 +128,8 @@ def test_an_archive_is_read_once_for_all_waiting_requests(
 def test_siblings_are_stored_and_the_archive_is_indexed(fetcher: Make, store: Store, archives: ArchiveSite) -> None:
     made = fetcher()
     made.request(CLIPS[5]).result(TIMEOUT)
-    until(lambda: all(store.is_cached(clip) for clip in CLIPS), "all clips are cached")
-    until(lambda: not list(store.layout.incoming.iterdir()), "nothing is left behind")
+    wait_until(lambda: all(store.is_cached(clip) for clip in CLIPS))
+    wait_until(lambda: not list(store.layout.incoming.iterdir()))
     assert not store.failures.get(BROKEN), "nobody asked for it"
     assert made.stats.fetched == len(CLIPS)
 
@@ -304,7 +304,7 @@ def test_a_range_above_the_limit_is_not_read(
     """The limit holds for reads by index, too."""
     made = fetcher()
     made.request(CLIPS[5]).result(TIMEOUT)
-    until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
+    wait_until(lambda: not list((store.folder / "incoming").iterdir()))
     store.remove(CLIPS[5])
     archives.requests.clear()
     limit = len(videos[5 % len(videos)]) // 2
@@ -318,7 +318,7 @@ def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
 ) -> None:
     fetcher().request(CLIPS[0]).result(TIMEOUT)
-    until(lambda: not list((store.folder / "incoming").iterdir()), "the archive is read and indexed")
+    wait_until(lambda: not list((store.folder / "incoming").iterdir()))
     store.remove(CLIPS[4])
     archives.files[ARCHIVE] = make_archive([*videos[1:], videos[0]], padding=9)
     error = error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[4]))
@@ -376,7 +376,7 @@ def test_siblings_evict_nothing(
             claim.publish(path, "test")
         made = fetcher(into=small)
         made.request(CLIPS[1], Priority.BACKGROUND).result(TIMEOUT)
-        until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE), "the archive is read to its end")
+        wait_until(lambda: ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE))
         assert read_clip(small, kept) == videos[0]
         assert read_clip(small, CLIPS[1]) == videos[1]
 
@@ -399,7 +399,7 @@ def test_a_truncated_archive_leaves_nothing_unfinished(
     archives.files[ARCHIVE] = archives.files[ARCHIVE][:-5_000]
     made = fetcher()
     made.request(CLIPS[0]).result(TIMEOUT)
-    until(lambda: not made.status().pending and not list(store.layout.incoming.iterdir()), "it is given up")
+    wait_until(lambda: not made.status().pending and not list(store.layout.incoming.iterdir()))
     assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
     assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
 
@@ -409,8 +409,8 @@ def test_a_new_version_of_an_archive_is_indexed_again(
 ) -> None:
     fetcher().request(CLIPS[0]).result(TIMEOUT)
     index_db = ArchiveIndexDB(tmp_path / "archives.sqlite")
-    until(lambda: index_db.version(ARCHIVE), "it is indexed")
-    until(lambda: not list(store.layout.incoming.iterdir()), "all that came with it is stored")
+    wait_until(lambda: index_db.version(ARCHIVE))
+    wait_until(lambda: not list(store.layout.incoming.iterdir()))
     before = index_db.version(ARCHIVE)
     for clip in CLIPS:
         store.remove(clip)
@@ -420,7 +420,7 @@ def test_a_new_version_of_an_archive_is_indexed_again(
     made = fetcher()
     made.request(CLIPS[4]).result(TIMEOUT)
     assert read_clip(store, CLIPS[4]) == videos[0]
-    until(lambda: index_db.version(ARCHIVE) != before, "the new version is indexed")
+    wait_until(lambda: index_db.version(ARCHIVE) != before)
     assert read_whole(archives) < 1.2
 
 

@@ -25,6 +25,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import CacheLayout, FillCheckpoints, Store
 from tests.conftest import Dataset
+from tests.support.annotations import csv_text
 from tests.support.archive_site import ArchiveSite
 from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.command_line import ENVIRONMENT
@@ -187,9 +188,9 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     here, unwanted, unfit, empty = (set(list(CLIPS)[sort::6]) for sort in range(4))
     contents = {clip: b"" if clip in empty else video[:9_000] if clip in unfit else video for clip in CLIPS}
     wanted = [clip for clip in CLIPS if clip not in unwanted]
-    rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in wanted)
+    rows = (f"label,{clip.youtube_id},{clip.start},{clip.end},train" for clip in wanted)
     annotations = tmp_path / "a.csv"
-    annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    annotations.write_text(csv_text(rows))
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     archives.files[NAME] = by_zlib(make_tar(contents))
     job = replace(job, verify=VerifyLevel.CONTAINER, catalog_file=catalog)
@@ -302,9 +303,9 @@ def test_members_that_are_no_clips_are_counted(job: ArchiveJob, archives: Archiv
 
 
 def test_only_what_is_wanted(job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, tmp_path: Path) -> None:
-    rows = "".join(f"label,{clip.youtube_id},{clip.start},{clip.end},train\n" for clip in list(CLIPS)[:5])
+    rows = (f"label,{clip.youtube_id},{clip.start},{clip.end},train" for clip in list(CLIPS)[:5])
     annotations = tmp_path / "a.csv"
-    annotations.write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    annotations.write_text(csv_text(rows))
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
     with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
         summary = fill_archive(replace(job, catalog_file=catalog))

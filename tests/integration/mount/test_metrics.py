@@ -22,7 +22,7 @@ from kinetics_fs.control.status import MountStatus
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.mount import metrics
 from kinetics_fs.mount.metrics import MetricsServer, MountMetrics
-from tests.unit.control.test_status import STATUS
+from tests.support.status import STATUS
 
 DOCUMENT = Path(__file__).parents[3] / "docs/metrics.md"
 

@@ -6,7 +6,6 @@ import copy
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +65,9 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def yt(media: Path) -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        fake.add_video(VIDEO, media, duration=10.0, adaptive=(media, media))
-        yield fake
+def yt(yt: FakeYouTube, media: Path) -> FakeYouTube:
+    yt.add_video(VIDEO, media, duration=10.0, adaptive=(media, media))
+    return yt
 
 
 def source(yt: FakeYouTube, youtube: dict[str, list[str]] | None = None, **params: Any) -> YouTubeSource:

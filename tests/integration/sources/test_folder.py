@@ -18,6 +18,7 @@ from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import FolderSource
 from kinetics_fs.util.files import link_or_copy
+from tests.support.annotations import csv_text
 from tests.support.store import fast_folder
 from tests.support.store_fixtures import public_folder as public_folder
 from tests.support.store_fixtures import small_disk as small_disk
@@ -37,9 +38,9 @@ CONTENT = b"not a video: that is for the worker to find out" * 50
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
     file = tmp_path / "annotations.csv"
-    lines = ["label,youtube_id,time_start,time_end,split"]
-    lines += [f"{label},{clip.youtube_id},{clip.start},{clip.end},{split}" for label, clip, split in ROWS]
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text(
+        csv_text(f"{label},{clip.youtube_id},{clip.start},{clip.end},{split}" for label, clip, split in ROWS)
+    )
     return compile_catalog([file], find_release("600"), tmp_path / "catalogs")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,9 @@ CLIP = Clip(VIDEO, 10, 20)
 
 
 @pytest.fixture
-def yt(dataset: Dataset) -> Iterator[FakeYouTube]:
-    with FakeYouTube() as fake:
-        fake.add_video(VIDEO, dataset.videos / f"{VIDEO}.mp4", duration=24.0)
-        yield fake
+def yt(yt: FakeYouTube, dataset: Dataset) -> FakeYouTube:
+    yt.add_video(VIDEO, dataset.videos / f"{VIDEO}.mp4", duration=24.0)
+    return yt
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +16,16 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.errors import FailureKind
 from kinetics_fs.mount import find_mounts
-from kinetics_fs.store import FailureReport, Store
-from tests.mount.native.test_mounting import HERE, Mount, path_of, pytestmark
-from tests.mount.native.test_mounting import mount as mount
-from tests.mount.native.test_mounting import scratch as scratch
-from tests.mount.native.test_mounting import silence as silence
+from kinetics_fs.store import Store
+from tests.conftest import MountFactory
+from tests.support import mounts
 from tests.support.command_line import ENVIRONMENT, Mounted, has_ended
 from tests.support.example_filesystem import CLIPS, FULL
 from tests.support.mounts import wait_until
+from tests.support.native_mounts import HERE, NEEDS_FUSE, path_of
 
-__all__ = ["pytestmark"]
+pytestmark = NEEDS_FUSE
 
 NAMES = sorted(clip.name for clip in CLIPS)
 IN_ORDER = sorted(set(CLIPS) - set(HERE), key=lambda clip: clip.name)
@@ -51,12 +48,8 @@ while True:
 
 
 def mark_gone(cache: Path, clips: Collection[Clip]) -> None:
-    """Record that these clips are gone, as another process does."""
-    now = time.time()
     with Store(cache) as store:
-        store.failures.import_reports(
-            FailureReport(clip, FailureKind.GONE, "removed", "youtube", now, now, 1) for clip in clips
-        )
+        mounts.mark_gone(store, clips)
 
 
 def revive(cache: Path) -> None:
@@ -73,7 +66,7 @@ def names_without(clips: Collection[Clip]) -> list[str]:
 
 
 @pytest.fixture
-def hiding(mount: Mount) -> Mounted:
+def hiding(mount: MountFactory) -> Mounted:
     """A mount that leaves out what is gone, of which everything was looked at: the kernel knows every name."""
     mounted = mount("--hide-unavailable")
     assert listed(mounted) == NAMES
@@ -133,7 +126,7 @@ def test_open_directory_stream_neither_skips_nor_repeats(hiding: Mounted, scratc
     assert seen == [".", "..", *NAMES]
 
 
-def test_name_cached_as_absent_reappears(mount: Mount, scratch: Path) -> None:
+def test_name_cached_as_absent_reappears(mount: MountFactory, scratch: Path) -> None:
     """The kernel remembers, too, what there is not."""
     clip = IN_ORDER[0]
     with Store(scratch / "cache"):

@@ -9,13 +9,12 @@ import os
 import resource
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.native.device import request_timeout
 from kinetics_fs.store import Store
+from tests.conftest import MountFactory
 from tests.support.command_line import (
     ENVIRONMENT,
     Mounted,
@@ -35,74 +35,18 @@ from tests.support.command_line import (
 )
 from tests.support.example_filesystem import CLIPS, FULL, content, put, write_rows
 from tests.support.mounts import reading, state, wait_until
-from tests.support.store import fast_folder
+from tests.support.native_mounts import ABSENT, HERE, NEEDS_FUSE, fill, path_of
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="MOUNTS ARE NOT TESTED: needs root and /dev/fuse"
-)
+pytestmark = NEEDS_FUSE
 
-HERE = CLIPS[:40]
-"""The clips that are in the cache."""
-ABSENT = CLIPS[40:]
-"""The clips that are not; to fetch one takes for ever."""
 NOBODY = 65534
 
 MODES = {"passthrough": (), "page cache": ("--no-passthrough",)}
-
-Mount = Callable[..., Mounted]
 
 
 def kernel_has_passthrough() -> bool:
     major, minor = (int(number) for number in os.uname().release.split(".")[:2])
     return (major, minor) >= (6, 9)
-
-
-@pytest.fixture(scope="module")
-def silence() -> Iterator[str]:
-    """Address of videos on a server that never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1000) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/{{id}}"
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """An empty folder; whatever is mounted below it in the end is unmounted."""
-    with fast_folder() as folder:
-        yield folder
-        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        for below in reversed([mount for mount in mounts if mount.startswith(f"{folder}/")]):
-            subprocess.run(["umount", "-l", below], check=False)
-
-
-def fill(cache: Path) -> None:
-    with Store(cache) as store:
-        for clip in HERE:
-            put(store, clip, content(clip))
-
-
-@pytest.fixture
-def mount(scratch: Path, silence: str) -> Iterator[Mount]:
-    """Make mounts whose cache has `HERE`; they use passthrough unless the arguments turn it off."""
-    with ExitStack() as mounts:
-        numbers = iter(range(1, 100))
-
-        def make(*arguments: str, cache: Path = scratch / "cache", root: Path | None = None) -> Mounted:
-            if not cache.exists():
-                fill(cache)
-            return mounts.enter_context(
-                Mounted(
-                    root or scratch / f"mount {next(numbers)}",
-                    *("--frontend", "native", "--annotations", write_rows(scratch), "--cache-dir", cache),
-                    *("--min-free", "0", "--video-url", silence),
-                    *arguments,
-                )
-            )
-
-        yield make
-
-
-def path_of(mounted: Mounted, clip: Clip, split: str = "train") -> Path:
-    return mounted.root / split / FULL / clip.name
 
 
 def mode(mounted: Mounted) -> str:
@@ -131,7 +75,7 @@ def waiting(mounted: Mounted, clips: list[Clip]) -> Iterator[list[subprocess.Pop
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_findmnt_and_status_describe_the_mount(mount: Mount, name: str) -> None:
+def test_findmnt_and_status_describe_the_mount(mount: MountFactory, name: str) -> None:
     mounted = mount(*MODES[name])
     said = subprocess.run(
         ["findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", mounted.root], capture_output=True, text=True, check=True
@@ -248,7 +192,7 @@ def test_mount_in_a_namespace_of_its_own(scratch: Path, silence: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_cache_on_an_overlay(mount: Mount, scratch: Path, name: str) -> None:
+def test_cache_on_an_overlay(mount: MountFactory, scratch: Path, name: str) -> None:
     mounted = mount(*MODES[name], cache=on_an_overlay(scratch))
     for _ in range(2):
         for clip in HERE:
@@ -256,7 +200,7 @@ def test_cache_on_an_overlay(mount: Mount, scratch: Path, name: str) -> None:
     assert "passthrough failed" not in mounted.log.read_text()
 
 
-def test_cache_on_an_overlay_passes_through(mount: Mount, scratch: Path) -> None:
+def test_cache_on_an_overlay_passes_through(mount: MountFactory, scratch: Path) -> None:
     """As in a container: its disk is one overlay deep, which a stack of two allows."""
     if not kernel_has_passthrough():
         pytest.skip("passthrough needs Linux 6.9")
@@ -280,7 +224,7 @@ def on_an_overlay(scratch: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_overlay_on_the_mount(mount: Mount, scratch: Path, tmp_path: Path, name: str) -> None:
+def test_overlay_on_the_mount(mount: MountFactory, scratch: Path, tmp_path: Path, name: str) -> None:
     """How to write beside the clips. The kernel stacks two at most, so passthrough must leave one."""
     mounted = mount(*MODES[name], cache=tmp_path / "cache")
     for folder in ("upper", "work", "writable"):
@@ -309,14 +253,14 @@ def test_request_timeout(tmp_path: Path, default: str, most: str, seconds: int) 
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_cache_on_a_disk(mount: Mount, tmp_path: Path, name: str) -> None:
+def test_cache_on_a_disk(mount: MountFactory, tmp_path: Path, name: str) -> None:
     """The others are in memory."""
     mounted = mount(*MODES[name], cache=tmp_path / "cache")
     for clip in HERE:
         assert path_of(mounted, clip).read_bytes() == content(clip)
 
 
-def test_mount_below_a_symbolic_link(mount: Mount, scratch: Path) -> None:
+def test_mount_below_a_symbolic_link(mount: MountFactory, scratch: Path) -> None:
     (scratch / "real").mkdir()
     (scratch / "link").symlink_to(scratch / "real")
     mounted = mount(root=scratch / "link/mount")
@@ -332,7 +276,7 @@ def test_mount_below_a_symbolic_link(mount: Mount, scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_umount_by_other_programs_ends_the_mount(mount: Mount, name: str) -> None:
+def test_umount_by_other_programs_ends_the_mount(mount: MountFactory, name: str) -> None:
     mounted = mount(*MODES[name])
     path_of(mounted, HERE[0]).read_bytes()
     subprocess.run(["umount", mounted.root], check=True)
@@ -362,7 +306,7 @@ def test_signal_ends_a_mount_that_was_never_used(scratch: Path, silence: str) ->
     assert scratch / "mount" not in find_mounts()
 
 
-def test_signal_that_does_not_interrupt_the_wait(mount: Mount) -> None:
+def test_signal_that_does_not_interrupt_the_wait(mount: MountFactory) -> None:
     """As one does that comes in the moment before it: Python notes it, and the loop waits for the next request."""
     mounted = mount()
     tasks = Path(f"/proc/{mounted.pid}/task")
@@ -375,7 +319,7 @@ def test_signal_that_does_not_interrupt_the_wait(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_while_opens_wait(mount: Mount, number: signal.Signals) -> None:
+def test_signal_while_opens_wait(mount: MountFactory, number: signal.Signals) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:20]) as readers:
         os.kill(mounted.pid, number)
@@ -400,7 +344,7 @@ for name in sys.argv[2:]:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["by whole paths", "from inside"])
-def test_signal_ends_the_mount_while_readers_retry(mount: Mount, inside: bool) -> None:
+def test_signal_ends_the_mount_while_readers_retry(mount: MountFactory, inside: bool) -> None:
     """Opens that come while it ends must not wait any more: a fetch may take minutes."""
     mounted = mount()
     folder = mounted.root / "train" / FULL
@@ -426,7 +370,7 @@ def test_signal_ends_the_mount_while_readers_retry(mount: Mount, inside: bool) -
 
 
 @pytest.mark.parametrize("first", ["signal", "lazy umount"])
-def test_signal_unmounts_nothing_else(mount: Mount, first: str) -> None:
+def test_signal_unmounts_nothing_else(mount: MountFactory, first: str) -> None:
     """A mount that waits for its last reader no longer owns its mountpoint."""
     mounted = mount()
     with path_of(mounted, HERE[0]).open("rb") as file:
@@ -449,7 +393,7 @@ def test_signal_unmounts_nothing_else(mount: Mount, first: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_kill_under_load_and_mount_again(mount: Mount, name: str) -> None:
+def test_kill_under_load_and_mount_again(mount: MountFactory, name: str) -> None:
     mounted = mount(*MODES[name])
     ending = threading.Event()
 
@@ -489,7 +433,7 @@ def test_kill_under_load_and_mount_again(mount: Mount, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, scratch: Path, name: str) -> None:
+def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: MountFactory, scratch: Path, name: str) -> None:
     mounted = mount(*MODES[name])
     clip = HERE[0]
     first, second = content(clip), content(clip, 7_777, version=2)
@@ -516,7 +460,7 @@ def test_reader_of_an_evicted_clip_keeps_its_bytes(mount: Mount, scratch: Path, 
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_twenty_opens_at_the_same_time(mount: Mount, name: str) -> None:
+def test_twenty_opens_at_the_same_time(mount: MountFactory, name: str) -> None:
     mounted = mount(*MODES[name])
     before = descriptors_of(mounted.pid)
     failures: list[BaseException] = []
@@ -547,7 +491,7 @@ def test_twenty_opens_at_the_same_time(mount: Mount, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_five_hundred_opens_leave_no_descriptor(mount: Mount, name: str) -> None:
+def test_five_hundred_opens_leave_no_descriptor(mount: MountFactory, name: str) -> None:
     mounted = mount(*MODES[name])
     for clip in HERE:
         path_of(mounted, clip).read_bytes()
@@ -567,7 +511,7 @@ def test_five_hundred_opens_leave_no_descriptor(mount: Mount, name: str) -> None
     assert [link for link in links if ".mp4" in link] == []
 
 
-def test_more_open_clips_than_descriptors_of_a_shell(mount: Mount) -> None:
+def test_more_open_clips_than_descriptors_of_a_shell(mount: MountFactory) -> None:
     """Shells allow 1024 descriptors, and more on request: a loader with many workers needs them."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, before[1]))
@@ -586,7 +530,7 @@ def test_more_open_clips_than_descriptors_of_a_shell(mount: Mount) -> None:
 # Waiting ----------------------------------------------------------------------------------------------------------
 
 
-def test_two_hundred_waiting_opens_do_not_delay_other_requests(mount: Mount) -> None:
+def test_two_hundred_waiting_opens_do_not_delay_other_requests(mount: MountFactory) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:200]) as readers:
         assert path_of(mounted, HERE[0]).read_bytes() == content(HERE[0])
@@ -603,7 +547,7 @@ def test_two_hundred_waiting_opens_do_not_delay_other_requests(mount: Mount) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_reader_ends_at_once(mount: Mount, number: signal.Signals) -> None:
+def test_killed_reader_ends_at_once(mount: MountFactory, number: signal.Signals) -> None:
     mounted = mount()
     with waiting(mounted, ABSENT[:2]) as [first, second]:
         first.send_signal(number)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kinetics_fs.catalog import UNLABELED, Annotation, Clip, Refusal, parse_clip_name, read_annotations
 from kinetics_fs.catalog.annotations import MAX_ROW
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import HEADER, write_and_read
+from tests.support.annotations import HEADER, write_and_read
 
 GOOD = b"abseiling,0wR5jVB-WPk,417,427,val"
 ANNOTATION = Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 417, 427))

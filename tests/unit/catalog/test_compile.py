@@ -25,7 +25,7 @@ from kinetics_fs.catalog import (
 from kinetics_fs.catalog import compile as compiling
 from kinetics_fs.catalog import inodes as numbers
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import csv_text, youtube_id
+from tests.support.annotations import csv_text, youtube_id
 
 ROWS = [
     "surfing water,bbbbbbbbbbb,20,30,train",

@@ -10,7 +10,7 @@ import pytest
 
 from kinetics_fs.catalog import Annotation, Refusal, containers
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import csv_text, write_and_read, youtube_id
+from tests.support.annotations import csv_text, write_and_read, youtube_id
 
 CSV = csv_text(f"abseiling,{youtube_id(number)},{number},{number + 10},train" for number in range(3)).encode()
 JSON = json.dumps(

@@ -10,7 +10,7 @@ import pytest
 
 from kinetics_fs.catalog import UNLABELED, Catalog, Directory, Selection, select
 from kinetics_fs.errors import CatalogError
-from tests.unit.catalog.conftest import youtube_id
+from tests.support.annotations import youtube_id
 
 LABELS = ["abseiling", "backflip (human)", "massaging person's head", "surfing water"]
 

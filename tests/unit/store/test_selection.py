@@ -9,6 +9,7 @@ import pytest
 
 from kinetics_fs.catalog import Catalog, compile_catalog, find_release
 from kinetics_fs.store import Store, selection, selection_pages
+from tests.support.annotations import csv_text
 from tests.support.store import UNIT, clip, keep
 
 CLASSES = {"archery": range(5), "zumba": range(3, 8)}
@@ -23,7 +24,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
         for number in numbers
     ]
     file = tmp_path / "rows.csv"
-    file.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]))
+    file.write_text(csv_text(rows))
     with Catalog(compile_catalog([file], find_release("600"), tmp_path / "catalogs")) as catalog:
         yield catalog
 
