@@ -516,9 +516,8 @@ def user() -> Iterator[User]:
         shutil.rmtree(home)
 
 
-def test_unprivileged_user_mounts_reads_and_unmounts(
-    user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite
-) -> None:
+def mount_as_user(user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite) -> tuple[Path, int]:
+    """Mount the dataset as another user; return the mountpoint and the pid."""
     annotations = user.home / "annotations.csv"
     shutil.copyfile(dataset.annotations, annotations)
     mountpoint = user.home / "kinetics"
@@ -526,6 +525,13 @@ def test_unprivileged_user_mounts_reads_and_unmounts(
     done = user.kinetics_fs("mount", *arguments, mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
+    return mountpoint, pid
+
+
+def test_unprivileged_user_mounts_reads_and_unmounts(
+    user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite
+) -> None:
+    mountpoint, pid = mount_as_user(user, frontend, dataset, site)
 
     read = user.run("md5sum", mountpoint / SURFING)
     [log] = user.home.glob(".local/state/kinetics-fs/log/*.log")
@@ -550,13 +556,7 @@ def test_unprivileged_user_mounts_reads_and_unmounts(
 def test_unprivileged_user_ends_the_mount_by_a_signal(
     user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite
 ) -> None:
-    annotations = user.home / "annotations.csv"
-    shutil.copyfile(dataset.annotations, annotations)
-    mountpoint = user.home / "kinetics"
-    arguments = [*frontend, "--annotations", str(annotations), "--video-url", site.url_template, "--min-free", "0"]
-    done = user.kinetics_fs("mount", *arguments, mountpoint)
-    assert (done.returncode, done.stderr) == (0, "")
-    pid = int(done.stdout.rpartition("process ")[2].split(",")[0])
+    mountpoint, pid = mount_as_user(user, frontend, dataset, site)
     os.kill(pid, signal.SIGTERM)
     assert has_ended(pid, within=30)
     assert mountpoint not in find_mounts()

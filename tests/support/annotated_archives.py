@@ -1,4 +1,4 @@
-"""Archives of a few classes, with annotations that a command can use: for the tests of `fill` and `index`."""
+"""Archives of a few classes, with the annotation file that lists their clips, for tests of `fill` and `index`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AnnotatedArchives:
         return run_command("fill", *self.arguments, "--archive-url", base or self.folder, *arguments)
 
     def cached(self) -> Clips:
-        """Return the clips in the cache; check that no fetch has left anything."""
+        """Return the clips in the cache; check that no fetch has left files behind."""
         found = cached_content(self.cache)
         assert not list(CacheLayout(self.cache).incoming.iterdir())
         return found
@@ -96,7 +96,7 @@ class AnnotatedArchives:
 
 
 def damage(path: Path) -> None:
-    """Replace the second half of a file by noise of the same length."""
+    """Overwrite the second half of a file with random bytes."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 :] = random.Random(1).randbytes(len(content) - len(content) // 2)
     path.write_bytes(content)

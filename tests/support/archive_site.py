@@ -34,7 +34,7 @@ from kinetics_fs.util import http
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeat failed requests at once. A module that imports this fixture uses it."""
+    """Repeat failed requests without a pause, in every test of a module that imports this fixture."""
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
 
 
@@ -51,7 +51,7 @@ FAULTS = (
 
 
 class Sent(NamedTuple):
-    """A request, and what it was answered with."""
+    """A request, with the status and the length of its response."""
 
     name: str
     range: str | None
@@ -60,7 +60,7 @@ class Sent(NamedTuple):
 
 
 class ArchiveSite:
-    """Serves files on a port of its own of 127.0.0.1.
+    """A server of files on its own port of 127.0.0.1.
 
     Args:
         files: path → content; may be changed at any time.
@@ -70,15 +70,15 @@ class ArchiveSite:
         self.files = files
         self.faults: list[str] = []
         self.ranges = True
-        """Whether it answers requests for a range."""
+        """Whether the server supports range requests."""
         self.if_match = True
-        """Whether it heeds `If-Match`."""
+        """Whether the server evaluates `If-Match`."""
         self.etags = True
-        """Whether it says which version a file is."""
+        """Whether responses have an entity tag."""
         self.hold: tuple[int, threading.Event] | None = None
-        """Requests for what comes from that byte on wait for that event."""
+        """An offset and an event: requests for bytes from the offset on wait for the event."""
         self.tag = b""
-        """Another makes other entity tags of the same contents, as each kind of server has its own."""
+        """Part of every entity tag. Another value changes the tags of the same content, as another server would."""
         self.region: str | None = None
         """Region of a bucket; signatures must name it."""
         self.requests: list[Sent] = []
@@ -86,7 +86,7 @@ class ArchiveSite:
         self._server = _Server(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.connections: set[int] = set()
-        """Ports that clients came from."""
+        """Source ports of the connections."""
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may go whenever they like."""
+        """Ignore clients that disconnect early."""
 
 
 class _Handler(BaseHTTPRequestHandler):

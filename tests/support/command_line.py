@@ -27,7 +27,7 @@ NEUTRAL = {
     "YTDLP_NO_PLUGINS": "1",
     "AWS_EC2_METADATA_DISABLED": "true",  # otherwise botocore waits for a service that does not exist
 }
-"""Variables that keep the settings of a developer out of the tests. They are set in the process of the tests too."""
+"""Variables that shield the tests from the settings of a developer. The test process has them too."""
 
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")},
@@ -127,7 +127,7 @@ def _logging_restored() -> Iterator[None]:
 
 @contextmanager
 def _standard_streams(output: int, errors: int) -> Iterator[None]:
-    """Connect the standard streams to nothing, `output` and `errors`, for Python and for child processes."""
+    """Connect the standard streams to /dev/null, `output` and `errors`, for Python and for child processes."""
     before = [os.dup(number) for number in range(3)]
     names = "stdin", "stdout", "stderr"
     streams = [getattr(sys, name) for name in names]
@@ -149,7 +149,7 @@ def _standard_streams(output: int, errors: int) -> Iterator[None]:
 
 
 class Mounted:
-    """A mount in the background, as a user makes it; the context ends it in any case.
+    """A background mount, made by the command line; the end of the context unmounts it in any case.
 
     Args:
         mountpoint: directory to mount on; created if it does not exist.
@@ -197,7 +197,7 @@ class Mounted:
 
 
 def has_ended(pid: int, *, within: float) -> bool:
-    """Return whether a process ends within so many seconds. A zombie has ended."""
+    """Return whether a process ends within `within` seconds. A zombie counts as ended."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -225,3 +225,10 @@ def fuse_device_open_to_all() -> Iterator[None]:
 def reason(path: Path) -> str:
     """Return the reason why a clip is unavailable, from the extended attribute of its file."""
     return os.getxattr(path, "user.kinetics.error").decode()
+
+
+def json_output(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the JSON object on the standard output of a command, which must contain nothing else."""
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value

@@ -52,17 +52,21 @@ def put(store: Store, clip: Clip, data: bytes) -> None:
 
 
 class FakeFetcher:
-    """A fetcher whose fetches end when a test calls `bring` or `fail`."""
+    """A fetcher whose fetches end when a test calls `deliver` or `fail`, or completes their futures.
+
+    Attributes:
+        fetches: the clip and the future of each request, without those that `deliver` and `fail` have ended.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.fetches: list[tuple[Clip, Future[None]]] = []
         self._store = store
-        self._asked: dict[Clip, list[Future[None]]] = {}
-        self._asked_lock = threading.Lock()
+        self._lock = threading.Lock()
 
     def request(self, clip: Clip) -> Future[None]:
         future: Future[None] = Future()
-        with self._asked_lock:
-            self._asked.setdefault(clip, []).append(future)
+        with self._lock:
+            self.fetches.append((clip, future))
         return future
 
     def fetch_ahead(self, clip: Clip) -> None:
@@ -72,22 +76,27 @@ class FakeFetcher:
         return None
 
     def is_fetching(self, clip: Clip) -> bool:
-        return clip in self._asked
+        with self._lock:
+            return any(requested == clip and not future.done() for requested, future in self.fetches)
 
-    def bring(self, clip: Clip, data: bytes) -> None:
-        """Publish a clip and complete all requests for it."""
+    def deliver(self, clip: Clip, data: bytes) -> None:
+        """Publish a clip in the store, and complete all requests for it."""
         put(self._store, clip, data)
-        for future in self._waiters(clip):
+        for future in self._take(clip):
             future.set_result(None)
 
     def fail(self, clip: Clip, error: FetchError) -> None:
-        for future in self._waiters(clip):
+        """Fail all requests for a clip."""
+        for future in self._take(clip):
             future.set_exception(error)
 
-    def _waiters(self, clip: Clip) -> list[Future[None]]:
-        with self._asked_lock:
-            futures = self._asked.pop(clip, [])
-        return [future for future in futures if future.set_running_or_notify_cancel()]
+    def _take(self, clip: Clip) -> list[Future[None]]:
+        """Remove the requests for a clip; return the futures of those that wait."""
+        with self._lock:
+            taken = [future for requested, future in self.fetches if requested == clip]
+            self.fetches = [(requested, future) for requested, future in self.fetches if requested != clip]
+        waiting = [future for future in taken if future.cancelled() or not future.done()]
+        return [future for future in waiting if future.set_running_or_notify_cancel()]
 
 
 @dataclass
@@ -99,12 +108,15 @@ class ExampleFilesystem:
     fetcher: FakeFetcher
 
     def directory(self, split: str = "train", name: str = FULL) -> int:
+        """Return the inode number of a class directory."""
         return self.fs.lookup(self.fs.lookup(ROOT, split), name)
 
     def ino(self, clip: Clip, split: str = "train") -> int:
+        """Return the inode number of a clip in the class `FULL`."""
         return self.fs.lookup(self.directory(split), clip.name)
 
     def control(self, name: str) -> int:
+        """Return the inode number of a file in `.kinetics`."""
         return self.fs.lookup(self.fs.lookup(ROOT, ".kinetics"), name)
 
     def open_clips(self) -> int:

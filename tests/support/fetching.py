@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
+from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FetchError
 from kinetics_fs.fetch import Fetcher
+from kinetics_fs.store import Store
+from tests.support.store import read_clip
 
 CLIP = Clip("DEMOvideo-5", 0, 2)
 OTHER = Clip("_demo_vid3_", 3, 5)
@@ -30,3 +34,12 @@ def error_of(future: Future[None]) -> FetchError:
     error = future.exception(TIMEOUT)
     assert isinstance(error, FetchError)
     return error
+
+
+def cached_frames(store: Store, clip: Clip, folder: Path) -> list[int]:
+    """Return the numbers on the frames of a cached clip, of which `folder` gets a copy."""
+    data = read_clip(store, clip)
+    assert data is not None
+    copy = folder / "copy.mp4"
+    copy.write_bytes(data)
+    return frame_numbers(copy)

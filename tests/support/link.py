@@ -1,4 +1,4 @@
-"""A slow link on loopback: a TCP relay with a round-trip time and a bandwidth, that counts what goes through.
+"""A slow link on loopback: a TCP relay with a round-trip time and a bandwidth, that counts the bytes it relays.
 
 ::
 
@@ -20,16 +20,15 @@ from typing import Self
 
 _CHUNK = 8 * 1024
 _SPARE = 12
-"""Chunks that wait in front of the link."""
+"""Maximum number of chunks in the queue of the link."""
 _BUFFER = 32 * 1024
-"""Bytes of each socket's buffer. Small ones keep what was counted close to what was read: beyond the last reader's
-own buffer, which is its part of the link, no more than this is under way."""
+"""Bytes of each socket's buffer. Small buffers keep the number of counted bytes close to the number of read bytes."""
 
 _RESET = struct.pack("ii", 1, 0)  # no time to linger: closing sends RST in place of FIN
 
 
 class Link:
-    """Listens on a port of its own of 127.0.0.1 and relays every connection to `port` there.
+    """A listener on its own port of 127.0.0.1 that relays every connection to `port`.
 
     Args:
         port: of the server.
@@ -46,11 +45,11 @@ class Link:
         self, port: int, *, rtt: float = 0.0, bandwidth: float | None = None, handshake: float | None = None
     ) -> None:
         self.to_client = 0
-        """Bytes that went to clients, headers included."""
+        """Bytes sent to clients, including headers."""
         self.to_server = 0
-        """Bytes that came from clients and went on."""
+        """Bytes received from clients and relayed."""
         self.connections = 0
-        """How many were opened."""
+        """Number of connections accepted."""
         self._server_port = port
         self._delay = rtt / 2
         self._handshake = rtt if handshake is None else handshake
@@ -64,13 +63,13 @@ class Link:
 
     @property
     def port(self) -> int:
-        """Where clients connect to."""
+        """The port to which clients connect."""
         port: int = self._listener.getsockname()[1]
         return port
 
     @property
     def url(self) -> str:
-        """The address as the beginning of a URL."""
+        """The URL of the link, without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -115,13 +114,13 @@ class Link:
                     directions.create_task(self._carry(client, server, opened))
                     directions.create_task(self._carry(server, client, opened, down=True))
             except* OSError:
-                # One end broke off or is not there: so does the other.
+                # One end failed or refused the connection: close the other one the same way.
                 for end in (client, server):
                     with contextlib.suppress(OSError):
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     async def _carry(self, source: socket.socket, target: socket.socket, opened: float, *, down: bool = False) -> None:
-        """One direction, until the source ends it."""
+        """Relay one direction until the source closes it."""
         bandwidth = self._bandwidth if down else None
         # As long as the link, and a little longer, so that it never runs dry because this process woke up late.
         length = _SPARE + int((bandwidth or 1e9) * self._delay / _CHUNK)
@@ -141,7 +140,7 @@ class Link:
                 if not chunk:
                     target.shutdown(socket.SHUT_WR)
                     return
-                # Counted before the other end can have it, so that nobody finds an old number.
+                # Count before the other end can receive the bytes, so that a test never reads an old number.
                 if down:
                     self.to_client += len(chunk)
                 else:

@@ -23,7 +23,7 @@ CLASS = "short clips"
 
 
 def short_clips(seconds: int) -> list[Clip]:
-    """Return every clip of this length in the videos of the demo: many clips that are quick to fetch."""
+    """Return every clip of this length in the videos of the demo: many clips that are fetched quickly."""
     return [
         Clip(video, start, start + seconds)
         for video, length in VIDEOS.items()
@@ -32,7 +32,7 @@ def short_clips(seconds: int) -> list[Clip]:
 
 
 def write_clips(folder: Path, clips: Iterable[Clip]) -> Path:
-    """Make a folder of clips, for mounts whose tests are about reading and not about fetching.
+    """Make a folder of clips, for tests of reads that need no fetch.
 
     All clips show the same picture, but no two have the same bytes.
     """
@@ -78,9 +78,10 @@ def mark_gone(store: Store, clips: Iterable[Clip], at: float | None = None) -> N
     )
 
 
-def cached_file(cache: Path, clip: Clip) -> Path:
-    """Return the file of a clip in the cache directory."""
-    [path] = CacheLayout(cache).clips.glob(f"*/{clip.key}.*.mp4")
+def cached_file(cache: Path, clip: Clip | str) -> Path:
+    """Return the file of a clip, given as such or by its key, in the cache directory."""
+    key = clip if isinstance(clip, str) else clip.key
+    [path] = CacheLayout(cache).clips.glob(f"*/{key}.*.mp4")
     return path
 
 

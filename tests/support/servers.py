@@ -1,4 +1,4 @@
-"""Third-party servers, each with files on a port of its own on 127.0.0.1 while its context lasts.
+"""Third-party servers, each on its own port of 127.0.0.1 until its context ends.
 
 `nginx` is the server of most mirrors. `moto` is an S3 server with users, object versions and multipart objects. `hadro`
 is an S3 server that is slow and fails on request.
@@ -74,7 +74,7 @@ def nginx(root: Path, state: Path, *, rate: str = "20m") -> Iterator[str]:
 
 
 class Moto:
-    """A server of S3 and of its users, in memory.
+    """An in-memory S3 server with users.
 
     Attributes:
         url: its address.
@@ -98,7 +98,7 @@ class Moto:
         return Keys(made["AccessKeyId"], made["SecretAccessKey"])
 
     def check(self, signatures: bool) -> None:
-        """From now on it takes only what is signed and allowed; or knows only public and private objects."""
+        """Turn checks of signatures and permissions on or off. Without them, only the ACLs of objects count."""
         answer = requests.post(f"{self.url}/moto-api/reset-auth", data=b"0" if signatures else b"inf", timeout=10)
         answer.raise_for_status()
 

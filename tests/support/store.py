@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,12 +23,12 @@ SmallDisk = Callable[[int], Path]
 """Returns the mount point of a new disk with this many bytes."""
 
 UNIT = TYPICAL_CLIP_BYTES
-"""Size of the clips of these tests: the size that the store assumes for an unknown clip, so no assumption is wrong."""
+"""Size of the clips of these tests. The store assumes it for an unknown clip, so its assumption is exact."""
 
 
 @contextmanager
 def fast_folder() -> Iterator[Path]:
-    """Yield an empty folder; in memory if possible, where a sync costs nothing."""
+    """Yield an empty folder; in memory if possible, where a sync is free."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         yield Path(name)
@@ -44,7 +45,7 @@ def head(wanted: Clip) -> bytes:
 
 
 def write(claim: Claim, size: int = UNIT) -> Path:
-    """Write a finished file for a claimed clip. It is sparse, so that this costs no time."""
+    """Write a finished file for a claimed clip. The file is sparse, so that writing it is fast."""
     path = claim.folder / "finished.mp4"
     path.write_bytes(head(claim.clip)[:size])
     os.truncate(path, size)
@@ -57,6 +58,12 @@ def keep(store: Store, wanted: Clip, size: int = UNIT) -> None:
     assert claim is not None
     with claim:
         claim.publish(write(claim, size), "test")
+
+
+def keep_clips(store: Store, count: int) -> None:
+    """Put the first `count` clips into the store, in their order."""
+    for number in range(count):
+        keep(store, clip(number))
 
 
 def read_clip(store: Store, wanted: Clip) -> bytes | None:
@@ -125,6 +132,11 @@ def change_row(folder: Path, wanted: Clip, **columns: object) -> None:
     query(table, f"UPDATE Cache SET {assignments} WHERE key = ?", *columns.values(), wanted.key)
 
 
+def permissions(path: Path) -> int:
+    """Return the permission bits of a file or a folder."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 def lose(database: Path) -> None:
     """Remove a database with its write-ahead log."""
     for path in database.parent.glob(f"{database.name}*"):
@@ -164,7 +176,7 @@ def contents(folder: Path) -> Contents:
 
 
 def assert_nothing_unknown(folder: Path) -> None:
-    """Check that no file takes space without the knowledge of the store."""
+    """Check that the store knows every file that takes space."""
     found = contents(folder)
     assert found.files <= {name for name, _ in found.rows.values()}, "a clip file without a row"
     assert found.incoming == found.fetches, "remains of a fetch"

@@ -1,10 +1,18 @@
-"""The import graph has no cycle, including cycles of a package with its modules, which import-linter ignores."""
+"""The imports of the program and of its tests.
+
+The import graph has no cycle, including cycles of a package with its modules, which import-linter ignores. A test
+module imports no other test module.
+"""
 
 from __future__ import annotations
 
+import ast
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import grimp
+
+TESTS = Path(__file__).parents[1]
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -12,3 +20,17 @@ def test_no_module_imports_itself_through_others() -> None:
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
     TopologicalSorter(imports).prepare()  # raises CycleError with the modules of a cycle
+
+
+def test_tests_share_helpers_only_through_support_and_their_own_conftest() -> None:
+    faults = []
+    for path in TESTS.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("tests."):
+                continue
+            *folders, name = node.module.split(".") if node.module else []
+            own = folders == ["tests", *path.parent.relative_to(TESTS).parts[: len(folders) - 1]]
+            if name.startswith("test_") or (name == "conftest" and folders != ["tests"] and not own):
+                faults.append(f"{path.relative_to(TESTS)} imports {node.module}")
+    assert faults == []

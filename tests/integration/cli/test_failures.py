@@ -65,7 +65,7 @@ def keys(*arguments: str | Path, **more: Any) -> list[str]:
     return [failure["key"] for failure in json.loads(failures("list", "--json", *arguments, **more).stdout)]
 
 
-def rows(text: str) -> list[dict[str, str]]:
+def parse_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -89,7 +89,7 @@ def test_list_prints_a_table(failed: Arguments) -> None:
 
 
 def test_list_prints_the_same_as_csv_and_json(failed: Arguments) -> None:
-    table = rows(failures("list", "--csv", *failed).stdout)
+    table = parse_csv(failures("list", "--csv", *failed).stdout)
     objects = json.loads(failures("list", "--json", *failed).stdout)
 
     assert list(table[0]) == ["clip", "kind", "reason", "source", "attempts", "first", "last", "retry_after"]
@@ -186,7 +186,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
     assert lines[-1] == ["3", "unavailable"]
     assert ["validation", "surfing", "water", "2", "0", "0.0%", "1"] in lines
 
-    table = rows(coverage("--csv", *chosen).stdout)
+    table = parse_csv(coverage("--csv", *chosen).stdout)
     assert {row["path"]: (row["label"], row["kind"]) for row in table} == {
         f"validation/surfing water/{SURF.name}": ("surfing water", "blocked"),
         f"validation/massaging person's head/{MASSAGE.name}": ("massaging person's head", "credentials"),

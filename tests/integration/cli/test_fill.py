@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
 from tests.support.annotated_archives import HEADS, OTHER, SURFING, TRAIN, AnnotatedArchives, damage
 from tests.support.archive_site import ArchiveSite
-from tests.support.command_line import ENVIRONMENT, has_ended, run_command
+from tests.support.command_line import ENVIRONMENT, has_ended, json_output, run_command
 from tests.support.tarballs import by_zlib, make_tar
 
 pytestmark = pytest.mark.server
@@ -98,27 +97,21 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-def result(done: CompletedProcess[str]) -> dict[str, Any]:
-    value = json.loads(done.stdout)
-    assert isinstance(value, dict)
-    return value
-
-
 @pytest.mark.parametrize("level", ["none", "container", "decode"])
 def test_fill_stores_all_clips_of_a_folder_of_archives(annotated: AnnotatedArchives, level: str) -> None:
     first = annotated.fill("--verify", level, "--json")
 
     assert (first.returncode, first.stderr) == (0, "")
     assert annotated.cached() == annotated.of(SURFING, HEADS, TRAIN)
-    told = result(first)
+    told = json_output(first)
     assert (told["stored"], told["already_cached"], told["indexed"]) == (8, 0, 8)
     assert told["archives"] == {"read": sorted(annotated.clips), "read_before": [], "failed": {}}
     assert annotated.report() == told | {"clips_not_stored": [], "clips_in_no_archive": []}
 
     again = annotated.fill("--json")
     assert again.returncode == 0
-    assert (result(again)["bytes_read"], result(again)["stored"]) == (0, 0)
-    assert sorted(result(again)["archives"]["read_before"]) == sorted(annotated.clips)
+    assert (json_output(again)["bytes_read"], json_output(again)["stored"]) == (0, 0)
+    assert sorted(json_output(again)["archives"]["read_before"]) == sorted(annotated.clips)
     with Store(annotated.cache) as store:
         history = store.history.samples()
     assert (history[-1].clips, sum(sample.fetched for sample in history)) == (8, 8)
@@ -156,7 +149,7 @@ def test_a_killed_fill_resumes(annotated: AnnotatedArchives) -> None:
 
         assert done.returncode == 0, done
         assert annotated.cached() == annotated.of(SURFING, HEADS)
-        told = result(done)
+        told = json_output(done)
         # The numbers cover the whole archive. A clip stored just before the kill counts as already cached.
         assert told["stored"] + told["already_cached"] == len(annotated.of(SURFING))
         assert told["archives"]["failed"] == {}
@@ -180,7 +173,7 @@ def test_an_interrupted_fill_resumes(annotated: AnnotatedArchives) -> None:
         done = annotated.fill("--verify", "none", "--json", base=site.url)
 
         assert done.returncode == 0
-        assert result(done)["archives"]["read_before"] == [HEADS]
+        assert json_output(done)["archives"]["read_before"] == [HEADS]
         assert {sent.bytes for sent in site.requests if sent.name == HEADS} == {1}
         assert annotated.cached() == annotated.of(SURFING, HEADS)
 
@@ -206,7 +199,7 @@ def test_a_damaged_archive_does_not_stop_the_others(annotated: AnnotatedArchives
     done = annotated.fill("--split", "validation", "--json", "--jobs", "1")
 
     assert done.returncode == 3
-    told = result(done)
+    told = json_output(done)
     assert list(told["archives"]["failed"]) == [SURFING]
     assert told["archives"]["read"] == [HEADS]
     cached = annotated.cached()
@@ -295,7 +288,7 @@ def test_fill_counts_clips_that_are_corrupt_unknown_or_in_no_archive(annotated: 
     done = annotated.fill("--json")
 
     assert done.returncode == 3
-    told = result(done)
+    told = json_output(done)
     assert (told["stored"], told["not_in_annotations"], sum(told["corrupt"].values())) == (4, 1, 1)
     assert annotated.report()["clips_not_stored"] == [noise.key]
     assert annotated.report()["clips_in_no_archive"] == [absent.key]
@@ -305,7 +298,7 @@ def test_fill_counts_clips_that_are_corrupt_unknown_or_in_no_archive(annotated: 
     # The archive was read to its end all the same.
     again = annotated.fill("--json")
     assert again.returncode == 3
-    assert result(again)["archives"]["read_before"] == [SURFING]
+    assert json_output(again)["archives"]["read_before"] == [SURFING]
 
 
 def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(
@@ -317,8 +310,8 @@ def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(
     def archives_read(*arguments: str) -> list[str]:
         done = annotated.fill(*wanted, *arguments)
         assert done.returncode == 0, done
-        assert json.loads(report.read_text())["archives"] == result(done)["archives"]
-        names = result(done)["archives"]["read"]
+        assert json.loads(report.read_text())["archives"] == json_output(done)["archives"]
+        names = json_output(done)["archives"]["read"]
         assert isinstance(names, list)
         return names
 
@@ -342,8 +335,8 @@ def test_fill_reads_the_named_archives_only(annotated: AnnotatedArchives) -> Non
     done = annotated.fill("--archive", HEADS, "--archive", "600/val/nothing.tar.gz", "--json")
 
     assert done.returncode == 3
-    assert list(result(done)["archives"]["failed"]) == ["600/val/nothing.tar.gz"]
-    assert (result(done)["in_no_archive"], result(done)["not_stored"]) == (0, 0)
+    assert list(json_output(done)["archives"]["failed"]) == ["600/val/nothing.tar.gz"]
+    assert (json_output(done)["in_no_archive"], json_output(done)["not_stored"]) == (0, 0)
     assert annotated.cached() == annotated.of(HEADS)
 
 
@@ -359,7 +352,7 @@ def test_replacements_are_read_first(annotated: AnnotatedArchives) -> None:
     done = annotated.fill("--release", "400", "--split", "train", "--jobs", "4", "--json")
 
     assert done.returncode == 0
-    assert result(done)["archives"]["read"] == [replacement, "400/train/part_0.tar.gz"]
+    assert json_output(done)["archives"]["read"] == [replacement, "400/train/part_0.tar.gz"]
     assert annotated.cached() == {clip: right}
 
 

@@ -6,13 +6,11 @@ import fcntl
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 
@@ -24,8 +22,8 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.annotations import csv_text
-from tests.support.command_line import ENVIRONMENT, reason, run_command
-from tests.support.store import cached_content, fast_folder
+from tests.support.command_line import ENVIRONMENT, json_output, reason, run_command
+from tests.support.store import cached_content, fast_folder, permissions
 
 SURFING, HEAD = "surfing water", "massaging person's head"
 A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "heads-----3", "train_____4"))
@@ -94,16 +92,6 @@ def clip_folder(dataset: Dataset, tmp_path: Path) -> ClipFolder:
     return ClipFolder(dataset, tmp_path)
 
 
-def result(process: CompletedProcess[str]) -> dict[str, Any]:
-    value = json.loads(process.stdout)
-    assert isinstance(value, dict)
-    return value
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
 # Import
 
 
@@ -121,12 +109,12 @@ def test_import_takes_good_files_and_reports_the_others(clip_folder: ClipFolder)
     arranged = clip_folder.path / "arranged" / SURFING
     arranged.mkdir(parents=True)
     (arranged / A.name).symlink_to(clip_folder.files[A])
-    before = {path: (mode(path), path.stat().st_mtime_ns) for path in clip_folder.files.values()}
+    before = {path: (permissions(path), path.stat().st_mtime_ns) for path in clip_folder.files.values()}
 
     first = clip_folder.run("import", clip_folder.path, "--json")
 
     assert first.returncode == 3
-    told = result(first)
+    told = json_output(first)
     corrupt = told.pop("corrupt")
     assert told == {
         "imported": 4,
@@ -147,7 +135,7 @@ def test_import_takes_good_files_and_reports_the_others(clip_folder: ClipFolder)
     # Nothing of the names goes to the terminal as it is, and nothing of the user's changes.
     assert len(first.stderr.splitlines()) == 4
     assert "\x1b" not in first.stderr
-    assert {path: (mode(path), path.stat().st_mtime_ns) for path in clip_folder.files.values()} == before
+    assert {path: (permissions(path), path.stat().st_mtime_ns) for path in clip_folder.files.values()} == before
     assert all(clip_folder.cached_file(clip).samefile(path) for clip, path in clip_folder.files.items())
 
     again = clip_folder.run("import", clip_folder.path)
@@ -162,15 +150,15 @@ def test_import_of_a_selection_skips_other_clips(clip_folder: ClipFolder) -> Non
     done = clip_folder.run("import", "--split", "train", "--json", "--verify", "decode", clip_folder.path)
 
     assert done.returncode == 0, "nothing of the selection was broken"
-    assert (result(done)["imported"], result(done)["not_in_annotations"]) == (1, 6)
+    assert (json_output(done)["imported"], json_output(done)["not_in_annotations"]) == (1, 6)
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
 
 
 def test_import_copies_files_on_request(clip_folder: ClipFolder) -> None:
     done = clip_folder.run("import", "--split", "train", "--copy", "--json", clip_folder.path)
 
-    assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
-    assert mode(clip_folder.cached_file(D)) == 0o400
+    assert (json_output(done)["imported"], json_output(done)["linked"]) == (1, 0)
+    assert permissions(clip_folder.cached_file(D)) == 0o400
     clip_folder.files[D].write_bytes(b"changed")
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
 
@@ -186,7 +174,7 @@ def test_import_copies_files_of_another_filesystem(clip_folder: ClipFolder) -> N
         assert "copied" in refused.stderr
         done = clip_folder.run("import", "--json", elsewhere)
 
-    assert (done.returncode, result(done)["imported"], result(done)["linked"]) == (0, 1, 0)
+    assert (done.returncode, json_output(done)["imported"], json_output(done)["linked"]) == (0, 1, 0)
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
 
 
@@ -222,7 +210,7 @@ def test_import_takes_one_good_file_of_several_of_a_clip(clip_folder: ClipFolder
         clip_folder.put(f"{number}/{CUT.name}", clip_folder.content[A] if number == 5 else b"")
     clip_folder.put(f"more/{CUT.name}", clip_folder.content[A][:-100_000])
 
-    told = result(clip_folder.run("import", "--class", SURFING, "--json", clip_folder.path))
+    told = json_output(clip_folder.run("import", "--class", SURFING, "--json", clip_folder.path))
 
     assert told["busy"] == 0
     assert clip_folder.in_cache() == {clip: clip_folder.content[clip] for clip in (A, B, D)} | {
@@ -267,8 +255,8 @@ def test_an_interrupted_import_resumes(clip_folder: ClipFolder, number: signal.S
 
     assert done.returncode == 0, done.stderr
     # A clip may have been moved into the cache just before the kill: it is imported again.
-    assert result(done)["imported"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
-    assert result(done)["imported"] + result(done)["already_cached"] == len(clips)
+    assert json_output(done)["imported"] - (len(clips) - before) in ({0, 1} if number == signal.SIGKILL else {0})
+    assert json_output(done)["imported"] + json_output(done)["already_cached"] == len(clips)
     assert not list(CacheLayout(clip_folder.cache).incoming.iterdir())
     assert {path.stat().st_nlink for path in many.iterdir()} == {2}
 
@@ -280,7 +268,7 @@ def test_import_skips_the_cache_directory(clip_folder: ClipFolder) -> None:
         with claim:
             (claim.folder / ABSENT.name).write_bytes(clip_folder.content[A])
             done = clip_folder.run("import", "--json", clip_folder.root)
-    assert (result(done)["imported"], result(done)["busy"]) == (4, 0)
+    assert (json_output(done)["imported"], json_output(done)["busy"]) == (4, 0)
 
 
 def test_import_from_a_mount_fetches_the_clips(clip_folder: ClipFolder, mount: MountFactory, site: VideoSite) -> None:
@@ -290,7 +278,7 @@ def test_import_from_a_mount_fetches_the_clips(clip_folder: ClipFolder, mount: M
     other = clip_folder.root / "other"
     done = run_command("import", *clip_folder.arguments, "--cache-dir", other, "--json", there.root)
 
-    assert (result(done)["imported"], result(done)["linked"]) == (1, 0)
+    assert (json_output(done)["imported"], json_output(done)["linked"]) == (1, 0)
     assert site.requests == []
 
 
@@ -298,7 +286,7 @@ def test_import_from_a_mount_fetches_the_clips(clip_folder: ClipFolder, mount: M
 
 
 def test_a_mount_takes_clips_from_a_folder(clip_folder: ClipFolder, mount: MountFactory, site: VideoSite) -> None:
-    before = {clip: mode(path) for clip, path in clip_folder.files.items()}
+    before = {clip: permissions(path) for clip, path in clip_folder.files.items()}
     mounted = mount("--annotations", clip_folder.annotations, "--source", "folder", "--folder", clip_folder.path)
 
     for clip, content in clip_folder.content.items():
@@ -312,7 +300,7 @@ def test_a_mount_takes_clips_from_a_folder(clip_folder: ClipFolder, mount: Mount
             path.open("rb")
     assert "frames" in reason(mounted.root / "validation" / SURFING / CUT.name)
     assert "no source has this clip" in reason(mounted.root / "validation" / SURFING / ABSENT.name)
-    assert {clip: mode(path) for clip, path in clip_folder.files.items()} == before
+    assert {clip: permissions(path) for clip, path in clip_folder.files.items()} == before
     assert site.requests == []
 
 
@@ -356,14 +344,14 @@ def test_prefetch_reads_folders_from_the_environment(clip_folder: ClipFolder) ->
         *("prefetch", *clip_folder.arguments, "--source", "folder", "--split", "train", "--json"),
         KINETICS_FS_FOLDER=folders,
     )
-    assert (done.returncode, result(done)["fetched"]) == (0, 1)
+    assert (done.returncode, json_output(done)["fetched"]) == (0, 1)
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
 
     # Broken and missing files stop nothing.
     rest = clip_folder.run("prefetch", "--source", "folder", "--folder", clip_folder.path, "--workers", "1", "--json")
     assert rest.returncode == 3
-    assert (result(rest)["fetched"], result(rest)["already_cached"]) == (3, 1)
-    assert result(rest)["failures"] == {"corrupt": 2, "config": 2}
+    assert (json_output(rest)["fetched"], json_output(rest)["already_cached"]) == (3, 1)
+    assert json_output(rest)["failures"] == {"corrupt": 2, "config": 2}
     assert clip_folder.in_cache() == clip_folder.content
 
 
@@ -414,7 +402,7 @@ def test_an_export_can_be_imported(clip_folder: ClipFolder) -> None:
     first = clip_folder.run("export", "--class-names", "torchvision", "--json", out)
 
     assert first.returncode == 3, "some clips are not cached"
-    assert result(first) == {
+    assert json_output(first) == {
         "written": 4,
         "linked": 4,
         "already_there": 0,
@@ -425,13 +413,13 @@ def test_an_export_can_be_imported(clip_folder: ClipFolder) -> None:
     assert tree(out) == exported(clip_folder, "torchvision")
     file = out / "train" / "surfing_water" / D.name
     assert file.samefile(clip_folder.cached_file(D))
-    assert mode(file) == 0o400
+    assert permissions(file) == 0o400
     whole = clip_folder.run("export", "--split", "train", "--class-names", "torchvision", out)
     assert whole.returncode == 0
     assert whole.stdout == "0 files written (0 as hard links), 1 already there, 0 not in the cache\n"
 
     back = run_command("import", *clip_folder.arguments, "--cache-dir", clip_folder.root / "other", "--json", out)
-    assert (back.returncode, result(back)["imported"]) == (0, 4)
+    assert (back.returncode, json_output(back)["imported"]) == (0, 4)
     # And the cache gives a clip up without harm to what was exported.
     with Store(clip_folder.cache) as store:
         store.remove(D)
@@ -453,12 +441,12 @@ def test_export_of_copies_never_overwrites(clip_folder: ClipFolder) -> None:
     done = clip_folder.run("export", "--copy", "--json", out)
 
     assert done.returncode == 3
-    told = result(done)
+    told = json_output(done)
     assert (told["written"], told["linked"], told["already_there"], told["skipped"]) == (1, 0, 1, 2)
     assert paths[A].read_bytes() == other
     assert paths[B].is_symlink()
     assert paths[D].read_bytes() == clip_folder.content[D]
-    assert (mode(paths[D]), paths[D].stat().st_nlink) == (0o644, 1)
+    assert (permissions(paths[D]), paths[D].stat().st_nlink) == (0o644, 1)
     assert not list(out.rglob(".*"))
 
 
@@ -468,7 +456,7 @@ def test_export_copies_to_another_filesystem(clip_folder: ClipFolder) -> None:
         if elsewhere.stat().st_dev == clip_folder.root.stat().st_dev:
             pytest.skip("there is only one filesystem")
         done = clip_folder.run("export", "--split", "train", "--json", elsewhere)
-        assert (done.returncode, result(done)["written"], result(done)["linked"]) == (0, 1, 0)
+        assert (done.returncode, json_output(done)["written"], json_output(done)["linked"]) == (0, 1, 0)
         assert tree(elsewhere) == of_train(clip_folder)
 
 

@@ -29,7 +29,7 @@ def filled(fetched: Path, chosen: Arguments, cache: Path) -> Arguments:
     return chosen
 
 
-def said(name: str, *arguments: str | Path, code: int = 0, **environment: str) -> Any:
+def run_json(name: str, *arguments: str | Path, code: int = 0, **environment: str) -> Any:
     """Return the JSON output of `kinetics-fs pin`, or of `status`."""
     done = run_command(*(("pin",) if name != "status" else ()), name, *arguments, "--json", **environment)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
@@ -46,7 +46,7 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
     surfing = bytes_of(cache, "key NOT LIKE 'demo%'")
     assert run_command("pin", "list", *filled).stdout == "No clips are pinned.\n"
 
-    assert said("add", *filled, "--class", SURFING) == {
+    assert run_json("add", *filled, "--class", SURFING) == {
         "clips": 4,
         "cached": 2,
         "bytes": surfing,
@@ -58,7 +58,7 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
     assert again.stdout.startswith("4 clips pinned, 3 of them cached (")
     assert again.stdout.endswith("; 2 of them were not pinned before\n")
     assert "more than --cache-size (1.0 kB)" in again.stderr
-    listed = said("list", *filled)
+    listed = run_json("list", *filled)
     assert listed["total"]["clips"] == 6
     assert "; 6 clips pinned, 3 of them cached, " in run_command("status", "--cache-dir", cache).stdout
     assert [(row["split"], row["label"], row["clips"], row["cached"]) for row in listed["classes"]] == [
@@ -73,9 +73,9 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
         ["Total:", "6", "clips", "pinned,", "3"],
     ]
 
-    assert said("remove", *filled, "--class", SURFING) == {"clips": 4, "cached": 2, "bytes": surfing}
-    assert said("remove", "--all", "--cache-dir", cache)["clips"] == 2
-    assert said("status", "--cache-dir", cache)["cache"]["pinned_clips"] == 0
+    assert run_json("remove", *filled, "--class", SURFING) == {"clips": 4, "cached": 2, "bytes": surfing}
+    assert run_json("remove", "--all", "--cache-dir", cache)["clips"] == 2
+    assert run_json("status", "--cache-dir", cache)["cache"]["pinned_clips"] == 0
 
 
 def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
@@ -87,7 +87,7 @@ def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
         assert done.returncode == 2
         assert "selection" in done.stderr
     # A selection in the environment does not restrict --all.
-    said("remove", "--all", *options, KINETICS_FS_SPLIT="train")
+    run_json("remove", "--all", *options, KINETICS_FS_SPLIT="train")
     wrong_class = run_command("pin", "add", *options, "--annotations", annotations, "--class", "surfing watr")
     assert wrong_class.returncode == 1
     assert SURFING in wrong_class.stderr
@@ -99,13 +99,13 @@ def test_a_running_mount_spares_pinned_clips(filled: Arguments, cache: Path, sit
         oldest = mounted.root / f"validation/{MASSAGE}/demo-video2_000000_000002.mp4"
         first, second = sorted((mounted.root / f"train/{SURFING}").iterdir())
 
-        said("add", *filled, "--class", MASSAGE)
+        run_json("add", *filled, "--class", MASSAGE)
         first.read_bytes()
         states = [os.getxattr(path, "user.kinetics.state") for path in mounted.root.glob("validation/*/*.mp4")]
         assert sorted(states) == [b"absent", b"absent", b"absent", b"cached"]
         assert os.getxattr(oldest, "user.kinetics.state") == b"cached", "although it is the oldest"
 
-        said("add", *filled, "--split", "train")
+        run_json("add", *filled, "--split", "train")
         with pytest.raises(OSError) as caught:
             second.read_bytes()
         assert caught.value.errno == errno.ENOSPC
@@ -114,5 +114,5 @@ def test_a_running_mount_spares_pinned_clips(filled: Arguments, cache: Path, sit
         status = mounted.status()["cache"]
         assert (status["pinned_clips"], status["pinned_cached"]) == (3, 2)
 
-        said("remove", "--all", *filled[2:])
+        run_json("remove", "--all", *filled[2:])
         assert len(second.read_bytes()) == second.stat().st_size

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,17 +17,10 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
 from tests.integration.cli.conftest import Prefetch
-from tests.support.command_line import ENVIRONMENT, run_command
+from tests.support.command_line import ENVIRONMENT, json_output, run_command
 from tests.support.youtube import FakeYouTube
 
 Arguments = tuple[str | Path, ...]
-
-
-def result(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Return the JSON object on standard output; nothing else may be there."""
-    value = json.loads(process.stdout)
-    assert isinstance(value, dict)
-    return value
 
 
 def asked(site: VideoSite) -> dict[str, int]:
@@ -41,7 +33,7 @@ def test_prefetch_fetches_a_class_of_a_split(prefetch: Prefetch, site: VideoSite
     first = prefetch(*wanted)
 
     assert (first.returncode, first.stderr) == (0, "")
-    assert result(first) == {
+    assert json_output(first) == {
         "clips": 2,
         "fetched": 2,
         "already_cached": 0,
@@ -55,7 +47,7 @@ def test_prefetch_fetches_a_class_of_a_split(prefetch: Prefetch, site: VideoSite
 
     again = prefetch(*wanted)
     assert again.returncode == 0
-    assert (result(again)["fetched"], result(again)["already_cached"]) == (0, 2)
+    assert (json_output(again)["fetched"], json_output(again)["already_cached"]) == (0, 2)
     assert asked(site) == {"-demo_video": 1, "_demo_vid3_": 1}
 
     status = json.loads(run_command("status", "--json", "--cache-dir", cache).stdout)
@@ -75,8 +67,8 @@ def test_prefetch_exits_with_3_if_some_clips_are_unavailable(prefetch: Prefetch,
     wanted = ("--class", "passing American football (in game)", "--class", "massaging_persons_head")
     part = prefetch(*wanted, "--json")
     assert part.returncode == 3
-    assert result(part)["failures"] == {"gone": 1}
-    assert (result(part)["clips"], result(part)["fetched"], result(part)["failed"]) == (2, 1, 1)
+    assert json_output(part)["failures"] == {"gone": 1}
+    assert (json_output(part)["clips"], json_output(part)["fetched"], json_output(part)["failed"]) == (2, 1, 1)
 
     again = prefetch(*wanted)
     assert again.returncode == 3
@@ -157,7 +149,7 @@ def test_an_interrupted_prefetch_resumes(prefetch: Prefetch, site: VideoSite, ch
     rest = prefetch(*wanted)
 
     assert rest.returncode == 0
-    assert (result(rest)["already_cached"], result(rest)["fetched"]) == (2, 2)
+    assert (json_output(rest)["already_cached"], json_output(rest)["fetched"]) == (2, 2)
     more = {page for page, times in asked(site).items() if times > before[page]}
     assert more == {"DEMOvideo-5", "_demo_vid3_"}
     # Clips that were merely not waited for are no failures.
@@ -210,8 +202,8 @@ def test_youtube_settings_come_from_the_configuration_file(
         done = run_command("--config", config, "prefetch", "--json")
 
         assert done.returncode == 3, done.stderr
-        assert result(done)["fetched"] == 1
-        assert result(done)["failures"] == {"credentials": 1, "transient": 1, "gone": 1}
+        assert json_output(done)["fetched"] == 1
+        assert json_output(done)["failures"] == {"credentials": 1, "transient": 1, "gone": 1}
         assert [yt.player_requests(video) for video in ("-demo_video", GONE, "demo_video4")] == [1, 1, 0]
         assert yt.media_requests("-demo_video")
     # One line for each on standard error: which, why, and when next.

@@ -39,7 +39,7 @@ def started(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str], status: int) -> str:
+def output_of(process: subprocess.Popen[str], status: int) -> str:
     """Return the output; the exit code must be `status`."""
     text, _ = process.communicate(timeout=60)
     assert process.returncode == status, text
@@ -61,12 +61,12 @@ def test_commands_say_what_to_do_about_a_hung_and_a_dead_mount(mount: MountFacto
         ]
         by_link = started("jobs", "list", link)
         for process, status in processes:
-            text = said(process, status)
+            text = output_of(process, status)
             assert f"{root}: its process {pid} does not answer" in text
             assert f"kinetics-fs umount --lazy '{root}', then kill -KILL {pid}" in text
-        assert f"cannot find the mount on {link}: the path does not answer" in said(by_link, 1)
+        assert f"cannot find the mount on {link}: the path does not answer" in output_of(by_link, 1)
         assert root in find_mounts()
-        text = said(started("umount", "--lazy", root), 1)
+        text = output_of(started("umount", "--lazy", root), 1)
         assert (
             f"the mount on {root}: it is unmounted, but its process does not answer; kill -KILL {pid} ends it" in text
         )
@@ -79,10 +79,10 @@ def test_commands_say_what_to_do_about_a_hung_and_a_dead_mount(mount: MountFacto
     other = mount()
     os.kill(other.pid, signal.SIGKILL)
     assert has_ended(other.pid, within=20)
-    text = said(started("status", other.root), 1)
+    text = output_of(started("status", other.root), 1)
     assert text == f"{other.root}: its process has ended; clear it: kinetics-fs umount '{other.root}'"
-    assert said(started("umount", other.root), 0) == ""
-    assert "is not a mount of kinetics-fs" in said(started("status", other.root), 1)
+    assert output_of(started("umount", other.root), 0) == ""
+    assert "is not a mount of kinetics-fs" in output_of(started("status", other.root), 1)
 
 
 def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> None:

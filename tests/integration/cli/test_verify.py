@@ -23,14 +23,10 @@ from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, run_command
+from tests.support.mounts import cached_file
 
 Arguments = tuple[str | Path, ...]
 KEYS = ("-demo_video_000010_000012", "_demo_vid3__000003_000005")
-
-
-def cached(cache: Path, key: str) -> Path:
-    [path] = CacheLayout(cache).clips.glob(f"*/{key}.*.mp4")
-    return path
 
 
 def flip(path: Path) -> None:
@@ -90,9 +86,9 @@ def test_good_clips_pass_without_annotations(verify: Verify, full: Path) -> None
 
 def test_verify_reports_bad_clips_and_repair_fetches_them_again(verify: Verify, full: Path, site: VideoSite) -> None:
     before = digests(full)
-    flip(cached(full, KEYS[0]))
-    cached(full, KEYS[1]).unlink()
-    stray = cached(full, KEYS[0]).with_name("stray")
+    flip(cached_file(full, KEYS[0]))
+    cached_file(full, KEYS[1]).unlink()
+    stray = cached_file(full, KEYS[0]).with_name("stray")
     stray.write_text("")
     spoilt, asked = digests(full), len(site.requests)
 
@@ -119,7 +115,7 @@ def test_verify_reports_bad_clips_and_repair_fetches_them_again(verify: Verify, 
 def test_verify_checks_only_the_selection(verify: Verify, full: Path, chosen: Arguments, annotations: Path) -> None:
     with annotations.open("a") as file:
         file.write("paddling,-demo_video,10,12,validate\n")  # in two classes, but one clip
-    flip(cached(full, KEYS[0]))
+    flip(cached_file(full, KEYS[0]))
 
     status, said = verify(*chosen, "--class", "massaging person's head")
     assert (status, said["clips"], said["bad"]) == (0, 1, [])
@@ -132,7 +128,7 @@ def test_verify_checks_only_the_selection(verify: Verify, full: Path, chosen: Ar
 
 def test_a_damaged_clip_that_is_gone_everywhere_is_removed(verify: Verify, full: Path, site: VideoSite) -> None:
     for key in KEYS:
-        flip(cached(full, key))
+        flip(cached_file(full, key))
     site.fail[KEYS[0][:11]] = 404
 
     status, said = verify("--repair")
@@ -144,7 +140,7 @@ def test_a_damaged_clip_that_is_gone_everywhere_is_removed(verify: Verify, full:
 
 
 def test_repair_removes_nothing_if_no_source_can_be_used(full: Path) -> None:
-    flip(cached(full, KEYS[0]))
+    flip(cached_file(full, KEYS[0]))
     for path in full.glob("archives.sqlite*"):
         path.unlink()
 
@@ -152,7 +148,7 @@ def test_repair_removes_nothing_if_no_source_can_be_used(full: Path) -> None:
 
     assert done.returncode == 2
     assert "--source" in done.stderr
-    assert cached(full, KEYS[0]).exists()
+    assert cached_file(full, KEYS[0]).exists()
 
 
 def test_only_decode_finds_stored_bytes_that_are_not_media(verify: Verify, full: Path) -> None:
@@ -176,9 +172,9 @@ def test_only_decode_finds_stored_bytes_that_are_not_media(verify: Verify, full:
 def test_a_mount_serves_the_repaired_clip(
     mount: MountFactory, verify: Verify, full: Path, annotations: Path, passthrough: str
 ) -> None:
-    right = {key: cached(full, key).read_bytes() for key in KEYS}
+    right = {key: cached_file(full, key).read_bytes() for key in KEYS}
     for key in KEYS:
-        flip(cached(full, key))
+        flip(cached_file(full, key))
     mounted = mount(passthrough, "--annotations", annotations, cache=full)
     paths = {key: mounted.root / f"validation/surfing water/{key}.mp4" for key in KEYS}
     # The disk lies, and nobody has noticed yet; the kernel keeps what it read.
@@ -197,7 +193,7 @@ def test_a_mount_serves_the_repaired_clip(
 
 
 def test_an_interrupted_verification_exits_with_130(full: Path) -> None:
-    cached(full, KEYS[0]).unlink()
+    cached_file(full, KEYS[0]).unlink()
     command = [
         sys.executable,
         "-m",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
+from tests.support.fetching import cached_frames
 from tests.support.videos import RATE, Videos
 from tests.support.youtube import MEDIA_FAULTS, FakeYouTube
 
@@ -87,19 +86,10 @@ def fetch(yt: FakeYouTube, tmp_path: Path) -> Iterator[Fetch]:
                 assert store.open(CLIP) is None
                 assert list(store.layout.incoming.iterdir()) == []
                 return error.kind
-            assert frames(store, tmp_path) == list(range(CLIP.start * RATE, CLIP.end * RATE))
+            assert cached_frames(store, CLIP, tmp_path) == list(range(CLIP.start * RATE, CLIP.end * RATE))
             return CLIP_CAME
 
         yield run
-
-
-def frames(store: Store, folder: Path) -> list[int]:
-    stored = store.open(CLIP)
-    assert stored is not None
-    copy = folder / "copy.mp4"
-    with os.fdopen(stored.fd, "rb") as file:
-        copy.write_bytes(file.read())
-    return frame_numbers(copy)
 
 
 def publish(yt: FakeYouTube, videos: Videos, shape: str) -> None:

@@ -19,14 +19,13 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, expected_frames
-from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch import Priority
 from kinetics_fs.fetch.fetcher import FetchState
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
-from tests.support.fetching import CLIP, DEAD, FOURTH, OTHER, THIRD, TIMEOUT, FetcherFactory, error_of
+from tests.support.fetching import CLIP, DEAD, FOURTH, OTHER, THIRD, TIMEOUT, FetcherFactory, cached_frames, error_of
 from tests.support.mounts import command_line, wait_until
 from tests.support.store import SmallDisk
 
@@ -90,12 +89,7 @@ def test_a_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, t
 
     assert (one.is_fetching(CLIP), one.status().pending) == (False, 0)
     assert (one.stats.fetched, one.stats.failed) == (1, 0)
-    stored = store.open(CLIP)
-    assert stored is not None
-    copy = tmp_path / "copy.mp4"
-    with os.fdopen(stored.fd, "rb") as file:
-        copy.write_bytes(file.read())
-    assert frame_numbers(copy) == expected_frames(CLIP)
+    assert cached_frames(store, CLIP, tmp_path) == expected_frames(CLIP)
     record = store.record(CLIP)
     assert record is not None
     assert record.source == "youtube"

@@ -33,7 +33,7 @@ def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker
     return Worker(SourceSettings())
 
 
-def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
+def fetch_error(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
     try:
         with pytest.raises(FetchError) as caught:
             worker.fetch(CLIP, "youtube", folder, timeout=timeout)
@@ -67,11 +67,11 @@ def said(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
 def test_an_invalid_answer_counts_as_a_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     worker = talker(tmp_path, monkeypatch, line)
 
-    assert said(worker, tmp_path).kind is FailureKind.TRANSIENT
+    assert fetch_error(worker, tmp_path).kind is FailureKind.TRANSIENT
 
 
 def test_an_unfinished_answer_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = said(talker(tmp_path, monkeypatch, "printf '{'; exec sleep 60"), tmp_path, timeout=0.5)
+    error = fetch_error(talker(tmp_path, monkeypatch, "printf '{'; exec sleep 60"), tmp_path, timeout=0.5)
 
     assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
 
@@ -92,7 +92,7 @@ def test_all_fields_of_a_failure_reach_the_parent(tmp_path: Path, monkeypatch: p
     answer = {"kind": "blocked", "reason": "HTTP Error 429 “ü”", "source": "youtube", "errno": 110, "retry_after": 7.5}
     worker = talker(tmp_path, monkeypatch, f"echo '{json.dumps({'error': answer})}'")
 
-    error = said(worker, tmp_path)
+    error = fetch_error(worker, tmp_path)
 
     assert {name: getattr(error, name) for name in answer} == answer
 
@@ -186,6 +186,6 @@ def test_the_process_ignores_ctrl_c() -> None:
 def test_a_process_that_cannot_start_is_a_local_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
 
-    error = said(Worker(SourceSettings()), tmp_path)
+    error = fetch_error(Worker(SourceSettings()), tmp_path)
 
     assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOENT)

@@ -23,6 +23,7 @@ from tests.support.store import (
     is_absent,
     is_whole,
     keep,
+    keep_clips,
     read_clip,
 )
 from tests.support.subprocesses import end, start
@@ -180,8 +181,7 @@ def test_opening_a_store_on_a_full_disk_is_an_error(small_disk: SmallDisk) -> No
 
 def test_a_process_out_of_file_descriptors_loses_no_clip(folder: Path) -> None:
     with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
     assert end(start(store_subprocess.open_without_descriptors, folder, 0)) == 0
     with Store(folder) as store:
         assert cached_numbers(store, 3) == [0, 1, 2]

@@ -25,6 +25,7 @@ from tests.support.store import (
     is_absent,
     is_whole,
     keep,
+    keep_clips,
     lose,
     read_clip,
     write,
@@ -122,8 +123,7 @@ def test_a_lost_state_database_loses_the_claims_of_dead_processes(folder: Path) 
 
 def test_eviction_follows_the_access_times_of_all_processes(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         assert read_clip(store, clip(1))
         assert end(start(store_subprocess.open_clip, folder, 0)) == 0
         keep(store, clip(3))

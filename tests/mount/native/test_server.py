@@ -401,7 +401,7 @@ def test_listing_in_progress_does_not_restore_an_estimated_size(example: Example
     assert listed(offset - 1)[ino] > 10_000
     waiting = kernel.send_open(ino)
     kernel.assert_alive()
-    example.fetcher.bring(CLIPS[100], content(CLIPS[100]))
+    example.fetcher.deliver(CLIPS[100], content(CLIPS[100]))
     opened(kernel.reply(waiting))
     assert listed(offset - 1)[ino] == 10_000
 
@@ -446,7 +446,7 @@ def test_open_waits_and_is_answered(example: ExampleFilesystem, conversation: Co
     waiting = kernel.send_open(ino)
     assert not kernel.is_answered(waiting)
     assert server.status().waiting_opens == 1
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     out = opened(kernel.reply(waiting))
     assert server.status().waiting_opens == 0
     # The estimate is taken back before the open returns.
@@ -484,7 +484,7 @@ def test_interrupted_open(example: ExampleFilesystem, conversation: Conversation
     kernel.interrupt(first)  # too late
     kernel.interrupt(12345678)  # of what it never heard
     assert not kernel.is_answered(second)
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     out = opened(kernel.reply(second))
     kernel.interrupt(second)
     kernel.assert_alive()
@@ -497,7 +497,7 @@ def test_twenty_opens_of_one_clip_share_a_descriptor(example: ExampleFilesystem,
     kernel, server, _ = conversation
     waiting = [kernel.send_open(example.ino(CLIP)) for _ in range(20)]
     kernel.assert_alive()
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     handles = [opened(kernel.reply(unique)).fh for unique in waiting]
     assert len(set(handles)) == 20
     assert example.open_clips() == 1
@@ -511,7 +511,7 @@ def test_twenty_opens_of_one_clip_share_a_descriptor(example: ExampleFilesystem,
 def test_empty_clip_is_invalidated_without_pages(example: ExampleFilesystem, kernel: Kernel) -> None:
     waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    example.fetcher.bring(CLIP, b"")
+    example.fetcher.deliver(CLIP, b"")
     out = opened(kernel.reply(waiting))
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE]
     assert kernel.read(out.fh, 0, 4096) == b""
@@ -523,7 +523,7 @@ def test_refetched_clip_is_invalidated_again(example: ExampleFilesystem, kernel:
     for version in (1, 2, 3):
         waiting = kernel.send_open(ino)
         kernel.assert_alive()
-        example.fetcher.bring(CLIP, content(CLIP, version=version))
+        example.fetcher.deliver(CLIP, content(CLIP, version=version))
         out = opened(kernel.reply(waiting))
         assert out.open_flags == 0, "its cached pages are of another version"
         assert kernel.read(out.fh, 0, 65536) == content(CLIP, version=version)
@@ -675,7 +675,7 @@ def test_no_pages_are_stored_beside_passthrough(example: ExampleFilesystem, pass
     kernel = passing.kernel
     waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     assert opened(kernel.reply(waiting)).open_flags == p.OpenFlag.PASSTHROUGH
     assert [notice.code for notice in kernel.notified] == [p.NotifyCode.INVAL_INODE]
 
@@ -725,7 +725,7 @@ class Pause:
         self.go_on = threading.Event()
 
     def on_open(self, _entry: Entry, is_open: bool) -> None:
-        if is_open and threading.current_thread().name == "bringing":
+        if is_open and threading.current_thread().name == "delivery":
             self.reached.set()
             assert self.go_on.wait(20)
 
@@ -745,8 +745,8 @@ def pausing() -> Iterator[tuple[ExampleFilesystem, Pause, Kernel]]:
             pause.go_on.set()
 
 
-def bringing(example: ExampleFilesystem) -> threading.Thread:
-    thread = threading.Thread(target=example.fetcher.bring, args=(CLIP, content(CLIP)), name="bringing", daemon=True)
+def start_delivery(example: ExampleFilesystem) -> threading.Thread:
+    thread = threading.Thread(target=example.fetcher.deliver, args=(CLIP, content(CLIP)), name="delivery", daemon=True)
     thread.start()
     return thread
 
@@ -757,7 +757,7 @@ def test_no_pages_are_stored_while_the_file_is_open(pausing: tuple[ExampleFilesy
     ino = example.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
-    thread = bringing(example)
+    thread = start_delivery(example)
     assert pause.reached.wait(20)
     out = kernel.open(ino)  # finds the clip here, before the open that brought it was answered
     told = len(kernel.notified)
@@ -776,7 +776,7 @@ def test_no_store_comes_after_the_first_handle(pausing: tuple[ExampleFilesystem,
     example, pause, kernel = pausing
     first = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    thread = bringing(example)
+    thread = start_delivery(example)
     assert pause.reached.wait(20)
     kernel.open(example.ino(CLIP))
     told = len(kernel.notified)
@@ -793,7 +793,7 @@ def test_invalidation_of_an_interrupted_open_reaches_the_next_one(
     ino = example.ino(CLIP)
     first = kernel.send_open(ino)
     kernel.assert_alive()
-    thread = bringing(example)
+    thread = start_delivery(example)
     assert pause.reached.wait(20)
     kernel.interrupt(first)
     assert kernel.reply(first).error == errno.EINTR
@@ -813,7 +813,7 @@ def test_clock_that_was_set_back_hides_no_new_size(
     monkeypatch.setattr(time, "time", lambda: clock() - 3600)
     waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     opened(kernel.reply(waiting))
     assert p.NotifyCode.INVAL_INODE in [notice.code for notice in kernel.notified]
 
@@ -829,7 +829,7 @@ def test_open_that_fails_late_leaves_no_descriptor(
     monkeypatch.setattr(ClipHandle, "read", bad_disk)
     waiting = kernel.send_open(example.ino(CLIP))
     kernel.assert_alive()
-    example.fetcher.bring(CLIP, content(CLIP))
+    example.fetcher.deliver(CLIP, content(CLIP))
     reply = kernel.reply(waiting)
     if not reply.error:  # the page need not have been read for it
         kernel.release(opened(reply).fh)
@@ -869,7 +869,7 @@ def test_interrupts_and_arrivals_at_the_same_time(
     def bring(some: list[int]) -> None:
         for number in some:
             if number % 5:
-                example.fetcher.bring(CLIPS[number], content(CLIPS[number], 100))
+                example.fetcher.deliver(CLIPS[number], content(CLIPS[number], 100))
             else:
                 example.fetcher.fail(CLIPS[number], FetchError(FailureKind.GONE, "removed"))
 
@@ -910,7 +910,7 @@ def test_waiting_opens_are_interrupted_when_the_server_ends(example: ExampleFile
         assert not thread.is_alive()
         # Fetches that nobody could stop end later, into nothing.
         for clip in CLIPS[:10]:
-            example.fetcher.bring(clip, content(clip, 100))
+            example.fetcher.deliver(clip, content(clip, 100))
     assert example.open_clips() == 0
 
 
@@ -948,7 +948,7 @@ def test_clip_that_arrives_with_the_end_is_closed(example: ExampleFilesystem) ->
         server.operations.handlers[p.Opcode.POLL] = busy
         kernel.send(p.Opcode.POLL)
         assert ready.wait(20)
-        example.fetcher.bring(OTHER, content(OTHER))
+        example.fetcher.deliver(OTHER, content(OTHER))
         server.stop()
         blocked.set()
         thread.join(20)
@@ -972,7 +972,7 @@ def test_clip_that_arrives_after_the_end_writes_into_no_other_file(
         kernel.send_open(example.ino(CLIP))
         kernel.assert_alive()
         before = set(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
-        fetch = threading.Thread(target=example.fetcher.bring, args=(CLIP, content(CLIP)))
+        fetch = threading.Thread(target=example.fetcher.deliver, args=(CLIP, content(CLIP)))
         fetch.start()
         wait_until(lambda: example.open_clips() == 1, within=10)
         server.stop()

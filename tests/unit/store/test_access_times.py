@@ -11,15 +11,6 @@ from kinetics_fs.store import CacheLayout, Store, eviction
 from tests.support.store import UNIT, cached_numbers, clip, is_absent, keep, query, read_clip
 
 
-@pytest.fixture
-def three(folder: Path) -> Path:
-    """The directory of a closed store with the clips 0, 1 and 2, stored in this order."""
-    with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
-    return folder
-
-
 def test_the_least_recently_opened_clip_is_evicted_first(three: Path) -> None:
     with Store(three, limit=3 * UNIT) as store:
         assert read_clip(store, clip(1))

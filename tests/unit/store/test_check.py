@@ -31,15 +31,6 @@ from tests.support.store import (
 Spoil = Callable[[Path], None]
 
 
-@pytest.fixture
-def three(folder: Path) -> Path:
-    """The directory of a closed store with the clips 0, 1 and 2."""
-    with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
-    return folder
-
-
 def verify(store: Store) -> dict[int, Verdict]:
     """Return the verdicts on all cached clips, by number of the clip."""
     return {verdict.clip.start: verdict for verdict in verify_clips(store, store.cached_clips())}

@@ -22,6 +22,7 @@ from tests.support.store import (
     is_absent,
     is_whole,
     keep,
+    keep_clips,
     write,
 )
 
@@ -118,8 +119,7 @@ def test_usage_counts_cached_and_reserved_bytes(folder: Path) -> None:
 
 def test_a_smaller_limit_holds_from_the_next_clip_on(folder: Path) -> None:
     with Store(folder) as store:
-        for number in range(6):
-            keep(store, clip(number))
+        keep_clips(store, 6)
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(6))
         assert cached_numbers(store, 7) == [5, 6]
@@ -127,8 +127,7 @@ def test_a_smaller_limit_holds_from_the_next_clip_on(folder: Path) -> None:
 
 def test_fetches_in_progress_reserve_space(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         first, second = store.claim(clip(3)), store.claim(clip(4))
         assert first is not None
         assert second is not None
@@ -175,8 +174,7 @@ def test_a_clip_larger_than_the_limit_is_refused(folder: Path) -> None:
 
 def test_a_clip_that_is_refused_leaves_the_store_in_step(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         with pytest.raises(FetchError):
             keep(store, clip(9), 3 * UNIT + 1)
         assert_in_step(folder)
@@ -184,8 +182,7 @@ def test_a_clip_that_is_refused_leaves_the_store_in_step(folder: Path) -> None:
 
 def test_a_clip_that_is_refused_evicts_no_more_than_its_claim_did(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         with pytest.raises(FetchError):
             keep(store, clip(9), 3 * UNIT + 1)
         assert [number for number in range(3) if is_whole(store, clip(number))] == [1, 2]
@@ -193,8 +190,7 @@ def test_a_clip_that_is_refused_evicts_no_more_than_its_claim_did(folder: Path) 
 
 def test_a_clip_known_to_be_larger_than_the_limit_is_not_even_fetched(folder: Path) -> None:
     with Store(folder) as store:
-        for number in range(2):
-            keep(store, clip(number))
+        keep_clips(store, 2)
         keep(store, clip(9), 4 * UNIT)
         store.remove(clip(9))
     with Store(folder, limit=3 * UNIT) as store:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.store import FailureReport, ImportedFailures, RefusedLine, Store, read_reports, report_line
-from tests.support.store import clip, is_whole, keep, query
+from tests.support.store import clip, is_whole, keep, keep_clips, query
 
 DAY = 86_400.0
 NOW = time.time()
@@ -231,8 +231,7 @@ def test_of_two_reports_of_a_clip_the_later_counts(store: Store) -> None:
 
 
 def test_a_clip_that_is_cached_or_was_stored_later_is_not_gone(store: Store) -> None:
-    for number in range(2):
-        keep(store, clip(number))
+    keep_clips(store, 2)
     store.remove(clip(1))
 
     reports = [report(number, last_at=last_at) for number in range(2) for last_at in (NOW - DAY, NOW + DAY)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,13 +12,9 @@ import pytest
 
 from kinetics_fs.errors import FetchError, StoreError
 from kinetics_fs.store import Store, prepare_folder
-from tests.support.store import SmallDisk, clip, is_whole, keep
+from tests.support.store import SmallDisk, clip, is_whole, keep, permissions
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 def assert_refused(folder: Path) -> str:
@@ -39,31 +34,31 @@ def test_a_new_folder_is_private_whatever_the_umask(folder: Path, umask: int) ->
         prepare_folder(folder)
     finally:
         os.umask(before)
-    assert mode(folder) == 0o700
+    assert permissions(folder) == 0o700
 
 
 def test_everything_in_it_is_private(store: Store) -> None:
     keep(store, clip(0))
-    assert [path for path in store.folder.iterdir() if path.is_dir() and mode(path) != 0o700] == []
+    assert [path for path in store.folder.iterdir() if path.is_dir() and permissions(path) != 0o700] == []
 
 
 def test_a_folder_that_other_users_can_read_becomes_private(folder: Path) -> None:
     Store(folder).close()
     folder.chmod(0o755)
     Store(folder).close()
-    assert mode(folder) == 0o700
+    assert permissions(folder) == 0o700
 
 
 def test_an_empty_folder_is_used(folder: Path) -> None:
     folder.mkdir(mode=0o777)
     Store(folder).close()
-    assert mode(folder) == 0o700
+    assert permissions(folder) == 0o700
 
 
 def test_missing_parents_are_made(folder: Path) -> None:
     deep = folder / "a" / "b"
     Store(deep).close()
-    assert mode(deep) == 0o700
+    assert permissions(deep) == 0o700
 
 
 def test_the_directory_is_tagged_for_backup_programs(folder: Path) -> None:
@@ -75,20 +70,20 @@ def test_the_directory_is_tagged_for_backup_programs(folder: Path) -> None:
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(folder: Path) -> None:
     folder.mkdir(mode=0o755)
     (folder / "thesis.tex").write_text("x")
-    before = mode(folder)
+    before = permissions(folder)
     assert "other files" in assert_refused(folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
-    assert mode(folder) == before
+    assert permissions(folder) == before
 
 
 def test_the_cache_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
     folder.mkdir(mode=0o755)
     (folder / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Created by another program.\n")
     (folder / "clips").write_text("other")
-    before = mode(folder)
+    before = permissions(folder)
     assert_refused(folder)
     assert (folder / "clips").read_text() == "other"
-    assert mode(folder) == before
+    assert permissions(folder) == before
 
 
 def test_a_file_is_refused(folder: Path) -> None:
@@ -108,9 +103,9 @@ def test_the_folder_of_another_user_is_refused_and_left_as_it_was(folder: Path) 
         theirs = folder
     else:
         theirs = Path("/usr")
-    before = mode(theirs)
+    before = permissions(theirs)
     assert "another user" in assert_refused(theirs)
-    assert mode(theirs) == before
+    assert permissions(theirs) == before
 
 
 def test_a_store_of_another_user_is_refused(public_folder: Path, without_privileges: Unprivileged) -> None:

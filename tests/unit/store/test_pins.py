@@ -22,6 +22,7 @@ from tests.support.store import (
     clip,
     is_whole,
     keep,
+    keep_clips,
     lose,
     query,
     write,
@@ -30,8 +31,7 @@ from tests.support.store import (
 
 def test_pinned_clips_stay_and_count_toward_the_limit(folder: Path) -> None:
     with Store(folder, limit=4 * UNIT) as store:
-        for number in range(4):
-            keep(store, clip(number))
+        keep_clips(store, 4)
         assert store.pins.add([clip(0), clip(1), clip(1)]) == (PinCounts(2, 2, 2 * UNIT), 2)
         for number in range(4, 9):
             keep(store, clip(number))
@@ -50,8 +50,7 @@ def test_a_pin_applies_to_clips_that_are_stored_later_or_again(folder: Path) -> 
     with Store(folder, limit=2 * UNIT) as store:
         assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 1)
         assert store.pins.add([clip(0)]) == (PinCounts(1, 0, 0), 0)
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         assert cached_numbers(store, 3) == [0, 2]
 
         store.remove(clip(0))
@@ -64,8 +63,7 @@ def test_a_pin_applies_to_clips_that_are_stored_later_or_again(folder: Path) -> 
 def test_unpinned_clips_are_evicted_by_access_time(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(3)))
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         assert store.pins.remove([clip(0), clip(8)]) == (1, 1, UNIT)
         assert cached_numbers(store, 3) == [0, 1, 2], "nothing is evicted before space is needed"
         keep(store, clip(3))
@@ -119,8 +117,7 @@ def test_status_counts_pins(store: Store) -> None:
 def test_a_fetch_that_does_not_fit_beside_pins_does_not_begin(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(3)))
-        for number in range(2):
-            keep(store, clip(number))
+        keep_clips(store, 2)
         keep(store, clip(9))
         keep(store, clip(2))  # there is room, but for what is not pinned
         assert cached_numbers(store, 10) == [0, 1, 2]
@@ -138,8 +135,7 @@ def test_a_fetch_that_does_not_fit_beside_pins_does_not_begin(folder: Path) -> N
 def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path) -> None:
     with Store(folder, limit=4 * UNIT) as store:
         store.pins.add(map(clip, range(2)))
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         claim = store.claim(clip(3))
         assert claim is not None
         with claim, pytest.raises(FetchError) as caught:
@@ -152,8 +148,7 @@ def test_a_clip_that_turns_out_too_large_beside_pins_costs_no_other(folder: Path
 def test_other_fetches_in_progress_do_not_prevent_a_fetch(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         store.pins.add(map(clip, range(2)))
-        for number in range(2):
-            keep(store, clip(number))
+        keep_clips(store, 2)
         first, second = store.claim(clip(2)), store.claim(clip(3))
         assert first is not None
         assert second is not None
@@ -228,8 +223,7 @@ DROP TABLE pin;
 
 def test_a_state_database_of_a_version_without_pins_is_upgraded(folder: Path) -> None:
     with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         store.remove(clip(0))
     for statement in _BEFORE_PINS.split(";"):
         query(CacheLayout(folder).state_database, statement)
@@ -255,8 +249,7 @@ def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
     lose(CacheLayout(folder).clip_table)
     with Store(folder, limit=2 * UNIT) as store:
         assert store.pins.totals() == (1, 0, 0)
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
         assert cached_numbers(store, 3) == [0, 2]
 
 

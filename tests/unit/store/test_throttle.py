@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,6 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.store import Permit, RateLimited, Store
 
 HOUR = 3600.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "cache") as store:
-        yield store
 
 
 def acquire(store: Store, *, max_per_hour: int | None = None, urgent: bool = True) -> Permit:

@@ -23,6 +23,7 @@ from tests.support.store import (
     is_absent,
     is_whole,
     keep,
+    keep_clips,
     lose,
     query,
 )
@@ -336,8 +337,7 @@ def test_settings_in_the_table_of_files_change_nothing(
 
 def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
     with Store(folder) as store:
-        for number in range(3):
-            keep(store, clip(number))
+        keep_clips(store, 3)
     query(CacheLayout(folder).clip_table, "UPDATE Settings SET value = 0 WHERE key = 'size'")
     with Store(folder, limit=3 * UNIT) as store:
         keep(store, clip(3))

@@ -8,7 +8,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,44 +23,28 @@ from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsEr
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, FilesystemOptions, Handle, NodeType, errno_of
+from tests.support.annotations import Labelled, write_annotations
+from tests.support.example_filesystem import FakeFetcher, descriptors, put
 
 LABELS = ["abseiling", "massaging person's head", "日本の踊り", "passing American football (in game)"]
 CLIP = Clip("-demo_video", 10, 20)
 SPLIT_WORDS = {"train": "train", "val": "validation", "test": "test"}
 
 
-def rows() -> list[tuple[str, Clip, str]]:
-    """(label, clip, split) of clips in two splits; a third has no labels."""
+def make_rows() -> list[Labelled]:
+    """Return clips in two splits, and a third split whose clips have no labels."""
     found = [
-        (label, Clip(f"{number:011d}", number, number + 1 + number % 10), split)
+        Labelled(label, Clip(f"{number:011d}", number, number + 1 + number % 10), split)
         for index, label in enumerate(LABELS)
         for split in ("train", "val")
         for number in range(1 + 9 * index)
     ]
-    found += [("", Clip(f"_{number:010d}", 0, 10), "test") for number in range(7)]
-    found.append(("abseiling", CLIP, "val"))
+    found += [Labelled("", Clip(f"_{number:010d}", 0, 10), "test") for number in range(7)]
+    found.append(Labelled("abseiling", CLIP, "val"))
     return found
 
 
-class StubFetcher:
-    """Records requests; tests complete them."""
-
-    def __init__(self) -> None:
-        self.fetches: list[tuple[Clip, Future[None]]] = []
-
-    def request(self, clip: Clip) -> Future[None]:
-        fetch: Future[None] = Future()
-        self.fetches.append((clip, fetch))
-        return fetch
-
-    def fetch_ahead(self, clip: Clip) -> None:
-        self.request(clip)
-
-    def known_failure(self, clip: Clip) -> FetchError | None:
-        return None
-
-    def is_fetching(self, clip: Clip) -> bool:
-        return any(clip == other and not fetch.done() for other, fetch in self.fetches)
+ROWS = make_rows()
 
 
 @dataclass
@@ -70,7 +54,7 @@ class Parts:
     fs: Filesystem
     catalog: Catalog
     store: Store
-    fetcher: StubFetcher
+    fetcher: FakeFetcher
 
     def find(self, path: str) -> int:
         """Return the inode number of a path."""
@@ -85,24 +69,15 @@ class Parts:
 
     def keep(self, content: bytes, clip: Clip = CLIP) -> None:
         """Publish a clip in the store."""
-        claim = self.store.claim(clip)
-        assert claim is not None
-        with claim:
-            path = claim.folder / clip.name
-            path.write_bytes(content)
-            claim.publish(path, "test")
+        put(self.store, clip, content)
 
     def deliver(self, content: bytes, clip: Clip = CLIP) -> None:
         """Publish a clip in the store, and complete all requests for it."""
-        self.keep(content, clip)
-        for other, fetch in list(self.fetcher.fetches):
-            if other == clip and fetch.set_running_or_notify_cancel():
-                fetch.set_result(None)
-        self.fetcher.fetches = [(other, fetch) for other, fetch in self.fetcher.fetches if not fetch.done()]
+        self.fetcher.deliver(clip, content)
 
 
 def make_filesystem(
-    catalog: Catalog, store: Store, fetcher: StubFetcher, class_names: ClassNames = ClassNames.RAW
+    catalog: Catalog, store: Store, fetcher: FakeFetcher, class_names: ClassNames = ClassNames.RAW
 ) -> Filesystem:
     options = FilesystemOptions(
         class_names=class_names, status=lambda: f"{store.usage().clips} clips\n", metrics=lambda: "clips 0\n"
@@ -113,27 +88,23 @@ def make_filesystem(
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
     folder = tmp_path_factory.mktemp("catalog")
-    with (folder / "rows.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
-        writer.writerows([label, *clip, split] for label, clip, split in rows())
-        writer.writerow(["a/b", *CLIP, "train"])
-    with Catalog(compile_catalog([folder / "rows.csv"], find_release("600"), folder)) as catalog:
+    annotations = write_annotations(folder / "rows.csv", [*ROWS, Labelled("a/b", CLIP, "train")])
+    with Catalog(compile_catalog([annotations], find_release("600"), folder)) as catalog:
         yield catalog
 
 
 @pytest.fixture
 def parts(catalog: Catalog, tmp_path: Path) -> Iterator[Parts]:
-    fetcher = StubFetcher()
     with Store(tmp_path / "cache") as store:
+        fetcher = FakeFetcher(store)
         yield Parts(make_filesystem(catalog, store, fetcher), catalog, store, fetcher)
 
 
 @pytest.fixture(scope="module")
 def fixed(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
     """A filesystem that no test changes, for the many examples of hypothesis."""
-    fetcher = StubFetcher()
     with Store(tmp_path_factory.mktemp("fixed") / "cache") as store:
+        fetcher = FakeFetcher(store)
         yield Parts(make_filesystem(catalog, store, fetcher), catalog, store, fetcher)
 
 
@@ -144,16 +115,11 @@ def number_of(function: Callable[[], object]) -> str:
     return errno.errorcode[caught.value.errno or 0]
 
 
-def descriptors() -> int:
-    """Return the number of files that this process has open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 # Names ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_row_is_found_and_listed(fixed: Parts) -> None:
-    for label, clip, split in rows():
+    for label, clip, split in ROWS:
         ino = fixed.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}")
         assert fixed.fs.attributes(ino).ino == ino
     listed = {
@@ -163,7 +129,7 @@ def test_every_row_is_found_and_listed(fixed: Parts) -> None:
         for label in fixed.fs.entries(split.ino)
         for clip in fixed.fs.entries(label.ino)
     }
-    assert listed == {(SPLIT_WORDS[split], label or "_unlabeled", clip.name) for label, clip, split in rows()}
+    assert listed == {(SPLIT_WORDS[split], label or "_unlabeled", clip.name) for label, clip, split in ROWS}
 
 
 def test_listing_and_lookup_agree(fixed: Parts) -> None:
@@ -256,7 +222,7 @@ def test_a_selection_without_validation_has_no_val(fixed: Parts, tmp_path: Path)
 
 
 def test_estimated_size_exceeds_that_of_any_cut_clip(fixed: Parts) -> None:
-    for label, clip, split in rows():
+    for label, clip, split in ROWS:
         attributes = fixed.fs.attributes(fixed.find(f"{SPLIT_WORDS[split]}/{label or '_unlabeled'}/{clip.name}"))
         # Picture, sound, and what the container adds; the rate of the picture is a mean over its buffer, which may be
         # full once more.
@@ -310,7 +276,7 @@ def test_times_are_the_day_of_the_release(fixed: Parts) -> None:
 
 def test_statistics(parts: Parts) -> None:
     parts.keep(b"x" * 5000)
-    assert parts.fs.statistics() == (5000, len(rows()))
+    assert parts.fs.statistics() == (5000, len(ROWS))
 
 
 # Control files ----------------------------------------------------------------------------------------------------
@@ -322,7 +288,7 @@ def content(handle: Handle) -> bytes:
 
 def expected_list(split: str) -> bytes:
     indexes = {label: index for index, label in enumerate(sorted(LABELS))}
-    chosen = sorted((label or "_unlabeled", clip.name) for label, clip, word in rows() if SPLIT_WORDS[word] == split)
+    chosen = sorted((label or "_unlabeled", clip.name) for label, clip, word in ROWS if SPLIT_WORDS[word] == split)
     return "".join(f"{split}/{label}/{name} {indexes.get(label, -1)}\n" for label, name in chosen).encode()
 
 
@@ -431,20 +397,20 @@ def test_open_of_an_uncached_clip_completes_when_it_is_fetched(parts: Parts) -> 
 def test_descriptors_are_closed_with_the_last_handle(parts: Parts) -> None:
     parts.keep(b"content")
     parts.fs.open(parts.clip).result().close()
-    before = descriptors()
+    before = len(descriptors())
     handles = [parts.fs.open(parts.clip).result() for _ in range(5)]
-    assert descriptors() > before
+    assert len(descriptors()) > before
     for handle in handles:
         assert handle.read(0, 7) == b"content"
         handle.close()
-    assert descriptors() == before
+    assert len(descriptors()) == before
 
 
 def test_open_cancelled_while_it_waits_leaves_no_descriptor(parts: Parts) -> None:
     parts.keep(b"warm")
     parts.fs.open(parts.clip).result().close()
     parts.store.remove(CLIP)
-    before = descriptors()
+    before = len(descriptors())
     cancelled, kept = parts.fs.open(parts.clip), parts.fs.open(parts.clip)
     assert cancelled.cancel()
     parts.deliver(b"content")
@@ -453,7 +419,7 @@ def test_open_cancelled_while_it_waits_leaves_no_descriptor(parts: Parts) -> Non
     handle = kept.result(timeout=0)
     assert handle.read(0, 10) == b"content"
     handle.close()
-    assert descriptors() == before
+    assert len(descriptors()) == before
 
 
 def test_open_cancelled_while_its_clip_is_opened_leaves_no_descriptor(
@@ -462,7 +428,7 @@ def test_open_cancelled_while_its_clip_is_opened_leaves_no_descriptor(
     parts.keep(b"warm")
     parts.fs.open(parts.clip).result().close()
     parts.store.remove(CLIP)
-    before = descriptors()
+    before = len(descriptors())
     opened = parts.fs.open(parts.clip)
     real_open = parts.store.open_nowait
 
@@ -475,11 +441,11 @@ def test_open_cancelled_while_its_clip_is_opened_leaves_no_descriptor(
         patched.setattr(parts.store, "open_nowait", open_and_cancel)
         parts.deliver(b"content")
     assert opened.cancelled()
-    assert descriptors() == before
+    assert len(descriptors()) == before
     handle = parts.fs.open(parts.clip).result(timeout=0)
     assert handle.read(0, 10) == b"content"
     handle.close()
-    assert descriptors() == before
+    assert len(descriptors()) == before
 
 
 def test_open_cancelled_after_an_eviction_leaves_its_second_fetch(parts: Parts) -> None:
@@ -513,9 +479,7 @@ def test_open_raises_what_the_fetch_raised(parts: Parts, kind: FailureKind) -> N
 def test_failed_fetch_of_a_cancelled_open_is_ignored(parts: Parts) -> None:
     opened = parts.fs.open(parts.clip)
     assert opened.cancel()
-    for _, fetch in parts.fetcher.fetches:
-        if fetch.set_running_or_notify_cancel():
-            fetch.set_exception(FetchError(FailureKind.GONE, "the reason"))
+    parts.fetcher.fail(CLIP, FetchError(FailureKind.GONE, "the reason"))
     assert opened.cancelled()
 
 
@@ -604,7 +568,7 @@ def test_size_shown_is_that_of_the_open_handles(parts: Parts) -> None:
 
 def test_only_content_that_the_kernel_has_not_seen_needs_invalidation(catalog: Catalog, tmp_path: Path) -> None:
     with Store(tmp_path / "cache") as store:
-        parts = Parts(make_filesystem(catalog, store, StubFetcher()), catalog, store, StubFetcher())
+        parts = Parts(make_filesystem(catalog, store, FakeFetcher(store)), catalog, store, FakeFetcher(store))
         parts.keep(b"one")
 
         def is_fresh() -> bool:
@@ -617,7 +581,7 @@ def test_only_content_that_the_kernel_has_not_seen_needs_invalidation(catalog: C
         store.remove(CLIP)
         parts.keep(b"two")
         assert [is_fresh() for _ in range(3)] == [True, False, False]
-        parts.fs = make_filesystem(catalog, store, StubFetcher())
+        parts.fs = make_filesystem(catalog, store, FakeFetcher(store))
         assert [is_fresh() for _ in range(3)] == [False] * 3
 
 
@@ -636,7 +600,7 @@ def test_many_threads_open_and_close(parts: Parts) -> None:
         except BaseException as error:
             failures.append(error)
 
-    before = descriptors()
+    before = len(descriptors())
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -646,7 +610,7 @@ def test_many_threads_open_and_close(parts: Parts) -> None:
     # SQLite keeps connections; clips are closed.
     clips = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
     assert [target for target in clips if target.endswith(".mp4")] == []
-    assert descriptors() < before + 40
+    assert len(descriptors()) < before + 40
 
 
 # Extended attributes ----------------------------------------------------------------------------------------------
