@@ -5,7 +5,7 @@ one clip after the other in a shuffled order, and sleeps after each, as a proces
 The cache is empty at the beginning of each epoch but the last one:
 
 - the mount prefetches the order of the loop (`prefetch MOUNTPOINT --list`)
-- the same, with room for a quarter of the clips
+- the same, with space for a quarter of the clips
 - the mount does not know the order
 - a second epoch, with all clips in the cache
 """
@@ -66,7 +66,7 @@ def run(*, quick: bool = False) -> Sequence[Row]:
     peer = median(seconds.pop("files"))
     names = {
         "known": "order known",
-        "known, small": "order known, room for a quarter",
+        "known, small": "order known, space for a quarter",
         "unknown": "order unknown",
         "cached": "all cached",
     }

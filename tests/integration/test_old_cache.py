@@ -39,7 +39,7 @@ TIMES = {
 """The columns of times after which a row no longer counts, by table of `ledger.sqlite`."""
 HOUR = 3600
 FETCH_BYTES = 2 * 1024 * 1024
-"""The room that a fetch of a clip of unknown size reserves."""
+"""The bytes that a fetch of a clip of unknown size reserves."""
 
 
 class Old:
@@ -149,7 +149,7 @@ def test_pins(old: Old, tmp_path: Path) -> None:
     total, classes = FACTS["pins"]["total"], FACTS["pins"]["classes"]
     assert old.run("pin", "list") == {"total": renamed(total), "classes": [renamed(row) for row in classes]}
 
-    # All other clips are evicted for a new one, under a limit that leaves just room enough for it beside the pins.
+    # All other clips are evicted for a new one, under a limit that leaves just enough space for it beside the pins.
     new = max(FACTS["sha256_of_half_filled"])
     listing = tmp_path / "list"
     listing.write_text(f"{new}\n")

@@ -66,6 +66,19 @@ def stuck_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"sleep {AGES + 11:.0f}"
 
 
+Stuck = tuple[Mounted, subprocess.Popen[bytes]]
+"""A mount and a process that reads a clip from it, whose ffmpeg does not end."""
+
+
+@pytest.fixture
+def stuck(stuck_ffmpeg: str, mount: MountFactory, annotations: Path) -> Iterator[Stuck]:
+    """Start a reader whose fetch waits for `stuck_ffmpeg`."""
+    mounted = mount("--annotations", annotations)
+    with reading([clip_path(mounted, CLIP)]) as [reader]:
+        wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
+        yield mounted, reader
+
+
 # Once -------------------------------------------------------------------------------------------------------------
 
 
@@ -282,14 +295,12 @@ def test_umount_succeeds_while_only_a_fetch_runs(slow: Mounted, cache: Path) -> 
     assert_gone(slow, below, cache)
 
 
-def test_end_of_the_mount_ends_ffmpeg(stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path) -> None:
-    mounted = mount("--annotations", annotations)
-    with reading([clip_path(mounted, CLIP)]) as [reader]:
-        wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
-        below = descendants(mounted.pid)
-        os.kill(mounted.pid, signal.SIGTERM)
-        assert_gone(mounted, below, cache)
-        assert reader.wait(timeout=30) != 0
+def test_end_of_the_mount_ends_ffmpeg(stuck: Stuck, cache: Path) -> None:
+    mounted, reader = stuck
+    below = descendants(mounted.pid)
+    os.kill(mounted.pid, signal.SIGTERM)
+    assert_gone(mounted, below, cache)
+    assert reader.wait(timeout=30) != 0
 
 
 # Sudden deaths ----------------------------------------------------------------------------------------------------
@@ -335,28 +346,20 @@ def test_open_succeeds_after_an_idle_worker_died(slow: Mounted, site: VideoSite)
     assert clip_path(slow, CLIP).read_bytes()
 
 
-def test_death_of_a_worker_ends_its_ffmpeg(
-    stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path
-) -> None:
-    mounted = mount("--annotations", annotations)
-    with reading([clip_path(mounted, CLIP)]) as [reader]:
-        wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
-        with eventually_dead(lambda: descendants(mounted.pid)):
-            [worker] = workers(mounted.pid)
-            os.kill(worker, signal.SIGKILL)
-            assert os.strerror(errno.EIO).encode() in reader.communicate(timeout=60)[1]
+def test_death_of_a_worker_ends_its_ffmpeg(stuck: Stuck, cache: Path) -> None:
+    mounted, reader = stuck
+    with eventually_dead(lambda: descendants(mounted.pid)):
+        [worker] = workers(mounted.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert os.strerror(errno.EIO).encode() in reader.communicate(timeout=60)[1]
     assert incoming(cache) == []
 
 
-def test_death_of_the_mount_leaves_nothing_running(
-    stuck_ffmpeg: str, mount: MountFactory, annotations: Path, cache: Path
-) -> None:
-    mounted = mount("--annotations", annotations)
-    with reading([clip_path(mounted, CLIP)]) as [reader]:
-        wait_until(lambda: any(stuck_ffmpeg in command_line(pid) for pid in descendants(mounted.pid)))
-        with eventually_dead(lambda: descendants(mounted.pid)):
-            os.kill(mounted.pid, signal.SIGKILL)
-        assert reader.wait(timeout=30) == 1
+def test_death_of_the_mount_leaves_nothing_running(stuck: Stuck, cache: Path) -> None:
+    mounted, reader = stuck
+    with eventually_dead(lambda: descendants(mounted.pid)):
+        os.kill(mounted.pid, signal.SIGKILL)
+    assert reader.wait(timeout=30) == 1
 
 
 def test_mount_clears_a_dead_mount(

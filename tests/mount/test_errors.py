@@ -102,7 +102,7 @@ MUTATIONS: dict[str, Callable[[Path], object]] = {
 
 def bind(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
-        # A short name: these have room for about a hundred bytes.
+        # A short name: these attributes have space for about a hundred bytes.
         folder = os.open(path.parent, os.O_PATH)
         try:
             unix.bind(f"/proc/self/fd/{folder}/{path.name}")

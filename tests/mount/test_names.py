@@ -442,10 +442,10 @@ def test_getxattr_returns_erange_for_a_short_buffer(shown: Shown, style: ClassNa
 
     libc = ctypes.CDLL(None, use_errno=True)
     path = os.fsencode(shown.path(ROWS[0], style))
-    room = ctypes.create_string_buffer(2)
-    assert libc.getxattr(path, b"user.kinetics.id", room, 2) == -1
+    buffer = ctypes.create_string_buffer(2)
+    assert libc.getxattr(path, b"user.kinetics.id", buffer, 2) == -1
     assert ctypes.get_errno() == errno.ERANGE
-    assert libc.listxattr(path, room, 2) == -1
+    assert libc.listxattr(path, buffer, 2) == -1
     assert ctypes.get_errno() == errno.ERANGE
     assert libc.getxattr(path, b"user.kinetics.id", None, 0) == 11
 

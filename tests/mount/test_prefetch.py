@@ -124,7 +124,7 @@ def test_readahead_fetches_the_next_clips(mount: MountFactory, annotations: Path
 def test_list_stays_ahead_of_its_reader_in_a_small_cache(
     mount: MountFactory, annotations: Path, site: VideoSite, tmp_path: Path
 ) -> None:
-    """Two epochs in another order, with room for a few clips only: each clip comes once an epoch, before it is read."""
+    """In two epochs in different orders, with space for a few clips, each clip arrives once, before it is read."""
     scout = mount("--annotations", annotations)
     first = [*CLIPS[:12:2], *CLIPS[1:12:2]]
     second = list(reversed(first))

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import cv2
@@ -655,9 +656,20 @@ def test_open_reader_keeps_its_bytes_when_other_bytes_are_fetched(battery: Batte
     assert path.read_bytes() == b"x" * (len(truth) + change)
 
 
+class ChangingClip(NamedTuple):
+    """A clip in a mount. Its fetch after `change()` delivers other bytes, and more of them."""
+
+    path: Path
+    cache: Path
+    clip: Clip
+    change: Callable[[], None]
+
+    def cached_bytes(self) -> bytes:
+        return cached_file(self.cache, self.clip).read_bytes()
+
+
 @pytest.fixture
-def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[tuple[Mounted, Clip, Callable[[], None]]]:
-    """A mount of a clip that has other bytes, and more of them, when it is fetched after the call of the last item."""
+def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[ChangingClip]:
     clip = Clip("demo_video4", 4, 6)
     annotations = write_annotations(tmp_path / "clips.csv", [Labelled(CLASS, clip, "train")])
     folder = write_clips(tmp_path / "clips", [clip])
@@ -675,39 +687,28 @@ def changing(tmp_path: Path, frontend: tuple[str, ...]) -> Iterator[tuple[Mounte
         *("--cache-dir", tmp_path / "cache"),
         *("--min-free", "0"),
     ) as mounted:
-        yield mounted, clip, change
+        yield ChangingClip(mounted.root / "train" / CLASS / clip.name, tmp_path / "cache", clip, change)
 
 
-def test_refetched_clip_that_is_larger_is_read_completely(
-    changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
-) -> None:
-    mounted, clip, change = changing
-    path = mounted.root / "train" / CLASS / clip.name
+def test_refetched_clip_that_is_larger_is_read_completely(changing: ChangingClip) -> None:
+    path = changing.path
     first = path.read_bytes()
-    change()
+    changing.change()
     assert path.stat().st_size == len(first)
     second = path.read_bytes()
     assert len(second) > len(first)
-    assert second == cached_file(tmp_path / "cache", clip).read_bytes()
+    assert second == changing.cached_bytes()
 
 
-def test_refetched_clip_has_none_of_its_old_bytes(
-    changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
-) -> None:
-    mounted, clip, change = changing
-    path = mounted.root / "train" / CLASS / clip.name
-    path.read_bytes()
-    change()
-    with opened(path) as fd:  # nothing asks for the size, by which a kernel would notice
+def test_refetched_clip_has_none_of_its_old_bytes(changing: ChangingClip) -> None:
+    changing.path.read_bytes()
+    changing.change()
+    with opened(changing.path) as fd:  # nothing asks for the size, by which a kernel would notice
         beginning = os.pread(fd, 4096, 0)
-    assert beginning == cached_file(tmp_path / "cache", clip).read_bytes()[:4096]
+    assert beginning == changing.cached_bytes()[:4096]
 
 
-def test_sendfile_of_a_refetched_clip_that_is_larger(
-    changing: tuple[Mounted, Clip, Callable[[], None]], tmp_path: Path
-) -> None:
-    mounted, clip, change = changing
-    path = mounted.root / "train" / CLASS / clip.name
-    path.read_bytes()
-    change()
-    assert read_by_sendfile(path, tmp_path) == cached_file(tmp_path / "cache", clip).read_bytes()
+def test_sendfile_of_a_refetched_clip_that_is_larger(changing: ChangingClip, tmp_path: Path) -> None:
+    changing.path.read_bytes()
+    changing.change()
+    assert read_by_sendfile(changing.path, tmp_path) == changing.cached_bytes()

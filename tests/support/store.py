@@ -194,7 +194,7 @@ def assert_in_step(folder: Path, owners: int = 1) -> None:
     assert len(found.owners) == owners, "lock files of dead processes"
 
 
-def assert_no_room(error: FetchError) -> None:
+def assert_cache_full(error: FetchError) -> None:
     """Check kind, errno and reason of an error for a full cache."""
     assert error.kind is FailureKind.LOCAL
     assert error.errno == errno.ENOSPC

@@ -22,7 +22,7 @@ from tests.system.container import PROJECT, Container, debian
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
-PLACE = "/mnt/kinetics"
+MOUNTPOINT = "/mnt/kinetics"
 UNIT = "kinetics-fs@mnt-kinetics.service"
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 EXPOSURE = {"kinetics-fs@": 42, "kinetics-fs-prefetch@": 21, "kinetics-fs-fill@": 21}
@@ -90,8 +90,8 @@ def shown(machine: Container, property: str, unit: str = UNIT) -> str:
     return machine.output("systemctl", "show", "--value", f"--property={property}", unit).strip()
 
 
-def is_mounted(machine: Container, place: str = PLACE) -> bool:
-    return machine.run("findmnt", "--types", "fuse.kinetics-fs", "--mountpoint", place).returncode == 0
+def is_mounted(machine: Container, mountpoint: str = MOUNTPOINT) -> bool:
+    return machine.run("findmnt", "--types", "fuse.kinetics-fs", "--mountpoint", mountpoint).returncode == 0
 
 
 def end_main_process(machine: Container, signal: str) -> None:
@@ -100,7 +100,9 @@ def end_main_process(machine: Container, signal: str) -> None:
 
 def wait_for_restart(machine: Container, number: int) -> None:
     wait_until(lambda: shown(machine, "NRestarts") == str(number) and shown(machine, "ActiveState") == "active")
-    assert machine.output("findmnt", "--noheadings", "--output=TARGET", "--types=fuse.kinetics-fs").split() == [PLACE]
+    assert machine.output("findmnt", "--noheadings", "--output=TARGET", "--types=fuse.kinetics-fs").split() == [
+        MOUNTPOINT
+    ]
 
 
 def read_by_another_unit(machine: Container) -> str:
@@ -148,7 +150,7 @@ def test_service_through_crashes_a_full_disk_and_a_reboot(machine: Container) ->
     machine.output("systemctl", "stop", UNIT)
     assert not is_mounted(machine)
     assert shown(machine, "Result") == "success"
-    assert machine.output("ls", "-A", PLACE) == ""
+    assert machine.output("ls", "-A", MOUNTPOINT) == ""
     machine.output("/opt/kinetics-fs/share/kinetics-fs/systemd/install", "--remove")
     assert machine.run("systemctl", "cat", UNIT).returncode != 0
 
@@ -186,7 +188,7 @@ def killed_and_stuck(machine: Container) -> None:
     end_main_process(machine, "KILL")
     wait_until(lambda: shown(machine, "ActiveState") == "failed")
     assert not is_mounted(machine)
-    assert machine.output("ls", "-A", PLACE) == ""
+    assert machine.output("ls", "-A", MOUNTPOINT) == ""
 
     machine.output("rm", drop_in)
     machine.output("systemctl", "daemon-reload")
@@ -195,8 +197,8 @@ def killed_and_stuck(machine: Container) -> None:
 
 def by_fstab(machine: Container, clip: str) -> None:
     options = "ro,_netdev,nofail,x-systemd.automount,split=validation"
-    place = BY_FSTAB.replace(" ", r"\040")
-    machine.write("/etc/fstab", f"kinetics-600 {place} kinetics-fs {options} 0 0\n")
+    mountpoint = BY_FSTAB.replace(" ", r"\040")
+    machine.write("/etc/fstab", f"kinetics-600 {mountpoint} kinetics-fs {options} 0 0\n")
     unit = machine.output("systemd-escape", "--path", "--suffix=automount", BY_FSTAB).strip()
     machine.output("systemctl", "daemon-reload")
     machine.output("systemctl", "start", unit)
@@ -217,18 +219,18 @@ def by_fstab(machine: Container, clip: str) -> None:
 
 
 def full_disk(machine: Container) -> None:
-    place, unit = "/mnt/full", "kinetics-fs@mnt-full.service"
+    mountpoint, unit = "/mnt/full", "kinetics-fs@mnt-full.service"
     machine.output("mkdir", "/srv/small")
     machine.output("mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", "/srv/small")
     machine.write("/etc/kinetics-fs/mnt-full.env", "KINETICS_FS_CACHE_DIR=/srv/small/cache\n")
     machine.output("systemctl", "start", unit)
     machine.run("dd", "if=/dev/zero", "of=/srv/small/filler", "bs=4096")  # until it is full
-    failed = machine.run("cat", f"{place}/{SURFING}")
+    failed = machine.run("cat", f"{mountpoint}/{SURFING}")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "No space left on device" in failed.stderr
     assert shown(machine, "ActiveState", unit) == "active"
-    assert len(machine.output("ls", f"{place}/validation").splitlines()) > 1
+    assert len(machine.output("ls", f"{mountpoint}/validation").splitlines()) > 1
     machine.output("rm", "/srv/small/filler")
-    assert digest(machine, f"{place}/{SURFING}")
+    assert digest(machine, f"{mountpoint}/{SURFING}")
     assert shown(machine, "NRestarts", unit) == "0"
     machine.output("systemctl", "stop", unit)

@@ -70,18 +70,18 @@ IN_A_NAMESPACE = """
 import json, subprocess, sys
 from pathlib import Path
 
-programs, place, clip, options = sys.argv[1:]
+programs, mountpoint, clip, options = sys.argv[1:]
 sbin = Path("/sbin").resolve()
 subprocess.run(["mount", "-t", "overlay", "-o", f"lowerdir={programs}:{sbin}", "overlay", sbin], check=True)
 said = []
 for kind in ("kinetics-fs", "fuse.kinetics-fs"):
-    mount = ["mount", "-t", kind, "-o", options, "kinetics-600", place]
+    mount = ["mount", "-t", kind, "-o", options, "kinetics-600", mountpoint]
     mounted = subprocess.run(mount, stderr=subprocess.PIPE, text=True)
-    said.append((mounted.returncode, mounted.stderr, len((Path(place) / clip).read_bytes())))
-    findmnt = ["findmnt", "-n", "-o", "SOURCE,FSTYPE", "-M", place]
+    said.append((mounted.returncode, mounted.stderr, len((Path(mountpoint) / clip).read_bytes())))
+    findmnt = ["findmnt", "-n", "-o", "SOURCE,FSTYPE", "-M", mountpoint]
     said.append(subprocess.run(findmnt, capture_output=True, text=True).stdout.split())
-    subprocess.run(["umount", place], check=True)
-failed = subprocess.run(["mount", "-t", kind, "-o", "sploit", "600", place], stderr=subprocess.PIPE, text=True)
+    subprocess.run(["umount", mountpoint], check=True)
+failed = subprocess.run(["mount", "-t", kind, "-o", "sploit", "600", mountpoint], stderr=subprocess.PIPE, text=True)
 said.append((failed.returncode, "sploit" in failed.stderr))
 print(json.dumps(said))
 """
@@ -91,9 +91,9 @@ def test_mount_calls_it(dataset: Dataset, site: VideoSite, tmp_path: Path) -> No
     """In a namespace in which the helper is where mount(8) looks for it."""
     if os.geteuid() != 0:
         pytest.skip("mount(8) calls helpers as root")
-    programs, place, cache = tmp_path / "programs", tmp_path / "place", tmp_path / "cache"
+    programs, mountpoint, cache = tmp_path / "programs", tmp_path / "mountpoint", tmp_path / "cache"
     programs.mkdir()
-    place.mkdir()
+    mountpoint.mkdir()
     for name in ("mount.kinetics-fs", "mount.fuse.kinetics-fs"):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{HELPER}" "$@"\n')
         (programs / name).chmod(0o755)
@@ -103,7 +103,7 @@ def test_mount_calls_it(dataset: Dataset, site: VideoSite, tmp_path: Path) -> No
     )
     clip = "validation/surfing water/-demo_video_000010_000020.mp4"
     done = subprocess.run(
-        ["unshare", "--mount", "--", sys.executable, "-c", IN_A_NAMESPACE, programs, place, clip, options],
+        ["unshare", "--mount", "--", sys.executable, "-c", IN_A_NAMESPACE, programs, mountpoint, clip, options],
         env={
             "PATH": os.environ["PATH"],
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),

@@ -63,11 +63,11 @@ class Manager:
 
 
 class Services:
-    """Starts services on `place`; their processes are killed at the end of the test."""
+    """Services that mount on `mountpoint`. Their processes are killed at the end of the test."""
 
     def __init__(self, dataset: Dataset, site: VideoSite, folder: Path, stack: ExitStack) -> None:
-        self.place = folder / "place"
-        self.place.mkdir()
+        self.mountpoint = folder / "mountpoint"
+        self.mountpoint.mkdir()
         self._stack = stack
         self._arguments: list[str | Path] = [
             *("--annotations", dataset.annotations, "--video-url", site.url_template),
@@ -78,7 +78,7 @@ class Services:
         manager = self._stack.enter_context(Manager(address))
         command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "mount", "--foreground"]
         process = subprocess.Popen(
-            [*command, *self._arguments, *arguments, self.place],
+            [*command, *self._arguments, *arguments, self.mountpoint],
             env={**ENVIRONMENT, **environment, "NOTIFY_SOCKET": address},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -89,7 +89,7 @@ class Services:
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.communicate()
-        subprocess.run(["umount", "-l", self.place], capture_output=True, check=False)
+        subprocess.run(["umount", "-l", self.mountpoint], capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -102,20 +102,20 @@ def services(dataset: Dataset, site: VideoSite, tmp_path: Path) -> Iterator[Serv
 def test_it_says_when_it_is_ready_and_how_it_is(services: Services, tmp_path: Path, frontend: str) -> None:
     manager, process = services.start(str(tmp_path / "notify"), "--frontend", frontend, WATCHDOG_USEC="400000")
     manager.wait_for("READY", "1")
-    assert (services.place / SURFING).stat()
+    assert (services.mountpoint / SURFING).stat()
     manager.wait_for("STATUS", "0 clips in the cache")
-    assert (services.place / SURFING).read_bytes()
+    assert (services.mountpoint / SURFING).read_bytes()
     manager.wait_for("STATUS", "1 clips in the cache")
     manager.wait_for("WATCHDOG", "1")
 
     process.send_signal(signal.SIGHUP)
     manager.drain()
     manager.wait_for("WATCHDOG", "1")
-    assert (services.place / SURFING).read_bytes()
+    assert (services.mountpoint / SURFING).read_bytes()
 
     process.terminate()
     manager.wait_for("STOPPING", "1")
-    assert services.place not in find_mounts()
+    assert services.mountpoint not in find_mounts()
     assert process.wait(30) == 0
 
 
@@ -170,12 +170,12 @@ def held_up(thread: int) -> Iterator[None]:
 def test_only_a_dead_mount_is_cleared(services: Services, tmp_path: Path) -> None:
     manager, process = services.start(str(tmp_path / "notify"))
     manager.wait_for("READY", "1")
-    assert run_command("umount", "--dead", services.place).returncode == 0
-    assert services.place in find_mounts()
+    assert run_command("umount", "--dead", services.mountpoint).returncode == 0
+    assert services.mountpoint in find_mounts()
     process.kill()
     process.wait(30)
-    assert services.place in find_mounts()
+    assert services.mountpoint in find_mounts()
     for _ in range(2):
-        done = run_command("umount", "--dead", services.place)
+        done = run_command("umount", "--dead", services.mountpoint)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert services.place not in find_mounts()
+        assert services.mountpoint not in find_mounts()

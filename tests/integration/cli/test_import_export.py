@@ -45,7 +45,7 @@ class ClipFolder:
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
         self.root = folder
-        self.path = folder / "held by\nsomeone"
+        self.path = folder / "clips of\nsomeone"
         self.cache = folder / "cache"
         self.annotations = folder / "annotations.csv"
         rows = [f"{label},{','.join(map(str, clip))},{self.split(clip)}" for clip, label in LABELS.items()]
@@ -199,7 +199,7 @@ def test_import_keeps_the_limit_and_evicts_nothing(clip_folder: ClipFolder) -> N
     assert "--cache-size" in refused.stderr
     assert clip_folder.in_cache() == before
 
-    # To the byte, which is less room than a clip of unknown size is given.
+    # To the byte, which is less space than a clip of unknown size is given.
     assert clip_folder.run("import", "--split", "train", "--cache-size", f"{size}", clip_folder.path).returncode == 0
     assert clip_folder.in_cache() == clip_folder.content
 

@@ -263,7 +263,7 @@ def test_damaged_archive_is_begun_anew(job: ArchiveJob, archives: ArchiveSite) -
     assert fill_archive(job).indexed == len(CLIPS)
 
 
-def test_no_room(job: ArchiveJob) -> None:
+def test_fill_without_space_is_a_local_failure(job: ArchiveJob) -> None:
     with pytest.raises(FetchError) as caught:
         fill_archive(replace(job, min_free=1 << 60))
     assert caught.value.kind is FailureKind.LOCAL

@@ -225,7 +225,7 @@ def cloning_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
-def test_clone_is_of_its_own_and_takes_no_room(cloning_disk: Path) -> None:
+def test_clone_is_of_its_own_and_takes_no_space(cloning_disk: Path) -> None:
     size = 15_000_000  # four of them would not fit
     content = os.urandom(1_000_000) * (size // 1_000_000)
     with put(cloning_disk / "file", content).open("r+b") as file:

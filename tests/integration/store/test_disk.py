@@ -15,8 +15,8 @@ from tests.support import store_subprocess
 from tests.support.store import (
     UNIT,
     SmallDisk,
+    assert_cache_full,
     assert_in_step,
-    assert_no_room,
     cached_numbers,
     clip,
     clip_files,
@@ -67,7 +67,7 @@ def test_a_disk_that_other_programs_fill_is_an_error(small_disk: SmallDisk) -> N
         (disk / "other").write_bytes(b"x" * 5 * UNIT)
         with pytest.raises(FetchError) as caught:
             store.claim(clip(0))
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
         (disk / "other").unlink()
         keep(store, clip(0))
         assert is_whole(store, clip(0))
@@ -121,7 +121,7 @@ def test_a_full_disk_is_an_error_with_enospc_and_stores_no_clip(small_disk: Smal
             assert claim is not None
             with claim:
                 path = claim.folder / "finished.mp4"
-                path.touch()  # an empty file: nothing but the store itself needs room
+                path.touch()  # an empty file: nothing but the store itself needs space
                 filler = filler or fill(disk)
                 claim.publish(path, "test")
                 raise StoreError("it was published, against all odds")
@@ -131,7 +131,7 @@ def test_a_full_disk_is_an_error_with_enospc_and_stores_no_clip(small_disk: Smal
             if not is_absent(store, clip(number)):
                 assert read_clip(store, clip(number)) == (b"x" * UNIT if number < 2 else b"")
         keep_dense(store, 3)
-        assert not is_absent(store, clip(3)), "the store works again when there is room again"
+        assert not is_absent(store, clip(3)), "the store works again when there is space again"
     with Store(disk / "cache"):
         assert_in_step(disk / "cache")
 

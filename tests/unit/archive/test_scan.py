@@ -157,7 +157,7 @@ def test_clips_that_are_too_far_from_any_block_are_not_indexed() -> None:
     assert read_by_index(scan, archive).items() <= far.items()
 
 
-def test_giant_block_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giant_block_takes_no_space(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = {clip: bytes(byte % 144 for byte in content) for clip, content in CLIPS.items()}
     archive = with_giant_block(make_tar(clips), 45_000)
     monkeypatch.setattr("kinetics_fs.sources.archive.scan._MAX_KEPT", 150_000)
@@ -209,7 +209,7 @@ def test_broken_off_again_and_again() -> None:
         packed = found.checkpoints[-1] if found.checkpoints else packed
         if stop >= len(archive):
             break
-    scan.finish()  # the checksum of the whole member held
+    scan.finish()  # the checksum of the whole member matched
     assert got == CLIPS
     assert tries > 3
 

@@ -140,13 +140,13 @@ def test_hostile_members(case: str, step: int) -> None:
     "size",
     [b"99999999999", b"77777777777", b"\x80" + bytes(3) + b"\x10" + bytes(7), b"10000000000"],
 )
-def test_giant_members_take_no_room(size: bytes) -> None:
+def test_giant_members_take_no_space(size: bytes) -> None:
     with pytest.raises(ArchiveError, match=r"cut short|a size is invalid"):
         parse(header(size=size) + bytes(100_000))
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"0", b"Q"])
-def test_large_members_of_any_kind_take_no_room(kind: bytes) -> None:
+def test_large_members_of_any_kind_take_no_space(kind: bytes) -> None:
     parser = TarParser()
     piece = bytes(1_000_000)
     tracemalloc.start()

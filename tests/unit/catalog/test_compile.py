@@ -376,11 +376,11 @@ def test_old_catalogs_are_pruned(
     old = [file("a.sqlite", 2), file("b.sqlite", 3)]
     crashed = file(".c-0123.tmp", 2)
     building = file(".d-0123.tmp", 0.1)
-    held = file("e.sqlite", 9)
+    reserved = file("e.sqlite", 9)
     recent = file("f.sqlite", 0.5)
-    with database.in_use(held):
+    with database.in_use(reserved):
         database.prune(tmp_path)
     assert not any(path.exists() for path in [*old, crashed])
-    assert all(path.exists() for path in [used, building, held, recent])
+    assert all(path.exists() for path in [used, building, reserved, recent])
     database.prune(tmp_path)
-    assert not held.exists()
+    assert not reserved.exists()

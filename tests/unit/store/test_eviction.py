@@ -14,8 +14,8 @@ from kinetics_fs.errors import FetchError
 from kinetics_fs.store import Store
 from tests.support.store import (
     UNIT,
+    assert_cache_full,
     assert_in_step,
-    assert_no_room,
     cached_numbers,
     clip,
     fast_folder,
@@ -168,7 +168,7 @@ def test_a_clip_larger_than_the_limit_is_refused(folder: Path) -> None:
     with Store(folder, limit=3 * UNIT) as store:
         with pytest.raises(FetchError) as caught:
             keep(store, clip(9), 3 * UNIT + 1)
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
         assert is_absent(store, clip(9))
 
 
@@ -196,7 +196,7 @@ def test_a_clip_known_to_be_larger_than_the_limit_is_not_even_fetched(folder: Pa
     with Store(folder, limit=3 * UNIT) as store:
         with pytest.raises(FetchError) as caught:
             store.claim(clip(9))
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
         assert [number for number in range(2) if is_whole(store, clip(number))] == [0, 1]
         assert_in_step(folder)
 
@@ -216,7 +216,7 @@ def test_a_clip_for_which_nothing_may_be_evicted_needs_space_for_itself_alone(fo
         keep(store, clip(1), UNIT // 2)
         with pytest.raises(FetchError) as caught:
             store.claim(clip(2), size=UNIT // 2 + 1, protect_used_since=0)
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
 
         claim = store.claim(clip(2), size=UNIT // 2, protect_used_since=0)
         assert claim is not None
@@ -233,6 +233,6 @@ def test_a_clip_that_grew_evicts_nothing_if_nothing_may_be_evicted(folder: Path)
         assert claim is not None
         with claim, pytest.raises(FetchError) as caught:
             claim.publish(write(claim, UNIT + 1), "test")
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
         assert cached_numbers(store, 2) == [0]
         assert_in_step(folder)

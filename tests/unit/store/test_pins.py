@@ -16,8 +16,8 @@ from kinetics_fs.store.eviction import EVICTABLE, PINNED
 from tests.support.store import (
     UNIT,
     SmallDisk,
+    assert_cache_full,
     assert_in_step,
-    assert_no_room,
     cached_numbers,
     clip,
     is_whole,
@@ -119,12 +119,12 @@ def test_a_fetch_that_does_not_fit_beside_pins_does_not_begin(folder: Path) -> N
         store.pins.add(map(clip, range(3)))
         keep_clips(store, 2)
         keep(store, clip(9))
-        keep(store, clip(2))  # there is room, but for what is not pinned
+        keep(store, clip(2))  # the clip fits, because unpinned clips are evicted
         assert cached_numbers(store, 10) == [0, 1, 2]
         for wanted, size in ((clip(3), None), (clip(3), 1), (clip(9), None)):
             with pytest.raises(FetchError) as caught:
                 store.claim(wanted, size=size)
-            assert_no_room(caught.value)
+            assert_cache_full(caught.value)
             assert "kinetics-fs pin remove" in caught.value.reason
         assert_in_step(folder)
         store.pins.remove([clip(1)])
@@ -196,7 +196,7 @@ def test_min_free_holds_on_a_disk_with_pinned_clips_alone(small_disk: SmallDisk)
         store.pins.add(map(clip, range(4)))
         with pytest.raises(FetchError) as caught:
             store.claim(clip(4))
-        assert_no_room(caught.value)
+        assert_cache_full(caught.value)
         assert "kinetics-fs pin remove" in caught.value.reason
         store.pins.remove([clip(0)])
         claim = store.claim(clip(4))
