@@ -202,7 +202,7 @@ def indexes(settings: Settings) -> Iterator[Finding]:
 # On the network
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     status: int
     date: str | None
     seconds: float
@@ -225,7 +225,7 @@ def youtube(settings: Settings) -> Iterator[Finding]:
                 response = youtube_dl.urlopen(HEADRequest(f"{address.scheme}://{address.netloc}/"))
             except HTTPError as error:
                 response = error.response
-            answer = _Answer(response.status, response.headers.get("Date"), time.monotonic() - begun)
+            measured = _Response(response.status, response.headers.get("Date"), time.monotonic() - begun)
             response.close()
     except ProxyError as error:
         fix = "Check that the proxy of --proxy runs and accepts your connections."
@@ -236,7 +236,7 @@ def youtube(settings: Settings) -> Iterator[Finding]:
         fix = "Check the network, DNS, the firewall and --proxy." if not by else "Check the proxy of --proxy."
         yield Finding("youtube", State.PROBLEM, f"cannot reach {address.hostname}{by}: {_reason(error)}", fix)
     else:
-        yield from _answered("youtube", f"{address.hostname}{by}", answer)
+        yield from _reached("youtube", f"{address.hostname}{by}", measured)
 
 
 def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
@@ -270,8 +270,10 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
         fix = "Check the network, DNS and the firewall, or set another --archive-url."
         yield Finding("archives", bad, f"cannot reach {host}: {_reason(error)}", fix)
     else:
-        yield from _answered(
-            "archives", str(host), _Answer(response.status_code, response.headers.get("Date"), time.monotonic() - begun)
+        yield from _reached(
+            "archives",
+            str(host),
+            _Response(response.status_code, response.headers.get("Date"), time.monotonic() - begun),
         )
 
 
@@ -286,16 +288,16 @@ def _folder_of_archives(path: Path, bad: State) -> Finding:
     return Finding("archives", State.OK, str(path))
 
 
-def _answered(name: str, host: str, answer: _Answer) -> Iterator[Finding]:
-    found = f"{host} answers within {answer.seconds * 1000:.0f} ms (HTTP {answer.status})"
-    if answer.status == 407:
+def _reached(name: str, host: str, response: _Response) -> Iterator[Finding]:
+    found = f"{host} answers within {response.seconds * 1000:.0f} ms (HTTP {response.status})"
+    if response.status == 407:
         yield Finding(name, State.PROBLEM, found, "Add the user and password of the proxy to --proxy.")
-    elif answer.status in _UNWILLING:
+    elif response.status in _UNWILLING:
         yield Finding(name, State.WARNING, found, "Try again later: the server refuses requests for now.")
     else:
         yield Finding(name, State.OK, found)
     try:
-        theirs = parsedate_to_datetime(answer.date or "").timestamp()
+        theirs = parsedate_to_datetime(response.date or "").timestamp()
     except ValueError:
         return
     ahead = time.time() - theirs

@@ -94,7 +94,7 @@ class Summary:
         present: already in the store.
         not_wanted: not in the catalog.
         busy: being fetched by another process at that moment.
-        failed: not fit to be published, by reason.
+        failed: clips that failed verification, by reason.
         refused: members of the archive that are not clips, by reason.
         indexed: in the index that was built.
         bytes: bytes of the archive that the last part of the pass read.

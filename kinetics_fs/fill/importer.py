@@ -43,7 +43,7 @@ class ImportResult:
         already_cached: files whose clips are in the store already.
         not_in_annotations: files whose clips are not in the catalog.
         busy: files whose clips another process was fetching at that moment.
-        corrupt: files that have the name of a clip but are unfit to be stored, by reason.
+        corrupt: files that have the name of a clip but failed verification, by reason.
         unreadable: files and folders that could not be read, by reason.
         skipped: files that are not clips, by reason.
         problem: the failure that ended the import early.
@@ -151,7 +151,7 @@ class _FolderImport:
         self._names: dict[str, list[str]] = {}
         """Names of the files to import, by folder, so that the path of each folder is in memory once."""
         self._duplicates: list[Path] = []
-        """Further files of clips in `_names`, to be imported if the first file is unfit."""
+        """Further files of clips in `_names`, to be imported if the first file fails verification."""
         self._bytes = 0
         """Size of the files to import."""
         self._bytes_to_copy = 0

@@ -256,7 +256,7 @@ class MissingClips:
     """Clips of a selection that are not cached after a fill.
 
     Attributes:
-        not_stored: an indexed archive has them, but they were unfit or another process is fetching them.
+        not_stored: an indexed archive has them, but they failed verification or another process is fetching them.
         in_no_archive: no archive has them that was read to its end.
     """
 

@@ -69,7 +69,7 @@ class ArchiveResults:
 
     @property
     def corrupt(self) -> Counter[str]:
-        """Number of clips that were unfit to be stored, by reason."""
+        """Number of clips that failed verification, by reason."""
         return sum((summary.failed for summary in self.read.values()), Counter[str]())
 
     def activity(self) -> ActivityCounts:
@@ -204,8 +204,8 @@ class FillResult:
         """Whether every archive was read to its end, all its clips were stored, and the selection lacks none."""
         if self.archives.failed or self.problem or self.interrupted:
             return False
-        unfit = any(summary.failed or summary.busy for summary in self.archives.read.values())
-        return not (unfit or self.missing.not_stored or self.missing.in_no_archive)
+        not_stored = any(summary.failed or summary.busy for summary in self.archives.read.values())
+        return not (not_stored or self.missing.not_stored or self.missing.in_no_archive)
 
     def to_json(self, *, names: bool = False) -> dict[str, Any]:
         """Return the numbers, and on request the names of the missing clips."""

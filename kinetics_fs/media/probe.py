@@ -104,7 +104,7 @@ def expected_span(media: Media, duration: float) -> Span:
     counted = count >= stated_frames and stated - header <= _ROUNDING
     complete = counted if stated_frames else stated - end <= _ROUNDING
     if not complete and end < media.start + duration:
-        raise FetchError(FailureKind.CORRUPT, f"the download broke off after {end:.1f} of {stated:.1f} s")
+        raise FetchError(FailureKind.CORRUPT, f"the download ended after {end:.1f} of {stated:.1f} s")
     if media.start >= end - TOLERANCE:
         raise FetchError(
             FailureKind.GONE, f"the video ends after {end:.1f} s, before the clip begins at {media.start:.1f} s"

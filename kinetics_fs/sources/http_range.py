@@ -1,8 +1,8 @@
 """A file on a media server, read by closed byte ranges of limited size through yt-dlp's network layer.
 
 Media servers throttle requests without an end, and an open-ended request fills buffers with megabytes when a demuxer
-needs only the next kilobytes. Here every request names its end, every answer is checked against it, and an interrupted
-answer is continued where it ended.
+needs only the next kilobytes. Here every request names its end, every response is checked against it, and an
+interrupted response is continued where it ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.util.http import (
     IDENTITY,
     Retries,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     check_range,
     content_length,
     range_header,
@@ -180,12 +180,12 @@ class RemoteFile(io.RawIOBase):
         with closing(self._ytdlp.urlopen(request)) as response:
             if _is_whole(response):
                 raise RangesIgnored
-            answer = check_range(response.status, response.headers, begin, end)
+            part = check_range(response.status, response.headers, begin, end)
             if self._size is None:
-                self._size = answer.file_size
-            if answer.file_size != self._size:
+                self._size = part.file_size
+            if part.file_size != self._size:
                 raise StaleAddress("the file on the server has changed")
-            _read(response, answer.size, received, self._pace)
+            _read(response, part.size, received, self._pace)
 
 
 def download(
@@ -237,18 +237,18 @@ def download(
 
 
 def _is_whole(response: Response) -> bool:
-    """Return whether an answer is the whole file instead of a range."""
+    """Return whether a response is the whole file instead of a range."""
     if str(response.headers.get("Content-Type", "")).startswith("text/html"):
-        raise UnexpectedAnswer("the answer is a web page instead of media")
+        raise UnexpectedResponse("the response is a web page instead of media")
     return bool(response.status == 200)
 
 
 def _read(response: Response, size: int, received: bytearray, pace: Pace) -> None:
-    """Append `size` bytes of an answer to `received`; fewer if the connection ends early."""
+    """Append `size` bytes of a response to `received`; fewer if the connection ends early."""
     while size:
         block = response.read(min(_BLOCK, size))
         if not block:
-            raise UnexpectedAnswer(f"the connection ended {size} bytes early")
+            raise UnexpectedResponse(f"the connection ended {size} bytes early")
         received += block
         size -= len(block)
         pace.spend(len(block))
@@ -260,7 +260,7 @@ def _with_retries(request: Callable[[], T]) -> T:
     while True:
         try:
             return request()
-        except UnexpectedAnswer as error:
+        except UnexpectedResponse as error:
             failure = FetchError(FailureKind.TRANSIENT, f"media: {error}")
         except HTTPError as error:
             busy = refusal(error.status, error.response.headers, "media server")

@@ -1,8 +1,8 @@
 """Rules for reading byte ranges over HTTP, independent of the library that sends the requests.
 
-Every request names a closed range. Every answer is checked against it (RFC 9110, section 14.4), so that a proxy or a
-server that answers another request never corrupts a file. Failed requests are repeated after a pause that doubles, or
-that the server asks for.
+Every request names a closed range. Every response is checked against it (RFC 9110, section 14.4), so that a proxy or a
+server that sends another range never corrupts a file. Failed requests are repeated after a pause that doubles, or that
+the server asks for.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MAX_PAUSE = 20.0
 """Longest wait in seconds that a server may ask for with Retry-After before the request fails."""
 
 
-class UnexpectedAnswer(Exception):
-    """An answer that does not match its request. The request may be repeated."""
+class UnexpectedResponse(Exception):
+    """A response that does not match its request. The request may be repeated."""
 
 
-class RangeAnswer(NamedTuple):
-    """A valid answer to a range request.
+class RangeResponse(NamedTuple):
+    """A valid response to a range request.
 
     Attributes:
         size: number of bytes in the range; less than requested if the file ends within it.
@@ -46,33 +46,33 @@ def range_header(begin: int, end: int) -> dict[str, str]:
     return {"Range": f"bytes={begin}-{end - 1}"}
 
 
-def check_range(status: int, headers: Mapping[str, str], begin: int, end: int) -> RangeAnswer:
-    """Check the answer to a request for the bytes from `begin` up to, but not including, `end`.
+def check_range(status: int, headers: Mapping[str, str], begin: int, end: int) -> RangeResponse:
+    """Check the response to a request for the bytes from `begin` up to, but not including, `end`.
 
     Raises:
-        UnexpectedAnswer: the status is not 206, Content-Range is missing or gives another range, or Content-Length
+        UnexpectedResponse: the status is not 206, Content-Range is missing or gives another range, or Content-Length
             contradicts it.
     """
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", str(headers.get("Content-Range", "")))
     if status != 206 or match is None:
-        raise UnexpectedAnswer(f"status {status} does not answer a request for a range")
+        raise UnexpectedResponse(f"status {status} is no response to a request for a range")
     first, last, file_size = map(int, match.groups())
     size = min(end, file_size) - begin
     length = str(headers.get("Content-Length", size))
     if (first, last) != (begin, begin + size - 1) or length != str(size) or size <= 0:
-        raise UnexpectedAnswer("the answer is for another range than the requested one")
-    return RangeAnswer(size, file_size)
+        raise UnexpectedResponse("the response is for another range than the requested one")
+    return RangeResponse(size, file_size)
 
 
 def content_length(headers: Mapping[str, str]) -> int:
-    """Return the number of bytes that an answer announces.
+    """Return the number of bytes that a response announces.
 
     Raises:
-        UnexpectedAnswer: it announces none.
+        UnexpectedResponse: it announces none.
     """
     length = str(headers.get("Content-Length", ""))
     if not re.fullmatch(r"\d{1,18}", length):
-        raise UnexpectedAnswer("the answer does not state its length")
+        raise UnexpectedResponse("the response does not state its length")
     return int(length)
 
 
@@ -80,8 +80,8 @@ def refusal(status: int, headers: Mapping[str, str], address: str) -> FetchError
     """Return the failure for a status with which a server asks to come back later; None for any other status.
 
     Args:
-        status: of the answer.
-        headers: of the answer.
+        status: of the response.
+        headers: of the response.
         address: name of the server or file in the message.
     """
     if status == 429:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.util.http import Retries, UnexpectedAnswer, check_range, content_length, refusal, without_secrets
+from kinetics_fs.util.http import Retries, UnexpectedResponse, check_range, content_length, refusal, without_secrets
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def test_range_answer_may_end_with_the_file() -> None:
     ],
 )
 def test_answer_for_another_range_is_refused(status: int, headers: dict[str, str]) -> None:
-    with pytest.raises(UnexpectedAnswer):
+    with pytest.raises(UnexpectedResponse):
         check_range(status, headers, 5, 10)
 
 
 @pytest.mark.parametrize("length", [None, "", "-1", "1e3", "9" * 19])
 def test_answer_without_a_valid_length_is_refused(length: str | None) -> None:
-    with pytest.raises(UnexpectedAnswer):
+    with pytest.raises(UnexpectedResponse):
         content_length({} if length is None else {"Content-Length": length})
 
 

@@ -1,7 +1,7 @@
 """Archives on web servers, read by closed byte ranges.
 
-Every answer is checked to be of the requested version of the archive, because an index and a half-unpacked archive are
-valid for that version only.
+Every response is checked to be of the requested version of the archive, because an index and a half-unpacked archive
+are valid for that version only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kinetics_fs.sources.archive.base import ArchiveChanged, Version
 from kinetics_fs.util.http import (
     IDENTITY,
     Retries,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     check_range,
     range_header,
     refusal,
@@ -100,7 +100,7 @@ class RemoteArchive:
                     future.cancel()
 
     def _read(self, begin: int, end: int, version: Version | None) -> Generator[bytes | Version, None, None]:
-        """Yield the version that the server has, then the bytes. An interrupted answer is continued where it ended."""
+        """Yield the version that the server has, then the bytes. Continue an interrupted response where it ended."""
         import requests
         import urllib3
 
@@ -117,13 +117,13 @@ class RemoteArchive:
                     while begin < end:
                         piece = response.raw.read(min(PIECE, end - begin), decode_content=False)
                         if not piece:
-                            raise UnexpectedAnswer("the connection ended early")
+                            raise UnexpectedResponse("the connection ended early")
                         begin += len(piece)
                         retries.progress()
                         yield piece
             except FetchError as error:
                 failure = error
-            except UnexpectedAnswer as error:
+            except UnexpectedResponse as error:
                 failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {error}")
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 cause = without_secrets(root_cause(error))
@@ -142,11 +142,11 @@ class RemoteArchive:
         return self._session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT)
 
     def _check(self, response: requests.Response, begin: int, end: int, version: Version | None) -> Version:
-        """Return the version that an answer belongs to.
+        """Return the version that a response belongs to.
 
         Raises:
             FetchError: the server refuses the request, or the archive has changed.
-            UnexpectedAnswer: the answer is for another range.
+            UnexpectedResponse: the response is for another range.
         """
         status = response.status_code
         busy = refusal(status, response.headers, self.address)
@@ -160,14 +160,14 @@ class RemoteArchive:
             )
         if status != 206:
             raise self._refusal(response)
-        answer = check_range(status, response.headers, begin, end)
-        found = Version(answer.file_size, _strong(response.headers.get("ETag")))
+        part = check_range(status, response.headers, begin, end)
+        found = Version(part.file_size, _strong(response.headers.get("ETag")))
         if version and not found.matches(version):
             raise ArchiveChanged(self.address)
         return found
 
     def _refusal(self, response: requests.Response) -> FetchError:
-        """Return the failure for an answer that another try will not change."""
+        """Return the failure for a response that another try will not change."""
         return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: HTTP {response.status_code}")
 
 

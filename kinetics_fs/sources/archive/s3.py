@@ -77,7 +77,7 @@ class S3Archive(RemoteArchive):
         return _regions.get(f"{_endpoint()}/{self._bucket}") or _aws_settings().region
 
     def _learn_region(self, response: requests.Response) -> bool:
-        """Remember the region of the bucket if an answer names another one. Return whether it does."""
+        """Remember the region of the bucket if a response names another one. Return whether it does."""
         region = response.headers.get("x-amz-bucket-region", "")
         if response.status_code not in (301, 307, 400) or not re.fullmatch("[a-z0-9-]{1,32}", region):
             return False
@@ -90,7 +90,7 @@ class S3Archive(RemoteArchive):
         if response.status_code not in _REFUSAL_STATUSES:
             return super()._refusal(response)
         code = re.search(rb"<Code>([A-Za-z]{1,64})</Code>", response.raw.read(_MAX_REFUSAL, decode_content=False))
-        answer = f"HTTP {response.status_code}" + (f" ({code[1].decode()})" if code else "")
+        refused = f"HTTP {response.status_code}" + (f" ({code[1].decode()})" if code else "")
         credentials = _aws_settings().credentials
         if response.status_code in (301, 307) or (code and code[1] == b"AuthorizationHeaderMalformed"):
             advice = "the bucket is in another region; set AWS_REGION to it"
@@ -101,7 +101,7 @@ class S3Archive(RemoteArchive):
         else:
             advice = "the file does not exist, or is private and there are no AWS credentials; set AWS_PROFILE"
         forget()  # a correction takes effect without a restart
-        return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: {answer}; {advice}")
+        return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: {refused}; {advice}")
 
 
 class _Signature(AuthBase):

@@ -185,8 +185,8 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
 ) -> None:
     video = min((path.read_bytes() for path in dataset.videos.glob("*.mp4")), key=len)
     # Of each sort some before and some after the kill.
-    here, unwanted, unfit, empty = (set(list(CLIPS)[sort::6]) for sort in range(4))
-    contents = {clip: b"" if clip in empty else video[:9_000] if clip in unfit else video for clip in CLIPS}
+    here, unwanted, invalid, empty = (set(list(CLIPS)[sort::6]) for sort in range(4))
+    contents = {clip: b"" if clip in empty else video[:9_000] if clip in invalid else video for clip in CLIPS}
     wanted = [clip for clip in CLIPS if clip not in unwanted]
     rows = (f"label,{clip.youtube_id},{clip.start},{clip.end},train" for clip in wanted)
     annotations = tmp_path / "a.csv"
