@@ -20,6 +20,6 @@ mounted, and root, can connect.
 
 from kinetics_fs.control.client import Connection, NoAnswerError, connect
 from kinetics_fs.control.paths import socket_path
-from kinetics_fs.control.server import ControlServer, Handler, Request
+from kinetics_fs.control.server import ControlServer, Request, RequestHandler
 
-__all__ = ["Connection", "ControlServer", "Handler", "NoAnswerError", "Request", "connect", "socket_path"]
+__all__ = ["Connection", "ControlServer", "NoAnswerError", "Request", "RequestHandler", "connect", "socket_path"]

@@ -89,7 +89,7 @@ class Request:
             yield line[:-1].decode(errors="replace")
 
 
-class Handler(NamedTuple):
+class RequestHandler(NamedTuple):
     """The implementation of a request.
 
     Attributes:
@@ -112,7 +112,7 @@ class ControlServer:
         MountError: the socket cannot be created.
     """
 
-    def __init__(self, mountpoint: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, mountpoint: Path, handlers: Mapping[str, RequestHandler]) -> None:
         self._handlers = handlers
         self._free_connections = threading.Semaphore(_MAX_CONNECTIONS)
         self._connections: dict[socket.socket, threading.Thread] = {}

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kinetics_fs.catalog import Catalog, Clip, Entry, Selection, select
+from kinetics_fs.catalog import Catalog, Clip, Selection, select
 from kinetics_fs.control.status import PrefetchStatus
 from kinetics_fs.errors import CatalogError, KineticsError
 from kinetics_fs.fetch.access_cursor import AccessCursor
@@ -156,11 +156,11 @@ class PrefetchManager:
             time.sleep(_PROGRESS_INTERVAL)
         return job.status()
 
-    def on_open(self, entry: Entry, is_open: bool) -> None:
-        """Move the cursors of the lists to a clip, when the open is done: until then the clip counts as used."""
+    def advance_cursors(self, clip: Clip) -> None:
+        """Move the cursors of the lists to a clip, when its open is done: until then the clip counts as used."""
         for job in list(self._jobs.values()):
-            if is_open and job.cursor is not None:
-                job.cursor.advance(entry.clip)
+            if job.cursor is not None:
+                job.cursor.advance(clip)
 
     def close(self) -> None:
         """End all jobs; the next mount resumes them. Call this before the fetcher is closed."""

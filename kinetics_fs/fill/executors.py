@@ -33,8 +33,8 @@ class Executor(Protocol):
         ...
 
 
-class _Failure(NamedTuple):
-    """A failure on its way between processes: exceptions with arguments of their own cannot be unpickled."""
+class _PackedError(NamedTuple):
+    """An error on its way between processes: exceptions with arguments of their own cannot be unpickled."""
 
     kind: FailureKind | None
     text: str
@@ -106,13 +106,13 @@ class ProcessExecutor:
             raise FetchError(FailureKind.TRANSIENT, f"its process ended early (exit code {process.exitcode})")
         raise FetchError(answer.kind, answer.text) if answer.kind else KineticsError(answer.text)
 
-    def _receive_answer(self, job: ArchiveJob, receiver: Connection) -> Summary | _Failure | None:
+    def _receive_answer(self, job: ArchiveJob, receiver: Connection) -> Summary | _PackedError | None:
         while True:
             try:
-                message: Summary | _Failure | tuple[int, int] = receiver.recv()
+                message: Summary | _PackedError | tuple[int, int] = receiver.recv()
             except EOFError:
                 return None
-            if isinstance(message, Summary | _Failure):
+            if isinstance(message, Summary | _PackedError):
                 return message
             self._report(job, *message)
 
@@ -132,12 +132,12 @@ def _work(job: ArchiveJob, sender: Connection, log_level: int) -> None:
             reported_at = time.monotonic()
             sender.send((done, total))
 
-    answer: Summary | _Failure
+    answer: Summary | _PackedError
     try:
         answer = fill_archive(job, report)
     except FetchError as error:
-        answer = _Failure(error.kind, error.reason)
+        answer = _PackedError(error.kind, error.reason)
     except KineticsError as error:
-        answer = _Failure(None, str(error))
+        answer = _PackedError(None, str(error))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
     sender.send(answer)

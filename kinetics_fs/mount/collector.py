@@ -22,6 +22,12 @@ from kinetics_fs.vfs import FetchBudget, Filesystem
 if TYPE_CHECKING:
     from kinetics_fs.mount.metrics import MountMetrics
 
+ReadFrontend = Callable[[], FrontendStatus]
+"""Returns the status of the front end; safe for threads."""
+
+OnReady = Callable[[ReadFrontend], None]
+"""Called by a front end once, when the mount can be used."""
+
 
 class StatusCollector:
     """The source of everything that a mount reports about itself. Safe for threads.
@@ -62,14 +68,14 @@ class StatusCollector:
         self._metrics: MountMetrics | None = None
         self._metrics_lock = threading.Lock()
         self._filesystem: Filesystem | None = None
-        self._frontend: Callable[[], FrontendStatus] | None = None
+        self._frontend: ReadFrontend | None = None
         fetcher.stats.observer = self
 
     def attach(self, filesystem: Filesystem) -> None:
         """Set the filesystem of the mount, which is created after the collector because it shows the status."""
         self._filesystem = filesystem
 
-    def set_frontend(self, frontend: Callable[[], FrontendStatus]) -> None:
+    def set_frontend(self, frontend: ReadFrontend) -> None:
         """Set the function that returns the status of the front end, once the mount is ready."""
         self._frontend = frontend
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount import trace
+from kinetics_fs.mount.collector import OnReady
 from kinetics_fs.mount.mountpoint import SUBTYPE
 from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
@@ -58,7 +59,7 @@ def serve(
     *,
     allow_other: bool,
     source: str,
-    ready: Callable[[Callable[[], FrontendStatus]], None],
+    on_ready: OnReady,
 ) -> None:
     """Mount the filesystem and serve it until it is unmounted, or SIGTERM, SIGINT or SIGHUP arrives.
 
@@ -67,7 +68,7 @@ def serve(
         mountpoint: a prepared mount point.
         allow_other: let other users access the mount.
         source: the source that lists of mounts show.
-        ready: called once, when the mount can be used, with the function that returns the status of the front end.
+        on_ready: see `OnReady`.
 
     Raises:
         MountError: libfuse could not mount.
@@ -84,7 +85,7 @@ def serve(
 
         def on_init() -> None:
             os.dup2(real_stderr, 2)
-            ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
+            on_ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
 
         watcher = filesystem.watch_names(lambda _name: None)
         entry_seconds = _ENTRY_SECONDS if watcher is None else _CHANGING_ENTRY_SECONDS

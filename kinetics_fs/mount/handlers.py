@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_fs.catalog import Selection
-from kinetics_fs.control.server import Handler, Request
+from kinetics_fs.control.server import Request, RequestHandler
 from kinetics_fs.control.status import MountStatus
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.fetch.prefetch import parse_clip_list
@@ -28,7 +28,7 @@ def make_handlers(
     store: Store,
     prefetches: PrefetchManager,
     coverage: Callable[[], Coverage],
-) -> Mapping[str, Handler]:
+) -> Mapping[str, RequestHandler]:
     """Return the handlers of a mount, by the name of their request.
 
     Args:
@@ -70,14 +70,14 @@ def make_handlers(
         unmount(mountpoint, lazy=request.get("lazy", bool, False))
 
     return {
-        "status": Handler(lambda request: status().to_json()),
-        "coverage": Handler(lambda request: coverage().to_json()),
-        "prefetch": Handler(prefetch, (*_SELECTION, "lines")),
-        "prefetches": Handler(lambda request: [one.to_json() for one in prefetches.statuses()]),
-        "watch": Handler(watch, ("id",)),
-        "cancel": Handler(lambda request: prefetches.cancel(_prefetch_id(request)).to_json(), ("id",)),
-        "failures": Handler(failures, ("count",)),
-        "umount": Handler(umount, ("lazy",)),
+        "status": RequestHandler(lambda request: status().to_json()),
+        "coverage": RequestHandler(lambda request: coverage().to_json()),
+        "prefetch": RequestHandler(prefetch, (*_SELECTION, "lines")),
+        "prefetches": RequestHandler(lambda request: [one.to_json() for one in prefetches.statuses()]),
+        "watch": RequestHandler(watch, ("id",)),
+        "cancel": RequestHandler(lambda request: prefetches.cancel(_prefetch_id(request)).to_json(), ("id",)),
+        "failures": RequestHandler(failures, ("count",)),
+        "umount": RequestHandler(umount, ("lazy",)),
     }
 
 

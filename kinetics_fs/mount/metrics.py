@@ -185,7 +185,7 @@ class MetricsServer:
 
     def __init__(self, port: int) -> None:
         try:
-            self._server = _Server((_LOOPBACK, port), _RequestHandler)
+            self._server = _Server((_LOOPBACK, port), _MetricsRequestHandler)
         except OSError as error:
             raise MountError(
                 f"cannot serve metrics on {_LOOPBACK}:{port}: {error.strerror};"
@@ -262,7 +262,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         _log.debug("a client of the metrics disconnected", exc_info=True)
 
 
-class _RequestHandler(WSGIRequestHandler):
+class _MetricsRequestHandler(WSGIRequestHandler):
     timeout = _TIMEOUT
     server_version = "kinetics-fs"
     sys_version = ""

@@ -23,13 +23,12 @@ from kinetics_fs.app import (
     open_selected_catalog,
     open_store,
 )
-from kinetics_fs.catalog import Catalog, ClassNames, Selection, select, select_clips
+from kinetics_fs.catalog import Catalog, ClassNames, Entry, Selection, select, select_clips
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.control import ControlServer
-from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import ArchiveError, MountError, SettingError
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
-from kinetics_fs.mount.collector import StatusCollector
+from kinetics_fs.mount.collector import OnReady, ReadFrontend, StatusCollector
 from kinetics_fs.mount.daemon import run_in_background
 from kinetics_fs.mount.handlers import make_handlers
 from kinetics_fs.mount.mountpoint import prepare_mountpoint
@@ -37,7 +36,7 @@ from kinetics_fs.mount.systemd import Notifier, Service
 from kinetics_fs.store import ActivityCounts, HistoryRecorder
 from kinetics_fs.store.coverage import Coverage, measure_coverage
 from kinetics_fs.util import logs
-from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, Readahead
+from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, OpenPhase, Readahead
 
 _log = logging.getLogger(__name__)
 
@@ -181,7 +180,12 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
         prefetches = PrefetchManager(
             fetcher, store, catalog, store.layout.prefetches(mountpoint), window=2 * settings.workers
         )
-        listeners: list[OnOpen] = [prefetches.on_open]
+
+        def advance_cursors(entry: Entry, phase: OpenPhase) -> None:
+            if phase is OpenPhase.OPEN:
+                prefetches.advance_cursors(entry.clip)
+
+        listeners: list[OnOpen] = [advance_cursors]
         if settings.readahead and settings.only == "all":
             listeners.append(Readahead(catalog, store, fetcher, settings.readahead).on_open)
         observer = parts.enter_context(closing(OpenObserver(listeners)))
@@ -234,7 +238,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
         parts.callback(prefetches.close)  # before the control socket, so that its clients learn that they ended
         service = parts.enter_context(Service(notifier, mountpoint, collector.status))
 
-        def begin(frontend: Callable[[], FrontendStatus]) -> None:
+        def begin(frontend: ReadFrontend) -> None:
             collector.set_frontend(frontend)
             threading.Thread(target=prefetches.resume, args=(plan.prefetch,), daemon=True).start()
             service.ready()
@@ -255,10 +259,10 @@ def _prepare_process() -> None:
     faulthandler.enable()
 
 
-def _serve(filesystem: Filesystem, plan: MountPlan, ready: Callable[[Callable[[], FrontendStatus]], None]) -> None:
+def _serve(filesystem: Filesystem, plan: MountPlan, on_ready: OnReady) -> None:
     """Run the front end that the settings choose, until it is unmounted."""
     settings = plan.settings
-    shared: dict[str, Any] = {"allow_other": settings.allow_other, "source": settings.fsname, "ready": ready}
+    shared: dict[str, Any] = {"allow_other": settings.allow_other, "source": settings.fsname, "on_ready": on_ready}
     if settings.frontend == "fusepy" or (settings.frontend == "auto" and sys.platform != "linux"):
         from kinetics_fs.mount import fusepy
 

@@ -157,7 +157,7 @@ class CircuitBreaker:
         Raises:
             FetchError: the source is blocked, or a probe is in progress (BLOCKED).
         """
-        block = Block.read(db, source, now)
+        block = SourceBlock.read(db, source, now)
         if block is None or block.recovered_at is not None:
             return False
         if max(block.until, block.probe_until) > now:
@@ -168,7 +168,7 @@ class CircuitBreaker:
     def trip(self, db: sqlite3.Connection, permit: Permit, error: FetchError) -> float | None:
         """Block a source. Return the end of the block; None if the request began before an earlier block."""
         now = time.time()
-        earlier = Block.read(db, permit.source, now)
+        earlier = SourceBlock.read(db, permit.source, now)
         if earlier is not None and earlier.at > permit.at:
             return None
         trips = 1
@@ -189,10 +189,10 @@ class CircuitBreaker:
         else:
             db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (source,))
 
-    def blocks(self, db: sqlite3.Connection, now: float) -> dict[str, Block]:
+    def blocks(self, db: sqlite3.Connection, now: float) -> dict[str, SourceBlock]:
         """Return the blocks that have not ended, by source."""
         names = [name for (name,) in db.execute("SELECT name FROM origin").fetchall()]
-        blocks = {str(name): Block.read(db, name, now) for name in names}
+        blocks = {str(name): SourceBlock.read(db, name, now) for name in names}
         return {name: block for name, block in blocks.items() if block is not None and block.recovered_at is None}
 
     def reset(self, db: sqlite3.Connection) -> int:
@@ -234,7 +234,7 @@ class RateLimiter:
         return {str(source): count for source, count in rows}
 
 
-class Block(NamedTuple):
+class SourceBlock(NamedTuple):
     """A row of the table `origin`: a block of a source. Times are seconds since the epoch.
 
     Attributes:
@@ -254,7 +254,7 @@ class Block(NamedTuple):
     recovered_at: float | None
 
     @classmethod
-    def read(cls, db: sqlite3.Connection, source: str, now: float) -> Block | None:
+    def read(cls, db: sqlite3.Connection, source: str, now: float) -> SourceBlock | None:
         """Return the block of a source; None if there is none, or its row is invalid."""
         row = db.execute(
             "SELECT reason, blocked_at, blocked_until, trips, probe_until, recovered_at FROM origin WHERE name = ?",

@@ -18,7 +18,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
-from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, SharedFile
+from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, OpenPhase, SharedFile
 from kinetics_fs.vfs.readahead import OpenObserver, Readahead
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "NodeType",
     "OnOpen",
     "OpenObserver",
+    "OpenPhase",
     "Readahead",
     "SharedFile",
     "Statistics",

@@ -79,7 +79,7 @@ class FilesystemOptions:
     hide_unavailable: bool = False
     budget: FetchBudget = field(default_factory=FetchBudget)
     indexed_sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None
-    on_open: OnOpen = lambda entry, is_open: None
+    on_open: OnOpen = lambda entry, phase: None
     status: Callable[[], str] = lambda: "{}\n"
     metrics: Callable[[], str] | None = None
 
@@ -353,14 +353,25 @@ class Filesystem:
 
     # Content
 
-    def open_now(self, ino: int) -> Handle | None:
-        """Open a clip that is in the cache; return None for every other file, which `open` opens.
+    def begin_open(self, ino: int) -> Handle | Future[Handle]:
+        """Open a file: a clip that is in the cache at once, any other clip after a fetch.
+
+        Returns:
+            The handle of a clip that is in the cache; for every other file a future as `open` returns it.
 
         Raises:
             OSError: ENOENT.
             FetchError: the clip is in the cache, but its file cannot be opened.
         """
-        return None if self._is_virtual(ino) else self._opens.open_cached(self._entry(ino))
+        if not self._is_virtual(ino):
+            entry = self._entry(ino)
+            handle = self._opens.open_cached(entry)
+            return self._opens.open_missing(entry) if handle is None else handle
+        opened = self._virtual.open(ino)
+        if opened is None:
+            opened = Future()
+            opened.set_exception(OSError(errno.EISDIR, "is a directory"))
+        return opened
 
     def open(self, ino: int) -> Future[Handle]:
         """Open a file; a clip that is not in the cache is fetched.
@@ -373,14 +384,12 @@ class Filesystem:
             OSError: ENOENT.
             FetchError: the clip is in the cache, but its file cannot be opened.
         """
-        opened = self._virtual.open(ino)
-        if opened is not None:
+        opened = self.begin_open(ino)
+        if isinstance(opened, Future):
             return opened
-        if not self._is_virtual(ino):
-            return self._opens.open(self._entry(ino))
-        opened = Future()
-        opened.set_exception(OSError(errno.EISDIR, "is a directory"))
-        return opened
+        future: Future[Handle] = Future()
+        future.set_result(opened)
+        return future
 
     # Status
 

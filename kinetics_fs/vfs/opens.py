@@ -50,8 +50,17 @@ class Fetcher(Protocol):
         ...
 
 
-OnOpen = Callable[[Entry, bool], None]
-"""Called for each open of a clip: with False when the open begins to wait, with True when the clip is open."""
+class OpenPhase(enum.Enum):
+    """What happened to the open of a clip."""
+
+    WAITING = enum.auto()
+    """It begins to wait for a fetch."""
+    OPEN = enum.auto()
+    """The clip is open."""
+
+
+OnOpen = Callable[[Entry, OpenPhase], None]
+"""Called for each open of a clip, in each phase that it reaches."""
 
 
 class OpenState(enum.StrEnum):
@@ -158,22 +167,25 @@ class ClipOpens:
         self._hits += handle is not None
         return handle
 
-    def open(self, entry: Entry) -> Future[Handle]:
-        """Open a clip, and fetch it first if it is not in the cache.
+    def open_missing(self, entry: Entry) -> Future[Handle]:
+        """Fetch a clip for which `open_cached` returned None, and open it.
+
+        The cache is not asked again: if another process has published the clip since then, the fetcher finds it.
 
         Returns:
             A future of the handle. Cancel it to give up.
-
-        Raises:
-            FetchError: the clip is in the cache, but its file cannot be opened.
         """
-        handle = self.open_cached(entry)
-        if handle is not None:
-            opened: Future[Handle] = Future()
-            opened.set_result(handle)
-            return opened
         self._misses += 1
-        waiting = WaitingOpen(self, entry)
+        waiting = WaitingOpen(
+            entry,
+            self._store,
+            self._fetcher,
+            self._budget,
+            open_file=lambda: self._open_file(entry, fetched=True),
+            on_open=self._on_open,
+            on_gone=self._on_gone,
+            on_end=self._count,
+        )
         waiting.start()
         return waiting.future
 
@@ -207,7 +219,7 @@ class ClipOpens:
                 file = SharedFile(ino, stored.fd, stored.size, stored.stored_at, needs_invalidation=is_new)
                 self._files[ino] = file
             file.users += 1
-        self._on_open(entry, True)
+        self._on_open(entry, OpenPhase.OPEN)
         return ClipHandle(self, file)
 
     def _consume_invalidation(self, file: SharedFile) -> bool:
@@ -242,19 +254,42 @@ class WaitingOpen:
         └──the caller cancels the future──────────────────────────────▶ INTERRUPTED
 
     Args:
-        opens: opens and counts it.
         entry: the clip.
+        store: knows the size of a fetched clip.
+        fetcher: fetches the clip.
+        budget: limits the fetches.
+        open_file: opens the fetched clip; returns None if it is not cached any more.
+        on_open: see `OnOpen`.
+        on_gone: called with the clip if it is gone.
+        on_end: called with the last state.
 
     Attributes:
         future: the handle, for the caller.
         state: where the open stands.
     """
 
-    def __init__(self, opens: ClipOpens, entry: Entry) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        store: Store,
+        fetcher: Fetcher,
+        budget: FetchBudget,
+        *,
+        open_file: Callable[[], ClipHandle | None],
+        on_open: OnOpen,
+        on_gone: Callable[[Clip], None],
+        on_end: Callable[[OpenState], None],
+    ) -> None:
         self.future: Future[Handle] = Future()
         self.state = OpenState.WAITING
-        self._opens = opens
         self._entry = entry
+        self._store = store
+        self._fetcher = fetcher
+        self._budget = budget
+        self._open_file = open_file
+        self._on_open = on_open
+        self._on_gone = on_gone
+        self._on_end = on_end
         self._fetches = 0
         self._fetch: Future[None] | None = None
         self._is_first_waiter = False
@@ -268,15 +303,15 @@ class WaitingOpen:
             self._fail(error)
 
     def _request(self) -> None:
-        opens, clip = self._opens, self._entry.clip
-        self._is_first_waiter = not opens._fetcher.is_fetching(clip)
-        if self._is_first_waiter and (refusal := opens._budget.refusal()) is not None:
-            raise opens._fetcher.known_failure(clip) or refusal
+        clip = self._entry.clip
+        self._is_first_waiter = not self._fetcher.is_fetching(clip)
+        if self._is_first_waiter and (refusal := self._budget.refusal()) is not None:
+            raise self._fetcher.known_failure(clip) or refusal
         self._fetches += 1
-        opens._on_open(self._entry, False)
-        fetch = self._fetch = opens._fetcher.request(clip)
+        self._on_open(self._entry, OpenPhase.WAITING)
+        fetch = self._fetch = self._fetcher.request(clip)
         if self._is_first_waiter and not fetch.done():  # a remembered failure is done at once and costs nothing
-            opens._budget.count_fetch()
+            self._budget.count_fetch()
         fetch.add_done_callback(self._on_fetch_done)
         if self.future.cancelled():  # between two fetches: `_end` saw the one before
             fetch.cancel()
@@ -285,12 +320,12 @@ class WaitingOpen:
         """Open the clip, or request it again; runs in a thread of the fetcher."""
         if self.future.cancelled():
             return
-        opens, clip = self._opens, self._entry.clip
+        clip = self._entry.clip
         try:
             fetch.result()
-            if self._is_first_waiter and (record := opens._store.record(clip)) is not None:
-                opens._budget.count_bytes(record.size)
-            handle = opens._open_file(self._entry, fetched=True)
+            if self._is_first_waiter and (record := self._store.record(clip)) is not None:
+                self._budget.count_bytes(record.size)
+            handle = self._open_file()
             if handle is not None:
                 self._succeed(handle)
             elif self._fetches < _MAX_FETCHES:
@@ -301,7 +336,7 @@ class WaitingOpen:
         except BaseException as error:  # whatever it is: a process waits for this future
             self._fail(error)
             if isinstance(error, FetchError) and error.kind is FailureKind.GONE:
-                opens._on_gone(clip)
+                self._on_gone(clip)
 
     def _succeed(self, handle: Handle) -> None:
         if self.future.set_running_or_notify_cancel():
@@ -320,4 +355,4 @@ class WaitingOpen:
                 self._fetch.cancel()
         else:
             self.state = OpenState.FETCHED if future.exception() is None else OpenState.FAILED
-        self._opens._count(self.state)
+        self._on_end(self.state)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kinetics_fs.catalog import Catalog, Clip, Entry
 from kinetics_fs.store import Store
-from kinetics_fs.vfs.opens import Fetcher, OnOpen
+from kinetics_fs.vfs.opens import Fetcher, OnOpen, OpenPhase
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ class OpenObserver:
 
     def __init__(self, listeners: Sequence[OnOpen]) -> None:
         self._listeners = listeners
-        self._queue: queue.SimpleQueue[tuple[Entry, bool] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Entry, OpenPhase] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="open-observer", daemon=True)
         self._thread.start()
 
-    def on_open(self, entry: Entry, is_open: bool) -> None:
+    def on_open(self, entry: Entry, phase: OpenPhase) -> None:
         """Queue an open for the listeners."""
-        self._queue.put((entry, is_open))
+        self._queue.put((entry, phase))
 
     def close(self) -> None:
         """Call the listeners for all queued opens and end the thread."""
@@ -66,7 +66,7 @@ class Readahead:
         self._last: dict[int, int] = {}
         """Inode number of a directory → position of the last open in it."""
 
-    def on_open(self, entry: Entry, is_open: bool) -> None:
+    def on_open(self, entry: Entry, phase: OpenPhase) -> None:
         """Fetch the next clips if this open continues a sequential read; also while the open still waits."""
         directory = self._catalog.directory(entry.directory)
         if directory is None:

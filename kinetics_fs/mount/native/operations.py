@@ -24,7 +24,7 @@ from kinetics_fs.vfs import MAX_NAME_BYTES, Attributes, ClipHandle, Filesystem, 
 
 _log = logging.getLogger(__name__)
 
-Handler = Callable[[p.InHeader, memoryview], bytes | None]
+OpcodeHandler = Callable[[p.InHeader, memoryview], bytes | None]
 """A function that answers a request, given its header and its body."""
 
 _WANTED_FLAGS = (
@@ -43,7 +43,7 @@ _NO_SUCH_NAME = p.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, 0, 0, 0) + bytes(p.ATTR.si
 """Inode 0: no such name, and the kernel may cache that until it is notified."""
 
 
-class Connection(Protocol):
+class Loop(Protocol):
     """The loop that the operations belong to."""
 
     def write(self, *pieces: bytes) -> bool:
@@ -64,7 +64,7 @@ class Operations:
 
     Args:
         filesystem: the filesystem of the mount.
-        connection: the loop.
+        loop: sends the replies.
         passthrough: the files that the kernel reads itself.
 
     Attributes:
@@ -72,9 +72,9 @@ class Operations:
         on_init: called when the kernel has accepted the reply to INIT.
     """
 
-    def __init__(self, filesystem: Filesystem, connection: Connection, passthrough: Passthrough) -> None:
+    def __init__(self, filesystem: Filesystem, loop: Loop, passthrough: Passthrough) -> None:
         self._filesystem = filesystem
-        self._connection = connection
+        self._loop = loop
         self._passthrough = passthrough
         self._uid, self._gid = os.getuid(), os.getgid()
         self._pages = DirectoryPages(filesystem, self._uid, self._gid)
@@ -83,7 +83,7 @@ class Operations:
         self._parked: dict[int, Future[Handle]] = {}
         self._interrupted = False
         self.on_init: Callable[[], None] = lambda: None
-        self.handlers: dict[int, Handler] = {
+        self.handlers: dict[int, OpcodeHandler] = {
             p.Opcode.INIT: self._init,
             p.Opcode.LOOKUP: self._lookup,
             p.Opcode.FORGET: self._forget,
@@ -134,12 +134,12 @@ class Operations:
     def notify_name(self, name: Name) -> None:
         """Make the kernel look up a name that appeared or disappeared, and list its directory again.
 
-        Called by the thread of the watcher, never by the loop: see `forget_name`. The directory is invalidated second,
-        when all listings in progress have ended, so that the kernel keeps no older listing. A listing that continues
-        then asks for the rest of the directory, which works because positions never change.
+        Called by the thread of the watcher, never by the loop: see `notify_inval_entry`. The directory is invalidated
+        second, when all listings in progress have ended, so that the kernel keeps no older listing. A listing that
+        continues then asks for the rest of the directory, which works because positions never change.
         """
-        self._connection.write(p.forget_name(name.directory, os.fsencode(name.name)))
-        self._connection.write(p.forget_content(name.directory))
+        self._loop.write(p.notify_inval_entry(name.directory, os.fsencode(name.name)))
+        self._loop.write(p.notify_inval_content(name.directory))
 
     # The beginning and the end
 
@@ -152,7 +152,7 @@ class Operations:
             _log.error(
                 "cannot serve this kernel: it speaks FUSE %d.%d; use Linux 5.4 or newer", kernel.major, kernel.minor
             )
-            self._connection.stop()
+            self._loop.stop()
             raise OSError(errno.EPROTO, "kernel too old")
         flags = _WANTED_FLAGS & offered
         self._passthrough.negotiate(offered)
@@ -172,7 +172,7 @@ class Operations:
             flags >> 32,
             self._passthrough.max_stack_depth,
         )
-        if self._connection.write(p.reply_header(header.unique, len(payload)), payload):
+        if self._loop.write(p.reply_header(header.unique, len(payload)), payload):
             self.on_init()
         return None
 
@@ -273,17 +273,16 @@ class Operations:
         if p.OPEN_IN.unpack(body).flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
         unique, ino = header.unique, header.nodeid
-        handle = self._filesystem.open_now(ino)
-        if handle is not None:
-            return self._reply_to_open(ino, handle)
-        opened = self._filesystem.open(ino)
+        opened = self._filesystem.begin_open(ino)
+        if not isinstance(opened, Future):
+            return self._reply_to_open(ino, opened)
         if opened.done():
             return self._reply_to_open(ino, opened.result())
         if self._interrupted and opened.cancel():
             # Not EINTR, on which many programs would try again.
             raise OSError(errno.ENOTCONN, "the mount ends")
         self._parked[unique] = opened
-        opened.add_done_callback(lambda _opened: self._connection.call(lambda: self._finish_open(unique, ino)))
+        opened.add_done_callback(lambda _opened: self._loop.call(lambda: self._finish_open(unique, ino)))
         return None
 
     def _finish_open(self, unique: int, ino: int) -> int | None:
@@ -299,9 +298,9 @@ class Operations:
             payload = self._reply_to_open(ino, opened.result())
         except Exception as error:
             code = errno_of(error)
-            self._connection.write(p.error_reply(unique, code))
+            self._loop.write(p.error_reply(unique, code))
             return code
-        if not self._connection.write(p.reply_header(unique, len(payload)), payload):
+        if not self._loop.write(p.reply_header(unique, len(payload)), payload):
             # The process was killed at this moment; the kernel sends no RELEASE.
             self._close_handle(p.OPEN_OUT.unpack(memoryview(payload)).fh)
         return 0
@@ -325,7 +324,7 @@ class Operations:
         if must_invalidate:
             # The kernel, or a listing in progress, may know the size from before this content was fetched.
             self._pages.invalidate()
-            self._connection.write(p.forget_attributes(ino))
+            self._loop.write(p.notify_inval_attributes(ino))
         backing = self._passthrough.acquire(handle.file) if isinstance(handle, ClipHandle) else None
         if backing is not None:
             return p.OpenFlag.PASSTHROUGH, backing.backing_id
@@ -333,7 +332,7 @@ class Operations:
             # sendfile and splice trust the size that the kernel knows. Storing the last page updates it.
             last = (handle.size - 1) // BLOCK_SIZE * BLOCK_SIZE
             with suppress(OSError):
-                self._connection.write(p.store_pages(ino, last, handle.read(last, BLOCK_SIZE)))
+                self._loop.write(p.notify_store(ino, last, handle.read(last, BLOCK_SIZE)))
         return 0 if must_invalidate else p.OpenFlag.KEEP_CACHE, 0
 
     def _read(self, _header: p.InHeader, body: memoryview) -> bytes:
@@ -376,7 +375,7 @@ class Operations:
     def _give_up(self, unique: int, opened: Future[Handle]) -> None:
         if opened.cancel():
             self._parked.pop(unique, None)
-            self._connection.write(p.error_reply(unique, errno.EINTR))
+            self._loop.write(p.error_reply(unique, errno.EINTR))
 
 
 def _sized(value: bytes, space: int) -> bytes:

@@ -521,25 +521,25 @@ class StoreOut(NamedTuple):
 _STORE_OUT = Structure(StoreOut, "QQIxxxx", 24)
 
 
-def store_pages(ino: int, offset: int, data: bytes) -> bytes:
+def notify_store(ino: int, offset: int, data: bytes) -> bytes:
     """Return a notification that stores `data` in the page cache of a file, and extends its size if needed."""
     length = OUT_HEADER.size + _STORE_OUT.size + len(data)
     return OUT_HEADER.pack(length, NotifyCode.STORE, 0) + _STORE_OUT.pack(ino, offset, len(data)) + data
 
 
-def forget_attributes(ino: int) -> bytes:
+def notify_inval_attributes(ino: int) -> bytes:
     """Return a notification that invalidates the attributes of an inode, but not its cached pages."""
     payload = _INVAL_INODE_OUT.pack(ino, -1, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
 
 
-def forget_content(ino: int) -> bytes:
+def notify_inval_content(ino: int) -> bytes:
     """Return a notification that invalidates the cached pages of an inode: of a directory, its listing."""
     payload = _INVAL_INODE_OUT.pack(ino, 0, 0)
     return OUT_HEADER.pack(OUT_HEADER.size + len(payload), NotifyCode.INVAL_INODE, 0) + payload
 
 
-def forget_name(directory: int, name: bytes) -> bytes:
+def notify_inval_entry(directory: int, name: bytes) -> bytes:
     """Return a notification that invalidates a name, or its absence; open files stay open.
 
     Writing it blocks on the lock of the directory, which a lookup or listing in progress holds until it is answered:

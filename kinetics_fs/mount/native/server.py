@@ -24,6 +24,7 @@ from types import FrameType
 from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount import trace
+from kinetics_fs.mount.collector import OnReady
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
 from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
@@ -45,7 +46,7 @@ def serve(
     allow_other: bool,
     source: str,
     passthrough: Path | None,
-    ready: Callable[[Callable[[], FrontendStatus]], None],
+    on_ready: OnReady,
 ) -> None:
     """Mount the filesystem and serve it until it is unmounted or SIGTERM, SIGINT or SIGHUP arrives.
 
@@ -57,7 +58,7 @@ def serve(
         allow_other: let other users access the mount.
         source: the source that lists of mounts show.
         passthrough: the folder of the cached files, for the kernel to read itself if it can; None to turn that off.
-        ready: called once, when the mount can be used, with the function that returns the status of the front end.
+        on_ready: see `OnReady`.
 
     Raises:
         MountError: mounting failed.
@@ -67,12 +68,12 @@ def serve(
     try:
         server = Server(filesystem, fd, max_stack_depth=max_stack_depth)
         with _unmount_on_signals(server, mountpoint):
-            server.run(lambda: _begin(server, mountpoint, ready))
+            server.run(lambda: _begin(server, mountpoint, on_ready))
     finally:
         os.close(fd)
 
 
-def _begin(server: Server, mountpoint: Path, ready: Callable[[Callable[[], FrontendStatus]], None]) -> None:
+def _begin(server: Server, mountpoint: Path, on_ready: OnReady) -> None:
     if limit := device.request_timeout():
         _log.warning(
             "this kernel aborts a mount that leaves a request unanswered for %d s (fs.fuse.*_request_timeout);"
@@ -82,7 +83,7 @@ def _begin(server: Server, mountpoint: Path, ready: Callable[[Callable[[], Front
     device_number = find_mounts().get(mountpoint)
     if device_number is not None and not server.passthrough.enabled:
         device.raise_read_ahead(device_number)
-    ready(server.status)
+    on_ready(server.status)
 
 
 @contextmanager

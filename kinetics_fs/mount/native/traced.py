@@ -8,7 +8,7 @@ import time
 from concurrent.futures import Future
 
 from kinetics_fs.mount.native import protocol as p
-from kinetics_fs.mount.native.operations import Connection, Handler, Operations
+from kinetics_fs.mount.native.operations import Loop, OpcodeHandler, Operations
 from kinetics_fs.mount.native.passthrough import Passthrough
 from kinetics_fs.mount.trace import errno_name, log_operation
 from kinetics_fs.vfs import Filesystem, Handle
@@ -19,17 +19,17 @@ class TracedOperations(Operations):
 
     Args:
         filesystem: see `Operations`.
-        connection: see `Operations`.
+        loop: see `Operations`.
         passthrough: see `Operations`.
     """
 
-    def __init__(self, filesystem: Filesystem, connection: Connection, passthrough: Passthrough) -> None:
-        super().__init__(filesystem, connection, passthrough)
+    def __init__(self, filesystem: Filesystem, loop: Loop, passthrough: Passthrough) -> None:
+        super().__init__(filesystem, loop, passthrough)
         self._opens: dict[int, tuple[int, float]] = {}
         """Request id of a parked open → inode number and time of the request, by the monotonic clock."""
         self.handlers = {opcode: self._trace(opcode, self.handlers.get(opcode, _refuse)) for opcode in p.Opcode}
 
-    def _trace(self, opcode: p.Opcode, handler: Handler) -> Handler:
+    def _trace(self, opcode: p.Opcode, handler: OpcodeHandler) -> OpcodeHandler:
         def traced(header: p.InHeader, body: memoryview) -> bytes | None:
             begin = time.perf_counter()
             result = "ok"

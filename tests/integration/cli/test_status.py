@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.control import ControlServer, Handler, socket_path
+from kinetics_fs.control import ControlServer, RequestHandler, socket_path
 from kinetics_fs.control.status import UnreachableMount
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.mount import find_mounts
@@ -106,7 +106,7 @@ def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> 
 def test_status_of_another_version_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinetics_fs.control.paths._runtime_dir", lambda: tmp_path)
     answers: list[object] = [{"version": "0.0.1", "clips": 5}, {"clips": []}, [], "nonsense"]
-    with ControlServer(Path("/mnt/old"), {"status": Handler(lambda request: answers.pop(0))}):
+    with ControlServer(Path("/mnt/old"), {"status": RequestHandler(lambda request: answers.pop(0))}):
         statuses = [query_status(Path("/mnt/old")) for _ in range(4)]
     sentences = list(map(str, statuses))
     assert sentences[0] == (

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kinetics_fs.control import ControlServer, Handler, Request, connect, paths, socket_path
+from kinetics_fs.control import ControlServer, Request, RequestHandler, connect, paths, socket_path
 from kinetics_fs.errors import KineticsError, MountError
 
 
@@ -42,13 +42,13 @@ def server() -> Iterator[ControlServer]:
         return "done"
 
     handlers = {
-        "echo": Handler(
+        "echo": RequestHandler(
             lambda request: {"text": request.get("text", str), "lines": list(request.lines())}, ("text", "lines")
         ),
-        "texts": Handler(lambda request: request.texts("words"), ("words",)),
-        "fail": Handler(fail),
-        "crash": Handler(crash),
-        "count": Handler(count, ("to",)),
+        "texts": RequestHandler(lambda request: request.texts("words"), ("words",)),
+        "fail": RequestHandler(fail),
+        "crash": RequestHandler(crash),
+        "count": RequestHandler(count, ("to",)),
     }
     with ControlServer(MOUNTPOINT, handlers) as server:
         yield server
@@ -167,7 +167,7 @@ def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path
 
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(ask("wait"))) for _ in range(8)]
-    with ControlServer(MOUNTPOINT, {"wait": Handler(wait)}):
+    with ControlServer(MOUNTPOINT, {"wait": RequestHandler(wait)}):
         for thread in threads:
             thread.start()
         begun.wait(20)
@@ -180,7 +180,7 @@ def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path
 
 
 def test_socket_of_a_killed_mount_is_replaced(server: ControlServer) -> None:
-    with ControlServer(MOUNTPOINT, {"new": Handler(lambda request: "one")}):
+    with ControlServer(MOUNTPOINT, {"new": RequestHandler(lambda request: "one")}):
         assert ask("new") == "one"
         server.__exit__(None, None, None)  # must not remove the socket of the new one
         assert ask("new") == "one"

@@ -65,7 +65,7 @@ def test_fetches_are_counted_by_source() -> None:
 
 
 def test_silent_client_is_disconnected(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics._RequestHandler, "timeout", 0.3)
+    monkeypatch.setattr(metrics._MetricsRequestHandler, "timeout", 0.3)
     with connect(server) as client:
         started = time.monotonic()
         assert client.recv(1) == b""

@@ -270,15 +270,15 @@ def test_unknown_flags_are_kept() -> None:
 
 def test_notifications_have_their_length_and_no_number() -> None:
     for message, code, length in (
-        (p.store_pages(2**32, 4096, b"abc"), 4, 16 + 24 + 3),
-        (p.forget_attributes(2**32), 2, 16 + 24),
+        (p.notify_store(2**32, 4096, b"abc"), 4, 16 + 24 + 3),
+        (p.notify_inval_attributes(2**32), 2, 16 + 24),
     ):
         assert p.OUT_HEADER.unpack(memoryview(message)) == (length, code, 0)
         assert len(message) == length
-    assert struct.unpack_from("=QQI", p.store_pages(2**32, 4096, b"abc"), 16) == (2**32, 4096, 3)
-    assert p.store_pages(2**32, 4096, b"abc").endswith(b"abc")
+    assert struct.unpack_from("=QQI", p.notify_store(2**32, 4096, b"abc"), 16) == (2**32, 4096, 3)
+    assert p.notify_store(2**32, 4096, b"abc").endswith(b"abc")
 
 
 def test_forgetting_attributes_leaves_pages() -> None:
     # The kernel drops pages only from an offset that is not negative.
-    assert struct.unpack_from("=Qqq", p.forget_attributes(2**32), 16) == (2**32, -1, 0)
+    assert struct.unpack_from("=Qqq", p.notify_inval_attributes(2**32), 16) == (2**32, -1, 0)

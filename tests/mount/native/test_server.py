@@ -28,7 +28,7 @@ from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.mount.native.operations import Operations
 from kinetics_fs.mount.native.traced import TracedOperations
-from kinetics_fs.vfs import ROOT, ClipHandle, FilesystemOptions, Handle, NodeType
+from kinetics_fs.vfs import ROOT, ClipHandle, FilesystemOptions, Handle, NodeType, OpenPhase
 from tests.support.example_filesystem import (
     CLIPS,
     FULL,
@@ -724,8 +724,8 @@ class Pause:
         self.reached = threading.Event()
         self.go_on = threading.Event()
 
-    def on_open(self, _entry: Entry, is_open: bool) -> None:
-        if is_open and threading.current_thread().name == "delivery":
+    def on_open(self, _entry: Entry, phase: OpenPhase) -> None:
+        if phase is OpenPhase.OPEN and threading.current_thread().name == "delivery":
             self.reached.set()
             assert self.go_on.wait(20)
 
