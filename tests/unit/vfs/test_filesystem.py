@@ -8,7 +8,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from kinetics_fs.catalog import Catalog, ClassNames, Clip, Selection, compile_ca
 from kinetics_fs.control.status import OpenCounts
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, MountError, StoreError
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND
-from kinetics_fs.store import Store
+from kinetics_fs.store import Store, StoredClip
 from kinetics_fs.vfs import ROOT, AttrCache, ClipHandle, Filesystem, FilesystemOptions, Handle, NodeType, errno_of
 from tests.support.annotations import Labelled, write_annotations
 from tests.support.example_filesystem import FakeFetcher, descriptors, put
@@ -368,6 +368,29 @@ def test_cached_clip_is_opened_at_once(parts: Parts) -> None:
     assert handle.read(10, 1) == b""
     handle.close()
     assert parts.fetcher.fetches == []
+
+
+def test_open_looks_into_the_cache_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Clip] = []
+    open_nowait = parts.store.open_nowait
+
+    def look(clip: Clip) -> StoredClip | None:
+        looks.append(clip)
+        return open_nowait(clip)
+
+    monkeypatch.setattr(parts.store, "open_nowait", look)
+    missing = parts.fs.begin_open(parts.clip)
+    assert looks == [CLIP]
+    assert isinstance(missing, Future)
+    parts.deliver(b"content")
+    missing.result().close()
+    looks.clear()
+
+    cached = parts.fs.begin_open(parts.clip)
+
+    assert looks == [CLIP]
+    assert not isinstance(cached, Future)
+    cached.close()
 
 
 def test_open_of_an_uncached_clip_completes_when_it_is_fetched(parts: Parts) -> None:
