@@ -36,6 +36,7 @@ from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
 from kinetics_fs.store import (
     KINDS_SHARED_BY_DEFAULT,
+    MAX_FETCHES_PER_OPEN,
     SHAREABLE_KINDS,
     CacheLayout,
     Failure,
@@ -44,6 +45,7 @@ from kinetics_fs.store import (
     Pinned,
     RefusedLine,
     Store,
+    evicted_too_early,
     prepare_folder,
     read_reports,
     report_line,
@@ -180,14 +182,20 @@ class Library:
             clip: as in `is_cached`.
 
         Raises:
-            FetchError: the clip is unavailable.
+            FetchError: the clip is unavailable, or the cache evicted it before it could be opened (`ENOSPC`).
             CatalogError: the clip is not in the selection.
         """
         clip = _to_clip(clip)
         if not self.catalog.locate(clip):
             raise CatalogError(f"cannot open the clip {clip.key}: it is not in the selection")
-        while (stored := self.store.open(clip)) is None:
+        stored = self.store.open(clip)
+        fetches = 0
+        while stored is None:
+            if fetches == MAX_FETCHES_PER_OPEN:
+                raise evicted_too_early()
             self.fetcher.request(clip).result()
+            fetches += 1
+            stored = self.store.open(clip)
         return os.fdopen(stored.fd, "rb")
 
     def prefetch(

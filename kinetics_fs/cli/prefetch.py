@@ -45,14 +45,13 @@ def command(mountpoint: Path | None, listing: Path | None, settings: Settings, a
     kinetics-fs prefetch /mnt/kinetics --class "surfing water"
     kinetics-fs prefetch /mnt/kinetics --list epoch-1.txt
     """
-    lines = None if listing is None else _read_lines(listing)
     if mountpoint is None:
-        return _fetch(lines, settings, as_json)
-    _start_job(mountpoint, lines, settings, as_json)
+        return _fetch(listing, settings, as_json)
+    _start_job(mountpoint, listing, settings, as_json)
     return 0
 
 
-def _fetch(lines: list[str] | None, settings: Settings, as_json: bool) -> int:
+def _fetch(listing: Path | None, settings: Settings, as_json: bool) -> int:
     from kinetics_fs.cli.fetching import report_fetched, warn_of_rate
     from kinetics_fs.cli.library import open_library
     from kinetics_fs.cli.progress import ProgressBars
@@ -60,16 +59,21 @@ def _fetch(lines: list[str] | None, settings: Settings, as_json: bool) -> int:
 
     with open_library(settings) as library:
         clips = None
-        if lines is not None:
-            clips, invalid = parse_clip_list(lines)
+        if listing is not None:
+            clips, invalid = parse_clip_list(_read_lines(listing))
             _warn_of_invalid_lines(invalid)
+            if not clips:
+                raise KineticsError(
+                    f"cannot prefetch the list {listing}: it names no clip; give a path, file name or key of a clip per"
+                    " line"
+                )
         warn_of_rate(settings, library.catalog.clip_count if clips is None else len(clips))
         with ProgressBars() as bars:
             result = library.prefetch(clips, on_progress=bars.add_prefetch_bar())
     return report_fetched(result, settings, as_json)
 
 
-def _start_job(mountpoint: Path, lines: list[str] | None, settings: Settings, as_json: bool) -> None:
+def _start_job(mountpoint: Path, listing: Path | None, settings: Settings, as_json: bool) -> None:
     from kinetics_fs.app import selection_of
     from kinetics_fs.mount.jobs import start_job
 
@@ -78,17 +82,17 @@ def _start_job(mountpoint: Path, lines: list[str] | None, settings: Settings, as
         raise click.UsageError(
             f"cannot set --{min(foreign)} for a job: it is a setting of the mount; leave it out, or mount again with it"
         )
-    if lines is not None and given & _SELECTION:
+    if listing is not None and given & _SELECTION:
         raise click.UsageError("cannot prefetch: a list and a selection exclude each other; give one of them")
-    job, invalid = start_job(mountpoint, selection_of(settings) if lines is None else lines)
+    job, invalid = start_job(mountpoint, selection_of(settings) if listing is None else _read_lines(listing))
     _warn_of_invalid_lines(invalid)
     if as_json:
         click.echo(json.dumps(job.to_json()))
         return
-    place = shlex.quote(str(mountpoint))
+    quoted = shlex.quote(str(mountpoint))
     click.echo(
-        f"Job {job.id}: the mount prefetches {job.clips:,} clips. To follow it: kinetics-fs jobs wait {place} {job.id};"
-        f" to cancel it: kinetics-fs jobs cancel {place} {job.id}"
+        f"Job {job.id}: the mount prefetches {job.clips:,} clips. To follow it: kinetics-fs jobs wait {quoted}"
+        f" {job.id}; to cancel it: kinetics-fs jobs cancel {quoted} {job.id}"
     )
 
 
@@ -97,7 +101,8 @@ def _read_lines(listing: Path) -> list[str]:
         with click.open_file(str(listing)) as file:
             return [line.rstrip("\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise KineticsError(f"cannot read the list {listing}: {error}; give a text file") from error
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise KineticsError(f"cannot read the list {listing}: {cause}; give the path of a text file") from error
 
 
 def _warn_of_invalid_lines(invalid: int) -> None:

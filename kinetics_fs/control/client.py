@@ -57,7 +57,7 @@ class Connection:
         self,
         name: str,
         *,
-        lines: Iterable[str] = (),
+        lines: Iterable[str] | None = None,
         on_progress: Callable[[Any], None] | None = None,
         **parameters: object,
     ) -> Any:
@@ -65,7 +65,7 @@ class Connection:
 
         Args:
             name: name of the request.
-            lines: text lines to send after it.
+            lines: text lines to send after it; None for a request without lines.
             on_progress: called with each progress report before the answer; the answer may then take any time.
             parameters: the parameters of the request.
 
@@ -77,8 +77,8 @@ class Connection:
             MountError: the mount refused the request.
         """
         self._socket.settimeout(None if on_progress else self._timeout)
-        text = [line.encode() + b"\n" for line in lines]
-        self._send({"request": name, **parameters, **({"lines": len(text)} if text else {})}, text)
+        text = [line.encode() + b"\n" for line in lines or ()]
+        self._send({"request": name, **parameters, **({} if lines is None else {"lines": len(text)})}, text)
         while "progress" in (answer := self._receive()):
             if on_progress is not None:
                 on_progress(answer["progress"])

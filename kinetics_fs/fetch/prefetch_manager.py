@@ -122,7 +122,9 @@ class PrefetchManager:
         """
         shown = [clip for clip in clips if self._catalog.locate(clip)]
         if not shown:
-            raise CatalogError("cannot prefetch the list: the mount shows none of these clips; compare the names")
+            raise CatalogError(
+                "cannot prefetch the list: it names no clip that the mount shows; give paths of clips of the mount"
+            )
         return self._start(self._write(None, shown), None, shown)
 
     def statuses(self) -> list[PrefetchStatus]:

@@ -40,7 +40,7 @@ def make_handlers(
     """
 
     def prefetch(request: Request) -> dict[str, Any]:
-        if request.get("lines", int, 0):
+        if request.get("lines", int) is not None:
             if any(request.has(name) for name in _SELECTION):
                 raise KineticsError(
                     "cannot prefetch the clips: a list and a selection exclude each other; give one of them"

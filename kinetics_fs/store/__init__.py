@@ -15,6 +15,7 @@ from kinetics_fs.store.check import (
     verify_clips,
 )
 from kinetics_fs.store.clip_files import ClipRecord, OpenClipFile
+from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, evicted_too_early
 from kinetics_fs.store.failures import (
     KINDS_SHARED_BY_DEFAULT,
     SHAREABLE_KINDS,
@@ -36,6 +37,7 @@ from kinetics_fs.store.throttle import Permit, RateLimited, SourceState, Throttl
 
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
+    "MAX_FETCHES_PER_OPEN",
     "SHAREABLE_KINDS",
     "ActivityCounts",
     "CacheLayout",
@@ -67,6 +69,7 @@ __all__ = [
     "Usage",
     "Verdict",
     "class_pages",
+    "evicted_too_early",
     "one_line",
     "prepare_folder",
     "quick_check",

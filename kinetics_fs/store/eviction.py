@@ -37,8 +37,17 @@ _BATCH = 64
 _WRITE_INTERVAL = 5.0
 """Seconds between two writes of access times: a write for each open would cost four times the open itself."""
 
+MAX_FETCHES_PER_OPEN = 3
+"""Fetches for one open of a clip. A second one is needed only if the clip was evicted before it could be opened."""
+
 _NEVER = 0.0
 """The access time of a clip that counts as never used."""
+
+
+def evicted_too_early() -> FetchError:
+    """Return the error of an open whose clip was evicted after each of `MAX_FETCHES_PER_OPEN` fetches."""
+    reason = "evicted before it could be opened: the cache is too small; raise --cache-size"
+    return FetchError(FailureKind.LOCAL, reason, errno=errno.ENOSPC)
 
 
 class Evictor:

@@ -7,7 +7,6 @@ clip and completes the future of the waiting open; the front end only ever waits
 from __future__ import annotations
 
 import enum
-import errno
 import os
 import threading
 from collections import Counter
@@ -18,12 +17,9 @@ from typing import Protocol
 from kinetics_fs.catalog import Clip, Entry
 from kinetics_fs.control.status import OpenCounts
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Store
+from kinetics_fs.store import MAX_FETCHES_PER_OPEN, Store, evicted_too_early
 from kinetics_fs.vfs.budget import FetchBudget
 from kinetics_fs.vfs.nodes import Handle
-
-_MAX_FETCHES = 3
-"""Fetches per open. A second one is needed only if the clip was evicted before it could be opened."""
 
 
 class Fetcher(Protocol):
@@ -328,11 +324,10 @@ class WaitingOpen:
             handle = self._open_file()
             if handle is not None:
                 self._succeed(handle)
-            elif self._fetches < _MAX_FETCHES:
+            elif self._fetches < MAX_FETCHES_PER_OPEN:
                 self._request()
             else:
-                reason = "evicted before it could be opened: the cache is too small; raise --cache-size"
-                raise FetchError(FailureKind.LOCAL, reason, errno=errno.ENOSPC)
+                raise evicted_too_early()
         except BaseException as error:  # whatever it is: a process waits for this future
             self._fail(error)
             if isinstance(error, FetchError) and error.kind is FailureKind.GONE:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 import kinetics_fs
 from kinetics_fs import Library
+from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, ROWS, expected_frames
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
@@ -62,6 +65,26 @@ def test_open_raises_for_clips_that_are_gone_unselected_or_misnamed(library: Lib
         library.open("-aaaaaaaaaa_000000_000010.mp4")
     with pytest.raises(CatalogError, match="cannot find the clip"):
         library.is_cached("../../etc/passwd")
+
+
+def test_open_fails_with_enospc_if_the_cache_evicts_each_fetched_clip(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetches: list[Clip] = []
+
+    class EvictingFetcher:
+        def request(self, clip: Clip) -> Future[None]:
+            assert len(fetches) < 3, "it does not fetch without end"
+            fetches.append(clip)
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+
+    monkeypatch.setattr(Library, "fetcher", EvictingFetcher())
+    clip = next(library.clips())
+    with pytest.raises(FetchError, match="the cache is too small; raise --cache-size") as caught:
+        library.open(clip)
+    assert (caught.value.errno, fetches) == (errno.ENOSPC, [clip] * 3)
 
 
 def test_prefetch_fetches_the_selection_and_reports_progress(values: dict[str, Any]) -> None:

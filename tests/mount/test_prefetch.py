@@ -61,6 +61,15 @@ def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSi
     assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
 
 
+def test_a_list_without_clips_of_the_mount_starts_no_job(mounted: Mounted, tmp_path: Path) -> None:
+    elsewhere = [Clip("-aaaaaaaaaa", 0, 10)]
+    for clips in ([], elsewhere):
+        done = run_command("prefetch", mounted.root, "--list", listing(tmp_path / "list", clips))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "cannot prefetch the list: it names no clip that the mount shows; " in done.stderr
+    assert jobs(mounted) == []
+
+
 def test_cancel_ends_a_prefetch(mounted: Mounted, site: VideoSite) -> None:
     site.delay = {clip.youtube_id: 0.3 for clip in CLIPS}
     begun = run_command("prefetch", mounted.root, "--class", CLASS, "--json")
@@ -164,7 +173,7 @@ def test_invalid_prefetch_requests_are_refused(mounted: Mounted, tmp_path: Path)
         (("--release", "400"), 2, "cannot set --release"),
         (("--cache-dir", "/tmp"), 2, "cannot set --cache-dir"),
         (("--list", lists, "--class", CLASS), 2, "exclude each other"),
-        (("--list", lists), 1, "none of these clips"),
+        (("--list", lists), 1, "it names no clip that the mount shows"),
         (("--list", tmp_path / "missing"), 1, "cannot read the list"),
     ):
         done = run_command("prefetch", mounted.root, *arguments)

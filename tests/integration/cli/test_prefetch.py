@@ -245,3 +245,22 @@ def test_trim_copy_caches_each_clip(prefetch: Prefetch, cache: Path) -> None:
     assert prefetch("--class", "surfing water", "--trim", "copy").returncode == 0
 
     assert len(list(CacheLayout(cache).clips.glob("*/*.mp4"))) == 4
+
+
+@pytest.mark.parametrize("lines", ["", "no clip\n"])
+def test_prefetch_of_a_list_without_clips_fails(prefetch: Prefetch, tmp_path: Path, lines: str) -> None:
+    (tmp_path / "list").write_text(lines)
+
+    done = prefetch("--list", tmp_path / "list")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"cannot prefetch the list {tmp_path / 'list'}: it names no clip; " in done.stderr
+
+
+def test_prefetch_of_an_unreadable_list_names_it_once(prefetch: Prefetch, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+
+    done = prefetch("--list", missing)
+
+    cause = f"cannot read the list {missing}: No such file or directory; give the path of a text file"
+    assert (done.returncode, done.stderr) == (1, f"kinetics-fs: {cause}\n")

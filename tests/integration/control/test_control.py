@@ -49,6 +49,7 @@ def server() -> Iterator[ControlServer]:
         "fail": RequestHandler(fail),
         "crash": RequestHandler(crash),
         "count": RequestHandler(count, ("to",)),
+        "has_lines": RequestHandler(lambda request: request.has("lines"), ("lines",)),
     }
     with ControlServer(MOUNTPOINT, handlers) as server:
         yield server
@@ -78,6 +79,11 @@ def test_request_with_lines_is_answered(server: ControlServer) -> None:
     assert ask("echo", text="hello", lines=lines) == {"text": "hello", "lines": lines}
     connection = connect(MOUNTPOINT)
     assert connection is not None and connection.pid == os.getpid()
+
+
+def test_an_empty_list_of_lines_is_not_a_missing_one(server: ControlServer) -> None:
+    assert ask("has_lines", lines=[]) is True
+    assert ask("has_lines") is False
 
 
 def test_progress_comes_before_the_result(server: ControlServer) -> None:
