@@ -41,9 +41,9 @@ from kinetics_fs.store import (
     CacheLayout,
     Failure,
     FailureReport,
+    InvalidLine,
     PinCounts,
     Pinned,
-    RefusedLine,
     Store,
     evicted_too_early,
     prepare_folder,
@@ -205,7 +205,9 @@ class Library:
         whole_cache: bool = False,
         on_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
     ) -> PrefetchResult:
-        """Fetch the clips of the selection that are not cached. A problem that every clip would meet ends it early.
+        """Fetch the clips of the selection that are not cached.
+
+        It ends early if every other clip would fail the same way.
 
         Args:
             clips: the clips to fetch, in their order, as for `open`; None for all of the selection.
@@ -442,6 +444,21 @@ class Library:
             if (not wanted or failure.clip in wanted) and (catalog is None or catalog.locate(failure.clip)):
                 yield failure
 
+    def forget_failures(
+        self, clips: Collection[Clip] | None = None, kinds: Collection[FailureKind] = ()
+    ) -> ForgottenFailures:
+        """Forget failures of the cache, so that the next open retries the clip.
+
+        If this covers all failures, or those of the kind `blocked`, blocked sources may be used again at once.
+
+        Args:
+            clips: the clips whose failures are forgotten; None for all, in the selection or not.
+            kinds: the kinds that are forgotten; all if empty.
+        """
+        forgotten = self.store.failures.forget(clips, kinds)
+        unblocks = FailureKind.BLOCKED in kinds or (clips is None and not kinds)
+        return ForgottenFailures(forgotten, self.store.throttle.reset_blocks() if unblocks else 0)
+
     def export_failures(self, file: BinaryIO, kinds: Collection[FailureKind] = ()) -> int:
         """Write the clips of the cache that failed to a file, for other caches to import, and return how many.
 
@@ -472,12 +489,12 @@ class Library:
         """
         wanted = _shareable(kinds)
         other_kind = invalid = 0
-        first_invalid: list[RefusedLine] = []
+        first_invalid: list[InvalidLine] = []
 
         def reports() -> Iterator[FailureReport]:
             nonlocal other_kind, invalid
             for line in read_reports(file):
-                if isinstance(line, RefusedLine):
+                if isinstance(line, InvalidLine):
                     invalid += 1
                     if len(first_invalid) < _INVALID_LINES_KEPT:
                         first_invalid.append(line)
@@ -493,9 +510,17 @@ class Library:
         """Pin the clips of the selection: eviction spares them, whether they are cached already or come later."""
         return self.store.pins.add(self.clips())
 
-    def unpin(self) -> PinCounts:
-        """Unpin the clips of the selection; they stay cached until eviction needs their space."""
-        return self.store.pins.remove(self.clips())
+    def unpin(self, *, whole_cache: bool = False) -> PinCounts:
+        """Unpin the clips of the selection; they stay cached until eviction needs their space.
+
+        Args:
+            whole_cache: unpin all clips. The annotations are not read then.
+        """
+        return self.store.pins.remove_all() if whole_cache else self.store.pins.remove(self.clips())
+
+    def pin_totals(self) -> PinCounts:
+        """Return the counts of all pinned clips, in the selection or not."""
+        return self.store.pins.totals()
 
     def pins(self) -> Iterator[ClassPins]:
         """Yield the pinned clips of the selection, counted for each class of each split that has any."""
@@ -504,6 +529,13 @@ class Library:
                 counts = self.store.pins.of([entry.clip.key for entry in self.catalog.entries(directory)])
                 if counts.clips:
                     yield ClassPins(directory.split, directory.label or "", counts)
+
+
+class ForgottenFailures(NamedTuple):
+    """Number of failures that were forgotten, and of blocked sources that may be used again."""
+
+    failures: int
+    unblocked_sources: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,16 +556,16 @@ class FailureImport:
     cached: int
     other_kind: int
     invalid: int
-    first_invalid: tuple[RefusedLine, ...]
+    first_invalid: tuple[InvalidLine, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as `kinetics-fs failures import --json` prints them."""
         return {
             "imported": self.imported,
             "known": self.known,
-            "clip_cached": self.cached,
+            "cached": self.cached,
             "other_kind": self.other_kind,
-            "refused": self.invalid,
+            "invalid": self.invalid,
         }
 
 
@@ -568,7 +600,7 @@ class VerifyResult:
 
     @property
     def problem(self) -> FetchError | None:
-        """The failure that ended the fetching early, because every further clip would meet it, too."""
+        """The failure that ended the fetching early, because every other clip would fail the same way."""
         return self.fetched.problem if self.fetched else None
 
     @property

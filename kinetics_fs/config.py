@@ -29,6 +29,7 @@ LIST_SEPARATOR = ";"
 SECTIONS = {
     "selection": "Selection",
     "cache": "Cache",
+    "limits": "Cache",
     "sources": "Sources",
     "archive": "Sources",
     "network": "Network",
@@ -155,7 +156,7 @@ class Settings:
     )
     cache_size: int | None = _setting(
         None,
-        "cache",
+        "limits",
         "Maximum size of the cache, for example 200GB. The least recently opened clips are evicted first.",
         metavar="SIZE",
         kind="size",
@@ -163,7 +164,7 @@ class Settings:
     )
     min_free: int = _setting(
         10**9,
-        "cache",
+        "limits",
         "Space to leave free on the disk of the cache, whatever --cache-size allows.",
         metavar="SIZE",
         kind="size",

@@ -26,7 +26,7 @@ def coverage_lines(coverage: Coverage) -> Iterator[str]:
     yield f"{coverage.cached:>10,}  cached"
     if coverage.evicted:
         yield f"{coverage.evicted:>10,}  evicted"
-    yield f"{coverage.untried:>10,}  not requested yet"
+    yield f"{coverage.untried:>10,}  untried"
     due = f"; {coverage.due:,} of them are retried at the next open" if coverage.due else ""
     yield f"{coverage.unavailable:>10,}  unavailable{due}"
 
@@ -35,7 +35,7 @@ def failure_lines(counts: FailureCounts) -> Iterator[str]:
     """Yield the kinds of failures and the most frequent reasons of each, with their numbers."""
     for kind, reasons in counts.kinds.items():
         yield f"{sum(reasons.values()):>10,}  {kind}"
-        for reason, number in list(reasons.items())[:_REASONS_SHOWN]:
-            yield f"{number:>14,}  {reason}"
+        for reason, clips in list(reasons.items())[:_REASONS_SHOWN]:
+            yield f"{clips:>14,}  {reason}"
         if len(reasons) > _REASONS_SHOWN:
             yield f"{'':14}  … and {len(reasons) - _REASONS_SHOWN:,} more reasons"

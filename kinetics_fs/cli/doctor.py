@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.options import UntouchedPath, json_option, with_settings
+from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.cli.parameters import UntouchedPath
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
     from kinetics_fs.doctor import Finding
@@ -24,7 +26,7 @@ _WIDTH = 16
 @click.command("doctor", cls=Command, short_help="Check this machine, the cache, the sources and the mounts.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Skip the checks that use the network.")
-@with_settings("cache", "sources", "network", "archive", "mount")
+@with_settings("cache", "limits", "sources", "network", "archive", "mount")
 @json_option
 def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
     """Check this machine, the cache, the sources, and the mount at MOUNTPOINT or all mounts.
@@ -49,12 +51,8 @@ def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json:
     else:
         for finding in findings:
             _print(finding)
-        click.echo(f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
+        click.echo(f"{count(problems, 'problem')}, {count(warnings, 'warning')}")
     return 1 if problems else 0
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
 
 
 def _print(finding: Finding) -> None:

@@ -24,13 +24,14 @@ def warn_of_rate(settings: Settings, clips: int) -> None:
         click.echo(f"At most {limit:,} clips are requested per hour (see --max-fetches-per-hour).", err=True)
 
 
-def print_progress(progress: PrefetchProgress) -> None:
-    """Print the number of clips by result."""
+def print_progress(progress: PrefetchProgress, indent: str = "") -> None:
+    """Print the number of clips by result, each line after `indent`."""
     click.echo(
-        f"{progress.fetched:,} fetched, {progress.already_cached:,} already cached, {progress.failed:,} unavailable"
+        f"{indent}{progress.fetched:,} fetched, {progress.already_cached:,} already cached,"
+        f" {progress.failed:,} unavailable"
     )
-    for kind, number in progress.failures.items():
-        click.echo(f"  {number:,} {kind}")
+    for kind, clips in progress.failures.items():
+        click.echo(f"{indent}  {clips:,} {kind}")
 
 
 def print_fetched(result: PrefetchResult, cache: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("fill", cls=Command, short_help="Fill the cache from archives.")
-@with_settings("selection", "cache", "archive", "log")
+@with_settings("selection", "cache", "limits", "archive", "log")
 @archive_options
 @verify_option
 @click.option("--no-index", is_flag=True, help="Do not index the archives. Indexing takes half as much time again.")
@@ -74,10 +74,10 @@ def _print(result: FillResult) -> None:
         f"{archives.sum('stored'):,} clips stored, {archives.sum('present'):,} already cached,"
         f" {archives.sum('not_wanted'):,} not in the annotations, {archives.corrupt.total():,} corrupt"
     )
-    for reason, number in archives.corrupt.items():
-        click.echo(f"  {number:,} corrupt: {reason}")
-    for reason, number in archives.refused.items():
-        click.echo(f"  {number:,} files that are not clips: {reason}")
+    for reason, clips in archives.corrupt.items():
+        click.echo(f"  {clips:,} corrupt: {reason}")
+    for reason, files in archives.not_clips.items():
+        click.echo(f"  {files:,} files that are not clips: {reason}")
     if busy := archives.sum("busy"):
         click.echo(f"  {busy:,} skipped: another process is fetching them")
     click.echo(

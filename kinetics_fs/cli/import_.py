@@ -22,7 +22,7 @@ _REASONS_SHOWN = 10
 
 @click.command("import", cls=Command, short_help="Import the clips in a folder into the cache.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@with_settings("selection", "cache")
+@with_settings("selection", "cache", "limits")
 @verify_option
 @click.option("--copy", is_flag=True, help="Copy files that could be hard links to those in DIR.")
 @json_option
@@ -76,7 +76,7 @@ def _print(result: ImportResult) -> None:
 
 def _print_reasons(what: str, reasons: Counter[str]) -> None:
     shown = reasons.most_common(_REASONS_SHOWN)
-    for reason, number in shown:
-        click.echo(f"  {number:,} {what}: {reason}")
-    if rest := reasons.total() - sum(number for _, number in shown):
+    for reason, files in shown:
+        click.echo(f"  {files:,} {what}: {reason}")
+    if rest := reasons.total() - sum(files for _, files in shown):
         click.echo(f"  {rest:,} {what} for other reasons")

@@ -14,6 +14,7 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import archive_option, archive_options, json_option, open_output, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 
 @click.group("index", cls=Group, short_help="Build, list, verify or share indexes of archives.")
@@ -47,15 +48,15 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
         results = library.indexes.build(archives, processes=jobs, progress=progress)
     clips = results.sum("indexed")
     if as_json:
-        result = {"indexed": clips, "refused": dict(results.refused), "archives": results.to_json()}
+        result = {"indexed": clips, "not_clips": dict(results.not_clips), "archives": results.to_json()}
         click.echo(json.dumps(result | {"interrupted": results.interrupted}))
     else:
         click.echo(
             f"{clips:,} clips in {len(results.read):,} archives indexed; {len(results.read_before):,} archives indexed"
             f" before, {len(results.failed):,} failed"
         )
-        for reason, number in results.refused.items():
-            click.echo(f"  {number:,} files that are not clips: {reason}")
+        for reason, files in results.not_clips.items():
+            click.echo(f"  {files:,} files that are not clips: {reason}")
         print_failures(results)
     return exit_code(results)
 
@@ -90,7 +91,7 @@ def list_(settings: Settings, as_json: bool) -> None:
         click.echo(f"{one.archive:<{width}}  {one.clips:>9,}  {filesize.decimal(one.version.size):>9}")
     clips = sum(one.clips for one in archives)
     size = filesize.decimal(sum(one.version.size for one in archives))
-    click.echo(f"{f'{len(archives):,} archives':<{width}}  {clips:>9,}  {size:>9}")
+    click.echo(f"{count(len(archives), 'archive'):<{width}}  {clips:>9,}  {size:>9}")
 
 
 @command.command("verify", short_help="Check that the indexes are right.")
@@ -154,8 +155,8 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
     from kinetics_fs.cli.library import open_library
 
     with open_library(settings, whole_cache=True) as library, open_output(file) as stream:
-        number = library.indexes.export(stream, archives)
-    click.echo(f"{number:,} indexes written", err=True)
+        indexes = library.indexes.export(stream, archives)
+    click.echo(f"{count(indexes, 'index')} written", err=True)
 
 
 @command.command("import", short_help="Import the indexes in an exported file.")
@@ -165,8 +166,8 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
 def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     """Import the indexes in FILE, which an export wrote; `-` is standard input.
 
-    An index replaces an earlier one of the same archive. If an index is invalid, it and everything that follows it in
-    the file is refused; the indexes before it are imported, and the exit code is 3.
+    An index replaces an earlier one of the same archive. If an index is invalid, it and everything after it in the file
+    are skipped; the indexes before it are imported, and the exit code is 3.
 
     \b
     kinetics-fs index import kinetics-600.index
@@ -176,8 +177,8 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
 
     with open_library(settings, whole_cache=True) as library:
         result = library.indexes.import_(file)
-    if result.refused:
-        click.echo(f"kinetics-fs: {result.refused}; it and everything that follows it was refused", err=True)
+    if result.invalid:
+        click.echo(f"kinetics-fs: {result.invalid}; it and everything after it was skipped", err=True)
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:
@@ -185,7 +186,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
             f"{result.imported:,} indexes of {result.clips:,} clips imported, {result.replaced:,} of them in place of"
             " earlier ones"
         )
-    return DONE_IN_PART if result.refused else 0
+    return DONE_IN_PART if result.invalid else 0
 
 
 @command.command("remove")

@@ -10,9 +10,11 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Group
-from kinetics_fs.cli.options import UntouchedPath, json_option
-from kinetics_fs.control.status import PrefetchStatus
+from kinetics_fs.cli.options import json_option
+from kinetics_fs.cli.parameters import UntouchedPath
+from kinetics_fs.control.status import PrefetchState, PrefetchStatus
 from kinetics_fs.errors import KineticsError
+from kinetics_fs.util.text import count
 
 
 @click.group("jobs", cls=Group, short_help="List, wait for or cancel the prefetch jobs of a mount.")
@@ -54,18 +56,18 @@ def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
     from kinetics_fs.cli.progress import ProgressBars
     from kinetics_fs.mount.jobs import list_jobs, wait_for_job
 
-    ids = [id] if id is not None else [job.id for job in list_jobs(mountpoint) if job.state in ("running", "waiting")]
+    ids = [id] if id is not None else [job.id for job in list_jobs(mountpoint) if not job.state.has_ended]
     jobs = []
     for each in ids:
         with ProgressBars() as bars:
             show = bars.add_prefetch_bar()
             jobs.append(wait_for_job(mountpoint, each, show))
             show(jobs[-1])
-    _print(jobs, as_json)
+    _print(jobs, as_json, none="No running jobs.")
     for job in jobs:
-        if job.state == "stopped":
-            raise KineticsError(f"cannot finish prefetch {job.id}: {job.reason}")
-    return DONE_IN_PART if any(job.failed or job.state != "done" for job in jobs) else 0
+        if job.state is PrefetchState.STOPPED:
+            raise KineticsError(f"cannot finish the job {job.id}: {job.reason}")
+    return DONE_IN_PART if any(job.failed or job.state is not PrefetchState.DONE for job in jobs) else 0
 
 
 @command.command("cancel", short_help="Cancel a job.")
@@ -83,7 +85,7 @@ def cancel(mountpoint: Path, id: int, as_json: bool) -> None:
     _print([cancel_job(mountpoint, id)], as_json)
 
 
-def _print(jobs: Sequence[PrefetchStatus], as_json: bool) -> None:
+def _print(jobs: Sequence[PrefetchStatus], as_json: bool, none: str = "No jobs.") -> None:
     from kinetics_fs.cli.fetching import print_progress
 
     if as_json:
@@ -91,7 +93,7 @@ def _print(jobs: Sequence[PrefetchStatus], as_json: bool) -> None:
         return
     for job in jobs:
         reason = f": {job.reason}" if job.reason else ""
-        click.echo(f"{job.id}  {job.state}{reason}; {job.clips:,} clips of {job.selection}")
-        print_progress(job)
+        click.echo(f"{job.id}  {job.state}{reason}; {count(job.clips, 'clip')} of {job.selection}")
+        print_progress(job, indent="   ")
     if not jobs:
-        click.echo("No jobs.")
+        click.echo(none)

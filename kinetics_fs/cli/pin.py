@@ -11,6 +11,7 @@ from rich import filesize
 from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import json_option, selection_flags, selection_given, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
     from kinetics_fs.store import PinCounts
@@ -29,7 +30,7 @@ def command() -> None:
 
 
 @command.command("add", short_help="Pin the clips of a selection.")
-@with_settings("selection", "cache")
+@with_settings("selection", "cache", "limits")
 @json_option
 def add(settings: Settings, as_json: bool) -> None:
     """Pin the clips of a selection: they stay in the cache, whatever else is evicted.
@@ -48,7 +49,7 @@ def add(settings: Settings, as_json: bool) -> None:
         raise click.UsageError(_NO_SELECTION.format(""))
     with open_library(settings) as library:
         pinned = library.pin()
-        total = library.store.pins.totals()
+        total = library.pin_totals()
     if as_json:
         click.echo(json.dumps({**pinned.all._asdict(), "new": pinned.new, "total": total._asdict()}))
     else:
@@ -81,7 +82,7 @@ def remove(everything: bool, settings: Settings, as_json: bool) -> None:
     if not everything and not selection_given():
         raise click.UsageError(_NO_SELECTION.format(", or --all"))
     with open_library(settings, whole_cache=everything) as library:
-        counts = library.store.pins.remove_all() if everything else library.unpin()
+        counts = library.unpin(whole_cache=everything)
     click.echo(json.dumps(counts._asdict()) if as_json else _describe(counts, "unpinned"))
 
 
@@ -98,7 +99,7 @@ def list_(settings: Settings, as_json: bool) -> None:
     from kinetics_fs.cli.library import open_library
 
     with open_library(settings) as library:
-        total = library.store.pins.totals()
+        total = library.pin_totals()
         classes = list(library.pins()) if total.clips else []
     if as_json:
         rows = [{"split": one.split, "label": one.label, **one.counts._asdict()} for one in classes]
@@ -116,4 +117,4 @@ def list_(settings: Settings, as_json: bool) -> None:
 
 
 def _describe(counts: PinCounts, done: str) -> str:
-    return f"{counts.clips:,} clips {done}, {counts.cached:,} of them cached ({filesize.decimal(counts.bytes)})"
+    return f"{count(counts.clips, 'clip')} {done}, {counts.cached:,} of them cached ({filesize.decimal(counts.bytes)})"

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.options import UntouchedPath, given_settings, json_option, with_settings
+from kinetics_fs.cli.options import given_settings, json_option, with_settings
+from kinetics_fs.cli.parameters import UntouchedPath
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError
 
@@ -25,7 +26,7 @@ _SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
     metavar="FILE|-",
     help="Fetch the clips in this file, one path per line, in their order; `-` is standard input.",
 )
-@with_settings("selection", "cache", "sources", "network", "archive", "log")
+@with_settings("selection", "cache", "limits", "sources", "network", "archive", "log")
 @json_option
 def command(mountpoint: Path | None, listing: Path | None, settings: Settings, as_json: bool) -> int:
     """Fetch the clips of a selection into the cache.

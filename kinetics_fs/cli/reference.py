@@ -17,7 +17,8 @@ import click
 
 from kinetics_fs.cli import cli
 from kinetics_fs.cli.command import Option, help_record
-from kinetics_fs.config import SECTIONS, About, Setting, table
+from kinetics_fs.cli.setting_tables import escape_cell, settings_reference
+from kinetics_fs.config import SECTIONS, table
 
 BEGIN = "<!-- The settings below are generated: make docs -->"
 END = "<!-- end of the generated settings -->"
@@ -29,17 +30,6 @@ EXIT_CODES = {
     3: "partly done: some clips, archives, files or lines failed or were skipped",
     130: "interrupted",
 }
-
-
-def settings_reference() -> str:
-    """Return the settings as Markdown: a heading and a table for each section."""
-    lines: list[str] = []
-    for section in dict.fromkeys(SECTIONS.values()):
-        chosen = [setting for setting in table().values() if SECTIONS[setting.about.group] == section]
-        lines += [f"### {section}", "", "| flag, variable, key | type | default | description |", "|---|---|---|---|"]
-        lines += [_setting_row(setting) for setting in chosen]
-        lines.append("")
-    return "\n".join(lines)
 
 
 def commands_reference() -> str:
@@ -96,43 +86,6 @@ def update(folder: Path) -> dict[Path, str]:
     }
 
 
-def _setting_row(setting: Setting) -> str:
-    about = setting.about
-    flag = f"--[no-]{setting.name}" if about.kind == "switch" else f"--{setting.name} {about.metavar}"
-    if about.default_text is not None:
-        default = about.default_text
-    elif about.kind == "switch":
-        default = "on" if setting.default else "off"
-    else:
-        default = f"`{setting.default}`"
-    names = f"`{flag}`<br>`{setting.variable}`<br>`{setting.name}`"
-    return f"| {_cell(names)} | {_cell(_type(about))} | {_cell(default)} | {_cell(about.help)} |"
-
-
-def _type(about: About) -> str:
-    match about.kind:
-        case "integer" if about.maximum is not None:
-            name = f"integer from {about.minimum} to {about.maximum}"
-        case "integer" if about.minimum is not None:
-            name = f"integer, at least {about.minimum}"
-        case "seconds":
-            name = "number of seconds"
-        case "size":
-            name = "size: `500MB`, `1.5TiB`"
-        case "hourly":
-            name = "number per hour: `300/h`"
-        case "switch":
-            name = "on or off"
-        case "choice":
-            *others, last = (f"`{choice}`" for choice in about.choices)
-            name = f"{', '.join(others)} or {last}"
-        case "order":
-            name = "names, separated by commas"
-        case kind:
-            name = kind
-    return "list" if about.repeatable else name
-
-
 def _command(name: str, command: click.Command) -> Iterator[str]:
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     words = " ".join(
@@ -161,7 +114,7 @@ def _options(command: click.Command) -> Iterator[str]:
     yield from ("| option | description |", "|---|---|")
     for option in options:
         flags, text = help_record(option, _context(command))
-        yield f"| `{_cell(flags)}` | {_cell(text)} |"
+        yield f"| `{escape_cell(flags)}` | {escape_cell(text)} |"
     yield ""
 
 
@@ -187,10 +140,6 @@ def _wrap(text: str) -> str:
 
 def _context(command: click.Command) -> click.Context:
     return click.Context(command)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

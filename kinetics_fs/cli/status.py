@@ -10,7 +10,6 @@ import click
 
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import (
-    UntouchedPath,
     check_format,
     csv_option,
     json_option,
@@ -18,6 +17,7 @@ from kinetics_fs.cli.options import (
     selection_flags,
     with_settings,
 )
+from kinetics_fs.cli.parameters import UntouchedPath
 from kinetics_fs.config import Settings
 
 
@@ -31,7 +31,7 @@ from kinetics_fs.config import Settings
     help="Show how many clips of each class are cached, and why others are unavailable: of a selection, or of the mount"
     " at MOUNTPOINT. This may take seconds.",
 )
-@with_settings("selection", "cache")
+@with_settings("selection", "cache", "limits")
 @json_option
 @csv_option
 def command(
@@ -63,7 +63,7 @@ def command(
     check_format(as_json, as_csv)
     if live and (as_json or show_coverage):
         raise click.UsageError(
-            "cannot show the status live: --watch is for a terminal; leave out --json and --coverage"
+            "cannot show the status live: --watch shows the status as text; leave out --json and --coverage"
         )
     if as_csv and not show_coverage:
         raise click.UsageError("cannot print the status as CSV: it is not a table; give --json, or --coverage --csv")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.options import UntouchedPath
+from kinetics_fs.cli.parameters import UntouchedPath
 
 
 @click.command("umount", cls=Command)

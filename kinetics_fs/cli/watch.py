@@ -116,7 +116,7 @@ def _fetches(fetches: Sequence[InFlightFetch]) -> Iterator[RenderableType]:
 
 
 def _prefetches(prefetches: Sequence[PrefetchStatus]) -> Iterator[RenderableType]:
-    running = [one for one in prefetches if one.state in ("running", "waiting")]
+    running = [one for one in prefetches if not one.state.has_ended]
     if not running:
         return
     table = Table.grid(padding=(0, 2))

@@ -21,6 +21,7 @@ from kinetics_fs.control.status import (
     StoreStatus,
     UnreachableMount,
 )
+from kinetics_fs.util.text import count
 
 
 def describe_mount(status: MountStatus | UnreachableMount) -> list[str]:
@@ -38,7 +39,7 @@ def describe_store(status: StoreStatus) -> list[str]:
 
 def describe_title(status: MountStatus) -> str:
     """Return the mount point and what it shows."""
-    return f"{status.mountpoint}: Kinetics-{status.release}, {status.clips:,} clips"
+    return f"{status.mountpoint}: Kinetics-{status.release}, {count(status.clips, 'clip')}"
 
 
 def describe_opens(opens: OpenCounts) -> str:
@@ -49,7 +50,7 @@ def describe_opens(opens: OpenCounts) -> str:
 
 def describe_queue(fetch: FetchStatus) -> str:
     """Return the number of queued clips by priority."""
-    return ", ".join(f"{number:,} {priority}" for priority, number in fetch.queue.items())
+    return ", ".join(f"{clips:,} {priority}" for priority, clips in fetch.queue.items())
 
 
 def describe_rates(rates: FetchRates) -> list[str]:
@@ -88,7 +89,7 @@ def describe_budget(budget: BudgetStatus) -> str:
         return "opens fetch nothing (--only cached)"
     limits = []
     if budget.max_fetches is not None:
-        limits.append(f"{budget.fetches:,} of {budget.max_fetches:,} fetches started")
+        limits.append(f"{budget.fetches:,} of {count(budget.max_fetches, 'fetch')} started")
     if budget.max_bytes is not None:
         limits.append(f"{filesize.decimal(budget.bytes)} of {filesize.decimal(budget.max_bytes)} fetched")
     return ", ".join(limits)
@@ -97,7 +98,7 @@ def describe_budget(budget: BudgetStatus) -> str:
 def describe_source(name: str, source: SourceStatus) -> str:
     """Return how many clips were requested from a source, or that it blocks this address, until when, and why."""
     if source.blocked_for is None:
-        return f"{name}: {source.fetches_last_hour:,} clips requested in the last hour"
+        return f"{name}: {count(source.fetches_last_hour, 'clip')} requested in the last hour"
     minutes, seconds = divmod(source.blocked_for, 60)
     until = f"for another {minutes} min {seconds} s" if source.blocked_for else "until the next clip is tried"
     hint = "to try at once: kinetics-fs failures clear --kind blocked"
@@ -110,11 +111,11 @@ def describe_cache(cache: CacheStatus) -> str:
     pins = ""
     if cache.pinned_clips:
         pins = (
-            f"; {cache.pinned_clips:,} clips pinned, {cache.pinned_cached:,} of them cached,"
+            f"; {count(cache.pinned_clips, 'clip')} pinned, {cache.pinned_cached:,} of them cached,"
             f" {filesize.decimal(cache.pinned_bytes)}"
         )
     return (
-        f"{cache.folder}: {cache.clips:,} clips, {filesize.decimal(cache.bytes)} ({limit}),"
+        f"{cache.folder}: {count(cache.clips, 'clip')}, {filesize.decimal(cache.bytes)} ({limit}),"
         f" {filesize.decimal(cache.disk_free)} free on the disk{pins}"
     )
 
@@ -141,9 +142,9 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
         yield "source", describe_source(name, source)
     for prefetch in status.prefetches:
         yield "prefetch", describe_prefetch(prefetch)
-    for kind, number in status.failures.items():
-        yield "failures", f"{number:,} {kind}"
+    for kind, clips in status.failures.items():
+        yield "failures", f"{clips:,} {kind}"
     for failure in fetch.last_failures:
         yield "failed", describe_failed_fetch(failure)
-    for reason, number in status.refused_rows.items():
-        yield "refused", f"{number:,} rows: {reason}"
+    for reason, rows in status.refused_rows.items():
+        yield "refused", f"{count(rows, 'row')}: {reason}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -171,12 +172,29 @@ class FetchStatus:
     last_failures: tuple[FailedFetch, ...]
 
 
+class PrefetchState(StrEnum):
+    """The state of a prefetch."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    """It waits for space in the cache, or until a source that blocks this address can be used again."""
+    DONE = "done"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    """Every other clip would fail the same way as the last one."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing further is requested."""
+        return self not in (PrefetchState.RUNNING, PrefetchState.WAITING)
+
+
 @dataclass(frozen=True)
 class PrefetchProgress:
     """The progress of a prefetch.
 
     Attributes:
-        state: `running`, `waiting`, `done`, `cancelled` or `stopped`.
+        state: where the prefetch stands.
         reason: why it waits or stopped; None otherwise.
         clips: number of clips selected.
         fetched: number of clips fetched.
@@ -185,7 +203,7 @@ class PrefetchProgress:
         failures: number of unavailable clips by kind of failure.
     """
 
-    state: str
+    state: PrefetchState
     reason: str | None
     clips: int
     fetched: int
@@ -425,6 +443,11 @@ def _from_json(expected: Any, value: object, path: str) -> Any:
     if container is tuple:
         items = _checked(value, list, path)
         return tuple(_from_json(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(items))
+    if issubclass(expected, StrEnum):
+        try:
+            return expected(_checked(value, str, path))
+        except ValueError as error:
+            raise InvalidStatusError(f"{path!r} is {value!r}, not one of {', '.join(expected)}") from error
     if expected is float and type(value) is int:
         return float(value)
     return _checked(value, expected, path)

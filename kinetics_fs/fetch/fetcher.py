@@ -422,7 +422,7 @@ class Fetcher:
                     _log.warning("%s: not all of its siblings arrived: %s: %s", clip.key, source, error.reason)
                     return
                 if fetch.source and not self._closing:  # None if the source was blocked and not asked
-                    self.stats.record_refused(source, error.kind)
+                    self.stats.record_undelivered(source, error.kind)
                 failures.append(error)
             finally:
                 fetch.source = None

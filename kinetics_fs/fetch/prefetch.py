@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
 from kinetics_fs.catalog import Clip, parse_clip_name
-from kinetics_fs.control.status import PrefetchProgress
+from kinetics_fs.control.status import PrefetchProgress, PrefetchState
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
@@ -54,29 +53,12 @@ def parse_clip_list(lines: Iterable[str]) -> tuple[list[Clip], int]:
     return clips, invalid
 
 
-class PrefetchState(StrEnum):
-    """The state of a prefetch."""
-
-    RUNNING = "running"
-    WAITING = "waiting"
-    """It waits for space in the cache, or until a source that blocks this address can be used again."""
-    DONE = "done"
-    CANCELLED = "cancelled"
-    STOPPED = "stopped"
-    """It met a problem that every further clip would meet, too."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing further is requested."""
-        return self not in (PrefetchState.RUNNING, PrefetchState.WAITING)
-
-
 @dataclass(frozen=True)
 class PrefetchResult(PrefetchProgress):
     """The result of a prefetch.
 
     Attributes:
-        problem: the failure that ended the prefetch early, because every further clip would meet it, too.
+        problem: the failure that ended the prefetch early, because every other clip would fail the same way.
         interrupted: Ctrl-C ended the prefetch early.
     """
 
@@ -170,7 +152,7 @@ class Prefetch:
         self._changed = threading.Condition()
         self._requested: dict[Clip, Future[None]] = {}
         self._postponed: list[tuple[int, Clip]] = []
-        """Clips to request again, a heap by their place in the order."""
+        """Clips to request again, a heap by their positions in the order."""
         self._pause_until = 0.0
         self._started_at = time.time()
         self._failures: Counter[str] = Counter()
@@ -201,7 +183,7 @@ class Prefetch:
         """Fetch all clips; return when that is done, or when the prefetch was cancelled or stopped."""
         if self._cursor is not None:
             self._cursor.watch(self._wake)
-        for number, clip in enumerate(self._clips):
+        for position, clip in enumerate(self._clips):
             if not self._wait(partial(self._can_request, clip)):
                 break
             if self._cursor is not None:
@@ -209,7 +191,7 @@ class Prefetch:
             if self._store.is_cached(clip):
                 self._count_cached(clip)
             else:
-                self._request(number, clip)
+                self._request(position, clip)
         self._wait(lambda: not self._requested)
         with self._changed:
             if not self.state.has_ended:
@@ -250,22 +232,22 @@ class Prefetch:
                         return True
                     self._changed.wait()
                     continue
-                number, clip = heapq.heappop(self._postponed)
-            self._request(number, clip)
+                position, clip = heapq.heappop(self._postponed)
+            self._request(position, clip)
 
-    def _request(self, number: int, clip: Clip) -> None:
+    def _request(self, position: int, clip: Clip) -> None:
         since = self._started_at if self._cursor is None else self._cursor.protect_used_since()
         future = self._fetcher.request(clip, self._priority, protect_used_since=since)
         with self._changed:
             self._requested[clip] = future
-        future.add_done_callback(partial(self._finish, number, clip))
+        future.add_done_callback(partial(self._finish, position, clip))
 
     def _count_cached(self, clip: Clip) -> None:
         self._store.touch(clip)  # it must not be evicted for the clips that follow
         self.already_cached += 1
         self._on_change()
 
-    def _finish(self, number: int, clip: Clip, future: Future[None]) -> None:
+    def _finish(self, position: int, clip: Clip, future: Future[None]) -> None:
         error = None if future.cancelled() else future.exception()
         with self._changed:
             self._requested.pop(clip, None)
@@ -275,7 +257,7 @@ class Prefetch:
                 self.fetched += 1
                 self._consecutive_faults = 0
             elif isinstance(error, FetchError) and self._can_postpone(error):
-                heapq.heappush(self._postponed, (number, clip))
+                heapq.heappush(self._postponed, (position, clip))
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
                 if isinstance(error, FetchError) and (_affects_every_clip(error) or self._is_offline(clip, error)):

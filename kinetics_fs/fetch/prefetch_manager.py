@@ -91,7 +91,7 @@ class PrefetchManager:
             try:
                 self._start(path.stem, *_read(path))
             except (OSError, ValueError, TypeError, LookupError, KineticsError) as error:
-                _log.error("cannot resume the prefetch %s: %s; start it again", path, error)
+                _log.error("cannot resume the job %s: %s; start it again", path, error)
                 self._forget(path.stem)
         if selection is not None:
             self.start(selection)
@@ -137,7 +137,7 @@ class PrefetchManager:
         """Cancel a job and wait for its end.
 
         Raises:
-            KineticsError: there is no job of this number.
+            KineticsError: there is no job with this id.
         """
         job = self._job(id)
         job.prefetch.cancel()
@@ -148,7 +148,7 @@ class PrefetchManager:
         """Wait for the end of a job, and pass on its progress meanwhile.
 
         Raises:
-            KineticsError: there is no job of this number.
+            KineticsError: there is no job with this id.
         """
         job = self._job(id)
         while job.thread.is_alive():
@@ -219,7 +219,7 @@ class PrefetchManager:
         job = self._jobs.get(id)
         if job is None:
             raise KineticsError(
-                f"cannot find the prefetch {id}: the mount has no job of this number; see kinetics-fs jobs list"
+                f"cannot find the job {id}: the mount has no job with this id; see kinetics-fs jobs list"
             )
         return job
 
@@ -240,7 +240,7 @@ class PrefetchManager:
                 file.write(json.dumps(None if selection is None else asdict(selection)).encode())
         except OSError as error:
             raise KineticsError(
-                f"cannot write the prefetch to {self._folder}: {error.strerror}; free space or check the permissions"
+                f"cannot write the job to {self._folder}: {error.strerror}; free space or check the permissions"
             ) from error
         return name
 

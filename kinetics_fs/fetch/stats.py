@@ -26,7 +26,7 @@ class FetchObserver(Protocol):
         The time is None for a clip that was stored from the download of another one.
         """
 
-    def on_refused(self, source: str, kind: FailureKind) -> None:
+    def on_undelivered(self, source: str, kind: FailureKind) -> None:
         """Handle a source that did not deliver a clip."""
 
 
@@ -98,10 +98,10 @@ class FetchStats:
         if self.observer is not None:
             self.observer.on_fetched(source, size, seconds)
 
-    def record_refused(self, source: str, kind: FailureKind) -> None:
+    def record_undelivered(self, source: str, kind: FailureKind) -> None:
         """Record a source that did not deliver a clip; the next source may."""
         if self.observer is not None:
-            self.observer.on_refused(source, kind)
+            self.observer.on_undelivered(source, kind)
 
     def record_failed(self, clip: Clip, source: str, kind: FailureKind, reason: str, retry_at: float | None) -> None:
         """Record a clip that no source delivered. The arguments are those of `FailedFetch`."""

@@ -194,13 +194,14 @@ class ImportedIndexes:
         imported: number of indexes that were imported.
         replaced: number of those of them that replaced an earlier index.
         clips: number of clips in them.
-        refused: why an index was refused, with everything that follows it in the file; None if none was.
+        invalid: why an index is invalid, so that it and everything after it in the file was skipped; None if all are
+            valid.
     """
 
     imported: int = 0
     replaced: int = 0
     clips: int = 0
-    refused: str | None = None
+    invalid: str | None = None
 
 
 def export_indexes(index_db: ArchiveIndexDB, names: Sequence[str], file: BinaryIO) -> int:
@@ -225,9 +226,9 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO) -> ImportedIndexes:
         try:
             index = next(indexes, None)
         except ArchiveError as error:
-            result.refused = f"index {result.imported + 1:,} in {file.name}: {error}"
+            result.invalid = f"index {result.imported + 1:,} in {file.name}: {error}"
             if not result.imported:
-                raise ArchiveError(result.refused) from error
+                raise ArchiveError(result.invalid) from error
             return result
         if index is None:
             return result

@@ -48,7 +48,7 @@ class ArchiveResults:
         read: archives that were read to their end, and what came of each.
         read_before: archives that were read to their end earlier, and so not again.
         failed: archives that failed, with the reasons.
-        problem: a failure of this machine, which every further archive would meet, too.
+        problem: a failure of this machine, because of which every other archive would fail the same way.
         interrupted: Ctrl-C ended the reading early.
     """
 
@@ -63,7 +63,7 @@ class ArchiveResults:
         return sum(getattr(summary, field) for summary in self.read.values())
 
     @property
-    def refused(self) -> Counter[str]:
+    def not_clips(self) -> Counter[str]:
         """Number of members of the archives that are not clips, by reason."""
         return sum((summary.refused for summary in self.read.values()), Counter[str]())
 
@@ -218,7 +218,7 @@ class FillResult:
             "indexed": archives.sum("indexed"),
             "bytes_read": archives.sum("bytes"),
             "corrupt": dict(archives.corrupt),
-            "refused": dict(archives.refused),
+            "not_clips": dict(archives.not_clips),
             "archives": archives.to_json(),
             "not_stored": len(self.missing.not_stored),
             "in_no_archive": len(self.missing.in_no_archive),

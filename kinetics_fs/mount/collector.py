@@ -128,9 +128,9 @@ class StatusCollector:
         """Count a clip that was stored, for the metrics; see `FetchObserver`."""
         self.metrics().on_fetched(source, size, seconds)
 
-    def on_refused(self, source: str, kind: FailureKind) -> None:
+    def on_undelivered(self, source: str, kind: FailureKind) -> None:
         """Count a source that did not deliver a clip, for the metrics; see `FetchObserver`."""
-        self.metrics().on_refused(source, kind)
+        self.metrics().on_undelivered(source, kind)
 
     def status_json(self) -> str:
         """Return the content of `.kinetics/status.json`."""

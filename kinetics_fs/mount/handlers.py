@@ -57,7 +57,7 @@ def make_handlers(
         return prefetches.start(selection).to_json()
 
     def watch(request: Request) -> dict[str, Any]:
-        return prefetches.watch(_prefetch_id(request), lambda one: request.send_progress(one.to_json())).to_json()
+        return prefetches.watch(_job_id(request), lambda one: request.send_progress(one.to_json())).to_json()
 
     def failures(request: Request) -> list[dict[str, Any]]:
         count = request.get("count", int, _DEFAULT_FAILURES)
@@ -75,14 +75,14 @@ def make_handlers(
         "prefetch": RequestHandler(prefetch, (*_SELECTION, "lines")),
         "prefetches": RequestHandler(lambda request: [one.to_json() for one in prefetches.statuses()]),
         "watch": RequestHandler(watch, ("id",)),
-        "cancel": RequestHandler(lambda request: prefetches.cancel(_prefetch_id(request)).to_json(), ("id",)),
+        "cancel": RequestHandler(lambda request: prefetches.cancel(_job_id(request)).to_json(), ("id",)),
         "failures": RequestHandler(failures, ("count",)),
         "umount": RequestHandler(umount, ("lazy",)),
     }
 
 
-def _prefetch_id(request: Request) -> int:
-    number = request.get("id", int)
-    if number is None:
-        raise KineticsError('cannot find the prefetch: the parameter "id" is missing; the request prefetches lists ids')
-    return int(number)
+def _job_id(request: Request) -> int:
+    id = request.get("id", int)
+    if id is None:
+        raise KineticsError('cannot find the job: the parameter "id" is missing; the request prefetches lists ids')
+    return int(id)

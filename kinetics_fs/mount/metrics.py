@@ -79,7 +79,7 @@ class MountMetrics:
         if seconds is not None:
             self._seconds.labels(source).observe(seconds)
 
-    def on_refused(self, source: str, kind: FailureKind) -> None:
+    def on_undelivered(self, source: str, kind: FailureKind) -> None:
         """Count a source that did not deliver a clip."""
         self._requests.labels(source, str(kind)).inc()
 
@@ -128,8 +128,7 @@ def _mount_metrics(status: MountStatus) -> Iterator[Metric]:
         states["fetched"] += prefetch.fetched
         states["already_cached"] += prefetch.already_cached
         states["failed"] += prefetch.failed
-        ended_early = prefetch.state in ("cancelled", "stopped")
-        states["to_do"] += 0 if ended_early else max(0, prefetch.clips - prefetch.finished)
+        states["to_do"] += 0 if prefetch.state.has_ended else max(0, prefetch.clips - prefetch.finished)
     if states:
         help = "Number of clips in the running prefetches and the last ones that ended."
         yield _gauge("kinetics_fs_prefetch_clips", help, "state", states)

@@ -43,14 +43,14 @@ class Picture(NamedTuple):
         return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
-def pictures(catalog: Catalog, store: Store, cached: Mapping[tuple[str, str], int], number: int) -> Iterator[Picture]:
+def pictures(catalog: Catalog, store: Store, cached: Mapping[tuple[str, str], int], count: int) -> Iterator[Picture]:
     """Yield thumbnails of cached clips, without updating the access times of the clips.
 
     Args:
         catalog: the selection.
         store: the cache.
         cached: number of cached clips for each pair of split and label.
-        number: maximum number of thumbnails.
+        count: maximum number of thumbnails.
     """
     directories = [
         (directory, cached[split.split, directory.label or ""])
@@ -58,18 +58,18 @@ def pictures(catalog: Catalog, store: Store, cached: Mapping[tuple[str, str], in
         for directory in catalog.classes(split)
         if cached.get((split.split, directory.label or ""))
     ]
-    for directory, wanted in _evenly(directories, number).items():
+    for directory, wanted in _evenly(directories, count).items():
         for clip in islice(_cached_clips(catalog, store, directory), wanted):
             if (picture := _thumbnail(store, directory, clip)) is not None:
                 yield picture
 
 
-def _evenly(directories: Sequence[tuple[Directory, int]], number: int) -> Counter[Directory]:
-    """Distribute `number` thumbnails over the directories, none more than it has clips; in the order given."""
-    if len(directories) > number:
-        directories = [directories[turn * len(directories) // number] for turn in range(number)]
-    turns = (directory for turn in range(number) for directory, most in directories if turn < most)
-    shares = Counter(islice(turns, number))
+def _evenly(directories: Sequence[tuple[Directory, int]], count: int) -> Counter[Directory]:
+    """Distribute `count` thumbnails over the directories, none more than it has clips; in the order given."""
+    if len(directories) > count:
+        directories = [directories[turn * len(directories) // count] for turn in range(count)]
+    turns = (directory for turn in range(count) for directory, most in directories if turn < most)
+    shares = Counter(islice(turns, count))
     return Counter({directory: shares[directory] for directory, _ in directories if shares[directory]})
 
 

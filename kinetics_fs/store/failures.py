@@ -118,7 +118,7 @@ class FailureReport(NamedTuple):
     attempts: int
 
 
-class RefusedLine(NamedTuple):
+class InvalidLine(NamedTuple):
     """An invalid line of an exchange file."""
 
     number: int
@@ -419,8 +419,8 @@ def report_line(failure: Failure) -> str:
     )
 
 
-def read_reports(file: BinaryIO) -> Iterator[FailureReport | RefusedLine]:
-    """Yield each line of an untrusted exchange file that is not empty: the report, or why the line is refused.
+def read_reports(file: BinaryIO) -> Iterator[FailureReport | InvalidLine]:
+    """Yield each line of an untrusted exchange file that is not empty: the report, or why the line is invalid.
 
     Raises:
         KineticsError: the file is too long.
@@ -445,7 +445,7 @@ def read_reports(file: BinaryIO) -> Iterator[FailureReport | RefusedLine]:
             if line.strip():
                 yield _parse_line(line)
         except ValueError as error:
-            yield RefusedLine(number, str(error))
+            yield InvalidLine(number, str(error))
 
 
 def _parse_line(line: bytes) -> FailureReport:

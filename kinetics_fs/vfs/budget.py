@@ -10,6 +10,7 @@ from rich import filesize
 
 from kinetics_fs.control.status import BudgetStatus
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class FetchBudget:
             reason = "no longer in the cache, and this mount fetches nothing (--only cached)"
             return FetchError(FailureKind.LOCAL, reason)
         if self._max_fetches is not None and self._fetches >= self._max_fetches:
-            reason = f"this mount has started {self._fetches:,} fetches and may start no more (--max-fetches)"
+            reason = f"this mount has started {count(self._fetches, 'fetch')} and may start no more (--max-fetches)"
         elif self._max_bytes is not None and self._bytes >= self._max_bytes:
             reason = f"this mount has fetched {filesize.decimal(self._bytes)} and may fetch no more (--max-fetch-bytes)"
         else:

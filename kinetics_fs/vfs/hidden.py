@@ -103,15 +103,15 @@ class HiddenIndex:
             changed = gone.keys() - before.keys
         if not changed:
             return []
-        places = self._catalog.positions(changed)
+        found = self._catalog.positions(changed)
         by_directory: dict[int, set[int]] = defaultdict(set)
-        for place in places:
-            by_directory[place.directory].add(place.position)
+        for clip in found:
+            by_directory[clip.directory].add(clip.position)
         positions = dict(before.positions)
         for directory, some in by_directory.items():
             positions[directory] = array("I", sorted(some.symmetric_difference(before.in_directory(directory))))
         self.hidden = HiddenClips(before.keys ^ changed, positions, sum(map(len, positions.values())))
-        return [Name(place.directory, f"{place.key}.mp4") for place in places]
+        return [Name(clip.directory, f"{clip.key}.mp4") for clip in found]
 
     @property
     def is_due(self) -> bool:

@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, ROWS, expected_frames
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.errors import CatalogError, FetchError, SettingError
+from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
 from tests.conftest import Dataset
 
 HEADS = "massaging person's head"
@@ -85,6 +85,28 @@ def test_open_fails_with_enospc_if_the_cache_evicts_each_fetched_clip(
     with pytest.raises(FetchError, match="the cache is too small; raise --cache-size") as caught:
         library.open(clip)
     assert (caught.value.errno, fetches) == (errno.ENOSPC, [clip] * 3)
+
+
+def test_failures_are_forgotten_by_clip_and_kind(library: Library) -> None:
+    clips = list(library.clips())[:3]
+    kinds = FailureKind.GONE, FailureKind.GONE, FailureKind.CORRUPT
+    for clip, kind in zip(clips, kinds, strict=True):
+        library.store.failures.remember(clip, FetchError(kind, "a reason"))
+    assert library.forget_failures([], [FailureKind.GONE]) == (0, 0)
+    assert library.forget_failures(clips[1:], [FailureKind.GONE]) == (1, 0)
+    assert [failure.clip for failure in library.failures()] == [clips[2], clips[0]]
+    assert library.forget_failures() == (2, 0)
+    assert list(library.failures()) == []
+
+
+def test_pins_outside_the_selection_are_counted_and_removed_with_the_whole_cache(values: dict[str, Any]) -> None:
+    with Library(**values, classes=HEADS) as heads, Library(**values, split="train") as train:
+        heads.pin()
+        assert heads.pin_totals().clips == 2
+        assert train.unpin().clips + heads.pin_totals().clips == 2
+        heads.pin()
+        train.unpin(whole_cache=True)
+        assert heads.pin_totals().clips == 0
 
 
 def test_prefetch_fetches_the_selection_and_reports_progress(values: dict[str, Any]) -> None:

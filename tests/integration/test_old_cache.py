@@ -65,7 +65,7 @@ class Old:
 
     def arguments(self, *, selection: bool = True) -> tuple[str | Path, ...]:
         """Return the arguments that name the cache. No server has the annotations: the cache holds a copy."""
-        store = ("--cache-dir", self.cache, "--min-free", "0")
+        store = ("--cache-dir", self.cache)
         return ("--annotations", FACTS["annotations"], *store) if selection else store
 
     def run(self, *command: str | Path, selection: bool = True, code: int = 0) -> Any:

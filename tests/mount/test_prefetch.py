@@ -58,7 +58,9 @@ def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSi
 
     number = json.loads(run_command("prefetch", mounted.root, *selection, "--json").stdout)["id"]
     again = run_command("jobs", "wait", mounted.root, str(number))
-    assert "0 fetched, 3 already cached, 0 unavailable" in again.stdout
+    assert "\n   0 fetched, 3 already cached, 0 unavailable\n" in again.stdout
+    idle = run_command("jobs", "wait", mounted.root)
+    assert (idle.returncode, idle.stdout) == (0, "No running jobs.\n")
 
 
 def test_a_list_without_clips_of_the_mount_starts_no_job(mounted: Mounted, tmp_path: Path) -> None:
@@ -180,9 +182,7 @@ def test_invalid_prefetch_requests_are_refused(mounted: Mounted, tmp_path: Path)
         assert (done.returncode, said in done.stderr, done.stdout) == (code, True, ""), done.stderr
     for command in ("cancel", "wait"):
         done = run_command("jobs", command, mounted.root, "77")
-        assert (done.returncode, "cannot find the prefetch 77" in done.stderr, done.stdout) == (1, True, ""), (
-            done.stderr
-        )
+        assert (done.returncode, "cannot find the job 77" in done.stderr, done.stdout) == (1, True, ""), done.stderr
     done = run_command("jobs", "list", tmp_path)
     assert done.returncode == 1
     assert f"cannot find a mount on {tmp_path}: it is not a mount of kinetics-fs" in done.stderr

@@ -50,7 +50,7 @@ class AnnotatedArchives:
         for name, clips in self.clips.items():
             self.write(name, by_zlib(make_tar(clips, in_class)))
         self.write(OTHER, b"not wanted, and no archive")
-        self.arguments = ("--annotations", self.annotations, "--cache-dir", self.cache, "--min-free", "0")
+        self.arguments = ("--annotations", self.annotations, "--cache-dir", self.cache)
 
     def annotate(self, clips: Iterator[Clip] | list[Clip]) -> None:
         rows: list[str] = []

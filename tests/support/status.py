@@ -13,6 +13,7 @@ from kinetics_fs.control.status import (
     InFlightFetch,
     MountStatus,
     OpenCounts,
+    PrefetchState,
     PrefetchStatus,
     SourceStatus,
     SplitCounts,
@@ -46,5 +47,7 @@ STATUS = MountStatus(
     failures={"gone": 1},
     budget=BudgetStatus(allowed=True, fetches=0, max_fetches=None, bytes=0, max_bytes=None),
     evicted=0,
-    prefetches=(PrefetchStatus("running", None, 10, 2, 3, 1, {"gone": 1}, 1, "train; all classes", 1700000000),),
+    prefetches=(
+        PrefetchStatus(PrefetchState.RUNNING, None, 10, 2, 3, 1, {"gone": 1}, 1, "train; all classes", 1700000000),
+    ),
 )

@@ -93,7 +93,8 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
             found = sorted(path.name for path in Path(base, folder).iterdir())
         except OSError as error:
             raise FetchError(
-                FailureKind.CONFIG, f"cannot list the archives in {Path(base, folder)}: {error.strerror}"
+                FailureKind.CONFIG,
+                f"cannot list the archives in {Path(base, folder)}: {error.strerror}; check --archive-url",
             ) from error
         return names + [f"{folder}/{name}" for name in found if stem(name) != name and not name.startswith(".")]
     lists = open_archive(archive_address(base, f"{folder}/{layout.lists.format(split=word)}"))

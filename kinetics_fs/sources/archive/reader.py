@@ -79,4 +79,8 @@ class LocalArchive:
         return self.read(begin, version.size, version)
 
     def _failure(self, error: OSError) -> FetchError:
-        return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: {error.strerror}", errno=error.errno)
+        return FetchError(
+            FailureKind.CONFIG,
+            f"cannot read {self.address}: {error.strerror}; check --archive-url",
+            errno=error.errno,
+        )

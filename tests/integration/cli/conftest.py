@@ -27,7 +27,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def chosen(annotations: Path, cache: Path) -> tuple[str | Path, ...]:
     """Arguments of every command that takes a selection."""
-    return ("--annotations", annotations, "--cache-dir", cache, "--min-free", "0")
+    return ("--annotations", annotations, "--cache-dir", cache)
 
 
 Prefetch = Callable[..., CompletedProcess[str]]

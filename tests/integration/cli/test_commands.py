@@ -139,6 +139,12 @@ def test_size_units(cache: Path, text: str, expected: int) -> None:
     assert limit("--cache-dir", cache, "--cache-size", text) == expected
 
 
+@pytest.mark.parametrize("command", ["index list", "classes", "pin list", "failures list", "export"])
+def test_commands_that_store_no_clip_take_no_limit_of_the_cache(command: str) -> None:
+    done = run_command(*command.split(), "--cache-size", "1GB")
+    assert (done.returncode, "No such option" in done.stderr) == (2, True), done.stderr
+
+
 def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
     """Return the error of a command without the usage before it; it must be a single line."""
     assert "Traceback" not in done.stderr
@@ -167,7 +173,7 @@ def test_wrong_type_in_the_file_is_refused_in_one_sentence(cache: Path, config: 
     config.write_text(line + "\n")
     rest = () if "cache-dir" in line else ("--cache-dir", cache)
 
-    done = run_command("--config", config, "status", *rest)
+    done = run_command("--config", config, "status", *rest, KINETICS_FS_MIN_FREE="")
 
     assert done.returncode in (1, 2)
     one_sentence(done)

@@ -183,6 +183,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
     lines = [line.split() for line in coverage(*chosen).stdout.splitlines()]
     assert ["Kinetics-600,", "6", "clips:"] in lines
     assert ["1", "cached"] in lines
+    assert ["1", "untried"] in lines
     assert lines[-1] == ["3", "unavailable"]
     assert ["validation", "surfing", "water", "2", "0", "0.0%", "1"] in lines
 
@@ -271,7 +272,7 @@ def test_an_exported_list_is_believed_by_another_cache(
     assert failures("export", *failed, "-").stdout == shared.read_text()
 
     first = failures("import", *other, shared, "--json")
-    assert json.loads(first.stdout) == {"imported": 2, "known": 0, "clip_cached": 0, "other_kind": 0, "refused": 0}
+    assert json.loads(first.stdout) == {"imported": 2, "known": 0, "cached": 0, "other_kind": 0, "invalid": 0}
     again = failures("import", *other, shared)
     assert again.stdout.startswith("0 imported; skipped: 2 already known, ")
     told = json.loads(failures("list", "--json", *other).stdout)
@@ -296,7 +297,7 @@ def test_other_kinds_are_shared_only_if_named(failed: Arguments, tmp_path: Path)
     assert json.loads(failures("import", *other, shared, "--json").stdout)["other_kind"] == 1
     assert keys(*other, "--kind", "credentials") == []
     asked = failures("import", *other, shared, "--json", "--kind", "credentials")
-    assert json.loads(asked.stdout) == {"imported": 1, "known": 0, "clip_cached": 0, "other_kind": 2, "refused": 0}
+    assert json.loads(asked.stdout) == {"imported": 1, "known": 0, "cached": 0, "other_kind": 2, "invalid": 0}
     assert keys(*other, "--kind", "credentials") == [MASSAGE.key]
 
 

@@ -34,6 +34,13 @@ def annotated(dataset: Dataset, tmp_path: Path) -> AnnotatedArchives:
     return AnnotatedArchives(dataset, tmp_path)
 
 
+def test_a_missing_archive_folder_is_named_with_its_option(annotated: AnnotatedArchives, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    done = run_command("fill", *annotated.arguments, "--archive-url", missing)
+    assert done.returncode == 1
+    assert f"{missing}/" in done.stderr and "No such file or directory; check --archive-url" in done.stderr
+
+
 class Withheld(bytes):
     """The content of a file. Bytes after `WITHHELD_FROM` are served only after `released` is set."""
 

@@ -61,7 +61,7 @@ class ClipFolder:
         self.put(f"val/{SURFING}/{CUT.name}", videos[0][:-100_000])
         self.put(PAGE.name, b"<!DOCTYPE html><title>Too many requests</title>")
         self.put(f"{HEAD}/{EMPTY.name}", b"")
-        self.arguments = ("--annotations", self.annotations, "--cache-dir", self.cache, "--min-free", "0")
+        self.arguments = ("--annotations", self.annotations, "--cache-dir", self.cache)
 
     def split(self, clip: Clip) -> str:
         return "train" if clip == D else "validate"
@@ -169,7 +169,7 @@ def test_import_copies_files_of_another_filesystem(clip_folder: ClipFolder) -> N
             pytest.skip("there is only one filesystem")
         (elsewhere / D.name).write_bytes(clip_folder.content[D])
         # It would be copied: the cache has no space for that.
-        refused = run_command("import", *clip_folder.arguments[:-1], "1000TB", elsewhere)
+        refused = run_command("import", *clip_folder.arguments, "--min-free", "1000TB", elsewhere)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
         assert "copied" in refused.stderr
         done = clip_folder.run("import", "--json", elsewhere)

@@ -33,7 +33,7 @@ def index(
     annotated: AnnotatedArchives, name: str, *arguments: str | Path, cache: Path | None = None
 ) -> CompletedProcess[str]:
     """Run `kinetics-fs index …`."""
-    options: list[str | Path] = ["--cache-dir", cache or annotated.cache, "--min-free", "0"]
+    options: list[str | Path] = ["--cache-dir", cache or annotated.cache]
     if name in ("build", "verify"):
         options += ["--archive-url", annotated.folder]
     if name == "build":
@@ -63,7 +63,7 @@ def test_build_indexes_each_version_of_an_archive_once(annotated: AnnotatedArchi
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "indexed": 7,
-        "refused": json.loads(done.stdout)["refused"],
+        "not_clips": json.loads(done.stdout)["not_clips"],
         "archives": {"read": [HEADS, SURFING], "read_before": [], "failed": {}},
         "interrupted": False,
     }
@@ -148,7 +148,7 @@ def test_an_export_can_be_imported(built: AnnotatedArchives, tmp_path: Path) -> 
     )
     assert listed(built, other) == listed(built)
     again = json.loads(index(built, "import", "--json", file, cache=other).stdout)
-    assert again == {"imported": 3, "replaced": 3, "clips": 8, "refused": None}
+    assert again == {"imported": 3, "replaced": 3, "clips": 8, "invalid": None}
     assert index(built, "verify", "--all", cache=other).returncode == 0
 
     # Through pipes, one of them alone.

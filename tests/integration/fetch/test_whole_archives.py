@@ -14,11 +14,12 @@ import pytest
 from rich import filesize
 
 from kinetics_fs.catalog import Clip, Selection, find_release, open_catalog
+from kinetics_fs.control.status import PrefetchState
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.prefetch import Prefetch, PrefetchState
+from kinetics_fs.fetch.prefetch import Prefetch
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store

@@ -31,7 +31,7 @@ def make_metrics(status: MountStatus = STATUS) -> MountMetrics:
     made = MountMetrics(lambda: status)
     made.on_fetched("youtube", 1000, 0.2)
     made.on_fetched("youtube", 500, None)
-    made.on_refused("archive", FailureKind.GONE)
+    made.on_undelivered("archive", FailureKind.GONE)
     return made
 
 

@@ -30,6 +30,13 @@ def test_status_survives_json() -> None:
     assert MountStatus.from_json(as_json()) == STATUS
 
 
+def test_an_unknown_state_of_a_prefetch_is_an_invalid_status() -> None:
+    value = as_json()
+    value["prefetches"][0]["state"] = "paused"
+    with pytest.raises(InvalidStatusError, match=r"'prefetches\[0\].state' is 'paused', not one of running, waiting, "):
+        MountStatus.from_json(value)
+
+
 def test_unknown_keys_of_a_newer_version_are_ignored() -> None:
     value = as_json()
     value["new"] = value["fetch"]["new"] = 1
@@ -95,7 +102,7 @@ def test_description_for_people() -> None:
         "2 clips pinned, 1 of them cached, 50 bytes",
         "1, running: 5 of 10 cached, 1 unavailable; train; all classes",
         "private; next retry when its source is asked again",
-        "1 rows: label has a slash",
+        "1 row: label has a slash",
     ):
         assert part in text
     assert describe_mount(replace(STATUS, frontend=None)) == [line for line in lines if "native" not in line]
@@ -109,12 +116,15 @@ def test_description_of_an_unreachable_mount_says_what_to_do() -> None:
 def test_description_of_a_block_counts_down() -> None:
     blocked = SourceStatus(blocked_for=61, reason="HTTP 429", fetches_last_hour=0)
     assert "blocked, not used for another 1 min 1 s: HTTP 429" in describe_source("youtube", blocked)
+    once = SourceStatus(blocked_for=None, reason="", fetches_last_hour=1)
+    assert describe_source("youtube", once) == "youtube: 1 clip requested in the last hour"
     assert "until the next clip is tried" in describe_source("youtube", replace(blocked, blocked_for=0))
 
 
 def test_description_of_the_budget() -> None:
     budget = BudgetStatus(allowed=True, fetches=2, max_fetches=10, bytes=0, max_bytes=None)
     assert describe_budget(budget) == "2 of 10 fetches started"
+    assert describe_budget(replace(budget, max_fetches=1)) == "2 of 1 fetch started"
     assert describe_budget(replace(budget, max_fetches=None)) == ""
     assert describe_budget(replace(budget, allowed=False)) == "opens fetch nothing (--only cached)"
 

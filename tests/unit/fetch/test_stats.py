@@ -51,7 +51,7 @@ class Observer:
     def on_fetched(self, source: str, size: int, seconds: float | None) -> None:
         self.calls.append((source, size, seconds))
 
-    def on_refused(self, source: str, kind: FailureKind) -> None:
+    def on_undelivered(self, source: str, kind: FailureKind) -> None:
         self.calls.append((source, kind))
 
 
@@ -60,6 +60,6 @@ def test_observer_receives_each_result() -> None:
     stats.observer = observer = Observer()
     stats.record_fetched("archive", 100, 1.5)
     stats.record_fetched("archive", 50)
-    stats.record_refused("youtube", FailureKind.BLOCKED)
+    stats.record_undelivered("youtube", FailureKind.BLOCKED)
     assert observer.calls == [("archive", 100, 1.5), ("archive", 50, None), ("youtube", FailureKind.BLOCKED)]
     assert stats.fetched == 2

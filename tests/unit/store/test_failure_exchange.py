@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.store import FailureReport, ImportedFailures, RefusedLine, Store, read_reports, report_line
+from kinetics_fs.store import FailureReport, ImportedFailures, InvalidLine, Store, read_reports, report_line
 from tests.support.store import clip, is_whole, keep, keep_clips, query
 
 DAY = 86_400.0
@@ -37,7 +37,7 @@ def line(**others: Any) -> bytes:
     return json.dumps({name: value for name, value in values.items() if value is not None}).encode()
 
 
-def parse(*lines: bytes) -> list[FailureReport | RefusedLine]:
+def parse(*lines: bytes) -> list[FailureReport | InvalidLine]:
     return list(read_reports(io.BytesIO(b"\n".join(lines))))
 
 
@@ -111,13 +111,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
-def test_a_bad_line_is_refused_with_its_number_and_costs_no_other(bad: bytes) -> None:
-    first, refused, last = parse(line(), b"", bad, line(key=clip(1).key))
+def test_an_invalid_line_is_yielded_with_its_number_and_costs_no_other(bad: bytes) -> None:
+    first, invalid, last = parse(line(), b"", bad, line(key=clip(1).key))
 
     assert isinstance(first, FailureReport)
-    assert isinstance(refused, RefusedLine)
-    assert refused.number == 3
-    assert refused.reason.isprintable()
+    assert isinstance(invalid, InvalidLine)
+    assert invalid.number == 3
+    assert invalid.reason.isprintable()
     assert isinstance(last, FailureReport) and last.clip == clip(1)
 
 

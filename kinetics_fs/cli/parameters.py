@@ -1,0 +1,108 @@
+"""Click parameter types of the settings: sizes, hourly limits, orders, paths and lists of texts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kinetics_fs.config import LIST_SEPARATOR, About
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: `1500000`, `200GB` (powers of ten) or `1.5TiB` (powers of two)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if type(value) is int and value >= 0:  # excludes bool, a subclass of int
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
+        factor = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
+        if match is None or factor is None:
+            self.fail(f"{value!r} is not a size: write it as 200GB, 1.5TB or 500MiB", param, ctx)
+        return int(float(match[1]) * factor)
+
+
+class Hourly(click.ParamType[int]):
+    """A number per hour: `300/h` or `300`."""
+
+    name = "hourly"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,9})\s*(?:/\s*h)?", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a number per hour: write it as 300/h", param, ctx)
+        return int(match[1])
+
+
+class Order(click.ParamType[tuple[str, ...]]):
+    """Some of these names, separated by commas, each at most once."""
+
+    name = "order"
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        chosen = tuple(value) if isinstance(value, list | tuple) else tuple(re.split(r"\s*,\s*", str(value).strip()))
+        if not chosen or not set(chosen) <= set(self._names) or len(set(chosen)) < len(chosen):
+            self.fail(f"{value!r} is not an order of {', '.join(self._names)}: write it as youtube,archive", param, ctx)
+        return chosen
+
+
+class UntouchedPath(click.Path):
+    """A path that parsing does not stat: click's own type does, and the stat of a dead mount can block forever.
+
+    An environment variable may hold several.
+    """
+
+    envvar_list_splitter = LIST_SEPARATOR
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not isinstance(value, str | bytes | os.PathLike):  # from the configuration file
+            self.fail(f"{value!r} is not a path: write it as a string", param, ctx)
+        return Path(os.fsdecode(value))
+
+
+class ListText(click.ParamType[str]):
+    """Text of which an environment variable may hold several."""
+
+    name = "text"
+    envvar_list_splitter = LIST_SEPARATOR
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+
+def type_of(about: About) -> click.ParamType[Any]:
+    """Return the parameter type of a setting."""
+    match about.kind:
+        case "text":
+            return ListText()
+        case "integer":
+            bounded = about.minimum is not None or about.maximum is not None
+            return click.IntRange(about.minimum, about.maximum) if bounded else click.INT
+        case "seconds":
+            return click.FloatRange(min=0, min_open=True)
+        case "size":
+            return Size()
+        case "hourly":
+            return Hourly()
+        case "order":
+            return Order(about.choices)
+        case "path":
+            return UntouchedPath()
+        case "choice":
+            return click.Choice(about.choices)
+        case "switch":
+            return click.BOOL
