@@ -38,12 +38,15 @@ ENVIRONMENT = {
 """The environment of `kinetics-fs` in tests."""
 
 
-def kinetics_fs(*arguments: str | Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def kinetics_fs(
+    *arguments: str | Path, timeout: float = 60, wrapper: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `kinetics-fs` as a process, to its end.
 
     Args:
         arguments: of the program. Without `--config`, no configuration file is read.
         timeout: seconds after which the process is killed.
+        wrapper: a command that runs the program, such as `prlimit` with its options.
         environment: variables besides `ENVIRONMENT`.
 
     Returns:
@@ -53,7 +56,7 @@ def kinetics_fs(*arguments: str | Path, timeout: float = 60, **environment: str)
         subprocess.TimeoutExpired: the program did not end in time.
     """
     return subprocess.run(
-        [sys.executable, "-m", "kinetics_fs", *_with_config(arguments)],
+        [*wrapper, sys.executable, "-m", "kinetics_fs", *_with_config(arguments)],
         env={**ENVIRONMENT, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -157,19 +160,27 @@ class Mounted:
         arguments: further arguments of `kinetics-fs mount`.
         config: configuration file; None for none.
         options: options of `kinetics-fs` itself, such as `--debug`.
+        wrapper: a command that runs the program, such as `prlimit` with its options.
     """
 
     def __init__(
-        self, mountpoint: Path, *arguments: str | Path, config: Path | None = None, options: Sequence[str] = ()
+        self,
+        mountpoint: Path,
+        *arguments: str | Path,
+        config: Path | None = None,
+        options: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.root = mountpoint
         self.log = mountpoint.with_name(mountpoint.name + ".log")
         self._options: list[str | Path] = ["--config", config or Path(os.devnull), *options]
         self._arguments = arguments
+        self._wrapper = wrapper
         self.pid = 0
 
     def __enter__(self) -> Self:
-        done = kinetics_fs(*self._options, "mount", "--log-file", self.log, *self._arguments, self.root)
+        mount = [*self._options, "mount", "--log-file", self.log, *self._arguments, self.root]
+        done = kinetics_fs(*mount, wrapper=self._wrapper)
         if done.returncode:
             raise RuntimeError(f"mount failed: {done.stderr}")
         self.pid = self.status()["pid"]

@@ -256,7 +256,8 @@ def test_doctor_reports_old_kernels_and_request_timeouts(settings: Settings, mon
 
 def test_doctor_reports_a_full_disk(small_disk: SmallDisk, settings: Settings) -> None:
     disk = small_disk(8 * 10**6)
-    found = doctor("--offline", "--cache-dir", disk / "cache", "--source", "youtube", status=1)
+    cache = "--cache-dir", disk / "cache", "--min-free", "1GB"
+    found = doctor("--offline", *cache, "--source", "youtube", status=1)
     assert [one["state"] for one in found["cache space"] + found["cache disk"]] == ["problem", "warning"]
     assert "tmpfs" in found["cache disk"][0]["found"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,7 +41,9 @@ def mount(scratch: Path, silence: str) -> Iterator[MountFactory]:
     with ExitStack() as mounts:
         numbers = iter(range(1, 100))
 
-        def make(*arguments: str, cache: Path = scratch / "cache", root: Path | None = None) -> Mounted:
+        def make(
+            *arguments: str, cache: Path = scratch / "cache", root: Path | None = None, wrapper: Sequence[str] = ()
+        ) -> Mounted:
             if not cache.exists():
                 fill(cache)
             return mounts.enter_context(
@@ -50,6 +52,7 @@ def mount(scratch: Path, silence: str) -> Iterator[MountFactory]:
                     *("--frontend", "native", "--annotations", write_rows(scratch), "--cache-dir", cache),
                     *("--min-free", "0", "--video-url", silence),
                     *arguments,
+                    wrapper=wrapper,
                 )
             )
 

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -513,12 +512,7 @@ def test_five_hundred_opens_leave_no_descriptor(mount: MountFactory, name: str) 
 
 def test_more_open_clips_than_descriptors_of_a_shell(mount: MountFactory) -> None:
     """Shells allow 1024 descriptors, and more on request: a loader with many workers needs them."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (40, before[1]))
-    try:
-        mounted = mount()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    mounted = mount(wrapper=["prlimit", f"--nofile={len(HERE)}:"])
     with ExitStack() as files:
         for clip in HERE:
             file = files.enter_context(path_of(mounted, clip).open("rb"))
