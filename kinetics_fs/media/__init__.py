@@ -22,6 +22,8 @@ class Media:
             shorter than its annotation, as some clips of the dataset are.
         part: the file contains only the bytes that the clip needs, and its header does not give the duration of the
             complete video.
+        end: time at which the last picture of a part ends, in seconds from the beginning of the file, if the container
+            does not keep durations.
     """
 
     path: Path
@@ -29,3 +31,4 @@ class Media:
     length: float | None
     whole: bool = False
     part: bool = False
+    end: float | None = None

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import errno
 import subprocess
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
+from kinetics_fs.media.probe import CLOCK, TOLERANCE, demux, open_video, picture_of
 
 MAX_BITS_PER_SECOND = 6_000_000
 """Cap of the video bit rate. It keeps every cut clip smaller than the size that `vfs` reports for an unknown clip."""
 
+ENCODE_PICTURE = (
+    "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p",
+    "-maxrate", str(MAX_BITS_PER_SECOND), "-bufsize", str(MAX_BITS_PER_SECOND),
+)  # fmt: skip
+ENCODE_SOUND = ("-c:a", "aac", "-b:a", "128k", "-ac", "2")
+
 _LEAD = 1.0
 """Seconds to seek before the clip. ffmpeg seeks by decoding time, and a keyframe that is decoded before the clip's
 first frame may be shown after it."""
+
+
+class _Section(NamedTuple):
+    """Where a clip is in a file. Times are in seconds from the beginning of the file."""
+
+    stream: int
+    """Index of the video stream."""
+    seek: float
+    """Time to seek to: all pictures of the clip are decoded from there on."""
+    begin: float | None
+    """Time at which the first picture of the clip is shown, mostly before the start if no frame falls on it; None if
+    the pictures begin after the start."""
+    start: float
+    """Start of the clip."""
+    end: float
+    """End of the clip."""
+    shown_until: float
+    """Time until which the clip's last picture is shown."""
+    pause: float
+    """Longest time in seconds for which the clip shows the same picture."""
 
 
 def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height: int, exact: bool = True) -> None:
@@ -33,49 +62,100 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     Raises:
         FetchError: ffmpeg cannot be run (CONFIG), cannot read the media (CORRUPT) or cannot write (LOCAL).
     """
-    if exact:
-        done = _run(_exact_command(media, duration, target, ffmpeg, max_height, "-fps_mode"))
+    section = _find_section(media, duration)
+    # A copy can neither begin between two frames nor change how long the last one is shown.
+    early = 0.0 if section.begin is None else media.start - section.begin
+    if exact or early > TOLERANCE or section.pause > TOLERANCE:
+        done = run_ffmpeg(_exact_command(media.path, section, target, ffmpeg, max_height, "-fps_mode"))
         if b"fps_mode" in done.stderr:  # before ffmpeg 5.1
-            done = _run(_exact_command(media, duration, target, ffmpeg, max_height, "-vsync"))
+            done = run_ffmpeg(_exact_command(media.path, section, target, ffmpeg, max_height, "-vsync"))
     else:
-        done = _run(_command(media.path, media.start, target, ffmpeg, ["-t", f"{duration:.6f}", "-c", "copy"]))
+        output = ["-t", f"{duration:.6f}", "-c", "copy"]
+        done = run_ffmpeg(_command(media.path, section.stream, media.start, target, ffmpeg, output))
     if done.returncode == 0:
         return
+    raise_failure(done, "cut the clip")
+
+
+def _find_section(media: Media, duration: float) -> _Section:
+    """Find a clip in a file.
+
+    Raises:
+        FetchError: the file is not a video (CORRUPT).
+    """
+    with open_video(media.path) as container:
+        stream = picture_of(container).index
+        packets = demux(container)
+    start, end = media.start, media.start + duration
+    begin = packets.first_of(start)
+    target = start if begin is None else min(start, begin)
+    seek = target - _LEAD
+    # The demuxer seeks to the last keyframe that is decoded before that time. With a low or variable frame rate, such a
+    # keyframe may be shown only seconds later.
+    seek = min([seek, *(decoded - CLOCK for decoded, shown in packets.keyframes if shown > target + CLOCK)])
+    times = [time for time in packets.times if target <= time < end - CLOCK]
+    shown_until = min(end, max(packets.end, media.end or 0.0))
+    pause = max((after - before for before, after in pairwise([*times, shown_until])), default=0.0)
+    return _Section(stream, max(0.0, seek), begin, start, end, shown_until, pause)
+
+
+def raise_failure(done: subprocess.CompletedProcess[bytes], action: str) -> NoReturn:
+    """Raise the error of an ffmpeg that failed.
+
+    Args:
+        done: the finished process.
+        action: what ffmpeg was to do, as in "cut the clip".
+
+    Raises:
+        FetchError: there is no space (LOCAL), or the input is damaged (CORRUPT).
+    """
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     message = lines[-1][:200] if lines else f"status {done.returncode}"
     if any("No space left on device" in line for line in lines):
         raise FetchError(FailureKind.LOCAL, f"ffmpeg cannot write the clip: {message}", errno=errno.ENOSPC)
-    raise FetchError(FailureKind.CORRUPT, f"ffmpeg cannot cut the clip: {message}")
+    raise FetchError(FailureKind.CORRUPT, f"ffmpeg cannot {action}: {message}")
 
 
-def _command(path: Path, seek: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
+def _command(path: Path, stream: int, seek: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
         "-ss", f"{seek:.6f}", "-i", f"file:{path}",
-        "-map", "0:v:0", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
+        "-map", f"0:{stream}", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
         *output,
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
     ]  # fmt: skip
 
 
 def _exact_command(
-    media: Media, duration: float, target: Path, ffmpeg: str, max_height: int, rate_option: str
+    path: Path, section: _Section, target: Path, ffmpeg: str, max_height: int, rate_option: str
 ) -> list[str]:
-    lead = min(_LEAD, media.start)
-    span = f"trim=start={lead:.6f}:end={lead + duration:.6f}"
+    lead, end = section.start - section.seek, section.end - section.seek
+    first, time = lead, f"PTS-{lead:.6f}/TB"
+    if section.begin is not None:
+        first, time = max(0.0, section.begin - section.seek - CLOCK), f"if(N,{time},0)"
+    picture = f"trim=start={first:.6f}:end={end:.6f},setpts='{time}'"
+    hold = []
+    if section.pause > TOLERANCE / 2:
+        # The muxer would give the last frame the duration of the one before. Without B-frames, the last packet is also
+        # the last frame.
+        duration = f"if(eq(NEXT_PTS,NOPTS),{section.shown_until - section.start:.6f}/TB-PTS,DURATION)"
+        hold = ["-bf", "0", "-bsf:v", f"setts=duration='{duration}'"]
     output = [
-        "-vf", f"{span},setpts=PTS-{lead:.6f}/TB,scale=-2:'trunc(min({max_height},ih)/2)*2'",
-        "-af", f"a{span},asetpts=PTS-{lead:.6f}/TB",
+        "-vf", f"{picture},scale=-2:'trunc(min({max_height},ih)/2)*2'",
+        "-af", f"atrim=start={lead:.6f}:end={end:.6f},asetpts=PTS-{lead:.6f}/TB",
         # Frames keep their times, on a clock that every usual rate divides; otherwise some are doubled or dropped.
         rate_option, "vfr", "-enc_time_base", "1:90000",
-        "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p",
-        "-maxrate", str(MAX_BITS_PER_SECOND), "-bufsize", str(MAX_BITS_PER_SECOND),
-        "-c:a", "aac", "-b:a", "128k", "-ac", "2",
+        *ENCODE_PICTURE, *hold, *ENCODE_SOUND,
     ]  # fmt: skip
-    return _command(media.path, media.start - lead, target, ffmpeg, output)
+    return _command(path, section.stream, section.seek, target, ffmpeg, output)
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+def run_ffmpeg(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run ffmpeg to its end.
+
+    Raises:
+        FetchError: it cannot be run (CONFIG).
+    """
     try:
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as error:

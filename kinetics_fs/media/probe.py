@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
@@ -29,52 +32,146 @@ class Span(NamedTuple):
     end: float
 
 
+CLOCK = 0.0015
+"""Seconds by which a time may be rounded: Matroska and FLV count milliseconds."""
+
+_WAIT = 0.05
+"""Seconds after which the next picture may be shown for a clip to begin with it. Frames that belong to the start of a
+clip often come so late, because encoded sound begins up to 50 ms before the pictures."""
+
+MP4 = "mov"
+"""FFmpeg's demuxer for mp4 and its relatives. Clips are published only in this format."""
+
+VIDEO_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,nut"
+"""FFmpeg's demuxers for containers of video. Others open pictures, or further files and the network (playlists)."""
+
+_COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
+_PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000"}
+_PICTURE_BRANDS = ("avif", "avis", "heic", "heix", "mif1", "msf1")
+"""Brands of picture files in mp4's format (ISO/IEC 23008-12)."""
+
+
 class Packets(NamedTuple):
     """The video packets of a file. Times are in seconds from the beginning of the container.
 
     Attributes:
         frames: number of packets, one for each frame.
-        begin: time at which the first picture is shown; infinite if there is none.
+        times: times at which the pictures are shown, in ascending order, without those that an edit list hides.
+        keyframes: decoding and display time of each keyframe.
         end: time at which the last picture ends.
     """
 
     frames: int
-    begin: float
+    times: list[float]
+    keyframes: list[tuple[float, float]]
     end: float
+
+    @property
+    def begin(self) -> float:
+        """The time at which the first picture is shown; infinite if there is none."""
+        return self.times[0] if self.times else math.inf
+
+    def first_of(self, start: float) -> float | None:
+        """Return the time at which the first picture of a clip is shown.
+
+        It is the picture that is on screen at the start of the clip, whenever it appeared, or the next one if that
+        follows at once.
+
+        Returns:
+            The time; None if no picture is shown at the start.
+        """
+        index = bisect.bisect_right(self.times, start + CLOCK)
+        if index < len(self.times) and self.times[index] - start <= _WAIT:
+            on_screen = index and self.times[index - 1] >= start - CLOCK
+            return self.times[index - 1] if on_screen else self.times[index]
+        return self.times[index - 1] if index else None
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[InputContainer]:
-    """Open a file that has exactly one video stream.
+def open_video(path: Path, *, formats: str = VIDEO_FORMATS) -> Iterator[InputContainer]:
+    """Open a file that has a video stream.
+
+    Args:
+        path: the file.
+        formats: FFmpeg's demuxers to try, separated by commas.
 
     Raises:
         FetchError: the file, or something that is read from it in the context, cannot be parsed or decoded, or the
-            number of video streams is not one (CORRUPT).
+            file has no video stream (CORRUPT).
     """
+    demuxer = None if "," in formats else formats
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:  # titles are in any encoding
-            if len(container.streams.video) != 1:
-                raise FetchError(
-                    FailureKind.CORRUPT, f"the file has {len(container.streams.video)} video streams instead of one"
-                )
+        with av.open(
+            f"file:{path}",
+            format=demuxer,
+            options={"format_whitelist": formats},
+            metadata_errors="replace",  # titles are in any encoding
+        ) as container:
+            if find_picture(container) is None:
+                raise FetchError(FailureKind.CORRUPT, "the file has no video stream")
+            if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
+                raise FetchError(FailureKind.CORRUPT, "the file is a picture, not a video")
             yield container
+    except FetchError:
+        raise
     except av.FFmpegError as error:
-        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {reason}") from error
+    except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # PyAV's, for values out of range
+        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error}") from error
+
+
+def find_picture(container: InputContainer) -> VideoStream | None:
+    """Return the first video stream that is neither a cover picture nor a thumbnail; None if there is none."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
+    moving = (stream for stream in streams if not _is_still(stream))
+    return next(moving, streams[0] if streams else None)
+
+
+def picture_of(container: InputContainer) -> VideoStream:
+    """Return the video stream of a file that `open_video` opened."""
+    stream = find_picture(container)
+    assert stream is not None
+    return stream
+
+
+def _is_still(stream: VideoStream) -> bool:
+    """Return whether a stream is a single picture, such as a cover that is not marked as one."""
+    # The codec is unknown if FFmpeg was built without it.
+    codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
+    return codec == "unknown" or (codec in _PICTURE_CODECS and max(stream.frames, len(stream.index_entries)) <= 1)
+
+
+def stated_frames(stream: VideoStream) -> int:
+    """Return the number of frames that the index of a file lists; 0 if the file has no complete index.
+
+    FFmpeg applies edit lists to the index. The header also counts the frames that an edit list leaves out.
+    """
+    return min(stream.frames, len(stream.index_entries))
 
 
 def demux(container: InputContainer) -> Packets:
-    """Read all video packets of a container without decoding them."""
-    stream = container.streams.video[0]
-    count, first, end = 0, math.inf, -math.inf
+    """Read all packets of the video stream without decoding them."""
+    stream = picture_of(container)
+    tick, begin = float(stream.time_base or 0), (container.start_time or 0) / av.time_base
+    count, last, end = 0, -math.inf, 0.0
+    times: list[float] = []
+    keyframes: list[tuple[float, float]] = []
     for packet in container.demux(stream):
-        if packet.pts is not None:
-            count += 1
-            first = min(first, packet.pts)
-            end = max(end, packet.pts + (packet.duration or 0))
-    if count == 0 or stream.time_base is None:
-        return Packets(0, math.inf, 0.0)
-    tick, begin = float(stream.time_base), (container.start_time or 0) / av.time_base
-    return Packets(count, first * tick - begin, end * tick - begin)
+        shown = packet.pts if packet.pts is not None else packet.dts
+        if shown is None or not packet.size:
+            continue
+        count += 1
+        time = shown * tick - begin
+        if packet.is_keyframe:
+            keyframes.append(((packet.dts if packet.dts is not None else shown) * tick - begin, time))
+        if packet.is_discard:
+            continue
+        times.append(time)
+        if time >= last:
+            last, end = time, time + (packet.duration or 0) * tick
+    times.sort()
+    return Packets(count, times, keyframes, end)
 
 
 def expected_span(media: Media, duration: float) -> Span:
@@ -95,25 +192,26 @@ def expected_span(media: Media, duration: float) -> Span:
             ends before the clip begins (GONE).
     """
     with open_video(media.path) as container:
-        stated_frames = container.streams.video[0].frames
+        stated_number = stated_frames(picture_of(container))
         begin = max(0.0, (container.start_time or 0) / av.time_base)
         header = 0.0 if media.part else (container.duration or 0) / av.time_base - begin
-        count, first, end = demux(container)
+        packets = demux(container)
+    count, end = packets.frames, max(packets.end, media.end or 0.0)
     stated = max(header, media.length or 0.0)
     # A header that counts frames (mp4) proves completeness exactly. Otherwise the stated durations decide.
-    counted = count >= stated_frames and stated - header <= _ROUNDING
-    complete = counted if stated_frames else stated - end <= _ROUNDING
+    counted = count >= stated_number and stated - header <= _ROUNDING
+    complete = counted if stated_number else stated - end <= _ROUNDING
     if not complete and end < media.start + duration:
         raise FetchError(FailureKind.CORRUPT, f"the download ended after {end:.1f} of {stated:.1f} s")
     if media.start >= end - TOLERANCE:
         raise FetchError(
             FailureKind.GONE, f"the video ends after {end:.1f} s, before the clip begins at {media.start:.1f} s"
         )
-    return Span(max(0.0, first - media.start), min(duration, end - media.start))
+    return Span(max(0.0, packets.begin - media.start), min(duration, end - media.start))
 
 
 def decode_span(path: Path) -> tuple[Span, float]:
-    """Decode every frame of a file.
+    """Decode every frame of an mp4 file.
 
     Returns:
         The span of the pictures, and the time at which the last picture begins, both in seconds.
@@ -122,8 +220,8 @@ def decode_span(path: Path) -> tuple[Span, float]:
         FetchError: a frame does not decode (CORRUPT).
     """
     begin, last, end = math.inf, 0.0, 0.0
-    with open_video(path) as container:
-        stream = container.streams.video[0]
+    with open_video(path, formats=MP4) as container:
+        stream = picture_of(container)
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if frame.pts is not None and frame.time_base is not None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.probe import TOLERANCE, Span, decode_span, demux, open_video
+from kinetics_fs.media.probe import MP4, TOLERANCE, Span, decode_span, demux, open_video, picture_of, stated_frames
 
 
 class VerifyLevel(StrEnum):
@@ -15,7 +15,7 @@ class VerifyLevel(StrEnum):
     NONE = "none"
     """Not at all: publish the file as it is."""
     CONTAINER = "container"
-    """The file parses and contains all frames that its header counts: a few milliseconds for each clip."""
+    """The file parses and contains all frames that its index lists: a few milliseconds for each clip."""
     DECODE = "decode"
     """Every frame decodes: a few hundred milliseconds for each clip."""
 
@@ -32,27 +32,29 @@ class VerifyLevel(StrEnum):
 
 
 def check_container(clip: Path) -> None:
-    """Check that a clip parses, has one video stream, and contains all frames that its header counts.
+    """Check that a clip is an mp4 file with a video stream, and contains all frames that its index lists.
 
     Nothing is decoded.
 
     Raises:
         FetchError: the file is not a clip, or is incomplete (CORRUPT).
     """
-    with open_video(clip) as container:
-        stated = container.streams.video[0].frames
-        found = demux(container).frames
-    if found == 0 or found < stated:
-        raise FetchError(FailureKind.CORRUPT, f"the clip has {found} of {stated} frames")
+    with open_video(clip, formats=MP4) as container:
+        stated = stated_frames(picture_of(container))
+        found = demux(container)
+    if not found.times:
+        raise FetchError(FailureKind.CORRUPT, "the clip has no frames")
+    if found.frames < stated:
+        raise FetchError(FailureKind.CORRUPT, f"the clip has {found.frames} of {stated} frames")
 
 
 def verify_clip(clip: Path, expected: Span | None) -> None:
-    """Check that a finished clip parses, has one video stream, decodes completely, and covers the expected span.
+    """Check that a finished clip is an mp4 file with a video stream, decodes completely, and covers a span.
 
     Args:
         clip: the file.
-        expected: span that the pictures must cover. None accepts any span, but requires all frames that the header
-            counts.
+        expected: span that the pictures must cover. None accepts any span, but requires all frames that the index
+            lists.
 
     Raises:
         FetchError: the file is not that clip (CORRUPT).

@@ -10,6 +10,7 @@ import errno
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -19,6 +20,7 @@ from av.stream import Stream
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
+from kinetics_fs.media.probe import CLOCK, find_picture
 from kinetics_fs.sources.http_range import RemoteFile
 from kinetics_fs.sources.youtube.segments import Segments
 
@@ -68,7 +70,7 @@ def fetch_section(
         raise NoSection(f"it is longer than {MAX_SECTION} s")
     packets: list[Packet[Stream]] = []
     begins: list[float] = []
-    size = 0
+    size, shown_until = 0, 0.0
     try:
         with av.open(str(path), "w", format="nut") as target:
             containers: list[InputContainer] = []
@@ -79,19 +81,24 @@ def fetch_section(
                 else:
                     container = av.open(file, "r", options=_options(file))
                     begin = _begin(container)
-                    for picture in container.streams.video[:1]:
+                    if (picture := find_picture(container)) is not None:
                         length = _length(length, (container.duration or 0) / av.time_base, picture)
                 containers.append(container)
                 if length and start >= length:
                     raise FetchError(FailureKind.GONE, f"the video ends after {length:.1f} s, before the clip begins")
-                streams: list[Stream] = [*container.streams.video[:1], *container.streams.audio[:1]]
+                video = find_picture(container)
+                streams: list[Stream] = [*([video] if video is not None else []), *container.streams.audio[:1]]
                 if len(files) > 1:
                     streams = streams[:1]
                 copies = {stream.index: target.add_stream_from_template(stream) for stream in streams}
+                section = _packets(container, streams, begin + end)
                 if isinstance(file, RemoteFile):
                     _seek(container, file, streams, begin + start, begin + end)
-                for packet in _packets(container, streams, begin + end):
+                    section = _from_the_frame_on_screen(container, streams, begin + start, begin + end)
+                for packet in section:
                     size += packet.size
+                    if packet.stream is video and packet.pts is not None and packet.time_base is not None:
+                        shown_until = max(shown_until, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                     if size > _MAX_BYTES:
                         raise NoSection("it is too large")
                     packet.stream = copies[packet.stream.index]
@@ -118,7 +125,13 @@ def fetch_section(
     with av.open(str(path)) as written:
         first = (written.start_time or 0) / av.time_base
     zero = min(begins) + shift - first  # start of the complete media, on the clock of this file
-    return Media(path, start=zero + start, length=zero + length if length else None, part=True)
+    return Media(
+        path,
+        start=zero + start,
+        length=zero + length if length else None,
+        part=True,
+        end=shown_until + shift - first,
+    )
 
 
 def _length(by_site: float | None, by_header: float, picture: Stream | None) -> float | None:
@@ -157,6 +170,33 @@ def _seek(container: InputContainer, file: RemoteFile, streams: list[Stream], st
         remaining = max(0.0, end - now) * av.time_base / container.duration * file.size
         file.expect(file.received_to, file.tell() + int(remaining))
         container.seek(round(start * av.time_base))
+
+
+def _from_the_frame_on_screen(
+    container: InputContainer, streams: list[Stream], start: float, end: float
+) -> Iterator[Packet[Stream]]:
+    """Yield the packets of a section, from the keyframe of the frame that is on screen at its start.
+
+    Where frames are seconds apart, a keyframe that is decoded before the start may be shown long after it. The section
+    then begins with an earlier keyframe.
+    """
+    previous = math.inf
+    while True:
+        packets = _packets(container, streams, end)
+        read: list[Packet[Stream]] = []
+        for packet in packets:
+            read.append(packet)
+            if packet.stream is streams[0]:
+                break
+        else:
+            return iter(read)
+        first = read[-1]
+        decoded = _time(first)
+        shown = decoded if first.pts is None else float(first.pts * (first.time_base or 0))
+        if shown <= start + CLOCK or decoded >= previous or first.stream.type != "video":
+            return chain(read, packets)
+        previous = decoded
+        container.seek(math.floor((decoded - CLOCK) * av.time_base))
 
 
 def _packets(container: InputContainer, streams: list[Stream], end: float) -> Iterator[Packet[Stream]]:

@@ -96,6 +96,52 @@ def test_matroska_with_a_keyframe_just_after_the_beginning(plain: Path, tmp_path
     assert frames(path, 12, 15) == list(range(300, 375))
 
 
+SLOW = "select='not(mod(n,{}))'"
+GAPS = "select='lt(n,100)+between(n,280,290)+gt(n,400)'"
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv"])
+@pytest.mark.parametrize("filters", [SLOW.format(17), SLOW.format(60), GAPS])
+@pytest.mark.parametrize("start", [5, 8, 11])
+def test_frames_that_do_not_fall_on_the_start(
+    plain: Path, tmp_path: Path, frames: Frames, filters: str, start: int, name: str
+) -> None:
+    path = tmp_path / name
+    run_ffmpeg("-i", plain, "-vf", filters, "-fps_mode", "vfr", *H264, "-c:a", "copy", "-movflags", "+faststart", path)
+    every = frame_numbers(path)
+    first = max(number for number in every if number <= start * 25)
+
+    assert frames(path, start, start + 6) == [n for n in every if first <= n < (start + 6) * 25]
+
+
+def test_last_frame_that_is_shown_for_long(plain: Path, tmp_path: Path, frames: Frames) -> None:
+    path, slow = tmp_path / "video.mp4", tmp_path / "slow.mp4"
+    run_ffmpeg("-i", plain, "-vf", f"{SLOW.format(100)},setpts=N*8/TB", "-r", "0.125", *H264, "-an", slow)
+    run_ffmpeg("-i", slow, "-c", "copy", "-movflags", "+faststart", path)
+
+    assert frame_numbers(path)[-1] == 400
+    assert frames(path, 35, 39) == [400]
+
+
+def test_cover_picture_is_not_the_video(plain: Path, tmp_path: Path, frames: Frames) -> None:
+    path, cover = tmp_path / "video.mp4", tmp_path / "cover.png"
+    run_ffmpeg("-i", plain, "-frames:v", 1, cover)
+    run_ffmpeg(
+        *("-i", plain, "-i", cover, "-map", 1, "-map", 0, "-c", "copy", "-disposition:v:0", "attached_pic"),
+        *("-movflags", "+faststart", path),
+    )
+
+    assert frames(path, 3, 6) == list(range(75, 150))
+
+
+def test_edit_list(plain: Path, tmp_path: Path, frames: Frames) -> None:
+    """A lossless cutter keeps the frames from the keyframe on, and hides those before the cut."""
+    path = tmp_path / "video.mp4"
+    run_ffmpeg("-ss", "7.2", "-i", plain, "-c", "copy", "-movflags", "+faststart", path)
+
+    assert frames(path, 3, 6) == list(range(255, 330))
+
+
 def test_sound_that_outlasts_the_picture(plain: Path, tmp_path: Path, frames: Frames) -> None:
     path = tmp_path / "long sound.mp4"
     run_ffmpeg("-i", plain, "-itsoffset", 3, "-i", plain, "-map", "0:v", "-map", "1:a", "-c", "copy", path)
