@@ -33,6 +33,7 @@ from typing import Any, TextIO
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.convert import ensure_mp4
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import expected_span
@@ -113,6 +114,7 @@ class _Worker:
 
     def _emit_clip(self, clip: Clip, path: Path) -> None:
         """Verify a clip that a source has read and send its name."""
+        ensure_mp4(path)
         if clip == self._requested:
             verify_clip(path, None)
         else:
@@ -128,6 +130,7 @@ class _Worker:
             return None
         if media.whole:
             with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
+                ensure_mp4(media.path)
                 verify_clip(media.path, None)
             return media.path
         expected = expected_span(media, clip.duration)

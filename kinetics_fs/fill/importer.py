@@ -297,7 +297,9 @@ class _FolderImport:
         with claim:
             file = claim.folder / clip.name
             linked = import_file(path, file, link=self._link)
+            original = file.stat().st_ino
             self._verify.check(file)
+            linked = linked and file.stat().st_ino == original
             claim.publish(file, SOURCE)
         self._count(imported=1, linked=int(linked))
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.convert import ensure_mp4
 from kinetics_fs.media.probe import MP4, TOLERANCE, Span, decode_span, demux, open_video, picture_of, stated_frames
 
 
@@ -20,11 +21,13 @@ class VerifyLevel(StrEnum):
     """Every frame decodes: a few hundred milliseconds for each clip."""
 
     def check(self, path: Path) -> None:
-        """Verify a clip at this level.
+        """Verify a clip at this level. A video in another container than mp4 is converted first.
 
         Raises:
-            FetchError: the file is not a clip, or is incomplete (CORRUPT).
+            FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
         """
+        if self is not VerifyLevel.NONE:
+            ensure_mp4(path)
         if self is VerifyLevel.CONTAINER:
             check_container(path)
         elif self is VerifyLevel.DECODE:

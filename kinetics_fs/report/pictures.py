@@ -14,6 +14,7 @@ import av
 
 from kinetics_fs.catalog import Catalog, Clip, Directory
 from kinetics_fs.errors import FetchError
+from kinetics_fs.media.probe import find_picture
 from kinetics_fs.store import Store, class_pages
 
 _WIDTH = 208
@@ -105,9 +106,9 @@ def _jpeg(file: IO[bytes]) -> bytes:
     """
     frame = None
     with av.open(file, "r", options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
-        if not container.streams.video:
+        stream = find_picture(container)
+        if stream is None:
             raise ValueError("no video stream")
-        stream = container.streams.video[0]
         stream.codec_context.options = {"max_pixels": _MOST_PIXELS}
         for offset in ((container.duration or 0) // 2, 0):
             try:

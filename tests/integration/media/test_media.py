@@ -16,7 +16,7 @@ from kinetics_fs.media import Media
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND, cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import Span, expected_span
-from kinetics_fs.media.verify import check_container, verify_clip
+from kinetics_fs.media.verify import VerifyLevel, check_container, verify_clip
 from tests.conftest import Dataset
 from tests.support.videos import run_ffmpeg
 
@@ -427,6 +427,235 @@ def test_copy_that_cannot_begin_with_the_frame_on_screen(variant: Variant) -> No
 
     verify_clip(target, expected_span(media, 10))
     assert shown(target)[0] == (0, 100)
+
+
+# Edit lists
+
+
+def with_edits(path: Path, edits: list[tuple[float, float]]) -> None:
+    """Replace the edit list of the pictures.
+
+    Args:
+        path: an mp4 file that ends with its index, and whose first track has the pictures.
+        edits: duration and media time of each edit in seconds; a media time of -1 for an empty edit.
+    """
+    data = path.read_bytes()
+    moov, edts = data.index(b"moov") - 4, data.index(b"edts") - 4
+    trak = data.index(b"trak") - 4
+    assert data.index(b"mdat") < moov < trak < edts
+    [movie_scale] = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
+    [scale] = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)
+    entries = b"".join(
+        struct.pack(">IiI", round(lasts * movie_scale), -1 if time < 0 else round(time * scale), 0x10000)
+        for lasts, time in edits
+    )
+    elst = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
+    new = struct.pack(">I4s", 8 + len(elst), b"edts") + elst
+    [old_length] = struct.unpack_from(">I", data, edts)
+    result = bytearray(data[:edts] + new + data[edts + old_length :])
+    for box in (moov, trak):
+        [length] = struct.unpack_from(">I", result, box)
+        struct.pack_into(">I", result, box, length + len(new) - old_length)
+    path.write_bytes(result)
+
+
+@pytest.fixture
+def edited(plain: Path, tmp_path: Path) -> Callable[[list[tuple[float, float]]], Path]:
+    def make(edits: list[tuple[float, float]]) -> Path:
+        path = tmp_path / "edited.mp4"
+        run_ffmpeg("-i", plain, "-c", "copy", path)
+        with_edits(path, edits)
+        return path
+
+    return make
+
+
+_DELAY = 0.08
+"""Media time of the first frame, because of B-frames."""
+
+
+@pytest.mark.parametrize(
+    ("edits", "frames"),
+    [
+        ([(12, _DELAY)], range(300)),
+        ([(17, 7 + _DELAY)], range(175, 600)),
+        ([(24, 7 + _DELAY)], range(175, 600)),
+        ([(2, -1), (24, _DELAY)], range(600)),
+        ([(0.04, 10 + _DELAY)], range(250, 251)),
+        ([(5, 1 + _DELAY), (5, 11 + _DELAY)], [*range(25, 150), *range(275, 400)]),
+    ],
+)
+def test_frames_that_an_edit_list_hides(
+    edited: Callable[[list[tuple[float, float]]], Path], edits: list[tuple[float, float]], frames: list[int]
+) -> None:
+    path = edited(edits)
+    assert frame_numbers(path) == list(frames)
+
+    for level in VerifyLevel:
+        level.check(path)
+    assert path.read_bytes()[4:8] == b"ftyp"
+
+
+def test_clip_is_cut_from_what_an_edit_list_shows(edited: Callable[[list[tuple[float, float]]], Path]) -> None:
+    path = edited([(17, 7 + _DELAY)])
+
+    assert frame_numbers(clip_of(path, 2, 5)) == list(range(225, 350))
+
+
+def test_edit_list_does_not_hide_that_the_file_is_broken_off(variant: Variant) -> None:
+    path = variant("-ss", "7.2", "-c", "copy", "-movflags", "+faststart")
+    check_container(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 9 // 10])
+
+    with pytest.raises(FetchError) as caught:
+        check_container(path)
+    assert caught.value.kind is FailureKind.CORRUPT
+
+
+# Other streams
+
+
+@pytest.fixture
+def cover(plain: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        path = tmp_path / name
+        run_ffmpeg("-i", plain, "-frames:v", 1, path)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("order", [("0", "1"), ("1", "0")])
+@pytest.mark.parametrize("picture", ["cover.jpg", "cover.png"])
+@pytest.mark.parametrize("name", ["covered.mp4", "covered.mkv"])
+def test_cover_picture(
+    variant: Variant, cover: Callable[[str], Path], name: str, picture: str, order: tuple[str, str], marked: bool
+) -> None:
+    place = order.index("1")
+    disposition = (f"-disposition:v:{place}", "attached_pic") if marked else ()
+    maps = [argument for source in order for argument in ("-map", source)]
+    path = variant("-i", str(cover(picture)), *maps, "-c", "copy", *disposition, name=name)
+
+    VerifyLevel.DECODE.check(path)
+    assert frame_numbers(clip_of(path, 10, 5)) == list(range(250, 375))
+    target = path.with_name("copy.mp4")
+    cut(Media(path, 10, None), 5, target, ffmpeg=find_ffmpeg(), max_height=360, exact=False)
+    verify_clip(target, Span(0, 5))
+
+
+def test_second_video_stream(variant: Variant) -> None:
+    path = variant(
+        *("-map", "0:v", "-map", "0:v", "-map", "0:a", "-c", "copy", "-c:v:1", "libx264", "-filter:v:1", "negate")
+    )
+
+    VerifyLevel.DECODE.check(path)
+    assert frame_numbers(clip_of(path, 10, 5)) == list(range(250, 375))
+
+
+def test_subtitles_and_timecode(variant: Variant, tmp_path: Path) -> None:
+    subtitles = tmp_path / "text.srt"
+    subtitles.write_text("1\n00:00:01,000 --> 00:00:20,000\nHello\n")
+    path = variant(
+        *("-i", str(subtitles), "-map", "1", "-map", "0", "-c", "copy", "-c:s", "mov_text", "-timecode", "01:00:00:00")
+    )
+
+    VerifyLevel.DECODE.check(path)
+    clip = clip_of(path, 10, 5)
+    assert frame_numbers(clip) == list(range(250, 375))
+    with av.open(str(clip)) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+
+
+# Files that are named as mp4
+
+
+@pytest.mark.parametrize(
+    ("kind", "codecs"),
+    [
+        ("mkv", ("-c", "copy")),
+        ("ts", ("-c", "copy")),
+        ("flv", ("-c", "copy")),
+        ("avi", ("-c", "copy")),
+        ("avi", ("-c:v", "mpeg4", "-bf", "2", "-q:v", "2", "-c:a", "mp3")),
+        ("webm", ("-c:v", "libvpx", "-b:v", "1M", "-deadline", "realtime", "-cpu-used", "16", "-c:a", "libvorbis")),
+        ("mpg", ("-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2")),
+        ("wmv", ("-c:v", "wmv2", "-b:v", "4M", "-c:a", "wmav2")),
+    ],
+)
+def test_other_containers_are_converted(variant: Variant, kind: str, codecs: tuple[str, ...]) -> None:
+    four_seconds = variant("-t", "4", "-c:v", "libx264", "-preset", "superfast", "-c:a", "copy")
+    other = variant(*codecs, name=f"other.{kind}", source=four_seconds)
+    four_seconds.unlink()
+    path = other.rename(other.with_name("clip.mp4"))
+    link = other.with_name("user's.mp4")
+    link.hardlink_to(path)
+    before = link.read_bytes()
+
+    VerifyLevel.DECODE.check(path)
+
+    assert frame_numbers(path) == list(range(100))
+    with av.open(str(path)) as container:
+        assert container.format.name.startswith("mov,mp4")
+        assert container.duration is not None
+        assert container.duration / av.time_base == pytest.approx(4, abs=0.15)
+        assert len(container.streams.audio) == 1
+    assert link.read_bytes() == before
+    assert {entry.name for entry in path.parent.iterdir()} == {path.name, link.name}
+
+
+@pytest.mark.parametrize("level", [VerifyLevel.CONTAINER, VerifyLevel.DECODE])
+@pytest.mark.parametrize("name", ["cover.png", "cover.jpg", "cover.gif", "cover.webp", "cover.bmp", "cover.tiff"])
+def test_pictures_are_refused(cover: Callable[[str], Path], name: str, level: VerifyLevel) -> None:
+    path = cover(name)
+
+    with pytest.raises(FetchError) as caught:
+        level.check(path.rename(path.with_name("clip.mp4")))
+
+    assert caught.value.kind is FailureKind.CORRUPT
+    assert "picture" in caught.value.reason
+
+
+def test_web_page_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_text("<!DOCTYPE html>\n<html><title>403</title></html>")
+
+    with pytest.raises(FetchError, match="web page") as caught:
+        VerifyLevel.CONTAINER.check(path)
+    assert caught.value.kind is FailureKind.CORRUPT
+
+
+@pytest.mark.parametrize("faststart", [True, False])
+def test_what_follows_an_mp4_is_ignored(variant: Variant, faststart: bool) -> None:
+    """Players read the first index, too."""
+    path = variant("-t", "4", "-c", "copy", *(("-movflags", "+faststart") if faststart else ()))
+    whole, numbers = path.read_bytes(), frame_numbers(path)
+    for rest in (os.urandom(100_000), bytes(100_000), whole, whole[:1000], b"x"):
+        path.write_bytes(whole + rest)
+
+        VerifyLevel.DECODE.check(path)
+
+        assert path.read_bytes() == whole + rest
+        assert frame_numbers(path) == numbers
+
+
+def test_one_frame(variant: Variant) -> None:
+    path = variant("-frames:v", "1", "-an")
+
+    VerifyLevel.DECODE.check(path)
+
+    assert frame_numbers(path) == [0]
+
+
+def test_no_frames(variant: Variant) -> None:
+    path = variant("-movflags", "+frag_keyframe+empty_moov", "-c", "copy")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"moof") - 4])
+
+    with pytest.raises(FetchError, match="no frames") as caught:
+        VerifyLevel.CONTAINER.check(path)
+    assert caught.value.kind is FailureKind.CORRUPT
 
 
 # The picture

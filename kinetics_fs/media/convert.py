@@ -1,0 +1,126 @@
+"""Conversion of clips that are videos, but no mp4 files, although their names say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.cut import ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.probe import VIDEO_FORMATS, demux, open_video, picture_of
+
+_HEAD = 512
+"""Bytes of a file that are read to recognise its format."""
+
+_MP4_BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"free",
+    b"skip",
+    b"wide",
+    b"pnot",
+    b"uuid",
+    b"styp",
+    b"moof",
+    b"sidx",
+    b"junk",
+}
+"""Types of the box with which an mp4 or QuickTime file begins (ISO/IEC 14496-12; QuickTime File Format)."""
+
+_PICTURES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+"""First bytes of pictures."""
+
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<!--")
+
+_COPIED_PICTURES = {"h264", "hevc", "vp9", "av1"}
+"""Codecs of pictures that common decoders read from mp4 files."""
+_COPIED_SOUND = {"aac", "mp3"}
+
+
+def ensure_mp4(path: Path) -> None:
+    """Replace a clip in another container of video by an mp4 file. An mp4 file stays as it is, byte for byte.
+
+    The streams are copied where mp4 files have such streams, otherwise re-encoded.
+
+    Args:
+        path: the clip. It is replaced by a new file in the same folder: another name of the file keeps the old one.
+
+    Raises:
+        FetchError: the file is not a video, or is damaged (CORRUPT), or cannot be written (LOCAL).
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head[4:8] in _MP4_BOXES:
+        return
+    if fault := _no_video(head):
+        raise FetchError(FailureKind.CORRUPT, fault)
+    with open_video(path, formats=VIDEO_FORMATS) as container:
+        if container.format.name.startswith("mov,"):
+            return
+        stream = picture_of(container)
+        index, name = stream.index, container.format.long_name
+        # AVI files do not have the times at which frames are shown.
+        copy_picture = stream.codec_context.name in _COPIED_PICTURES and container.format.name != "avi"
+        copy_sound = all(sound.codec_context.name in _COPIED_SOUND for sound in container.streams.audio[:1])
+        frames = len(demux(container).times)
+    if not frames:
+        raise FetchError(FailureKind.CORRUPT, f"the clip has no frames ({name})")
+    target = path.with_name(f"{path.name}.converted")
+    ffmpeg = find_ffmpeg()
+    sound = ("-c:a", "copy") if copy_sound else ENCODE_SOUND
+    try:
+        if copy_picture:
+            done = run_ffmpeg(_command(ffmpeg, path, target, index, ("-c:v", "copy"), sound))
+            # Some streams have faults that only a decoder tolerates.
+            if done.returncode == 0 and not done.stderr and _frames(target) >= frames:
+                target.replace(path)
+                return
+        encode = (*ENCODE_PICTURE, "-vf", "scale='trunc(iw/2)*2':'trunc(ih/2)*2'", "-vsync", "vfr")
+        done = run_ffmpeg(_command(ffmpeg, path, target, index, encode, ENCODE_SOUND))
+        if done.returncode and b"vsync" in done.stderr:  # since ffmpeg 8
+            encode = (*encode[:-2], "-fps_mode", "vfr")
+            done = run_ffmpeg(_command(ffmpeg, path, target, index, encode, ENCODE_SOUND))
+        if done.returncode:
+            raise_failure(done, f"convert the clip ({name})")
+        target.replace(path)
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def _no_video(head: bytes) -> str:
+    """Return why the beginning of a file is not that of a video; empty if it may be."""
+    for magic, name in _PICTURES.items():
+        if head.startswith(magic):
+            return f"the file is a picture ({name}), not a video"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "the file is a picture (WebP), not a video"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+        return "the file is a web page (HTML), not a video"
+    return ""
+
+
+def _frames(path: Path) -> int:
+    try:
+        with open_video(path) as container:
+            return len(demux(container).times)
+    except FetchError:
+        return 0
+
+
+def _command(
+    ffmpeg: str, path: Path, target: Path, index: int, picture: tuple[str, ...], sound: tuple[str, ...]
+) -> list[str]:
+    return [
+        ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
+        "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}",
+        "-map", f"0:{index}", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
+        *picture, *sound, "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
+    ]  # fmt: skip
