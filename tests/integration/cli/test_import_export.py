@@ -16,7 +16,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import VIDEOS
-from kinetics_fs.demo.media import make_video
+from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import CacheLayout, Store
@@ -24,6 +24,7 @@ from tests.conftest import Dataset, MountFactory
 from tests.support.annotations import csv_text
 from tests.support.command_line import ENVIRONMENT, json_output, reason, run_command
 from tests.support.store import cached_content, fast_folder, permissions
+from tests.support.videos import run_ffmpeg
 
 SURFING, HEAD = "surfing water", "massaging person's head"
 A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "heads-----3", "train_____4"))
@@ -176,6 +177,48 @@ def test_import_copies_files_of_another_filesystem(clip_folder: ClipFolder) -> N
 
     assert (done.returncode, json_output(done)["imported"], json_output(done)["linked"]) == (0, 1, 0)
     assert clip_folder.in_cache() == {D: clip_folder.content[D]}
+
+
+def odd_files(clip_folder: ClipFolder) -> None:
+    """Replace the good clips of a folder by other kinds of files that have the names of mp4 files."""
+    matroska = clip_folder.root / "a.mkv"
+    run_ffmpeg("-i", clip_folder.files[A], "-c", "copy", matroska)
+    matroska.replace(clip_folder.files[A])
+    trimmed = clip_folder.root / "b.mp4"
+    run_ffmpeg("-ss", "2.1", "-i", clip_folder.files[B], "-c", "copy", trimmed)
+    trimmed.replace(clip_folder.files[B])
+    cover, covered = clip_folder.root / "c.jpg", clip_folder.root / "c.mp4"
+    run_ffmpeg("-i", clip_folder.files[C], "-frames:v", 1, cover)
+    run_ffmpeg(
+        *("-i", clip_folder.files[C], "-i", cover, "-map", 1, "-map", 0, "-c", "copy"),
+        *("-disposition:v:0", "attached_pic", covered),
+    )
+    covered.replace(clip_folder.files[C])
+    cover.replace(clip_folder.files[D])
+
+
+@pytest.mark.parametrize("command", ["import", "prefetch"])
+def test_odd_files_are_used_or_refused_with_the_reason(clip_folder: ClipFolder, command: str) -> None:
+    odd_files(clip_folder)
+    numbers = {clip: frame_numbers(clip_folder.files[clip]) for clip in (A, B, C)}
+    originals = {clip: path.read_bytes() for clip, path in clip_folder.files.items()}
+
+    if command == "import":
+        done = clip_folder.run("import", clip_folder.path, "--json")
+        assert json_output(done)["imported"] == 3
+        assert "the file is a picture (JPEG), not a video" in json_output(done)["corrupt"]
+        assert "the file is a web page (HTML), not a video" in json_output(done)["corrupt"]
+    else:
+        done = clip_folder.run("prefetch", "--source", "folder", "--folder", clip_folder.path, "--json")
+        assert "is a picture (JPEG)" in run_command("failures", "list", "--cache-dir", clip_folder.cache).stdout
+
+    assert done.returncode == 3
+    assert clip_folder.in_cache().keys() == {A, B, C}
+    for clip in (A, B, C):
+        assert frame_numbers(clip_folder.cached_file(clip)) == numbers[clip]
+        assert clip_folder.cached_file(clip).read_bytes()[4:8] == b"ftyp"
+    assert {clip: path.read_bytes() for clip, path in clip_folder.files.items()} == originals
+    assert clip_folder.run("verify", "--decode").returncode == 0
 
 
 def test_an_edit_of_a_linked_file_is_detected_by_its_length(clip_folder: ClipFolder) -> None:

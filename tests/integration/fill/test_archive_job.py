@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tests.support.archive_site import no_pauses as no_pauses
 from tests.support.command_line import ENVIRONMENT
 from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, in_members, make_clips, make_tar
+from tests.support.videos import run_ffmpeg
 
 NAME = "600/val/pull ups.tar.gz"
 CLIPS = make_clips(12)
@@ -291,6 +293,33 @@ def test_clips_that_are_none_are_not_published(
     assert clips_in_store(job)[good] == video
     assert summary.failed.total() == 4 - len(stored)
     assert summary.indexed == 4
+
+
+def test_odd_files_are_stored_or_refused_with_the_reason(
+    job: ArchiveJob, archives: ArchiveSite, dataset: Dataset, tmp_path: Path
+) -> None:
+    video, matroska, trimmed, cover = (tmp_path / name for name in ("video.mp4", "a.mkv", "b.mp4", "c.png"))
+    shutil.copy(dataset.videos / "DEMOvideo-5.mp4", video)
+    run_ffmpeg("-t", 3, "-i", video, "-c", "copy", matroska)
+    run_ffmpeg("-ss", "2.1", "-i", video, "-c", "copy", trimmed)
+    run_ffmpeg("-i", video, "-frames:v", 1, cover)
+    one, two, three, four, five = list(CLIPS)[:5]
+    page = b"<html><title>Error 404</title></html>"
+    contents = {
+        one: cover.read_bytes(), two: matroska.read_bytes(), three: page, four: trimmed.read_bytes(), five: bytes(4)
+    }  # fmt: skip
+    archives.files[NAME] = by_zlib(make_tar(contents))
+
+    summary = fill_archive(replace(job, verify=VerifyLevel.DECODE))
+
+    stored = clips_in_store(job)
+    assert stored.keys() == {two, four}
+    assert stored[four] == contents[four]
+    assert stored[two][4:8] == b"ftyp"
+    assert summary.stored == 2
+    assert summary.failed["the file is a picture (PNG), not a video"] == 1
+    assert summary.failed["the file is a web page (HTML), not a video"] == 1
+    assert summary.failed.total() == 3
 
 
 def test_members_that_are_no_clips_are_counted(job: ArchiveJob, archives: ArchiveSite) -> None:
