@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.cut import ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg
+from kinetics_fs.media.cut import ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg, run_variable_rate
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import VIDEO_FORMATS, demux, open_video, picture_of
 
@@ -83,11 +83,10 @@ def ensure_mp4(path: Path) -> None:
             if done.returncode == 0 and not done.stderr and _frames(target) >= frames:
                 target.replace(path)
                 return
-        encode = (*ENCODE_PICTURE, "-vf", "scale='trunc(iw/2)*2':'trunc(ih/2)*2'", "-vsync", "vfr")
-        done = run_ffmpeg(_command(ffmpeg, path, target, index, encode, ENCODE_SOUND))
-        if done.returncode and b"vsync" in done.stderr:  # since ffmpeg 8
-            encode = (*encode[:-2], "-fps_mode", "vfr")
-            done = run_ffmpeg(_command(ffmpeg, path, target, index, encode, ENCODE_SOUND))
+        encode = (*ENCODE_PICTURE, "-vf", "scale='trunc(iw/2)*2':'trunc(ih/2)*2'")
+        done = run_variable_rate(
+            lambda option: _command(ffmpeg, path, target, index, (*encode, option, "vfr"), ENCODE_SOUND)
+        )
         if done.returncode:
             raise_failure(done, f"convert the clip ({name})")
         target.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -66,9 +67,7 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     # A copy can neither begin between two frames nor change how long the last one is shown.
     early = 0.0 if section.begin is None else media.start - section.begin
     if exact or early > TOLERANCE or section.pause > TOLERANCE:
-        done = run_ffmpeg(_exact_command(media.path, section, target, ffmpeg, max_height, "-fps_mode"))
-        if b"fps_mode" in done.stderr:  # before ffmpeg 5.1
-            done = run_ffmpeg(_exact_command(media.path, section, target, ffmpeg, max_height, "-vsync"))
+        done = run_variable_rate(lambda option: _exact_command(media.path, section, target, ffmpeg, max_height, option))
     else:
         output = ["-t", f"{duration:.6f}", "-c", "copy"]
         done = run_ffmpeg(_command(media.path, section.stream, media.start, target, ffmpeg, output))
@@ -148,6 +147,21 @@ def _exact_command(
         *ENCODE_PICTURE, *hold, *ENCODE_SOUND,
     ]  # fmt: skip
     return _command(path, section.stream, section.seek, target, ffmpeg, output)
+
+
+def run_variable_rate(make_command: Callable[[str], list[str]]) -> subprocess.CompletedProcess[bytes]:
+    """Run ffmpeg with an option that keeps the times of frames, under the name that this ffmpeg knows.
+
+    Args:
+        make_command: returns the command line with the option of that name.
+
+    Raises:
+        FetchError: ffmpeg cannot be run (CONFIG).
+    """
+    done = run_ffmpeg(make_command("-fps_mode"))
+    if b"fps_mode" in done.stderr:  # before ffmpeg 5.1
+        done = run_ffmpeg(make_command("-vsync"))
+    return done
 
 
 def run_ffmpeg(command: list[str]) -> subprocess.CompletedProcess[bytes]:
