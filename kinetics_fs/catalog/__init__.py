@@ -23,6 +23,7 @@ from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry,
 from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
+from kinetics_fs.catalog.file_names import FileName, parse_file_name
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
 from kinetics_fs.catalog.selection import Selection, select, select_clips
@@ -40,6 +41,7 @@ __all__ = [
     "ClipPosition",
     "Directory",
     "Entry",
+    "FileName",
     "Refusal",
     "Refusals",
     "Release",
@@ -51,6 +53,7 @@ __all__ = [
     "name_table",
     "open_catalog",
     "parse_clip_name",
+    "parse_file_name",
     "read_annotations",
     "select",
     "select_clips",

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from rich import filesize
 
-from kinetics_fs.catalog import Catalog, Clip
+from kinetics_fs.catalog import Catalog, Clip, parse_file_name
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.folder import SOURCE, import_file, parse_file_name, stat_local
+from kinetics_fs.sources.folder import SOURCE, import_file, stat_local
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
 
 _log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class _FolderImport:
                             self.result.skipped["hidden"] += 1
                         elif entry.is_dir(follow_symlinks=False):
                             folders.append(entry.path)
-                        elif (clip := parse_file_name(entry.name)) is None:
+                        elif (clip := _clip_of(entry.name)) is None:
                             self.result.skipped["not the name of a clip"] += 1
                         else:
                             yield _File(folder, entry.name, clip)
@@ -268,7 +268,7 @@ class _FolderImport:
     # Importing
 
     def _import(self, path: Path) -> None:
-        clip = parse_file_name(path.name)
+        clip = _clip_of(path.name)
         assert clip is not None
         try:
             self._publish(path, clip)
@@ -323,3 +323,8 @@ class _FolderImport:
         _log.warning("%s: %s", one_line(path), reason)
         with self._lock:
             self.result.unreadable[reason] += 1
+
+
+def _clip_of(name: str) -> Clip | None:
+    parsed = parse_file_name(name)
+    return parsed.clip if parsed.suffix == ".mp4" else None

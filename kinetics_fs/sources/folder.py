@@ -17,14 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kinetics_fs.catalog.catalog import Catalog
-from kinetics_fs.catalog.clip import LAST_SECOND, Clip
+from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
 from kinetics_fs.media import Media
@@ -39,7 +38,6 @@ _SPLIT_FOLDERS = {
     "validation": ("validation", "val", "validate", "valid"),
     "test": ("test",),
 }
-_NAME = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{1,6})_([0-9]{1,6})\.mp4")
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -191,12 +189,3 @@ def _cannot_read(error: OSError) -> FetchError:
 def file_names(clip: Clip) -> tuple[str, ...]:
     """Return the names that tools give to the file of a clip."""
     return tuple(dict.fromkeys((clip.name, f"{clip.youtube_id}_{clip.start}_{clip.end}.mp4")))
-
-
-def parse_file_name(name: str) -> Clip | None:
-    """Return the clip that a file name stands for, or None. The inverse of `file_names`."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    clip = Clip(match[1], int(match[2]), int(match[3]))
-    return clip if clip.start < clip.end <= LAST_SECOND and name in file_names(clip) else None
