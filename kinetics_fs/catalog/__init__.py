@@ -24,7 +24,15 @@ from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
 from kinetics_fs.catalog.file_names import FileName, parse_file_name
-from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
+from kinetics_fs.catalog.naming import (
+    SPLITS,
+    UNLABELED,
+    ClassNames,
+    class_name,
+    name_table,
+    split_name,
+    split_of_file_name,
+)
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
 from kinetics_fs.catalog.selection import Selection, select, select_clips
 from kinetics_fs.errors import CatalogError
@@ -58,6 +66,7 @@ __all__ = [
     "select",
     "select_clips",
     "split_name",
+    "split_of_file_name",
 ]
 
 
@@ -78,7 +87,9 @@ def open_catalog(
             matches nothing.
     """
     files = [_local(location, downloads) for location in annotations or release.annotations]
-    whole = Catalog(compile_catalog(files, release, folder))
+    # A file of the user's own need not repeat what --split says already.
+    split = split_name(selection.splits[0]) if annotations and len(selection.splits) == 1 else None
+    whole = Catalog(compile_catalog(files, release, folder, split=split))
     try:
         selected = select(whole, selection, folder)
     except BaseException:

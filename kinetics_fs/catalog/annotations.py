@@ -1,8 +1,8 @@
 """A reader for annotations in every published dialect. It refuses the rows that must not become a path.
 
 CSV, as the crawler of ActivityNet, CVDF and DeepMind write it: a header names the columns, in any order, quoted or not.
-`youtube_id`, `time_start`, `time_end` and `split` are required, `label` may be missing (unlabelled test lists), and
-others (`is_cc`) are ignored. Or the JSON of DeepMind::
+`youtube_id`, `time_start` and `time_end` are required. `label` may be missing (unlabelled test lists), `split` may be
+missing if the caller knows the split, and others (`is_cc`) are ignored. Or the JSON of DeepMind::
 
     {"---QUuC4vJs": {"annotations": {"label": "testifying", "segment": [84.0, 94.0]}, "subset": "validate", …}, …}
 
@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
-from kinetics_fs.catalog.containers import annotation_lists, escaped, readable
-from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name
+from kinetics_fs.catalog.containers import annotation_lists, escaped, head_of_list, readable
+from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name, split_of_file_name
 from kinetics_fs.errors import CatalogError
 
 MAX_ROW = 1 << 16
 """Maximum length of a row: bytes of a line, characters of a JSON entry. Real rows have about a hundred."""
 
-_REQUIRED = ("youtube_id", "time_start", "time_end", "split")
+_REQUIRED = ("youtube_id", "time_start", "time_end")
 _SECONDS = re.compile(r"([0-9]{1,15})(?:\.0{0,9})?")
 _BLANK = re.compile(r"\s*")
 _DECODER = json.JSONDecoder()
@@ -64,23 +64,39 @@ class _BadRow(Exception):
     """The row must be refused. The message is the reason."""
 
 
-def read_annotations(path: Path) -> Iterator[Annotation | Refusal]:
+def read_annotations(path: Path, *, split: str | None = None) -> Iterator[Annotation | Refusal]:
     """Yield every row of a file, in file order: valid ones as `Annotation`, the others as `Refusal`.
 
     Args:
         path: a list, or a gzip, tar or tar.gz with lists; the content decides which.
+        split: the split (one of `SPLITS`) of rows that name none. In an archive, the name of each list gives it.
 
     Raises:
-        CatalogError: the file cannot be read, has no usable header, or has no valid row.
+        CatalogError: the file cannot be read, has no usable header, has no valid row, or names no split.
     """
     with readable(path):
-        for name, stream in annotation_lists(path):
-            yield from _read_list(name, stream)
+        for name, member, stream in annotation_lists(path):
+            yield from _read_list(name, stream, split_of_file_name(member) if member else split)
 
 
-def _read_list(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
-    is_json = stream.peek(1)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-    rows = _read_json(name, stream) if is_json else _read_csv(name, stream)
+def needs_split(path: Path) -> bool:
+    """Return whether `read_annotations` uses its argument `split` for this file. Only the first bytes are read.
+
+    Raises:
+        CatalogError: the file cannot be read, or has no usable header.
+    """
+    with readable(path):
+        head = head_of_list(path)
+    if not head:
+        return False
+    stream: io.BufferedReader = io.BufferedReader(io.BytesIO(head))
+    if _is_json(stream):
+        return b'"subset"' not in head
+    return _header(escaped(path.name), _lines(stream)).split is None
+
+
+def _read_list(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
+    rows = _read_json(name, stream, split) if _is_json(stream) else _read_csv(name, stream, split)
     first_refusal = None
     any_valid = False
     for row in rows:
@@ -94,6 +110,10 @@ def _read_list(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Re
         raise CatalogError(f"cannot read {name}: it has no usable row; {why}")
 
 
+def _is_json(stream: io.BufferedReader) -> bool:
+    return stream.peek(1)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
 # CSV --------------------------------------------------------------------------------------------------------------
 
 
@@ -104,16 +124,21 @@ class _Columns(NamedTuple):
     youtube_id: int
     start: int
     end: int
-    split: int
+    split: int | None
     label: int | None
 
 
-def _read_csv(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
+def _read_csv(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
     lines = _lines(stream)
     columns = _header(name, lines)
+    if columns.split is None and split is None:
+        raise CatalogError(
+            f"cannot read {name}: its rows have no split; add a column split, name the file after its split"
+            " (train.csv), or give one --split"
+        )
     for number, line in lines:
         try:
-            yield _parse_line(line, columns)
+            yield _parse_line(line, columns, split)
         except _BadRow as bad:
             yield Refusal(name, number, str(bad), escaped(line[:800].decode("utf-8", "backslashreplace")))
 
@@ -142,7 +167,8 @@ def _header(name: str, lines: Iterator[tuple[int, bytes]]) -> _Columns:
         raise CatalogError(
             f"cannot read {name}: it is not a list of annotations; its header has no {', '.join(missing)}"
         )
-    youtube_id, start, end, split = (names.index(column) for column in _REQUIRED)
+    youtube_id, start, end = (names.index(column) for column in _REQUIRED)
+    split = names.index("split") if "split" in names else None
     label = names.index("label") if "label" in names else None
     return _Columns(len(names), youtube_id, start, end, split, label)
 
@@ -165,12 +191,12 @@ def _fields(line: bytes) -> list[str]:
     return fields
 
 
-def _parse_line(line: bytes, columns: _Columns) -> Annotation:
+def _parse_line(line: bytes, columns: _Columns, split: str | None) -> Annotation:
     fields = _fields(line)
     if len(fields) != columns.width:
         raise _BadRow("wrong number of fields")
     return _annotation(
-        fields[columns.split].strip(),
+        ("" if columns.split is None else fields[columns.split].strip()) or split or "",
         "" if columns.label is None else fields[columns.label].strip(),
         fields[columns.youtube_id].strip(),
         _seconds(fields[columns.start].strip()),
@@ -181,10 +207,10 @@ def _parse_line(line: bytes, columns: _Columns) -> Annotation:
 # JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(name: str, stream: io.BufferedReader) -> Iterator[Annotation | Refusal]:
+def _read_json(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
     for number, (key, entry) in enumerate(_json_entries(name, stream), start=1):
         try:
-            yield _parse_entry(key, entry)
+            yield _parse_entry(key, entry, split)
         except _BadRow as bad:
             yield Refusal(name, number, str(bad), escaped(f"{key}: {entry!r}"))
 
@@ -236,15 +262,18 @@ def _json_entries(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, A
         yield key, entry
 
 
-def _parse_entry(youtube_id: str, entry: Any) -> Annotation:
+def _parse_entry(youtube_id: str, entry: Any, split: str | None) -> Annotation:
     match entry:
-        case {"annotations": {"segment": [start, end], **others}, "subset": str(split)}:
+        case {"annotations": {"segment": [start, end], **others}}:
             label = others.get("label")
         case _:
             raise _BadRow("entry lacks a field")
+    subset = entry.get("subset", split)
+    if not isinstance(subset, str):
+        raise _BadRow("entry lacks a field")
     if not isinstance(label, str | None):
         raise _BadRow("label is not text")
-    return _annotation(split.strip(), (label or "").strip(), youtube_id, _seconds(str(start)), _seconds(str(end)))
+    return _annotation(subset.strip(), (label or "").strip(), youtube_id, _seconds(str(start)), _seconds(str(end)))
 
 
 # Both formats --------------------------------------------------------------------------------------------

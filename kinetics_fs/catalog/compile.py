@@ -16,12 +16,12 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from kinetics_fs.catalog.annotations import Refusal, read_annotations
+from kinetics_fs.catalog.annotations import Refusal, needs_split, read_annotations
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.containers import readable
 from kinetics_fs.catalog.database import CLIP_PATH, SCHEMA_VERSION, catalog_path, new_database, touch
 from kinetics_fs.catalog.inodes import directory_ino
-from kinetics_fs.catalog.naming import SPLITS, UNLABELED
+from kinetics_fs.catalog.naming import SPLITS, UNLABELED, split_of_file_name
 from kinetics_fs.catalog.releases import Release
 from kinetics_fs.errors import CatalogError
 
@@ -32,18 +32,28 @@ MAX_CLASSES = 1 << 16
 
 _log = logging.getLogger(__name__)
 
+_List = tuple[Path, str | None]
+"""An annotation file, and the split of its rows if they name none."""
 
-def compile_catalog(files: Sequence[Path], release: Release, folder: Path) -> Path:
+
+def compile_catalog(files: Sequence[Path], release: Release, folder: Path, *, split: str | None = None) -> Path:
     """Return the path of the catalog of annotation files: the one in `folder` if it exists, else a new one.
 
-    The name of the catalog is a hash of the contents of the files in their order, of the release and of the version of
-    the schema, so it is built again exactly when one of these changes. Equal rows (split, label, clip) are merged and
-    counted.
+    The name of the catalog is a hash of the contents of the files in their order, of the splits of those whose rows
+    name none, of the release and of the version of the schema, so it is built again exactly when one of these changes.
+    Equal rows (split, label, clip) are merged and counted.
+
+    Args:
+        files: the annotation files.
+        release: the release; gives the catalog its name and date.
+        folder: folder of the catalogs.
+        split: the split (one of `SPLITS`) of rows that name none, in files whose names mention none.
 
     Raises:
         CatalogError: a file cannot be read or has no valid row, or the catalog cannot be written.
     """
-    digest = _digest(files, release)
+    lists = [(path, (split_of_file_name(path.name) or split) if needs_split(path) else None) for path in files]
+    digest = _digest(lists, release)
     path = catalog_path(folder, digest)
     if reuse(path, digest):
         return path
@@ -52,12 +62,12 @@ def compile_catalog(files: Sequence[Path], release: Release, folder: Path) -> Pa
     refusals = _RefusalCounter()
     info = {"release": release.name, "published": release.published.isoformat(), "digest": digest}
     with new_database(path, info) as connection:
-        staged = _stage(connection, files, refusals)
+        staged = _stage(connection, lists, refusals)
         _sort(connection, staged.class_ids)
         refusals.write(connection)
         [(clips,)] = connection.execute("SELECT count(*) FROM clip")
         connection.execute("INSERT INTO info VALUES ('duplicates', ?)", (str(staged.rows - clips),))
-        if _digest(files, release) != digest:
+        if _digest(lists, release) != digest:
             raise CatalogError("cannot compile the annotations: the files changed while they were read; try again")
     _log.info("compiled %s clips of Kinetics-%s in %.1f s", f"{clips:,}", release.name, time.monotonic() - started)
     refusals.report()
@@ -76,9 +86,10 @@ def reuse(path: Path, digest: str) -> bool:
     return True
 
 
-def _digest(files: Sequence[Path], release: Release) -> str:
+def _digest(lists: Sequence[_List], release: Release) -> str:
     total = hashlib.sha256(f"catalog {SCHEMA_VERSION} {release.name}\n".encode())
-    for path in files:
+    for path, split in lists:
+        total.update(f"{split}\n".encode() if split else b"")
         with readable(path), path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
@@ -114,14 +125,14 @@ class _Staged(NamedTuple):
     class_ids: dict[tuple[str, str], int]
 
 
-def _stage(connection: sqlite3.Connection, files: Iterable[Path], refusals: _RefusalCounter) -> _Staged:
+def _stage(connection: sqlite3.Connection, lists: Iterable[_List], refusals: _RefusalCounter) -> _Staged:
     """Write all valid rows, in file order, to a temporary table."""
     connection.execute('CREATE TEMP TABLE staged (class_id INTEGER, youtube_id TEXT, start INTEGER, "end" INTEGER)')
     class_ids: dict[tuple[str, str], int] = {}
 
     def rows() -> Iterator[tuple[int, str, int, int]]:
-        for path in files:
-            for row in read_annotations(path):
+        for path, split_of_list in lists:
+            for row in read_annotations(path, split=split_of_list):
                 if isinstance(row, Refusal):
                     refusals.add(row)
                     continue

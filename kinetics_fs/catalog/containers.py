@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ MAX_MEMBERS = 1000
 MAX_READ = 1 << 20
 """Maximum size of one read: a forged tar header could otherwise request all memory."""
 
+_HEAD = 1 << 16
 _LIST_SUFFIXES = (".csv", ".json", ".txt")
 
 
@@ -49,26 +51,39 @@ def readable(path: Path) -> Iterator[None]:
         raise CatalogError(f"cannot read {escaped(str(path))}: it is a damaged archive ({error})") from error
 
 
-def annotation_lists(path: Path) -> Iterator[tuple[str, io.BufferedReader]]:
-    """Yield every annotation list in a file: its name for messages, and its bytes.
+def annotation_lists(path: Path) -> Iterator[tuple[str, str, io.BufferedReader]]:
+    """Yield every annotation list in a file: its name for messages, its name in the archive ("" outside), its bytes.
 
     A stream is valid until the next one is requested. Use this inside `readable(path)`.
 
     Raises:
         CatalogError: the file has no list, or exceeds a limit of this module.
     """
-    name = escaped(path.name)
-    if not path.is_file():
+    with _opened(path) as (name, content, is_tar):
+        if is_tar:
+            yield from _lists_in_tar(name, content)
+        else:
+            yield name, "", io.BufferedReader(content, MAX_READ)
+
+
+def head_of_list(path: Path) -> bytes:
+    """Return the first 64 KiB of a list; b"" for an archive. Use this inside `readable(path)`, too."""
+    with _opened(path) as (_, content, is_tar):
+        return b"" if is_tar else content.read(_HEAD)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[str, _Bounded, bool]]:
+    """Yield the name of a file for messages, its content, and whether that is an archive."""
+    if not stat.S_ISREG(path.stat().st_mode):
         raise CatalogError(f"cannot read {escaped(str(path))}: it is not a file")
+    name = escaped(path.name)
     with path.open("rb") as file:
         gzipped = file.peek(2)[:2] == b"\x1f\x8b"
         content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file, name)
         is_tar = _is_tar_header(content.read(tarfile.BLOCKSIZE))
         content.seek(0)
-        if is_tar:
-            yield from _lists_in_tar(name, content)
-        else:
-            yield name, io.BufferedReader(content, MAX_READ)
+        yield name, content, is_tar
 
 
 def _is_tar_header(block: bytes) -> bool:
@@ -80,7 +95,7 @@ def _is_tar_header(block: bytes) -> bool:
     return True
 
 
-def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.BufferedReader]]:
+def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, str, io.BufferedReader]]:
     with tarfile.open(fileobj=content, mode="r:") as archive:
         try:
             members = list(islice(archive, MAX_MEMBERS + 1))
@@ -111,7 +126,7 @@ def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, io.Buffer
             if path.suffix.lower() == ".txt" and b"youtube_id" not in stream.peek(1).lower():
                 continue  # a README
             any_list = True
-            yield f"{name}:{escaped(path.name)}", stream
+            yield f"{name}:{escaped(path.name)}", path.name, stream
         if not any_list:
             raise CatalogError(f"cannot read {name}: it is an archive without annotations (.csv, .json or .txt)")
 

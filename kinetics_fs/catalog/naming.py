@@ -16,13 +16,21 @@ SPLITS = ("train", "validation", "test")
 
 _SPLIT_WORDS = {
     "train": "train",
+    "training": "train",
     "val": "validation",  # ActivityNet's crawler, CVDF
+    "valid": "validation",
     "validate": "validation",  # DeepMind, and the ActivityNet files of 700-2020
+    "validating": "validation",
     "validation": "validation",  # FiftyOne, and the name used here
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
+    "testing": "test",
+    "holdout": "test",
     "holdout_test": "test",  # the second test list of Kinetics-600
 }
 
+_WORD = re.compile("[a-z]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_NAME_BYTES = 255  # limit of Linux and macOS for one component of a path
 _TORCHVISION = str.maketrans({" ": "_", "'": None, "(": None, ")": None})
@@ -41,7 +49,18 @@ class ClassNames(StrEnum):
 
 def split_name(word: str) -> str | None:
     """Return the split (one of `SPLITS`) for a word of an annotation file or a user; None if there is no such split."""
-    return _SPLIT_WORDS.get(word.strip().lower())
+    return _SPLIT_WORDS.get(word.strip().lower().replace(" ", "_").replace("-", "_"))
+
+
+def split_of_file_name(name: str) -> str | None:
+    """Return the split that the name of an annotation file mentions; None if it mentions none, or several.
+
+    Args:
+        name: a base name, such as `train.csv`, `kinetics_700_test.csv` or `k600_val.txt.gz`.
+    """
+    words = (word.removesuffix("list") for word in _WORD.findall(name.lower()))
+    splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def class_name(label: str, style: ClassNames) -> str:

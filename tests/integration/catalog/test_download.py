@@ -183,6 +183,15 @@ def test_open_catalog_does_it_all(site: Site, tmp_path: Path, release: Release) 
     assert len(site.asked) == 1
 
 
+def test_split_completes_annotations_that_have_no_split(tmp_path: Path, release: Release) -> None:
+    local = tmp_path / "mine.csv"
+    local.write_text(csv_text(["x,ddddddddddd,1,11"], header="label,youtube_id,time_start,time_end"))
+    with open_catalog(release, [str(local)], Selection(splits=("val",)), tmp_path, downloads=tmp_path) as catalog:
+        assert [split.split for split in catalog.splits()] == ["validation"]
+    with pytest.raises(CatalogError, match="its rows have no split"):
+        open_catalog(release, [str(local)], Selection(splits=("val", "test")), tmp_path, downloads=tmp_path)
+
+
 def test_open_catalog_refuses_other_schemes_and_wrong_words(tmp_path: Path, release: Release) -> None:
     with pytest.raises(CatalogError, match="from a path, http or https"):
         open_catalog(release, ["ftp://example.org/train.csv"], Selection(), tmp_path, downloads=tmp_path)

@@ -202,7 +202,7 @@ def test_a_json_entry_that_is_not_utf8_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "its header has no youtube_id, time_start, time_end, split"),
+        (b"", "its header has no youtube_id, time_start, time_end"),
         (b"\n\n", "its header has no youtube_id"),
         (GOOD + b"\n", "its header has no"),
         (b"label,youtube_id,time_start,split\n", "its header has no time_end$"),
@@ -246,7 +246,9 @@ def test_damaged_gzip_is_an_error(file: Path, damage: str) -> None:
 
 def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name in ("missing.csv", "pipe", "."):
+    with pytest.raises(CatalogError, match=r"cannot read .*/missing\.csv: No such file"):
+        list(read_annotations(tmp_path / "missing.csv"))
+    for name in ("pipe", "."):
         with pytest.raises(CatalogError, match="is not a file"):
             list(read_annotations(tmp_path / name))
 

@@ -155,6 +155,48 @@ def test_several_files_make_one_catalog(tmp_path: Path, release: Release) -> Non
         assert [split.split for split in catalog.splits()] == ["train", "validation", "test"]
 
 
+NO_SPLIT = csv_text(["x,ddddddddddd,1,11"], header="label,youtube_id,time_start,time_end")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("k600_val.csv", None, "validation"),
+        ("k600_val.csv", "train", "validation"),
+        ("rows.csv", "test", "test"),
+    ],
+)
+def test_rows_without_a_split_take_it_from_the_name_or_the_caller(
+    tmp_path: Path, release: Release, name: str, split: str | None, expected: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(NO_SPLIT)
+    with Catalog(compile_catalog([file], release, tmp_path, split=split)) as catalog:
+        assert [split.split for split in catalog.splits()] == [expected]
+
+
+def test_a_catalog_of_rows_with_a_split_depends_on_no_other(tmp_path: Path, release: Release) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(csv_text(ROWS))
+    path = compile_catalog([file], release, tmp_path)
+    assert compile_catalog([file.rename(tmp_path / "train.csv")], release, tmp_path, split="test") == path
+
+
+def test_a_catalog_is_built_again_when_the_split_of_its_rows_changes(tmp_path: Path, release: Release) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(NO_SPLIT)
+    assert compile_catalog([file], release, tmp_path, split="train") != compile_catalog(
+        [file], release, tmp_path, split="test"
+    )
+
+
+def test_rows_without_any_split_are_an_error_that_names_the_cure(tmp_path: Path, release: Release) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(NO_SPLIT)
+    with pytest.raises(CatalogError, match=r"rows\.csv: its rows have no split; add a column split, .* --split"):
+        compile_catalog([file], release, tmp_path / "catalogs")
+
+
 def test_too_many_classes_are_refused(catalog_of: Callable[..., Catalog], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "MAX_CLASSES", 4)
     catalog_of(*ROWS).close()
@@ -299,15 +341,15 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, source: Path, release: Re
     bad.write_text(content)
     with pytest.raises(CatalogError, match=r"bad\.csv"):
         compile_catalog([source, bad], release, tmp_path / "catalogs")
-    assert list((tmp_path / "catalogs").iterdir()) == []
+    assert list((tmp_path / "catalogs").glob("*")) == []
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(
     tmp_path: Path, source: Path, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def changing(path: Path) -> Iterator[object]:
+    def changing(path: Path, *, split: str | None) -> Iterator[object]:
         path.write_text(csv_text(ROWS[:2]))
-        return read_annotations(path)
+        return read_annotations(path, split=split)
 
     monkeypatch.setattr(compiling, "read_annotations", changing)
     with pytest.raises(CatalogError, match="changed while"):

@@ -40,6 +40,13 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "kinetics.bin"
 
 
+def test_the_name_of_a_list_in_an_archive_gives_its_split(archive: Path) -> None:
+    rows = csv_text(["x,ddddddddddd,1,11"], header="label,youtube_id,time_start,time_end").encode()
+    content = tar(("k/validate.csv", rows), ("k/test.csv", rows))
+    taken = [row.split for row in write_and_read(archive, content) if isinstance(row, Annotation)]
+    assert taken == ["validation", "test"]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path, mode: str) -> None:
     content = tar(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kinetics_fs.catalog import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name
+from kinetics_fs.catalog import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name, split_of_file_name
 from kinetics_fs.errors import CatalogError
 
 
@@ -38,8 +38,37 @@ def test_labels_that_a_style_cannot_name(labels: list[str], style: ClassNames) -
         name_table(labels, style)
 
 
-def test_split_words() -> None:
-    words = ("train", "val", "validate", "Validation", " test ", "holdout_test")
-    assert [split_name(word) for word in words] == ["train", *["validation"] * 3, "test", "test"]
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("train", ["train", "Training", " TRAIN "]),
+        ("validation", ["val", "valid", "validate", "validating", "Validation", "eval"]),
+        ("test", ["test", "testing", "holdout_test", "holdout-test", "Holdout test"]),
+    ],
+)
+def test_split_words(split: str, words: list[str]) -> None:
+    assert [split_name(word) for word in words] == [split] * len(words)
     assert [split_name(split) for split in SPLITS] == list(SPLITS)
     assert split_name("tests") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.csv", "train"),
+        ("TRAIN.CSV", "train"),
+        ("k600_val.txt", "validation"),
+        ("kinetics_700_test.csv", "test"),
+        ("kinetics600_holdout_test.csv", "test"),
+        ("k400train01.csv.gz", "train"),
+        ("kinetics-trainlist-3.txt", "train"),
+        ("mini_kinetics_200_val_ids.txt", "validation"),
+        ("validate.json", "validation"),
+        ("k400.csv", None),
+        ("train_val.csv", None),
+        ("contest.csv", None),
+        ("", None),
+    ],
+)
+def test_split_of_a_file_name(name: str, split: str | None) -> None:
+    assert split_of_file_name(name) == split
