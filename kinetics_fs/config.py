@@ -106,7 +106,7 @@ class Settings:
     annotations: tuple[str, ...] = _setting(
         (),
         "selection",
-        "Annotation file (CSV, JSON, gzip or tar) to use instead of the release's own. Repeatable.",
+        "Annotation file (CSV, JSON, list of paths, gzip or tar) to use instead of the release's own. Repeatable.",
         metavar="PATH|URL",
         repeatable=True,
         default_text="the release's own, downloaded once",

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kinetics_fs.catalog.annotations import Annotation, Refusal, read_annotations
+from kinetics_fs.catalog.annotations import Refusal, read_annotations
 from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Refusals
 from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import compile_catalog
@@ -34,6 +34,7 @@ from kinetics_fs.catalog.naming import (
     split_of_file_name,
 )
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
+from kinetics_fs.catalog.rows import Annotation
 from kinetics_fs.catalog.selection import Selection, select, select_clips
 from kinetics_fs.errors import CatalogError
 

@@ -1,47 +1,55 @@
-"""A reader for annotations in every published dialect. It refuses the rows that must not become a path.
+"""A reader for annotations in every usual form. It refuses the rows that must not become a path.
 
-CSV, as the crawler of ActivityNet, CVDF and DeepMind write it: a header names the columns, in any order, quoted or not.
-`youtube_id`, `time_start` and `time_end` are required. `label` may be missing (unlabelled test lists), `split` may be
-missing if the caller knows the split, and others (`is_cc`) are ignored. Or the JSON of DeepMind::
-
-    {"---QUuC4vJs": {"annotations": {"label": "testifying", "segment": [84.0, 94.0]}, "subset": "validate", …}, …}
+======  =============================================================================================================
+CSV     a header names the columns, in any order and with any of usual names (see `columns`); ActivityNet's crawler,
+        CVDF and DeepMind write it, spreadsheets and data frames too, with other separators
+lines   one clip in each line, without a header: paths, keys or rows (see `clip_lines`)
+JSON    DeepMind's: `{"---QUuC4vJs": {"annotations": {"label": "testifying", "segment": [84.0, 94.0]}, "subset":
+        "validate", …}, …}`
+======  =============================================================================================================
 
 A file is read as a stream, one row at a time, and no row affects another: each physical line is parsed alone, so that a
-quote without an end costs one row and not the rest of the file. (No field of this format contains a line break.) Labels
-become folders and ids become file names, so both are checked here, and nowhere after this.
+quote without an end costs one row and not the rest of the file. (No field of these formats contains a line break.)
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import logging
 import re
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
+from kinetics_fs.catalog.clip_lines import parse_clip_line
+from kinetics_fs.catalog.columns import Columns, Header, find_columns, find_header
 from kinetics_fs.catalog.containers import annotation_lists, escaped, head_of_list, readable
-from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name, split_of_file_name
+from kinetics_fs.catalog.naming import UNLABELED, split_of_file_name
+from kinetics_fs.catalog.rows import MAX_ROW, NO_SPLIT, Annotation, BadRow, annotation, seconds
 from kinetics_fs.errors import CatalogError
 
-MAX_ROW = 1 << 16
-"""Maximum length of a row: bytes of a line, characters of a JSON entry. Real rows have about a hundred."""
-
-_REQUIRED = ("youtube_id", "time_start", "time_end")
-_SECONDS = re.compile(r"([0-9]{1,15})(?:\.0{0,9})?")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_SEPARATOR_NOTE = re.compile(rb"sep=.?", re.IGNORECASE)  # the first line of some lists that spreadsheets write
+_ONLY_SEPARATORS = b',;|\t "'
+_OTHER_FORMATS = (
+    (b"\xff\xfe\0\0", "UTF-32; save it as UTF-8"),
+    (b"\0\0\xfe\xff", "UTF-32; save it as UTF-8"),
+    (b"\xff\xfe", "UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16; save it as UTF-8"),
+    (b"PK\3\4", "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+    (b"BZh", "compressed by bzip2; unpack it"),
+    (b"\xfd7zXZ\0", "compressed by xz; unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
+    (b"(\xb5/\xfd", "compressed by zstd; unpack it"),
+    (b"PAR1", "Parquet; save it as CSV"),
+    (b"<", "a web page or XML; download the list itself"),
+)
+"""What files of other formats begin with, the name of each format, and a cure."""
 _BLANK = re.compile(r"\s*")
 _DECODER = json.JSONDecoder()
-
-
-class Annotation(NamedTuple):
-    """A valid row. `split` is one of `SPLITS`. `label` is a valid folder name; `UNLABELED` if the row has no label."""
-
-    split: str
-    label: str
-    clip: Clip
+_log = logging.getLogger(__name__)
 
 
 class Refusal(NamedTuple):
@@ -60,10 +68,6 @@ class Refusal(NamedTuple):
     text: str
 
 
-class _BadRow(Exception):
-    """The row must be refused. The message is the reason."""
-
-
 def read_annotations(path: Path, *, split: str | None = None) -> Iterator[Annotation | Refusal]:
     """Yield every row of a file, in file order: valid ones as `Annotation`, the others as `Refusal`.
 
@@ -75,8 +79,8 @@ def read_annotations(path: Path, *, split: str | None = None) -> Iterator[Annota
         CatalogError: the file cannot be read, has no usable header, has no valid row, or names no split.
     """
     with readable(path):
-        for name, member, stream in annotation_lists(path):
-            yield from _read_list(name, stream, split_of_file_name(member) if member else split)
+        for name, member, stream in annotation_lists(path, _begins_a_list):
+            yield from _read_list(name, stream, (split_of_file_name(member) if member else split) or "")
 
 
 def needs_split(path: Path) -> bool:
@@ -87,16 +91,31 @@ def needs_split(path: Path) -> bool:
     """
     with readable(path):
         head = head_of_list(path)
-    if not head:
+    if not head or _other_format(head):
         return False
-    stream: io.BufferedReader = io.BufferedReader(io.BytesIO(head))
-    if _is_json(stream):
+    if _is_json(head):
         return b'"subset"' not in head
-    return _header(escaped(path.name), _lines(stream)).split is None
+    header, _ = _start(_lines(io.BufferedReader(io.BytesIO(head))))
+    return header is None or "split" not in header.kinds()
 
 
-def _read_list(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
-    rows = _read_json(name, stream, split) if _is_json(stream) else _read_csv(name, stream, split)
+def _begins_a_list(head: bytes) -> bool:
+    """Return whether a text is a list, by its first bytes; else it may be a description of lists."""
+    if _is_json(head):
+        return True
+    header, lines = _start(_lines(io.BufferedReader(io.BytesIO(head))))
+    try:
+        return header is not None or bool([parse_clip_line(line, "train") for _, line in islice(lines, 1)])
+    except BadRow:
+        return False
+
+
+def _read_list(name: str, stream: io.BufferedReader, split: str) -> Iterator[Annotation | Refusal]:
+    head = stream.peek(1)[:1024]
+    if other := _other_format(head):
+        raise CatalogError(f"cannot read {name}: it is {other}")
+    is_json = _is_json(head)
+    rows = _read_json(name, stream, split) if is_json else _read_lines(name, stream, split)
     first_refusal = None
     any_valid = False
     for row in rows:
@@ -105,113 +124,110 @@ def _read_list(name: str, stream: io.BufferedReader, split: str | None) -> Itera
         elif first_refusal is None:
             first_refusal = row
         yield row
-    if not any_valid:
-        why = f"row {first_refusal.line}: {first_refusal.reason}" if first_refusal else "there are no rows"
-        raise CatalogError(f"cannot read {name}: it has no usable row; {why}")
-
-
-def _is_json(stream: io.BufferedReader) -> bool:
-    return stream.peek(1)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-
-
-# CSV --------------------------------------------------------------------------------------------------------------
-
-
-class _Columns(NamedTuple):
-    """The number of fields in a row, and the position of each field that is used."""
-
-    width: int
-    youtube_id: int
-    start: int
-    end: int
-    split: int | None
-    label: int | None
-
-
-def _read_csv(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
-    lines = _lines(stream)
-    columns = _header(name, lines)
-    if columns.split is None and split is None:
+    if any_valid:
+        return
+    if first_refusal is None:
+        raise CatalogError(f"cannot read {name}: it has no usable row; there are no rows")
+    if first_refusal.reason == NO_SPLIT:
         raise CatalogError(
             f"cannot read {name}: its rows have no split; add a column split, name the file after its split"
             " (train.csv), or give one --split"
         )
+    if first_refusal.line == 1 and not is_json:
+        raise CatalogError(
+            f"cannot read {name}: it is not a list of annotations; its first line: {first_refusal.reason}; a list has a"
+            " header with youtube_id, time_start and time_end, or a clip such as 0wR5jVB-WPk_000417_000427 in each line"
+        )
+    raise CatalogError(f"cannot read {name}: it has no usable row; row {first_refusal.line}: {first_refusal.reason}")
+
+
+def _other_format(head: bytes) -> str:
+    """Return the name of the format of a file that is no list, and a cure; "" if it may be a list."""
+    for beginning, format_and_cure in _OTHER_FORMATS:
+        if head.lstrip(b" \r\n\t").startswith(beginning):
+            return format_and_cure
+    zeros = [head[side::2].count(0) for side in (0, 1)]
+    if max(zeros) > len(head) // 3 and min(zeros) < len(head) // 8:
+        return "UTF-16; save it as UTF-8"
+    return ""
+
+
+def _is_json(head: bytes) -> bool:
+    return head.removeprefix(_UTF8_MARK).lstrip().startswith(b"{")
+
+
+# Lines ------------------------------------------------------------------------------------------------------------
+
+
+def _read_lines(name: str, stream: io.BufferedReader, split: str) -> Iterator[Annotation | Refusal]:
+    header, lines = _start(_lines(stream))
+    parse: Callable[[bytes, str], Annotation] = parse_clip_line
+    if header:
+        first = next(lines, None)
+        columns = find_columns(name, header, first[1] if first else b"")
+        _warn_about_labels(name, header, columns)
+        parse = columns.parse
+        lines = chain([first] if first else [], lines)
     for number, line in lines:
         try:
-            yield _parse_line(line, columns, split)
-        except _BadRow as bad:
-            yield Refusal(name, number, str(bad), escaped(line[:800].decode("utf-8", "backslashreplace")))
+            yield parse(line, split)
+        except BadRow as bad:
+            is_row = line.strip(_ONLY_SEPARATORS) and (header or not line.startswith(b"#"))
+            if is_row:
+                yield Refusal(name, number, str(bad), escaped(line[:800].decode("utf-8", "backslashreplace")))
+
+
+def _start(lines: Iterator[tuple[int, bytes]]) -> tuple[Header | None, Iterator[tuple[int, bytes]]]:
+    """Return the header of a list, if it has one, and the lines after it."""
+    for number, line in lines:
+        if header := find_header(line.lstrip(b"# ")):
+            return header, lines
+        if not line.startswith(b"#") and not _SEPARATOR_NOTE.fullmatch(line):
+            return None, chain([(number, line)], lines)
+    return None, lines
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, numbered and stripped. A line beyond `MAX_ROW` is cut to just beyond it."""
-    readline = stream.readline
+    head = stream.peek(1)
+    readline: Callable[[int], bytes] = stream.readline
+    if b"\r" in head and b"\n" not in head:  # as old programs for the Macintosh write
+        text = io.TextIOWrapper(stream, "latin-1", newline=None)
+
+        def readline(size: int) -> bytes:
+            return text.readline(size).encode("latin-1")
+
     number = 0
     while line := readline(MAX_ROW + 2):
         number += 1
         if not line.endswith(b"\n"):
             while (rest := readline(MAX_ROW)) and not rest.endswith(b"\n"):
                 pass
-        if line := line.strip():
+        if number == 1:
+            line = line.removeprefix(_UTF8_MARK)
+        if line := line.strip(b" \r\n"):
             yield number, line
 
 
-def _header(name: str, lines: Iterator[tuple[int, bytes]]) -> _Columns:
-    _, line = next(lines, (0, b""))
-    try:
-        fields = _fields(line.removeprefix(b"\xef\xbb\xbf"))
-    except _BadRow as bad:
-        raise CatalogError(f"cannot read {name}: it is not a list of annotations; its first line: {bad}") from None
-    names = [field.strip().lower() for field in fields]
-    if missing := [column for column in _REQUIRED if column not in names]:
-        raise CatalogError(
-            f"cannot read {name}: it is not a list of annotations; its header has no {', '.join(missing)}"
+def _warn_about_labels(name: str, header: Header, columns: Columns) -> None:
+    if columns.label is None and (unknown := header.unknown()):
+        _log.warning(
+            "%s has no column of labels, so its clips are in the class %s; if one of the unknown columns (%s) has the"
+            " labels, rename it to label",
+            name,
+            UNLABELED,
+            escaped(", ".join(unknown)),
         )
-    youtube_id, start, end = (names.index(column) for column in _REQUIRED)
-    split = names.index("split") if "split" in names else None
-    label = names.index("label") if "label" in names else None
-    return _Columns(len(names), youtube_id, start, end, split, label)
-
-
-def _fields(line: bytes) -> list[str]:
-    if len(line) > MAX_ROW:
-        raise _BadRow("row is too long")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        raise _BadRow("not UTF-8") from None
-    if '"' not in text:
-        return text.split(",")
-    try:
-        fields = next(csv.reader([text], strict=True))
-    except csv.Error:
-        raise _BadRow("quotes do not match") from None
-    if '""' not in text and any('"' in field for field in fields):
-        raise _BadRow("quotes do not match")  # the second half of a field with a line break in it
-    return fields
-
-
-def _parse_line(line: bytes, columns: _Columns, split: str | None) -> Annotation:
-    fields = _fields(line)
-    if len(fields) != columns.width:
-        raise _BadRow("wrong number of fields")
-    return _annotation(
-        ("" if columns.split is None else fields[columns.split].strip()) or split or "",
-        "" if columns.label is None else fields[columns.label].strip(),
-        fields[columns.youtube_id].strip(),
-        _seconds(fields[columns.start].strip()),
-        _seconds(fields[columns.end].strip()),
-    )
 
 
 # JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(name: str, stream: io.BufferedReader, split: str | None) -> Iterator[Annotation | Refusal]:
+def _read_json(name: str, stream: io.BufferedReader, split: str) -> Iterator[Annotation | Refusal]:
     for number, (key, entry) in enumerate(_json_entries(name, stream), start=1):
         try:
             yield _parse_entry(key, entry, split)
-        except _BadRow as bad:
+        except BadRow as bad:
             yield Refusal(name, number, str(bad), escaped(f"{key}: {entry!r}"))
 
 
@@ -262,57 +278,15 @@ def _json_entries(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, A
         yield key, entry
 
 
-def _parse_entry(youtube_id: str, entry: Any, split: str | None) -> Annotation:
+def _parse_entry(youtube_id: str, entry: Any, split: str) -> Annotation:
     match entry:
         case {"annotations": {"segment": [start, end], **others}}:
             label = others.get("label")
         case _:
-            raise _BadRow("entry lacks a field")
+            raise BadRow("entry lacks a field")
     subset = entry.get("subset", split)
     if not isinstance(subset, str):
-        raise _BadRow("entry lacks a field")
+        raise BadRow("entry lacks a field")
     if not isinstance(label, str | None):
-        raise _BadRow("label is not text")
-    return _annotation(subset.strip(), (label or "").strip(), youtube_id, _seconds(str(start)), _seconds(str(end)))
-
-
-# Both formats --------------------------------------------------------------------------------------------
-
-
-def _annotation(split_word: str, label: str, youtube_id: str, start: int, end: int) -> Annotation:
-    if not YOUTUBE_ID.fullmatch(youtube_id):
-        raise _BadRow("bad YouTube id")
-    if end <= start:
-        raise _BadRow("ends before it begins")
-    return Annotation(_split(split_word), _label(label), Clip(youtube_id, start, end))
-
-
-# These columns have few different values, so each is checked once. Only valid ones, which are short, are cached.
-
-
-@lru_cache(maxsize=64)
-def _split(word: str) -> str:
-    split = split_name(word)
-    if split is None:
-        raise _BadRow("unknown split")
-    return split
-
-
-@lru_cache(maxsize=4096)
-def _label(label: str) -> str:
-    if not label:
-        return UNLABELED
-    if fault := name_fault(label):
-        raise _BadRow(fault)
-    return label
-
-
-@lru_cache(maxsize=4096)
-def _seconds(text: str) -> int:
-    match = _SECONDS.fullmatch(text)
-    if match is None:
-        raise _BadRow("time is not a whole number of seconds")
-    seconds = int(match[1])
-    if seconds > LAST_SECOND:
-        raise _BadRow("time is too large")
-    return seconds
+        raise BadRow("label is not text")
+    return annotation(subset.strip(), (label or "").strip(), youtube_id, seconds(str(start)), seconds(str(end)))

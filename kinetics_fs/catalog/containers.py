@@ -10,7 +10,7 @@ import gzip
 import io
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ MAX_READ = 1 << 20
 """Maximum size of one read: a forged tar header could otherwise request all memory."""
 
 _HEAD = 1 << 16
-_LIST_SUFFIXES = (".csv", ".json", ".txt")
+_LIST_SUFFIXES = (".csv", ".json", ".txt", ".tsv", ".list", ".lst")
 
 
 def escaped(text: str) -> str:
@@ -51,17 +51,21 @@ def readable(path: Path) -> Iterator[None]:
         raise CatalogError(f"cannot read {escaped(str(path))}: it is a damaged archive ({error})") from error
 
 
-def annotation_lists(path: Path) -> Iterator[tuple[str, str, io.BufferedReader]]:
+def annotation_lists(path: Path, is_list: Callable[[bytes], bool]) -> Iterator[tuple[str, str, io.BufferedReader]]:
     """Yield every annotation list in a file: its name for messages, its name in the archive ("" outside), its bytes.
 
     A stream is valid until the next one is requested. Use this inside `readable(path)`.
+
+    Args:
+        path: the file.
+        is_list: decides by the first bytes of a text in an archive whether it is a list.
 
     Raises:
         CatalogError: the file has no list, or exceeds a limit of this module.
     """
     with _opened(path) as (name, content, is_tar):
         if is_tar:
-            yield from _lists_in_tar(name, content)
+            yield from _lists_in_tar(name, content, is_list)
         else:
             yield name, "", io.BufferedReader(content, MAX_READ)
 
@@ -95,7 +99,9 @@ def _is_tar_header(block: bytes) -> bool:
     return True
 
 
-def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, str, io.BufferedReader]]:
+def _lists_in_tar(
+    name: str, content: _Bounded, is_list: Callable[[bytes], bool]
+) -> Iterator[tuple[str, str, io.BufferedReader]]:
     with tarfile.open(fileobj=content, mode="r:") as archive:
         try:
             members = list(islice(archive, MAX_MEMBERS + 1))
@@ -123,12 +129,14 @@ def _lists_in_tar(name: str, content: _Bounded) -> Iterator[tuple[str, str, io.B
                 continue
             stream = archive.extractfile(member)
             assert isinstance(stream, io.BufferedReader)
-            if path.suffix.lower() == ".txt" and b"youtube_id" not in stream.peek(1).lower():
+            if path.suffix.lower() not in (".csv", ".json") and not is_list(stream.peek(1)):
                 continue  # a README
             any_list = True
             yield f"{name}:{escaped(path.name)}", path.name, stream
         if not any_list:
-            raise CatalogError(f"cannot read {name}: it is an archive without annotations (.csv, .json or .txt)")
+            raise CatalogError(
+                f"cannot read {name}: it is an archive without annotations (.csv, .json, .txt, .tsv or .list)"
+            )
 
 
 def _is_list(name: str) -> bool:

@@ -30,7 +30,15 @@ _SPLIT_WORDS = {
     "holdout_test": "test",  # the second test list of Kinetics-600
 }
 
-_WORD = re.compile("[a-z]+")
+_COMMON_WORDS = {
+    *("k", "kinetics", "dataset", "datasets", "data", "set", "split", "splits", "part", "full", "all", "mini", "tiny"),
+    *("video", "videos", "vid", "vids", "clip", "clips", "raw", "rgb", "mp", "p", "px", "fps", "short", "side", "edge"),
+    *("resize", "resized", "compress", "compressed", "processed", "download", "downloads", "downloaded", "extracted"),
+    *("home", "mnt", "tmp", "media", "storage", "scratch", "files", "targz", "replacement", "for", "corrupted"),
+}
+"""Words in the names of folders that hold a split or a dataset."""
+
+_WORD = re.compile(r"[^\W\d_]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_NAME_BYTES = 255  # limit of Linux and macOS for one component of a path
 _TORCHVISION = str.maketrans({" ": "_", "'": None, "(": None, ")": None})
@@ -61,6 +69,20 @@ def split_of_file_name(name: str) -> str | None:
     words = (word.removesuffix("list") for word in _WORD.findall(name.lower()))
     splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return the split that a folder holds, such as `val`, `train_256` or `k400_videos_test`.
+
+    Returns:
+        "" if the folder holds a dataset or part of one (`data`, `kinetics600`, `12`), and None if its name may be that
+        of a class.
+    """
+    words = set(_WORD.findall(name.lower())) - _COMMON_WORDS
+    if not words <= _SPLIT_WORDS.keys():
+        return None
+    splits = {_SPLIT_WORDS[word] for word in words}
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def class_name(label: str, style: ClassNames) -> str:

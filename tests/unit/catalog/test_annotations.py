@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kinetics_fs.catalog import UNLABELED, Annotation, Clip, Refusal, parse_clip_name, read_annotations
-from kinetics_fs.catalog.annotations import MAX_ROW
+from kinetics_fs.catalog.rows import MAX_ROW
 from kinetics_fs.errors import CatalogError
 from tests.support.annotations import HEADER, write_and_read
 
@@ -64,6 +64,67 @@ def refusals(rows: list[Annotation | Refusal]) -> list[tuple[int, str]]:
             f"{HEADER}\n,0wR5jVB-WPk,84,94,test",
             Annotation("test", UNLABELED, Clip("0wR5jVB-WPk", 84, 94)),
             id="empty label, no newline at the end",
+        ),
+        pytest.param(
+            "sep=;\nlabel;id;start;end;subset\nabseiling;0wR5jVB-WPk;1,0;11,0;valid\n",
+            Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 1, 11)),
+            id="semicolons, decimal commas (spreadsheets)",
+        ),
+        pytest.param(
+            "label\tytid\tstart_time\tend_time\tset\n\t0wR5jVB-WPk\t1\t11\tTraining\n",
+            Annotation("train", UNLABELED, Clip("0wR5jVB-WPk", 1, 11)),
+            id="tabs, the first field empty",
+        ),
+        pytest.param(
+            "youtube-id|time-start|time-end|Split\n0wR5jVB-WPk|1|11|testing\n",
+            Annotation("test", UNLABELED, Clip("0wR5jVB-WPk", 1, 11)),
+            id="bars, names with hyphens",
+        ),
+        pytest.param(
+            'action video_id start end split\n"air drumming" 0wR5jVB-WPk 1 11 val\n',
+            Annotation("validation", "air drumming", Clip("0wR5jVB-WPk", 1, 11)),
+            id="blanks",
+        ),
+        pytest.param(
+            ",class_name,class,url,start (s),end_seconds,split\n"
+            "0,air drumming,3,https://www.youtube.com/watch?v=-wR5jVB-WPk&t=4s,1,11,val\n",
+            Annotation("validation", "air drumming", Clip("-wR5jVB-WPk", 1, 11)),
+            id="address, index and number of the class (data frames)",
+        ),
+        pytest.param(
+            "class,label_name,id,video_id,start,end,split\n3,air drumming,0,0wR5jVB-WPk,1,11,val\n",
+            Annotation("validation", "air drumming", Clip("0wR5jVB-WPk", 1, 11)),
+            id="several columns of a kind: the useful one",
+        ),
+        pytest.param(
+            "path,label\ntrain/air drumming/0wR5jVB-WPk_000001_000011.mp4,3\n",
+            Annotation("train", "air drumming", Clip("0wR5jVB-WPk", 1, 11)),
+            id="path and number of the class",
+        ),
+        pytest.param(
+            "file,start,end,label,split\n0wR5jVB-WPk.mp4,1,11,air drumming,val\n",
+            Annotation("validation", "air drumming", Clip("0wR5jVB-WPk", 1, 11)),
+            id="file of a video and times",
+        ),
+        pytest.param(
+            f"{HEADER},\nabseiling,0wR5jVB-WPk,1,11,val\n,,,,,\n",
+            Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 1, 11)),
+            id="comma after the header, empty row",
+        ),
+        pytest.param(
+            f"{HEADER}\nabseiling,0wR5jVB-WPk,1,11,val,,\n",
+            Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 1, 11)),
+            id="commas after each row",
+        ),
+        pytest.param(
+            f"# made by hand\n# {HEADER}\nabseiling,0wR5jVB-WPk,1,11,val\n",
+            Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 1, 11)),
+            id="header in a comment",
+        ),
+        pytest.param(
+            f"{HEADER}\rabseiling,0wR5jVB-WPk,1,11,val\r\r",
+            Annotation("validation", "abseiling", Clip("0wR5jVB-WPk", 1, 11)),
+            id="CR",
         ),
         pytest.param(
             f"{HEADER}\nnaïve ☃,0wR5jVB-WPk,000084,0999999,test\n",
@@ -131,7 +192,7 @@ def test_gzip_is_known_by_its_content(file: Path, content: str) -> None:
         ("abseiling,0wR5jVB-WPk,４１７,427,val".encode(), "time is not a whole number of seconds"),
         (b"abseiling,0wR5jVB-WPk,417,1000000,val", "time is too large"),
         (b"abseiling,0wR5jVB-WPk,417,427,vla", "unknown split"),
-        (b"abseiling,0wR5jVB-WPk,417,427,", "unknown split"),
+        (b"abseiling,0wR5jVB-WPk,417,427,", "no split"),
         (b"abseiling,0wR5jVB-WPk,417,427", "wrong number of fields"),
         (b"abseiling,0wR5jVB-WPk,417,427,val,0", "wrong number of fields"),
         (b"a/b,0wR5jVB-WPk,417,427,val", "label has a slash"),
@@ -196,17 +257,58 @@ def test_a_json_entry_that_is_not_utf8_is_refused(file: Path) -> None:
     assert refusals(write_and_read(file, text.replace(b"testifying", b"testi\xff", 1))) == [(1, "not UTF-8")]
 
 
+def test_numbers_of_lines_count_every_kind_of_line_end(file: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        rows = write_and_read(file, end.join([HEADER, GOOD.decode(), "", "x"]))
+        assert refusals(rows) == [(4, "wrong number of fields")]
+
+
+# Columns
+
+
+def test_a_list_without_labels_names_its_unknown_columns_once(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    header = "tag,youtube_id,time_start,time_end,split,mood"
+    rows = write_and_read(file, f"{header}\nx,0wR5jVB-WPk,1,11,val,y\nx,1wR5jVB-WPk,1,11,val,y\n")
+    assert {row.label for row in rows if isinstance(row, Annotation)} == {UNLABELED}
+    (warning,) = caplog.messages
+    assert "rows.csv has no column of labels" in warning
+    assert "(tag, mood)" in warning
+
+
+def test_published_lists_without_labels_are_no_reason_to_warn(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_and_read(file, "youtube_id,time_start,time_end,split\n0wR5jVB-WPk,0,10,test\n")
+    assert caplog.messages == []
+
+
 # Files that are refused
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(file: Path, encoding: str) -> None:
+    name = encoding[:6].upper()
+    with pytest.raises(CatalogError, match=rf"^cannot read rows\.csv: it is {name}; save it as UTF-8$"):
+        write_and_read(file, f"{HEADER}\n{GOOD.decode()}\n".encode(encoding))
+    with pytest.raises(CatalogError, match=rf"^cannot read rows\.csv: it is {name}; save it as UTF-8$"):
+        write_and_read(file, gzip.compress(json.dumps({"---QUuC4vJs": entry()}).encode(encoding)))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "its header has no youtube_id, time_start, time_end"),
-        (b"\n\n", "its header has no youtube_id"),
-        (GOOD + b"\n", "its header has no"),
-        (b"label,youtube_id,time_start,split\n", "its header has no time_end$"),
-        (b"\xff\xfe\n", "its first line: not UTF-8"),
+        (b"", "has no usable row; there are no rows"),
+        (b"\n\n", "has no usable row; there are no rows"),
+        (
+            b"label,youtube_id,time_start,split\n",
+            "its header has no time_end, only label, youtube_id, time_start, split;",
+        ),
+        (b"label,name\nx,y\n", "not a list of annotations; its first line: no clip is named"),
+        (b"\xe9\n", "its first line: not UTF-8"),
+        (b"youtube_id\n0wR5jVB-WPk\n", "its header has no time_start, time_end, only youtube_id; a list needs"),
+        (b"0wR5jVB-WPk\n", "its first line: video has no times; a list has a header with"),
+        (b"0wR5jVB-WPk_000001_000011\n", "its rows have no split; add a column split, name the file after .* --split"),
+        (b"<!DOCTYPE html>\n<html>", "it is a web page or XML; download the list itself"),
+        (b"PK\x03\x04...", "it is a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+        (b"PAR1...", "it is Parquet; save it as CSV"),
         (b'"label\n', "its first line: quotes do not match"),
         (b"x" * (MAX_ROW + 1), "its first line: row is too long"),
         (HEADER.encode(), "has no usable row; there are no rows"),

@@ -47,6 +47,17 @@ def test_the_name_of_a_list_in_an_archive_gives_its_split(archive: Path) -> None
     assert taken == ["validation", "test"]
 
 
+def test_a_text_in_an_archive_is_a_list_if_its_first_line_is_one(archive: Path) -> None:
+    content = tar(
+        ("k/README.txt", b"The lists of k.\n0wR5jVB-WPk_000001_000011\n"),
+        ("k/train.txt", b"abseiling/0wR5jVB-WPk_000001_000011.mp4 0\n"),
+        ("k/val.tsv", b"video_id\tstart\tend\n0wR5jVB-WPk\t1\t11\n"),
+        ("k/test.list", b"0wR5jVB-WPk_000001_000011\n"),
+    )
+    taken = [row.split for row in write_and_read(archive, content) if isinstance(row, Annotation)]
+    assert taken == ["train", "validation", "test"]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_all_lists_of_an_archive_are_read_and_nothing_is_unpacked(archive: Path, mode: str) -> None:
     content = tar(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kinetics_fs.catalog import SPLITS, UNLABELED, ClassNames, class_name, name_table, split_name, split_of_file_name
+from kinetics_fs.catalog.naming import split_of_folder
 from kinetics_fs.errors import CatalogError
 
 
@@ -72,3 +73,16 @@ def test_split_words(split: str, words: list[str]) -> None:
 )
 def test_split_of_a_file_name(name: str, split: str | None) -> None:
     assert split_of_file_name(name) == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[(name, "train") for name in ("train", "Train", "train_256", "videos_train", "k400-train-resized")],
+        *[(name, "test") for name in ("test", "holdout_test", "test (1)")],
+        *[(name, "") for name in ("videos", "k400", "kinetics-600", "data", "12", "train_val")],
+        *[(name, None) for name in ("abseiling", "training dog", "battle rope training", "high jump", "跑步")],
+    ],
+)
+def test_split_of_a_folder(name: str, split: str | None) -> None:
+    assert split_of_folder(name) == split
