@@ -23,13 +23,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
-from kinetics_fs.app import index_db_path, make_fetcher, open_index_db, open_selected_catalog, open_store
+from kinetics_fs.app import (
+    has_archive_clips,
+    index_db_path,
+    make_fetcher,
+    open_index_db,
+    open_selected_catalog,
+    open_store,
+    open_whole_catalog,
+)
 from kinetics_fs.catalog import (
+    SPLITS,
     Catalog,
     ClassNames,
     Clip,
     class_name,
     parse_clip_name,
+    split_name,
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
@@ -55,6 +65,7 @@ from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_covera
 if TYPE_CHECKING:
     from kinetics_fs.fetch import Fetcher
     from kinetics_fs.fetch.prefetch import PrefetchResult
+    from kinetics_fs.fill.archive_job import Unlisted
     from kinetics_fs.fill.importer import ImportResult
     from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
@@ -345,14 +356,35 @@ class Library:
                 index_db=index_db_path(settings),
                 index=index,
                 # An archive with nothing more for one selection may have clips of another: each has its checkpoints.
-                checkpoints=self.store.layout.fill_checkpoints(self.catalog.digest),
+                checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
                 verify=VerifyLevel(verify),
                 processes=processes,
+                unlisted=self._unlisted_in,
             ),
             self.catalog,
             self.store,
             progress=progress,
         )
+
+    def _unlisted_in(self, archives: Sequence[str]) -> dict[str, Unlisted]:
+        """Return which clips a fill stores besides the selection, by archive."""
+        from kinetics_fs.fill.archive_job import Unlisted
+        from kinetics_fs.sources.archive.layout import ArchiveClasses
+
+        if not has_archive_clips(self.settings) or self.settings.max_samples is not None:
+            return {}
+        splits = {split_name(word) for word in self.settings.split} or set(SPLITS)
+        labels = {one.label for one in self.classes()} if self.settings.klass else None
+        with open_whole_catalog(self.settings) as whole:
+            classes = ArchiveClasses(whole.release, whole.labels())
+            found = {archive: classes.of(archive) for archive in archives}
+            return {
+                archive: Unlisted(whole.path, *split_and_label)
+                for archive, split_and_label in found.items()
+                if split_and_label is not None
+                and split_and_label[0] in splits
+                and (labels is None or split_and_label[1] in labels)
+            }
 
     def import_(
         self,

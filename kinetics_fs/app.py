@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kinetics_fs.catalog import Catalog, Selection, find_release, open_catalog
+from kinetics_fs.catalog import ArchiveClips, Catalog, Selection, find_release, open_catalog
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch import FetchSettings
@@ -33,15 +33,58 @@ def open_selected_catalog(settings: Settings) -> Catalog:
     Raises:
         CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
     """
+    return _open_catalog(settings, selection_of(settings))
+
+
+def open_whole_catalog(settings: Settings) -> Catalog:
+    """Open the catalog of the whole release, whatever is selected.
+
+    Raises:
+        CatalogError: the annotations cannot be downloaded or read.
+    """
+    return _open_catalog(settings, Selection())
+
+
+def _open_catalog(settings: Settings, selection: Selection) -> Catalog:
     prepare_folder(settings.cache_dir)
     layout = CacheLayout(settings.cache_dir)
+    release = find_release(settings.release)
     return open_catalog(
-        find_release(settings.release),
+        release,
         settings.annotations,
-        selection_of(settings),
+        selection,
         layout.catalogs,
         downloads=layout.annotations,
+        archives=_indexed_clips(settings, release.name),
     )
+
+
+def has_archive_clips(settings: Settings) -> bool:
+    """Return whether the catalog includes the clips of archives that no annotation names.
+
+    A release's own lists leave out clips that exist. A list of the user's own says what its owner wants.
+
+    Raises:
+        SettingError: the settings contradict each other.
+    """
+    if settings.archive_clips and settings.annotations_only:
+        raise SettingError("cannot use --archive-clips with --annotations-only: they contradict; give one of them")
+    return settings.archive_clips or not (settings.annotations or settings.annotations_only)
+
+
+def _indexed_clips(settings: Settings, release: str) -> ArchiveClips | None:
+    """Return the clips of the indexed archives, if the catalog includes them and there are any.
+
+    Raises:
+        ArchiveError: the archive index database is damaged.
+    """
+    path = index_db_path(settings)
+    if not has_archive_clips(settings) or not path.exists():
+        return None
+    from kinetics_fs.sources.archive.indexed_clips import IndexedClips
+
+    clips = IndexedClips(path, release)
+    return clips if clips.stamp else None
 
 
 def selection_of(settings: Settings) -> Selection:

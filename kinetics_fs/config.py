@@ -111,6 +111,20 @@ class Settings:
         repeatable=True,
         default_text="the release's own, downloaded once",
     )
+    annotations_only: bool = _setting(
+        False,
+        "selection",
+        "Leave out the clips that indexed archives have and no list of the release names.",
+        kind="switch",
+        rare=True,
+    )
+    archive_clips: bool = _setting(
+        False,
+        "selection",
+        "With --annotations: include the clips that indexed archives have and the files do not name.",
+        kind="switch",
+        rare=True,
+    )
     split: tuple[str, ...] = _setting(
         (),
         "selection",

@@ -4,8 +4,9 @@ How a catalog is made:
 
 1. `find_release` has the releases and the addresses of their annotations; `fetch_annotations` keeps copies of them.
 2. `read_annotations` reads every dialect, row by row, and refuses the rows that must not become a path.
-3. `compile_catalog` sorts the rows into one SQLite file, named by a hash of its input: it is built when the input
-   changes, and otherwise opened in milliseconds. Each entry has an inode number that never changes.
+3. `compile_catalog` sorts the rows, and the clips of archives that no list names, into one SQLite file, named by a hash
+   of its input: it is built when the input changes, and otherwise opened in milliseconds. Each entry has an inode
+   number that never changes.
 4. `select` makes a part of it, which is again a catalog.
 5. `Catalog` answers queries for splits, classes, clips and positions. It keeps no clip in memory.
 
@@ -15,13 +16,15 @@ folder is derived from the label (`ClassNames`, `class_name`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kinetics_fs.catalog.annotations import Refusal, read_annotations
-from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Refusals
+from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Origin, Refusals
 from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
-from kinetics_fs.catalog.compile import compile_catalog
+from kinetics_fs.catalog.compile import AnnotationList, ArchiveClips, compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
 from kinetics_fs.catalog.file_names import FileName, parse_file_name
 from kinetics_fs.catalog.naming import (
@@ -44,6 +47,8 @@ __all__ = [
     "SPLITS",
     "UNLABELED",
     "Annotation",
+    "AnnotationList",
+    "ArchiveClips",
     "Catalog",
     "ClassNames",
     "Clip",
@@ -51,6 +56,7 @@ __all__ = [
     "Directory",
     "Entry",
     "FileName",
+    "Origin",
     "Refusal",
     "Refusals",
     "Release",
@@ -70,11 +76,21 @@ __all__ = [
     "split_of_file_name",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 def open_catalog(
-    release: Release, annotations: Sequence[str], selection: Selection, folder: Path, *, downloads: Path
+    release: Release,
+    annotations: Sequence[str],
+    selection: Selection,
+    folder: Path,
+    *,
+    downloads: Path,
+    archives: ArchiveClips | None = None,
 ) -> Catalog:
     """Open the catalog of a selection from a release; download and compile the annotations if necessary.
+
+    A list of the release that cannot be downloaded costs only the clips that no other list names, with a warning.
 
     Args:
         release: the release; gives the catalog its name and date.
@@ -82,15 +98,20 @@ def open_catalog(
         selection: the part of the release.
         folder: folder of the catalogs. Created if it is missing.
         downloads: folder of the downloaded annotations. Created if it is missing.
+        archives: more clips, in archives of whole classes.
 
     Raises:
         CatalogError: the annotations cannot be downloaded or read, the catalog cannot be written, or the selection
             matches nothing.
     """
-    files = [_local(location, downloads) for location in annotations or release.annotations]
+    if annotations:
+        lists = [AnnotationList(_local(location, downloads)) for location in annotations]
+    else:
+        lists = _lists_of(release, downloads)
     # A file of the user's own need not repeat what --split says already.
     split = split_name(selection.splits[0]) if annotations and len(selection.splits) == 1 else None
-    whole = Catalog(compile_catalog(files, release, folder, split=split))
+    path = compile_catalog(lists, release, folder, split=split, union=not annotations, archives=archives)
+    whole = Catalog(path)
     try:
         selected = select(whole, selection, folder)
     except BaseException:
@@ -99,6 +120,26 @@ def open_catalog(
     if selected is not whole:
         whole.close()
     return selected
+
+
+def _lists_of(release: Release, downloads: Path) -> list[AnnotationList]:
+    """Return the lists of a release that can be downloaded.
+
+    Raises:
+        CatalogError: none can be downloaded.
+    """
+    with ThreadPoolExecutor(len(release.annotations)) as pool:
+        copies = [pool.submit(_local, location, downloads) for location in release.annotations]
+    lists = []
+    for location, copy in zip(release.annotations, copies, strict=True):
+        undocumented = location.endswith(".txt")
+        try:
+            lists.append(AnnotationList(copy.result(), known_labels=undocumented, optional=undocumented))
+        except CatalogError as error:
+            if all(other.exception() for other in copies):
+                raise
+            _log.warning("%s; clips that no other list names are left out", error)
+    return lists
 
 
 def _local(location: str, downloads: Path) -> Path:

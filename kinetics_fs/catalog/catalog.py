@@ -61,6 +61,21 @@ class ClipPosition(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A list or an archive that names clips.
+
+    Attributes:
+        kind: `list`; `archive` for the archive of a class with clips that no list names.
+        name: base name of the list; name of the archive.
+        clips: split → number of clips that it is the first to name.
+    """
+
+    kind: str
+    name: str
+    clips: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Refusals:
     """The refused rows of the annotations: their number, the number for each reason, and the first of them."""
 
@@ -79,7 +94,9 @@ class Catalog:
         path: the file.
         release: name of the release.
         published: modification date of all clips.
-        digest: hash (hexadecimal) of everything that the catalog was compiled from; equal digests mean equal catalogs.
+        key: hash (hexadecimal) of everything that the catalog was compiled from.
+        digest: hash (hexadecimal) that identifies the clips: equal digests mean equal catalogs.
+        annotations_digest: the digest that it would have without the clips that only archives name.
         clip_count: number of entries in all splits.
         duplicates: number of rows of the annotations that repeated another row.
 
@@ -119,7 +136,9 @@ class Catalog:
         try:
             self.release = info["release"]
             self.published = date.fromisoformat(info["published"])
+            self.key = info["key"]
             self.digest = info["digest"]
+            self.annotations_digest = info["annotations_digest"]
             self.duplicates = int(info["duplicates"])
         except (KeyError, ValueError) as error:
             raise CatalogError(f"cannot read the catalog {self.path}: it is damaged ({error})") from error
@@ -247,6 +266,18 @@ class Catalog:
         by_reason = dict(self._query("SELECT reason, rows FROM refusal_count ORDER BY rows DESC, reason"))
         first = [Refusal(*row) for row in self._query("SELECT file, line, reason, text FROM refusal ORDER BY rowid")]
         return Refusals(sum(by_reason.values()), by_reason, first)
+
+    def origins(self) -> list[Origin]:
+        """Return the lists and archives that name the clips, in their order of precedence."""
+        origins: dict[int, Origin] = {}
+        for number, kind, name, split, clips in self._query(
+            """
+            SELECT origin.id, kind, name, split, clips FROM origin JOIN origin_count ON origin_count.origin = origin.id
+            ORDER BY origin.id
+            """
+        ):
+            origins.setdefault(number, Origin(kind, name, {})).clips[split] = clips
+        return list(origins.values())
 
     # The database --------------------------------------------------------------------------------------------------
 

@@ -11,17 +11,19 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 from kinetics_fs.catalog.annotations import Refusal, needs_split, read_annotations
 from kinetics_fs.catalog.catalog import Catalog
+from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.containers import readable
-from kinetics_fs.catalog.database import CLIP_PATH, SCHEMA_VERSION, catalog_path, new_database, touch
+from kinetics_fs.catalog.database import CLIP_PATH, catalog_path, new_database, remove_predecessors, touch
 from kinetics_fs.catalog.inodes import directory_ino
-from kinetics_fs.catalog.naming import SPLITS, UNLABELED, split_of_file_name
+from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_of_file_name
 from kinetics_fs.catalog.releases import Release
 from kinetics_fs.errors import CatalogError
 
@@ -32,53 +34,111 @@ MAX_CLASSES = 1 << 16
 
 _log = logging.getLogger(__name__)
 
-_List = tuple[Path, str | None]
-"""An annotation file, and the split of its rows if they name none."""
+
+@dataclass(frozen=True, slots=True)
+class AnnotationList:
+    """A file of annotations.
+
+    Attributes:
+        path: the file.
+        known_labels: labels that no earlier list has are no labels. For lists in an undocumented format.
+        optional: if the file cannot be read, it is skipped with a warning.
+    """
+
+    path: Path
+    known_labels: bool = False
+    optional: bool = False
 
 
-def compile_catalog(files: Sequence[Path], release: Release, folder: Path, *, split: str | None = None) -> Path:
-    """Return the path of the catalog of annotation files: the one in `folder` if it exists, else a new one.
+class ArchiveClips(Protocol):
+    """The clips in archives of whole classes."""
+
+    @property
+    def stamp(self) -> str:
+        """A text that changes when there are other clips."""
+        ...
+
+    def clips(self, labels: Sequence[str]) -> Iterator[tuple[str, str, str, Clip]]:
+        """Yield the archive, split, label and clip of each.
+
+        Args:
+            labels: labels of the release, sorted. No clip has another label.
+        """
+        ...
+
+
+def compile_catalog(
+    lists: Sequence[AnnotationList | Path],
+    release: Release,
+    folder: Path,
+    *,
+    split: str | None = None,
+    union: bool = False,
+    archives: ArchiveClips | None = None,
+) -> Path:
+    """Return the path of the catalog of annotations: the one in `folder` if it exists, else a new one.
 
     The name of the catalog is a hash of the contents of the files in their order, of the splits of those whose rows
-    name none, of the release and of the version of the schema, so it is built again exactly when one of these changes.
-    Equal rows (split, label, clip) are merged and counted.
+    name none, of the release, of the archives and of the version of the schema, so it is built again exactly when one
+    of these changes. Equal rows (split, label, clip) are merged and counted. A row without a label is dropped if the
+    clip has a label in the same split.
 
     Args:
-        files: the annotation files.
+        lists: the annotation files.
         release: the release; gives the catalog its name and date.
-        folder: folder of the catalogs.
+        folder: the folder of the catalogs.
         split: the split (one of `SPLITS`) of rows that name none, in files whose names mention none.
+        union: the lists are editions of one list: the first that labels a clip of a split decides its label. Otherwise
+            a clip may have several labels.
+        archives: more clips. Those that a list has in the same split keep the label of the list.
 
     Raises:
         CatalogError: a file cannot be read or has no valid row, or the catalog cannot be written.
     """
-    lists = [(path, (split_of_file_name(path.name) or split) if needs_split(path) else None) for path in files]
-    digest = _digest(lists, release)
-    path = catalog_path(folder, digest)
-    if reuse(path, digest):
+    files = [AnnotationList(one) if isinstance(one, Path) else one for one in lists]
+    splits = [_split_of(one, split) for one in files]
+    annotations_digest = _digest(files, splits, release, union=union)
+    key = annotations_digest
+    if archives is not None:
+        key = hashlib.sha256(f"archives {annotations_digest} {archives.stamp}".encode()).hexdigest()
+    path = catalog_path(folder, annotations_digest, key)
+    if reuse(path, key):
         return path
 
     started = time.monotonic()
     refusals = _RefusalCounter()
-    info = {"release": release.name, "published": release.published.isoformat(), "digest": digest}
+    info = {
+        "release": release.name,
+        "published": release.published.isoformat(),
+        "key": key,
+        "annotations_digest": annotations_digest,
+    }
     with new_database(path, info) as connection:
-        staged = _stage(connection, lists, refusals)
-        _sort(connection, staged.class_ids)
+        staging = _Staging(connection, refusals)
+        for one, split_of_rows in zip(files, splits, strict=True):
+            staging.add_list(one, split_of_rows)
+        if archives is not None:
+            staging.add_archives(archives)
+        staging.merge(union=union)
+        staging.sort()
         refusals.write(connection)
         [(clips,)] = connection.execute("SELECT count(*) FROM clip")
-        connection.execute("INSERT INTO info VALUES ('duplicates', ?)", (str(staged.rows - clips),))
-        if _digest(lists, release) != digest:
+        more = {"duplicates": str(staging.rows - clips), "digest": _content_digest(connection, annotations_digest)}
+        connection.executemany("INSERT INTO info VALUES (?, ?)", more.items())
+        if _digest(files, splits, release, union=union) != annotations_digest:
             raise CatalogError("cannot compile the annotations: the files changed while they were read; try again")
+    if key != annotations_digest:
+        remove_predecessors(path, annotations_digest)
     _log.info("compiled %s clips of Kinetics-%s in %.1f s", f"{clips:,}", release.name, time.monotonic() - started)
     refusals.report()
     return path
 
 
-def reuse(path: Path, digest: str) -> bool:
-    """Return whether the catalog with this digest exists at `path` and is valid; if so, mark it as used."""
+def reuse(path: Path, key: str) -> bool:
+    """Return whether the catalog with this key exists at `path` and is valid; if so, mark it as used."""
     try:
         with Catalog(path) as catalog:
-            if catalog.digest != digest:
+            if catalog.key != key:
                 return False
     except CatalogError:
         return False
@@ -86,13 +146,42 @@ def reuse(path: Path, digest: str) -> bool:
     return True
 
 
-def _digest(lists: Sequence[_List], release: Release) -> str:
-    total = hashlib.sha256(f"catalog {SCHEMA_VERSION} {release.name}\n".encode())
-    for path, split in lists:
+def _split_of(one: AnnotationList, split: str | None) -> str | None:
+    """Return the split of rows that name none; None if every row names one."""
+    try:
+        return (split_of_file_name(one.path.name) or split) if needs_split(one.path) else None
+    except CatalogError:
+        if not one.optional:
+            raise
+        return None
+
+
+def _digest(files: Sequence[AnnotationList], splits: Sequence[str | None], release: Release, *, union: bool) -> str:
+    total = hashlib.sha256(f"catalog 1 {release.name}\n".encode())
+    if union and len(files) > 1:
+        total.update(b"union\n")
+    for one, split in zip(files, splits, strict=True):
         total.update(f"{split}\n".encode() if split else b"")
-        with readable(path), path.open("rb") as file:
+        if one.known_labels or one.optional:
+            total.update(f"{one.known_labels} {one.optional}\n".encode())
+        with readable(one.path), one.path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def _content_digest(connection: sqlite3.Connection, annotations_digest: str) -> str:
+    """Return a digest of the annotations and of the clips that only archives name."""
+    total = hashlib.sha256(f"{annotations_digest}\n".encode())
+    more = 0
+    for (clip,) in connection.execute(
+        f"""
+        SELECT {CLIP_PATH} FROM clip JOIN directory ON directory.id = clip.directory
+        WHERE origin IN (SELECT id FROM origin WHERE kind = 'archive') ORDER BY row
+        """
+    ):
+        total.update(f"{clip}\n".encode())
+        more += 1
+    return total.hexdigest() if more else annotations_digest
 
 
 class _RefusalCounter:
@@ -107,6 +196,10 @@ class _RefusalCounter:
         if len(self._first) < MAX_REFUSALS:
             self._first.append(refusal)
 
+    def update(self, other: _RefusalCounter) -> None:
+        self._counts.update(other._counts)
+        self._first += other._first[: MAX_REFUSALS - len(self._first)]
+
     def write(self, connection: sqlite3.Connection) -> None:
         connection.executemany("INSERT INTO refusal VALUES (?, ?, ?, ?)", self._first)
         connection.executemany("INSERT INTO refusal_count VALUES (?, ?)", self._counts.items())
@@ -118,65 +211,173 @@ class _RefusalCounter:
             _log.warning("refused rows of annotations: %s; the first is %s:%d", reasons, first.file, first.line)
 
 
-class _Staged(NamedTuple):
-    """The number of staged rows, and the id that they have for each (split, label)."""
+class _Staging:
+    """Rows of lists and archives on their way into a catalog.
 
-    rows: int
-    class_ids: dict[tuple[str, str], int]
+    Attributes:
+        rows: number of rows so far.
+    """
 
+    def __init__(self, connection: sqlite3.Connection, refusals: _RefusalCounter) -> None:
+        self.rows = 0
+        self._connection = connection
+        self._refusals = refusals
+        self._class_ids: dict[tuple[str, str], int] = {}
+        self._lists = 0
+        self._origins = count()
+        connection.execute(
+            'CREATE TEMP TABLE staged (class_id INTEGER, youtube_id TEXT, start INTEGER, "end" INTEGER, origin INTEGER)'
+        )
 
-def _stage(connection: sqlite3.Connection, lists: Iterable[_List], refusals: _RefusalCounter) -> _Staged:
-    """Write all valid rows, in file order, to a temporary table."""
-    connection.execute('CREATE TEMP TABLE staged (class_id INTEGER, youtube_id TEXT, start INTEGER, "end" INTEGER)')
-    class_ids: dict[tuple[str, str], int] = {}
+    def add_list(self, one: AnnotationList, split_of_rows: str | None) -> None:
+        """Add all valid rows of a list, in file order.
 
-    def rows() -> Iterator[tuple[int, str, int, int]]:
-        for path, split_of_list in lists:
-            for row in read_annotations(path, split=split_of_list):
+        Args:
+            one: the list.
+            split_of_rows: split of the rows that name none.
+
+        Raises:
+            CatalogError: the list cannot be read, and is not optional.
+        """
+        classes_before, labels = len(self._class_ids), _LabelTable(self.labels() if one.known_labels else [])
+        refusals = _RefusalCounter()
+        origin = next(self._origins)
+        self._lists += 1
+
+        def rows() -> Iterator[tuple[int, str, int, int, int]]:
+            for row in read_annotations(one.path, split=split_of_rows):
                 if isinstance(row, Refusal):
                     refusals.add(row)
                     continue
                 split, label, clip = row
-                if (split, label) not in class_ids:
-                    if len(class_ids) == MAX_CLASSES:
-                        raise CatalogError(
-                            f"cannot compile {path.name}: it has more than {MAX_CLASSES:,} classes, too many for a"
-                            " release of Kinetics"
-                        )
-                    class_ids[split, label] = len(class_ids)
-                yield class_ids[split, label], *clip
+                yield self._class_id(split, labels.known(label), one.path.name), *clip, origin
 
-    rows_staged = connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?)", rows()).rowcount
-    return _Staged(rows_staged, class_ids)
+        self._connection.execute("SAVEPOINT list")
+        try:
+            self._stage(rows())
+        except CatalogError as error:
+            if not one.optional:
+                raise
+            self._connection.execute("ROLLBACK TO list")
+            for name in list(self._class_ids)[classes_before:]:  # its labels must not move the class indexes of others
+                del self._class_ids[name]
+            _log.warning("%s; clips that no other list names are left out", error)
+        else:
+            self._connection.execute("INSERT INTO origin VALUES (?, 'list', ?)", (origin, one.path.name))
+            self._refusals.update(refusals)
+        self._connection.execute("RELEASE list")
 
+    def add_archives(self, archives: ArchiveClips) -> None:
+        """Add the clips of archives."""
+        origins: dict[str, int] = {}
 
-def _sort(connection: sqlite3.Connection, class_ids: dict[tuple[str, str], int]) -> None:
-    """Write the directories, and the staged rows in their final order."""
-    taken: set[int] = set()
-    parents = {split: _new_ino(split, taken) for split in SPLITS}
-    for split, ino in parents.items():
-        connection.execute("INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)", (ino, split))
-    connection.execute("CREATE TEMP TABLE directory_of (class_id INTEGER PRIMARY KEY, directory INTEGER)")
-    for split, label in sorted(class_ids, key=lambda one: (SPLITS.index(one[0]), one[1])):
-        ino = _new_ino(f"{split}/{label}", taken)
-        directory = connection.execute(
-            "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)", (ino, parents[split], split, label)
-        ).lastrowid
-        connection.execute("INSERT INTO directory_of VALUES (?, ?)", (class_ids[split, label], directory))
-    labels = sorted({label for _, label in class_ids} - {UNLABELED})
-    connection.executemany("INSERT INTO label VALUES (?, ?)", enumerate(labels))
-    connection.execute(
-        f"""
-        INSERT INTO clip (directory, youtube_id, start, "end", ino)
-        SELECT sorted.directory, youtube_id, start, "end", clip_ino({CLIP_PATH}, 0)
-        FROM (
-            SELECT directory, youtube_id, start, "end" FROM staged JOIN directory_of USING (class_id)
-            GROUP BY directory, youtube_id, start, "end"
-            ORDER BY directory, youtube_id, start, "end"
-        ) AS sorted
-        CROSS JOIN directory ON directory.id = sorted.directory
+        def rows() -> Iterator[tuple[int, str, int, int, int]]:
+            for archive, split, label, clip in archives.clips(self.labels()):
+                if archive not in origins:
+                    origins[archive] = next(self._origins)
+                yield self._class_id(split, label, archive), *clip, origins[archive]
+
+        self._stage(rows())
+        self._connection.executemany(
+            "INSERT INTO origin VALUES (?, 'archive', ?)", ((origin, archive) for archive, origin in origins.items())
+        )
+
+    def labels(self) -> list[str]:
+        """Return all labels so far, sorted."""
+        return sorted({label for _, label in self._class_ids} - {UNLABELED})
+
+    def _class_id(self, split: str, label: str, name: str) -> int:
+        if (split, label) not in self._class_ids:
+            if len(self._class_ids) == MAX_CLASSES:
+                raise CatalogError(
+                    f"cannot compile {name}: it has more than {MAX_CLASSES:,} classes, too many for a release of"
+                    " Kinetics"
+                )
+            self._class_ids[split, label] = len(self._class_ids)
+        return self._class_ids[split, label]
+
+    def _stage(self, rows: Iterator[tuple[int, str, int, int, int]]) -> None:
+        self.rows += self._connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?)", rows).rowcount
+
+    def merge(self, *, union: bool) -> None:
+        """Drop rows without a label of clips that have one, and rows whose label an earlier list overrules."""
+        connection = self._connection
+        connection.execute("CREATE TEMP TABLE class (id INTEGER PRIMARY KEY, split TEXT, labeled INTEGER)")
+        connection.executemany(
+            "INSERT INTO class VALUES (?, ?, ?)",
+            ((number, split, label != UNLABELED) for (split, label), number in self._class_ids.items()),
+        )
+        overruled_from = 1 if union else self._lists
+        mixed = {split for split, label in self._class_ids if label == UNLABELED} & {
+            split for split, label in self._class_ids if label != UNLABELED
+        }
+        [(later,)] = connection.execute("SELECT EXISTS (SELECT 1 FROM staged WHERE origin >= ?)", (overruled_from,))
+        if not (mixed or later):
+            return
+        connection.execute('CREATE INDEX temp.staged_by_clip ON staged (youtube_id, start, "end")')
+        labeled_elsewhere = """
+            EXISTS (
+                SELECT 1 FROM staged AS other JOIN class AS other_class ON other_class.id = other.class_id
+                WHERE other.youtube_id = staged.youtube_id AND other.start = staged.start
+                AND other."end" = staged."end" AND other_class.labeled
+                AND other_class.split = (SELECT split FROM class WHERE id = staged.class_id)
         """
-    )
+        connection.execute(
+            "DELETE FROM staged WHERE origin >= ? AND (SELECT labeled FROM class WHERE id = staged.class_id)"
+            f" AND {labeled_elsewhere} AND other.origin < staged.origin)",
+            (overruled_from,),
+        )
+        connection.execute(
+            "DELETE FROM staged WHERE NOT (SELECT labeled FROM class WHERE id = staged.class_id)"
+            f" AND {labeled_elsewhere})"
+        )
+
+    def sort(self) -> None:
+        """Write the directories, and the staged rows in their final order."""
+        connection, class_ids = self._connection, self._class_ids
+        taken: set[int] = set()
+        parents = {split: _new_ino(split, taken) for split in SPLITS}
+        for split, ino in parents.items():
+            connection.execute("INSERT INTO directory VALUES (NULL, ?, 0, ?, NULL, 0, 0)", (ino, split))
+        connection.execute("CREATE TEMP TABLE directory_of (class_id INTEGER PRIMARY KEY, directory INTEGER)")
+        for split, label in sorted(class_ids, key=lambda one: (SPLITS.index(one[0]), one[1])):
+            ino = _new_ino(f"{split}/{label}", taken)
+            directory = connection.execute(
+                "INSERT INTO directory VALUES (NULL, ?, ?, ?, ?, 0, 0)", (ino, parents[split], split, label)
+            ).lastrowid
+            connection.execute("INSERT INTO directory_of VALUES (?, ?)", (class_ids[split, label], directory))
+        connection.executemany("INSERT INTO label VALUES (?, ?)", enumerate(self.labels()))
+        connection.execute(
+            f"""
+            INSERT INTO clip (directory, youtube_id, start, "end", ino, origin)
+            SELECT sorted.directory, youtube_id, start, "end", clip_ino({CLIP_PATH}, 0), origin
+            FROM (
+                SELECT directory, youtube_id, start, "end", min(origin) AS origin
+                FROM staged JOIN directory_of USING (class_id)
+                GROUP BY directory, youtube_id, start, "end"
+                ORDER BY directory, youtube_id, start, "end"
+            ) AS sorted
+            CROSS JOIN directory ON directory.id = sorted.directory
+            """
+        )
+
+
+class _LabelTable:
+    """The labels that a list in an undocumented format may use, in any style of folder names.
+
+    Args:
+        labels: the labels; empty if every label is accepted.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels: dict[str, str] = {}
+        for style in ClassNames:
+            for label in labels:
+                self._labels.setdefault(class_name(label, style), label)
+
+    def known(self, label: str) -> str:
+        """Return the label that is meant; `UNLABELED` if there is none."""
+        return self._labels.get(label, UNLABELED) if self._labels else label
 
 
 def _new_ino(path: str, taken: set[int]) -> int:

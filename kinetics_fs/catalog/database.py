@@ -1,8 +1,8 @@
 """The file of a catalog: its schema, how it is built, and when it is removed.
 
-The name of a file is a hash of everything that it was compiled from, so a file never changes: it exists and is valid,
-or it is built. It is built in a temporary file in the same folder, which is renamed when it is complete and on the
-disk. If two processes build the same catalog at once, the second one replaces the file of the first by an equal one.
+The name of a file is a hash of all its inputs, so a file never changes: it exists and is valid, or it is built. It is
+built in a temporary file in the same folder, which is renamed when it is complete and on the disk. If two processes
+build the same catalog at once, the second one replaces the file of the first by an equal one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kinetics_fs.util.files import atomic_path, fsync
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
 """In the header of every catalog: marks it as a file of kinetics-fs."""
-SCHEMA_VERSION = 1
-"""In the header, and part of the hash in the name: after a change of the schema, old files are unused, then pruned."""
+SCHEMA_VERSION = 2
+"""In the header, and part of the name: after a change of the schema, old files are unused, then pruned."""
 MAX_CATALOGS = 32
 """Number of catalogs that a folder keeps."""
 MIN_AGE = 86_400
@@ -48,7 +48,22 @@ CREATE TABLE clip (
     youtube_id TEXT NOT NULL,
     start INTEGER NOT NULL,     -- seconds
     "end" INTEGER NOT NULL,     -- seconds
-    ino INTEGER NOT NULL        -- inode number (see inodes.py)
+    ino INTEGER NOT NULL,       -- inode number (see inodes.py)
+    origin INTEGER NOT NULL     -- origin.id
+);
+
+-- The lists and archives that name clips.
+CREATE TABLE origin (
+    id INTEGER PRIMARY KEY,     -- in the order of precedence: of two that name a clip, the first is its origin
+    kind TEXT NOT NULL,         -- list, or archive for a class archive that has clips that no list names
+    name TEXT NOT NULL          -- base name of the list; name of the archive
+);
+
+-- The number of clips of each origin in each split.
+CREATE TABLE origin_count (
+    origin INTEGER NOT NULL,
+    split TEXT NOT NULL,
+    clips INTEGER NOT NULL
 );
 
 -- Every class of the release, whatever is selected: class indexes never depend on a selection.
@@ -71,8 +86,9 @@ CREATE TABLE refusal_count (
     rows INTEGER NOT NULL
 );
 
--- release, published (ISO date), digest (SHA-256 of everything that this file was compiled from), duplicates (number of
--- repeated rows); selection (its parameters) if the catalog is a selection from another one.
+-- release, published (ISO date), key (SHA-256 of all inputs: names the file), digest (SHA-256 that identifies the
+-- clips), annotations_digest (the digest without the clips that only archives name), duplicates (number of repeated
+-- rows); selection (its parameters) if the catalog is a selection from another one.
 CREATE TABLE info (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -82,9 +98,31 @@ CLIP_PATH = """split || '/' || label || '/' || printf('%s_%06d_%06d.mp4', youtub
 """The canonical path of a clip, in SQL, over a row of `clip` joined with its `directory`."""
 
 
-def catalog_path(folder: Path, digest: str) -> Path:
-    """Return the path of the catalog with a digest."""
-    return folder / f"{digest[:16]}.sqlite"
+def catalog_path(folder: Path, annotations_digest: str, key: str) -> Path:
+    """Return the path of a catalog.
+
+    Args:
+        folder: the folder of the catalogs.
+        annotations_digest: digest without the clips that only archives name.
+        key: hash of all inputs.
+    """
+    return folder / f"{_family(annotations_digest)}{key[:16]}.sqlite"
+
+
+def _family(annotations_digest: str) -> str:
+    return f"v{SCHEMA_VERSION}-{annotations_digest[:16]}-"
+
+
+def remove_predecessors(path: Path, annotations_digest: str) -> None:
+    """Remove the other catalogs of the same annotations with clips of archives: more archives are indexed now.
+
+    A fill of a release indexes hundreds of archives, and each could leave a catalog of 60 MB. Files in use stay.
+    """
+    keep = {path, catalog_path(path.parent, annotations_digest, annotations_digest)}
+    for other in path.parent.glob(f"{_family(annotations_digest)}*.sqlite"):
+        if other not in keep:
+            with suppress(OSError):
+                _remove_unless_in_use(other)
 
 
 @contextmanager
@@ -131,6 +169,13 @@ def _finish(connection: sqlite3.Connection) -> None:
     """Add the data that follows from the rows: unique inode numbers, rows and counts of directories, indexes."""
     _make_inos_unique(connection)
     connection.execute("CREATE INDEX clip_by_video ON clip (youtube_id)")
+    connection.execute(
+        """
+        INSERT INTO origin_count
+        SELECT clip.origin, directory.split, count(*) FROM clip JOIN directory ON directory.id = clip.directory
+        GROUP BY clip.origin, directory.split
+        """
+    )
     connection.execute(
         """
         UPDATE directory SET first_row = counted.first_row, clips = counted.clips

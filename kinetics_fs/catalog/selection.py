@@ -19,7 +19,7 @@ from pathlib import Path
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.compile import reuse
-from kinetics_fs.catalog.database import SCHEMA_VERSION, catalog_path, new_database
+from kinetics_fs.catalog.database import catalog_path, new_database, remove_predecessors
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_name
 from kinetics_fs.errors import CatalogError
 
@@ -61,10 +61,16 @@ def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
     if exact == Selection():
         return catalog
     chosen = json.dumps(asdict(exact), sort_keys=True)
-    digest = hashlib.sha256(f"selection {SCHEMA_VERSION} {catalog.digest} {chosen}".encode()).hexdigest()
-    path = catalog_path(folder, digest)
+    digest, annotations_digest = (
+        hashlib.sha256(f"selection 1 {whole} {chosen}".encode()).hexdigest()
+        for whole in (catalog.digest, catalog.annotations_digest)
+    )
+    path = catalog_path(folder, annotations_digest, digest)
     if not reuse(path, digest):
-        _derive(catalog, exact, path, {"digest": digest, "selection": chosen})
+        info = {"key": digest, "digest": digest, "annotations_digest": annotations_digest, "selection": chosen}
+        _derive(catalog, exact, path, info)
+        if digest != annotations_digest:
+            remove_predecessors(path, annotations_digest)
     return Catalog(path)
 
 
@@ -80,9 +86,10 @@ def select_clips(catalog: Catalog, clips: Iterable[Clip], folder: Path, *, if_no
     Raises:
         CatalogError: none of the clips is in `catalog`, or the file cannot be written.
     """
-    digest = hashlib.sha256(f"only {SCHEMA_VERSION} {catalog.digest} {secrets.token_hex(16)}".encode()).hexdigest()
-    path = catalog_path(folder, digest)
-    _derive(catalog, Selection(), path, {"digest": digest, "selection": "only"}, among=clips, if_none=if_none)
+    digest = hashlib.sha256(f"only {catalog.digest} {secrets.token_hex(16)}".encode()).hexdigest()
+    path = catalog_path(folder, digest, digest)
+    info = {"key": digest, "digest": digest, "annotations_digest": digest, "selection": "only"}
+    _derive(catalog, Selection(), path, info, among=clips, if_none=if_none)
     return Catalog(path)
 
 
@@ -151,7 +158,7 @@ def _derive(
         connection.execute(
             "INSERT INTO info SELECT key, value FROM whole.info WHERE key IN ('release', 'published', 'duplicates')"
         )
-        for table in ("label", "refusal", "refusal_count"):
+        for table in ("label", "refusal", "refusal_count", "origin"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM whole.{table}")
         connection.execute(
             """
@@ -194,8 +201,8 @@ def _derive(
             """
         taken = connection.execute(
             f"""
-            INSERT INTO clip (directory, youtube_id, start, "end", ino)
-            SELECT directory, youtube_id, start, "end", ino FROM ({matching}) ORDER BY row
+            INSERT INTO clip (directory, youtube_id, start, "end", ino, origin)
+            SELECT directory, youtube_id, start, "end", ino, origin FROM ({matching}) ORDER BY row
             """,
             {"seed": str(selection.seed), "max_samples": selection.max_samples},
         ).rowcount

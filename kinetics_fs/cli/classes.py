@@ -7,8 +7,10 @@ from dataclasses import asdict
 
 import click
 
+from kinetics_fs.catalog import find_release
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.cli.origins import origin_lines
 from kinetics_fs.config import Settings
 
 
@@ -17,6 +19,9 @@ from kinetics_fs.config import Settings
 @json_option
 def command(settings: Settings, as_json: bool) -> None:
     """List the classes of a release, or of a selection, with their indexes and numbers of clips.
+
+    The second table says how many clips each list names first, how many only archives have, and how many the release
+    has according to its publishers.
 
     \b
     kinetics-fs classes --release 400
@@ -27,8 +32,14 @@ def command(settings: Settings, as_json: bool) -> None:
     with open_library(settings) as library:
         classes = library.classes()
         splits = {split.split: split.clips for split in library.catalog.splits()}
+        release, origins = library.catalog.release, library.catalog.origins()
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in classes], indent=2, ensure_ascii=False))
+        result = {
+            "classes": [asdict(one) for one in classes],
+            "origins": [asdict(origin) for origin in origins],
+            "published": [count._asdict() for count in find_release(release).counts],
+        }
+        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
     total = f"{len(classes)} classes"
     width = max(len(total), *(len(one.label) for one in classes))
@@ -37,3 +48,4 @@ def command(settings: Settings, as_json: bool) -> None:
         cells = "".join(f"  {one.clips.get(split, 0):>10,}" for split in splits)
         click.echo(f"{one.index:>5}  {one.label:<{width}}{cells}")
     click.echo(f"{'':>5}  {total:<{width}}" + "".join(f"  {clips:>10,}" for clips in splits.values()))
+    click.echo("\n" + "\n".join(origin_lines(release, origins)))

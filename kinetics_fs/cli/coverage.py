@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kinetics_fs.cli.origins import origin_lines
 from kinetics_fs.store.coverage import Coverage, FailureCounts
 
 _REASONS_SHOWN = 5
@@ -29,6 +30,8 @@ def coverage_lines(coverage: Coverage) -> Iterator[str]:
     yield f"{coverage.untried:>10,}  untried"
     due = f"; {coverage.due:,} of them are retried at the next open" if coverage.due else ""
     yield f"{coverage.unavailable:>10,}  unavailable{due}"
+    yield ""
+    yield from origin_lines(coverage.release, coverage.origins)
 
 
 def failure_lines(counts: FailureCounts) -> Iterator[str]:

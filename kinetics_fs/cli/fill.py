@@ -74,6 +74,8 @@ def _print(result: FillResult) -> None:
         f"{archives.sum('stored'):,} clips stored, {archives.sum('present'):,} already cached,"
         f" {archives.sum('not_wanted'):,} not in the annotations, {archives.corrupt.total():,} corrupt"
     )
+    if unlisted := archives.sum("unlisted"):
+        click.echo(f"  {unlisted:,} only named by archives: mounts show them when you mount them again")
     for reason, clips in archives.corrupt.items():
         click.echo(f"  {clips:,} corrupt: {reason}")
     for reason, files in archives.not_clips.items():

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from kinetics_fs.catalog import Catalog
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Archive, Version
@@ -67,6 +66,7 @@ class ArchiveJob:
         verify: how thoroughly each clip is verified.
         connections: number of connections with which the archive is read.
         keep: store the clips; otherwise only the index is built.
+        unlisted: which clips to store besides those of the catalog; None for no others.
     """
 
     base: str
@@ -80,6 +80,22 @@ class ArchiveJob:
     verify: VerifyLevel = VerifyLevel.CONTAINER
     connections: int = 8
     keep: bool = True
+    unlisted: Unlisted | None = None
+
+
+@dataclass(frozen=True)
+class Unlisted:
+    """Stores the clips of an archive to which no annotation of its split gives a class, or none at all.
+
+    Attributes:
+        catalog_file: file of the catalog of the whole release.
+        split: split of the archive.
+        label: label of its clips; `UNLABELED` if it mixes classes.
+    """
+
+    catalog_file: Path
+    split: str
+    label: str
 
 
 @dataclass
@@ -93,6 +109,7 @@ class Summary:
         stored: published.
         present: already in the store.
         not_wanted: not in the catalog.
+        unlisted: not in the catalog, and stored or present nevertheless, since an archive of the release has them.
         busy: being fetched by another process at that moment.
         failed: clips that failed verification, by reason.
         refused: members of the archive that are not clips, by reason.
@@ -104,6 +121,7 @@ class Summary:
     stored: int = 0
     present: int = 0
     not_wanted: int = 0
+    unlisted: int = 0
     busy: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -192,10 +210,11 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
     with ExitStack() as opened:
         store = opened.enter_context(Store(job.cache_dir, limit=job.limit, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog_file)) if job.catalog_file else None
+        whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         indexing = job.index_db_file is not None and finds_block_boundaries()
         index_db = opened.enter_context(ArchiveIndexDB(job.index_db_file)) if job.index_db_file and indexing else None
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
-        return _Fill(job, store, catalog, index_db, archive, report).run()
+        return _Fill(job, store, catalog, whole, index_db, archive, report).run()
 
 
 class _Fill:
@@ -206,6 +225,7 @@ class _Fill:
         job: ArchiveJob,
         store: Store,
         catalog: Catalog | None,
+        whole: Catalog | None,
         index_db: ArchiveIndexDB | None,
         archive: Archive,
         report: Report,
@@ -213,6 +233,7 @@ class _Fill:
         self._job = job
         self._store = store
         self._catalog = catalog
+        self._whole = whole
         self._index_db = index_db
         self._archive = archive
         self._report = report
@@ -225,7 +246,9 @@ class _Fill:
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._unpublished: deque[Future[None]] = deque()
-        self._checkpoint_file = job.checkpoints.progress_file(job.base, job.archive, indexing=index_db is not None)
+        self._checkpoint_file = job.checkpoints.progress_file(
+            job.base, job.archive, indexing=index_db is not None, all_clips=whole is not None
+        )
 
     def run(self) -> Summary:
         try:
@@ -287,8 +310,11 @@ class _Fill:
         if not self._job.keep:
             return None
         if self._catalog is not None and not self._catalog.locate(clip):
-            self._summary.not_wanted += 1
-        elif self._store.is_cached(clip):
+            if not self._is_unlisted(clip):
+                self._summary.not_wanted += 1
+                return None
+            self._summary.unlisted += 1
+        if self._store.is_cached(clip):
             self._summary.present += 1
         elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1
@@ -296,6 +322,19 @@ class _Fill:
             self._claim = self._claims.enter_context(claim)
             return claim.folder / clip.name
         return None
+
+    def _is_unlisted(self, clip: Clip) -> bool:
+        """Return whether only the archive says that a clip belongs to its class and split."""
+        unlisted = self._job.unlisted
+        if self._whole is None or unlisted is None:
+            return False
+        directories = map(self._whole.directory, (entry.directory for entry in self._whole.locate(clip)))
+        return not any(
+            directory is not None
+            and directory.split == unlisted.split
+            and (directory.label != UNLABELED or unlisted.label == UNLABELED)
+            for directory in directories
+        )
 
     def _publish_later(self, clip: Clip, path: Path) -> None:
         assert self._claim is not None

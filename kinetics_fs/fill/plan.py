@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -90,20 +90,20 @@ def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Ver
 # Archives that were read to their end
 
 
-def remember_done(checkpoints: FillCheckpoints, name: str, version: Version) -> None:
-    """Record that an archive was read to its end."""
+def remember_done(checkpoints: FillCheckpoints, name: str, version: Version, *, all_clips: bool) -> None:
+    """Record that an archive was read to its end, and whether the clips that no annotation names were stored, too."""
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(checkpoints.done_mark(name), durable=False) as file:
-        file.write(json.dumps([version.size, version.etag]).encode())
+        file.write(json.dumps([version.size, version.etag, *([True] if all_clips else [])]).encode())
 
 
-def was_done(checkpoints: FillCheckpoints, name: str, version: Version) -> bool:
-    """Return whether this version of an archive was read to its end."""
+def was_done(checkpoints: FillCheckpoints, name: str, version: Version, *, all_clips: bool) -> bool:
+    """Return whether this version of an archive was read to its end, and all of its clips were stored if necessary."""
     try:
-        size, etag = json.loads(checkpoints.done_mark(name).read_text())
+        size, etag, *stored_all = json.loads(checkpoints.done_mark(name).read_text())
     except (OSError, ValueError, TypeError):  # no such file, or one that a power cut damaged
         return False
-    return Version(size, etag).matches(version)
+    return Version(size, etag).matches(version) and (stored_all == [True] or not all_clips)
 
 
 # The plan
@@ -179,6 +179,7 @@ def plan_fill(
     checkpoints: FillCheckpoints,
     *,
     index: bool,
+    all_clips_of: Container[str] = (),
 ) -> FillPlan:
     """Decide which archives to read for a selection, and estimate the space that their clips need.
 
@@ -190,6 +191,7 @@ def plan_fill(
         index_db: the archive indexes of the cache; None if there are none.
         checkpoints: has the marks of archives that were read to their end.
         index: an archive that is not indexed is to be read again for its index.
+        all_clips_of: archives whose clips are all to be stored, in the selection or not.
     """
     versions, failed = find_versions(base, names)
     indexed = indexed_archives(index_db, versions)
@@ -197,17 +199,23 @@ def plan_fill(
     read_before = [
         name
         for name, version in versions.items()
-        if was_done(checkpoints, name, version) and name not in cached.evicted_from and (name in indexed or not index)
+        if was_done(checkpoints, name, version, all_clips=name in all_clips_of)
+        and name not in cached.evicted_from
+        and (name in indexed or not index)
     ]
     to_read = {name: version for name, version in versions.items() if name not in read_before}
     incoming = 0
     if index_db:
         for archive in index_db.indexes([name for name in to_read if name in indexed]):
-            wanted = ((clip, record) for clip, record in archive.records.items() if catalog.locate(clip))
+            every = archive.archive in all_clips_of
+            wanted = ((clip, record) for clip, record in archive.records.items() if every or catalog.locate(clip))
             incoming += sum(record.size for clip, record in wanted if not store.is_cached(clip))
     # Videos hardly deflate: an archive is about as large as its clips.
     archive_bytes = sum(version.size for name, version in to_read.items() if name not in indexed)
-    incoming += min(max(0, archive_bytes - cached.bytes_not_indexed), cached.unknown * _MAX_MEAN_CLIP_BYTES)
+    expected = max(0, archive_bytes - cached.bytes_not_indexed)
+    if not all_clips_of:
+        expected = min(expected, cached.unknown * _MAX_MEAN_CLIP_BYTES)
+    incoming += expected
     pinned = store.pins.totals().bytes - cached.pinned
     return FillPlan(to_read, read_before, failed, SpaceEstimate(cached.bytes, incoming, pinned))
 

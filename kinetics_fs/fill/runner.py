@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from typing import Any
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import ArchiveJob, Summary
+from kinetics_fs.fill.archive_job import ArchiveJob, Summary, Unlisted
 from kinetics_fs.fill.executors import ProcessExecutor
 from kinetics_fs.fill.plan import MissingClips, archives_holding, is_replacement, plan_fill, remember_done
 from kinetics_fs.media.verify import VerifyLevel
@@ -141,7 +141,7 @@ def _add_result(job: ArchiveJob, future: Future[Summary], version: Version, resu
         return
     results.read[job.archive] = summary
     if not summary.busy:  # the processes that are fetching those clips may fail
-        remember_done(job.checkpoints, job.archive, version)
+        remember_done(job.checkpoints, job.archive, version, all_clips=job.unlisted is not None)
 
 
 # Filling
@@ -162,6 +162,7 @@ class FillSettings:
         checkpoints: where in half-read archives to continue, and the marks of those that were read to their end.
         verify: how to verify each clip.
         processes: number of archives to read at the same time.
+        unlisted: returns which clips of archives to store besides the selection, by archive.
     """
 
     base: str
@@ -174,6 +175,7 @@ class FillSettings:
     checkpoints: FillCheckpoints
     verify: VerifyLevel
     processes: int
+    unlisted: Callable[[Sequence[str]], Mapping[str, Unlisted]]
 
 
 @dataclass
@@ -214,6 +216,7 @@ class FillResult:
             "stored": archives.sum("stored"),
             "already_cached": archives.sum("present"),
             "not_in_annotations": archives.sum("not_wanted"),
+            "named_by_archives": archives.sum("unlisted"),
             "busy": archives.sum("busy"),
             "indexed": archives.sum("indexed"),
             "bytes_read": archives.sum("bytes"),
@@ -250,8 +253,12 @@ def fill_store(
     """
     index = settings.index and finds_block_boundaries()
     names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
+    # Without an index, no catalog would show them.
+    unlisted = settings.unlisted(names) if index else {}
     with _open_if_exists(settings.index_db) as index_db:
-        plan = plan_fill(settings.base, names, catalog, store, index_db, settings.checkpoints, index=index)
+        plan = plan_fill(
+            settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
+        )
     plan.space.check(store, limit=settings.limit, min_free=settings.min_free)
     results = ArchiveResults(read_before=plan.read_before, failed=plan.failed)
     jobs = (
@@ -265,6 +272,7 @@ def fill_store(
             index_db_file=settings.index_db if index else None,
             checkpoints=settings.checkpoints,
             verify=settings.verify,
+            unlisted=unlisted.get(name),
         )
         for name in plan.to_read
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from kinetics_fs.catalog import Catalog, Clip, Directory
+from kinetics_fs.catalog import Catalog, Clip, Directory, Origin, find_release
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.store.failures import Failure
 from kinetics_fs.store.selection import SelectionPage, selection_pages
@@ -89,12 +89,14 @@ class Coverage:
         classes: coverage of each class in each split, in the order of the catalog.
         failures: why clips are unavailable.
         due: number of unavailable clips whose next open retries them.
+        origins: the lists and archives that name the clips.
     """
 
     release: str
     classes: tuple[ClassCoverage, ...]
     failures: FailureCounts
     due: int
+    origins: tuple[Origin, ...]
 
     @property
     def clips(self) -> int:
@@ -133,6 +135,8 @@ class Coverage:
             "due": self.due,
             "kinds": self.failures.to_json(),
             "classes": [asdict(one) for one in self.classes],
+            "origins": [asdict(origin) for origin in self.origins],
+            "published": [count._asdict() for count in find_release(self.release).counts],
         }
 
     @classmethod
@@ -143,6 +147,7 @@ class Coverage:
             tuple(ClassCoverage(**one) for one in text["classes"]),
             FailureCounts.from_json(text["kinds"]),
             text["due"],
+            tuple(Origin(**one) for one in text["origins"]),
         )
 
 
@@ -182,7 +187,7 @@ def measure_coverage(catalog: Catalog, store: Store) -> Coverage:
             last = asdict(classes.pop())
             numbers.update({name: last[name] for name in numbers})
         classes.append(ClassCoverage(split, label, **numbers))
-    return Coverage(catalog.release, tuple(classes), FailureCounts.of_reasons(reasons), due)
+    return Coverage(catalog.release, tuple(classes), FailureCounts.of_reasons(reasons), due, tuple(catalog.origins()))
 
 
 def unavailable_clips(catalog: Catalog, store: Store) -> Iterator[UnavailableClip]:

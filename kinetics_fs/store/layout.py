@@ -114,9 +114,9 @@ class CacheLayout:
         """The folder that yt-dlp uses as its cache."""
         return self.root / "yt-dlp"
 
-    def fill_checkpoints(self, catalog_digest: str) -> FillCheckpoints:
-        """Return the checkpoints of fills of the catalog with this digest."""
-        return FillCheckpoints(self.root / "fills" / catalog_digest[:32])
+    def fill_checkpoints(self, annotations_digest: str) -> FillCheckpoints:
+        """Return the checkpoints of fills of the catalog with this digest of its annotations."""
+        return FillCheckpoints(self.root / "fills" / annotations_digest[:32])
 
     def prefetches(self, mountpoint: Path) -> Path:
         """Return the folder of the unfinished prefetches of a mount point."""
@@ -133,16 +133,19 @@ class FillCheckpoints:
 
     folder: Path
 
-    def progress_file(self, base: str, archive: str, *, indexing: bool) -> Path:
+    def progress_file(self, base: str, archive: str, *, indexing: bool, all_clips: bool = False) -> Path:
         """Return the checkpoint of an archive that is being read.
+
+        Passes of different kinds have checkpoints of their own, because the results of one are useless to another.
 
         Args:
             base: location of all archives, as the user wrote it.
             archive: name of the archive.
-            indexing: the pass builds an index. An index without the clips of an earlier part is useless, so passes with
-                and without an index have checkpoints of their own.
+            indexing: the pass builds an index.
+            all_clips: the pass stores the clips that no annotation names, too, and builds an index.
         """
-        return self.folder / f"{_digest(f'{base} {archive}')}.{'indexed' if indexing else 'plain'}"
+        kind = "all" if all_clips else "indexed" if indexing else "plain"
+        return self.folder / f"{_digest(f'{base} {archive}')}.{kind}"
 
     def done_mark(self, archive: str) -> Path:
         """Return the file that says that an archive was read to its end."""

@@ -7,6 +7,7 @@
 `metrics`           the same for Prometheus, if a renderer is given
 `failures.csv`      the remembered failures of clips of this mount
 `refused.csv`       the rows of the annotations that are invalid
+`catalog.json`      the release, a digest of the clips shown, and the lists and archives that name them
 ==================  ==========================================================================================
 """
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Protocol
@@ -39,7 +42,7 @@ from kinetics_fs.vfs.nodes import (
 _NAMES = (
     *("classes.txt", "status.json", "failures.csv", "refused.csv"),
     *("train.csv", "validation.csv", "val.csv", "test.csv"),
-    "metrics",
+    *("metrics", "catalog.json"),
 )
 """Every name that a mount may have, so that each has the same inode number in all mounts. Append new ones."""
 
@@ -101,6 +104,7 @@ class VirtualFiles:
             "status.json": TextFile(status, live=True),
             "failures.csv": TextFile(self._failures_csv, live=True, slow=True),
             "refused.csv": TextFile(self._refused_csv, live=False),
+            "catalog.json": TextFile(self._catalog_json, live=False),
         }
         if metrics is not None:
             files["metrics"] = TextFile(metrics, live=True, slow=True)
@@ -166,6 +170,17 @@ class VirtualFiles:
         refusals = self._catalog.refusals()
         rows = [[refusal.file, str(refusal.line), refusal.reason, refusal.text] for refusal in refusals.first]
         return _to_csv(["file", "line", "reason", "row"], rows)
+
+    def _catalog_json(self) -> str:
+        catalog = self._catalog
+        result = {
+            "release": catalog.release,
+            "clips": catalog.clip_count,
+            "digest": catalog.digest,
+            "annotations_digest": catalog.annotations_digest,
+            "origins": [asdict(origin) for origin in catalog.origins()],
+        }
+        return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
 def _open_slow(file: VirtualFile, opened: Future[Handle]) -> None:

@@ -256,10 +256,14 @@ def expected_list(split: str, style: ClassNames) -> bytes:
 def test_control_folder_has_its_files(shown: Shown) -> None:
     names = {path.name for path in (shown.root / ".kinetics").iterdir()}
     assert names == {
-        *("classes.txt", "status.json", "failures.csv", "refused.csv", "metrics"),
+        *("classes.txt", "status.json", "failures.csv", "refused.csv", "metrics", "catalog.json"),
         *("train.csv", "validation.csv", "val.csv", "test.csv"),
     }
     lists = shown.root / ".kinetics"
+    catalog = json.loads((lists / "catalog.json").read_text())
+    assert catalog["digest"] == catalog["annotations_digest"]
+    [origin] = catalog["origins"]
+    assert origin["kind"] == "list" and sum(origin["clips"].values()) == catalog["clips"] == len(ROWS)
     assert (lists / "val.csv").read_bytes() == (lists / "validation.csv").read_bytes()
 
 

@@ -142,6 +142,12 @@ class ArchiveIndexDB:
             row = db.execute("SELECT size, etag FROM archive WHERE name = ?", (archive,)).fetchone()
         return None if row is None else Version(*row)
 
+    def versions(self) -> dict[str, Version]:
+        """Return the versions of all indexed archives, by name."""
+        with self._database.connection() as db:
+            rows = db.execute("SELECT name, size, etag FROM archive").fetchall()
+        return {name: Version(size, etag) for name, size, etag in rows}
+
     def archives(self) -> list[IndexedArchive]:
         """Return the indexed archives, by name."""
         with self._database.connection() as db:
@@ -183,6 +189,20 @@ class ArchiveIndexDB:
             if wanted is None or indexed.archive in wanted:
                 yield self._index(indexed.archive)
 
+    def clips(self, archive: str) -> list[Clip]:
+        """Return the indexed clips of an archive."""
+        with self._database.connection() as db:
+            rows = db.execute(
+                "SELECT key FROM clip WHERE archive = (SELECT id FROM archive WHERE name = ?)", (archive,)
+            ).fetchall()
+        return [self._clip(key) for (key,) in rows]
+
+    def _clip(self, key: str) -> Clip:
+        clip = parse_clip_name(f"{key}.mp4")
+        if clip is None:
+            raise ArchiveError(f"cannot use the archive indexes in {self._path}: the file is damaged; remove it")
+        return clip
+
     def _index(self, archive: str) -> ArchiveIndex:
         with self._database.connection() as db:
             archive_id, size, etag, gzipped = db.execute(
@@ -191,12 +211,7 @@ class ArchiveIndexDB:
             rows = db.execute(
                 'SELECT key, bit, skip, size, "end", crc, window FROM clip WHERE archive = ?', (archive_id,)
             ).fetchall()
-        records: dict[Clip, Record] = {}
-        for key, *record in rows:
-            clip = parse_clip_name(f"{key}.mp4")
-            if clip is None:
-                raise ArchiveError(f"cannot use the archive indexes in {self._path}: the file is damaged; remove it")
-            records[clip] = Record(*record)
+        records = {self._clip(key): Record(*record) for key, *record in rows}
         return ArchiveIndex(archive, size, etag, bool(gzipped), records)
 
     @staticmethod

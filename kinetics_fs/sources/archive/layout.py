@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from kinetics_fs.catalog import Catalog, Clip
+from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.sources.archive.index import check_name
 from kinetics_fs.sources.archive.reader import open_archive, read_small
@@ -53,6 +53,11 @@ _LAYOUTS = {
     "700": _700,
     "700-2020": _700,
 }
+
+
+def folder_of_release(release: str) -> str:
+    """Return the first part of the names of the archives of a release."""
+    return _LAYOUTS[release].folder
 
 
 def archive_address(base: str, name: str) -> str:
@@ -130,6 +135,39 @@ def archive_of_class(release: str, split: str, label: str, labels: Sequence[str]
         return None
     number = sorted(labels).index(label) + 1
     return f"{layout.folder}/{word}/{layout.of_class.format(split=word, label=label, number=number)}"
+
+
+class ArchiveClasses:
+    """The split and class of the clips of each archive of a release, according to the name of the archive.
+
+    Args:
+        release: `400`, `600`, `700` or `700-2020`. 700 has no archives of its own: those of 700-2020 have other clips
+            besides.
+        labels: labels of the whole release.
+    """
+
+    def __init__(self, release: str, labels: Sequence[str]) -> None:
+        self._layout = None if release == "700" else _LAYOUTS[release]
+        self._classes: dict[str, tuple[str, str]] = {}
+        for split in _SPLITS if self._layout is not None else ():
+            for label in labels:
+                if name := archive_of_class(release, split, label, labels):
+                    self._classes[stem(name)] = split, label
+
+    def of(self, archive: str) -> tuple[str, str] | None:
+        """Return split and label; `UNLABELED` if the archive mixes classes, None if it is not one of the release."""
+        layout = self._layout
+        if layout is None:
+            return None
+        if archive == layout.replacements:
+            return "train", UNLABELED
+        folder, _, name = archive.rpartition("/")
+        split = next((split for split, word in _SPLITS.items() if folder == f"{layout.folder}/{word}"), None)
+        if split is None or stem(name) == name:
+            return None
+        if layout.of_class is None or split == "test":
+            return split, UNLABELED
+        return self._classes.get(stem(archive))
 
 
 def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:

@@ -34,7 +34,7 @@ def labels(*arguments: str | Path, config: Path = Path(os.devnull), **environmen
     """Return the clips that `classes` counts: label → split → number."""
     done = run_command("--config", config, "classes", "--json", *arguments, **environment)
     assert done.returncode == 0, done.stderr
-    return {row["label"]: row["clips"] for row in json.loads(done.stdout)}
+    return {row["label"]: row["clips"] for row in json.loads(done.stdout)["classes"]}
 
 
 @pytest.fixture
@@ -239,24 +239,27 @@ def test_file_in_the_configuration_directory_is_read(tmp_path: Path, cache: Path
 
 def test_classes_lists_labels_indexes_and_clips(chosen: Arguments) -> None:
     done = run_command("classes", "--json", *chosen)
-    assert json.loads(done.stdout) == [
+    assert json.loads(done.stdout)["classes"] == [
         {"label": "massaging person's head", "index": 0, "clips": {"validation": 1}},
         {"label": "passing American football (in game)", "index": 1, "clips": {"validation": 1}},
         {"label": "surfing water", "index": 2, "clips": {"train": 2, "validation": 2}},
     ]
 
     lines = [line.split() for line in run_command("classes", *chosen).stdout.splitlines()]
-    assert lines == [
+    assert lines[:8] == [
         ["index", "class", "train", "validation"],
         ["0", "massaging", "person's", "head", "0", "1"],
         ["1", "passing", "American", "football", "(in", "game)", "0", "1"],
         ["2", "surfing", "water", "2", "2"],
         ["3", "classes", "2", "4"],
+        [],
+        ["clips", "named", "by", "train", "validation", "test"],
+        ["annotations.csv", "2", "4", "0"],
     ]
 
 
 def test_classes_of_a_selection_keep_their_indexes(chosen: Arguments) -> None:
-    [row] = json.loads(run_command("classes", "--json", *chosen, "--split", "train").stdout)
+    [row] = json.loads(run_command("classes", "--json", *chosen, "--split", "train").stdout)["classes"]
 
     assert row == {"label": "surfing water", "index": 2, "clips": {"train": 2}}
 
@@ -267,7 +270,7 @@ def test_invalid_rows_of_annotations_are_counted_on_standard_error(chosen: Argum
 
     done = run_command("classes", "--json", *chosen)
 
-    assert len(json.loads(done.stdout)) == 3
+    assert len(json.loads(done.stdout)["classes"]) == 3
     assert "2 invalid rows" in done.stderr
     assert "line 8" in done.stderr
 
