@@ -416,6 +416,8 @@ class Library:
             link=link,
             limit=self.settings.cache_size,
             min_free=self.settings.min_free,
+            max_height=self.settings.max_height,
+            exact=self.settings.trim == "exact",
             on_progress=on_progress,
         )
 

@@ -259,6 +259,24 @@ class Catalog:
             for key, directory_id, row in rows
         ]
 
+    def clips_of_videos(self, youtube_ids: Iterable[str]) -> dict[str, list[Clip]]:
+        """Return the clips of many videos, sorted, by a single query. A clip in several classes is returned once.
+
+        Args:
+            youtube_ids: the videos. Those that have no clips in the catalog are not in the result.
+        """
+        rows = self._query(
+            """
+            SELECT DISTINCT youtube_id, start, "end" FROM json_each(?) AS wanted CROSS JOIN clip
+            WHERE youtube_id = wanted.value ORDER BY youtube_id, start, "end"
+            """,
+            json.dumps(sorted(youtube_ids)),
+        )
+        found: dict[str, list[Clip]] = {}
+        for row in rows:
+            found.setdefault(row[0], []).append(Clip(*row))
+        return found
+
     # Annotations ----------------------------------------------------------------------------------------------
 
     def refusals(self) -> Refusals:

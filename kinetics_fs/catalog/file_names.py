@@ -20,11 +20,17 @@ COPY = "a second copy of a clip"
 BACKUP = "a backup copy of a clip"
 NO_VIDEO = "not named as a video"
 OTHER_NAME = "not the name of a clip"
+NO_TIMES = "its name has no times, and the selection has several clips of the video"
 """Reasons why a file is not used, as phrases that follow the name of the file."""
 
 _MAX_LENGTH = 255
 """Longest name on a usual disk. Names in archives may be longer."""
 
+_USUAL_NAME = re.compile(
+    r"(?P<before>)(?P<id>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{1,6})_(?P<end>[0-9]{1,6})(?P<video>)"
+    r"(?P<after>\.[A-Za-z0-9]{2,4})"
+)
+"""The same as `_NAME` for most files, in a fifth of the time."""
 _NAME = re.compile(
     r"""
     (?P<before>.*?)
@@ -84,20 +90,19 @@ def parse_file_name(path: str) -> FileName:
         path: name of the file, or its path. Only the part after the last `/` or `\` matters: archives that were made on
             Windows have the latter.
     """
-    name = re.split(r"[/\\]", path)[-1].strip(" ")
+    name = path[max(path.rfind("/"), path.rfind("\\")) + 1 :].strip(" ")
     if name.startswith("."):
         return FileName("", None, "", HIDDEN)
-    match = _NAME.fullmatch(name) if len(name) <= _MAX_LENGTH else None
+    match = _USUAL_NAME.fullmatch(name) or (_NAME.fullmatch(name) if len(name) <= _MAX_LENGTH else None)
     if match is None:
         return FileName("", None, "", OTHER_NAME)
-    clip = _clip(match)
-    youtube_id = match["id"] or match["video"]
-    if match["id"] and clip is None:
+    youtube_id, start, end, after = match["id"] or match["video"], match["start"], match["end"], match["after"].lower()
+    clip = _clip(youtube_id, start, end) if start else None
+    if start and clip is None:
         return FileName(youtube_id, None, "", OTHER_NAME)
-    after = match["after"].lower()
     if match["before"]:
         fault = COPY if _COPY_OF.fullmatch(match["before"]) else OTHER_NAME
-    elif _VIDEO.fullmatch(after):
+    elif after in VIDEO_SUFFIXES or _VIDEO.fullmatch(after):
         return FileName(youtube_id, clip, after[after.rindex(".") :], "")
     else:
         fault = next((fault for fault, ending in _ENDINGS.items() if ending.search(after)), "")
@@ -105,10 +110,8 @@ def parse_file_name(path: str) -> FileName:
     return FileName(youtube_id, clip, "", fault)
 
 
-def _clip(match: re.Match[str]) -> Clip | None:
-    if not match["id"]:
-        return None
-    clip = Clip(match["id"], int(match["start"]), int(match["end"]))
-    padded = len(match["start"]) == len(match["end"]) == 6
-    plain = (match["start"], match["end"]) == (str(clip.start), str(clip.end))
+def _clip(youtube_id: str, start: str, end: str) -> Clip | None:
+    clip = Clip(youtube_id, int(start), int(end))
+    padded = len(start) == len(end) == 6
+    plain = not padded and (start, end) == (str(clip.start), str(clip.end))
     return clip if clip.start < clip.end <= LAST_SECOND and (padded or plain) else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.importer import ImportResult
 
 _REASONS_SHOWN = 10
+_GROUPS_SHOWN = 20
 
 
 @click.command("import", cls=Command, short_help="Import the clips in a folder into the cache.")
@@ -29,9 +30,10 @@ _REASONS_SHOWN = 10
 def command(directory: Path, settings: Settings, verify: str, copy: bool, as_json: bool) -> int:
     """Import the clips of a selection that are anywhere below DIR into the cache.
 
-    A file is imported if it has the name of a clip of the selection, whatever folder it is in, and passes --verify. On
-    one filesystem the cache gets hard links, which take no space. Nothing in the cache is evicted. You can interrupt or
-    kill the command and run it again: it resumes. Exits with 3 if some files were not fit to be imported.
+    A file is imported if it has the name of a clip of the selection, whatever folder it is in, and passes --verify. The
+    other files are counted by the pattern of their names, with the reason and an example. On one filesystem the cache
+    gets hard links, which take no space. Nothing in the cache is evicted. You can interrupt or kill the command and run
+    it again: it resumes. Exits with 3 if some files were not fit to be imported.
 
     \b
     kinetics-fs import ~/fiftyone/kinetics-600
@@ -69,7 +71,11 @@ def _print(result: ImportResult) -> None:
     )
     _print_reasons("corrupt", result.corrupt)
     _print_reasons("unreadable", result.unreadable)
-    _print_reasons("skipped", result.skipped)
+    groups = result.unused.groups()
+    for group in groups[:_GROUPS_SHOWN]:
+        click.echo(f"  {group}")
+    if rest := sum(group.files for group in groups[_GROUPS_SHOWN:]):
+        click.echo(f"  {rest:,} files with other names are not used")
     if result.busy:
         click.echo(f"  {result.busy:,} skipped: another process is fetching them")
 

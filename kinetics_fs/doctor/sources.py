@@ -25,9 +25,11 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import probe_path
+from kinetics_fs.sources.folder_files import survey
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.check import summarize_cache
+from kinetics_fs.util.text import count
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 """Installs into the environment of this interpreter. Plain `pip` is the system's, which Debian blocks (PEP 668)."""
@@ -41,6 +43,11 @@ _WRONG_CLOCK = 300.0
 _NETSCAPE = re.compile(r"#( Netscape)? HTTP Cookie File")
 """The first line that Python's `http.cookiejar` requires of a cookie file."""
 _LARGEST_COOKIES = 10**7
+
+_SURVEY_TIME = 10.0
+"""Seconds for the names in a folder of clips."""
+_GROUPS_SHOWN = 10
+_NAMES = "Names are ID_START_END.mp4, or ID.mp4 for videos with one clip."
 
 _UNWILLING = {429, 500, 502, 503, 504}
 """HTTP statuses of a server that is reachable but refuses the request for now."""
@@ -146,10 +153,42 @@ def cookies(settings: Settings) -> Iterator[Finding]:
         yield Finding("cookies", State.OK, found)
 
 
+def folders(settings: Settings) -> Iterator[Finding]:
+    """Check the folders of clips, and list the files in them that are not used, by the pattern of their names."""
+    if "folder" not in settings.source:
+        return
+    for path in settings.folder:
+        yield from _folder(path)
+
+
+def _folder(path: Path) -> Iterator[Finding]:
+    name = "folder"
+    if probe_path(path) is None:
+        yield Finding(name, State.PROBLEM, f"{path} does not answer", "Mount its disk, or leave out the --folder.")
+        return
+    found = survey([path], seconds=_SURVEY_TIME)
+    groups = found.unused.groups()
+    usable = f"{path}: {count(found.usable, 'file')} with the name of a clip or video"
+    if not found.complete:
+        usable += f" among the first that were listed in {_SURVEY_TIME:.0f} s"
+    if found.usable:
+        yield Finding(name, State.OK, usable)
+    else:
+        yield Finding(name, State.WARNING, usable, f"Give a folder that has clips. {_NAMES}")
+    for reason in found.unreadable:
+        yield Finding(name, State.WARNING, reason, "Check its permissions and its disk.")
+    notable = [group for group in groups if group.notable]
+    for group in notable[:_GROUPS_SHOWN]:
+        yield Finding(name, State.WARNING, str(group), f"Rename the files if they are good clips. {_NAMES}")
+    if rest := sum(group.files for group in notable[_GROUPS_SHOWN:]):
+        yield Finding(name, State.WARNING, f"{rest:,} files with other names are not used", _NAMES)
+
+
 CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "yt-dlp": ytdlp,
     "JavaScript": javascript,
     "cookies": cookies,
+    "folders": folders,
 }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.control.status import FetchStatus, InFlightFetch
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.fetch.folder_report import FolderReport
 from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.stats import FetchStats
@@ -184,6 +185,7 @@ class Fetcher:
         self._closing = False
         self.stats = FetchStats()
         self._failures = FailureMemory(store, self.stats, settings.sources)
+        self._folder_report = FolderReport(settings.sources.folders)
         self._workers = [Worker(settings.sources) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
@@ -273,6 +275,7 @@ class Fetcher:
             worker.stop()
         for thread in self._threads:
             thread.join()
+        self._folder_report.stop()
         for fetch in list(self._fetches.values()):
             self._finish(fetch, _shutting_down())
 
@@ -414,6 +417,8 @@ class Fetcher:
                     delivery.publish(path)
             except NotInSource as missing:
                 note = missing.note or note
+                if source == "folder":
+                    self._folder_report.start()
                 continue
             except InProgressElsewhere:
                 raise RetryLater(_ARCHIVE_POLL_INTERVAL, "another process is reading the archive that has it") from None

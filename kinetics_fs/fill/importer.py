@@ -1,12 +1,16 @@
-"""Import of a folder of clips into a store, in one walk through the folder."""
+"""Import of a folder of clips into a store, in one walk through the folder.
+
+The list of files is in a temporary database, so that the memory of an import does not grow with the folder.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,12 +19,19 @@ from typing import Any, NamedTuple
 
 from rich import filesize
 
-from kinetics_fs.catalog import Catalog, Clip, parse_file_name
+from kinetics_fs.catalog import Catalog, Clip, FileName, parse_file_name
+from kinetics_fs.catalog.file_names import HIDDEN, NO_TIMES
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.media import Media
+from kinetics_fs.media.convert import ensure_mp4
+from kinetics_fs.media.cut import cut
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.probe import expected_span
+from kinetics_fs.media.verify import VerifyLevel, verify_clip
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.folder import SOURCE, import_file, stat_local
+from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, import_file, preference, stat_local
+from kinetics_fs.sources.folder_files import DANGLING, LINK_TO_FOLDER, UnusedFiles, list_folder
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
 
 _log = logging.getLogger(__name__)
@@ -28,6 +39,8 @@ _log = logging.getLogger(__name__)
 _PAGE_SIZE = 500
 _THREADS = 4
 """Files to import at the same time: most of the time they wait for disks."""
+
+_NOT_SELECTED = "not in the annotations"
 
 
 @dataclass
@@ -45,7 +58,7 @@ class ImportResult:
         busy: files whose clips another process was fetching at that moment.
         corrupt: files that have the name of a clip but failed verification, by reason.
         unreadable: files and folders that could not be read, by reason.
-        skipped: files that are not clips, by reason.
+        unused: files that are not clips or not in the catalog, by the pattern of their names.
         problem: the failure that ended the import early.
         interrupted: Ctrl-C ended the import early.
     """
@@ -60,7 +73,7 @@ class ImportResult:
     busy: int = 0
     corrupt: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
+    unused: UnusedFiles = field(default_factory=UnusedFiles)
     problem: FetchError | None = None
     interrupted: bool = False
 
@@ -69,10 +82,20 @@ class ImportResult:
         """Whether every file that has the name of a wanted clip is in the store."""
         return not (self.corrupt or self.unreadable or self.busy or self.problem or self.interrupted)
 
+    @property
+    def skipped(self) -> Counter[str]:
+        """Files that are not clips, by reason."""
+        reasons = Counter[str]()
+        for group in self.unused.groups():
+            if group.reason != _NOT_SELECTED:
+                reasons[group.reason] += group.files
+        return reasons
+
     def to_json(self) -> dict[str, Any]:
         """Return the result without the progress."""
-        left_out = ("found", "to_import", "done", "problem")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        left_out = ("found", "to_import", "done", "problem", "unused")
+        result = {name: value for name, value in vars(self).items() if name not in left_out}
+        return result | {"skipped": self.skipped, "unused": [group._asdict() for group in self.unused.groups()]}
 
 
 OnProgress = Callable[[ImportResult], object]
@@ -88,6 +111,8 @@ def import_folder(
     link: bool,
     limit: int | None,
     min_free: int,
+    max_height: int,
+    exact: bool,
     on_progress: OnProgress = lambda result: None,
 ) -> ImportResult:
     """Import the clips of a catalog that are anywhere below a folder. Nothing in the store is evicted for them.
@@ -102,14 +127,20 @@ def import_folder(
         link: make hard links where possible; else copy.
         limit: maximum size of the cache, in bytes; None for no limit.
         min_free: bytes of the disk to leave free.
+        max_height: maximum height in lines of clips that are cut out of whole videos.
+        exact: cut these to the exact frame by re-encoding; otherwise copy from a keyframe on.
         on_progress: receives the result so far.
 
     Raises:
         KineticsError: the clips do not fit into the cache or on the disk. Nothing was imported.
         StoreError: the store cannot be used.
     """
-    walk = _FolderImport(folder, store, catalog, verify=verify, link=link, on_progress=on_progress)
-    with HistoryRecorder(store.history, ActivityCounts):  # an import fetches nothing, but the size of the cache changes
+    cutter = _Cutter(max_height, exact)
+    # An import fetches nothing, but the size of the cache changes.
+    with _FileList(folder) as files, HistoryRecorder(store.history, ActivityCounts):
+        walk = _FolderImport(
+            folder, store, catalog, files, verify=verify, link=link, cutter=cutter, on_progress=on_progress
+        )
         try:
             walk.find_files()
             walk.check_space(limit, min_free)
@@ -121,12 +152,120 @@ def import_folder(
     return walk.result
 
 
-class _File(NamedTuple):
-    """A file that has the name of a clip."""
+class _Cutter(NamedTuple):
+    """How clips are cut out of whole videos; see `import_folder`."""
 
+    max_height: int
+    exact: bool
+
+    def cut(self, media: Media, clip: Clip, target: Path) -> None:
+        """Cut a clip and verify it.
+
+        Raises:
+            FetchError: the video does not have the clip.
+        """
+        expected = expected_span(media, clip.duration)
+        cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self.max_height, exact=self.exact)
+        verify_clip(target, expected)
+
+
+class _File(NamedTuple):
+    """A file to import.
+
+    Attributes:
+        clip: the clip that it has.
+        preference: smaller for better files of the same clip.
+        size: bytes that it will need in the cache.
+        copied: whether it will take space on the disk.
+        folder: the folder.
+        name: its name.
+    """
+
+    clip: Clip
+    preference: int
+    size: int
+    copied: bool
     folder: str
     name: str
-    clip: Clip
+
+
+class _FileList:
+    """The files to import, in a temporary database that SQLite removes however the process ends.
+
+    Args:
+        folder: the folder to import, for messages.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            PRAGMA synchronous = OFF;
+            CREATE TABLE folder (id INTEGER PRIMARY KEY, path BLOB UNIQUE);
+            CREATE TABLE file (
+                youtube_id TEXT, start INTEGER, "end" INTEGER, preference INTEGER, size INTEGER, copied INTEGER,
+                folder INTEGER, name BLOB, first INTEGER DEFAULT 1
+            );
+            """
+        )
+
+    def add(self, files: Sequence[_File]) -> None:
+        """Add files."""
+        folders = {os.fsencode(file.folder) for file in files}
+        self._run("INSERT OR IGNORE INTO folder (path) VALUES (?)", [(folder,) for folder in folders])
+        self._run(
+            'INSERT INTO file (youtube_id, start, "end", preference, size, copied, folder, name)'
+            " VALUES (?, ?, ?, ?, ?, ?, (SELECT id FROM folder WHERE path = ?), ?)",
+            [(*file.clip, *file[1:4], os.fsencode(file.folder), os.fsencode(file.name)) for file in files],
+        )
+
+    def finish(self) -> None:
+        """Find the best file of each clip."""
+        self._run('CREATE INDEX of_clip ON file (youtube_id, start, "end", preference)', [()])
+        self._run(
+            """
+            UPDATE file SET first = 0 WHERE EXISTS (
+                SELECT 1 FROM file AS other
+                WHERE (other.youtube_id, other.start, other."end") = (file.youtube_id, file.start, file."end")
+                AND (other.preference, other.rowid) < (file.preference, file.rowid)
+            )
+            """,
+            [()],
+        )
+
+    def bytes(self, *, copied: bool) -> int:
+        """Return the total size of the best files, or of those of them that take space on the disk."""
+        ((total,),) = self._database.execute(
+            "SELECT COALESCE(SUM(size), 0) FROM file WHERE first AND copied >= ?", (copied,)
+        )
+        return int(total)
+
+    def files(self, *, first: bool) -> Iterator[tuple[Clip, Path]]:
+        """Yield the best file of each clip in the order of the folders, or the others, the better ones first."""
+        order = "file.rowid" if first else "preference, file.rowid"
+        for *clip, path, name in self._database.execute(
+            'SELECT youtube_id, start, "end", path, name FROM file JOIN folder ON folder.id = folder'
+            f" WHERE first = ? ORDER BY {order}",
+            (first,),
+        ):
+            yield Clip(*clip), Path(os.fsdecode(path), os.fsdecode(name))
+
+    def _run(self, sql: str, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            self._database.executemany(sql, rows)
+        except sqlite3.Error as error:
+            raise KineticsError(
+                f"cannot import {one_line(str(self._folder))}: the list of its files cannot be kept in a temporary"
+                f" file ({error}); free space, or set TMPDIR to a folder on another disk"
+            ) from error
+
+    def __enter__(self) -> _FileList:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
 
 
 class _FolderImport:
@@ -135,44 +274,52 @@ class _FolderImport:
         folder: Path,
         store: Store,
         catalog: Catalog,
+        files: _FileList,
         *,
         verify: VerifyLevel,
         link: bool,
+        cutter: _Cutter,
         on_progress: OnProgress,
     ) -> None:
         self._folder = folder
         self._store = store
         self._catalog = catalog
+        self._files = files
         self._verify = verify
         self._link = link
+        self._cutter = cutter
         self._on_progress = on_progress
         self._device = store.folder.stat().st_dev
         self._lock = threading.Lock()
-        self._names: dict[str, list[str]] = {}
-        """Names of the files to import, by folder, so that the path of each folder is in memory once."""
-        self._duplicates: list[Path] = []
-        """Further files of clips in `_names`, to be imported if the first file fails verification."""
-        self._bytes = 0
-        """Size of the files to import."""
-        self._bytes_to_copy = 0
-        """Size of those of them that will take space on the disk."""
         self.result = ImportResult()
 
     def find_files(self) -> None:
-        """Walk through the folder and find the files to import."""
-        seen: set[Clip] = set()
+        """Walk through the folder and find the files to import.
+
+        Raises:
+            KineticsError: there is no space for the list of them.
+        """
         files = self._walk()
         while page := list(islice(files, _PAGE_SIZE)):
-            wanted = {position.key for position in self._catalog.positions({file.clip.key for file in page})}
-            sizes = self._store.sizes(list(wanted))
-            for file in page:
-                key = file.clip.key
-                if key not in wanted:
+            videos = self._catalog.clips_of_videos({parsed.youtube_id for _, _, parsed in page})
+            sizes = self._store.sizes([clip.key for clips in videos.values() for clip in clips])
+            wanted: list[_File] = []
+            for folder, name, parsed in page:
+                clips = videos.get(parsed.youtube_id, [])
+                if parsed.clip is not None:
+                    clips = [clip for clip in clips if clip == parsed.clip]
+                if not clips:
                     self.result.not_in_annotations += 1
-                elif key in sizes and sizes[key].cached:
+                    self.result.unused.add(f"{folder}/{name}", _NOT_SELECTED)
+                elif len(clips) > 1:
+                    self.result.unused.add(f"{folder}/{name}", NO_TIMES)
+                elif (key := clips[0].key) in sizes and sizes[key].cached:
                     self.result.already_cached += 1
-                elif self._add_file(file, duplicate=file.clip in seen):
-                    seen.add(file.clip)
+                elif (one := self._judge(folder, name, parsed, clips[0])) is not None:
+                    wanted.append(one)
+            self.result.to_import += len(wanted)
+            self._files.add(wanted)
+        self._files.finish()
 
     def check_space(self, limit: int | None, min_free: int) -> None:
         """Refuse an import that does not fit beside all cached clips.
@@ -181,17 +328,18 @@ class _FolderImport:
             KineticsError: the limit or the disk is too small.
         """
         usage = self._store.usage()
+        size, copied = self._files.bytes(copied=False), self._files.bytes(copied=True)
         refusal = f"cannot import {one_line(str(self._folder))}"
-        if self._bytes and limit is not None and usage.bytes + self._bytes > limit:
+        if size and limit is not None and usage.bytes + size > limit:
             raise KineticsError(
-                f"{refusal}: its clips have {filesize.decimal(self._bytes)}, the cached clips"
+                f"{refusal}: its clips have {filesize.decimal(size)}, the cached clips"
                 f" {filesize.decimal(usage.bytes)}, and --cache-size is {filesize.decimal(limit)}; give a larger"
                 " --cache-size or select less"
             )
         free = max(0, usage.disk_free - min_free)
-        if self._bytes_to_copy > free:
+        if copied > free:
             raise KineticsError(
-                f"{refusal}: {filesize.decimal(self._bytes_to_copy)} must be copied, and the disk of"
+                f"{refusal}: {filesize.decimal(copied)} must be copied, and the disk of"
                 f" {self._store.folder} has space for {filesize.decimal(free)}; give a --cache-dir on another disk or"
                 " select less"
             )
@@ -204,7 +352,7 @@ class _FolderImport:
             StoreError: the store cannot be used.
         """
         pool = ThreadPoolExecutor(_THREADS)
-        files = (Path(folder, name) for folder, names in self._names.items() for name in names)
+        files = self._files.files(first=True)
         try:
             while page := list(islice(files, _PAGE_SIZE)):
                 for _ in pool.map(self._import, page):
@@ -212,64 +360,61 @@ class _FolderImport:
         finally:
             # Files in progress are finished.
             pool.shutdown(cancel_futures=True)
-        for path in self._duplicates:  # one after the other: three of them may be the same clip
-            self._import(path)
+        for file in self._files.files(first=False):  # one after the other: three of them may be the same clip
+            self._import(file)
             self._finish_file()
 
     # Finding
 
-    def _walk(self) -> Iterator[_File]:
-        own = self._store.folder.stat()
+    def _walk(self) -> Iterator[tuple[str, str, FileName]]:
+        """Yield the files that have the name of a clip or a video, with their folders. Count all others."""
         folders = [str(self._folder)]
         while folders:
             folder = folders.pop()
             try:
-                if os.path.samestat(Path(folder).stat(), own):
-                    continue  # the store has files with names of clips, too
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.name.startswith("."):
-                            self.result.skipped["hidden"] += 1
-                        elif entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        elif (clip := _clip_of(entry.name)) is None:
-                            self.result.skipped["not the name of a clip"] += 1
-                        else:
-                            yield _File(folder, entry.name, clip)
-                        self.result.found += 1
-                        self._on_progress(self.result)
+                for file in list_folder(folder):
+                    path, name = f"{folder}/{file.name}", parse_file_name(file.name)
+                    if name.fault == HIDDEN:
+                        self.result.unused.add(path, HIDDEN)
+                    elif file.folder and file.link:
+                        self.result.unused.add(path, LINK_TO_FOLDER)
+                    elif file.folder:
+                        folders.append(path)
+                    elif not name.fault:
+                        yield folder, file.name, name
+                    elif file.link and not os.path.exists(path):  # noqa: PTH110  # a Path for each file is slow
+                        self.result.unused.add(path, DANGLING)
+                    else:
+                        self.result.unused.add(path, name.fault)
+                    self.result.found += 1
+                    self._on_progress(self.result)
             except OSError as error:
                 self._count_unreadable(folder, f"cannot be read: {error.strerror}")
 
-    def _add_file(self, file: _File, *, duplicate: bool) -> bool:
-        """Add a file to those to import, or count why it is not; return whether it was added."""
-        path = Path(file.folder, file.name)
+    def _judge(self, folder: str, name: str, parsed: FileName, clip: Clip) -> _File | None:
+        """Return a file to import; None if it is not fit, which is counted."""
+        path = Path(folder, name)
         try:
             status = stat_local(path)
         except OSError as error:
             self._count_unreadable(str(path), f"cannot be read: {error.strerror}")
-            return False
+            return None
         if status is None:
-            self.result.skipped["not a regular file"] += 1
-            return False
-        if not 0 < status.st_size <= MAX_CLIP_SIZE:
-            self._count_corrupt(path, "the file is too large for a clip" if status.st_size else "the file is empty")
-            return False
-        self.result.to_import += 1
-        if duplicate:
-            self._duplicates.append(path)
-            return True
-        self._names.setdefault(file.folder, []).append(file.name)
-        self._bytes += status.st_size
-        if not (self._link and status.st_dev == self._device and status.st_uid == os.geteuid()):
-            self._bytes_to_copy += status.st_size
-        return True
+            self.result.unused.add(str(path), "not a regular file")
+            return None
+        size = status.st_size
+        if parsed.clip is None:  # it may be a whole video, of which only a part is stored
+            size = min(size, MAX_CLIP_SIZE)
+        if not 0 < size <= MAX_CLIP_SIZE:
+            self._count_corrupt(path, "the file is too large for a clip" if size else "the file is empty")
+            return None
+        copied = not (self._link and status.st_dev == self._device and status.st_uid == os.geteuid())
+        return _File(clip, preference(parsed), size, copied, folder, name)
 
     # Importing
 
-    def _import(self, path: Path) -> None:
-        clip = _clip_of(path.name)
-        assert clip is not None
+    def _import(self, file: tuple[Clip, Path]) -> None:
+        clip, path = file
         try:
             self._publish(path, clip)
         except NotInSource:
@@ -286,8 +431,10 @@ class _FolderImport:
         if self._store.is_cached(clip):  # another file in the folder has the same clip
             self._count(already_cached=1)
             return
+        name = parse_file_name(path.name)
+        media = find_excerpt_of(path, clip) if name.clip is None else Media(path, 0.0, None, whole=True)
         try:
-            size = path.stat().st_size
+            size = path.stat().st_size if media.whole else None
         except OSError:
             raise NotInSource from None
         claim = self._store.claim(clip, size=size, protect_used_since=0)
@@ -296,10 +443,16 @@ class _FolderImport:
             return
         with claim:
             file = claim.folder / clip.name
-            linked = import_file(path, file, link=self._link)
-            original = file.stat().st_ino
-            self._verify.check(file)
-            linked = linked and file.stat().st_ino == original
+            linked = False
+            if media.whole:
+                linked = import_file(path, file, link=self._link)
+                original = file.stat().st_ino
+                if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
+                    ensure_mp4(file)
+                self._verify.check(file)
+                linked = linked and file.stat().st_ino == original
+            else:
+                self._cutter.cut(media, clip, file)
             claim.publish(file, SOURCE)
         self._count(imported=1, linked=int(linked))
 
@@ -323,8 +476,3 @@ class _FolderImport:
         _log.warning("%s: %s", one_line(path), reason)
         with self._lock:
             self.result.unreadable[reason] += 1
-
-
-def _clip_of(name: str) -> Clip | None:
-    parsed = parse_file_name(name)
-    return parsed.clip if parsed.suffix == ".mp4" else None

@@ -33,7 +33,7 @@ def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 
-        return FolderSource([Path(folder) for folder in settings.folders], catalog)
+        return FolderSource([Path(folder) for folder in settings.folders], catalog, on_clip)
     from kinetics_fs.sources.youtube.source import YouTubeSource
 
     return YouTubeSource(settings)

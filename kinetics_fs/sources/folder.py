@@ -1,35 +1,47 @@
 """Clips in folders that other tools have created.
 
-The source tries the names that a clip may have and never lists a folder, so that a folder of 650,000 files on a file
-server costs nothing until a clip is requested. For a clip `ID_000010_000020.mp4` of a class and split it tries these
-paths, below each folder and below its `kinetics-<release>` (FiftyOne's zoo)::
+A folder of 650,000 files on a file server must cost nothing until a clip is requested, and little then. The source
+first tries the paths at which common tools put a clip `ID_000010_000020.mp4` of a class and split, below each folder
+and below its `kinetics-<release>` (FiftyOne's zoo)::
 
     validation/surfing water/     FiftyOne, kinetics-fs mount and export; val/surfing_water/ of torchvision
     surfing water/                the ActivityNet crawler, the arranged archives
     validation/
     ./                            the unpacked archives
 
-and in each of them also `ID_10_20.mp4`.
+and in each of them also `ID_10_20.mp4`. Only if the clip is at none of these does the source list folders: those whose
+names do not say that they are of another split or class. It keeps the lists, and compares the modification
+times of the folders with them only after `_REST` times the time that this took.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
+import re
 import stat
 import sys
+import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault
+from kinetics_fs.catalog.file_names import NO_TIMES, VIDEO_SUFFIXES, FileName, parse_file_name
+from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_fault, split_name
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.base import NotInSource
+from kinetics_fs.sources.base import NotInSource, OnClip
+from kinetics_fs.sources.folder_files import list_folder
+from kinetics_fs.store import one_line
 from kinetics_fs.util.files import link_or_copy
+
+_log = logging.getLogger(__name__)
 
 SOURCE = "folder"
 
@@ -38,6 +50,15 @@ _SPLIT_FOLDERS = {
     "validation": ("validation", "val", "validate", "valid"),
     "test": ("test",),
 }
+
+_REST = 20
+"""Multiple of the time that a search took, after which the next one compares the lists with the folders."""
+_LARGE = 5000
+"""Names in a folder above which those that can be tried one by one are not kept in memory."""
+_TRIED_NAME = re.compile(r"[A-Za-z0-9_-]{11}_(?:[0-9]{6}_[0-9]{6}|(?:0|[1-9][0-9]*)_[1-9][0-9]*)\.mp4")
+"""The names that `file_names` returns."""
+_CLOCK = 2 * 10**9
+"""Nanoseconds within which a folder may change without a change of its modification time (FAT)."""
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -52,60 +73,279 @@ class FolderSource:
         folders: folders to search, in this order.
         catalog: file of the catalog, which gives the split and class of a clip; None to search only for files that lie
             directly in the folders.
+        on_clip: receives the clip and verifies it, so that a good file follows a broken one. None to return the first
+            file.
     """
 
     name = SOURCE
 
-    def __init__(self, folders: Sequence[Path], catalog: Path | None) -> None:
+    def __init__(self, folders: Sequence[Path], catalog: Path | None, on_clip: OnClip | None = None) -> None:
         self._folders = folders
         self._path = catalog
+        self._on_clip = on_clip
         self._catalog: Catalog | None = None
+        self._classes: set[str] = set()
+        self._lists: dict[str, _FolderList] = {}
+        self._unreadable: set[str] = set()
 
-    def fetch(self, clip: Clip, folder: Path) -> Media:
-        target = folder / clip.name
+    def fetch(self, clip: Clip, folder: Path) -> Media | None:
         failure: FetchError | None = None
+        unused: list[tuple[Path, str]] = []
         try:
-            for folder_of_clip in self._folders_of(clip):
-                for path in (folder_of_clip / name for name in file_names(clip)):
-                    try:
-                        import_file(path, target)
-                    except NotInSource:
-                        continue
-                    except FetchError as error:  # another folder may have a good copy
-                        failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
-                    else:
-                        return Media(target, 0.0, None, whole=True)
+            for path in self._candidates(clip, unused):
+                try:
+                    return self._take(path, clip, folder)
+                except NotInSource:
+                    continue
+                except FetchError as error:  # another file may be a good copy
+                    failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
+                    _log.warning("%s: folder: %s is not used: %s", clip.key, one_line(str(path)), error.reason)
         except CatalogError as error:
             failure = FetchError(FailureKind.CONFIG, str(error))
+        note = ""
+        for path, reason in unused:
+            note = f"{one_line(str(path))} is not used: {reason}"
+            _log.warning("%s: folder: %s", clip.key, note)
         if failure is None:
-            raise NotInSource
+            raise NotInSource(note)
         failure.source = self.name
         raise failure
 
-    def _folders_of(self, clip: Clip) -> Iterator[Path]:
+    def _candidates(self, clip: Clip, unused: list[tuple[Path, str]]) -> Iterator[Path]:
+        """Yield the files that may be a clip, the best first. At the end, add those that are not used, with the reason.
+
+        Folders are listed only when the caller asks for more than the paths of common tools.
+        """
+        layout = self._layout(clip)
+        tried = set[Path]()
+        for folder in self._expected_folders(layout):
+            for name in file_names(clip):
+                tried.add(folder / name)
+                yield folder / name
+        found = self._search(clip, layout)
+        yield from (path for path in found.usable if path not in tried)
+        unused += found.unused
+
+    def _take(self, path: Path, clip: Clip, folder: Path) -> Media | None:
+        """Use a file for a clip. Arguments and result as of `fetch`.
+
+        Raises:
+            NotInSource: there is no such file, or it is empty.
+            FetchError: the file cannot be used.
+        """
+        if parse_file_name(path.name).clip is None:
+            media = find_excerpt_of(path, clip)
+            if not media.whole:
+                return media
+        target = folder / clip.name
+        import_file(path, target)
+        if self._on_clip is None:
+            return Media(target, 0.0, None, whole=True)
+        try:
+            self._on_clip(clip, target)
+        except FetchError:
+            target.unlink(missing_ok=True)
+            raise
+        return None
+
+    # The paths of common tools
+
+    def _expected_folders(self, layout: _Layout) -> Iterator[Path]:
         """Yield the existing folders that may contain a clip, the most likely first."""
-        release, splits, classes = self._layout(clip)
         for given in self._folders:
-            for root in (given / f"kinetics-{release}", given) if release else (given,):
+            for root in (given / f"kinetics-{layout.release}", given) if layout.release else (given,):
                 if not _is_folder(root):
                     continue
-                split_folders = [path for split in splits if _is_folder(path := root / split)]
+                names = [name for split in layout.splits for name in _SPLIT_FOLDERS[split]]
+                split_folders = [path for name in names if _is_folder(path := root / name)]
                 for parent in (*split_folders, root):
-                    yield from (path for name in classes if _is_folder(path := parent / name))
+                    yield from (path for name in layout.classes if _is_folder(path := parent / name))
                 yield from (*split_folders, root)
 
-    def _layout(self, clip: Clip) -> tuple[str, list[str], list[str]]:
-        """Return the release, and the possible folder names of the clip's splits and classes."""
+    def _layout(self, clip: Clip) -> _Layout:
         if self._path is None:
-            return "", [], []
-        self._catalog = self._catalog or Catalog(self._path)
-        splits, classes = dict[str, None](), dict[str, None]()
+            return _Layout("", [], [], [])
+        if self._catalog is None:
+            self._catalog = Catalog(self._path)
+            self._classes = {_plain(label) for label in self._catalog.labels()}
+        splits, labels, classes = dict[str, None](), dict[str, None](), dict[str, None]()
         for entry in self._catalog.locate(clip):
             directory = self._catalog.directory(entry.directory)
             if directory is not None:
-                splits.update(dict.fromkeys(_SPLIT_FOLDERS.get(directory.split, ())))
+                splits[directory.split] = labels[str(directory.label)] = None
                 classes.update(dict.fromkeys(_class_folders(str(directory.label))))
-        return self._catalog.release, list(splits), list(classes)
+        return _Layout(self._catalog.release, list(splits), list(labels), list(classes))
+
+    # All other paths
+
+    def _search(self, clip: Clip, layout: _Layout) -> _Found:
+        """Find the files of a clip in all folders that may have it."""
+        begun = time.monotonic()
+        usable: list[tuple[int, Path]] = []
+        unused: list[tuple[Path, str]] = []
+        seen = set[tuple[int, int]]()
+        visited: list[_FolderList] = []
+        pending = [str(folder) for folder in reversed(self._folders)]
+        while pending:
+            folder = pending.pop()
+            listed = self._list(folder, begun)
+            if listed is None or listed.identity in seen:
+                continue
+            seen.add(listed.identity)
+            visited.append(listed)
+            if self._path is not None:
+                pending += (f"{folder}/{name}" for name in reversed(listed.folders) if not self._excludes(name, layout))
+            names = listed.names_with(clip.youtube_id)
+            if listed.large:
+                names += (name for name in file_names(clip) if Path(folder, name).exists())
+            for name in names:
+                path, parsed = Path(folder, name), parse_file_name(name)
+                if parsed.clip not in (None, clip) or (parsed.clip is None and parsed.youtube_id != clip.youtube_id):
+                    continue
+                if reason := parsed.fault or self._ambiguity(clip, parsed):
+                    unused.append((path, reason))
+                else:
+                    usable.append((preference(parsed), path))
+        until = time.monotonic() + _REST * (time.monotonic() - begun)
+        for listed in visited:
+            listed.fresh_until = max(listed.fresh_until, until)
+        return _Found([path for _, path in sorted(usable, key=lambda one: one[0])], unused)
+
+    def _list(self, folder: str, now: float) -> _FolderList | None:
+        """Return what is in a folder; None if it cannot be read."""
+        listed = self._lists.get(folder)
+        if listed is not None and now < listed.fresh_until:
+            return listed
+        try:
+            status = Path(folder).stat()
+            if listed is None or listed.changed_at != status.st_mtime_ns:
+                listed = self._lists[folder] = _FolderList(folder, status)
+        except OSError as error:
+            if folder not in self._unreadable:
+                self._unreadable.add(folder)
+                _log.warning("cannot read the folder %s: %s", one_line(folder), error.strerror)
+            return None
+        return listed
+
+    def _excludes(self, name: str, layout: _Layout) -> bool:
+        """Return whether a folder has clips of another split or class, by its name."""
+        plain = _plain(name)
+        if plain in self._classes:
+            return plain not in map(_plain, layout.labels)
+        splits = {split for word in re.findall("[a-z]+", name.lower()) if (split := split_name(word)) is not None}
+        return bool(splits) and splits.isdisjoint(layout.splits)
+
+    def _ambiguity(self, clip: Clip, parsed: FileName) -> str:
+        """Return why a file is not used for a clip if its name gives no times; empty if it is."""
+        if parsed.clip is not None:
+            return ""
+        if self._catalog is None:
+            return "its name has no times, and the catalog is unknown"
+        return "" if self._catalog.clips_of_videos([clip.youtube_id]).get(clip.youtube_id) == [clip] else NO_TIMES
+
+
+class _Layout(NamedTuple):
+    """Where a clip is in the release.
+
+    Attributes:
+        release: name of the release; empty if the catalog is unknown.
+        splits: splits that have the clip.
+        labels: labels of the clip.
+        classes: possible names of the folders of its classes.
+    """
+
+    release: str
+    splits: list[str]
+    labels: list[str]
+    classes: list[str]
+
+
+class _Found(NamedTuple):
+    """Files of a clip: those to try, the best first, and those that are not used, with the reason."""
+
+    usable: list[Path]
+    unused: list[tuple[Path, str]]
+
+
+class _FolderList:
+    """The names in a folder.
+
+    Attributes:
+        identity: device and inode number of the folder.
+        changed_at: modification time of the folder, in nanoseconds; None if it may have changed since.
+        folders: names of the folders in it, sorted.
+        large: names that `file_names` returns are not in the list.
+        fresh_until: time until which the list is used as it is, by the monotonic clock.
+    """
+
+    def __init__(self, folder: str, status: os.stat_result) -> None:
+        self.identity = (status.st_dev, status.st_ino)
+        self.changed_at = status.st_mtime_ns if time.time_ns() - status.st_mtime_ns > _CLOCK else None
+        self.fresh_until = 0.0
+        self.folders: list[str] = []
+        self.large = False
+        names: list[str] = []
+        standard: list[str] = []
+        for file in list_folder(folder):
+            if file.name.startswith("."):
+                continue
+            if file.folder:
+                self.folders.append(file.name)
+            elif not _TRIED_NAME.fullmatch(file.name):
+                if parse_file_name(file.name).youtube_id:
+                    names.append(file.name)
+            elif not self.large:
+                standard.append(file.name)
+                self.large = len(standard) > _LARGE
+        self.folders.sort()
+        if not self.large:
+            names += standard
+        # One object instead of one for each name.
+        self._names = os.fsencode("".join(f"{name}/" for name in sorted(names)))
+
+    def names_with(self, youtube_id: str) -> list[str]:
+        """Return the names that contain the id of a video."""
+        found, at, wanted = [], 0, youtube_id.encode()
+        while (at := self._names.find(wanted, at)) >= 0:
+            begin, end = self._names.rfind(b"/", 0, at) + 1, self._names.index(b"/", at)
+            found.append(os.fsdecode(self._names[begin:end]))
+            at = end
+        return found
+
+
+def _plain(name: str) -> str:
+    """Return a name of a class without what its styles change: case, spaces and punctuation."""
+    name = unicodedata.normalize("NFC", name).casefold().strip()
+    return "".join(filter(str.isalnum, name)) or name
+
+
+def _failure_of(path: Path, error: FetchError) -> FetchError:
+    return FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
+
+
+def preference(parsed: FileName) -> int:
+    """Return a key that sorts files of a clip: names with times first, then mp4 files, which stay as they are."""
+    return VIDEO_SUFFIXES.index(parsed.suffix) + (len(VIDEO_SUFFIXES) if parsed.clip is None else 0)
+
+
+def find_excerpt_of(path: Path, clip: Clip) -> Media:
+    """Find a clip in a file whose name gives no times.
+
+    Raises:
+        NotInSource: there is no such file, or it is empty.
+        FetchError: the file cannot be read (TRANSIENT) or does not have the clip (CORRUPT).
+    """
+    from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
+
+    try:
+        status = stat_local(path)
+    except OSError as error:
+        if error.errno in _NO_SUCH_FILE:
+            raise NotInSource from None
+        raise _cannot_read(error) from error
+    if status is None or not status.st_size:
+        raise NotInSource
+    return find_excerpt(path, clip.start, clip.end)
 
 
 def _is_folder(path: Path) -> bool:

@@ -29,7 +29,7 @@ from kinetics_fs.store.failures import (
     report_line,
 )
 from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
-from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, prepare_folder
+from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
@@ -70,6 +70,7 @@ __all__ = [
     "Verdict",
     "class_pages",
     "evicted_too_early",
+    "is_cache",
     "one_line",
     "prepare_folder",
     "quick_check",

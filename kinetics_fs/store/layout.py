@@ -36,6 +36,8 @@ _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 """The first line that the Cache Directory Tagging Specification requires (bford.info/cachedir)."""
 
 _OWN_LINE = "# The cache of kinetics-fs"
+_MAX_TAG = 4096
+"""Bytes of a tag that are read: other programs write such files, too."""
 """The second line. It tells this cache from those of other programs that use the same tag."""
 
 
@@ -156,8 +158,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _is_own(tag: Path) -> bool:
-    return tag.exists() and _OWN_LINE in tag.read_text(errors="replace")
+def is_cache(root: Path) -> bool:
+    """Return whether a folder is a cache directory of kinetics-fs.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    tag = CacheLayout(root).tag
+    if not tag.is_file():
+        return False
+    with tag.open("rb") as file:
+        return _OWN_LINE.encode() in file.read(_MAX_TAG)
 
 
 def is_own_or_empty(root: Path) -> bool:
@@ -167,7 +178,7 @@ def is_own_or_empty(root: Path) -> bool:
         OSError: the folder cannot be read.
     """
     tag = CacheLayout(root).tag
-    return _is_own(tag) or not any(path != tag or path.stat().st_size for path in root.iterdir())
+    return is_cache(root) or not any(path != tag or path.stat().st_size for path in root.iterdir())
 
 
 def prepare_folder(root: Path) -> None:
@@ -186,7 +197,7 @@ def prepare_folder(root: Path) -> None:
             )
         with locked(root):
             tag = CacheLayout(root).tag
-            if not _is_own(tag):
+            if not is_cache(root):
                 # A mistyped path: without this check, the mode of that folder would change and its files be removed.
                 if not is_own_or_empty(root):
                     raise StoreError(

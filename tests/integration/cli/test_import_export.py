@@ -116,7 +116,16 @@ def test_import_takes_good_files_and_reports_the_others(clip_folder: ClipFolder)
 
     assert first.returncode == 3
     told = json_output(first)
-    corrupt = told.pop("corrupt")
+    corrupt, unused = told.pop("corrupt"), told.pop("unused")
+    assert {(group["pattern"], group["reason"]): group["files"] for group in unused} == {
+        ("*.mp4", "hidden"): 1,
+        ("*", "hidden"): 1,
+        ("*", "not the name of a clip"): 1,
+        ("*.mp4", "not the name of a clip"): 1,
+        ("*", "a link to a folder, which is not followed"): 1,
+        ("ID_N_N.mp4", "not a regular file"): 1,
+        ("ID_N_N.mp4", "not in the annotations"): 1,
+    }
     assert told == {
         "imported": 4,
         "linked": 4,
@@ -124,7 +133,12 @@ def test_import_takes_good_files_and_reports_the_others(clip_folder: ClipFolder)
         "not_in_annotations": 1,
         "busy": 0,
         "unreadable": {"cannot be read: No such file or directory": 1},
-        "skipped": {"hidden": 2, "not the name of a clip": 3, "not a regular file": 1},
+        "skipped": {
+            "hidden": 2,
+            "not the name of a clip": 2,
+            "a link to a folder, which is not followed": 1,
+            "not a regular file": 1,
+        },
         "interrupted": False,
     }
     assert sum(corrupt.values()) == 3

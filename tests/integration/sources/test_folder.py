@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media import Media
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import FolderSource
@@ -60,6 +63,12 @@ def private(tmp_path: Path) -> Path:
     return folder
 
 
+def fetch(source: FolderSource, clip: Clip, private: Path) -> Media:
+    media = source.fetch(clip, private)
+    assert media is not None
+    return media
+
+
 def put(path: Path, content: bytes = CONTENT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -75,6 +84,25 @@ LAYOUTS = {
     "torchvision": f"val/passing_American_football_in_game/{CLIP.name}",
     "mmaction2": f"validate/passing_American_football_(in_game)/{CLIP.name}",
     "by split alone": f"valid/{CLIP.name}",
+    "resized by mmaction2": f"val_256/{CLIP.name}",
+    "resized by mmaction2, class folders": f"compress/val_256/passing_American_football_(in_game)/{CLIP.name}",
+    "videos_val": f"kinetics600/videos_val/passing_american_football_in_game/{CLIP.name}",
+    "with a hyphen": f"val-256/{CLIP.name}",
+    "scripts of the archives": f"kinetics-dataset/k600/val/{CLIP.name}",
+    "scripts of the archives, arranged": f"kinetics-dataset/k600/videos/validation/{FOOTBALL}/{CLIP.name}",
+    "upper case": f"VAL/{FOOTBALL.upper()}/{CLIP.name}",
+    "spaces at the end": f"Validation /{FOOTBALL} /{CLIP.name} ",
+    "hyphens": f"Val/{FOOTBALL.replace(' ', '-')}/{CLIP.name}",
+    "class above split": f"{FOOTBALL}/val/{CLIP.name}",
+    "numbered classes": f"val/217/{CLIP.name}",
+    "deep": f"a/b/c/d/{CLIP.name}",
+    "another release": f"k400/val/{FOOTBALL}/{CLIP.name}",
+    "zip of Windows": f"val\\{FOOTBALL}\\{CLIP.name}",
+    "upper-case suffix": f"val/{CLIP.key}.MP4",
+    "Matroska": f"val/{FOOTBALL}/{CLIP.key}.mkv",
+    "WebM": f"{FOOTBALL}/{CLIP.key}.webm",
+    "merged by yt-dlp": f"{CLIP.key}.mp4.webm",
+    "AVI, short times": "-a_b-c_d-e__10_20.avi",
     "times as they are": f"val/{FOOTBALL}/-a_b-c_d-e__10_20.mp4",
     "times as they are, flat": "-a_b-c_d-e__10_20.mp4",
 }
@@ -85,7 +113,7 @@ def test_layouts_that_tools_leave(layout: str, catalog: Path, clip_folder: Path,
     file = put(clip_folder / LAYOUTS[layout])
     file.chmod(0o644)
 
-    media = FolderSource([clip_folder.parent / "none", clip_folder], catalog).fetch(CLIP, private)
+    media = fetch(FolderSource([clip_folder.parent / "none", clip_folder], catalog), CLIP, private)
 
     assert (media.path, media.start, media.length, media.whole) == (private / CLIP.name, 0.0, None, True)
     assert media.path.read_bytes() == CONTENT
@@ -97,9 +125,8 @@ def test_layouts_that_tools_leave(layout: str, catalog: Path, clip_folder: Path,
     [
         f"train/{FOOTBALL}/{CLIP.name}",  # another split
         f"val/{HEAD}/{CLIP.name}",  # another class
-        f"deep/er/{CLIP.name}",
-        f"kinetics-400/val/{FOOTBALL}/{CLIP.name}",
-        f"{CLIP.youtube_id}.mp4",
+        f"videos_train/{CLIP.name}",
+        f".trash/{CLIP.name}",
         "-a_b-c_d-e__010_020.mp4",
         "-a_b-c_d-e__000010_000021.mp4",
     ],
@@ -117,7 +144,7 @@ def test_without_a_catalog_loose_files_alone(clip_folder: Path, private: Path) -
     with pytest.raises(NotInSource):
         source.fetch(CLIP, private)
     file.rename(clip_folder / CLIP.name)
-    assert source.fetch(CLIP, private).path.read_bytes() == CONTENT
+    assert fetch(source, CLIP, private).path.read_bytes() == CONTENT
 
 
 def test_no_label_leads_out_of_the_folder(catalog: Path, clip_folder: Path, private: Path) -> None:
@@ -149,9 +176,52 @@ def test_odd_things_under_the_name_of_a_clip(catalog: Path, clip_folder: Path, p
 
     # As the archives are arranged: by symbolic links to files.
     (folders[5] / "-a_b-c_d-e__10_20.mp4").symlink_to(put(clip_folder / "elsewhere.mp4"))
-    media = source.fetch(CLIP, private)
+    media = fetch(source, CLIP, private)
     assert not media.path.is_symlink()
     assert media.path.samefile(clip_folder / "elsewhere.mp4")
+
+
+def test_file_that_appears_later_is_found(catalog: Path, clip_folder: Path, private: Path) -> None:
+    put(clip_folder / "a" / "b" / "other.mp4")
+    source = FolderSource([clip_folder], catalog)
+    with pytest.raises(NotInSource):
+        source.fetch(CLIP, private)
+    put(clip_folder / "a" / "b" / f"{CLIP.key}.mkv")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(NotInSource):
+            assert fetch(source, CLIP, private).path.read_bytes() == CONTENT
+            break
+    else:
+        pytest.fail("not found")
+
+
+def test_usual_path_needs_no_permission_to_list_folders(
+    catalog: Path, public_folder: Path, without_privileges: Callable[[], AbstractContextManager[None]]
+) -> None:
+    put(public_folder / "clips" / "val" / CLIP.name)
+    for folder in (public_folder / "clips" / "val", public_folder / "clips"):
+        folder.chmod(0o711)
+    private = public_folder / "private"
+    private.mkdir()
+    private.chmod(0o777)
+    readable = Path(shutil.copy(catalog, public_folder / "catalog.sqlite"))
+    readable.chmod(0o644)
+    source = FolderSource([public_folder / "clips"], readable)
+    with without_privileges():
+        assert fetch(source, CLIP, private).path.read_bytes() == CONTENT
+        with pytest.raises(NotInSource):
+            source.fetch(ROWS[1][1], private)
+
+
+@pytest.mark.parametrize("name", [CLIP.name, f"{CLIP.key}.mkv", "-a_b-c_d-e__10_20.mp4"])
+def test_clip_among_many_files_is_found(name: str, catalog: Path, clip_folder: Path, private: Path) -> None:
+    for number in range(5_001):
+        (clip_folder / f"{number:011}_000000_000010.mp4").touch()
+    put(clip_folder / "flat" / name)
+    for number in range(5_001):
+        (clip_folder / "flat" / f"{number:011}_0_10.mp4").touch()
+    assert fetch(FolderSource([clip_folder], catalog), CLIP, private).path.read_bytes() == CONTENT
 
 
 def test_too_large(catalog: Path, clip_folder: Path, private: Path) -> None:
@@ -179,7 +249,7 @@ def test_unreadable_file_is_told_and_another_taken(
 
     put(public_folder / "two" / CLIP.name)
     with without_privileges():
-        media = source.fetch(CLIP, private)
+        media = fetch(source, CLIP, private)
     assert media.path.read_bytes() == CONTENT
 
 
@@ -189,7 +259,7 @@ def test_file_of_another_user_is_copied(catalog: Path, clip_folder: Path, privat
         os.chown(file, 65534, 65534)
     except PermissionError:
         pytest.skip("only root can give files away")
-    path = FolderSource([clip_folder], catalog).fetch(CLIP, private).path
+    path = fetch(FolderSource([clip_folder], catalog), CLIP, private).path
     assert not path.samefile(file)
     assert path.read_bytes() == CONTENT
 
@@ -205,7 +275,7 @@ def test_other_filesystem_is_copied(catalog: Path, clip_folder: Path, private: P
     if memory.stat().st_dev == clip_folder.stat().st_dev:
         pytest.skip("there is only one filesystem")
     put(memory / CLIP.name).chmod(0o604)
-    path = FolderSource([memory], catalog).fetch(CLIP, private).path
+    path = fetch(FolderSource([memory], catalog), CLIP, private).path
     assert path.read_bytes() == CONTENT
     assert path.stat().st_nlink == 1
 
