@@ -65,6 +65,9 @@ ELSEWHERE = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 PAGE = b"<!DOCTYPE html><title>Sorry</title>"
 """The page that a fault sends instead of media."""
 
+TRAILER = "the_trailer"
+"""Id of the video to which the scenario `trailer` refers."""
+
 _CHUNK = 64 * 1024
 _TICK = 0.1  # seconds between two portions of a throttled body
 
@@ -122,6 +125,16 @@ _REFUSALS = {
     "upcoming": _Refusal("LIVE_STREAM_OFFLINE", "This live event will begin in 3 hours."),
     "premiere": _Refusal("LIVE_STREAM_OFFLINE", "Premieres in 3 hours"),
     "processing": _Refusal("UNPLAYABLE", "We're processing this video. Check back later."),
+    "live-ended": _Refusal("LIVE_STREAM_OFFLINE", "This live stream recording is not available."),
+    # The account is refused.
+    "content": _Refusal("UNPLAYABLE", "Video unavailable", "This content isn’t available."),
+    "sign-in": _Refusal("LOGIN_REQUIRED", "Please sign in"),
+    "music": _Refusal("UNPLAYABLE", "This video is only available to Music Premium members"),
+    "restricted-mode": _Refusal(
+        "UNPLAYABLE",
+        "Video unavailable",
+        "This video is unavailable with Restricted Mode enabled. To view this video, you will need to disable it.",
+    ),
     # The address is blocked.
     "bot": _Refusal("LOGIN_REQUIRED", "Sign in to confirm you’re not a bot"),
     "bot-ascii": _Refusal("LOGIN_REQUIRED", "Sign in to confirm you're not a bot"),
@@ -166,6 +179,9 @@ SCENARIOS = frozenset(
         "sabr",  # formats without a URL
         "n-challenge",  # formats whose URL needs JavaScript
         "drm",
+        "drm-experiment",  # formats with DRM for each video of a session
+        "live",  # a live stream in progress, with formats
+        "trailer",  # the answer refers to the trailer of a film that is for sale
         "no-formats",
         "wrong-video",  # the answer is for another video, as for a blocked address
         "html",  # the API answers 200 with a page
@@ -444,6 +460,12 @@ class FakeYouTube:
         if scenario == "drm":
             response["streamingData"] = {"licenseInfos": [{"drmFamily": "WIDEVINE"}]}
             return response
+        if scenario == "trailer":
+            trailer = {"playerLegacyDesktopYpcTrailerRenderer": {"trailerVideoId": TRAILER}}
+            response["playabilityStatus"] = {"status": "UNPLAYABLE", "reason": "Pay to watch", "errorScreen": trailer}
+            return response
+        if scenario == "live":
+            response["videoDetails"] |= {"isLive": True, "isLiveContent": True}
         if video is None:
             raise ValueError(f"scenario {scenario} needs a video: add {video_id} first")
         if scenario == "preroll":
@@ -471,6 +493,8 @@ class FakeYouTube:
             described["contentLength"] = str(video.claimed_size)
         elif itag != _PROGRESSIVE:  # the harder case: the player response does not state the size of format 18
             described["contentLength"] = str(size)
+        if scenario == "drm-experiment":
+            described["drmFamilies"] = ["WIDEVINE"]
         if scenario != "sabr":
             query: Json = {"id": video_id, "itag": itag, "ei": extraction}
             if scenario == "n-challenge":

@@ -22,7 +22,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
-from kinetics_fs.sources.youtube.errors import classify
+from kinetics_fs.sources.youtube.errors import LATER, classify
 from kinetics_fs.sources.youtube.section import NoSection, fetch_section
 from kinetics_fs.sources.youtube.segments import NoSegments, Segments
 
@@ -32,6 +32,13 @@ _MAX_REFUSALS = 3
 """Videos in a row whose media are refused at fresh addresses. After so many, the client is blocked, not the videos."""
 _REFUSAL_PAUSE = 300.0
 """Seconds for which YouTube is not asked after that."""
+
+_LIVE = {
+    "is_live": "has not ended",
+    "is_upcoming": "has not begun",
+    "post_live": "is still processed",
+}
+"""`live_status` of yt-dlp while the recording of a live stream is incomplete."""
 
 _MAX_WAIT = 60.0
 """Longest wait in seconds for media that become available later."""
@@ -47,6 +54,7 @@ class YouTubeSource:
 
     def __init__(self, settings: SourceSettings) -> None:
         self._url = settings.video_url
+        self._on_youtube = _is_youtube(self._url)
         self._log = _Messages()
         self._ytdlp = YoutubeDL(_parameters(settings, self._log))
         self._refused: set[str] = set()
@@ -54,17 +62,16 @@ class YouTubeSource:
         self._pace = Pace(settings.max_bandwidth)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
-        url = self._url.replace("{id}", clip.youtube_id)
         self._log.clear()
         # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a relative literal.
         os.chdir(folder)
         try:
-            info = self._extract(url)
+            info = self._extract(clip.youtube_id)
             try:
                 return self._fetch(clip, folder, info)
             except StaleAddress as error:
                 _log.info("%s: %s; asking for a new address", clip.key, error.reason)
-                return self._fetch(clip, folder, self._extract(url))
+                return self._fetch(clip, folder, self._extract(clip.youtube_id))
         except StaleAddress as error:
             self._refused.add(clip.youtube_id)
             if len(self._refused) >= _MAX_REFUSALS:
@@ -84,11 +91,27 @@ class YouTubeSource:
         finally:
             os.chdir("/")
 
-    def _extract(self, url: str) -> dict[str, Any]:
+    def check(self, youtube_id: str) -> None:
+        self._log.clear()
+        try:
+            self._extract(youtube_id)
+        except FetchError as error:
+            error.source = self.name
+            raise
+        except Exception as error:
+            raise classify(error, self._log.warnings, self.name) from error
+
+    def _extract(self, youtube_id: str) -> dict[str, Any]:
         """Return yt-dlp's description of a video, with the selected formats."""
+        url = self._url.replace("{id}", youtube_id)
         info: dict[str, Any] | None = self._ytdlp.extract_info(url, download=False)
         if info is None:
             raise FetchError(FailureKind.CONFIG, "a filter in [youtube.ytdlp] of the configuration skips this video")
+        if self._on_youtube and info.get("id") not in (youtube_id, None):
+            # A film that is for sale shows its trailer.
+            raise FetchError(FailureKind.CREDENTIALS, f"YouTube shows another video instead: {info['id']}")
+        if (state := _LIVE.get(str(info.get("live_status")))) is not None:
+            raise FetchError(FailureKind.TRANSIENT, f"the video is a live stream that {state}", retry_after=LATER)
         return info
 
     def _fetch(self, clip: Clip, folder: Path, info: dict[str, Any]) -> Media:
@@ -135,10 +158,14 @@ def _wait_for(formats: list[dict[str, Any]]) -> None:
     time.sleep(max(0.0, wait))
 
 
+def _is_youtube(video_url: str) -> bool:
+    return video_url.startswith(YOUTUBE_URL.partition("{")[0])
+
+
 def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
     """Return the parameters of `YoutubeDL`, which its class docstring documents."""
     height = settings.max_height
-    on_youtube = settings.video_url.startswith(YOUTUBE_URL.partition("{")[0])
+    on_youtube = _is_youtube(settings.video_url)
     return {
         "quiet": True,
         "noprogress": True,

@@ -71,6 +71,10 @@ REFUSALS: dict[str, tuple[str, list[str]]] = {
     "members-level": ("This video is available to this channel's members on level: Gold…", []),
     "payment": ("This video requires payment to watch.", []),
     "drm": ("This video is DRM protected", []),
+    "drm-experiment": (
+        "This video is DRM protected",
+        ["Some visionos client https formats have been skipped as they are DRM protected. "],
+    ),
     "geo": (
         "The uploader has not made this video available in your country\n"
         "This video is available in United States, Germany.\n"
@@ -87,6 +91,12 @@ REFUSALS: dict[str, tuple[str, list[str]]] = {
     "upcoming": ("This live event will begin in 3 hours.", []),
     "premiere": ("Premieres in 3 hours", []),
     "processing": ("We're processing this video. Check back later.", []),
+    "live-ended": ("This live stream recording is not available.", []),
+    # Not for this account.
+    "content": ("Video unavailable. This content isn’t available.", []),
+    "sign-in": (f"Please sign in. {LOG_IN}", []),
+    "music": ("This video is only available to Music Premium members", []),
+    "restricted-mode": ("Video unavailable. This video is unavailable with Restricted Mode enabled…", []),
     # Not for this address.
     "bot": (f"Sign in to confirm you’re not a bot. {LOG_IN}", []),
     "bot-ascii": (f"Sign in to confirm you're not a bot. {LOG_IN}", []),
@@ -306,7 +316,7 @@ def reads(text: str, expected: str) -> bool:
 
 
 def test_every_scenario_and_fault_is_described() -> None:
-    assert {*REFUSALS, "ok", "preroll"} == SCENARIOS
+    assert {*REFUSALS, "ok", "preroll", "live", "trailer"} == SCENARIOS
     assert {*MEDIA_ERRORS, *ANSWERS, *REDIRECTS, "expired", "changed", "slow", "throttle"} == MEDIA_FAULTS.keys()
 
 

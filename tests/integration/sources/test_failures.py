@@ -15,7 +15,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.youtube.source import YouTubeSource
-from tests.support.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, FakeYouTube, assert_clean_reason
+from tests.support.youtube import MEDIA_FAULTS, RETRY_AFTER, SCENARIOS, TRAILER, FakeYouTube, assert_clean_reason
 
 pytestmark = pytest.mark.usefixtures("as_in_a_worker")
 
@@ -23,14 +23,17 @@ VIDEO = "-a_Video-01"
 CLIP = Clip(VIDEO, 1, 2)
 
 KINDS: dict[FailureKind, set[str]] = {
-    FailureKind.GONE: {"nonexistent", "removed", "terminated", "terms", "harassment", "copyright", "unavailable"},
+    FailureKind.GONE: {"nonexistent", "removed", "terminated", "terms", "harassment", "copyright", "unavailable"}
+    | {"live-ended"},
     FailureKind.CREDENTIALS: {
-        *("private", "age", "members", "members-level", "payment", "drm", "geo", "geo-plain", "geo-copyright")
+        *("private", "age", "members", "members-level", "payment", "drm", "geo", "geo-plain", "geo-copyright"),
+        *("music", "drm-experiment"),
     },
-    FailureKind.BLOCKED: {"bot", "bot-ascii", "captcha", "rate-limit", "wrong-video", "http-429"},
+    FailureKind.BLOCKED: {"bot", "bot-ascii", "captcha", "rate-limit", "wrong-video", "http-429", "content", "sign-in"},
     FailureKind.TRANSIENT: {
         *("http-400", "http-403", "http-404", "http-500", "http-503", "html", "stall", "reset"),
-        *("sabr", "reload", "app", "no-formats", "n-challenge", "upcoming", "premiere", "processing"),
+        *("sabr", "reload", "app", "no-formats", "n-challenge", "upcoming", "premiere", "processing", "live"),
+        "restricted-mode",
     },
 }
 
@@ -89,7 +92,7 @@ def failure(source: YouTubeSource, folder: Path, clip: Clip = CLIP) -> FetchErro
 
 
 def test_every_scenario_has_a_kind() -> None:
-    assert set().union(*KINDS.values()) == SCENARIOS - {"ok", "preroll"}
+    assert set().union(*KINDS.values()) == SCENARIOS - {"ok", "preroll", "trailer"}
     assert MEDIA_KINDS.keys() <= MEDIA_FAULTS.keys()  # the others are for readers of media
 
 
@@ -102,6 +105,29 @@ def test_scenario(yt: FakeYouTube, tmp_path: Path, kind: FailureKind, scenario: 
     assert error.kind == kind
     assert error.errno == (errno.ETIMEDOUT if scenario == "stall" else None)
     assert yt.media_requests(VIDEO) == []
+
+
+def test_drm_of_an_experiment_is_no_verdict_on_the_video(yt: FakeYouTube, tmp_path: Path) -> None:
+    yt.set_scenario(VIDEO, "drm-experiment")
+
+    assert failure(source(yt, {"player_client": ["tv"]}), tmp_path).kind is FailureKind.TRANSIENT
+
+
+def test_trailer_is_not_taken_for_the_video(yt: FakeYouTube, tmp_path: Path, media: Path) -> None:
+    yt.add_video(TRAILER, media, duration=10.0)
+    yt.set_scenario(VIDEO, "trailer")
+
+    error = failure(source(yt), tmp_path)
+
+    assert (error.kind, error.reason) == (FailureKind.CREDENTIALS, f"YouTube shows another video instead: {TRAILER}")
+    assert yt.media_requests(TRAILER) == []
+
+
+@pytest.mark.parametrize("scenario", ["live", "upcoming", "premiere", "processing"])
+def test_live_stream_is_tried_again_after_hours(yt: FakeYouTube, tmp_path: Path, scenario: str) -> None:
+    yt.set_scenario(VIDEO, scenario)
+
+    assert (failure(source(yt), tmp_path).retry_after or 0) > 3600
 
 
 @pytest.mark.parametrize("fault", sorted(MEDIA_KINDS))

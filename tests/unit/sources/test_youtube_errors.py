@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+from yt_dlp.utils import GeoRestrictedError
 
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.sources.youtube.errors import classify
@@ -32,7 +33,69 @@ VIDEO = "-a_Video-01"
         (FailureKind.GONE, "Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404>)"),
         (FailureKind.GONE, "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)"),
         (FailureKind.GONE, "This video has been removed for violating YouTube's Community Guidelines"),
-        (FailureKind.GONE, "Unsupported URL: http://127.0.0.1/watch/x"),
+        (FailureKind.TRANSIENT, "Unsupported URL: http://127.0.0.1/watch/x"),
+        # About the account, the address or the session, whatever the punctuation.
+        (FailureKind.BLOCKED, "Video unavailable. This content isn't available."),
+        (FailureKind.BLOCKED, "Video unavailable. This content isn’t available."),
+        (FailureKind.BLOCKED, "Video unavailable. This content isn`t available"),
+        (FailureKind.BLOCKED, "Video unavailable. This content isn‘t available, try again later."),
+        (FailureKind.BLOCKED, "Video unavailable. This content is not available, try again later"),
+        (FailureKind.BLOCKED, "This content is no longer available."),
+        (FailureKind.BLOCKED, "The current session has been rate‑limited by YouTube for up to an hour."),
+        (FailureKind.BLOCKED, "Your account has been rate limited by YouTube"),
+        (FailureKind.BLOCKED, "Your account has been terminated for violating the Terms of Service"),
+        (FailureKind.BLOCKED, "Your Google Account was suspended. Video unavailable"),
+        (FailureKind.BLOCKED, "Please sign in. Use --cookies-from-browser or --cookies for the authentication. See …"),
+        (FailureKind.BLOCKED, "Sign in to continue"),
+        (FailureKind.BLOCKED, "Please log in to watch this video"),
+        (FailureKind.BLOCKED, "This video is only available for registered users."),
+        (FailureKind.BLOCKED, "Login details are needed to download this content. "),
+        (FailureKind.BLOCKED, "Sign in to confirm that you‘re not a robot"),
+        (FailureKind.BLOCKED, "Our systems have detected unusual traffic from your computer network"),
+        (FailureKind.CONFIG, "Login with OAuth is no longer supported. Use --cookies for the authentication"),
+        (FailureKind.CONFIG, "No player clients have been requested"),
+        # About the client, the network or an experiment.
+        (FailureKind.TRANSIENT, "This video is not available on this device."),
+        (FailureKind.TRANSIENT, "Video unavailable. This video is unavailable on this app"),
+        (FailureKind.TRANSIENT, "Video unavailable. Playback on other websites has been disabled by the video owner"),
+        (
+            FailureKind.TRANSIENT,
+            "This video contains content from SME, who has blocked it from display on this website or application",
+        ),
+        (FailureKind.TRANSIENT, "This video is unavailable with Restricted Mode enabled."),
+        (FailureKind.TRANSIENT, "This video is restricted. Please check the Google Workspace administrator"),
+        (FailureKind.TRANSIENT, "YouTube said: This video does not exist"),
+        (FailureKind.TRANSIENT, "This video is temporarily unavailable. Please try again later"),
+        (FailureKind.TRANSIENT, "Video unavailable. This video isn’t available right now. Try again later"),
+        (FailureKind.TRANSIENT, "Unable to extract video data; please report this issue on https://example.org"),
+        (FailureKind.TRANSIENT, "Dieses Video ist nicht verfügbar"),
+        (FailureKind.TRANSIENT, "Vidéo non disponible. Cette vidéo a été supprimée"),
+        # Live streams.
+        (FailureKind.TRANSIENT, "This live event will begin in a few moments."),
+        (FailureKind.TRANSIENT, "Premiere will begin shortly"),
+        (FailureKind.TRANSIENT, "Premieres in 3 days"),
+        (FailureKind.TRANSIENT, "This live stream is currently offline."),
+        (FailureKind.TRANSIENT, "Offline."),
+        (FailureKind.GONE, "This live event has ended."),
+        (FailureKind.GONE, "This live stream recording is not available."),
+        (FailureKind.GONE, "This live event was cancelled."),
+        # About the video and its audience.
+        (FailureKind.CREDENTIALS, "This video is only available to Music Premium members"),
+        (FailureKind.CREDENTIALS, "This video requires a YouTube Premium subscription"),
+        (FailureKind.CREDENTIALS, "This video is age-restricted and only available on YouTube"),
+        (FailureKind.CREDENTIALS, "Sign in to confirm your age. This video may be inappropriate for some users."),
+        (FailureKind.CREDENTIALS, "Private video. Sign in if you've been granted access to this video"),
+        (FailureKind.CREDENTIALS, "This video is private. If the owner has granted you access, please sign in"),
+        (FailureKind.CREDENTIALS, "This content is not available on this country domain due to a court order"),
+        (FailureKind.CREDENTIALS, "The following content may contain self-harm topics."),
+        (
+            FailureKind.CREDENTIALS,
+            "This video contains content from Sony, one or more of whom have blocked it in your country",
+        ),
+        (FailureKind.GONE, "Video unavailable"),
+        (FailureKind.GONE, "This video isn't available anymore"),
+        (FailureKind.GONE, "Video unavailable. This video has been removed by the uploader"),
+        (FailureKind.GONE, "This video is no longer available due to a trademark claim by Captcha Premium Inc."),
         (FailureKind.GONE, "This video is no longer available due to a copyright claim by Example Ltd."),
         # Met in a log of 2019, over 1,000 times: the age gate of the time.
         (FailureKind.CREDENTIALS, "Content Warning"),
@@ -62,6 +125,43 @@ def test_warning_is_no_verdict_on_a_video() -> None:
     warnings = ["[youtube] Some formats are not available", "Falling back: the iOS player is unavailable, log in"]
 
     assert classify(Exception("KeyError('streams')"), warnings, "youtube").kind is FailureKind.TRANSIENT
+
+
+DRM_EXPERIMENT = (
+    "Some tv client https formats have been skipped as they are DRM protected. The current session may have an"
+    " experiment that applies DRM to all videos on the tv client."
+)
+
+
+def test_drm_of_an_experiment_is_no_verdict_on_a_video() -> None:
+    protected = Exception(f"ERROR: [youtube] {VIDEO}: This video is DRM protected")
+
+    assert classify(protected, [f"[youtube] {VIDEO}: {DRM_EXPERIMENT}"], "youtube").kind is FailureKind.TRANSIENT
+    assert classify(protected, [], "youtube").kind is FailureKind.CREDENTIALS
+
+
+@pytest.mark.parametrize("video_id", ["captcha-bot", "-sabr-sabr-", "rate-limit-", "experiment-", "log-in-now0"])
+def test_id_of_the_video_is_no_evidence(video_id: str) -> None:
+    error = Exception(f"ERROR: [youtube] {video_id}: Video unavailable")
+
+    kind = classify(error, [f"[youtube] {video_id}: No title found in player responses"], "youtube").kind
+
+    assert kind is FailureKind.GONE
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("Premieres in 3 days", 3600), ("This video is unavailable with Restricted Mode enabled.", 80_000)],
+)
+def test_what_takes_long_is_not_tried_each_hour(text: str, seconds: float) -> None:
+    assert (classify(Exception(text), [], "youtube").retry_after or 0) > seconds
+
+
+def test_refused_country_is_known_without_its_words() -> None:
+    error = Exception("ERROR: Der Uploader hat dieses Video nicht freigegeben")
+    error.__cause__ = GeoRestrictedError("…", countries=["DE"])
+
+    assert classify(error, [], "youtube").kind is FailureKind.CREDENTIALS
 
 
 def test_reason_has_no_colours_and_one_line() -> None:
