@@ -24,7 +24,7 @@ from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
 from kinetics_fs.fetch.pool import Worker
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
-from kinetics_fs.store import Claim, Permit, RateLimited, Store
+from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, Permit, RateLimited, Store
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,12 @@ clip arrives without polling."""
 
 _BUDGET_POLL_INTERVAL = 15.0
 """Maximum seconds until a source whose hourly limit is reached is tried again."""
+
+_CONTROL_POLL_INTERVAL = 0.2
+"""Seconds until a source that another worker tests with a control is tried again."""
+
+_CONTROL_TIMEOUT = 60.0
+"""Seconds that a control may take."""
 
 _FOREGROUND_BUDGET_POLL_INTERVAL = 1.0
 """The same for a clip that a process waits for in `open`."""
@@ -371,7 +377,7 @@ class Fetcher:
                 claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
         except FetchError as error:
             if fetch.protect_used_since == math.inf:
-                self._failures.remember(clip, error)
+                self._fail(worker, clip, error)
             raise
         if claim is None:
             if self._store.is_cached(clip):  # by a process that is still reading its siblings
@@ -391,9 +397,9 @@ class Fetcher:
             try:
                 self._fetch_claimed(worker, fetch, claim)
             except FetchError as error:
-                if not self._closing and fetch.state is not FetchState.ENDED:
-                    self._failures.remember(clip, error)
-                raise
+                if self._closing or fetch.state is FetchState.ENDED:
+                    raise
+                raise self._fail(worker, clip, error) from error
             finally:
                 with fetch.claim_lock:
                     fetch.claim = None
@@ -452,7 +458,7 @@ class Fetcher:
             The verified file; None if `on_clip` received it.
         """
         with log_step(_log, f"fetch {fetch.clip.key}: permit for {source}"):
-            permit = self._acquire_permit(source, fetch)
+            permit = self._acquire_permit(worker, source, fetch)
         fetch.source = source
         result: FetchError | None = _shutting_down()  # stays if an exception of another type ends the fetch
         asked = True
@@ -474,20 +480,31 @@ class Fetcher:
                 self._store.throttle.cancel(permit)
         return path
 
-    def _acquire_permit(self, source: str, fetch: Fetch) -> Permit:
+    def _acquire_permit(self, worker: Worker, source: str, fetch: Fetch) -> Permit:
         """Return the permit to ask a source for a clip.
 
         Raises:
             FetchError: the source blocks this address, or its hourly limit is reached for longer than an open may wait
                 (BLOCKED).
-            RetryLater: the hourly limit of the source is reached.
+            RetryLater: the hourly limit of the source is reached, or a control tests the source.
         """
         urgent = fetch.priority is Priority.FOREGROUND
-        limit = self._settings.max_fetches_per_hour if source == "youtube" else None
+        limit = self._limit(source)
+        waited = time.monotonic() - fetch.requested_at
         try:
-            return self._store.throttle.acquire(source, max_per_hour=limit, urgent=urgent)
+            while not self._closing:
+                try:
+                    return self._store.throttle.acquire(source, max_per_hour=limit, urgent=urgent)
+                except ControlNeeded:
+                    with contextlib.suppress(FetchError):
+                        if not self._try_control(worker, source):
+                            raise RetryLater(_CONTROL_POLL_INTERVAL, f"a control tests {source}") from None
+            raise _shutting_down()
+        except FetchError as block:
+            if block.retry_after == 0 and waited < self._settings.timeout and self._store.throttle.is_suspected(source):
+                raise RetryLater(_CONTROL_POLL_INTERVAL, f"a clip tests {source}") from None
+            raise
         except RateLimited as limited:
-            waited = time.monotonic() - fetch.requested_at
             if urgent and waited + limited.seconds > self._settings.timeout:
                 raise FetchError(
                     FailureKind.BLOCKED,
@@ -500,6 +517,66 @@ class Fetcher:
             raise RetryLater(
                 min(limited.seconds, interval), f"the limit of {limit} clips per hour of {source} is reached"
             ) from None
+
+    def _limit(self, source: str) -> int | None:
+        return self._settings.max_fetches_per_hour if source == "youtube" else None
+
+    # Suspected sources
+
+    def _fail(self, worker: Worker, clip: Clip, error: FetchError) -> FetchError:
+        """Remember and log the failure of a clip, and return what the waiters receive: the failure, or a block."""
+        try:
+            self._failures.remember(clip, error)
+        except StoreError as store_error:
+            self._failures.report(clip, error, not_remembered=str(store_error))
+            return error
+        if error.kind in VERDICTS and (block := self._doubt(worker, error.source)) is not None:
+            error = block
+        self._failures.report(clip, error)
+        return error
+
+    def _doubt(self, worker: Worker, source: str) -> FetchError | None:
+        """Have controls test a source if it is suspected; return the block if they prove nothing."""
+        while self._store.throttle.is_suspected(source):
+            try:
+                if self._try_control(worker, source):
+                    continue
+            except FetchError as block:
+                return block
+            except RateLimited as limited:
+                reason = "suspected, and the hourly limit leaves no request for a control"
+                return FetchError(FailureKind.BLOCKED, reason, source=source, retry_after=limited.seconds)
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, _CONTROL_POLL_INTERVAL):
+                    return _shutting_down()
+        return None
+
+    def _try_control(self, worker: Worker, source: str) -> bool:
+        """Have a worker ask a suspected source for a control; return False if another worker does that at the moment.
+
+        Raises:
+            FetchError: no control is due, because the source is blocked or a clip tests it (BLOCKED).
+            RateLimited: the hourly limit of the source is reached.
+        """
+        control = self._store.throttle.acquire_control(source, max_per_hour=self._limit(source))
+        if control is None:
+            return False
+        video = control.choose(self._settings.sources.well_known_videos)
+        if video is None:
+            error: FetchError | None = FetchError(FailureKind.TRANSIENT, "no control is known")
+        else:
+            _log.warning("%s: suspected, because too many videos in a row are unavailable; control: %s", source, video)
+            try:
+                worker.check(video, source, timeout=min(self._settings.timeout, _CONTROL_TIMEOUT))
+                error = None
+            except FetchError as failure:
+                error = failure
+                _log.warning("%s: the control %s proves nothing: %s: %s", source, video, error.kind, error.reason)
+        if self._closing:
+            self._store.throttle.cancel_control(control)
+            raise _shutting_down()
+        self._store.throttle.record_control(control, error)
+        return True
 
     # Siblings
 

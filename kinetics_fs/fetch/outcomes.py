@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.limit import NOTE, failed_below
@@ -81,31 +81,43 @@ class FailureMemory:
         return failure.error()
 
     def remember(self, clip: Clip, error: FetchError) -> None:
-        """Remember and log the failure of a clip."""
+        """Remember the failure of a clip. A block says nothing about the clip: the store remembers it for the source.
+
+        Raises:
+            StoreError: the failure cannot be stored.
+        """
+        if error.kind is not FailureKind.BLOCKED:
+            self._store.failures.remember(clip, error)
+
+    def report(self, clip: Clip, error: FetchError, *, not_remembered: str = "") -> None:
+        """Count and log the failure of a clip.
+
+        Args:
+            clip: the clip.
+            error: the failure.
+            not_remembered: why the failure could not be stored; empty if it was.
+        """
         source, reason = error.source or "fetch", one_line(error.reason)
-        if error.kind is FailureKind.BLOCKED:
+        if error.kind is FailureKind.BLOCKED or not_remembered:
             self._stats.record_failed(clip, source, error.kind, reason, None)
-            # A block says nothing about the clip: the store remembers it for the source.
-            fields = _log_fields(clip, error, self._next_request_at(error))
-            _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
+            if not_remembered:
+                text = f"{error.reason} (not remembered: {not_remembered})"
+                _log.error("%s: %s: %s", clip.key, error.kind, text, extra=_log_fields(clip, error, None))
+            else:
+                fields = _log_fields(clip, error, self._next_request_at(error))
+                _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
             return
-        try:
-            failure = self._store.failures.remember(clip, error)
-        except StoreError as store_error:
-            self._stats.record_failed(clip, source, error.kind, reason, None)
-            fields = _log_fields(clip, error, None)
-            _log.error("%s: %s: %s (not remembered: %s)", clip.key, error.kind, error.reason, store_error, extra=fields)
-            return
-        self._stats.record_failed(clip, source, error.kind, reason, failure.retry_at)
-        due_now = failure.retry_at <= failure.last_at
+        failure = self._store.failures.get(clip)
+        due_at = failure.retry_at if failure is not None and failure.retry_at > failure.last_at else None
+        self._stats.record_failed(clip, source, error.kind, reason, failure.retry_at if failure else None)
         _log.warning(
             "%s: %s: %s: %s; next retry %s",
             clip.key,
             source,
             error.kind,
             error.reason,
-            "at the next open" if due_now else f"after {datetime.fromtimestamp(failure.retry_at):%Y-%m-%d %H:%M:%S}",
-            extra=_log_fields(clip, error, None if due_now else failure.retry_at),
+            "at the next open" if due_at is None else f"after {datetime.fromtimestamp(due_at):%Y-%m-%d %H:%M:%S}",
+            extra=_log_fields(clip, error, due_at),
         )
 
     def _limit_was_raised(self, reason: str) -> bool:

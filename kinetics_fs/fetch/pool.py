@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,26 +66,47 @@ class Worker:
             FetchError: as the source raises it; also if the process takes too long (TRANSIENT, ETIMEDOUT) or dies.
             Exception: any that `on_clip` raises.
         """
-        deadline = time.monotonic() + timeout
+        request: dict[str, Any] = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+        with self._exchange(source, request | {"folder": str(folder)}, time.monotonic() + timeout) as (process, answer):
+            while "clip" in answer:
+                self._pass_on(answer["clip"], folder, on_clip)
+                answer = json.loads(self._read_line(process, time.monotonic() + timeout))
+            return _parse_answer(answer, folder)
+
+    def check(self, youtube_id: str, source: str, *, timeout: float) -> None:
+        """Have a source check that a video is available.
+
+        Args:
+            youtube_id: id of the video.
+            source: name of the source.
+            timeout: seconds after which the process is ended.
+
+        Raises:
+            FetchError: it is not; also if the process takes too long or dies.
+        """
+        with self._exchange(source, {"control": youtube_id}, time.monotonic() + timeout) as (_, answer):
+            if answer != {"available": True}:
+                _parse_answer(answer, Path())
+
+    @contextlib.contextmanager
+    def _exchange(
+        self, source: str, request: dict[str, Any], deadline: float
+    ) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+        """Send a request; yield the process and its first answer."""
         earlier = self._process
         process = self._running()
-        request = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
-        request |= {"source": source, "folder": str(folder)}
+        request |= {"source": source}
         try:
             try:
                 self._begin(process, request, deadline)
             except (BrokenPipeError, EOFError):
                 if process is not earlier:
                     raise
-                # The process died while it had no request, so that this clip is not the cause.
+                # The process died while it had no request, so that this one is not the cause.
                 self._end()
                 process = self._running()
                 self._begin(process, request, deadline)
-            answer = json.loads(self._read_line(process, deadline))
-            while "clip" in answer:
-                self._pass_on(answer["clip"], folder, on_clip)
-                answer = json.loads(self._read_line(process, time.monotonic() + timeout))
-            return _parse_answer(answer, folder)
+            yield process, json.loads(self._read_line(process, deadline))
         except TimeoutError:
             self._end()
             raise FetchError(

@@ -2,12 +2,14 @@
 
 Input and output are JSON objects, one per line.
 
-Input: first the `SourceSettings`, then requests ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``.
+Input: first the `SourceSettings`, then requests: ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``
+for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is available.
 
 Output for each request: ``{"begun": true}`` when the worker has received it; then any number of ``{"clip": NAME}``,
 each the name of a verified clip in the folder of the request, which is the requested clip or another one that came with
 it; at last one of these:
 
+* ``{"available": true}``: the control is available.
 * ``{"file": NAME}``: the requested clip in the folder of the request, or null if it was among the clips before.
 * ``{"not_in_source": NOTE}``: the source does not have the clip. The note says why it did not look further; it may be
   empty.
@@ -38,7 +40,7 @@ from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import expected_span
 from kinetics_fs.media.verify import check_container, verify_clip
-from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
+from kinetics_fs.sources import ControlledSource, InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.util import logs
 from kinetics_fs.util.logs import log_step
@@ -86,8 +88,13 @@ class _Worker:
 
     def answer(self, request: dict[str, Any]) -> Answer:
         """Serve a request and return its last answer."""
-        clip = self._requested = Clip(request["youtube_id"], request["start"], request["end"])
         try:
+            if "control" in request:
+                source = self._source(request["source"])
+                assert isinstance(source, ControlledSource)
+                source.check(request["control"])
+                return {"available": True}
+            clip = self._requested = Clip(request["youtube_id"], request["start"], request["end"])
             path = self._fetch(clip, request["source"], Path(request["folder"]))
             return {"file": None if path is None else path.name}
         except NotInSource as missing:
@@ -100,7 +107,7 @@ class _Worker:
             failure = FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
         except Exception as error:
             # A defect in this program, or a site that changed. The failure gets one line, the log the whole traceback.
-            _log.exception("%s: unexpected error", clip.key)
+            _log.exception("%s: unexpected error", request.get("control") or request.get("youtube_id"))
             failure = FetchError(FailureKind.TRANSIENT, f"unexpected {type(error).__name__}: {error}")
         return {
             "error": {
@@ -121,11 +128,14 @@ class _Worker:
             check_container(path)
         self._send({"clip": path.name})
 
-    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
+    def _source(self, name: str) -> Source:
         if name not in self._sources:
             self._sources[name] = make_source(name, self._settings, self._emit_clip)
+        return self._sources[name]
+
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: {name}"):
-            media = self._sources[name].fetch(clip, folder)
+            media = self._source(name).fetch(clip, folder)
         if media is None:
             return None
         if media.whole:

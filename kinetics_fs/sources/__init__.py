@@ -6,10 +6,18 @@ A source receives a clip and a private folder. It leaves a media file there that
 
 from pathlib import Path
 
-from kinetics_fs.sources.base import InProgressElsewhere, NotInSource, OnClip, Source
+from kinetics_fs.sources.base import ControlledSource, InProgressElsewhere, NotInSource, OnClip, Source
 from kinetics_fs.sources.settings import SourceSettings
 
-__all__ = ["InProgressElsewhere", "NotInSource", "OnClip", "Source", "SourceSettings", "make_source"]
+__all__ = [
+    "ControlledSource",
+    "InProgressElsewhere",
+    "NotInSource",
+    "OnClip",
+    "Source",
+    "SourceSettings",
+    "make_source",
+]
 
 
 def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:

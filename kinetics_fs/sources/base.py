@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.media import Media
@@ -59,5 +59,18 @@ class Source(Protocol):
             NotInSource: this source does not have the clip.
             InProgressElsewhere: another process is reading the archive that contains the clip.
             FetchError: this source failed to provide the clip.
+        """
+        ...
+
+
+@runtime_checkable
+class ControlledSource(Source, Protocol):
+    """A source that can be suspected: its verdicts depend on who asks."""
+
+    def check(self, youtube_id: str) -> None:
+        """Check that a video is available, without downloading it.
+
+        Raises:
+            FetchError: it is not.
         """
         ...

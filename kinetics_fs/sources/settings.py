@@ -18,6 +18,11 @@ smaller."""
 
 YOUTUBE_URL = "https://www.youtube.com/watch?v={id}"
 
+WELL_KNOWN_VIDEOS = ("jNQXAC9IVRw", "aqz-KE-bpKQ", "eRsGyueVLvQ")
+"""Videos of YouTube that show whether it serves this client. The first one is the first video of the site. The others
+are films of the Blender Foundation under a Creative Commons license. None has music of a label or an age limit, so no
+country lacks them."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
@@ -58,6 +63,11 @@ class SourceSettings:
     max_archive_download: int = MAX_ARCHIVE_DOWNLOAD
     folders: tuple[str, ...] = ()
     catalog: str = ""
+
+    @property
+    def well_known_videos(self) -> tuple[str, ...]:
+        """Videos of the site that were available for many years."""
+        return WELL_KNOWN_VIDEOS if self.video_url == YOUTUBE_URL else ()
 
     @property
     def archive_limit(self) -> int | None:

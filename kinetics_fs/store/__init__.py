@@ -33,18 +33,22 @@ from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, pre
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.store import Claim, KnownSize, Store, StoredClip, Usage
-from kinetics_fs.store.throttle import Permit, RateLimited, SourceState, Throttle
+from kinetics_fs.store.suspicion import VERDICTS
+from kinetics_fs.store.throttle import ControlNeeded, ControlPermit, Permit, RateLimited, SourceState, Throttle
 
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
     "MAX_FETCHES_PER_OPEN",
     "SHAREABLE_KINDS",
+    "VERDICTS",
     "ActivityCounts",
     "CacheLayout",
     "CacheSummary",
     "Claim",
     "ClipRecord",
     "Condition",
+    "ControlNeeded",
+    "ControlPermit",
     "Failure",
     "FailureLog",
     "FailureReport",

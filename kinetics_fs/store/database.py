@@ -68,6 +68,27 @@ CREATE TABLE IF NOT EXISTS asked (   -- a row for each clip that was requested f
 );
 CREATE INDEX IF NOT EXISTS asked_in_order ON asked (origin, at);
 
+CREATE TABLE IF NOT EXISTS verdict ( -- failures that a source has reported since it last delivered a clip
+    origin    TEXT NOT NULL,
+    key       TEXT NOT NULL,
+    kind      TEXT NOT NULL,         -- this and the following columns: the failure as it was remembered
+    reason    TEXT NOT NULL,
+    errno     INTEGER,
+    first_at  REAL NOT NULL,
+    last_at   REAL NOT NULL,
+    attempts  INTEGER NOT NULL,
+    retry_at  REAL NOT NULL,
+    PRIMARY KEY (origin, key)
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS suspect ( -- a source with too many verdicts in a row; all times are seconds since the epoch
+    origin        TEXT PRIMARY KEY,
+    suspected_at  REAL NOT NULL,
+    tried         INTEGER NOT NULL,  -- controls that proved nothing
+    failed_at     REAL NOT NULL,     -- the end of the last round of such controls; 0 before the first
+    control_until REAL NOT NULL      -- when a control in progress counts as lost; 0 if none is in progress
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS history ( -- the activity of all processes, in steps of five minutes, after a day of an hour
     at           INTEGER PRIMARY KEY, -- start of the step, in seconds since the epoch
     clips        INTEGER NOT NULL,    -- clips that were cached at the end of the step

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
+from kinetics_fs.store import suspicion
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.util.sqlite import transaction
 
@@ -271,7 +272,8 @@ class FailureLog:
         """Record a failure of a clip. The delay until the next retry grows with each failure of the same kind in a row.
 
         Returns:
-            The failure as it is remembered now.
+            The failure as it is remembered now. It is transient instead of a verdict if the source is suspected; see
+            `kinetics_fs.store.suspicion`.
         """
         now = time.time()
         with self._database.exclusive() as db:
@@ -293,6 +295,11 @@ class FailureLog:
                 retry_at=now + retry_delay(error.kind, attempts, error.retry_after),
             )
             db.execute(f"INSERT OR REPLACE INTO failure ({_COLUMNS}) VALUES ({_MARKS})", astuple(failure))
+            if failure.kind not in suspicion.VERDICTS:
+                suspicion.drop_verdict(db, clip.key)
+            elif failure.source in suspicion.SUSPECTABLE and not suspicion.add_verdict(db, failure.source, clip.key):
+                row = db.execute(f"SELECT {_COLUMNS} FROM failure WHERE key = ?", (clip.key,)).fetchone()
+                failure = _from_row(*row) or failure
         return failure
 
     def remember_all(self, clips: Iterable[Clip], error: FetchError) -> None:

@@ -1,7 +1,8 @@
 """Protection of sources: a circuit breaker and a rate limit, both shared by all processes that use a cache.
 
 Both are kept in the state database, so that all mounts and prefetches on one cache obey them together and a restart
-forgets nothing. `Throttle` applies the two in one transaction.
+forgets nothing. `Throttle` applies the two in one transaction. It also has suspected sources tested by controls; see
+`kinetics_fs.store.suspicion`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import logging
 import math
 import sqlite3
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.store import suspicion
 from kinetics_fs.store.database import StateDatabase
 
 _log = logging.getLogger(__name__)
@@ -58,6 +61,36 @@ class RateLimited(Exception):
         self.seconds = seconds
 
 
+class ControlNeeded(Exception):
+    """A source is suspected: controls must be tried before the next request; see `Throttle.acquire_control`."""
+
+
+class ControlPermit(NamedTuple):
+    """The right to request one control from a suspected source.
+
+    Attributes:
+        permit: counts against the budget of the source.
+        number: number of controls that were tried before, since the source is suspected.
+        videos: ids of the videos that the source delivered last.
+    """
+
+    permit: Permit
+    number: int
+    videos: list[str]
+
+    def choose(self, well_known: Sequence[str]) -> str | None:
+        """Return the id of a video to ask for: a recent one first in each round; None if no video is known.
+
+        Args:
+            well_known: ids of other videos that are always available.
+        """
+        number_of_round, position = divmod(self.number, suspicion.CONTROLS)
+        pool = self.videos or well_known
+        if position and not (number_of_round == 0 and len(self.videos) > 1):
+            pool = well_known or self.videos
+        return pool[(number_of_round + position) % len(pool)] if pool else None
+
+
 class SourceState(NamedTuple):
     """How a source behaves. Times are seconds since the epoch."""
 
@@ -92,10 +125,13 @@ class Throttle:
 
         Raises:
             FetchError: the source is blocked (BLOCKED).
+            ControlNeeded: the source is suspected.
             RateLimited: the budget is used up.
         """
         now = time.time()
         with self._database.exclusive() as db:
+            if (doubt := suspicion.read(db, source)) is not None and self._breaker.is_test_due(db, source, now, doubt):
+                raise ControlNeeded
             is_probe = self._breaker.admit(db, source, now)
             if max_per_hour is not None:
                 self._limiter.check(db, source, now, max_per_hour=max_per_hour, urgent=urgent)
@@ -104,17 +140,41 @@ class Throttle:
 
     def record(self, permit: Permit, error: FetchError | None) -> None:
         """Record the outcome of a request: the error, or None if the source delivered the clip."""
+        if error is not None and error.kind in suspicion.VERDICTS and self._is_doubted_again(permit):
+            error = _suspected(permit.source, error.reason)
         if error is not None and error.kind is FailureKind.BLOCKED:
             with self._database.exclusive() as db:
                 until = self._breaker.trip(db, permit, error)
-            if until is not None:
-                _log.error("%s: %s; no requests until %s", permit.source, error.reason, _clock(until))
-        elif permit.is_probe:
+            self._log_block(permit.source, error, until)
+            return
+        if error is None:
+            self._record_delivery(permit)
+        if permit.is_probe:
             answered = (error.kind if error else None) in _ANSWERS
             with self._database.exclusive() as db:
                 self._breaker.end_probe(db, permit.source, answered=answered)
             if answered:
                 _log.warning("%s: no longer blocked", permit.source)
+
+    def _is_doubted_again(self, permit: Permit) -> bool:
+        """Return whether a request was made although all controls had proved nothing."""
+        with self._database.connection() as db:
+            doubt = suspicion.read(db, permit.source)
+        return doubt is not None and 0 < doubt.failed_at < permit.at
+
+    def _record_delivery(self, permit: Permit) -> None:
+        """End a row of verdicts."""
+        with self._database.connection() as db:
+            if not suspicion.has_verdicts(db, permit.source):
+                return
+        with self._database.exclusive() as db:
+            doubt = suspicion.read(db, permit.source)
+            if doubt is None or permit.at > doubt.at:
+                suspicion.end(db, permit.source)
+
+    def _log_block(self, source: str, error: FetchError, until: float | None) -> None:
+        if until is not None:
+            _log.error("%s: %s; no requests until %s", source, error.reason, _clock(until))
 
     def cancel(self, permit: Permit) -> None:
         """Return a permit that was not used."""
@@ -122,6 +182,70 @@ class Throttle:
             self._limiter.uncount(db, permit.source, permit.at)
             if permit.is_probe:
                 self._breaker.end_probe(db, permit.source, answered=False)
+
+    def is_suspected(self, source: str) -> bool:
+        """Return whether the verdicts of a source do not count at the moment."""
+        with self._database.connection() as db:
+            return suspicion.read(db, source) is not None
+
+    def acquire_control(self, source: str, *, max_per_hour: int | None) -> ControlPermit | None:
+        """Return a permit for one control. Pass it to `record_control` afterwards.
+
+        Args:
+            source: name of the source.
+            max_per_hour: see `acquire`. A control may use the reserve.
+
+        Returns:
+            The permit; None if the source is not suspected, or another thread or process tries a control.
+
+        Raises:
+            FetchError: no control is due, because the source is blocked or a clip tests it (BLOCKED).
+            RateLimited: the budget is used up.
+        """
+        now = time.time()
+        with self._database.exclusive() as db:
+            doubt = suspicion.read(db, source)
+            if doubt is None or doubt.control_until > now:
+                return None
+            if not self._breaker.is_test_due(db, source, now, doubt):
+                block = SourceBlock.read(db, source, now)
+                raise block.error(source, now) if block else _suspected(source, "a clip tests it")
+            if max_per_hour is not None:
+                self._limiter.check(db, source, now, max_per_hour=max_per_hour, urgent=True)
+            self._limiter.count(db, source, now)
+            suspicion.begin_control(db, source, now)
+            videos = suspicion.recent_videos(db, source)
+        return ControlPermit(Permit(source, now, is_probe=False), doubt.tried, videos)
+
+    def record_control(self, control: ControlPermit, error: FetchError | None) -> None:
+        """Record the outcome of a control: the error, or None if the video is available."""
+        permit, until, restored = control.permit, None, 0
+        source = permit.source
+        with self._database.exclusive() as db:
+            doubt = suspicion.read(db, source)
+            if doubt is None:
+                return
+            if error is None:
+                restored = suspicion.end(db, source)
+                self._breaker.end_probe(db, source, answered=True)
+            elif error.kind is FailureKind.BLOCKED:
+                suspicion.cancel_control(db, source)
+                until = self._breaker.trip(db, permit, error)
+            else:
+                suspicion.end_control(db, source, doubt)
+                if doubt.ends_round and not doubt.failed_at:
+                    error = _suspected(source, error.reason)
+                    until = self._breaker.trip(db, permit, error)
+        if error is None:
+            _log.warning("%s: no longer suspected: a control is available; %d verdicts count again", source, restored)
+        else:
+            self._log_block(source, error, until)
+
+    def cancel_control(self, control: ControlPermit) -> None:
+        """Return a permit that was not used."""
+        with self._database.exclusive() as db:
+            self._limiter.uncount(db, control.permit.source, control.permit.at)
+            suspicion.cancel_control(db, control.permit.source)
 
     def states(self) -> list[SourceState]:
         """Return every source that was used in the last hour or is blocked, by name."""
@@ -142,6 +266,7 @@ class Throttle:
     def reset_blocks(self) -> int:
         """End all blocks, for example after a change of address or cookies. Return their number."""
         with self._database.exclusive() as db:
+            suspicion.make_due(db)
             return self._breaker.reset(db)
 
 
@@ -164,6 +289,13 @@ class CircuitBreaker:
             raise block.error(source, now)
         db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + _PROBE_TIMEOUT, source))
         return True
+
+    def is_test_due(self, db: sqlite3.Connection, source: str, now: float, doubt: suspicion.Suspicion) -> bool:
+        """Return whether controls must be tried before the next request to a suspected source."""
+        block = SourceBlock.read(db, source, now)
+        if block is None or block.recovered_at is not None:
+            return doubt.failed_at <= 1
+        return max(block.until, block.probe_until) <= now and doubt.failed_at < block.until
 
     def trip(self, db: sqlite3.Connection, permit: Permit, error: FetchError) -> float | None:
         """Block a source. Return the end of the block; None if the request began before an earlier block."""
@@ -285,6 +417,15 @@ class SourceBlock(NamedTuple):
             source=source,
             retry_after=max(0.0, self.until - now),
         )
+
+
+def _suspected(source: str, reason: str) -> FetchError:
+    return FetchError(
+        FailureKind.BLOCKED,
+        f"suspected: {suspicion.MAX_VERDICTS} videos in a row are said to be unavailable, and so is each control"
+        f" ({reason}); check the cookies and the address",
+        source=source,
+    )
 
 
 def _clock(at: float) -> str:
