@@ -19,7 +19,16 @@ from kinetics_fs.config import Settings
 from kinetics_fs.control.status import MountStatus
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.mountpoint import allows_other, filesystem_type, find_fusermount, find_mounts, is_stacked
+from kinetics_fs.mount import apparmor
+from kinetics_fs.mount.fusermount import (
+    allows_other,
+    apparmor_refusal,
+    device_error,
+    device_remedy,
+    find_fusermount,
+    no_fusermount,
+)
+from kinetics_fs.mount.mountpoint import filesystem_type, find_mounts, is_stacked
 from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
 
 _OLDEST_KERNEL = (5, 4)
@@ -36,17 +45,17 @@ def device(settings: Settings) -> Iterator[Finding]:
     """Check that /dev/fuse can be opened."""
     if not _ON_LINUX:
         return
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        fix = {
-            errno.ENOENT: "Load the kernel module (modprobe fuse); in a container, pass --device /dev/fuse.",
-            errno.ENODEV: "Load the kernel module (modprobe fuse).",
-            errno.EPERM: "Pass the device to the container (docker: --device /dev/fuse).",
-        }.get(error.errno or 0, "As root: chmod 666 /dev/fuse.")
-        yield Finding("/dev/fuse", State.PROBLEM, f"cannot open /dev/fuse: {error.strerror}", fix)
-    else:
+    error = device_error()
+    if error is None:
         yield Finding("/dev/fuse", State.OK, "can be opened")
+        return
+    found, fix = f"cannot open /dev/fuse: {error.strerror}", _sentence(device_remedy(error.errno))
+    helper = _find_proxy()
+    if helper is None:
+        yield Finding("/dev/fuse", State.PROBLEM, found, fix)
+    else:
+        found += f"; mounting works only if {helper} is a proxy that opens it elsewhere"
+        yield Finding("/dev/fuse", State.WARNING, found, fix)
 
 
 def rights(settings: Settings) -> Iterator[Finding]:
@@ -54,21 +63,22 @@ def rights(settings: Settings) -> Iterator[Finding]:
     if not _ON_LINUX:
         return
     process = _process_status()
-    if int(process.get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
+    if _may_mount():
         yield Finding("right to mount", State.OK, "directly, with CAP_SYS_ADMIN")
         return
-    if os.geteuid() == 0:
+    helper = find_fusermount()
+    if proxy := _find_proxy():
+        yield Finding("right to mount", State.OK, f"with {proxy}, if it is a proxy")
+    elif os.geteuid() == 0:
         fix = "Add the capability to the container (docker: --cap-add SYS_ADMIN), or mount outside of it."
         yield Finding("right to mount", State.PROBLEM, "root without CAP_SYS_ADMIN", fix)
-        return
-    helper = find_fusermount()
-    if helper is None:
-        fix = "Install the package fuse3, or mount as root."
-        yield Finding("right to mount", State.PROBLEM, "not root, and fusermount3 is not installed", fix)
+    elif helper is None:
+        refusal = no_fusermount(None)
+        yield Finding("right to mount", State.PROBLEM, f"not root, and {refusal.cause}", _sentence(refusal.remedy))
     elif process.get("NoNewPrivs") == "1":
         fix = "Set NoNewPrivileges=no in the systemd unit, or start docker without --security-opt no-new-privileges."
         yield Finding("right to mount", State.PROBLEM, f"{helper} cannot mount: this process has no_new_privs set", fix)
-    elif not Path(helper).stat().st_mode & stat.S_ISUID:
+    elif not _is_setuid(helper):
         fix = "As root, reinstall the package fuse3."
         yield Finding("right to mount", State.PROBLEM, f"{helper} is not setuid root", fix)
     else:
@@ -213,6 +223,11 @@ def _mountpoint(path: Path, probe: PathProbe) -> Finding:
         return Finding("mount", State.PROBLEM, f"{path.parent} does not exist", fix)
     if not os.access(probe.path, os.W_OK | os.X_OK):
         return Finding("mount", State.PROBLEM, f"cannot write to {path}", "Mount on a folder that you own.")
+    real = Path(os.path.realpath(path))
+    if _ON_LINUX and not _may_mount() and apparmor.refuses(real):
+        refusal = apparmor_refusal(real)
+        found = f"nothing is mounted on {path}, and {refusal.cause}"
+        return Finding("mount", State.PROBLEM, found, _sentence(refusal.remedy))
     return Finding("mount", State.OK, f"nothing is mounted on {path}; it can be used")
 
 
@@ -222,11 +237,31 @@ def _no_passthrough(settings: Settings, release: str) -> str:
         return "turned off by --no-passthrough"
     if _version(release) < _PASSES_THROUGH:
         return "it needs Linux 6.9; cached clips are read through the page cache"
-    if os.geteuid() != 0 or not int(_process_status().get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
+    if os.geteuid() != 0 or not _may_mount():
         return "it needs root; cached clips are read through the page cache"
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(_ALL_USERS)]:
         return "it needs root in the initial user namespace; cached clips are read through the page cache"
     return ""
+
+
+def _may_mount() -> bool:
+    """Return True if this process may mount without fusermount3."""
+    return bool(int(_process_status().get("CapEff", "0"), 16) & _CAP_SYS_ADMIN)
+
+
+def _find_proxy() -> str | None:
+    """Return a fusermount3 that may be a proxy: this machine hides the device, and the program has no privileges."""
+    error, helper = device_error(), find_fusermount()
+    hidden = error is not None and error.errno != errno.EACCES
+    return helper if hidden and helper is not None and not _is_setuid(helper) else None
+
+
+def _is_setuid(program: str) -> bool:
+    return bool(Path(program).stat().st_mode & stat.S_ISUID)
+
+
+def _sentence(remedy: str) -> str:
+    return f"{remedy[0].upper()}{remedy[1:]}."
 
 
 def _process_status() -> dict[str, str]:

@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,8 @@ from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount import trace
 from kinetics_fs.mount.collector import OnReady
-from kinetics_fs.mount.mountpoint import SUBTYPE
+from kinetics_fs.mount.fusermount import SUBTYPE, cannot_mount, device_error, explain
+from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
 try:
@@ -89,6 +91,7 @@ def serve(
 
         watcher = filesystem.watch_names(lambda _name: None)
         entry_seconds = _ENTRY_SECONDS if watcher is None else _CHANGING_ENTRY_SECONDS
+        inaccessible = device_error() if sys.platform == "linux" else None
         try:
             _Fuse(
                 operations(filesystem, mountpoint, open_threads, stat_threads, on_init),
@@ -108,11 +111,14 @@ def serve(
                 negative_timeout=entry_seconds,
                 # The size of a clip becomes exact when it is opened, and libfuse 2 has one timeout for all files.
                 attr_timeout=0,
+                # Without the device, libfuse 2 tries fusermount only if this needs it.
+                auto_unmount=inaccessible is not None,
             )
         except RuntimeError as error:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").strip().splitlines()
-            raise MountError(f"cannot mount on {mountpoint}: {lines[-1] if lines else 'libfuse failed'}") from error
+            refusal = explain("".join(lines[-1:]), mountpoint, filesystem_type(mountpoint), inaccessible)
+            raise cannot_mount(mountpoint, refusal, inaccessible) from error
         finally:
             if watcher is not None:
                 watcher.stop()

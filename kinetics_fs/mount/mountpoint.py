@@ -7,26 +7,29 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from kinetics_fs.errors import MountError
+from kinetics_fs.mount.fusermount import (
+    OTHERS_NOT_ALLOWED,
+    SUBTYPE,
+    allows_other,
+    cannot_mount,
+    device_error,
+    find_fusermount,
+    no_fusermount,
+)
 from kinetics_fs.mount.probe import run_or_abandon
 
 _log = logging.getLogger(__name__)
-
-SUBTYPE = "kinetics-fs"
-"""Mounts have the filesystem type `fuse.kinetics-fs`."""
 
 _STACKED = {"overlay", "ecryptfs"}
 
 _UMOUNT_TIMEOUT = 20.0
 """Seconds to wait for the program that unmounts."""
-
-_FUSE_CONF = Path("/etc/fuse.conf")
 
 
 class _MountInfo(NamedTuple):
@@ -130,43 +133,22 @@ def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:
         unmount(path, lazy=True)
         return prepare_mountpoint(path, allow_other=allow_other)
     if sys.platform == "linux":
-        _check_fuse(allow_other=allow_other)
+        _check_fuse(path, allow_other=allow_other)
     return path
 
 
-def _check_fuse(*, allow_other: bool) -> None:
-    if not Path("/dev/fuse").exists():
-        raise MountError(
-            "cannot mount: /dev/fuse does not exist; load the kernel module (modprobe fuse),"
-            " or start the container with --device /dev/fuse"
-        )
-    if os.geteuid() == 0:
-        return
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise MountError("cannot mount: no permission to open /dev/fuse; as root, run chmod 666 /dev/fuse")
-    if find_fusermount() is None:
-        raise MountError(FUSERMOUNT_MISSING)
-    if allow_other and not allows_other():
-        raise MountError(
-            f"cannot mount with --allow-other: {_FUSE_CONF} does not allow it;"
-            " as root, add the line user_allow_other to it"
-        )
+def _check_fuse(path: Path, *, allow_other: bool) -> None:
+    """Check what would fail later, after the annotations have been downloaded.
 
-
-FUSERMOUNT_MISSING = "cannot mount: fusermount3 is not installed; install the package fuse3, or mount as root"
-
-
-def allows_other() -> bool:
-    """Return True if the administrator lets users share their mounts (`user_allow_other` in /etc/fuse.conf)."""
-    try:
-        return any(line.strip() == "user_allow_other" for line in _FUSE_CONF.read_text().splitlines())
-    except OSError:
-        return False
-
-
-def find_fusermount() -> str | None:
-    """Return the path of the setuid program that mounts for users; None if it is not installed."""
-    return shutil.which("fusermount3") or shutil.which("fusermount")
+    Raises:
+        MountError: neither this process nor fusermount3 can mount.
+    """
+    error = device_error()
+    if find_fusermount() is None and (error is not None or os.geteuid() != 0):
+        raise cannot_mount(path, no_fusermount(error), error)
+    # A fusermount3 that opens the device elsewhere has its own configuration.
+    if os.geteuid() != 0 and error is None and allow_other and not allows_other():
+        raise cannot_mount(path, OTHERS_NOT_ALLOWED, None)
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
@@ -180,26 +162,30 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         MountError: the path is not a mount, is in use, or may not be unmounted by this user.
     """
     fusermount = find_fusermount()
+    commands = []
     if os.geteuid() == 0 or fusermount is None:
-        command = ["umount", *(["-l"] if lazy and sys.platform == "linux" else []), str(path)]
-    else:
-        command = [fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)]
-    try:
-        done = run_or_abandon(command, _UMOUNT_TIMEOUT)
-    except OSError as error:
-        raise MountError(f"cannot unmount {path}: cannot run {command[0]}: {error.strerror}") from error
-    if done is None:
-        raise MountError(
-            f"cannot unmount {path}: {command[0]} did not end within {_UMOUNT_TIMEOUT:.0f} s;"
-            " add --lazy, or end the process of the mount"
-        )
-    if done.returncode == 0:
-        return
-    errors = done.stderr.strip().splitlines()
-    reason = errors[-1] if errors else f"{command[0]} failed with status {done.returncode}"
-    if "busy" in reason:
-        raise MountError(
-            f"cannot unmount {path}: it is in use; close the files that are open in it (lsof +f -- {path}),"
-            " or add --lazy"
-        )
-    raise MountError(f"cannot unmount {path}: {reason}")
+        commands.append(["umount", *(["-l"] if lazy and sys.platform == "linux" else []), str(path)])
+    if fusermount is not None:  # also for root, who may have no privileges in a container
+        commands.append([fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)])
+    reasons = []
+    for command in commands:
+        try:
+            done = run_or_abandon(command, _UMOUNT_TIMEOUT)
+        except OSError as error:
+            reasons.append(f"cannot run {command[0]}: {error.strerror}")
+            continue
+        if done is None:
+            raise MountError(
+                f"cannot unmount {path}: {command[0]} did not end within {_UMOUNT_TIMEOUT:.0f} s;"
+                " add --lazy, or end the process of the mount"
+            )
+        if done.returncode == 0:
+            return
+        errors = done.stderr.strip().splitlines()
+        reasons.append(errors[-1] if errors else f"{command[0]} failed with status {done.returncode}")
+        if "busy" in reasons[-1]:
+            raise MountError(
+                f"cannot unmount {path}: it is in use; close the files that are open in it (lsof +f -- {path}),"
+                " or add --lazy"
+            )
+    raise MountError(f"cannot unmount {path}: {reasons[0]}")

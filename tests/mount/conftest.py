@@ -1,6 +1,9 @@
 """Fixtures of the tests of mounts, which run with each front end."""
 
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,9 @@ import pytest
 from kinetics_fs.mount import find_mounts
 from tests.conftest import MountFactory
 from tests.support.annotations import Labelled, write_annotations
+from tests.support.command_line import fuse_device_open_to_all
 from tests.support.mounts import CLASS, short_clips
+from tests.support.user import User
 
 FRONTENDS: dict[str, tuple[str, ...]] = {
     "native": ("--frontend", "native"),
@@ -51,3 +56,21 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     yield folder
     while folder in find_mounts():
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    """A user without privileges, to whom /dev/fuse is open; whatever is mounted in its home is unmounted in the end."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    # Not below pytest's folder, into which nobody else may look.
+    home = Path(tempfile.mkdtemp(prefix="kinetics-fs-"))
+    try:
+        user = User(home)
+        with fuse_device_open_to_all():
+            yield user
+    finally:
+        for mountpoint in find_mounts():
+            if mountpoint.is_relative_to(home):
+                subprocess.run(["umount", "-l", mountpoint], check=False)
+        shutil.rmtree(home)

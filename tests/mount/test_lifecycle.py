@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +19,9 @@ from kinetics_fs.doctor.fuse import mount as look_for_faults
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset, MountFactory
-from tests.support.command_line import ENVIRONMENT, fuse_device_open_to_all, has_ended, kinetics_fs, run_command
+from tests.support.command_line import ENVIRONMENT, has_ended, kinetics_fs, run_command
 from tests.support.mounts import wait_until
+from tests.support.user import User
 
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
 
@@ -459,61 +458,6 @@ def test_mount_after_umount(run: Run, mountpoint: Path) -> None:
 
 
 # Without privileges -----------------------------------------------------------------------------------------------
-
-
-class User:
-    """Somebody who is not root, with a home; runs commands."""
-
-    def __init__(self, home: Path) -> None:
-        account = pwd.getpwnam("nobody")
-        self.home = home
-        self._become = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-        os.chown(home, account.pw_uid, account.pw_gid)
-        inherited = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("XDG_")}
-        self._environment = {**inherited, "HOME": str(home), "USER": "nobody", "LOGNAME": "nobody"}
-        if not self._can_run_us():
-            # This installation is somewhere that only root may look into: so this user may look everywhere, but
-            # still not write, open devices for writing, or mount.
-            self._become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-            if not self._can_run_us():
-                pytest.skip("another user cannot run this installation")
-
-    def _can_run_us(self) -> bool:
-        # Twice: the first exec may still look where this user may not.
-        code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import kinetics_fs'], check=True)"
-        return self.run(sys.executable, "-c", code).returncode == 0
-
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self._become, *command],
-            env=self._environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def kinetics_fs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "kinetics_fs", "--config", os.devnull, *arguments)
-
-
-@pytest.fixture
-def user() -> Iterator[User]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    # Not below pytest's folder, into which nobody else may look.
-    home = Path(tempfile.mkdtemp(prefix="kinetics-fs-"))
-    try:
-        user = User(home)
-        with fuse_device_open_to_all():
-            yield user
-    finally:
-        for mountpoint in find_mounts():
-            if mountpoint.is_relative_to(home):
-                subprocess.run(["umount", "-l", mountpoint], check=False)
-        shutil.rmtree(home)
 
 
 def mount_as_user(user: User, frontend: tuple[str, ...], dataset: Dataset, site: VideoSite) -> tuple[Path, int]:

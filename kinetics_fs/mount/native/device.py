@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import array
 import ctypes
-import errno
 import fcntl
 import os
 import socket
 import subprocess
 from pathlib import Path
 
-from kinetics_fs.errors import MountError
-from kinetics_fs.mount.mountpoint import FUSERMOUNT_MISSING, SUBTYPE, find_fusermount
+from kinetics_fs.mount.fusermount import (
+    SUBTYPE,
+    cannot_mount,
+    explain,
+    find_fusermount,
+    no_fusermount,
+    open_device,
+)
+from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 
 MAX_READ = 1024 * 1024
@@ -23,7 +29,7 @@ _READ_AHEAD_KIB = 1024
 
 
 def mount(mountpoint: Path, *, allow_other: bool, source: str) -> int:
-    """Mount with the system call if this process may use it, else with the setuid program fusermount3.
+    """Mount with the system call if this process may use it and the device, else by the program fusermount3.
 
     Args:
         mountpoint: a prepared mount point.
@@ -41,15 +47,17 @@ def mount(mountpoint: Path, *, allow_other: bool, source: str) -> int:
         options.append("allow_other")
     try:
         return _mount_directly(mountpoint, options, source)
-    except PermissionError:
-        return _mount_by_fusermount(mountpoint, options, source)
+    except OSError as error:
+        return _mount_by_fusermount(mountpoint, options, source, error)
 
 
 def _mount_directly(mountpoint: Path, options: list[str], source: str) -> int:
-    try:
-        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"cannot mount on {mountpoint}: cannot open /dev/fuse: {error.strerror}") from error
+    """Mount with the system call.
+
+    Raises:
+        OSError: the device cannot be opened (with the file name), or the system call fails (without).
+    """
+    fd = open_device()
     data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},{','.join(options)}"
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
@@ -57,37 +65,48 @@ def _mount_directly(mountpoint: Path, options: list[str], source: str) -> int:
     if libc.mount(source.encode(), os.fsencode(mountpoint), kind, ctypes.c_ulong(flags), data.encode()):
         code = ctypes.get_errno()
         os.close(fd)
-        if code == errno.EPERM:
-            raise PermissionError(code, os.strerror(code))
-        raise MountError(f"cannot mount on {mountpoint}: {os.strerror(code)}")
+        raise OSError(code, os.strerror(code))
     return fd
 
 
-def _mount_by_fusermount(mountpoint: Path, options: list[str], source: str) -> int:
-    """Mount by fusermount3, which sends the descriptor over a socket whose number it finds in its environment."""
+def _mount_by_fusermount(mountpoint: Path, options: list[str], source: str, error: OSError) -> int:
+    """Mount by fusermount3, which sends the descriptor over a socket whose number it finds in its environment.
+
+    Args:
+        mountpoint: a prepared mount point.
+        options: options of the mount.
+        source: the source that lists of mounts show.
+        error: why this process could not mount itself.
+    """
     fusermount = find_fusermount()
     if fusermount is None:
-        raise MountError(FUSERMOUNT_MISSING)
+        raise cannot_mount(mountpoint, no_fusermount(error), error) from error
     parent, child = socket.socketpair()
     with parent, child:
-        text = ",".join(["ro", "nosuid", "nodev", "noatime", f"fsname={source}", f"subtype={SUBTYPE}", *options])
-        done = subprocess.run(
-            [fusermount, "-o", text, "--", str(mountpoint)],
-            env={**os.environ, "_FUSE_COMMFD": str(child.fileno())},
-            pass_fds=[child.fileno()],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            errors = done.stderr.strip().splitlines()
-            raise MountError(f"cannot mount on {mountpoint}: {errors[-1] if errors else fusermount + ' failed'}")
-        child.close()
-        _, received, _, _ = socket.recv_fds(parent, 1, 1, socket.MSG_CMSG_CLOEXEC)
-    if not received:
-        raise MountError(f"cannot mount on {mountpoint}: {fusermount} sent no descriptor")
-    return received[0]
+        # Without noatime, which some AppArmor profiles refuse: nothing updates the times of a read-only mount.
+        text = ",".join(["ro", "nosuid", "nodev", f"fsname={source}", f"subtype={SUBTYPE}", *options])
+        try:
+            done = subprocess.run(
+                [fusermount, "-o", text, "--", str(mountpoint)],
+                env={**os.environ, "_FUSE_COMMFD": str(child.fileno())},
+                pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as failure:
+            message = f"cannot run {fusermount}: {failure.strerror}"
+        else:
+            message = "".join(done.stderr.strip().splitlines()[-1:])
+            child.close()
+            if not done.returncode:
+                _, received, _, _ = socket.recv_fds(parent, 1, 1, socket.MSG_CMSG_CLOEXEC)
+                if received:
+                    return received[0]
+                message = message or "it sent no descriptor"
+    raise cannot_mount(mountpoint, explain(message, mountpoint, filesystem_type(mountpoint), error), error) from error
 
 
 def open_backing(fuse_fd: int, fd: int) -> int:
