@@ -27,7 +27,7 @@ from kinetics_fs.mount import trace
 from kinetics_fs.mount.collector import OnReady
 from kinetics_fs.mount.fusermount import SUBTYPE, cannot_mount, device_error, explain
 from kinetics_fs.mount.mountpoint import filesystem_type
-from kinetics_fs.vfs import MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
+from kinetics_fs.vfs import MAX_FILES, MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
 try:
     import fuse
@@ -212,11 +212,16 @@ class _Operations:
 
     def statfs(self, _path: str) -> dict[str, int]:
         statistics = self._open_threads.submit(self._filesystem.statistics).result()
+        blocks, free, available = statistics.blocks(_BLOCK_SIZE)
         return {
             "f_bsize": _BLOCK_SIZE,
             "f_frsize": _BLOCK_SIZE,
-            "f_blocks": -(-statistics.bytes_used // _BLOCK_SIZE),
-            "f_files": statistics.files,
+            "f_blocks": blocks,
+            "f_bfree": free,
+            "f_bavail": available,
+            "f_files": MAX_FILES,
+            "f_ffree": MAX_FILES - statistics.files,
+            "f_favail": MAX_FILES - statistics.files,
             "f_namemax": MAX_NAME_BYTES,
         }
 

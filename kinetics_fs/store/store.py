@@ -85,6 +85,20 @@ class Usage:
     disk_free: int
 
 
+class Space(NamedTuple):
+    """How many bytes of clips the cache may hold, by its limit and by its disk.
+
+    Attributes:
+        total: the maximum; at least `used`.
+        used: the bytes of the cached clips.
+        available: what can still be cached, by evicting clips if needed: everything that pinned clips leave.
+    """
+
+    total: int
+    used: int
+    available: int
+
+
 class Store:
     """The clips of one cache directory.
 
@@ -293,6 +307,12 @@ class Store:
             reserved=reserved,
             disk_free=self._evictor.disk_free(),
         )
+
+    def space(self) -> Space:
+        """Return how many bytes of clips the cache may hold."""
+        _, used = self._files.totals()
+        capacity = self._evictor.capacity()
+        return Space(max(capacity, used), used, max(0, capacity - self.pins.totals().bytes))
 
     def status(self) -> StoreStatus:
         """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""

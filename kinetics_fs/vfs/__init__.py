@@ -8,6 +8,7 @@ from kinetics_fs.vfs.errnos import errno_of
 from kinetics_fs.vfs.filesystem import Filesystem, FilesystemOptions
 from kinetics_fs.vfs.hidden import HiddenClips, HiddenWatcher, Name
 from kinetics_fs.vfs.nodes import (
+    MAX_FILES,
     MAX_NAME_BYTES,
     ROOT,
     AttrCache,
@@ -22,6 +23,7 @@ from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, OpenPhase, Shared
 from kinetics_fs.vfs.readahead import OpenObserver, Readahead
 
 __all__ = [
+    "MAX_FILES",
     "MAX_NAME_BYTES",
     "ROOT",
     "AttrCache",

@@ -305,8 +305,8 @@ class Filesystem:
         return Attributes(ino, NodeType.DIRECTORY, 4096, 2 + subdirectories, self._mtime, AttrCache.FOREVER)
 
     def statistics(self) -> Statistics:
-        """Return the result of statfs: the clips shown, and the bytes in the cache."""
-        return Statistics(self._store.usage().bytes, self._catalog.clip_count - self.hidden.total)
+        """Return the result of statfs: the clips shown, and how full the cache is."""
+        return Statistics(self._store.space(), self._catalog.clip_count - self.hidden.total)
 
     # Extended attributes
 

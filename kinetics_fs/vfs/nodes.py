@@ -7,6 +7,7 @@ import stat
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.catalog import Catalog, ClassNames, Directory, Entry, name_table
+from kinetics_fs.store import Space
 
 ROOT = 1
 CONTROL_DIRECTORY = 2
@@ -70,11 +71,26 @@ class DirEntry(NamedTuple):
     type: NodeType
 
 
-class Statistics(NamedTuple):
-    """The result of statfs, in bytes and files."""
+MAX_FILES = 2**32 - 1
+"""Number of files that statfs reports as possible: with none left, monitors would call the filesystem full."""
 
-    bytes_used: int
+
+class Statistics(NamedTuple):
+    """The result of statfs.
+
+    Attributes:
+        space: how full the cache is.
+        files: number of clips shown.
+    """
+
+    space: Space
     files: int
+
+    def blocks(self, size: int) -> tuple[int, int, int]:
+        """Return `f_blocks`, `f_bfree` and `f_bavail` of statvfs(3), in blocks of `size` bytes."""
+        used = -(-self.space.used // size)
+        total = max(used, self.space.total // size)
+        return total, total - used, min(total, self.space.available // size)
 
 
 class Handle(Protocol):

@@ -462,12 +462,79 @@ def test_statfs(mount: MountFactory, cache: Path) -> None:
     clip = mounted.root / "validation/surfing water/-demo_video_000010_000020.mp4"
     before = os.statvfs(mounted.root)
     assert before.f_namemax == 255
-    assert before.f_files == 8
+    assert before.f_files - before.f_ffree == 8
     assert before.f_flag & os.ST_RDONLY
-    assert before.f_bavail == before.f_bfree == 0
-    assert before.f_blocks == 0
+    assert before.f_bavail == before.f_bfree == before.f_blocks > 0
     size = len(clip.read_bytes())
     after = os.statvfs(clip)
-    assert size <= after.f_blocks * after.f_frsize < size + after.f_frsize
-    shown = subprocess.run(["df", "--output=fstype,iused", mounted.root], capture_output=True, check=True).stdout
-    assert b"fuse.kinetics-fs" in shown
+    assert size <= (after.f_blocks - after.f_bfree) * after.f_frsize < size + after.f_frsize
+    assert after.f_bavail > 0
+    kind, clips, percent = df(mounted.root, "fstype", "iused", "ipcent")
+    assert (kind, clips, percent) == ("fuse.kinetics-fs", "8", "1%")
+
+
+def test_tools_that_look_at_filesystems(mount: MountFactory) -> None:
+    mounted = mount()
+    for command in ("stat -f", "df -i", "df -hT", "findmnt -D"):
+        done = subprocess.run([*command.split(), mounted.root], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+def df(path: Path, *fields: str) -> list[str]:
+    done = subprocess.run(
+        ["df", "--block-size=1", f"--output={','.join(fields)}", path], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[1].split()
+
+
+def test_statfs_with_a_limit(mount: MountFactory, cache: Path) -> None:
+    """A cache that is full evicts clips, so it is not full for the programs that look."""
+    mounted = mount("--cache-size", "1MB")
+    size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
+    assert (size, used, available) == (1_000_000 // 4096 * 4096, 0, size)
+    with Store(cache) as store:
+        add_clips(store, bytes_in_all=990_000)
+    size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
+    assert (size, available) == (1_000_000 // 4096 * 4096, size)
+    assert 990_000 <= used < 1_000_000
+    with Store(cache) as store:
+        store.pins.add(clip for clip, _ in store.cached_clips())
+    size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
+    assert 0 < available <= size - used + 4096  # what pinned clips leave
+
+    mounted = mount("--cache-size", "100KB")  # less than is pinned
+    size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
+    assert (size, available) == (used, 0)
+
+
+@pytest.mark.parametrize("free", [8_000_000, 0])
+def test_statfs_on_a_disk_that_fills_up(mount: MountFactory, tmp_path: Path, free: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16M", "tmpfs", disk], check=True)
+    try:
+        mounted = mount(cache=disk / "cache")
+        with Store(disk / "cache") as store:
+            add_clips(store, bytes_in_all=4_000_000)
+        room = os.statvfs(disk)
+        with (disk / "other").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - free))
+        size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
+        assert 4_000_000 <= used < 4_100_000
+        assert used <= size <= used + free
+        assert used - 4096 <= available <= size  # clips that would be evicted
+        mounted.end()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def add_clips(store: Store, *, bytes_in_all: int) -> None:
+    """Put ten clips into a store."""
+    for number in range(10):
+        claim = store.claim(Clip(f"statfs-{number:04}", 0, 10), size=bytes_in_all // 10)
+        assert claim is not None
+        with claim:
+            path = claim.folder / "clip.mp4"
+            path.write_bytes(bytes([number]) * (bytes_in_all // 10))
+            claim.publish(path, "test")

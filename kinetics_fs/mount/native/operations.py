@@ -20,7 +20,7 @@ from kinetics_fs.mount.native import device
 from kinetics_fs.mount.native import protocol as p
 from kinetics_fs.mount.native.passthrough import Passthrough
 from kinetics_fs.mount.native.readdir import ATTR_SECONDS, BLOCK_SIZE, ENTRY_SECONDS, DirectoryPages
-from kinetics_fs.vfs import MAX_NAME_BYTES, Attributes, ClipHandle, Filesystem, Handle, Name, errno_of
+from kinetics_fs.vfs import MAX_FILES, MAX_NAME_BYTES, Attributes, ClipHandle, Filesystem, Handle, Name, errno_of
 
 _log = logging.getLogger(__name__)
 
@@ -254,8 +254,8 @@ class Operations:
 
     def _statfs(self, _header: p.InHeader, _body: memoryview) -> bytes:
         statistics = self._filesystem.statistics()
-        blocks = -(-statistics.bytes_used // BLOCK_SIZE)
-        return p.STATFS_OUT.pack(blocks, 0, 0, statistics.files, 0, BLOCK_SIZE, MAX_NAME_BYTES, BLOCK_SIZE)
+        files = MAX_FILES, MAX_FILES - statistics.files
+        return p.STATFS_OUT.pack(*statistics.blocks(BLOCK_SIZE), *files, BLOCK_SIZE, MAX_NAME_BYTES, BLOCK_SIZE)
 
     def _getxattr(self, header: p.InHeader, body: memoryview) -> bytes:
         request = p.GETXATTR_IN.unpack(body)

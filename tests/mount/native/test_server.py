@@ -243,9 +243,11 @@ def test_readlink(example: ExampleFilesystem, kernel: Kernel) -> None:
 def test_statfs(example: ExampleFilesystem, kernel: Kernel) -> None:
     put(example.store, CLIP, content(CLIP))
     said = p.STATFS_OUT.unpack(memoryview(kernel.ask(p.Opcode.STATFS)))
-    assert said.blocks == 3
-    assert said.bfree == said.bavail == said.ffree == 0
-    assert said.files == len(CLIPS) + TWICE + 3
+    assert said.blocks - said.bfree == 3
+    assert said.bavail <= said.blocks
+    assert said.bavail > 0
+    assert said.files - said.ffree == len(CLIPS) + TWICE + 3
+    assert said.ffree > 0
     assert said.namelen == 255
     assert said.bsize == said.frsize == 4096
 

@@ -276,7 +276,11 @@ def test_times_are_the_day_of_the_release(fixed: Parts) -> None:
 
 def test_statistics(parts: Parts) -> None:
     parts.keep(b"x" * 5000)
-    assert parts.fs.statistics() == (5000, len(ROWS))
+    statistics = parts.fs.statistics()
+    assert (statistics.space.used, statistics.files) == (5000, len(ROWS))
+    total, free, available = statistics.blocks(4096)
+    assert total - free == 2
+    assert 0 < available <= total
 
 
 # Control files ----------------------------------------------------------------------------------------------------
