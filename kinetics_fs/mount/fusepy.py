@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from ctypes import byref, c_char_p, c_void_p
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kinetics_fs.control.status import FrontendStatus
 from kinetics_fs.errors import KineticsError, MountError
@@ -77,16 +77,14 @@ def serve(
     """
     operations = _TracedOperations if trace.is_enabled() else _Operations
     with (
-        TemporaryFile() as errors,
+        TemporaryFile() as file,
+        closing(_CapturedErrors(file)) as errors,
         ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="open") as open_threads,
         ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="stat") as stat_threads,
     ):
-        # libfuse reports errors on standard error only.
-        real_stderr = os.dup(2)
-        os.dup2(errors.fileno(), 2)
 
         def on_init() -> None:
-            os.dup2(real_stderr, 2)
+            errors.close()
             on_ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
 
         watcher = filesystem.watch_names(lambda _name: None)
@@ -115,16 +113,37 @@ def serve(
                 auto_unmount=inaccessible is not None,
             )
         except RuntimeError as error:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
-            refusal = explain("".join(lines[-1:]), mountpoint, filesystem_type(mountpoint), inaccessible)
+            refusal = explain(errors.last_line(), mountpoint, filesystem_type(mountpoint), inaccessible)
             raise cannot_mount(mountpoint, refusal, inaccessible) from error
         finally:
             if watcher is not None:
                 watcher.stop()
                 watcher.join()
-            os.dup2(real_stderr, 2)
-            os.close(real_stderr)
+
+
+class _CapturedErrors:
+    """Captures standard error, the only place where libfuse reports errors, until it is closed.
+
+    Args:
+        file: an empty file, for what is captured.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._real: int | None = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+    def last_line(self) -> str:
+        """Return the last line; an empty string if there is none."""
+        self._file.seek(0)
+        return "".join(self._file.read().decode(errors="replace").strip().splitlines()[-1:])
+
+    def close(self) -> None:
+        """Restore standard error, once: by the next call, the log may have been reopened on it."""
+        if self._real is not None:
+            os.dup2(self._real, 2)
+            os.close(self._real)
+            self._real = None
 
 
 class _Fuse(fuse.FUSE):  # type: ignore[misc]  # fusepy has no annotations

@@ -45,8 +45,9 @@ def test_a_failure_is_one_json_object_with_all_its_facts(mount: MountFactory, si
     assert datetime.fromisoformat(blocked["next_retry"]) > datetime.fromisoformat(blocked["time"])
 
 
-def test_sighup_opens_the_log_file_again(mount: MountFactory) -> None:
-    mounted = mount("--workers", "1")
+@pytest.mark.parametrize("frontend", ["native", "fusepy"])
+def test_sighup_opens_the_log_file_again(mount: MountFactory, frontend: str) -> None:
+    mounted = mount("--workers", "1", "--frontend", frontend)
     (mounted.root / SURFING / f"{FIRST}.mp4").read_bytes()
     [worker] = [pid for pid in descendants(mounted.pid) if "fetch.worker" in command_line(pid)]
     old = mounted.log.with_name("rotated")
@@ -62,3 +63,6 @@ def test_sighup_opens_the_log_file_again(mount: MountFactory) -> None:
     assert Path(f"/proc/{worker}/fd/2").readlink() == mounted.log
     for pid in (mounted.pid, worker):
         assert old not in [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
+    size = old.stat().st_size
+    mounted.end()
+    assert old.stat().st_size == size
