@@ -156,7 +156,7 @@ class Prefetch:
         self._pause_until = 0.0
         self._started_at = time.time()
         self._failures: Counter[str] = Counter()
-        self._consecutive_faults = 0
+        self._consecutive_faults = set[Clip]()
         self.total = total
         self.state = PrefetchState.RUNNING
         self.fetched = self.already_cached = 0
@@ -209,7 +209,9 @@ class Prefetch:
             future.cancel()
 
     def _can_request(self, clip: Clip) -> bool:
-        return len(self._requested) < self._window and (self._cursor is None or self._cursor.has_space_for(clip))
+        # A clip that is listed twice is fetched once: it is cached when its turn comes again.
+        is_free = len(self._requested) < self._window and clip not in self._requested
+        return is_free and (self._cursor is None or self._cursor.has_space_for(clip))
 
     def _wake(self) -> None:
         with self._changed:
@@ -224,7 +226,8 @@ class Prefetch:
                 pause = self._pause_until - time.monotonic()
                 if pause <= 0 and self.state is PrefetchState.WAITING:
                     self.state, self.problem = PrefetchState.RUNNING, None
-                if pause > 0 or (self._postponed and len(self._requested) >= self._window):
+                is_busy = len(self._requested) >= self._window
+                if pause > 0 or (self._postponed and (is_busy or self._postponed[0][1] in self._requested)):
                     self._changed.wait(pause if pause > 0 else None)
                     continue
                 if not self._postponed:
@@ -255,7 +258,7 @@ class Prefetch:
                 pass  # cancelled by this prefetch
             elif error is None:
                 self.fetched += 1
-                self._consecutive_faults = 0
+                self._consecutive_faults.clear()
             elif isinstance(error, FetchError) and self._can_postpone(error):
                 heapq.heappush(self._postponed, (position, clip))
             else:
@@ -268,10 +271,10 @@ class Prefetch:
     def _is_offline(self, clip: Clip, error: FetchError) -> bool:
         """Count a fault of the network, and return whether so many in a row mean that there is no network."""
         if error.kind is not FailureKind.TRANSIENT:
-            self._consecutive_faults = 0
+            self._consecutive_faults.clear()
         elif (failure := self._store.failures.get(clip)) is not None and failure.last_at >= self._started_at:
-            self._consecutive_faults += 1  # a failure remembered from before says nothing about the network now
-        return self._consecutive_faults >= _MAX_CONSECUTIVE_FAULTS and not self._patient
+            self._consecutive_faults.add(clip)  # a failure remembered from before says nothing about the network now
+        return len(self._consecutive_faults) >= _MAX_CONSECUTIVE_FAULTS and not self._patient
 
     def _can_postpone(self, error: FetchError) -> bool:
         """Begin a pause if a later request for the clip may succeed, and return whether it may."""
