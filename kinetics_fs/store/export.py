@@ -6,17 +6,25 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
 from kinetics_fs.errors import KineticsError, StoreError
 from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
 from kinetics_fs.util.files import fsync, link_or_copy
+
+_PORTABLE = re.compile(
+    r"(?!(con|prn|aux|nul|com\d|lpt\d)\b)[ !#-)+-.0-9;=@-[\]-{}~]*(?<![. ])", re.IGNORECASE | re.ASCII
+)
+"""Names that every disk accepts and keeps as they are."""
 
 OnProgress = Callable[["ExportResult"], object]
 """Receives the result so far after each clip."""
@@ -117,6 +125,7 @@ class _Export:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock_folder():
+                self._check_names()
                 self._write_all()
         except OSError as error:
             raise StoreError(f"cannot write {error.filename or self._folder}: {error.strerror}") from error
@@ -137,6 +146,48 @@ class _Export:
             yield
         finally:
             os.close(fd)
+
+    def _check_names(self) -> None:
+        """Check that the disk gives a folder of its own to each class.
+
+        Only names that a disk may confuse, change or refuse are tried. Their folders are made, compared and removed.
+
+        Raises:
+            StoreError: the disk refuses a name, or takes two for one.
+        """
+        for split in self._catalog.splits():
+            folder = self._folder / split.split
+            existing = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            names = [class_name(str(one.label), self._style) for one in self._catalog.classes(split)]
+            alike = Counter(map(_folded, {*names, *existing}))
+            risky = [name for name in names if alike[_folded(name)] > 1 or not _PORTABLE.fullmatch(name)]
+            if risky:
+                tried = set(map(_folded, risky))
+                self._try_names(folder, risky, [name for name in existing if _folded(name) in tried])
+
+    def _try_names(self, folder: Path, names: list[str], existing: list[str]) -> None:
+        with contextlib.ExitStack() as made:
+            seen: dict[tuple[int, int], str] = {}
+            for name in (*existing, *names):
+                path = folder / name
+                try:
+                    for new in (folder, path):
+                        with contextlib.suppress(FileExistsError):
+                            new.mkdir()
+                            made.callback(_remove_empty, new)
+                    status = path.stat()
+                except OSError as error:
+                    raise StoreError(
+                        f'cannot export the class "{name}" to {self._folder}: its disk refuses the name'
+                        f" ({error.strerror}); export to another disk, or without this class"
+                    ) from error
+                other = seen.setdefault((status.st_dev, status.st_ino), name)
+                is_form_of_it = normalize("NFC", other) == normalize("NFC", name) and other not in names
+                if other != name and not is_form_of_it:
+                    raise StoreError(
+                        f'cannot export to {self._folder}: its disk takes the folders "{other}" and "{name}" for one;'
+                        " export to another disk, or export one class at a time with --class to separate folders"
+                    )
 
     def _write_all(self) -> None:
         for page in selection_pages(self._catalog, self._store):
@@ -198,6 +249,16 @@ class _Export:
             unfinished.unlink(missing_ok=True)
         self.result.linked += linked
         return True
+
+
+def _folded(name: str) -> str:
+    """Return what may remain of a name on a disk that ignores case, the form of Unicode, or dots at the end."""
+    return normalize("NFKD", normalize("NFKD", name).casefold()).rstrip(". ")
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _link_new(file: Path, name: Path) -> bool:
