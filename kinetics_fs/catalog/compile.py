@@ -21,8 +21,16 @@ from kinetics_fs.catalog.annotations import Refusal, needs_split, read_annotatio
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.containers import readable
-from kinetics_fs.catalog.database import CLIP_PATH, catalog_path, new_database, remove_predecessors, touch
+from kinetics_fs.catalog.database import (
+    CLIP_PATH,
+    catalog_path,
+    latest_labels,
+    new_database,
+    remove_predecessors,
+    touch,
+)
 from kinetics_fs.catalog.inodes import directory_ino
+from kinetics_fs.catalog.labels import warn_of_moved_indexes, warn_of_similar_labels
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_of_file_name
 from kinetics_fs.catalog.releases import Release
 from kinetics_fs.errors import CatalogError
@@ -107,11 +115,15 @@ def compile_catalog(
 
     started = time.monotonic()
     refusals = _RefusalCounter()
+    # Of different editions of the same lists, and of no others.
+    source = "\n".join([release.name, *([] if union else [str(one.path.absolute()) for one in files])])
+    labels_before = latest_labels(folder, source)
     info = {
         "release": release.name,
         "published": release.published.isoformat(),
         "key": key,
         "annotations_digest": annotations_digest,
+        "source": source,
     }
     with new_database(path, info) as connection:
         staging = _Staging(connection, refusals)
@@ -131,6 +143,8 @@ def compile_catalog(
         remove_predecessors(path, annotations_digest)
     _log.info("compiled %s clips of Kinetics-%s in %.1f s", f"{clips:,}", release.name, time.monotonic() - started)
     refusals.report()
+    warn_of_similar_labels(staging.labels())
+    warn_of_moved_indexes(release.name, labels_before, staging.labels())
     return path
 
 

@@ -87,8 +87,9 @@ CREATE TABLE refusal_count (
 );
 
 -- release, published (ISO date), key (SHA-256 of all inputs: names the file), digest (SHA-256 that identifies the
--- clips), annotations_digest (the digest without the clips that only archives name), duplicates (number of repeated
--- rows); selection (its parameters) if the catalog is a selection from another one.
+-- clips), annotations_digest (the digest without the clips that only archives name), source (the release and the paths
+-- of its lists, which may have other contents later), duplicates (number of repeated rows); selection (its parameters)
+-- and no source if the catalog is a selection from another one.
 CREATE TABLE info (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -210,6 +211,16 @@ def _make_inos_unique(connection: sqlite3.Connection) -> None:
             """,
             (attempt,),
         )
+
+
+def latest_labels(folder: Path, source: str) -> list[str]:
+    """Return the sorted labels of the catalog with this `source` that was used last; none if there is none."""
+    for path, _ in _by_last_use(folder, "*.sqlite"):
+        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as connection:
+            if connection.execute("SELECT 1 FROM info WHERE key = 'source' AND value = ?", (source,)).fetchone():
+                return [label for (label,) in connection.execute("SELECT label FROM label ORDER BY position")]
+    return []
 
 
 def touch(path: Path) -> None:
