@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
@@ -39,7 +41,7 @@ _BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _LOOPBACK = "127.0.0.1"
 _PATH = "/metrics"
 _TIMEOUT = 10.0
-"""Seconds that the server waits for a client."""
+"""Seconds from the connection of a client to the end of its answer."""
 _MAX_CONNECTIONS = 16
 
 
@@ -252,17 +254,25 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(_TIMEOUT, _disconnect, (request,))
+        deadline.daemon = True
+        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.debug("a client of the metrics disconnected", exc_info=True)
 
 
+def _disconnect(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _MetricsRequestHandler(WSGIRequestHandler):
-    timeout = _TIMEOUT
     server_version = "kinetics-fs"
     sys_version = ""
 

@@ -65,11 +65,23 @@ def test_fetches_are_counted_by_source() -> None:
 
 
 def test_silent_client_is_disconnected(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics._MetricsRequestHandler, "timeout", 0.3)
+    monkeypatch.setattr(metrics, "_TIMEOUT", 0.3)
     with connect(server) as client:
         started = time.monotonic()
         assert client.recv(1) == b""
         assert 0.2 < time.monotonic() - started < 10
+
+
+def test_client_that_sends_a_byte_now_and_then_is_disconnected(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_TIMEOUT", 1.0)
+    with connect(server) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        with pytest.raises(OSError):
+            while True:  # never silent for as long as the timeout
+                client.send(b"x")
+                time.sleep(0.05)
 
 
 def test_connections_above_the_cap_are_closed(server: MetricsServer) -> None:
