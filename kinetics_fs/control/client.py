@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kinetics_fs.control.paths import socket_path
+from kinetics_fs.control.paths import is_private, socket_path
 from kinetics_fs.errors import MountError
 
 _MAX_ANSWER = 64 * 1024 * 1024
@@ -49,9 +50,7 @@ class Connection:
         """Process id of the mount; None except on Linux."""
         if not hasattr(socket, "SO_PEERCRED"):
             return None
-        # struct ucred of unix(7): pid, uid, gid.
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[0])
+        return _peer_credentials(self._socket)[0]
 
     def request(
         self,
@@ -116,17 +115,33 @@ class Connection:
 
 
 def connect(mountpoint: Path, timeout: float = _TIMEOUT) -> Connection | None:
-    """Connect to the mount on a path; return None if no mount listens there, or only for another user.
+    """Connect to the mount on a path; return None if no mount of this user listens there.
+
+    A socket that another user could have put there is not trusted.
 
     Args:
         mountpoint: absolute path of the mount point, without symbolic links.
         timeout: seconds that the mount may take for its answer.
     """
+    path = socket_path(mountpoint)
+    if not is_private(path.parent):
+        return None
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(timeout)
     try:
-        connected.connect(str(socket_path(mountpoint)))
+        connected.connect(str(path))
     except OSError:
         connected.close()
         return None
+    if hasattr(socket, "SO_PEERCRED") and _peer_credentials(connected)[1] != os.geteuid():
+        connected.close()
+        return None
     return Connection(mountpoint, connected, timeout)
+
+
+def _peer_credentials(connected: socket.socket) -> tuple[int, int]:
+    """Return the process id and the user id of the peer, as of its `listen` (Linux only)."""
+    # struct ucred of unix(7): pid, uid, gid.
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid

@@ -45,6 +45,15 @@ def prepare_runtime_dir() -> Path:
     return folder
 
 
+def is_private(folder: Path) -> bool:
+    """Return whether a directory belongs to this user, and no other user can put a socket into it."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def _runtime_dir() -> Path:
     if os.geteuid() == 0 and Path("/run").is_dir():
         return Path("/run/kinetics-fs")

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,12 +23,21 @@ _MAX_LINE = 64 * 1024
 """Bytes of a request, and of each line after it."""
 
 _MAX_LINES = 10_000_000
-_MAX_CONNECTIONS = 32
+_MAX_REQUESTS = 32
+"""Requests that are answered at the same time."""
+_MAX_WAITING = 256
+"""Requests besides that wait for something, such as the end of a job."""
+_MAX_REFUSED = 64
+"""Refused connections that stay open, so that their clients can read why."""
+_MAX_INTEGER = 2**63 - 1
+"""Largest integer that SQLite stores."""
 _TIMEOUT = 30.0
 """Seconds that a client may take to send its request."""
 
 _CLOSE_TIMEOUT = 2.0
 """Seconds that a request in progress may take at the end of the mount."""
+
+_BUSY = "cannot answer: the mount is busy with the requests of other programs; try again, or end some of them"
 
 _TYPE_NAMES = {str: "a text", int: "an integer", bool: "true or false", list: "a list"}
 
@@ -57,6 +67,8 @@ class Request:
         value = self._parameters.get(name, default)
         if value is not None and type(value) is not kind:
             raise KineticsError(f"cannot use the parameter {name!r}: it must be {_TYPE_NAMES[kind]}, not {value!r:.40}")
+        if type(value) is int and abs(value) > _MAX_INTEGER:
+            raise KineticsError(f"cannot use the parameter {name!r}: {value!r:.40} has more than 64 bits")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -95,10 +107,30 @@ class RequestHandler(NamedTuple):
     Attributes:
         answer: returns the result for `json.dumps`; runs in a thread of its own.
         parameters: the parameters that the request may have.
+        waits: the answer may take any time, so that the request is not one of the few that are answered at a time.
     """
 
     answer: Callable[[Request], object]
     parameters: tuple[str, ...] = ()
+    waits: bool = False
+
+
+class _Slot:
+    """The place of a request among those that are answered at the same time, which was acquired before."""
+
+    def __init__(self, free: threading.Semaphore) -> None:
+        self._free = free
+
+    def move_to(self, free: threading.Semaphore) -> bool:
+        """Take another place instead; return False if there is none."""
+        if not free.acquire(blocking=False):
+            return False
+        self._free.release()
+        self._free = free
+        return True
+
+    def release(self) -> None:
+        self._free.release()
 
 
 class ControlServer:
@@ -114,7 +146,9 @@ class ControlServer:
 
     def __init__(self, mountpoint: Path, handlers: Mapping[str, RequestHandler]) -> None:
         self._handlers = handlers
-        self._free_connections = threading.Semaphore(_MAX_CONNECTIONS)
+        self._free_requests = threading.Semaphore(_MAX_REQUESTS)
+        self._free_waiting = threading.Semaphore(_MAX_WAITING)
+        self._refused: deque[socket.socket] = deque()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         prepare_runtime_dir()
@@ -154,6 +188,8 @@ class ControlServer:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)  # read no more, but answer the requests in progress
             thread.join(max(0.0, deadline - time.monotonic()))
+        for connection in self._refused:
+            connection.close()
 
     def _accept(self) -> None:
         while True:
@@ -161,13 +197,26 @@ class ControlServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            self._free_connections.acquire()
+            if not self._free_requests.acquire(blocking=False):
+                self._refuse(connection)
+                continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="control-request", daemon=True)
             with self._lock:
                 self._connections[connection] = thread
             thread.start()
 
+    def _refuse(self, connection: socket.socket) -> None:
+        """Tell a client that the mount is busy. Its connection is closed later: a close could lose the answer."""
+        connection.setblocking(False)
+        with suppress(OSError):
+            connection.sendall(json.dumps({"error": _BUSY}).encode() + b"\n")
+            connection.shutdown(socket.SHUT_WR)
+        self._refused.append(connection)
+        if len(self._refused) > _MAX_REFUSED:
+            self._refused.popleft().close()
+
     def _serve(self, connection: socket.socket) -> None:
+        slot = _Slot(self._free_requests)
         try:
             connection.settimeout(_TIMEOUT)
             with connection, cast(BinaryIO, connection.makefile("rwb")) as file:
@@ -176,7 +225,7 @@ class ControlServer:
                     file.write(json.dumps(answer).encode() + b"\n")
                     file.flush()
 
-                send(self._answer(file, lambda progress: send({"progress": progress})))
+                send(self._answer(file, lambda progress: send({"progress": progress}), slot))
                 # To close a socket with unread input resets the connection, and the client would lose the answer.
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(_CLOSE_TIMEOUT)
@@ -187,9 +236,9 @@ class ControlServer:
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
-            self._free_connections.release()
+            slot.release()
 
-    def _answer(self, file: BinaryIO, send_progress: Callable[[object], None]) -> dict[str, object]:
+    def _answer(self, file: BinaryIO, send_progress: Callable[[object], None], slot: _Slot) -> dict[str, object]:
         try:
             parameters = json.loads(file.readline(_MAX_LINE))
             name = parameters["request"]
@@ -204,6 +253,8 @@ class ControlServer:
                 f"its parameters are {', '.join(handler.parameters)}" if handler.parameters else "it has no parameters"
             )
             return {"error": f"cannot answer the request {name}: unknown parameter {parameter!r:.40}; {known}"}
+        if handler.waits and not slot.move_to(self._free_waiting):
+            return {"error": _BUSY}
         try:
             return {"result": handler.answer(Request(parameters, file, send_progress))}
         except KineticsError as error:

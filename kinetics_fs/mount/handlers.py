@@ -74,7 +74,7 @@ def make_handlers(
         "coverage": RequestHandler(lambda request: coverage().to_json()),
         "prefetch": RequestHandler(prefetch, (*_SELECTION, "lines")),
         "prefetches": RequestHandler(lambda request: [one.to_json() for one in prefetches.statuses()]),
-        "watch": RequestHandler(watch, ("id",)),
+        "watch": RequestHandler(watch, ("id",), waits=True),
         "cancel": RequestHandler(lambda request: prefetches.cancel(_job_id(request)).to_json(), ("id",)),
         "failures": RequestHandler(failures, ("count",)),
         "umount": RequestHandler(umount, ("lazy",)),

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_fs.control import Connection, NoAnswerError, connect
+from kinetics_fs.control import Connection, connect
 from kinetics_fs.control.status import InvalidStatusError, MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
@@ -100,18 +100,14 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
     if connection is not None:
         with connection:
             pid = connection.pid
-            try:
+            # A mount that is busy, or of a version that does not know the request, tells more in its file.
+            with suppress(MountError):
                 answer = connection.request("status")
-            except NoAnswerError:
-                if pid is not None and _is_alive(pid):
-                    return _hung_mount(mountpoint, pid)
-            except MountError:
-                pass  # a mount of another version does not know the request; its file shows the version
     if answer is None:
-        # The mount is another user's, its process has ended, or it runs another version.
+        # The mount is another user's or busy, its process has ended or hangs, or it runs another version.
         probe = probe_path(mountpoint)
         if probe is None:
-            return _hung_mount(mountpoint, None)
+            return _hung_mount(mountpoint, pid if pid is not None and _is_alive(pid) else None)
         if probe.errno in (errno.EACCES, errno.EPERM):
             return UnreachableMount(
                 str(mountpoint),

@@ -8,9 +8,11 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,22 @@ def test_commands_say_what_to_do_about_a_hung_and_a_dead_mount(mount: MountFacto
     assert text == f"{other.root}: its process has ended; clear it: kinetics-fs umount '{other.root}'"
     assert output_of(started("umount", other.root), 0) == ""
     assert "is not a mount of kinetics-fs" in output_of(started("status", other.root), 1)
+
+
+def test_mount_whose_socket_is_full_is_not_called_hung(mount: MountFactory) -> None:
+    mounted = mount()
+    with ExitStack() as opened:
+        for _ in range(64):  # clients that connect and say nothing
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(socket_path(mounted.root)))
+        done = run_command("status", "--json", mounted.root)
+        assert json.loads(done.stdout)["mounts"][0]["pid"] == mounted.pid
+        refused = run_command("jobs", "list", mounted.root)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "the mount is busy with the requests of other programs" in refused.stderr
+        assert run_command("umount", mounted.root).returncode == 0
+    assert has_ended(mounted.pid, within=20)
+    mounted.pid = 0
 
 
 def test_status_json_file_is_read_if_there_is_no_socket(mount: MountFactory) -> None:

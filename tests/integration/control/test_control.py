@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def test_other_lines_than_announced_are_refused(server: ControlServer, lines: st
 
 
 def test_answer_of_another_version_is_an_error(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_answer", lambda file, send_progress: {"ok": 1} if file.readline() else {})
+    monkeypatch.setattr(server, "_answer", lambda file, send_progress, slot: {"ok": 1} if file.readline() else {})
     with pytest.raises(MountError, match="it runs another version of kinetics-fs; unmount it and mount it again"):
         ask("echo")
 
@@ -183,6 +183,105 @@ def test_requests_in_progress_are_answered_at_the_end_of_the_mount(runtime: Path
     assert answers == ["done"] * 8, "requests in progress are answered"
     assert not socket_path(MOUNTPOINT).exists()
     assert connect(MOUNTPOINT) is None
+
+
+def hold(request: Request) -> object:
+    """Answer when the client sends the line that it has announced."""
+    return list(request.lines())
+
+
+@contextmanager
+def held_requests(name: str, count: int) -> Iterator[None]:
+    """Keep requests in progress."""
+    with ExitStack() as opened:
+        for _ in range(count):
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(socket_path(MOUNTPOINT)))
+            client.sendall(b'{"request": "%s", "lines": 1}\n' % name.encode())
+        yield
+
+
+def when_answered(name: str) -> Any:
+    """Return the answer as soon as the server is not busy: the request before may just be ending."""
+    while True:
+        try:
+            return ask(name)
+        except MountError as error:
+            assert "busy" in str(error)
+
+
+def test_a_full_server_says_that_it_is_busy(runtime: Path) -> None:
+    started = threading.Semaphore(0)
+
+    def held(request: Request) -> object:
+        started.release()
+        return hold(request)
+
+    handlers = {"hold": RequestHandler(held, ("lines",)), "ping": RequestHandler(lambda request: "pong")}
+    with ControlServer(MOUNTPOINT, handlers):
+        with held_requests("hold", 32):
+            for _ in range(32):
+                assert started.acquire(timeout=20)
+            for _ in range(100):
+                with pytest.raises(MountError, match="the mount is busy with the requests of other programs"):
+                    ask("ping")
+        assert when_answered("ping") == "pong"
+
+
+def test_requests_that_wait_leave_room_for_others(runtime: Path) -> None:
+    started = threading.Semaphore(0)
+
+    def held(request: Request) -> object:
+        started.release()
+        return hold(request)
+
+    handlers = {
+        "hold": RequestHandler(held, ("lines",), waits=True),
+        "ping": RequestHandler(lambda request: "pong"),
+    }
+    with ControlServer(MOUNTPOINT, handlers):
+        with ExitStack() as opened:
+            for _ in range(8):
+                opened.enter_context(held_requests("hold", 32))
+                for _ in range(32):
+                    assert started.acquire(timeout=20)
+            assert ask("ping") == "pong"
+            with pytest.raises(MountError, match="busy"):
+                ask("hold", lines=[])
+        assert when_answered("ping") == "pong"
+
+
+def test_integers_of_more_than_64_bits_are_refused(server: ControlServer) -> None:
+    for number in (2**63, -(2**63), 10**300):
+        with pytest.raises(MountError, match=r"cannot use the parameter 'to': -?\d+ has more than 64 bits"):
+            ask("count", to=number)
+
+
+def test_socket_in_a_directory_that_others_can_write_to_is_not_trusted(server: ControlServer, runtime: Path) -> None:
+    assert ask("has_lines") is False
+    runtime.chmod(0o777)
+    assert connect(MOUNTPOINT) is None
+    runtime.chmod(0o700)
+    assert ask("has_lines") is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_socket_in_a_directory_of_another_user_is_not_trusted(server: ControlServer, runtime: Path) -> None:
+    os.chown(runtime, 65534, 65534)
+    assert connect(MOUNTPOINT) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can listen as another user")
+def test_socket_of_another_user_is_not_trusted(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path(MOUNTPOINT)))
+        os.seteuid(65534)
+        try:
+            listening.listen()
+        finally:
+            os.seteuid(0)
+        assert connect(MOUNTPOINT) is None
 
 
 def test_socket_of_a_killed_mount_is_replaced(server: ControlServer) -> None:
