@@ -45,7 +45,7 @@ _NETSCAPE = re.compile(r"#( Netscape)? HTTP Cookie File")
 _LARGEST_COOKIES = 10**7
 
 _SURVEY_TIME = 10.0
-"""Seconds for the names in a folder of clips."""
+"""Seconds for the names in all folders of clips."""
 _GROUPS_SHOWN = 10
 _NAMES = "Names are ID_START_END.mp4, or ID.mp4 for videos with one clip."
 
@@ -158,19 +158,19 @@ def folders(settings: Settings) -> Iterator[Finding]:
     if "folder" not in settings.source:
         return
     for path in settings.folder:
-        yield from _folder(path)
+        yield from _folder(path, _SURVEY_TIME / len(settings.folder))
 
 
-def _folder(path: Path) -> Iterator[Finding]:
+def _folder(path: Path, seconds: float) -> Iterator[Finding]:
     name = "folder"
     if probe_path(path) is None:
         yield Finding(name, State.PROBLEM, f"{path} does not answer", "Mount its disk, or leave out the --folder.")
         return
-    found = survey([path], seconds=_SURVEY_TIME)
+    found = survey([path], seconds=seconds)
     groups = found.unused.groups()
     usable = f"{path}: {count(found.usable, 'file')} with the name of a clip or video"
     if not found.complete:
-        usable += f" among the first that were listed in {_SURVEY_TIME:.0f} s"
+        usable += f" among the first that were listed in {seconds:.0f} s"
     if found.usable:
         yield Finding(name, State.OK, usable)
     else:

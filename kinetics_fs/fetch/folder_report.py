@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-_PATIENCE = 2.0
+_PATIENCE = 5.0
 """Seconds that the end of a fetcher waits for a report that has begun."""
 
 

@@ -432,9 +432,8 @@ class _FolderImport:
             self._count(already_cached=1)
             return
         name = parse_file_name(path.name)
-        media = find_excerpt_of(path, clip) if name.clip is None else Media(path, 0.0, None, whole=True)
         try:
-            size = path.stat().st_size if media.whole else None
+            size = path.stat().st_size if name.clip is not None else None
         except OSError:
             raise NotInSource from None
         claim = self._store.claim(clip, size=size, protect_used_since=0)
@@ -442,9 +441,9 @@ class _FolderImport:
             self._count(busy=1)
             return
         with claim:
-            file = claim.folder / clip.name
-            linked = False
-            if media.whole:
+            file, linked = claim.folder / clip.name, False
+            media = find_excerpt_of(path, clip, claim.folder) if name.clip is None else None
+            if media is None or media.whole:
                 linked = import_file(path, file, link=self._link)
                 original = file.stat().st_ino
                 if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":

@@ -26,6 +26,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,8 @@ _LARGE = 5000
 """Names in a folder above which those that can be tried one by one are not kept in memory."""
 _TRIED_NAME = re.compile(r"[A-Za-z0-9_-]{11}_(?:[0-9]{6}_[0-9]{6}|(?:0|[1-9][0-9]*)_[1-9][0-9]*)\.mp4")
 """The names that `file_names` returns."""
+_KNOWN_NAMES = 4096
+"""Names of folders whose meaning is kept."""
 _CLOCK = 2 * 10**9
 """Nanoseconds within which a folder may change without a change of its modification time (FAT)."""
 
@@ -134,7 +137,7 @@ class FolderSource:
             FetchError: the file cannot be used.
         """
         if parse_file_name(path.name).clip is None:
-            media = find_excerpt_of(path, clip)
+            media = find_excerpt_of(path, clip, folder)
             if not media.whole:
                 return media
         target = folder / clip.name
@@ -232,7 +235,7 @@ class FolderSource:
         plain = _plain(name)
         if plain in self._classes:
             return plain not in map(_plain, layout.labels)
-        splits = {split for word in re.findall("[a-z]+", name.lower()) if (split := split_name(word)) is not None}
+        splits = _splits_in(name)
         return bool(splits) and splits.isdisjoint(layout.splits)
 
     def _ambiguity(self, clip: Clip, parsed: FileName) -> str:
@@ -313,6 +316,13 @@ class _FolderList:
         return found
 
 
+@lru_cache(_KNOWN_NAMES)
+def _splits_in(name: str) -> frozenset[str]:
+    """Return the splits that the words in the name of a folder stand for: `videos_val` is a folder of validation."""
+    return frozenset(split for word in re.findall("[a-z]+", name.lower()) if (split := split_name(word)) is not None)
+
+
+@lru_cache(_KNOWN_NAMES)
 def _plain(name: str) -> str:
     """Return a name of a class without what its styles change: case, spaces and punctuation."""
     name = unicodedata.normalize("NFC", name).casefold().strip()
@@ -328,8 +338,13 @@ def preference(parsed: FileName) -> int:
     return VIDEO_SUFFIXES.index(parsed.suffix) + (len(VIDEO_SUFFIXES) if parsed.clip is None else 0)
 
 
-def find_excerpt_of(path: Path, clip: Clip) -> Media:
+def find_excerpt_of(path: Path, clip: Clip, folder: Path) -> Media:
     """Find a clip in a file whose name gives no times.
+
+    Args:
+        path: the file.
+        clip: the clip.
+        folder: a private folder. It receives a link to the file, since FFmpeg's libraries need names in UTF-8.
 
     Raises:
         NotInSource: there is no such file, or it is empty.
@@ -345,7 +360,10 @@ def find_excerpt_of(path: Path, clip: Clip) -> Media:
         raise _cannot_read(error) from error
     if status is None or not status.st_size:
         raise NotInSource
-    return find_excerpt(path, clip.start, clip.end)
+    link = folder / "video"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.absolute())
+    return find_excerpt(link, clip.start, clip.end)
 
 
 def _is_folder(path: Path) -> bool:

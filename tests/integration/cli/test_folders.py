@@ -242,10 +242,11 @@ def test_names_of_other_systems_harm_nothing(folder: Folder, videos: Videos, com
     odd = os.fsencode(folder.path) + b"/val\xff"
     os.mkdir(odd)  # noqa: PTH102
     shutil.copyfile(videos.clip, odd + b"/" + os.fsencode(DASH.name))
-    shutil.copyfile(videos.clip, odd + b"/" + os.fsencode(LATE.key) + b"\xff.mp4")
+    shutil.copyfile(videos.clip, odd + b"/" + os.fsencode(TWIN_A.key) + b"\xff.mp4")
+    shutil.copyfile(videos.whole, odd + b"/" + os.fsencode(LATE.youtube_id) + b".mp4")
 
     done = folder.run(command)
 
-    assert folder.cached().keys() == {ONE, TWO, DASH}
+    assert folder.cached().keys() == {ONE, TWO, DASH, LATE}
     assert "Traceback" not in done.stderr
     assert OTHER_NAME in done.stdout + done.stderr
