@@ -25,7 +25,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, StoreError
 from kinetics_fs.mount.probe import probe_path
-from kinetics_fs.sources.folder_files import survey
+from kinetics_fs.sources.folder_files import DANGLING, LINK_AGAIN, survey
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.check import summarize_cache
@@ -179,7 +179,9 @@ def _folder(path: Path, seconds: float) -> Iterator[Finding]:
         yield Finding(name, State.WARNING, reason, "Check its permissions and its disk.")
     notable = [group for group in groups if group.notable]
     for group in notable[:_GROUPS_SHOWN]:
-        yield Finding(name, State.WARNING, str(group), f"Rename the files if they are good clips. {_NAMES}")
+        links = group.reason in (DANGLING, LINK_AGAIN)
+        fix = "Repair or remove the links." if links else f"Rename the files if they are good clips. {_NAMES}"
+        yield Finding(name, State.WARNING, str(group), fix)
     if rest := sum(group.files for group in notable[_GROUPS_SHOWN:]):
         yield Finding(name, State.WARNING, f"{rest:,} files with other names are not used", _NAMES)
 
