@@ -49,6 +49,7 @@ from kinetics_fs.store import (
     MAX_FETCHES_PER_OPEN,
     SHAREABLE_KINDS,
     CacheLayout,
+    ClipRecord,
     Failure,
     FailureReport,
     InvalidLine,
@@ -185,6 +186,14 @@ class Library:
             CatalogError: the path does not end in the file name of a clip.
         """
         return self.store.is_cached(_to_clip(clip))
+
+    def record(self, clip: Clip | str) -> ClipRecord | None:
+        """Return the size, digest, source and duration of a clip that is or was cached; None if it never was.
+
+        Args:
+            clip: as in `is_cached`.
+        """
+        return self.store.record(_to_clip(clip))
 
     def open(self, clip: Clip | str) -> BinaryIO:
         """Open a clip for reading; fetch it first if it is not cached. An open file stays readable after an eviction.

@@ -13,18 +13,19 @@ _REASONS_SHOWN = 5
 def coverage_lines(coverage: Coverage) -> Iterator[str]:
     """Yield a table of classes, the reasons why clips are unavailable, and the totals."""
     width = max((len(one.label) for one in coverage.classes), default=0)
-    yield f"{'split':<10}  {'class':<{width}}  {'clips':>8}  {'cached':>8}  {'':6}  {'unavailable':>11}"
+    yield f"{'split':<10}  {'class':<{width}}  {'clips':>8}  {'cached':>8}  {'':6}  {'short':>8}  {'unavailable':>11}"
     for one in coverage.classes:
         yield (
             f"{one.split:<10}  {one.label:<{width}}  {one.clips:>8,}  {one.cached:>8,}"
-            f"  {one.cached / one.clips:>6.1%}  {one.unavailable:>11,}"
+            f"  {one.cached / one.clips:>6.1%}  {one.short:>8,}  {one.unavailable:>11,}"
         )
     yield ""
     if coverage.unavailable:
         yield from failure_lines(coverage.failures)
         yield ""
     yield f"Kinetics-{coverage.release}, {coverage.clips:,} clips:"
-    yield f"{coverage.cached:>10,}  cached"
+    short = f"; {coverage.short:,} of them are short" if coverage.short else ""
+    yield f"{coverage.cached:>10,}  cached{short}"
     if coverage.evicted:
         yield f"{coverage.evicted:>10,}  evicted"
     yield f"{coverage.untried:>10,}  untried"

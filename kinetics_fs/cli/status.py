@@ -43,9 +43,10 @@ def command(
 
     With --watch, q or Ctrl-C ends the command. If the output is not a terminal, the status is shown once.
 
-    With --coverage, the command shows how much of a selection is cached, and why the rest is not. It reads the cache,
-    or asks the mount, and does not use the network. --coverage --csv lists the path, label, kind and reason of every
-    unavailable clip, for example to exclude it.
+    With --coverage, the command shows how much of a selection is cached, how many of these clips are short (less than
+    90 % of the annotated time), and why the rest is not cached. It reads the cache, or asks the mount, and does not use
+    the network. --coverage --csv lists the path, label, kind and reason of every unavailable clip, for example to
+    exclude it.
 
     \b
     kinetics-fs status

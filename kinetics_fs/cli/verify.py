@@ -28,7 +28,8 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     """Verify that cached clips have the bytes that were stored: all clips, or those of a selection if you give one.
 
     Each clip is compared with the size and the SHA-256 that it had when it was fetched. Mounts can stay in use
-    meanwhile. Without --repair nothing is changed. Exits with 3 if clips are damaged or lost, and were not all fetched
+    meanwhile. Without --repair no clip is changed. The command also measures clips whose duration is unknown, because
+    they were stored with --verify none. Exits with 3 if clips are damaged or lost, and were not all fetched
     again.
 
     \b

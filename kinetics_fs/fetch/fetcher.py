@@ -21,9 +21,9 @@ from kinetics_fs.control.status import FetchStatus, InFlightFetch
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.folder_report import FolderReport
 from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
-from kinetics_fs.fetch.pool import Worker
+from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile, Worker
 from kinetics_fs.fetch.stats import FetchStats
-from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
 from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, Permit, RateLimited, Store
 from kinetics_fs.util.logs import log_step
 
@@ -139,26 +139,26 @@ class Delivery:
         self._asked_at = time.monotonic()
         self.delivered = False
 
-    def on_clip(self, clip: Clip, path: Path) -> None:
+    def on_clip(self, clip: Clip, file: VerifiedFile) -> None:
         """Store a clip while the source goes on to read."""
         if clip != self._fetch.clip:
-            self._fetcher._store_sibling(clip, path, self._source)
+            self._fetcher._store_sibling(clip, file, self._source)
         elif not self.delivered:
-            self.publish(path, last=False)
+            self.publish(file, last=False)
             self._fetcher._finish(self._fetch, None)  # siblings may arrive for a long time after it
 
-    def publish(self, path: Path, *, last: bool = True) -> None:
+    def publish(self, file: VerifiedFile, *, last: bool = True) -> None:
         """Store the requested clip.
 
         Args:
-            path: the verified file.
+            file: the clip.
             last: nothing else is stored under the claim.
         """
         if self._fetch.state is FetchState.ENDED:  # another fetch delivered it as a sibling
             self.delivered = True
             return
         with log_step(_log, f"fetch {self._fetch.clip.key}: publish"):
-            size = self._claim.publish(path, self._source, last=last)
+            size = self._claim.publish(file.path, self._source, duration=file.duration, last=last)
         self.delivered = True
         now = time.monotonic()
         self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
@@ -418,9 +418,9 @@ class Fetcher:
             folder.mkdir()
             delivery = Delivery(self, fetch, claim, source)
             try:
-                path = self._ask(worker, source, fetch, folder, deadline, delivery.on_clip)
-                if path is not None:
-                    delivery.publish(path)
+                file = self._ask(worker, source, fetch, folder, deadline, delivery.on_clip)
+                if file is not None:
+                    delivery.publish(file)
             except NotInSource as missing:
                 note = missing.note or note
                 if source == "folder":
@@ -442,8 +442,8 @@ class Fetcher:
         raise combine_failures(failures, note)
 
     def _ask(
-        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnClip
-    ) -> Path | None:
+        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnVerifiedClip
+    ) -> VerifiedFile | None:
         """Ask one source for a clip, and record whether the source blocks this address.
 
         Args:
@@ -465,7 +465,7 @@ class Fetcher:
         try:
             remaining = max(0.0, deadline - time.monotonic())
             with log_step(_log, f"fetch {fetch.clip.key}: {source}"):
-                path = worker.fetch(fetch.clip, source, folder, timeout=remaining, on_clip=on_clip)
+                file = worker.fetch(fetch.clip, source, folder, timeout=remaining, on_clip=on_clip)
             result = None
         except (NotInSource, InProgressElsewhere):
             asked = False
@@ -478,7 +478,7 @@ class Fetcher:
                 self._store.throttle.record(permit, result)
             else:
                 self._store.throttle.cancel(permit)
-        return path
+        return file
 
     def _acquire_permit(self, worker: Worker, source: str, fetch: Fetch) -> Permit:
         """Return the permit to ask a source for a clip.
@@ -580,23 +580,23 @@ class Fetcher:
 
     # Siblings
 
-    def _store_sibling(self, clip: Clip, path: Path, source: str) -> None:
+    def _store_sibling(self, clip: Clip, file: VerifiedFile, source: str) -> None:
         """Store a clip that arrived with another one, if there is space, and end the fetch of it, if there is one."""
         fetch = self._fetches.get(clip)
-        if fetch is not None and self._hand_to(fetch, path, source):
+        if fetch is not None and self._hand_to(fetch, file, source):
             return
         claim = None
         with contextlib.suppress(FetchError):  # there is no space, and nothing requested the clip
-            claim = self._store.claim(clip, size=path.stat().st_size, protect_used_since=0)
+            claim = self._store.claim(clip, size=file.path.stat().st_size, protect_used_since=0)
         if claim is None:
-            path.unlink()
+            file.path.unlink()
             return
         with claim:
             if self._store.is_cached(clip):
-                path.unlink()
+                file.path.unlink()
             else:
                 with log_step(_log, f"fetch {clip.key}: publish"):
-                    size = claim.publish(path, source)
+                    size = claim.publish(file.path, source, duration=file.duration)
                 self.stats.record_fetched(source, size)
         with self._changed:
             fetch = self._fetches.get(clip)
@@ -605,13 +605,13 @@ class Fetcher:
             fetch.state = FetchState.RUNNING
         self._finish(fetch, None)
 
-    def _hand_to(self, fetch: Fetch, path: Path, source: str) -> bool:
+    def _hand_to(self, fetch: Fetch, file: VerifiedFile, source: str) -> bool:
         """Publish a clip under the claim of a worker that is looking for it; return False if there is none."""
         with fetch.claim_lock:
             if fetch.claim is None:
                 return False
             with log_step(_log, f"fetch {fetch.clip.key}: publish"):
-                size = fetch.claim.publish(path, source, last=False)
+                size = fetch.claim.publish(file.path, source, duration=file.duration, last=False)
             self.stats.record_fetched(source, size)
             self._finish(fetch, None)
         return True

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources import InProgressElsewhere, NotInSource, OnClip, SourceSettings
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
 from kinetics_fs.util.processes import kill_session
 
 _CHUNK = 65536
@@ -26,6 +27,17 @@ _MAX_LINE = 2 * _CHUNK
 
 _MAX_REQUESTS = 500
 """Requests after which a process is replaced, because extractors and decoders leak memory."""
+
+
+class VerifiedFile(NamedTuple):
+    """A verified clip, and the seconds that its pictures cover."""
+
+    path: Path
+    duration: float
+
+
+OnVerifiedClip = Callable[[Clip, VerifiedFile], None]
+"""Receives the requested clip, or one that came with it."""
 
 
 class Worker:
@@ -46,8 +58,8 @@ class Worker:
         self._stopped = False
 
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnClip | None = None
-    ) -> Path | None:
+        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnVerifiedClip | None = None
+    ) -> VerifiedFile | None:
         """Have a clip fetched from a source into a folder.
 
         Args:
@@ -69,7 +81,7 @@ class Worker:
         request: dict[str, Any] = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
         with self._exchange(source, request | {"folder": str(folder)}, time.monotonic() + timeout) as (process, answer):
             while "clip" in answer:
-                self._pass_on(answer["clip"], folder, on_clip)
+                self._pass_on(answer, folder, on_clip)
                 answer = json.loads(self._read_line(process, time.monotonic() + timeout))
             return _parse_answer(answer, folder)
 
@@ -135,12 +147,13 @@ class Worker:
         if json.loads(self._read_line(process, deadline)) != {"begun": True}:
             raise ValueError("the worker process did not begin the request")
 
-    def _pass_on(self, name: Any, folder: Path, on_clip: OnClip | None) -> None:
-        clip = parse_clip_name(str(name))
+    def _pass_on(self, answer: dict[str, Any], folder: Path, on_clip: OnVerifiedClip | None) -> None:
+        clip = parse_clip_name(str(answer["clip"]))
         if clip is None or on_clip is None:
-            raise ValueError(f"not a clip: {name!r}")
+            raise ValueError(f"not a clip: {answer['clip']!r}")
+        file = VerifiedFile(folder / clip.name, _parse_duration(answer))
         try:
-            on_clip(clip, folder / clip.name)
+            on_clip(clip, file)
         except BaseException:
             self._end()  # it would continue to send clips that no reader takes
             raise
@@ -213,7 +226,15 @@ def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
     process.stdin.flush()
 
 
-def _parse_answer(answer: Any, folder: Path) -> Path | None:
+def _parse_duration(answer: dict[str, Any]) -> float:
+    """Return the duration in an answer; raise a built-in exception if it is invalid."""
+    duration = float(answer["duration"])
+    if not (math.isfinite(duration) and duration >= 0):
+        raise ValueError(f"not a duration: {duration}")
+    return duration
+
+
+def _parse_answer(answer: Any, folder: Path) -> VerifiedFile | None:
     """Return the file of an answer, or raise the exception in it; raise a built-in exception if it is invalid."""
     if "error" in answer:
         error = answer["error"]
@@ -229,4 +250,6 @@ def _parse_answer(answer: Any, folder: Path) -> Path | None:
         raise NotInSource(str(answer["not_in_source"]))
     if "in_progress_elsewhere" in answer:
         raise InProgressElsewhere
-    return None if answer["file"] is None else folder / Path(answer["file"]).name
+    if answer["file"] is None:
+        return None
+    return VerifiedFile(folder / Path(answer["file"]).name, _parse_duration(answer))

@@ -5,12 +5,13 @@ Input and output are JSON objects, one per line.
 Input: first the `SourceSettings`, then requests: ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``
 for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is available.
 
-Output for each request: ``{"begun": true}`` when the worker has received it; then any number of ``{"clip": NAME}``,
-each the name of a verified clip in the folder of the request, which is the requested clip or another one that came with
-it; at last one of these:
+Output for each request: ``{"begun": true}`` when the worker has received it; then any number of
+``{"clip": NAME, "duration": SECONDS}``, each the name of a verified clip in the folder of the request, which is the
+requested clip or another one that came with it, and the seconds that its pictures cover; at last one of these:
 
 * ``{"available": true}``: the control is available.
-* ``{"file": NAME}``: the requested clip in the folder of the request, or null if it was among the clips before.
+* ``{"file": NAME, "duration": SECONDS}``: the requested clip in the folder of the request.
+* ``{"file": null}``: the requested clip was among the clips before.
 * ``{"not_in_source": NOTE}``: the source does not have the clip. The note says why it did not look further; it may be
   empty.
 * ``{"in_progress_elsewhere": true}``: another process is reading the archive that has the clip.
@@ -95,8 +96,11 @@ class _Worker:
                 source.check(request["control"])
                 return {"available": True}
             clip = self._requested = Clip(request["youtube_id"], request["start"], request["end"])
-            path = self._fetch(clip, request["source"], Path(request["folder"]))
-            return {"file": None if path is None else path.name}
+            found = self._fetch(clip, request["source"], Path(request["folder"]))
+            if found is None:
+                return {"file": None}
+            path, duration = found
+            return {"file": path.name, "duration": duration}
         except NotInSource as missing:
             return {"not_in_source": missing.note}
         except InProgressElsewhere:
@@ -122,18 +126,16 @@ class _Worker:
     def _emit_clip(self, clip: Clip, path: Path) -> None:
         """Verify a clip that a source has read and send its name."""
         ensure_mp4(path)
-        if clip == self._requested:
-            verify_clip(path, None)
-        else:
-            check_container(path)
-        self._send({"clip": path.name})
+        duration = verify_clip(path, None) if clip == self._requested else check_container(path)
+        self._send({"clip": path.name, "duration": duration})
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
             self._sources[name] = make_source(name, self._settings, self._emit_clip)
         return self._sources[name]
 
-    def _fetch(self, clip: Clip, name: str, folder: Path) -> Path | None:
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float] | None:
+        """Return the verified clip and its duration; None if `_emit_clip` has sent it."""
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: {name}"):
             media = self._source(name).fetch(clip, folder)
         if media is None:
@@ -141,8 +143,7 @@ class _Worker:
         if media.whole:
             with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
                 ensure_mp4(media.path)
-                verify_clip(media.path, None)
-            return media.path
+                return media.path, verify_clip(media.path, None)
         expected = expected_span(media, clip.duration)
         target = folder / clip.name
         settings = self._settings
@@ -150,8 +151,7 @@ class _Worker:
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: cut"):
             cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
-            verify_clip(target, expected)
-        return target
+            return target, verify_clip(target, expected)
 
 
 if __name__ == "__main__":

@@ -349,8 +349,8 @@ class _Fill:
     def _publish(self, clip: Clip, path: Path, claim: Claim, resources: ExitStack) -> None:
         with resources:
             try:
-                self._job.verify.check(path)
-                claim.publish(path, SOURCE)
+                duration = self._job.verify.check(path)
+                claim.publish(path, SOURCE, duration=duration)
             except FetchError as error:
                 if error.kind is not FailureKind.CORRUPT:
                     raise

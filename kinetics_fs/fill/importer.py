@@ -158,15 +158,18 @@ class _Cutter(NamedTuple):
     max_height: int
     exact: bool
 
-    def cut(self, media: Media, clip: Clip, target: Path) -> None:
+    def cut(self, media: Media, clip: Clip, target: Path) -> float:
         """Cut a clip and verify it.
+
+        Returns:
+            The seconds that its pictures cover.
 
         Raises:
             FetchError: the video does not have the clip.
         """
         expected = expected_span(media, clip.duration)
         cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self.max_height, exact=self.exact)
-        verify_clip(target, expected)
+        return verify_clip(target, expected)
 
 
 class _File(NamedTuple):
@@ -448,11 +451,11 @@ class _FolderImport:
                 original = file.stat().st_ino
                 if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
                     ensure_mp4(file)
-                self._verify.check(file)
+                duration = self._verify.check(file)
                 linked = linked and file.stat().st_ino == original
             else:
-                self._cutter.cut(media, clip, file)
-            claim.publish(file, SOURCE)
+                duration = self._cutter.cut(media, clip, file)
+            claim.publish(file, SOURCE, duration=duration)
         self._count(imported=1, linked=int(linked))
 
     # Counting

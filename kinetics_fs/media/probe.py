@@ -31,6 +31,11 @@ class Span(NamedTuple):
     begin: float
     end: float
 
+    @property
+    def duration(self) -> float:
+        """Its length, to the millisecond."""
+        return round(max(0.0, self.end - self.begin), 3)
+
 
 CLOCK = 0.0015
 """Seconds by which a time may be rounded: Matroska and FLV count milliseconds."""
@@ -70,6 +75,11 @@ class Packets(NamedTuple):
     def begin(self) -> float:
         """The time at which the first picture is shown; infinite if there is none."""
         return self.times[0] if self.times else math.inf
+
+    @property
+    def duration(self) -> float:
+        """The seconds that the pictures cover, to the millisecond."""
+        return Span(self.begin, self.end).duration
 
     def first_of(self, start: float) -> float | None:
         """Return the time at which the first picture of a clip is shown.
@@ -217,7 +227,7 @@ def decode_span(path: Path) -> tuple[Span, float]:
         The span of the pictures, and the time at which the last picture begins, both in seconds.
 
     Raises:
-        FetchError: a frame does not decode (CORRUPT).
+        FetchError: a frame does not decode, or there is none (CORRUPT).
     """
     begin, last, end = math.inf, 0.0, 0.0
     with open_video(path, formats=MP4) as container:
@@ -228,4 +238,6 @@ def decode_span(path: Path) -> tuple[Span, float]:
                 begin = min(begin, float(frame.pts * frame.time_base))
                 last = max(last, float(frame.pts * frame.time_base))
                 end = max(end, float((frame.pts + (frame.duration or 0)) * frame.time_base))
+    if begin == math.inf:
+        raise FetchError(FailureKind.CORRUPT, "no frame of the clip decodes")
     return Span(begin, end), last

@@ -20,24 +20,28 @@ class VerifyLevel(StrEnum):
     DECODE = "decode"
     """Every frame decodes: a few hundred milliseconds for each clip."""
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path) -> float | None:
         """Verify a clip at this level. A video in another container than mp4 is converted first.
+
+        Returns:
+            The seconds that the pictures cover; None if the level does not measure them.
 
         Raises:
             FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
         """
-        if self is not VerifyLevel.NONE:
-            ensure_mp4(path)
-        if self is VerifyLevel.CONTAINER:
-            check_container(path)
-        elif self is VerifyLevel.DECODE:
-            verify_clip(path, None)
+        if self is VerifyLevel.NONE:
+            return None
+        ensure_mp4(path)
+        return check_container(path) if self is VerifyLevel.CONTAINER else verify_clip(path, None)
 
 
-def check_container(clip: Path) -> None:
+def check_container(clip: Path) -> float:
     """Check that a clip is an mp4 file with a video stream, and contains all frames that its index lists.
 
     Nothing is decoded.
+
+    Returns:
+        The seconds that the pictures cover.
 
     Raises:
         FetchError: the file is not a clip, or is incomplete (CORRUPT).
@@ -49,15 +53,19 @@ def check_container(clip: Path) -> None:
         raise FetchError(FailureKind.CORRUPT, "the clip has no frames")
     if found.frames < stated:
         raise FetchError(FailureKind.CORRUPT, f"the clip has {found.frames} of {stated} frames")
+    return found.duration
 
 
-def verify_clip(clip: Path, expected: Span | None) -> None:
+def verify_clip(clip: Path, expected: Span | None) -> float:
     """Check that a finished clip is an mp4 file with a video stream, decodes completely, and covers a span.
 
     Args:
         clip: the file.
         expected: span that the pictures must cover. None accepts any span, but requires all frames that the index
             lists.
+
+    Returns:
+        The seconds that the pictures cover.
 
     Raises:
         FetchError: the file is not that clip (CORRUPT).
@@ -66,9 +74,10 @@ def verify_clip(clip: Path, expected: Span | None) -> None:
         check_container(clip)
     found, last = decode_span(clip)
     if expected is None:
-        return
+        return found.duration
     if found.begin > expected.begin + TOLERANCE:
         raise FetchError(FailureKind.CORRUPT, f"the clip begins {found.begin - expected.begin:.2f} s late")
     # The last picture may be shown for longer than the clip lasts.
     if found.end < expected.end - TOLERANCE or last > expected.end + TOLERANCE:
         raise FetchError(FailureKind.CORRUPT, f"the clip lasts {found.end:.2f} s instead of {expected.end:.2f} s")
+    return found.duration

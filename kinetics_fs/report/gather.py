@@ -11,7 +11,7 @@ from kinetics_fs._version import __version__
 from kinetics_fs.control.status import MountStatus, UnreachableMount
 from kinetics_fs.store import Store
 
-_COUNTS = ("clips", "cached", "evicted", "unavailable", "untried")
+_COUNTS = ("clips", "cached", "short", "evicted", "unavailable", "untried")
 
 
 def gather(
@@ -27,7 +27,7 @@ def gather(
     Args:
         store: the cache.
         selection: the selection, with the names of the settings as keys.
-        classes: for each class in each split, the number of clips and how many of them are cached, evicted,
+        classes: for each class in each split, the number of clips and how many of them are cached, short, evicted,
             unavailable and untried.
         failures: for each kind of failure, the number of `clips` and of each of the `reasons`.
         mounts: the status of each running mount.

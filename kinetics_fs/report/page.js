@@ -21,6 +21,7 @@
     "": () => true,
     missing: (one) => one.cached < one.clips,
     unavailable: (one) => one.unavailable > 0,
+    short: (one) => one.short > 0,
     none: (one) => one.cached === 0,
   };
   const sorted = { by: "class", down: false };
@@ -29,7 +30,7 @@
     const words = form.find.value.toLowerCase().split(/\s+/);
     const split = form.split ? form.split.value : "";
     const wanted = shows[form.show.value];
-    const sums = { clips: 0, cached: 0, evicted: 0, unavailable: 0, untried: 0 };
+    const sums = { clips: 0, cached: 0, short: 0, evicted: 0, unavailable: 0, untried: 0 };
     let shown = 0;
     for (const one of rows) {
       const fits = words.every((word) => one.name.includes(word)) && (!split || one.split === split) && wanted(one);

@@ -1,6 +1,6 @@
 """Checks of a cache: a quick look at its databases, and the verification of every byte of its clips.
 
-A check changes nothing, delays no other process, and does not count as a use of a clip. A file is read through one
+A check changes no clip, delays no other process, and does not count as a use of a clip. A file is read through one
 descriptor from its beginning to its end, so that a clip that is evicted or replaced meanwhile is judged by the bytes
 that it had.
 """
@@ -31,8 +31,9 @@ from kinetics_fs.store.throttle import SourceState, Throttle
 
 _QUEUED_PER_THREAD = 4
 
-Decode = Callable[[Path], None]
-"""Raises FetchError if a file does not decode, OSError if this cannot be decided now."""
+Inspect = Callable[[Path], float | None]
+"""Returns the seconds that the pictures of a file cover; None if they cannot be measured. Raises FetchError if the file
+is damaged, OSError if whether it is cannot be decided now."""
 
 
 class CacheSummary(NamedTuple):
@@ -111,17 +112,25 @@ class Verdict(NamedTuple):
     """Empty if the clip is good."""
     filename: str | None = None
     """The file that was checked; None if there was none."""
+    duration: float | None = None
+    """Seconds that the pictures cover, if the cache did not know them and they were measured."""
 
 
 def verify_clips(
-    store: Store, clips: Iterable[tuple[Clip, int]], *, decode: Decode | None = None, threads: int | None = None
+    store: Store,
+    clips: Iterable[tuple[Clip, int]],
+    *,
+    measure: Inspect | None = None,
+    decode: Inspect | None = None,
+    threads: int | None = None,
 ) -> Iterator[Verdict]:
     """Compare clips with the size and the SHA-256 with which they were stored, several at a time.
 
     Args:
         store: the store that has the clips.
         clips: clips and their sizes in bytes, as from `Store.cached_clips`. Consumed a few ahead of the verdicts.
-        decode: called with each file whose bytes are right; None to skip this.
+        measure: called with each file whose bytes are right and whose duration is unknown; None to skip this.
+        decode: called instead with each file whose bytes are right; None to skip this.
         threads: number of files to check at a time; None for the number of cores.
 
     Yields:
@@ -132,7 +141,7 @@ def verify_clips(
     waiting: deque[Future[Verdict]] = deque()
     try:
         for clip, size in clips:
-            waiting.append(pool.submit(_verify, store, clip, size, decode))
+            waiting.append(pool.submit(_verify, store, clip, size, measure, decode))
             if len(waiting) >= threads * _QUEUED_PER_THREAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -152,7 +161,7 @@ def remove_bad(store: Store, verdict: Verdict) -> bool:
     return store.remove_if_unchanged(verdict.clip, verdict.filename)
 
 
-def _verify(store: Store, clip: Clip, size: int, decode: Decode | None) -> Verdict:
+def _verify(store: Store, clip: Clip, size: int, measure: Inspect | None, decode: Inspect | None) -> Verdict:
     try:
         opened = store.peek(clip)
     except FileNotFoundError:
@@ -163,14 +172,29 @@ def _verify(store: Store, clip: Clip, size: int, decode: Decode | None) -> Verdi
         return Verdict(clip, size, Condition.EVICTED, "it was evicted during the check")
     try:
         with os.fdopen(opened.fd, "rb", buffering=0) as file:
-            fault = _find_fault(file, opened, decode)
+            fault, measured = _find_fault(file, opened), None
+            is_known = opened.record.duration is not None
+            inspect = decode or (None if is_known else measure)
+            if inspect is not None and not fault:
+                try:
+                    # By the descriptor: the same file, even if its name was removed or given to another file.
+                    measured = inspect(Path(f"/dev/fd/{file.fileno()}"))
+                except FetchError as error:
+                    fault = error.reason
     except OSError as error:
         return Verdict(clip, size, Condition.UNREADABLE, f"cannot read the file: {error.strerror}")
-    return Verdict(clip, size, Condition.DAMAGED if fault else Condition.GOOD, fault, opened.filename)
+    return Verdict(
+        clip,
+        size,
+        Condition.DAMAGED if fault else Condition.GOOD,
+        fault,
+        opened.filename,
+        None if is_known else measured,
+    )
 
 
-def _find_fault(file: FileIO, opened: OpenClipFile, decode: Decode | None) -> str:
-    """Return why a clip's file is damaged; empty if it is intact.
+def _find_fault(file: FileIO, opened: OpenClipFile) -> str:
+    """Return how the bytes of a clip's file differ from those that were stored; empty if they do not.
 
     Raises:
         OSError: the file cannot be read now.
@@ -185,10 +209,4 @@ def _find_fault(file: FileIO, opened: OpenClipFile, decode: Decode | None) -> st
         raise
     if digest != opened.record.sha256:
         return "its bytes differ from those that were stored (SHA-256)"
-    if decode is not None:
-        try:
-            # By the descriptor: the same file, even if its name was removed or given to another file.
-            decode(Path(f"/dev/fd/{file.fileno()}"))
-        except FetchError as error:
-            return error.reason
     return ""

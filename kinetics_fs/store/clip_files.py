@@ -23,7 +23,7 @@ import sqlite3
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ class ClipRecord:
         source: name of the source that delivered the clip.
         stored_at: when the clip was published, in seconds since the epoch.
         cached: whether the bytes are on the disk now.
+        duration: seconds that the pictures cover; None if they were not measured.
     """
 
     size: int
@@ -77,6 +78,7 @@ class ClipRecord:
     source: str
     stored_at: float
     cached: bool
+    duration: float | None = None
 
 
 class OpenClipFile(NamedTuple):
@@ -198,12 +200,27 @@ class ClipFiles:
             sqlite3.Error: the row cannot be written.
         """
         self.remove(key)
-        fields = {"size": record.size, "sha256": record.sha256, "source": record.source, "stored_at": record.stored_at}
         try:
-            self._cache.set(key, file, tag=json.dumps(fields), retry=True)
+            self._cache.set(key, file, tag=_make_tag(record), retry=True)
         except BaseException:
             self.remove_file(key, file.token)
             raise
+
+    def set_duration(self, key: str, filename: str, duration: float) -> bool:
+        """Add the duration to the row of a clip; return False if the clip has another file now.
+
+        Other processes may know the row without it as long as they run.
+        """
+        opened = self.open(key)
+        if opened is not None:
+            os.close(opened.fd)
+        if opened is None or opened.filename != filename:
+            return False
+        record = replace(opened.record, duration=duration)
+        with self._cache.transact(retry=True):
+            self._sql("UPDATE Cache SET tag = ? WHERE key = ? AND raw = 1", _make_tag(record), key)
+        self._known[key] = filename, record
+        return True
 
     def remove(self, key: str) -> bool:
         """Remove a clip. Return whether it was in the table.
@@ -315,6 +332,16 @@ def _remove_unknown_settings(database: Path) -> None:
             db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
 
 
+def _make_tag(record: ClipRecord) -> str:
+    """Return the record as it is kept in the row of the table."""
+    return json.dumps({name: value for name, value in asdict(record).items() if name != "cached"})
+
+
+def parse_duration(value: object) -> float | None:
+    """Return a duration from a database that may come from another machine; None if it is unknown or invalid."""
+    return value if isinstance(value, float) and 0 <= value < math.inf else None
+
+
 def _parse_tag(tag: object) -> ClipRecord | None:
     """Return the record in a row of the table; None if this module did not write the row."""
     with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -322,5 +349,6 @@ def _parse_tag(tag: object) -> ClipRecord | None:
         size, sha256, source, stored_at = (fields[name] for name in ("size", "sha256", "source", "stored_at"))
         (sha256 + source).encode()  # a lone surrogate is not text
         if isinstance(size, int) and 0 <= size < 2**63 and math.isfinite(stored_at):
-            return ClipRecord(size, sha256, source, float(stored_at), cached=True)
+            duration = parse_duration(fields.get("duration"))
+            return ClipRecord(size, sha256, source, float(stored_at), cached=True, duration=duration)
     return None

@@ -66,6 +66,7 @@ class ClassCoverage:
         label: label of the class; empty in a split without labels.
         clips: all clips of the class that are selected.
         cached: clips in the cache.
+        short: cached clips whose pictures cover much less than the annotated seconds; see `SHORT_BELOW`.
         evicted: clips that were in the cache and had to make room.
         unavailable: clips that are not cached and failed to be fetched.
         untried: clips that were never requested.
@@ -75,6 +76,7 @@ class ClassCoverage:
     label: str
     clips: int
     cached: int
+    short: int
     evicted: int
     unavailable: int
     untried: int
@@ -109,6 +111,11 @@ class Coverage:
         return sum(one.cached for one in self.classes)
 
     @property
+    def short(self) -> int:
+        """Number of cached clips that are short."""
+        return sum(one.short for one in self.classes)
+
+    @property
     def evicted(self) -> int:
         """Number of clips that were in the cache and had to make room."""
         return sum(one.evicted for one in self.classes)
@@ -129,6 +136,7 @@ class Coverage:
             "release": self.release,
             "clips": self.clips,
             "cached": self.cached,
+            "short": self.short,
             "evicted": self.evicted,
             "untried": self.untried,
             "unavailable": self.unavailable,
@@ -173,11 +181,13 @@ def measure_coverage(catalog: Catalog, store: Store) -> Coverage:
         failures = _failures(page, store)
         due += sum(failure.retry_at <= now for failure in failures.values())
         reasons.update((failure.kind, failure.group) for failure in failures.values())
-        cached = sum(map(page.is_cached, page.entries))
+        cached_keys = [key for key, known in page.sizes.items() if known.cached]
+        cached = len(cached_keys)
         evicted = len(page.sizes) - cached - sum(clip.key in page.sizes for clip in failures)
         numbers = Counter(
             clips=len(page.entries),
             cached=cached,
+            short=store.short_clips.count(cached_keys),
             evicted=evicted,
             unavailable=len(failures),
             untried=len(page.entries) - cached - evicted - len(failures),

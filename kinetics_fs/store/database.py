@@ -1,4 +1,4 @@
-"""The state database: sizes, access times, pins, failures, fetches in progress and history of a cache.
+"""The state database: sizes, durations, access times, pins, failures, fetches in progress and history of a cache.
 
 One SQLite file in WAL mode. A transaction that writes to it (`BEGIN IMMEDIATE`) is also the lock under which the store
 publishes and evicts, so that no two processes ever count the same free bytes. The words of the tables are older than
@@ -27,6 +27,11 @@ CREATE TABLE IF NOT EXISTS clip (    -- a row for each clip that is or was cache
     opened_at REAL NOT NULL,         -- seconds since the epoch; the order of eviction
     held      INTEGER NOT NULL,      -- 1 while the clip is cached
     pinned    INTEGER NOT NULL DEFAULT 0  -- 1 if the clip has a row in `pin`: never evicted
+) WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS duration ( -- a row for each clip that is or was cached and was measured
+    key       TEXT PRIMARY KEY,
+    seconds   REAL NOT NULL          -- the time that the pictures cover
 ) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS pin (     -- a row for each pinned clip, cached or not

@@ -8,7 +8,7 @@
         clips/xx/<key>.<token>.mp4
         incoming/<token>/       a private folder for each fetch in progress
         owners/<name>           a file that a living process keeps locked
-        ledger.sqlite           the state database: sizes, access times, pins, failures, fetches in progress, history
+        ledger.sqlite           the state database: sizes, durations, access times, pins, failures, fetches, history
         archives.sqlite         indexes of archives; archives.sqlite.reading is locked by the process that reads one
         catalog/                compiled catalogs
         catalog/annotations/    copies of downloaded annotations

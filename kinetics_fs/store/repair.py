@@ -13,10 +13,13 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store.check import Condition, Verdict, remove_bad, verify_clips
 from kinetics_fs.store.selection import selection_pages
-from kinetics_fs.store.store import Store
+from kinetics_fs.store.store import MeasuredFile, Store
 
 _MACHINE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this machine: a file that could not be decoded because of them may be good."""
+
+_DURATIONS_PER_WRITE = 500
+"""Measured clips whose durations are written in one transaction."""
 
 
 @dataclass
@@ -75,6 +78,8 @@ def verify_cache(
 ) -> CacheCheck:
     """Compare cached clips with the size and the SHA-256 with which they were stored.
 
+    Clips whose duration is unknown, because they were stored without verification or by an early version, are measured.
+
     Args:
         store: the cache.
         catalog: the clips to verify; None for all cached clips, and for files of no clip.
@@ -83,9 +88,16 @@ def verify_cache(
         on_progress: receives the check so far after each clip.
     """
     check = CacheCheck(repair)
+    measured: list[MeasuredFile] = []
     try:
         check.total_bytes = sum(size for _, size in _clips_to_verify(store, catalog))
-        for verdict in verify_clips(store, _clips_to_verify(store, catalog), decode=_decode if decode else None):
+        clips = _clips_to_verify(store, catalog)
+        for verdict in verify_clips(store, clips, measure=_measure, decode=_decode if decode else None):
+            if verdict.duration is not None and verdict.filename is not None:
+                measured.append(MeasuredFile(verdict.clip, verdict.filename, verdict.duration))
+            if len(measured) == _DURATIONS_PER_WRITE:
+                store.add_durations(measured)
+                measured.clear()
             _add_verdict(check, verdict, store)
             on_progress(check)
         if catalog is None:
@@ -95,6 +107,8 @@ def verify_cache(
                     check.unknown_files_removed += 1
     except KeyboardInterrupt:
         check.interrupted = True
+    if measured:
+        store.add_durations(measured)
     return check
 
 
@@ -121,8 +135,18 @@ def _clips_to_verify(store: Store, catalog: Catalog | None) -> Iterator[tuple[Cl
                 yield entry.clip, page.sizes[entry.clip.key].size
 
 
-def _decode(path: Path) -> None:
-    """Decode a clip.
+def _measure(path: Path) -> float | None:
+    """Return the seconds that the pictures of a clip cover; None if its container cannot be read."""
+    from kinetics_fs.media.verify import check_container
+
+    try:
+        return check_container(path)
+    except FetchError:  # stored as it was, with `--verify none`
+        return None
+
+
+def _decode(path: Path) -> float:
+    """Decode a clip and return the seconds that its pictures cover.
 
     Raises:
         FetchError: the clip is damaged.
@@ -131,7 +155,7 @@ def _decode(path: Path) -> None:
     from kinetics_fs.media.verify import verify_clip
 
     try:
-        verify_clip(path, None)
+        return verify_clip(path, None)
     except FetchError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in _MACHINE_ERRORS:

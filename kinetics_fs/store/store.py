@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from kinetics_fs.store.clip_files import (
     Unreadable,
     clip_filename,
     key_of_filename,
+    parse_duration,
 )
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, AccessTimes, Evictor
@@ -38,6 +39,7 @@ from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
+from kinetics_fs.store.short_clips import ShortClips
 from kinetics_fs.store.throttle import Throttle
 from kinetics_fs.util.logs import log_step
 
@@ -64,6 +66,14 @@ class KnownSize(NamedTuple):
 
     size: int
     cached: bool
+
+
+class MeasuredFile(NamedTuple):
+    """The file of a cached clip, as in `OpenClipFile`, and the seconds that its pictures cover."""
+
+    clip: Clip
+    filename: str
+    duration: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,7 @@ class Store:
         failures: why clips are unavailable.
         throttle: the circuit breaker and the rate limit of each source.
         pins: the clips that are never evicted.
+        short_clips: the clips whose pictures cover much less than the annotated seconds.
         history: how full the cache was over time, and what was fetched and opened.
 
     Args:
@@ -142,6 +153,7 @@ class Store:
         self.failures = FailureLog(self._database)
         self.throttle = Throttle(self._database)
         self.pins = Pins(self._database)
+        self.short_clips = ShortClips(self._database)
         self.history = History(self._database, self._files.totals)
         self._in_flight: set[str] = set()
         """Tokens of the claims of this store."""
@@ -253,8 +265,15 @@ class Store:
 
     def record(self, clip: Clip) -> ClipRecord | None:
         """Return the metadata of a clip that is or was cached; None if it never was."""
-        rows = self._database.query("SELECT size, sha256, source, stored_at, held FROM clip WHERE key = ?", (clip.key,))
-        return ClipRecord(*rows[0]) if rows else None
+        rows = self._database.query(
+            "SELECT size, sha256, source, stored_at, held, seconds FROM clip LEFT JOIN duration USING (key)"
+            " WHERE key = ?",
+            (clip.key,),
+        )
+        if not rows:
+            return None
+        size, sha256, source, stored_at, cached, duration = rows[0]
+        return ClipRecord(size, sha256, source, stored_at, bool(cached), parse_duration(duration))
 
     def sizes(self, keys: Sequence[str]) -> dict[str, KnownSize]:
         """Return the exact sizes of the clips that are or were cached, by `Clip.key`."""
@@ -268,6 +287,13 @@ class Store:
                 rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", some)
                 sizes.update((key, KnownSize(size, bool(held))) for key, size, held in rows)
         return sizes
+
+    def add_durations(self, measured: Iterable[MeasuredFile]) -> None:
+        """Remember how long clips are that were cached without their durations."""
+        with self._database.exclusive() as db:
+            for clip, filename, duration in measured:
+                if self._files.set_duration(clip.key, filename, duration):
+                    self._write_duration(db, clip.key, duration)
 
     # Access times
 
@@ -446,7 +472,7 @@ class Store:
             raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
         return Claim(self, clip, token, folder, protect_used_since)
 
-    def _publish(self, claim: Claim, path: Path, source: str, *, last: bool) -> int:
+    def _publish(self, claim: Claim, path: Path, source: str, *, duration: float | None, last: bool) -> int:
         key, now = claim.clip.key, time.time()
         with log_step(_log, f"publish {key}: seal and fsync"):
             size, digest = _seal(path)
@@ -458,7 +484,7 @@ class Store:
                 db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._clear_dead_flights(db)
             self._evictor.make_room(db, size, certain=True, known=True, protect_used_since=claim.protect_used_since)
-            record = ClipRecord(size, digest, source, now, cached=True)
+            record = ClipRecord(size, digest, source, now, cached=True, duration=duration)
             self._files.put(key, StagedFile(path, size, claim.token), record)
             self._write_record(db, key, record)
         return size
@@ -530,7 +556,15 @@ class Store:
             " opened_at = max(opened_at, excluded.opened_at), held = 1, pinned = excluded.pinned",
             (key, record.size, record.sha256, record.source, record.stored_at),
         )
+        Store._write_duration(db, key, record.duration)
         db.execute("DELETE FROM failure WHERE key = ?", (key,))
+
+    @staticmethod
+    def _write_duration(db: sqlite3.Connection, key: str, duration: float | None) -> None:
+        if duration is None:
+            db.execute("DELETE FROM duration WHERE key = ?", (key,))
+        else:
+            db.execute("INSERT OR REPLACE INTO duration (key, seconds) VALUES (?, ?)", (key, duration))
 
 
 class Claim:
@@ -557,12 +591,13 @@ class Claim:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._store._end_flight(self.token, ended=self._ended)
 
-    def publish(self, path: Path, source: str, *, last: bool = True) -> int:
+    def publish(self, path: Path, source: str, *, duration: float | None = None, last: bool = True) -> int:
         """Make a finished and verified file the clip, for all processes at once.
 
         Args:
             path: a regular file in `folder`; it is moved.
             source: name of the source that delivered it.
+            duration: seconds that its pictures cover; None if they were not measured.
             last: True if nothing more will be written to `folder`.
 
         Returns:
@@ -572,7 +607,7 @@ class Claim:
             FetchError: there is not enough space (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
         """
         try:
-            size = self._store._publish(self, path, source, last=last)
+            size = self._store._publish(self, path, source, duration=duration, last=last)
             self._ended = last
             return size
         except OSError as error:

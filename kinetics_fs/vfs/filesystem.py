@@ -334,6 +334,8 @@ class Filesystem:
             values["label"] = directory.label or ""
         if record is not None and record.cached:
             values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
+            if record.duration is not None:
+                values["duration"] = f"{record.duration:.3f}"
         elif self._fetcher.is_fetching(clip):
             values["state"] = "fetching"
         else:

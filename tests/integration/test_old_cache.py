@@ -103,6 +103,15 @@ def test_clips_have_their_bytes(old: Old) -> None:
     assert checked["unknown_files"] == []
 
 
+def test_verify_measures_old_clips(old: Old) -> None:
+    before = old.run("status", "--coverage")
+    assert (before["short"], before["cached"]) == (0, old.run("verify")["clips"])
+
+    # The clips are of 1 s, their annotations of 10 s.
+    after = old.run("status", "--coverage")
+    assert after["short"] == after["cached"] == before["cached"] > 0
+
+
 def test_remains_of_the_crash_are_cleared(old: Old) -> None:
     incoming, owners = old.cache / "incoming", old.cache / "owners"
 

@@ -80,7 +80,7 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
     for words in ("(hit rate 20.0%); 5 waiting", "4 foreground", "2.0 clips/min", LOST.key, status["metrics_url"]):
         assert words in said.stdout
     [row] = [line.split() for line in coverage.stdout.splitlines() if CLASS in line]
-    assert row == ["validation", *CLASS.split(), "9", "1", "11.1%", "1"]
+    assert row == ["validation", *CLASS.split(), "9", "1", "11.1%", "0", "1"]
 
     # The metrics, the same in the file and by HTTP
     metrics = parsed(text)

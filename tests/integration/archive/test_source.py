@@ -236,7 +236,7 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
         job = tmp_path / "job"
         job.mkdir()
         found = worker.fetch(clip, "archive", job, timeout=60)
-        assert found is not None and found.read_bytes() == video
+        assert found is not None and found.path.read_bytes() == video
         shutil.rmtree(job)
         job.mkdir()
         with pytest.raises(FetchError):

@@ -157,6 +157,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
         "release": "600",
         "clips": 6,
         "cached": 1,
+        "short": 0,
         "evicted": 1,
         "untried": 1,
         "unavailable": 3,
@@ -172,6 +173,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
             "split": split,
             "label": label,
             **dict(zip(("clips", "cached", "evicted", "unavailable", "untried"), numbers, strict=True)),
+            "short": 0,
         }
         for split, label, *numbers in [
             ("train", "surfing water", 2, 1, 1, 0, 0),
@@ -185,7 +187,7 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
     assert ["1", "cached"] in lines
     assert ["1", "untried"] in lines
     assert lines[-1] == ["3", "unavailable"]
-    assert ["validation", "surfing", "water", "2", "0", "0.0%", "1"] in lines
+    assert ["validation", "surfing", "water", "2", "0", "0.0%", "0", "1"] in lines
 
     table = parse_csv(coverage("--csv", *chosen).stdout)
     assert {row["path"]: (row["label"], row["kind"]) for row in table} == {

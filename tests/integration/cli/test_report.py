@@ -23,7 +23,7 @@ from tests.support.report_page import EXTRA, HOSTILE, IMAGE, Reported, Tables
 from tests.support.report_page import reported as reported
 from tests.support.store import query
 
-COLUMNS = ("clips", "cached", "evicted", "unavailable", "untried")
+COLUMNS = ("clips", "cached", "short", "evicted", "unavailable", "untried")
 ODD_MOUNTS = [UnreachableMount(mountpoint="</section>", reason="<b>", advice="<i>", hung=True)]
 
 
@@ -50,13 +50,13 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     assert shown == {row: [str(counts[name]) for name in COLUMNS] for row, counts in expected.items()}
     train = sum((counts for (_, split), counts in expected.items() if split == "train"), Counter())
     assert ["train", "0.0", "", *(str(train[name]) for name in COLUMNS)] in rows["splits"]
-    assert rows["classes"][-1] == ["Total", "", "33.3", "9", "3", "1", "2", "3"]
+    assert rows["classes"][-1] == ["Total", "", "33.3", "9", "3", "0", "1", "2", "3"]
     assert [row[:2] for row in rows["failures"] if row[0]] == [["Kind", "Clips"], ["credentials", "1"], ["gone", "1"]]
     assert ["", "1", f"{IMAGE}{HOSTILE}"] in rows["failures"]
     [(size,)] = query(reported.cache / "ledger.sqlite", "SELECT sum(size) FROM clip WHERE held")
     said = json.loads(run_command("report", "--json", *reported.chosen).stdout)
     assert (said["cache"]["clips"], said["cache"]["bytes"]) == (3, size)
-    assert said["total"] == {"clips": 9, "cached": 3, "evicted": 1, "unavailable": 2, "untried": 3}
+    assert said["total"] == {"clips": 9, "cached": 3, "short": 0, "evicted": 1, "unavailable": 2, "untried": 3}
     # The fetches of the prefetch are in the history, and in the page as a chart and in numbers.
     [day] = rows["time"][1:]
     assert (day[1], day[3:]) == ("3", ["3", "0", "0", "0"])

@@ -59,6 +59,9 @@ def fetch_error(worker: Worker, folder: Path, timeout: float = 20) -> FetchError
         'echo \'{"error": {"kind": "x", "reason": "", "source": "", "errno": 1, "retry_after": 1}}\'',
         'echo \'{"error": {"kind": "gone"}}\'',
         "echo one; echo two",
+        'echo \'{"file": "clip.mp4"}\'',
+        'echo \'{"file": "clip.mp4", "duration": NaN}\'',
+        'echo \'{"file": "clip.mp4", "duration": -1}\'',
         "head -c 200000 /dev/zero; echo",
         "exit 0",
         "kill -9 $$",
@@ -79,13 +82,13 @@ def test_an_unfinished_answer_times_out(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_path_in_an_answer_is_reduced_to_a_name_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd"}\'')
+    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd", "duration": 2}\'')
     try:
-        path = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
+        found = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
     finally:
         worker.stop()
 
-    assert path == tmp_path / "passwd"
+    assert found == (tmp_path / "passwd", 2)
 
 
 def test_all_fields_of_a_failure_reach_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -658,6 +658,32 @@ def test_no_frames(variant: Variant) -> None:
     assert caught.value.kind is FailureKind.CORRUPT
 
 
+def test_no_frame_that_decodes(variant: Variant) -> None:
+    path = variant("-c", "copy", "-an", "-bsf:v", "noise=drop=lt(n\\,1)", source=variant("-g", "1000", name="long.mp4"))
+
+    with pytest.raises(FetchError, match="no frame of the clip decodes") as caught:
+        VerifyLevel.DECODE.check(path)
+    assert caught.value.kind is FailureKind.CORRUPT
+
+
+@pytest.mark.parametrize("level", [VerifyLevel.CONTAINER, VerifyLevel.DECODE])
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        (("-t", "4"), 4.0),
+        (("-frames:v", "1"), 0.04),
+        (("-vf", "trim=end=4", "-af", "atrim=end=9"), 4.0),  # sound that goes on
+        (("-t", "3", "-r", "2", "-c:v", "mpeg4"), 3.0),
+        (("-t", "2", "-movflags", "+frag_keyframe+empty_moov"), 2.0),
+        (("-t", "2", "-f", "matroska"), 2.0),
+    ],
+)
+def test_duration_of_the_pictures(
+    variant: Variant, level: VerifyLevel, arguments: tuple[str, ...], seconds: float
+) -> None:
+    assert level.check(variant(*arguments)) == pytest.approx(seconds, abs=0.001)
+
+
 # The picture
 
 
