@@ -206,6 +206,7 @@ MEDIA_FAULTS = {
     "reset": "RST after half of the body",
     "stall": "nothing more after half of the body, and the connection stays open",
     # Other content.
+    "empty": "status 200 and no bytes",
     "html": "status 200 and a page",
     "html-as-mp4": "status 200 and a page with the type video/mp4",
     "html-206": "a page, filled up with blanks to the length of the range, with all headers but the type right",
@@ -253,6 +254,8 @@ class _Video:
     hls: Path | None
     """The media playlist, beside its segments."""
     claimed_size: int | None
+    languages: dict[int, list[str]]
+    """Itag → the sound tracks of the formats with that itag; none for formats without a track."""
 
 
 @dataclass
@@ -269,8 +272,8 @@ class FakeYouTube:
     """A player API and a media server on loopback; see the module docstring."""
 
     media_fault: dict[str, str | list[str]]
-    """Video id → the fault of all its requests for media, or a list of faults for its next requests, with `ok` for no
-    fault. Faults affect the segments of playlists, not the playlists."""
+    """Video id, or `ID/ITAG` for one format → the fault of all its requests for media, or a list of faults for its next
+    requests, with `ok` for no fault. Faults affect the segments of playlists, not the playlists."""
 
     media_url_base: str
     """Prefix of the URLs of media: the media server, or the `url` of a `tests.support.link.Link` in front of it."""
@@ -352,6 +355,7 @@ class FakeYouTube:
         adaptive: tuple[Path, Path] | None = None,
         hls: Path | None = None,
         claimed_size: int | None = None,
+        languages: dict[int, list[str]] | None = None,
     ) -> None:
         """Publish a file as format 18 (progressive, 360p), a pair as 134 (video) and 140 (audio), HLS as 93.
 
@@ -365,11 +369,12 @@ class FakeYouTube:
             hls: a media playlist, which names the segments beside it.
             claimed_size: size of every file in the player response, in bytes; by default the true one, and none for
                 format 18.
+            languages: itag → names of sound tracks, such as "English original" or "German": a format for each.
         """
         files = {} if path is None else {_PROGRESSIVE: path}
         if adaptive is not None:
             files[134], files[140] = adaptive
-        self._videos[video_id] = _Video(duration, files, hls, claimed_size)
+        self._videos[video_id] = _Video(duration, files, hls, claimed_size, languages or {})
 
     def set_scenario(self, video_id: str, *scenarios: str) -> None:
         """Set how the player API answers for a video: one scenario for each request, the last one for all others.
@@ -421,9 +426,9 @@ class FakeYouTube:
                 return "ok" if video_id in self._videos else "nonexistent"
             return queue.pop(0) if len(queue) > 1 else queue[0]
 
-    def _next_fault(self, video_id: str) -> str | None:
+    def _next_fault(self, video_id: str, itag: int) -> str | None:
         with self._lock:
-            fault = self.media_fault.get(video_id)
+            fault = self.media_fault.get(f"{video_id}/{itag}", self.media_fault.get(video_id))
             if isinstance(fault, list):
                 fault = fault.pop(0) if fault else None
         if fault == "ok":
@@ -472,9 +477,15 @@ class FakeYouTube:
             self._playable_at[video_id] = time.time() + AD_SECONDS
             response["adPlacements"] = [_advertisement()]
         extraction = next(self._extractions)
-        formats = {itag: self._describe(video_id, itag, scenario, extraction) for itag in video.files}
-        progressive = [formats.pop(_PROGRESSIVE)] if _PROGRESSIVE in formats else []
-        response["streamingData"] = {"formats": progressive, "adaptiveFormats": [*formats.values()]}
+        formats = [
+            self._describe(video_id, itag, scenario, extraction) | _sound_track(name)
+            for itag in video.files
+            for name in video.languages.get(itag, [""])
+        ]
+        response["streamingData"] = {
+            "formats": [one for one in formats if one["itag"] == _PROGRESSIVE],
+            "adaptiveFormats": [one for one in formats if one["itag"] != _PROGRESSIVE],
+        }
         if video.hls is not None:
             manifest = f"{self.media_url_base}/manifest/hls_variant/id/{video_id}/ei/{extraction}/file/index.m3u8"
             response["streamingData"]["hlsManifestUrl"] = manifest
@@ -539,6 +550,13 @@ def _refusal(scenario: str) -> Json:
         },
         **_REFUSAL_EXTRAS.get(scenario, {}),
     }
+
+
+def _sound_track(name: str) -> Json:
+    """Return the part of a format that describes its sound track, such as "English original"."""
+    if not name:
+        return {}
+    return {"audioTrack": {"displayName": name, "id": f"{name[:2].lower()}.4", "audioIsDefault": False}}
 
 
 def _advertisement() -> Json:
@@ -669,7 +687,7 @@ class _Media(_Handler):
             return self.answer(404, "text/plain", b"Not Found")
 
         requested = self.headers.get("Range")
-        fault = None if "redirected" in names else self.youtube._next_fault(video_id)
+        fault = None if "redirected" in names else self.youtube._next_fault(video_id, itag)
         use = self.youtube._use(video_id, itag, names.get("ei", ""))
         if use <= {"expired": self.youtube.url_uses, "changed": 1}.get(fault or "", 0):
             fault = None
@@ -681,6 +699,10 @@ class _Media(_Handler):
             asks = {"Retry_After": str(RETRY_AFTER)} if fault == "429" else {}
             self.youtube._record(video_id, sent)
             return self.head(sent.status, "text/plain", 0, **asks)
+        if fault == "empty":
+            sent.status = 200
+            self.youtube._record(video_id, sent)
+            return self.head(200, "video/mp4", 0)
         if fault is not None and fault.startswith("redirect"):
             sent.status = 302
             self.youtube._record(video_id, sent)

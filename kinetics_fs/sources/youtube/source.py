@@ -6,10 +6,12 @@ other site with one page per video is read by the same code, through yt-dlp's ge
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ _MAX_REFUSALS = 3
 """Videos in a row whose media are refused at fresh addresses. After so many, the client is blocked, not the videos."""
 _REFUSAL_PAUSE = 300.0
 """Seconds for which YouTube is not asked after that."""
+
+_MAX_FORMATS = 3
+"""Selections of formats that are tried for one clip."""
+_FAULTS_OF_A_FORMAT = {FailureKind.TRANSIENT, FailureKind.CORRUPT}
+"""Kinds of failure after which another format is tried. A timeout is none: it took too long already."""
+_ANY_FORMATS = {"has_merged_format": True, "incomplete_formats": False}
+"""What yt-dlp tells a function that selects formats, besides the formats."""
 
 _LIVE = {
     "is_live": "has not ended",
@@ -56,22 +65,25 @@ class YouTubeSource:
         self._url = settings.video_url
         self._on_youtube = _is_youtube(self._url)
         self._log = _Messages()
-        self._ytdlp = YoutubeDL(_parameters(settings, self._log))
+        parameters = _parameters(settings, self._log)
+        self._ytdlp = YoutubeDL(parameters | {"format": self._select})
+        self._select_by_spec = self._ytdlp.build_format_selector(parameters["format"])
+        self._any_language = "format" in settings.ytdlp
+        self._refused_formats: set[str] = set()
+        """Ids of the formats of the current video that failed."""
         self._refused: set[str] = set()
         """Ids of the last videos, if the media of all of them were refused."""
         self._pace = Pace(settings.max_bandwidth)
 
     def fetch(self, clip: Clip, folder: Path) -> Media:
         self._log.clear()
+        self._refused_formats.clear()
         # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a relative literal.
         os.chdir(folder)
         try:
-            info = self._extract(clip.youtube_id)
-            try:
-                return self._fetch(clip, folder, info)
-            except StaleAddress as error:
-                _log.info("%s: %s; asking for a new address", clip.key, error.reason)
-                return self._fetch(clip, folder, self._extract(clip.youtube_id))
+            media = self._fetch_any(clip, folder, self._extract(clip.youtube_id))
+            self._refused.clear()
+            return media
         except StaleAddress as error:
             self._refused.add(clip.youtube_id)
             if len(self._refused) >= _MAX_REFUSALS:
@@ -114,18 +126,66 @@ class YouTubeSource:
             raise FetchError(FailureKind.TRANSIENT, f"the video is a live stream that {state}", retry_after=LATER)
         return info
 
-    def _fetch(self, clip: Clip, folder: Path, info: dict[str, Any]) -> Media:
+    def _select(self, context: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Select formats for yt-dlp: none that failed, and none with a dub if there is one with the original sound."""
+        formats = [one for one in context["formats"] if one.get("format_id") not in self._refused_formats]
+        if not self._any_language:
+            formats = _without_dubs(formats)
+        selected: Iterator[dict[str, Any]] = self._select_by_spec(context | {"formats": formats})
+        return selected
+
+    def _fetch_any(self, clip: Clip, folder: Path, info: dict[str, Any]) -> Media:
+        """Fetch the selected formats, or the next ones if the server refuses them or they are no media."""
+        chosen, is_fresh = info, False
+        failures: list[FetchError] = []
+        while True:
+            earlier = set(self._refused_formats)
+            try:
+                try:
+                    return self._fetch(clip, folder, info, chosen)
+                except StaleAddress as error:
+                    if is_fresh:
+                        raise
+                    _log.info("%s: %s; asking for a new address", clip.key, error.reason)
+                    self._refused_formats, is_fresh = earlier, True
+                    info = chosen = self._extract(clip.youtube_id)
+                    return self._fetch(clip, folder, info, chosen)
+            except FetchError as error:
+                failed = error
+            except Exception as error:  # yt-dlp lets nearly anything through
+                failed = classify(error, self._log.warnings, self.name)
+            if failed.kind not in _FAULTS_OF_A_FORMAT or failed.errno == errno.ETIMEDOUT:
+                raise failed
+            failures.append(failed)
+            following = next(iter(self._select({"formats": info.get("formats") or [], **_ANY_FORMATS})), None)
+            if following is None or len(failures) == _MAX_FORMATS:
+                raise failures[0]
+            chosen = following
+            _log.info("%s: %s; trying format %s", clip.key, failed.reason, chosen.get("format_id"))
+
+    def _fetch(self, clip: Clip, folder: Path, info: dict[str, Any], chosen: dict[str, Any]) -> Media:
+        """Fetch one selection of formats: those that yt-dlp has selected for `info`, or others of that video."""
         length = float(info["duration"]) if info.get("duration") else None
-        formats = info.get("requested_formats") or [info]
+        formats = chosen.get("requested_formats") or [chosen]
+        files: list[RemoteFile | Segments] = []
         try:
             _wait_for(formats)
-            files = [self._remote(one) for one in formats]
-            media = fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
-            self._refused.clear()
-            return media
-        except (NoSection, NoSegments, RangesIgnored) as error:
-            _log.info("%s: fetching the whole video: %s", clip.key, error or "the server does not support ranges")
-        return Media(self._download(folder, info), start=clip.start, length=length)
+            try:
+                files += (self._remote(one) for one in formats)
+                return fetch_section(files, clip.start, clip.end, length, folder / "section.nut")
+            except (NoSection, NoSegments, RangesIgnored) as error:
+                reason = error or "the server does not support ranges"
+                _log.info("%s: fetching the whole video: %s", clip.key, reason)
+            return Media(self._download(folder, info), start=clip.start, length=length)
+        except Exception:
+            # If the server refused one file of a pair, the other one can still be a part of the next pair.
+            refused = [
+                one
+                for file, one in zip(files, formats, strict=False)
+                if isinstance(file, RemoteFile) and not file.received_to
+            ]
+            self._refused_formats |= {str(one.get("format_id")) for one in refused[:1] or formats}
+            raise
 
     def _remote(self, info: dict[str, Any]) -> RemoteFile | Segments:
         """Return the media of a format."""
@@ -150,6 +210,20 @@ class YouTubeSource:
         return path
 
 
+def _without_dubs(formats: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the formats whose sound is in the original language, in an unknown one, or absent.
+
+    yt-dlp's `language_preference` is highest for the original, and lower for dubs and audio descriptions.
+    """
+
+    def preference(one: dict[str, Any]) -> float | None:
+        has_sound = one.get("acodec") != "none" and one.get("language")
+        return float(one.get("language_preference") or 0) if has_sound else None
+
+    best = max((rank for one in formats if (rank := preference(one)) is not None), default=None)
+    return [one for one in formats if preference(one) in (None, best)]
+
+
 def _wait_for(formats: list[dict[str, Any]]) -> None:
     """Wait until YouTube serves the media: it delays them for the length of an advertisement that was not watched."""
     wait = max(float(one.get("available_at") or 0) for one in formats) - time.time()
@@ -170,10 +244,11 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "quiet": True,
         "noprogress": True,
         "logger": log,  # `no_warnings` would hide the HTTP statuses that distinguish a block from a removed video
-        # 18 is the last progressive format, and the only one that is not throttled and needs no token.
+        # 18 is the last progressive format, and the only one that is not throttled and needs no token. yt-dlp appends a
+        # number if there is one for each language.
         # `<=?` also accepts formats of unknown height.
         "format": (
-            f"{'18/' if height >= 360 else ''}"
+            f"{'b[format_id^=18]/' if height >= 360 else ''}"
             f"bv*[height<={height}][vcodec^=avc1][ext=mp4][protocol^=http]+ba[ext=m4a][protocol^=http]"
             f"/b[height<=?{height}]/bv*[height<=?{height}]+ba/wv*+ba/w"
         ),

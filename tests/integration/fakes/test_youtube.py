@@ -317,7 +317,16 @@ def reads(text: str, expected: str) -> bool:
 
 def test_every_scenario_and_fault_is_described() -> None:
     assert {*REFUSALS, "ok", "preroll", "live", "trailer"} == SCENARIOS
-    assert {*MEDIA_ERRORS, *ANSWERS, *REDIRECTS, "expired", "changed", "slow", "throttle"} == MEDIA_FAULTS.keys()
+    assert {
+        *MEDIA_ERRORS,
+        *ANSWERS,
+        *REDIRECTS,
+        "expired",
+        "changed",
+        "slow",
+        "throttle",
+        "empty",
+    } == MEDIA_FAULTS.keys()
 
 
 @pytest.mark.parametrize("scenario", REFUSALS)
