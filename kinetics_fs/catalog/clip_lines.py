@@ -4,7 +4,7 @@
 `train/abseiling/0wR5jVB-WPk_000417_000427.mp4`   a path, absolute or not; a file name; a key; an address
 `abseiling/0wR5jVB-WPk_000417_000427.mp4 12`      a path and numbers, which are ignored (SlowFast, mmaction2)
 `0wR5jVB-WPk_000417_000427 abseiling`             a key and a label
-`abseiling,0wR5jVB-WPk,417,427,val`               a row; the id, the start and the end follow each other
+`abseiling,0wR5jVB-WPk,417,427,val`               a row, in any order with the start before the end
 ================================================  ======================================================================
 
 Tabs, `;`, `|`, `,` or blanks part the fields. A field with a word for a split is the split, any other text is the
@@ -17,7 +17,7 @@ import re
 from posixpath import normpath
 from typing import NamedTuple
 
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.clip import YOUTUBE_ID, Clip
 from kinetics_fs.catalog.file_names import NO_VIDEO, parse_file_name
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, split_name, split_of_folder
 from kinetics_fs.catalog.rows import (
@@ -32,14 +32,10 @@ from kinetics_fs.catalog.rows import (
 )
 
 _SEPARATORS = ("\t", ";", "|", ",")
-_BETWEEN = r"(?:[ ]*[,;|\t][ ]*|[ ]+)"
-_CLIP = re.compile(
-    rf"""
-    (?<![^/\\,;|\t ])[A-Za-z0-9_-]{{11}}_[0-9]{{1,6}}_[0-9]{{1,6}}(?:\.[A-Za-z0-9]{{1,5}})*(?=$|[,;|\t ])
-    | (?<![^,;|\t ])(?P<id>[A-Za-z0-9_-]{{11}}){_BETWEEN}(?P<start>[0-9.]+){_BETWEEN}(?P<end>[0-9.]+)(?=$|[,;|\t ])
-    """,
-    re.VERBOSE,
+_CLIP_NAME = re.compile(
+    r"(?<![^/\\,;|\t ])[A-Za-z0-9_-]{11}_[0-9]{1,6}_[0-9]{1,6}(?:\.[A-Za-z0-9]{1,5})*(?=$|[,;|\t ])"
 )
+_WORD_LIKE_ID = re.compile("[a-z]{11}")
 
 
 class ClipPath(NamedTuple):
@@ -84,25 +80,40 @@ def parse_clip_line(line: bytes, split: str) -> Annotation:
         separator = next((separator for separator in _SEPARATORS if separator in text), " ")
         text = "\t".join(fields(line, separator))
     text = without_urls(text)
-    match = _CLIP.search(text)
-    if match is None:
-        raise BadRow("video has no times" if parse_clip_path(text).youtube_id else "no clip is named")
-    before, folder = _before(text[: match.start()])
-    if match["id"]:
-        path = ClipPath(match["id"], None, "", "")
-        clip = Clip(match["id"], seconds(match["start"]), seconds(match["end"]))
-    else:
+    match = _CLIP_NAME.search(text)
+    if match:
+        before, folder = _before(text[: match.start()])
         path = parse_clip_path(folder + match[0])
-        if path.clip is None:
-            raise BadRow("no clip is named")
-        clip = path.clip
+        clip, values = path.clip, [*before, *_values(text[match.end() :])]
+    else:
+        path = parse_clip_path(text)
+        clip, values = _row(text, is_video=bool(path.youtube_id))
+    if clip is None:
+        raise BadRow("no clip is named")
     split_word = label = ""
-    for value in [*before, *_values(text[match.end() :])]:
+    for value in values:
         if split_name(value):
             split_word = split_word or value
         elif value and not is_number(value):
             label = label or value
     return annotation(split_word or path.split or split, _text(label) or path.label, *clip)
+
+
+def _row(text: str, *, is_video: bool) -> tuple[Clip, list[str]]:
+    """Return the clip and the other fields of a row that has an id and times."""
+    separator = next((separator for separator in _SEPARATORS if separator in text), None)
+    values = [value.strip() for value in text.split(separator)]
+    ids = [position for position, value in enumerate(values) if YOUTUBE_ID.fullmatch(value)]
+    # A label may look like an id ("bookbinding"), an id hardly ever like a word.
+    video = next((one for one in ids if not _WORD_LIKE_ID.fullmatch(values[one])), next(iter(ids), None))
+    numbers = [is_number(value) and position not in ids for position, value in enumerate(values)]
+    pairs = [position for position in range(len(values) - 1) if numbers[position] and numbers[position + 1]]
+    start = next((position for position in pairs if video is None or position > video), next(iter(pairs), None))
+    if video is None or start is None:
+        raise BadRow("video has no times" if is_video else "no clip is named")
+    clip = Clip(values[video], seconds(values[start]), seconds(values[start + 1]))
+    others = [value for position, value in enumerate(values) if position not in (video, start, start + 1)]
+    return clip, others if separator else _values(" ".join(others))
 
 
 def _before(text: str) -> tuple[list[str], str]:
