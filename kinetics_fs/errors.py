@@ -19,11 +19,21 @@ logs it.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+
+_BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class KineticsError(Exception):
-    """An expected failure. The message can be shown to the user as it is."""
+    """An expected failure. The message can be shown to the user as it is: text from outside cannot break its line.
+
+    Args:
+        text: the message.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class SettingError(KineticsError):
@@ -96,10 +106,24 @@ class FetchError(KineticsError):
     ) -> None:
         super().__init__(reason)
         self.kind = kind
-        self.reason = reason
+        self.reason = str(self)
         self.source = source
         self.errno = errno
         self.retry_after = retry_after
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes for all that a terminal may interpret."""
+    return escaped(_BREAKS.sub(" ", text.strip()))
+
+
+def escaped(line: str) -> str:
+    """Return a line with escapes for all that a terminal may interpret."""
+    if line.isprintable():
+        return line
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in line
+    )
 
 
 def root_cause(error: BaseException) -> str:

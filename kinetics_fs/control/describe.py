@@ -21,14 +21,19 @@ from kinetics_fs.control.status import (
     StoreStatus,
     UnreachableMount,
 )
+from kinetics_fs.errors import printable
 from kinetics_fs.util.text import count
 
 
 def describe_mount(status: MountStatus | UnreachableMount) -> list[str]:
-    """Return the status of a mount in lines: a title, then one indented fact per line."""
+    """Return the status of a mount in lines: a title, then one indented fact per line.
+
+    Another user's filesystem can pass for a mount and report anything.
+    """
     if isinstance(status, UnreachableMount):
-        return [str(status)]
-    return [describe_title(status), *(f"  {label:<9} {text}" for label, text in _mount_facts(status))]
+        return [printable(str(status))]
+    title = printable(describe_title(status))
+    return [title, *(f"  {label:<9} {printable(text)}" for label, text in _mount_facts(status))]
 
 
 def describe_store(status: StoreStatus) -> list[str]:

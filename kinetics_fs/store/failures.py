@@ -22,7 +22,7 @@ from itertools import count, dropwhile
 from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
-from kinetics_fs.errors import FailureKind, FetchError, KineticsError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError, printable
 from kinetics_fs.store import suspicion
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.util.sqlite import transaction
@@ -138,12 +138,7 @@ class ImportedFailures(NamedTuple):
 
 def one_line(text: str) -> str:
     """Return `text` on one line of at most 500 characters, with escapes for all that a terminal may interpret."""
-    text = " ".join(text[:_MAX_TEXT].split())
-    if not text.isprintable():
-        text = "".join(
-            sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in text
-        )
-    return text[:_MAX_TEXT]
+    return printable(text[:_MAX_TEXT])[:_MAX_TEXT]
 
 
 def retry_delay(kind: FailureKind, attempts: int, requested: float | None = None) -> float:

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from kinetics_fs.errors import escaped, printable
 
 FORMATS = ("text", "json")
 
@@ -159,14 +161,25 @@ class _StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _OneLine(logging.Formatter):
+    """A formatter whose messages cannot break their line; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(escaped, super().formatException(ei).splitlines()))
+
+
 class _Lines(logging.Formatter):
     """A formatter that adds what the present standard error needs: a mount in the background redirects it."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
-        self._dated = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-        self._bare = logging.Formatter("%(message)s")
+        self._dated = _OneLine("%(asctime)s %(levelname)s %(message)s")
+        self._bare = _OneLine("%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         in_journal = _is_journal()  # the journal records time and level itself
