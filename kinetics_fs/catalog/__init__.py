@@ -38,7 +38,7 @@ from kinetics_fs.catalog.naming import (
 )
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
 from kinetics_fs.catalog.rows import Annotation
-from kinetics_fs.catalog.selection import Selection, select, select_clips
+from kinetics_fs.catalog.selection import Selection, resolve_splits, select, select_clips
 from kinetics_fs.errors import CatalogError
 
 __all__ = [
@@ -109,7 +109,8 @@ def open_catalog(
     else:
         lists = _lists_of(release, downloads)
     # A file of the user's own need not repeat what --split says already.
-    split = split_name(selection.splits[0]) if annotations and len(selection.splits) == 1 else None
+    splits = resolve_splits(selection.splits)
+    split = splits[0] if annotations and len(splits) == 1 else None
     path = compile_catalog(lists, release, folder, split=split, union=not annotations, archives=archives)
     whole = Catalog(path)
     try:

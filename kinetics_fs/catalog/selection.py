@@ -105,7 +105,7 @@ def _resolve(catalog: Catalog, selection: Selection) -> Selection:
         seed = secrets.randbits(32)
         _log.info("shuffled with seed %d; set this seed to select the same clips again", seed)
     return Selection(
-        splits=_resolve_splits(selection.splits),
+        splits=resolve_splits(selection.splits),
         classes=_resolve_classes(catalog, selection.classes),
         max_samples=selection.max_samples,
         shuffle=shuffle,
@@ -113,7 +113,12 @@ def _resolve(catalog: Catalog, selection: Selection) -> Selection:
     )
 
 
-def _resolve_splits(words: Sequence[str]) -> tuple[str, ...]:
+def resolve_splits(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the splits that a user names, in listing order.
+
+    Raises:
+        CatalogError: there is no such split.
+    """
     splits = set()
     for word in words:
         split = split_name(word)

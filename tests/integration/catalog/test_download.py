@@ -188,6 +188,8 @@ def test_split_completes_annotations_that_have_no_split(tmp_path: Path, release:
     local.write_text(csv_text(["x,ddddddddddd,1,11"], header="label,youtube_id,time_start,time_end"))
     with open_catalog(release, [str(local)], Selection(splits=("val",)), tmp_path, downloads=tmp_path) as catalog:
         assert [split.split for split in catalog.splits()] == ["validation"]
+    with pytest.raises(CatalogError, match='cannot select the split "vall"'):
+        open_catalog(release, [str(local)], Selection(splits=("vall",)), tmp_path, downloads=tmp_path)
     with pytest.raises(CatalogError, match="its rows have no split"):
         open_catalog(release, [str(local)], Selection(splits=("val", "test")), tmp_path, downloads=tmp_path)
 

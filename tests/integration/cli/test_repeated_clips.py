@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,24 @@ def test_import_takes_a_clip_once_from_several_classes(filled: Arguments, tmp_pa
     result = run_json("import", *other, tmp_path / "out")
     assert (result["imported"], result["already_cached"], result["not_in_annotations"]) == (2, 2, 0)
     assert run_json("status", "--coverage", *other)["cached"] == 4
+
+
+def test_fill_stores_a_clip_once_from_the_archives_of_its_classes(
+    filled: Arguments, annotations: Path, tmp_path: Path
+) -> None:
+    run_json("export", *filled, tmp_path / "out", code=3)
+    for label in ("surfing water", "water sports"):
+        archive = tmp_path / f"archives/600/val/{label}.tar.gz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive, "w:gz") as tar:
+            for clip in (tmp_path / "out/validation" / label).iterdir():
+                tar.add(clip, clip.name)
+    other = "--annotations", annotations, "--cache-dir", tmp_path / "other"
+    done = run_command("fill", *other, "--archive-url", tmp_path / "archives", "--split", "validation", "--json")
+    filled_with = json.loads(done.stdout)
+    assert (filled_with["stored"], filled_with["already_cached"]) == (2, 1)
+    coverage = run_json("status", "--coverage", *other)
+    assert (coverage["cached"], coverage["untried"], coverage["unavailable"]) == (4, 0, 2)
 
 
 def test_verify_checks_a_clip_once(filled: Arguments) -> None:
