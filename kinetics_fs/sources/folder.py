@@ -233,8 +233,10 @@ class FolderSource:
     def _excludes(self, name: str, layout: _Layout) -> bool:
         """Return whether a folder has clips of another split or class, by its name."""
         plain = _plain(name)
-        if plain in self._classes:
-            return plain not in map(_plain, layout.labels)
+        if plain in map(_plain, layout.labels):
+            return False
+        if plain in self._classes and split_name(name) is None:
+            return True
         splits = _splits_in(name)
         return bool(splits) and splits.isdisjoint(layout.splits)
 
@@ -351,6 +353,7 @@ def find_excerpt_of(path: Path, clip: Clip, folder: Path) -> Media:
         FetchError: the file cannot be read (TRANSIENT) or does not have the clip (CORRUPT).
     """
     from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
+    from kinetics_fs.media.probe import expected_span
 
     try:
         status = stat_local(path)
@@ -363,7 +366,10 @@ def find_excerpt_of(path: Path, clip: Clip, folder: Path) -> Media:
     link = folder / "video"
     link.unlink(missing_ok=True)
     link.symlink_to(path.absolute())
-    return find_excerpt(link, clip.start, clip.end)
+    media = find_excerpt(link, clip.start, clip.end)
+    if not media.whole:
+        expected_span(media, clip.duration)  # now, while another file can follow a broken one
+    return media
 
 
 def _is_folder(path: Path) -> bool:

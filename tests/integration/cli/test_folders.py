@@ -38,6 +38,8 @@ class Videos:
         make_video(self.whole, seconds=20, ffmpeg=find_ffmpeg(), width=320, height=180, rate=RATE)
         self.broken = folder / "broken.mp4"
         self.broken.write_bytes(self.clip.read_bytes()[:-20_000])
+        self.whole_broken = folder / "whole_broken.mp4"
+        self.whole_broken.write_bytes(self.whole.read_bytes()[: self.whole.stat().st_size // 3])
         for suffix in ("mkv", "mov", "avi", "ts"):
             run_ffmpeg("-i", self.clip, "-c", "copy", folder / f"clip.{suffix}")
 
@@ -157,13 +159,14 @@ def test_the_best_of_several_files_is_taken_and_a_broken_one_passed_over(
     folder.put(f"b/{DASH.key}.mp4", videos.broken)
     folder.put(f"c/{DASH.key}.mkv", videos.of(".mkv"))
     folder.put(f"{LATE.key}.mp4", videos.broken)
-    folder.put(f"{LATE.youtube_id}.mp4", videos.clip)
+    folder.put(f"{LATE.youtube_id}.mp4", videos.whole_broken)
+    folder.put(f"{LATE.youtube_id}.mkv", videos.of(".mkv"))
 
     done = folder.run(command)
 
     assert done.returncode == 3
-    assert folder.cached()[ONE] == folder.cached()[LATE] == videos.clip.read_bytes()
-    assert folder.cached_frames(TWO) == folder.cached_frames(DASH) == ALL
+    assert folder.cached()[ONE] == videos.clip.read_bytes()
+    assert folder.cached_frames(TWO) == folder.cached_frames(DASH) == folder.cached_frames(LATE) == ALL
 
 
 UNUSED = {

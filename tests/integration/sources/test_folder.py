@@ -181,6 +181,17 @@ def test_odd_things_under_the_name_of_a_clip(catalog: Path, clip_folder: Path, p
     assert media.path.samefile(clip_folder / "elsewhere.mp4")
 
 
+def test_class_that_is_called_as_a_split_hides_no_clips(tmp_path: Path, clip_folder: Path, private: Path) -> None:
+    file = tmp_path / "annotations.csv"
+    file.write_text(csv_text(["train,toy_trains_,0,10,validate", f"{HEAD},{CLIP.youtube_id},10,20,train"]))
+    catalog = compile_catalog([file], find_release("600"), tmp_path / "catalogs")
+    put(clip_folder / "k600" / "train" / CLIP.name)
+    put(clip_folder / "k600" / "val" / "train" / "toy_trains__000000_000010.mkv")
+    source = FolderSource([clip_folder], catalog)
+    for clip in (CLIP, Clip("toy_trains_", 0, 10)):
+        assert fetch(source, clip, private).path.read_bytes() == CONTENT
+
+
 def test_file_that_appears_later_is_found(catalog: Path, clip_folder: Path, private: Path) -> None:
     put(clip_folder / "a" / "b" / "other.mp4")
     source = FolderSource([clip_folder], catalog)
