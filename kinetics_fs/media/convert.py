@@ -38,6 +38,12 @@ _PICTURES = {
 }
 """First bytes of pictures."""
 
+_OTHER_CONTAINERS = (b"\x1aE\xdf\xa3", b"FLV\1", b"OggS", b"0&\xb2u\x8ef\xcf\x11", b"\0\0\1\xba")
+"""First bytes of Matroska and WebM, FLV, Ogg, ASF and MPEG program streams."""
+_TS_SYNC = 0x47
+_TS_PACKETS = ((0, 188), (4, 192))
+"""Position of the first sync byte and size of a packet: MPEG-2 transport streams (ISO/IEC 13818-1), and of cameras."""
+
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script", b"<!--")
 
 _COPIED_PICTURES = {"h264", "hevc", "vp9", "av1"}
@@ -45,13 +51,14 @@ _COPIED_PICTURES = {"h264", "hevc", "vp9", "av1"}
 _COPIED_SOUND = {"aac", "mp3"}
 
 
-def ensure_mp4(path: Path) -> None:
+def ensure_mp4(path: Path, *, accept_unknown: bool = False) -> None:
     """Replace a clip in another container of video by an mp4 file. An mp4 file stays as it is, byte for byte.
 
     The streams are copied where mp4 files have such streams, otherwise re-encoded.
 
     Args:
         path: the clip. It is replaced by a new file in the same folder: another name of the file keeps the old one.
+        accept_unknown: leave a file as it is if its first bytes are those of no known kind of file.
 
     Raises:
         FetchError: the file is not a video, or is damaged (CORRUPT), or cannot be written (LOCAL).
@@ -62,6 +69,8 @@ def ensure_mp4(path: Path) -> None:
         return
     if fault := _no_video(head):
         raise FetchError(FailureKind.CORRUPT, fault)
+    if accept_unknown and not _is_other_container(head):
+        return
     with open_video(path, formats=VIDEO_FORMATS) as container:
         if container.format.name.startswith("mov,"):
             return
@@ -104,6 +113,15 @@ def _no_video(head: bytes) -> str:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
         return "the file is a web page (HTML), not a video"
     return ""
+
+
+def _is_other_container(head: bytes) -> bool:
+    """Return True if a file begins as a common container of video does, other than mp4."""
+    if head.startswith(_OTHER_CONTAINERS) or (head.startswith(b"RIFF") and head[8:12] == b"AVI "):
+        return True
+    return any(
+        len(head) > first + size and head[first] == head[first + size] == _TS_SYNC for first, size in _TS_PACKETS
+    )
 
 
 def _frames(path: Path) -> int:

@@ -14,7 +14,7 @@ class VerifyLevel(StrEnum):
     """How thoroughly a clip from an archive or a folder is verified before it is published."""
 
     NONE = "none"
-    """Not at all: publish the file as it is."""
+    """By its first bytes only: convert other containers, refuse pictures and pages, publish the rest as it is."""
     CONTAINER = "container"
     """The file parses and contains all frames that its index lists: a few milliseconds for each clip."""
     DECODE = "decode"
@@ -23,15 +23,17 @@ class VerifyLevel(StrEnum):
     def check(self, path: Path) -> float | None:
         """Verify a clip at this level. A video in another container than mp4 is converted first.
 
+        Whatever the level, a file that is served as mp4 is no other known kind of file.
+
         Returns:
             The seconds that the pictures cover; None if the level does not measure them.
 
         Raises:
             FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
         """
+        ensure_mp4(path, accept_unknown=self is VerifyLevel.NONE)
         if self is VerifyLevel.NONE:
             return None
-        ensure_mp4(path)
         return check_container(path) if self is VerifyLevel.CONTAINER else verify_clip(path, None)
 
 

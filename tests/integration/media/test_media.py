@@ -584,7 +584,10 @@ def test_subtitles_and_timecode(variant: Variant, tmp_path: Path) -> None:
         ("wmv", ("-c:v", "mpeg4", "-q:v", "2", "-c:a", "wmav2")),
     ],
 )
-def test_other_containers_are_converted(variant: Variant, kind: str, codecs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("level", [VerifyLevel.NONE, VerifyLevel.DECODE])
+def test_other_containers_are_converted(
+    variant: Variant, kind: str, codecs: tuple[str, ...], level: VerifyLevel
+) -> None:
     four_seconds = variant("-t", "4", "-c:v", "libx264", "-preset", "superfast", "-c:a", "copy")
     other = variant(*codecs, name=f"other.{kind}", source=four_seconds)
     four_seconds.unlink()
@@ -593,7 +596,7 @@ def test_other_containers_are_converted(variant: Variant, kind: str, codecs: tup
     link.hardlink_to(path)
     before = link.read_bytes()
 
-    VerifyLevel.DECODE.check(path)
+    level.check(path)
 
     assert frame_numbers(path) == list(range(100))
     with av.open(str(path)) as container:
@@ -605,7 +608,7 @@ def test_other_containers_are_converted(variant: Variant, kind: str, codecs: tup
     assert {entry.name for entry in path.parent.iterdir()} == {path.name, link.name}
 
 
-@pytest.mark.parametrize("level", [VerifyLevel.CONTAINER, VerifyLevel.DECODE])
+@pytest.mark.parametrize("level", VerifyLevel)
 @pytest.mark.parametrize("name", ["cover.png", "cover.jpg", "cover.gif", "cover.webp", "cover.bmp", "cover.tiff"])
 def test_pictures_are_refused(cover: Callable[[str], Path], name: str, level: VerifyLevel) -> None:
     path = cover(name)
@@ -617,13 +620,24 @@ def test_pictures_are_refused(cover: Callable[[str], Path], name: str, level: Ve
     assert "picture" in caught.value.reason
 
 
-def test_web_page_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", VerifyLevel)
+def test_web_page_is_refused(tmp_path: Path, level: VerifyLevel) -> None:
     path = tmp_path / "clip.mp4"
     path.write_text("<!DOCTYPE html>\n<html><title>403</title></html>")
 
     with pytest.raises(FetchError, match="web page") as caught:
-        VerifyLevel.CONTAINER.check(path)
+        level.check(path)
     assert caught.value.kind is FailureKind.CORRUPT
+
+
+@pytest.mark.parametrize("head", [b"", b"\0" * 1000, b"noise " * 100, b"G" + bytes(999), b"RIFF\0\0\0\0WAVE"])
+def test_unverified_files_of_no_known_kind_stay_as_they_are(tmp_path: Path, head: bytes) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(head)
+
+    VerifyLevel.NONE.check(path)
+
+    assert path.read_bytes() == head
 
 
 @pytest.mark.parametrize("faststart", [True, False])
