@@ -18,7 +18,7 @@ from typing import Any, Literal
 import platformdirs
 
 from kinetics_fs.catalog.naming import ClassNames
-from kinetics_fs.errors import KineticsError
+from kinetics_fs.errors import KineticsError, printable
 from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD, PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
 from kinetics_fs.util import logs
 
@@ -409,6 +409,8 @@ class Settings:
         # A mount in the background changes its working directory.
         object.__setattr__(self, "cache_dir", _absolute(self.cache_dir or default_cache_dir()))
         object.__setattr__(self, "annotations", tuple(map(_expand_home, self.annotations)))
+        words = (word.strip() for text in self.split for word in text.split(","))
+        object.__setattr__(self, "split", tuple(word for word in words if word))
         object.__setattr__(self, "folder", tuple(map(_absolute, self.folder)))
         if "://" not in self.archive_url:
             object.__setattr__(self, "archive_url", str(_absolute(self.archive_url)))
@@ -472,6 +474,18 @@ def default_config_file() -> Path:
 def _is_system_process() -> bool:
     """Return whether this process belongs to root and has no home: a service, or a mount from fstab."""
     return os.geteuid() == 0 and not {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"} & set(os.environ)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that looks like a setting and is none."""
+    known = {setting.variable for setting in table().values()} | {f"{ENVIRONMENT_PREFIX}CONFIG"} | set(logs.VARIABLES)
+    warnings = []
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            warnings.append(f"the environment variable {printable(name)} is ignored: there is no such setting{hint}")
+    return warnings
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -57,6 +57,13 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -95,14 +102,18 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool, debug: bool) -> 
     """
     import logging
 
-    from kinetics_fs.config import default_config_file, read_config
+    from kinetics_fs.cli.command import CONFIG_FILE
+    from kinetics_fs.config import default_config_file, read_config, unknown_variables
     from kinetics_fs.util import logs
 
     logs.set_up(logging.INFO if verbose or debug else logging.WARNING, debug=debug)
+    for warning in unknown_variables(os.environ):
+        click.echo(f"kinetics-fs: {warning}", err=True)
+    if config is None and os.access(default_config_file(), os.R_OK):
+        config = default_config_file()
     if config is not None:
         ctx.default_map = read_config(config)
-    elif os.access(default_config_file(), os.R_OK):
-        ctx.default_map = read_config(default_config_file())
+        ctx.meta[CONFIG_FILE] = config
 
 
 def main() -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 SECTION_ORDER = (
     *("Options", "Selection", "Cache", "Sources", "Network", "Names", "Mount", "Logging", "Output", "Help"),
 )
 
 _SHOW_ALL = "kinetics_fs.help_all"
+CONFIG_FILE = "kinetics_fs.config_file"
+"""Key in `click.Context.meta` of the path of the configuration file."""
 
 
 class Option(click.Option):
@@ -29,6 +32,20 @@ class Option(click.Option):
         super().__init__(*declarations, **rest)
         self.section = section
         self.rare = rare
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return what an error message calls this option: the variable or the file if the value comes from there."""
+        return (ctx and origin_of(self, ctx)) or super().get_error_hint(ctx)
+
+
+def origin_of(option: click.Option, ctx: click.Context) -> str:
+    """Return the environment variable, or the key and the configuration file, that set an option; else nothing."""
+    match ctx.get_parameter_source(option.name or ""):
+        case ParameterSource.ENVIRONMENT:
+            return f"the environment variable {option.envvar}"
+        case ParameterSource.DEFAULT_MAP:
+            return f"{option.opts[0].removeprefix('--')} in {ctx.meta.get(CONFIG_FILE)}"
+    return ""
 
 
 def help_record(option: click.Option, ctx: click.Context) -> tuple[str, str]:

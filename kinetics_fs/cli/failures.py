@@ -137,9 +137,10 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
         raise click.UsageError(_WHICH_CLIPS.format("clear", "name clips, or give --kind or --all"))
     with open_library(settings, whole_cache=True) as library:
         forgotten = library.forget_failures(clips or None, kinds)
-    click.echo(f"{count(forgotten.failures, 'failure')} forgotten")
     if forgotten.unblocked_sources:
-        click.echo("Sources that were blocked may be used again.")
+        click.echo(f"{count(forgotten.unblocked_sources, 'blocked source')} may be used again")
+    if forgotten.failures or not forgotten.unblocked_sources:
+        click.echo(f"{count(forgotten.failures, 'failure')} forgotten")
 
 
 command.add_command(export)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import functools
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from kinetics_fs.cli.command import Option
+from kinetics_fs.cli.command import Option, origin_of
 from kinetics_fs.cli.parameters import type_of
 from kinetics_fs.config import SECTIONS, Setting, Settings, table
 from kinetics_fs.errors import FailureKind, KineticsError
@@ -58,7 +60,11 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
             if "log_format" in given:
                 logs.set_up(style=given["log_format"])
             configured = click.get_current_context().default_map or {}
-            return function(settings=Settings(**given, ytdlp=configured.get("ytdlp", {})), **values)
+            _check_sampling(given)
+            try:
+                return function(settings=Settings(**given, ytdlp=configured.get("ytdlp", {})), **values)
+            except KineticsError as error:
+                raise _with_origins(error) from error
 
         decorated: Callable[..., R] = command
         for setting in reversed(chosen):
@@ -66,6 +72,35 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
         return decorated
 
     return decorate
+
+
+def _check_sampling(given: Mapping[str, Any]) -> None:
+    """Refuse flags that have no effect.
+
+    Raises:
+        click.UsageError: there is `--seed` without `--shuffle`, or `--shuffle` without `--max-samples`.
+    """
+    flags = given_settings()
+    for flag, needed in (("shuffle", "max_samples"), ("seed", "shuffle")):
+        if flag in flags and given.get(flag) not in (None, False) and not given.get(needed):
+            raise click.UsageError(
+                f"cannot use --{flag}: it has no effect without --{needed.replace('_', '-')}; give both or none"
+            )
+
+
+def _with_origins(error: KineticsError) -> KineticsError:
+    """Return an error that says where the flags in its message were set, if not on the command line."""
+    context = click.get_current_context()
+    text = str(error)
+    for option in context.command.params:
+        if not isinstance(option, Option) or not re.search(rf"{re.escape(option.opts[0])}(?![\w-])", text):
+            continue
+        if origin := origin_of(option, context):
+            text = f"{text} ({option.opts[0]} comes from {origin})"
+    if text != str(error):
+        error = copy.copy(error)
+        error.args = (text, *error.args[1:])
+    return error
 
 
 def selection_given() -> bool:

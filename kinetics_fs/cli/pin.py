@@ -30,9 +30,10 @@ def command() -> None:
 
 
 @command.command("add", short_help="Pin the clips of a selection.")
+@click.option("--all", "everything", is_flag=True, help="Pin all clips of the release.")
 @with_settings("selection", "cache", "limits")
 @json_option
-def add(settings: Settings, as_json: bool) -> None:
+def add(everything: bool, settings: Settings, as_json: bool) -> None:
     """Pin the clips of a selection: they stay in the cache, whatever else is evicted.
 
     This applies to cached clips and to those that are fetched later; the command itself fetches nothing. It takes
@@ -42,11 +43,16 @@ def add(settings: Settings, as_json: bool) -> None:
     \b
     kinetics-fs pin add --split validation
     kinetics-fs pin add --class "surfing water" --class "springboard diving"
+    kinetics-fs pin add --release 400 --all
     """
     from kinetics_fs.cli.library import open_library
 
-    if not selection_given():
-        raise click.UsageError(_NO_SELECTION.format(""))
+    if not (everything or selection_given()):
+        raise click.UsageError(_NO_SELECTION.format(", or --all"))
+    if everything and selection_flags() - {"release", "annotations", "annotations-only", "archive-clips"}:
+        raise click.UsageError("cannot pin clips: a selection and --all exclude each other; give one of them")
+    if everything:  # a selection in the environment or in the file is meant for mounts
+        settings = settings.with_values(split=(), classes=(), max_samples=None, shuffle=False)
     with open_library(settings) as library:
         pinned = library.pin()
         total = library.pin_totals()

@@ -29,6 +29,8 @@ FACTS = ("clip", "source", "kind", "reason", "next_retry")
 _FORMAT = "KINETICS_FS_LOG_FORMAT"
 _DEBUG = "KINETICS_FS_LOG_DEBUG"
 _FILE = "KINETICS_FS_LOG_REOPEN"
+VARIABLES = (_FORMAT, _DEBUG, _FILE)
+"""Environment variables by which a process tells its children how to log."""
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """The levels as the priorities of sd-daemon(3)."""

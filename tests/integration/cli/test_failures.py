@@ -153,7 +153,11 @@ def test_coverage_of_a_selection(prefetch: Prefetch, chosen: Arguments, cache: P
 
     told = json.loads(coverage("--json", *chosen).stdout)
 
-    assert {name: value for name, value in told.items() if name not in ("kinds", "classes")} == {
+    assert told["origins"] == [{"kind": "list", "name": "annotations.csv", "clips": {"train": 2, "validation": 4}}]
+    assert {"source": "CVDF", "clips": {"train": 427_549, "validation": 29_793, "test": 72_924}} in told["published"]
+    assert {
+        name: value for name, value in told.items() if name not in ("kinds", "classes", "origins", "published")
+    } == {
         "release": "600",
         "clips": 6,
         "cached": 1,
