@@ -85,6 +85,6 @@ def exit_code(results: ArchiveResults, *, complete: bool = True) -> int:
         raise results.problem
     if results.interrupted:
         return 130
-    if results.failed and not (results.read or results.read_before):
+    if results.failed and not (results.read or results.read_before or results.partly_read):
         return 1
     return DONE_IN_PART if results.failed or not complete else 0

@@ -80,8 +80,11 @@ class Worker:
         """
         request: dict[str, Any] = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
         with self._exchange(source, request | {"folder": str(folder)}, time.monotonic() + timeout) as (process, answer):
-            while "clip" in answer:
-                self._pass_on(answer, folder, on_clip)
+            while "clip" in answer or "wait" in answer:
+                if "clip" in answer:
+                    self._pass_on(answer, folder, on_clip)
+                else:
+                    _send(process, {"stored": True})
                 answer = json.loads(self._read_line(process, time.monotonic() + timeout))
             return _parse_answer(answer, folder)
 

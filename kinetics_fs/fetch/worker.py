@@ -7,7 +7,9 @@ for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is
 
 Output for each request: ``{"begun": true}`` when the worker has received it; then any number of
 ``{"clip": NAME, "duration": SECONDS}``, each the name of a verified clip in the folder of the request, which is the
-requested clip or another one that came with it, and the seconds that its pictures cover; at last one of these:
+requested clip or another one that came with it, and the seconds that its pictures cover, and of ``{"wait": true}``,
+which asks for a line ``{"stored": true}`` as soon as the parent has dealt with all clips before it; at last one of
+these:
 
 * ``{"available": true}``: the control is available.
 * ``{"file": NAME, "duration": SECONDS}``: the requested clip in the folder of the request.
@@ -129,9 +131,14 @@ class _Worker:
         duration = verify_clip(path, None) if clip == self._requested else check_container(path)
         self._send({"clip": path.name, "duration": duration})
 
+    def _wait_until_stored(self) -> None:
+        """Wait until the parent has stored or refused all clips so far."""
+        self._send({"wait": True})
+        sys.stdin.readline()
+
     def _source(self, name: str) -> Source:
         if name not in self._sources:
-            self._sources[name] = make_source(name, self._settings, self._emit_clip)
+            self._sources[name] = make_source(name, self._settings, self._emit_clip, self._wait_until_stored)
         return self._sources[name]
 
     def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float] | None:

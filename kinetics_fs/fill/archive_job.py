@@ -10,18 +10,18 @@ import json
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media.verify import VerifyLevel
-from kinetics_fs.sources.archive.base import Archive, Version
+from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
@@ -46,7 +46,7 @@ _CHECKPOINT_INTERVAL = 1.0
 _MAGIC = b"kinetics-fs fill 2\n"
 _LENGTH = 4
 """Bytes of the field that gives the length of the packed checkpoint."""
-_MAX_SUMMARY = 64 * 1024
+_MAX_SUMMARY = 32 * 1024 * 1024
 """Bytes of a packed summary that are read."""
 
 
@@ -111,9 +111,10 @@ class Summary:
         not_wanted: not in the catalog.
         unlisted: not in the catalog, and stored or present nevertheless, since an archive of the release has them.
         busy: being fetched by another process at that moment.
-        failed: clips that failed verification, by reason.
+        corrupt: clips of which no copy so far has passed verification: the reason by `Clip.key`.
         refused: members of the archive that are not clips, by reason.
         indexed: in the index that was built.
+        not_indexed: not in the index, because they cannot be read alone.
         bytes: bytes of the archive that the last part of the pass read.
         resumed_at: offset in the archive at which the last part of the pass began; 0 for the beginning.
     """
@@ -123,11 +124,17 @@ class Summary:
     not_wanted: int = 0
     unlisted: int = 0
     busy: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
+    corrupt: dict[str, str] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     indexed: int = 0
+    not_indexed: int = 0
     bytes: int = 0
     resumed_at: int = 0
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Number of corrupt clips, by reason."""
+        return Counter(self.corrupt.values())
 
     def pack(self) -> str:
         """Return the summary as one line of text."""
@@ -142,10 +149,25 @@ class Summary:
         """
         try:
             summary = cls(**json.loads(line))
-            summary.failed, summary.refused = Counter(summary.failed), Counter(summary.refused)
+            summary.corrupt, summary.refused = dict(summary.corrupt), Counter(summary.refused)
         except TypeError as error:
             raise ValueError("not a summary") from error
         return summary
+
+
+class UnfinishedArchive(ArchiveError):
+    """The archive is damaged or incomplete.
+
+    Args:
+        text: the cause.
+        summary: what came of the part that was read.
+        incomplete: a part of the archive is missing.
+    """
+
+    def __init__(self, text: str, summary: Summary, *, incomplete: bool) -> None:
+        super().__init__(text)
+        self.summary = summary
+        self.incomplete = incomplete
 
 
 class Progress(NamedTuple):
@@ -203,8 +225,9 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
 
     Raises:
         FetchError: the archive cannot be read, or there is no space. The next call resumes where this one stopped.
-        ArchiveError: the archive is damaged, which its own checksum at the end may reveal. The next call begins at the
+        UnfinishedArchive: the archive is damaged or incomplete, which may show at its end. The next call begins at the
             start of the archive, because the damage may be in what a checkpoint covers.
+        ArchiveError: the archive index database cannot be used.
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
@@ -245,7 +268,8 @@ class _Fill:
         self._claim: Claim | None = None
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
-        self._unpublished: deque[Future[None]] = deque()
+        self._unpublished: dict[Clip, Future[None]] = {}
+        """The oldest first."""
         self._checkpoint_file = job.checkpoints.progress_file(
             job.base, job.archive, indexing=index_db is not None, all_clips=whole is not None
         )
@@ -253,13 +277,15 @@ class _Fill:
     def run(self) -> Summary:
         try:
             return self._run()
-        except ArchiveError:
+        except ArchiveError as error:
             self._checkpoint_file.unlink(missing_ok=True)
-            raise
+            incomplete = isinstance(error, IncompleteArchive)
+            raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
 
     def _run(self) -> Summary:
         version = self._archive.version()
-        scan, begin = self._resume(version)
+        self._scan, begin = self._resume(version)
+        scan = self._scan
         self._summary.resumed_at = begin
 
         def report(done: int) -> None:
@@ -276,11 +302,12 @@ class _Fill:
                     self._save(scan, version)
                     saved = time.monotonic()
             self._wait_for_published()
-        if self._index_db is not None:
+        # An index without some of the clips would prove that the archive lacks them.
+        if self._index_db is not None and not scan.not_indexed:
             self._index_db.add(self._index(scan, version))
+            self._summary.indexed = len(scan.records)
         self._checkpoint_file.unlink(missing_ok=True)
-        self._summary.refused = self._refused_before + scan.refusals
-        self._summary.indexed = len(scan.records)
+        self._count_members(scan)
         return self._summary
 
     def _resume(self, version: Version) -> tuple[Scan, int]:
@@ -292,15 +319,25 @@ class _Fill:
         checkpoint = progress.checkpoint
         self._summary = progress.summary
         self._refused_before = progress.summary.refused
-        return Scan(at=checkpoint, records=progress.partial_index.records, index=indexing), checkpoint.block.bit // 8
+        scan = Scan(
+            at=checkpoint,
+            records=progress.partial_index.records,
+            not_indexed=progress.summary.not_indexed,
+            index=indexing,
+        )
+        return scan, checkpoint.block.bit // 8
 
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()
         if checkpoint is not None:
             self._wait_for_published()  # everything before the checkpoint must be in the store
             self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            summary = replace(self._summary, refused=self._refused_before + scan.refusals)
-            write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), summary))
+            self._count_members(scan)
+            write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), self._summary))
+
+    def _count_members(self, scan: Scan) -> None:
+        self._summary.refused = self._refused_before + scan.refusals
+        self._summary.not_indexed = scan.not_indexed
 
     def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
         return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)
@@ -309,13 +346,16 @@ class _Fill:
         """Claim a clip and return the file to unpack it to; None if it is not to be stored."""
         if not self._job.keep:
             return None
+        if clip in self._unpublished:
+            self._wait_for_published()  # its first copy may fail verification
+        first = not self._scan.is_repeated
         if self._catalog is not None and not self._catalog.locate(clip):
             if not self._is_unlisted(clip):
-                self._summary.not_wanted += 1
+                self._summary.not_wanted += first
                 return None
-            self._summary.unlisted += 1
+            self._summary.unlisted += first
         if self._store.is_cached(clip):
-            self._summary.present += 1
+            self._summary.present += first
         elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1
         else:
@@ -339,12 +379,13 @@ class _Fill:
     def _publish_later(self, clip: Clip, path: Path) -> None:
         assert self._claim is not None
         self._wait_for_published(but=_MAX_UNPUBLISHED - 1)
-        self._unpublished.append(self._publisher.submit(self._publish, clip, path, self._claim, self._claims.pop_all()))
+        publish = self._publisher.submit(self._publish, clip, path, self._claim, self._claims.pop_all())
+        self._unpublished[clip] = publish
 
     def _wait_for_published(self, but: int = 0) -> None:
         """Wait until at most `but` clips are unpublished, and raise the error of any that failed."""
         while len(self._unpublished) > but:
-            self._unpublished.popleft().result()
+            self._unpublished.pop(next(iter(self._unpublished))).result()
 
     def _publish(self, clip: Clip, path: Path, claim: Claim, resources: ExitStack) -> None:
         with resources:
@@ -355,6 +396,7 @@ class _Fill:
                 if error.kind is not FailureKind.CORRUPT:
                     raise
                 _log.warning("%s: not stored from %s: %s", clip.key, self._job.archive, error.reason)
-                self._summary.failed[error.reason] += 1
+                self._summary.corrupt[clip.key] = error.reason
             else:
                 self._summary.stored += 1
+                self._summary.corrupt.pop(clip.key, None)

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import ArchiveJob, Summary, fill_archive
+from kinetics_fs.fill.archive_job import ArchiveJob, Summary, UnfinishedArchive, fill_archive
 from kinetics_fs.util import logs
 from kinetics_fs.util.processes import end_with_parent
 
@@ -36,8 +36,19 @@ class Executor(Protocol):
 class _PackedError(NamedTuple):
     """An error on its way between processes: exceptions with arguments of their own cannot be unpickled."""
 
-    kind: FailureKind | None
     text: str
+    kind: FailureKind | None = None
+    """Kind of a `FetchError`."""
+    summary: Summary | None = None
+    """Summary of an `UnfinishedArchive`."""
+    incomplete: bool = False
+
+    def unpack(self) -> KineticsError:
+        if self.kind is not None:
+            return FetchError(self.kind, self.text)
+        if self.summary is not None:
+            return UnfinishedArchive(self.text, self.summary, incomplete=self.incomplete)
+        return KineticsError(self.text)
 
 
 class ProcessExecutor:
@@ -104,7 +115,7 @@ class ProcessExecutor:
             return answer
         if answer is None:
             raise FetchError(FailureKind.TRANSIENT, f"its process ended early (exit code {process.exitcode})")
-        raise FetchError(answer.kind, answer.text) if answer.kind else KineticsError(answer.text)
+        raise answer.unpack()
 
     def _receive_answer(self, job: ArchiveJob, receiver: Connection) -> Summary | _PackedError | None:
         while True:
@@ -136,8 +147,10 @@ def _work(job: ArchiveJob, sender: Connection, log_level: int) -> None:
     try:
         answer = fill_archive(job, report)
     except FetchError as error:
-        answer = _PackedError(error.kind, error.reason)
+        answer = _PackedError(error.reason, error.kind)
+    except UnfinishedArchive as error:
+        answer = _PackedError(str(error), summary=error.summary, incomplete=error.incomplete)
     except KineticsError as error:
-        answer = _PackedError(None, str(error))
+        answer = _PackedError(str(error))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
     sender.send(answer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+import re
+from collections.abc import Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rich import filesize
 
@@ -13,7 +15,13 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.layout import archive_address, archive_of_class, list_archives, stem
+from kinetics_fs.sources.archive.layout import (
+    archive_address,
+    archive_of_class,
+    list_archives,
+    published_archives,
+    stem,
+)
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.store import FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
@@ -79,11 +87,11 @@ def find_versions(base: str, names: Sequence[str]) -> tuple[dict[str, Version], 
 
 
 def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version]) -> set[str]:
-    """Return the names of the archives that are indexed in exactly these versions."""
+    """Return the names of the archives that are indexed in exactly these versions. An index without clips is none."""
     return {
         indexed.archive
         for indexed in (index_db.archives() if index_db else ())
-        if indexed.archive in versions and indexed.version.matches(versions[indexed.archive])
+        if indexed.clips and indexed.archive in versions and indexed.version.matches(versions[indexed.archive])
     }
 
 
@@ -284,3 +292,47 @@ class MissingClips:
             for clip in absent:
                 (missing.not_stored if clip.key in indexed else missing.in_no_archive).append(clip)
         return missing
+
+
+class ArchiveVerdict:
+    """Decides which clips the archives are proven to lack.
+
+    Args:
+        base: location of all archives: an http(s) or s3 address, or a folder.
+        catalog: the selection.
+        complete: names of the archives that were read to their end and indexed.
+    """
+
+    def __init__(self, base: str, catalog: Catalog, complete: Collection[str]) -> None:
+        self._base = base
+        self._catalog = catalog
+        self._complete = {stem(name) for name in complete}
+        self._labels = catalog.labels()
+        self._covered: dict[str, bool] = {}
+        """For splits whose archives mix classes: whether all of these are complete."""
+
+    def is_gone(self, clip: Clip) -> bool:
+        """Return whether every archive that may have a clip is complete. No index has the clip."""
+        directories = (self._catalog.directory(entry.directory) for entry in self._catalog.locate(clip))
+        return all(directory and self._covers(directory.split, directory.label) for directory in directories)
+
+    def _covers(self, split: str, label: str | None) -> bool:
+        """Return whether all archives that may have clips of a class are complete."""
+        release = self._catalog.release
+        archive = archive_of_class(release, split, label, self._labels) if label else None
+        if archive is not None:
+            return stem(archive) in self._complete
+        if split not in self._covered:
+            try:
+                names = published_archives(self._base, release, split)
+            except KineticsError:  # a folder may have any part of the archives
+                names = []
+            self._covered[split] = _is_complete_list(names) and all(stem(name) in self._complete for name in names)
+        return self._covered[split]
+
+
+def _is_complete_list(names: Sequence[str]) -> bool:
+    """Return whether a list of archives is not empty, and no number is missing between those of its archives."""
+    parts = [stem(name) for name in names if not is_replacement(name)]
+    numbers = sorted(int(match[0]) for part in parts if (match := re.search(r"[0-9]{1,6}$", part)))
+    return bool(parts) and all(after == before + 1 for before, after in pairwise(numbers))

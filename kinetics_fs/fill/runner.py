@@ -12,9 +12,16 @@ from typing import Any
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import ArchiveJob, Summary, Unlisted
+from kinetics_fs.fill.archive_job import ArchiveJob, Summary, UnfinishedArchive, Unlisted
 from kinetics_fs.fill.executors import ProcessExecutor
-from kinetics_fs.fill.plan import MissingClips, archives_holding, is_replacement, plan_fill, remember_done
+from kinetics_fs.fill.plan import (
+    ArchiveVerdict,
+    MissingClips,
+    archives_holding,
+    is_replacement,
+    plan_fill,
+    remember_done,
+)
 from kinetics_fs.media.verify import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -48,6 +55,7 @@ class ArchiveResults:
         read: archives that were read to their end, and what came of each.
         read_before: archives that were read to their end earlier, and so not again.
         failed: archives that failed, with the reasons.
+        partly_read: those of them that are incomplete, or damaged after some of their clips, and what came of each.
         problem: a failure of this machine, because of which every other archive would fail the same way.
         interrupted: Ctrl-C ended the reading early.
     """
@@ -55,30 +63,40 @@ class ArchiveResults:
     read: dict[str, Summary] = field(default_factory=dict)
     read_before: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    partly_read: dict[str, Summary] = field(default_factory=dict)
     problem: FetchError | None = None
     interrupted: bool = False
 
+    @property
+    def summaries(self) -> list[Summary]:
+        """What came of the archives that were read, or partly read. For any thread."""
+        return [*list(self.read.values()), *list(self.partly_read.values())]  # copies: another thread adds to them
+
     def sum(self, field: str) -> int:
         """Return the sum of one number of the summaries."""
-        return sum(getattr(summary, field) for summary in self.read.values())
+        return sum(getattr(summary, field) for summary in self.summaries)
 
     @property
     def not_clips(self) -> Counter[str]:
         """Number of members of the archives that are not clips, by reason."""
-        return sum((summary.refused for summary in self.read.values()), Counter[str]())
+        return sum((summary.refused for summary in self.summaries), Counter[str]())
 
     @property
     def corrupt(self) -> Counter[str]:
         """Number of clips that failed verification, by reason."""
-        return sum((summary.failed for summary in self.read.values()), Counter[str]())
+        return sum((summary.failed for summary in self.summaries), Counter[str]())
 
     def activity(self) -> ActivityCounts:
         """Return the clips that the finished archives brought, for the history of the cache. For any thread."""
-        summaries = list(self.read.values())  # a copy: another thread adds to it
-        return ActivityCounts(
-            fetched=sum(summary.stored for summary in summaries),
-            failed=sum(summary.failed.total() for summary in summaries),
-        )
+        return ActivityCounts(fetched=self.sum("stored"), failed=self.corrupt.total())
+
+    def forget_replaced(self, store: Store) -> None:
+        """Forget corrupt copies of clips that are cached now, because another archive has a better copy."""
+        for summary in self.summaries:
+            sizes = store.sizes(list(summary.corrupt))
+            summary.corrupt = {
+                key: reason for key, reason in summary.corrupt.items() if key not in sizes or not sizes[key].cached
+            }
 
     def to_json(self) -> dict[str, Any]:
         """Return the names of the archives by result."""
@@ -134,6 +152,11 @@ def read_archives(
 def _add_result(job: ArchiveJob, future: Future[Summary], version: Version, results: ArchiveResults) -> None:
     try:
         summary = future.result()
+    except UnfinishedArchive as error:
+        results.failed[job.archive] = f"incomplete: {error}" if error.incomplete else str(error)
+        if error.incomplete or error.summary.stored or error.summary.present:
+            results.partly_read[job.archive] = error.summary
+        return
     except KineticsError as error:
         results.failed[job.archive] = str(error)
         if isinstance(error, FetchError) and error.kind is FailureKind.LOCAL:
@@ -206,7 +229,7 @@ class FillResult:
         """Whether every archive was read to its end, all its clips were stored, and the selection lacks none."""
         if self.archives.failed or self.problem or self.interrupted:
             return False
-        not_stored = any(summary.failed or summary.busy for summary in self.archives.read.values())
+        not_stored = any(summary.corrupt or summary.busy for summary in self.archives.summaries)
         return not (not_stored or self.missing.not_stored or self.missing.in_no_archive)
 
     def to_json(self, *, names: bool = False) -> dict[str, Any]:
@@ -238,7 +261,7 @@ def fill_store(
 ) -> FillResult:
     """Fill a store with a selection from the archives that hold it, in one pass over each archive.
 
-    A clip that no archive has is remembered as gone, if all archives were read to their end and indexed.
+    A clip is remembered as gone from the archives if every archive that may have it was read to its end and indexed.
 
     Args:
         settings: what to read, and how.
@@ -278,14 +301,17 @@ def fill_store(
     )
     with HistoryRecorder(store.history, results.activity):
         read_archives(jobs, plan.to_read, results, processes=settings.processes, progress=progress or ArchiveProgress())
-    # Some archives, or a part of them, prove nothing about clips that others may have.
+    results.forget_replaced(store)
+    # Named archives prove nothing about clips that others may have.
     missing = MissingClips()
     if not settings.archives and not results.interrupted:
         with _open_if_exists(settings.index_db) as index_db:
             missing = MissingClips.of(catalog, store, index_db)
-        if index and not results.failed and not results.problem:
+        if index:
+            complete = [name for name, summary in results.read.items() if not summary.not_indexed]
+            verdict = ArchiveVerdict(settings.base, catalog, [*complete, *results.read_before])
             gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
-            store.failures.remember_all(missing.in_no_archive, gone)
+            store.failures.remember_all(filter(verdict.is_gone, missing.in_no_archive), gone)
     return FillResult(results, missing)
 
 

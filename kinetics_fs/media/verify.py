@@ -9,6 +9,9 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.convert import ensure_mp4
 from kinetics_fs.media.probe import MP4, TOLERANCE, Span, decode_span, demux, open_video, picture_of, stated_frames
 
+_TAIL = 512
+"""Bytes at the end of a file that are looked at."""
+
 
 class VerifyLevel(StrEnum):
     """How thoroughly a clip from an archive or a folder is verified before it is published."""
@@ -40,7 +43,7 @@ class VerifyLevel(StrEnum):
 def check_container(clip: Path) -> float:
     """Check that a clip is an mp4 file with a video stream, and contains all frames that its index lists.
 
-    Nothing is decoded.
+    Nothing is decoded, unless the file ends with zeros: they may stand for a part of a download that never arrived.
 
     Returns:
         The seconds that the pictures cover.
@@ -55,7 +58,15 @@ def check_container(clip: Path) -> float:
         raise FetchError(FailureKind.CORRUPT, "the clip has no frames")
     if found.frames < stated:
         raise FetchError(FailureKind.CORRUPT, f"the clip has {found.frames} of {stated} frames")
+    if _ends_with_zeros(clip):
+        decode_span(clip)
     return found.duration
+
+
+def _ends_with_zeros(clip: Path) -> bool:
+    with clip.open("rb") as file:
+        file.seek(max(0, clip.stat().st_size - _TAIL))
+        return not any(file.read(_TAIL))
 
 
 def verify_clip(clip: Path, expected: Span | None) -> float:

@@ -4,6 +4,7 @@ A source receives a clip and a private folder. It leaves a media file there that
 `kinetics_fs.errors.FetchError`. Sources run in worker processes (see `kinetics_fs.fetch`), never in the mount.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from kinetics_fs.sources.base import ControlledSource, InProgressElsewhere, NotInSource, OnClip, Source
@@ -20,13 +21,14 @@ __all__ = [
 ]
 
 
-def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
+def make_source(name: str, settings: SourceSettings, on_clip: OnClip, wait_until_stored: Callable[[], None]) -> Source:
     """Create a source.
 
     Args:
         name: one of `SourceSettings.order`.
         settings: settings of all sources.
         on_clip: receives the clips of a source that reads many at once.
+        wait_until_stored: returns when every clip that `on_clip` has received is in the store or was refused.
     """
     # Imported here because yt-dlp and requests are slow to load: only worker processes need them.
     catalog = Path(settings.catalog) if settings.catalog else None
@@ -36,8 +38,9 @@ def make_source(name: str, settings: SourceSettings, on_clip: OnClip) -> Source:
 
         index_db = Path(settings.archive_index)
         limit = settings.archive_limit
-        streamer = ArchiveStreamer(settings.archive_url, index_db, Path(settings.archive_lock), catalog, limit, on_clip)
-        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer)
+        lock = Path(settings.archive_lock)
+        streamer = ArchiveStreamer(settings.archive_url, index_db, lock, catalog, limit, on_clip, wait_until_stored)
+        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer, on_clip=on_clip)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,31 @@ class ArchiveChanged(FetchError):
 
     def __init__(self, address: str) -> None:
         super().__init__(FailureKind.CONFIG, f"{address} has changed since it was indexed")
+
+
+class IncompleteArchive(ArchiveError):
+    """A part of the archive is missing. It proves nothing about the clips that it lacks."""
+
+
+RECORD = 10_240
+"""Bytes of the record that programs fill with zeros at the end of a tar, unless told otherwise."""
+_MAX_RECORD = 1024 * 1024
+"""Bytes of the largest record that is accepted. Records other than `RECORD` have a power of two as their size."""
+
+
+def is_padding(zeros: int, end: int) -> bool:
+    """Return whether a run of zeros can fill the last record of an archive.
+
+    A download that was allocated in advance and then broken off, or that has holes, has other runs of zeros.
+
+    Args:
+        zeros: length of the run in bytes.
+        end: offset of its end in the archive, in bytes.
+    """
+    if zeros <= RECORD:
+        return True
+    record = 1 << zeros.bit_length()
+    return record <= _MAX_RECORD and end % record == 0
 
 
 class Archive(Protocol):

@@ -9,13 +9,13 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.index import Record, unpack_window
 from kinetics_fs.sources.archive.inflate import Block, Decompressor, Gzip, Plain
-from kinetics_fs.sources.archive.tar import HEADER, clip_of_header
+from kinetics_fs.sources.archive.tar import Begin, End, TarParser
 
 
 def extract(clip: Clip, record: Record, pieces: Iterable[bytes], *, gzipped: bool) -> Iterator[memoryview]:
     """Decompress a clip.
 
-    The tar header before the data is decompressed too, and must name the clip. An index that is wrong, by accident or
+    The tar headers before the data are decompressed too, and must name the clip. An index that is wrong, by accident or
     on purpose, therefore cannot pass off one clip as another.
 
     Args:
@@ -32,27 +32,25 @@ def extract(clip: Clip, record: Record, pieces: Iterable[bytes], *, gzipped: boo
     """
     at = Block(record.bit, record.begin, unpack_window(record.window))
     source: Decompressor = Gzip(at) if gzipped else Plain(at)
-    skip, left, crc = record.skip, record.size, 0
-    header = b""
+    tar = TarParser()
+    skip, crc = record.skip, 0
     for data in pieces:
         for output in source.feed(data):
             if isinstance(output, Block):
                 continue
             piece = output[skip:]
             skip -= len(output) - len(piece)
-            if piece and len(header) < HEADER:
-                wanted = HEADER - len(header)
-                header += piece[:wanted]
-                piece = piece[wanted:]
-                if len(header) == HEADER and clip_of_header(header) != (clip, record.size):
-                    raise ArchiveError("the archive has something else at the offset that the index gives for the clip")
-            piece = piece[:left]
-            if piece:
-                left -= len(piece)
-                crc = zlib.crc32(piece, crc)
-                yield piece
-            if left == 0:
-                if crc != record.crc:
-                    raise ArchiveError("the clip's checksum is wrong")
-                return
+            for event in tar.feed(piece):
+                if isinstance(event, Begin):
+                    if event.clip != clip or event.size != record.size:
+                        raise ArchiveError(
+                            "the archive has something else at the offset that the index gives for the clip"
+                        )
+                elif isinstance(event, End):
+                    if crc != record.crc:
+                        raise ArchiveError("the clip's checksum is wrong")
+                    return
+                else:
+                    crc = zlib.crc32(event, crc)
+                    yield event
     raise ArchiveError("the archive ends within the clip")

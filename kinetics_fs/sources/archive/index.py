@@ -51,7 +51,7 @@ class Record(NamedTuple):
     bit: int
     """Offset in the archive at which to start decompressing, in bits."""
     skip: int
-    """Bytes of the tar from there to the clip's header, which is directly before its data."""
+    """Bytes of the tar from there to the first header of the clip. Its data follow its last header."""
     size: int
     """Size of the clip in bytes."""
     end: int
@@ -140,7 +140,7 @@ def check_record(record: Record, size: int, *, gzipped: bool) -> None:
             gzipped
             or (
                 record.bit % 8 == record.skip == len(record.window) == 0
-                and record.end - record.begin == HEADER + record.size
+                and record.end - record.begin >= HEADER + record.size
             )
         )
     )
@@ -235,6 +235,8 @@ def _head(line: bytes) -> _Head:
         and isinstance(head.gzipped, bool)
     ):
         raise ArchiveError("the index is damaged: its first line has a value out of bounds")
+    if not head.clips:
+        raise ArchiveError("the index has no clips: it is of an incomplete archive")
     check_name(head.archive)
     return head
 

@@ -137,9 +137,11 @@ class ArchiveIndexDB:
         return found
 
     def version(self, archive: str) -> Version | None:
-        """Return the indexed version of an archive; None if it is not indexed."""
+        """Return the indexed version of an archive; None if it is not indexed, or its index has no clips."""
         with self._database.connection() as db:
-            row = db.execute("SELECT size, etag FROM archive WHERE name = ?", (archive,)).fetchone()
+            row = db.execute(
+                "SELECT size, etag FROM archive WHERE name = ? AND id IN (SELECT archive FROM clip)", (archive,)
+            ).fetchone()
         return None if row is None else Version(*row)
 
     def versions(self) -> dict[str, Version]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.sources.archive.base import IncompleteArchive, is_padding
 from kinetics_fs.sources.archive.libz import MAX_OUTPUT, BlockInflater, lead_in, make_inflater
 
 _MAGIC = b"\x1f\x8b"
@@ -62,7 +63,7 @@ class Decompressor(Protocol):
         """Check that the archive is complete.
 
         Raises:
-            ArchiveError: it is cut short.
+            IncompleteArchive: it is cut short.
         """
         ...
 
@@ -106,6 +107,8 @@ class Gzip:
         self._part = self._header
         self._buffered = b""
         self._members = 0
+        self._zeros = 0
+        """Bytes of zeros after the last member."""
         self._more = False
         if at is not None:
             self.taken = at.bit // 8
@@ -124,7 +127,9 @@ class Gzip:
 
     def finish(self) -> None:
         if self._part not in (self._header, self._padding) or self._buffered or not self._members:
-            raise ArchiveError("the archive is cut short")
+            raise IncompleteArchive("the compressed data are cut short")
+        if not is_padding(self._zeros, self.taken):
+            raise IncompleteArchive(f"{self._zeros:,} bytes of zeros follow the compressed data")
 
     # The parts of a stream. Each consumes some of the data, sets `_consumed`, and selects the next part.
 
@@ -195,6 +200,7 @@ class Gzip:
         if data[begin:].strip(b"\0"):
             raise ArchiveError("the archive is damaged: data follow its end")
         self._take(len(data) - begin)
+        self._zeros += self._consumed
         yield from ()
 
     def _take(self, size: int) -> None:

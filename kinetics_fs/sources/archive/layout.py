@@ -88,20 +88,38 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
         FetchError: the list cannot be read, or the folder does not exist.
         ArchiveError: the file is not a list of archives.
     """
+    if is_remote(base):
+        return published_archives(base, release, split)
     layout, word = _LAYOUTS[release], _SPLITS[split]
     folder = f"{layout.folder}/{word}"
     names = []
-    if split == "train" and layout.replacements and (is_remote(base) or Path(base, layout.replacements).exists()):
+    if split == "train" and layout.replacements and Path(base, layout.replacements).exists():
         names.append(layout.replacements)
-    if not is_remote(base):
-        try:
-            found = sorted(path.name for path in Path(base, folder).iterdir())
-        except OSError as error:
-            raise FetchError(
-                FailureKind.CONFIG,
-                f"cannot list the archives in {Path(base, folder)}: {error.strerror}; check --archive-url",
-            ) from error
-        return names + [f"{folder}/{name}" for name in found if stem(name) != name and not name.startswith(".")]
+    try:
+        found = sorted(path.name for path in Path(base, folder).iterdir())
+    except OSError as error:
+        raise FetchError(
+            FailureKind.CONFIG,
+            f"cannot list the archives in {Path(base, folder)}: {error.strerror}; check --archive-url",
+        ) from error
+    return names + [f"{folder}/{name}" for name in found if stem(name) != name and not name.startswith(".")]
+
+
+def published_archives(base: str, release: str, split: str) -> list[str]:
+    """Return the names of the archives in the published list of a split, replacements first.
+
+    Args:
+        base: location of all archives, which has the list.
+        release: `400`, `600`, `700` or `700-2020`.
+        split: `train`, `validation` or `test`.
+
+    Raises:
+        FetchError: the list cannot be read.
+        ArchiveError: the file is not a list of archives.
+    """
+    layout, word = _LAYOUTS[release], _SPLITS[split]
+    folder = f"{layout.folder}/{word}"
+    names = [layout.replacements] if split == "train" and layout.replacements else []
     lists = open_archive(archive_address(base, f"{folder}/{layout.lists.format(split=word)}"))
     try:
         lines = read_small(lists, _MAX_LIST).decode().splitlines()
@@ -113,6 +131,8 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
         if not stem(name) or stem(name) == name:
             raise ArchiveError(f"cannot read {lists.address}: it is not a list of archives: {line[:100]!r}")
         names.append(check_name(f"{folder}/{name}"))
+    if not names or names == [layout.replacements]:
+        raise ArchiveError(f"cannot read {lists.address}: it is an empty list of archives")
     return names
 
 

@@ -114,6 +114,7 @@ class RemoteArchive:
                     if not version_known:
                         yield found
                         version_known = True
+                    end = min(end, found.size)
                     while begin < end:
                         piece = response.raw.read(min(PIECE, end - begin), decode_content=False)
                         if not piece:
@@ -154,6 +155,8 @@ class RemoteArchive:
             raise busy
         if status in (412, 416) and version:
             raise ArchiveChanged(self.address)
+        if version is None and (status == 416 or response.headers.get("Content-Length") == "0"):
+            return Version(0)  # it has no first byte
         if status == 200:
             raise FetchError(
                 FailureKind.CONFIG, f"cannot read {self.address}: the server does not support range requests"

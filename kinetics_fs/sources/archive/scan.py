@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.sources.archive.base import IncompleteArchive
 from kinetics_fs.sources.archive.index import MAX_CLIPS, MAX_SKIP, Record, check_record, pack_window
 from kinetics_fs.sources.archive.inflate import Block, Decompressor, Gzip, Plain, is_gzip
 from kinetics_fs.sources.archive.libz import WINDOW, lead_in
-from kinetics_fs.sources.archive.tar import HEADER, Begin, End, Refuse, TarParser, take_all
+from kinetics_fs.sources.archive.tar import HEADER, Begin, End, TarParser
 
 _MAX_KEPT = 16 * 1024 * 1024
 """Bytes of the archive to keep for the search of a window. The usual number is less than one fed piece."""
@@ -76,7 +77,7 @@ class _CurrentClip:
 
     def __init__(self, begin: Begin, block: Block | None) -> None:
         self.begin = begin
-        self.header = begin.position - HEADER
+        self.header = begin.header
         self.block = block
         """Block at which to start; None if the clip cannot be read alone."""
         self.seen = 0
@@ -89,26 +90,30 @@ class Scan:
     """One pass over an archive.
 
     Args:
-        refuse: called for each clip before its data; see `tar.Refuse`.
         at: checkpoint from which to resume. The first byte to feed is then the one at offset `at.block.bit // 8`.
         records: records that an earlier part of the pass has built.
+        not_indexed: number of clips for which it could not build one.
         index: build index records, which takes half as much time again as decompression alone.
     """
 
     def __init__(
         self,
-        refuse: Refuse = take_all,
         *,
         at: Checkpoint | None = None,
         records: Mapping[Clip, Record] | None = None,
+        not_indexed: int = 0,
         index: bool = True,
     ) -> None:
         self.records = dict(records or {})
         """Records of the clips that have passed and can be read alone."""
-        self.not_indexed = 0
+        self.not_indexed = not_indexed
         """Number of clips that have passed and cannot be read alone."""
+        self.is_repeated = False
+        """Whether the clip that is passing, or has just passed, has passed before."""
+        self._other: tuple[Clip, Record] | None = None
+        """Record of the last repeated clip, if it differs from the one in `records`."""
         self._index = index
-        self._refuse_clip = refuse
+        self._has_clips = at is not None  # checkpoints are made after clips
         self._seen = set(self.records)
         self._tar = TarParser(self._refuse, at.header if at else 0)
         self._drop = at.header - at.block.position if at else 0
@@ -165,15 +170,28 @@ class Scan:
                 yield event
 
     def finish(self) -> None:
-        """Check that the archive is complete.
+        """Check that the archive is complete: it has its end mark, all checksums, and at least one clip.
 
         Raises:
-            ArchiveError: it is cut short.
+            IncompleteArchive: it is not.
         """
         if self._source is None:
-            raise ArchiveError("the archive is cut short")
+            raise IncompleteArchive("the file is cut short" if self._first else "the file is empty")
         self._source.finish()
         self._tar.finish()
+        if not self._has_clips:
+            raise IncompleteArchive("the archive has no clips")
+
+    @property
+    def has_two_records(self) -> bool:
+        """Whether the clip that has just passed has an earlier record with other content."""
+        return self._other is not None
+
+    def replace_record(self) -> None:
+        """Replace the earlier record of the clip that has just passed by that of its last copy."""
+        assert self._other is not None
+        clip, record = self._other
+        self.records[clip] = record
 
     def checkpoint(self) -> Checkpoint | None:
         """Return a checkpoint; None if none is possible at this moment. After an `End` it usually is."""
@@ -183,11 +201,7 @@ class Scan:
         return Checkpoint(self._blocks[-1], header, self.gzipped)
 
     def _refuse(self, clip: Clip) -> str | None:
-        if clip in self._seen:
-            return "in the archive twice"
-        if len(self._seen) >= MAX_CLIPS:
-            return "too many clips"
-        return self._refuse_clip(clip)
+        return "too many clips" if len(self._seen) >= MAX_CLIPS and clip not in self._seen else None
 
     def _gzip(self, at: Block | None = None) -> Gzip:
         return Gzip(at, _INDEX_SPACING if self._index else _CHECKPOINT_SPACING)
@@ -204,6 +218,11 @@ class Scan:
 
     def _note(self, event: Begin | memoryview | End) -> None:
         if isinstance(event, Begin):
+            self._has_clips = True
+            self._other = None
+            self.is_repeated = event.clip in self._seen
+            if self.is_repeated:
+                self.refusals["in the archive twice"] += 1
             self._seen.add(event.clip)
             self._open = _CurrentClip(event, self._entry(event)) if self._index else None
         elif self._open is None:
@@ -220,9 +239,7 @@ class Scan:
 
     def _entry(self, begin: Begin) -> Block | None:
         """Return the block at which to start for a clip; None if the clip cannot be read alone."""
-        header = begin.position - HEADER
-        if not begin.self_describing:
-            return None
+        header = begin.header
         if not self.gzipped:
             return Block(8 * header, header)
         near = [block for block in self._blocks if header - MAX_SKIP <= block.position <= header]
@@ -248,9 +265,12 @@ class Scan:
             except ArchiveError:
                 pass  # the compressed data are larger than a reader accepts
             else:
-                self.records[begin.clip] = record
+                earlier = self.records.setdefault(begin.clip, record)
+                if (earlier.size, earlier.crc) != (record.size, record.crc):
+                    self._other = begin.clip, record
                 return
-        self.not_indexed += 1
+        if not self.is_repeated:
+            self.not_indexed += 1
 
     def _keep(self, data: bytes) -> None:
         """Keep the compressed data from the last block on."""

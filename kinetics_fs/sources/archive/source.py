@@ -20,7 +20,7 @@ from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.limit import limit_note
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.stream import ArchiveStreamer
-from kinetics_fs.sources.base import NotInSource
+from kinetics_fs.sources.base import NotInSource, OnClip
 from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD
 from kinetics_fs.util.logs import log_step
 
@@ -35,6 +35,7 @@ class ArchiveSource:
         index_db: file of the archive index database.
         limit: maximum number of bytes to read by index for one clip; None for no limit.
         streamer: reads class archives that have no index, or have changed; None reads by index only.
+        on_clip: receives a clip of which there are several copies. If it refuses one, the next is read.
     """
 
     name = "archive"
@@ -46,11 +47,13 @@ class ArchiveSource:
         *,
         limit: int | None = MAX_ARCHIVE_DOWNLOAD,
         streamer: ArchiveStreamer | None = None,
+        on_clip: OnClip | None = None,
     ) -> None:
         self._base = base
         self._index_db_path = index_db
         self._limit = limit
         self._streamer = streamer
+        self._on_clip = on_clip
         self._index_db: ArchiveIndexDB | None = None
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
@@ -66,7 +69,8 @@ class ArchiveSource:
         assert self._index_db is not None
         failures: list[FetchError] = []
         note = ""
-        for location in self._index_db.find(clip):
+        locations = self._index_db.find(clip)
+        for location in locations:
             size = location.record.end - location.record.begin
             if self._limit is not None and size > self._limit:
                 note = limit_note(f"its part in {location.archive}", size, self._limit)
@@ -75,6 +79,9 @@ class ArchiveSource:
             try:
                 with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: read {location.archive} by its index"):
                     self._read(clip, location, path)
+                if self._on_clip is not None and len(locations) > 1:
+                    self._on_clip(clip, path)
+                    return None
                 return Media(path, 0.0, None, whole=True)
             except ArchiveError as error:
                 failure = FetchError(FailureKind.CORRUPT, f"{location.archive}: {error}", source=self.name)

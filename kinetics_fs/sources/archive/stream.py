@@ -10,11 +10,12 @@ import fcntl
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
@@ -61,6 +62,9 @@ def stream_clips(
         begin: offset in the archive from which to read, in bytes, as the scan requires.
         progress: called with the offset up to which the archive was read.
 
+    If a clip is in the archive twice with different content, the last copy that passes verification is indexed, or the
+    first if none does. Each copy is passed to `path_of` and yielded.
+
     Yields:
         Each clip when all its bytes have passed, with its complete file, or None if it was skipped. The scan can make a
         checkpoint at this moment.
@@ -79,12 +83,20 @@ def stream_clips(
                 for event in scan.feed(data):
                     if isinstance(event, Begin):
                         path = path_of(event.clip, event.size)
-                        file = path.open("xb") if path is not None else None
+                        if path is not None:
+                            file = path.open("xb")
+                        elif scan.is_repeated and event.clip in scan.records:
+                            file = tempfile.NamedTemporaryFile(suffix=".mp4")  # noqa: SIM115  # closed below
+                        else:
+                            file = None
                     elif not isinstance(event, End):
                         if file is not None:
                             file.write(event)
                     else:
                         if file is not None:
+                            file.flush()
+                            if scan.has_two_records and _is_sound(Path(file.name)):
+                                scan.replace_record()
                             file.close()
                         yield event.clip, path
                 done += len(data)
@@ -93,6 +105,39 @@ def stream_clips(
     finally:
         if file is not None:
             file.close()
+
+
+def _is_sound(path: Path) -> bool:
+    from kinetics_fs.media.verify import VerifyLevel  # takes 0.1 s to load
+
+    try:
+        VerifyLevel.CONTAINER.check(path)
+    except FetchError:
+        return False
+    return True
+
+
+class _NotInArchive(Exception):
+    """A complete archive does not have the clip."""
+
+
+class _IncompleteRead(NamedTuple):
+    """The result of reading a damaged or incomplete archive. It is not read again for each clip that it lacks."""
+
+    version: Version
+    until: float
+    """Monotonic time after which it is read again."""
+    reason: str
+    delivered: frozenset[Clip]
+    """Clips that were read from it."""
+
+    def lacks(self, clip: Clip, version: Version) -> bool:
+        """Return whether a clip cannot be read from this version of the archive."""
+        return self.version == version and time.monotonic() < self.until and clip not in self.delivered
+
+    def failure(self, name: str) -> FetchError:
+        """Return the failure of a clip that the archive lacks, which proves nothing about the clip."""
+        return FetchError(FailureKind.TRANSIENT, f"{name} is incomplete: {self.reason}")
 
 
 class ArchiveStreamer:
@@ -106,10 +151,18 @@ class ArchiveStreamer:
         catalog: file of the catalog, which gives the class of a clip; None if there is none.
         limit: size in bytes up to which an archive is read; None for any size.
         on_clip: receives the clips.
+        wait_until_stored: returns when every clip that `on_clip` has received is in the store or was refused.
     """
 
     def __init__(
-        self, base: str, index_db: Path, lock_file: Path, catalog: Path | None, limit: int | None, on_clip: OnClip
+        self,
+        base: str,
+        index_db: Path,
+        lock_file: Path,
+        catalog: Path | None,
+        limit: int | None,
+        on_clip: OnClip,
+        wait_until_stored: Callable[[], None],
     ) -> None:
         self._base = base
         self._index_db_path = index_db
@@ -117,12 +170,14 @@ class ArchiveStreamer:
         self._catalog_path = catalog
         self._limit = limit
         self._on_clip = on_clip
+        self._wait_until_stored = wait_until_stored
         self._index_db: ArchiveIndexDB | None = None
         self._catalog: Catalog | None = None
         self._lock_fd: int | None = None
         self._versions: dict[str, tuple[float, Version | None]] = {}
         """Known versions of archives, None for a missing one, and the monotonic time until which each is valid."""
         self._unreachable: tuple[float, FetchError] | None = None
+        self._incomplete: dict[str, _IncompleteRead] = {}
 
     def read_for(self, clip: Clip, folder: Path) -> None:
         """Read the class archive of a clip, and pass its clips to the callback.
@@ -134,27 +189,39 @@ class ArchiveStreamer:
         Raises:
             NotInSource: there is no class archive, it is indexed, or it exceeds the limit; then there is a note.
             InProgressElsewhere: another process is reading the archive.
-            FetchError: the archive cannot be read, or does not contain the clip (GONE).
+            FetchError: the archive cannot be read, is incomplete (TRANSIENT), or does not contain the clip (GONE).
         """
         if self._catalog_path is None:
             raise NotInSource
         self._catalog = self._catalog or Catalog(self._catalog_path)
         self._index_db = self._index_db or ArchiveIndexDB(self._index_db_path)
         note = ""
-        indexed = []
-        for name in archives_of_clip(self._base, self._catalog, clip):
+        failure: FetchError | None = None
+        names = archives_of_clip(self._base, self._catalog, clip)
+        lacking = []
+        for name in names:
             version = self._version(name)
             if version is None:
                 continue
+            earlier = self._incomplete.get(name)
             if self._is_indexed(name, version):
-                indexed.append(name)
+                lacking.append(name)
             elif self._limit is not None and version.size > self._limit:
                 note = limit_note("its class archive", version.size, self._limit)
+            elif earlier is not None and earlier.lacks(clip, version):
+                failure = earlier.failure(name)
             else:
-                self._read_locked(name, version, clip, folder)
-                return
-        if indexed and not note and not self._index_db.find(clip):
-            raise _not_in(indexed[0])
+                try:
+                    self._read_locked(name, version, clip, folder)
+                    return
+                except _NotInArchive:
+                    lacking.append(name)
+                except FetchError as error:  # another archive may have a good copy
+                    failure = error
+        if failure is not None:
+            raise failure
+        if lacking and lacking == names and not self._index_db.find(clip):
+            raise FetchError(FailureKind.GONE, f"not in the archives: {' and '.join(lacking)} does not have it")
         raise NotInSource(note)
 
     def forget_version(self, name: str) -> None:
@@ -208,22 +275,30 @@ class ArchiveStreamer:
         catalog = self._catalog
         archive = open_archive(archive_address(self._base, name))
         scan = Scan(index=finds_block_boundaries())
-        failure: FetchError | None = _not_in(name)
+        results: dict[Clip, FetchError | None] = {}
+        """Clips that have passed; for those that the callback refused, the reason."""
 
         def path_of(clip: Clip, size: int) -> Path | None:
-            return folder / clip.name if catalog.locate(clip) else None
+            is_delivered = clip in results and results[clip] is None
+            return None if is_delivered or not catalog.locate(clip) else folder / clip.name
 
         try:
             with closing(stream_clips(archive, version, scan, path_of)) as clips:
                 for clip, path in clips:
                     if path is not None:
-                        error = self._emit(clip, path, name)
-                        failure = error if clip == requested else failure
+                        results[clip] = self._emit(clip, path, name)
         except ArchiveError as error:
-            raise FetchError(FailureKind.CORRUPT, f"{name}: {error}") from error
-        if finds_block_boundaries():
+            delivered = frozenset(clip for clip, refusal in results.items() if refusal is None)
+            self._incomplete[name] = _IncompleteRead(version, time.monotonic() + _VERSION_TTL, str(error), delivered)
+            raise self._incomplete[name].failure(name) from error
+        # A process that finds the index must not read a clip again that is on its way into the store.
+        self._wait_until_stored()
+        # An index without some of the clips would prove that the archive lacks them.
+        if finds_block_boundaries() and not scan.not_indexed:
             self._index_db.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
-        if failure is not None:
+        if requested not in results:
+            raise _NotInArchive
+        if (failure := results[requested]) is not None:
             raise failure
 
     def _emit(self, clip: Clip, path: Path, name: str) -> FetchError | None:
@@ -235,7 +310,3 @@ class ArchiveStreamer:
             path.unlink(missing_ok=True)
             return error
         return None
-
-
-def _not_in(name: str) -> FetchError:
-    return FetchError(FailureKind.GONE, f"not in the archives: {name} does not have it")

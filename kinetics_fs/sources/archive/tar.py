@@ -3,6 +3,10 @@
 A tar is untrusted: it can name any file and claim any size. The parser never uses a member's name as a path. It reads
 only the last part of the name of each plain file, which must be the name of a clip, and skips and counts all other
 members. Formats: POSIX.1-2001 (`pax`), and the GNU tar manual, "Basic Tar Format".
+
+A tar is complete if it ends with its end mark, two blocks of zeros, which all programs in use write. Zeros may follow
+up to the end of a record. More zeros are a part of a download that never arrived. After an end mark, another tar may
+follow, as `cat` joins them.
 """
 
 from __future__ import annotations
@@ -12,14 +16,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from kinetics_fs.catalog.clip import Clip, parse_clip_name
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog.file_names import HIDDEN, OTHER_NAME, parse_file_name
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.sources.archive.base import RECORD, IncompleteArchive, is_padding
 
 MAX_CLIP_SIZE = 64 * 1024 * 1024
 """Largest size of a clip in bytes. The largest in the public archives has 7 MB."""
 
 HEADER = 512
 """Bytes of the header before a member's data. The data are padded to a multiple of this."""
+
+_ZEROS = bytes(HEADER)
+_END_MARK = 2 * HEADER
+"""Bytes of the mark at the end of a tar."""
 
 _MAX_EXTENSION = 16 * 1024
 """Bytes of an extended header that are read. Real ones have a few hundred."""
@@ -46,8 +56,8 @@ class Begin(NamedTuple):
     """Size of the clip in bytes."""
     position: int
     """Offset of the data in the tar."""
-    self_describing: bool
-    """Whether the header directly before the data states clip and size, and no extended header changes them."""
+    header: int
+    """Offset of the first of its headers: an extended one, if its name does not fit into a single header."""
 
 
 class End(NamedTuple):
@@ -86,6 +96,10 @@ class TarParser:
         self._padding = 0
         self._clip: Clip | None = None
         self._zeros = 0
+        """Bytes of zeros that were read where a header is expected."""
+        self._missing: str | None = None
+        """Why the tar is incomplete, as far as is known before its end."""
+        self._first_header = position
         # Values of extended headers for the next member
         self._extended = False
         self._path: bytes | None = None
@@ -123,14 +137,18 @@ class TarParser:
         """Check that the tar is complete.
 
         Raises:
-            ArchiveError: it is cut short.
+            IncompleteArchive: it is not.
         """
-        if self._part == self._ended:
-            return
-        if self._part != self._header or self._buffered or self._extended:
-            raise ArchiveError("the tar is cut short")
-        if not self._zeros:
-            self.refusals["no end mark"] += 1
+        if self._part != self._ended:
+            rest = bytes(self._buffered)
+            if self._part != self._header or self._extended or (rest and not self._zeros):
+                raise IncompleteArchive("the tar is cut short")
+            if any(rest):
+                self._end_with(rest)
+            else:
+                self._check_end(self._zeros + len(rest), self.position)
+        if self._missing:
+            raise IncompleteArchive(self._missing)
 
     # The parts of a tar. Each receives at most its remaining `_left` bytes, and selects the next part at their end.
 
@@ -141,17 +159,39 @@ class TarParser:
         header = bytes(self._buffered)
         self._buffered.clear()
         self._left = HEADER
-        if not any(header):
-            self._zeros += 1
+        if header == _ZEROS:
+            self._zeros += HEADER
             return
         if not _checks(header):
+            if self.position == HEADER:
+                raise IncompleteArchive("the file is not an archive: a header is missing")
             if not self._zeros:
                 raise ArchiveError("the tar is damaged: a header is missing")
-            self.refusals["data after the end"] += 1
+            self._end_with(header)
             self._begin(self._ended, 1 << 62)
             return
-        self._zeros = 0
+        if self._zeros:
+            self._check_end(self._zeros, self.position - HEADER)
+            self._zeros = 0
+        if not self._extended:
+            self._first_header = self.position - HEADER
         yield from self._member(header)
+
+    def _check_end(self, zeros: int, end: int) -> None:
+        """Note if a run of zeros up to the offset `end` is not the end of a tar."""
+        if zeros < _END_MARK:
+            self._missing = self._missing or "the tar ends without its end mark"
+        elif not is_padding(zeros - _END_MARK, end):
+            self._missing = self._missing or _hole(zeros)
+
+    def _end_with(self, data: bytes) -> None:
+        """Judge data after zeros: they follow the end of the tar, or the zeros are a hole."""
+        following = len(data.lstrip(b"\0"))
+        zeros, end = self._zeros + len(data) - following, self.position - following
+        self._check_end(zeros, end)
+        if _END_MARK < zeros <= _END_MARK + RECORD and end % RECORD:
+            self._missing = self._missing or _hole(zeros)
+        self.refusals["data after the end"] += 1
 
     def _member(self, header: bytes) -> Iterator[Begin | memoryview | End]:
         kind = header[156]
@@ -169,7 +209,7 @@ class TarParser:
         if kind in _DATALESS:
             size = 0
         self._padding = -size % HEADER
-        clip, reason = self._judge(name, kind, size, fault)
+        clip, reason = self._judge(name.decode("utf-8", "replace"), kind, size, fault)
         if reason:
             self.refusals[reason] += 1
         if kind == ord("S") and header[482]:
@@ -178,24 +218,22 @@ class TarParser:
         elif clip is not None:
             self._clip = clip
             self._begin(self._data, size)
-            yield Begin(clip, size, self.position, clip_of_header(header) == (clip, size))
+            yield Begin(clip, size, self.position, self._first_header)
         else:
             self._skip_on(size + self._padding)
 
-    def _judge(self, name: bytes, kind: int, size: int, fault: str | None) -> tuple[Clip | None, str | None]:
+    def _judge(self, name: str, kind: int, size: int, fault: str | None) -> tuple[Clip | None, str | None]:
         """Return the clip that a member is, or the reason for refusing it; neither for members that are not counted."""
-        *folders, last = name.split(b"/")
-        if kind in _FOLDERS or not last or last.startswith(b"._"):
+        parsed = parse_file_name(name)
+        if kind in _FOLDERS or name.endswith("/") or parsed.fault == HIDDEN:
             return None, None
         if kind not in _REGULAR:
             return None, _REASONS.get(kind, "not a plain file")
         if fault:
             return None, fault
-        if name.startswith(b"/") or b".." in folders:
-            return None, "path leads outside the archive"
-        clip = parse_clip_name(last.decode("latin-1"))
-        if clip is None:
-            return None, "not the name of a clip"
+        clip = parsed.clip
+        if parsed.fault or clip is None:
+            return None, parsed.fault or OTHER_NAME
         if size == 0:
             return None, "empty"
         if size > MAX_CLIP_SIZE:
@@ -291,16 +329,8 @@ class TarParser:
         self._path = self._size = self._fault = None
 
 
-def clip_of_header(header: bytes) -> tuple[Clip, int] | None:
-    """Return the clip and size that a header alone states; None if it is not a valid header of a clip.
-
-    Raises:
-        ArchiveError: the size is invalid.
-    """
-    if len(header) != HEADER or header[156] not in _REGULAR or not _checks(header):
-        return None
-    clip = parse_clip_name(_name(header).rsplit(b"/", 1)[-1].decode("latin-1"))
-    return None if clip is None else (clip, _number(header[124:136]))
+def _hole(zeros: int) -> str:
+    return f"zeros fill {zeros:,} bytes of the tar where members should be"
 
 
 def _checks(header: bytes) -> bool:

@@ -243,6 +243,16 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
             worker.fetch(broken, "archive", job, timeout=60)
         with pytest.raises(NotInSource):
             worker.fetch(Clip("DEMOvideo-7", 2, 9), "archive", job, timeout=60)
+
+        replacement = "400/replacement_for_corrupted_k400.tgz"
+        (tmp_path / "archives/400").mkdir()
+        (tmp_path / "archives" / replacement).write_bytes(by_zlib(make_tar({clip: video[: len(video) // 2]})))
+        with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
+            index_db.add(index_of(str(tmp_path / "archives"), replacement))
+        received = []
+        assert worker.fetch(clip, "archive", job, timeout=60, on_clip=lambda *told: received.append(told)) is None
+        [(delivered, path)] = received
+        assert (delivered, path.read_bytes()) == (clip, video), "the original instead of the broken replacement"
     finally:
         worker.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import tarfile
@@ -29,7 +30,7 @@ from tests.support.archive_site import ArchiveSite
 from tests.support.fetching import NO_SLEEP, TIMEOUT, error_of
 from tests.support.mounts import wait_until
 from tests.support.store import read_clip
-from tests.support.tarballs import by_zlib
+from tests.support.tarballs import by_zlib, make_tar
 
 LABEL = "massaging person's head (not really)"
 ARCHIVE = f"600/val/{LABEL}.tar.gz"
@@ -402,7 +403,61 @@ def test_a_truncated_archive_leaves_nothing_unfinished(
     made.request(CLIPS[0]).result(TIMEOUT)
     wait_until(lambda: not made.status().pending and not list(store.layout.incoming.iterdir()))
     assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
-    assert error_of(made.request(CLIPS[-1])).kind is FailureKind.CORRUPT
+    error = error_of(made.request(CLIPS[-1]))
+    assert (error.kind, error.source) == (FailureKind.TRANSIENT, "archive")
+    assert error.reason.startswith(f"{ARCHIVE} is incomplete: ")
+
+
+def test_an_incomplete_archive_proves_nothing_about_the_clips_that_it_lacks(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+) -> None:
+    tar = gzip.decompress(archives.files[ARCHIVE])
+    archives.files[ARCHIVE] = tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512)
+    made = fetcher("archive", "youtube", workers=1)
+
+    made.request(ELSEWHERE).result(TIMEOUT)
+
+    assert store.record(ELSEWHERE).source == "youtube"  # type: ignore[union-attr]
+    assert all(read_clip(store, clip) == videos[number % len(videos)] for number, clip in enumerate(CLIPS))
+    assert ArchiveIndexDB(tmp_path / "archives.sqlite").version(ARCHIVE) is None
+    archives.requests.clear()
+    assert error_of(made.request(ABSENT)).kind is FailureKind.TRANSIENT, "the archive may have it"
+    assert read_whole(archives) == 0, "it is not read again for each clip that it lacks"
+    store.remove(CLIPS[3])
+    made.request(CLIPS[3]).result(TIMEOUT)
+    assert read_clip(store, CLIPS[3]) == videos[3]
+
+
+def test_the_whole_copy_of_a_clip_is_taken(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+) -> None:
+    clip = CLIPS[2]
+    copies = [make_tar({clip: content}) for content in (videos[0][:5_000], videos[0], videos[1][:4_000])]
+    archives.files[ARCHIVE] = by_zlib(b"".join(copies))
+    made = fetcher(workers=1)
+
+    made.request(clip).result(TIMEOUT)
+    assert read_clip(store, clip) == videos[0]
+    wait_until(lambda: not list(store.layout.incoming.iterdir()))
+    store.remove(clip)
+    archives.requests.clear()
+    made.request(clip).result(TIMEOUT)
+    assert read_clip(store, clip) == videos[0]
+    assert len(archives.requests) == 1, "by the index"
+
+
+def test_a_name_in_long_form_can_be_read_by_the_index(
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+) -> None:
+    archives.files[ARCHIVE] = by_zlib(make_tar({CLIPS[1]: videos[1]}, lambda clip: "long/" * 60 + clip.name))
+    made = fetcher(workers=1)
+    made.request(CLIPS[1]).result(TIMEOUT)
+    wait_until(lambda: not list(store.layout.incoming.iterdir()))
+    store.remove(CLIPS[1])
+    archives.requests.clear()
+    made.request(CLIPS[1]).result(TIMEOUT)
+    assert read_clip(store, CLIPS[1]) == videos[1]
+    assert len(archives.requests) == 1
 
 
 def test_a_new_version_of_an_archive_is_indexed_again(

@@ -12,6 +12,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive import libz
+from kinetics_fs.sources.archive.base import IncompleteArchive
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index import check_record
 from kinetics_fs.sources.archive.scan import Checkpoint, Scan
@@ -331,11 +332,86 @@ def test_wrong_records_are_noticed() -> None:
                 list(extract(claimed, wrong, [archive[wrong.begin : wrong.end]], gzipped=True))
 
 
-def test_names_in_long_form_are_found_but_not_indexed() -> None:
-    clips: Clips = make_clips(1)
-    archive = by_zlib(make_tar(clips, lambda clip: "a" * 120 + "/" + "b" * 150 + flat(clip)))
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@packers("plain", "zlib -6", "members")
+def test_names_in_long_form_are_found_and_indexed(packer: str, format: int) -> None:
+    clips: Clips = make_clips(3)
+    archive = PACKERS[packer](make_tar(clips, lambda clip: "a" * 120 + "/" + "b" * 150 + flat(clip), format))
 
     scan, found = run(archive)
 
     assert found.clips == clips
-    assert (scan.records, scan.not_indexed) == ({}, 1)
+    assert scan.not_indexed == 0
+    assert read_by_index(scan, archive) == clips
+
+
+def test_short_names_are_indexed() -> None:
+    clips: Clips = make_clips(3)
+    archive = by_zlib(make_tar(clips, lambda clip: f"/data/k/{clip.youtube_id}_{clip.start}_{clip.end}.mp4"))
+
+    scan, found = run(archive)
+
+    assert found.clips == read_by_index(scan, archive) == clips
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"\x1f", "cut short"),
+        (bytes(10_240), "no clips"),
+        (bytes(3_000_000), "zeros fill 3,000,000 bytes"),
+        (make_tar({}), "no clips"),
+        (by_zlib(make_tar({})), "no clips"),
+        (by_zlib(b""), "ends without its end mark"),
+        (by_zlib(TAR[:-10_240]), "cut short|without its end mark"),
+        (by_zlib(TAR) + bytes(3_000_000), "3,000,000 bytes of zeros follow"),
+        (b"<html><title>Not Found</title>" * 100, "not an archive"),
+        (b"<html>404</html>", "cut short"),
+        (by_zlib(b"<html>" * 500), "not an archive"),
+    ],
+)
+def test_an_incomplete_archive_is_recognized(archive: bytes, reason: str) -> None:
+    with pytest.raises(IncompleteArchive, match=reason):
+        run(archive)
+
+
+def test_a_tar_of_anything_but_clips_is_incomplete() -> None:
+    clips = {Clip("._junk_____", 0, 10): bytes(163)}
+    with pytest.raises(IncompleteArchive, match="no clips"):
+        run(by_zlib(make_tar(clips, lambda clip: f"class/{clip.name}")))
+
+
+@pytest.mark.parametrize("packer", ["plain", "zlib -6", "members"])
+def test_an_archive_cut_at_any_boundary_is_incomplete(packer: str) -> None:
+    """Between members of the tar, blocks of the compressed data, and members of the gzip file."""
+    archive = PACKERS[packer](TAR)
+    scan, ends = Scan(), {512 * number for number in range(0, len(TAR) // 512, 7)}
+    for offset in range(0, len(archive), 997):
+        for _ in scan.feed(archive[offset : offset + 997]):
+            ends.update(block.bit // 8 for block in scan._blocks)
+            ends.update({scan._tar.next_header or 0} if packer == "plain" else {})
+    for end in sorted(end for end in ends if end < len(archive) - 20_000):
+        with pytest.raises(IncompleteArchive):
+            run(archive[:end])
+
+
+def test_a_checkpoint_knows_that_there_were_clips() -> None:
+    archive = by_zlib(TAR)
+    _, found = run(archive)
+    checkpoint = Checkpoint.unpack(found.checkpoints[-1])
+    run(archive, scan=Scan(at=checkpoint, index=False), begin=checkpoint.block.bit // 8)
+
+
+@packers("plain", "zlib -6")
+def test_the_record_of_a_repeated_clip_can_be_replaced(packer: str) -> None:
+    [clip], [other] = make_clips(1), make_clips(1, seed=2).values()
+    archive = PACKERS[packer](make_tar({**CLIPS, clip: CLIPS[clip]})[:-10_240] + make_tar({clip: other}))
+
+    for replaced in (False, True):
+        scan = Scan()
+        for event in scan.feed(archive):
+            if isinstance(event, End) and scan.has_two_records and replaced:
+                scan.replace_record()
+        scan.finish()
+        assert read_by_index(scan, archive) == {**CLIPS, clip: other if replaced else CLIPS[clip]}
