@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ class Fetch:
         requested_at: time of the first request, by the monotonic clock.
         source: the source that is being asked; None if none is.
         claim_lock: guards `claim`.
-        claim: the right to publish the clip, while a worker looks for it.
+        claim: the right to publish the clip, from the moment when a thread acquires it to its release.
     """
 
     clip: Clip
@@ -373,8 +374,8 @@ class Fetcher:
         """
         clip = fetch.clip
         try:
-            with log_step(_log, f"fetch {clip.key}: claim"):
-                claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
+            with log_step(_log, f"fetch {clip.key}: claim"), fetch.claim_lock:
+                claim = fetch.claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
         except FetchError as error:
             if fetch.protect_used_since == math.inf:
                 self._fail(worker, clip, error)
@@ -383,7 +384,7 @@ class Fetcher:
             if self._store.is_cached(clip):  # by a process that is still reading its siblings
                 return
             raise RetryLater(_CLAIM_POLL_INTERVAL, "another process is fetching it")
-        with claim:
+        with self._held(fetch, claim):
             # Look again under the claim: another process may have finished with the clip just now.
             stored = self._store.open(clip)
             if stored is not None:
@@ -392,17 +393,21 @@ class Fetcher:
             failure = self.known_failure(clip)
             if failure is not None:
                 raise failure
-            with fetch.claim_lock:
-                fetch.claim = claim
             try:
                 self._fetch_claimed(worker, fetch, claim)
             except FetchError as error:
                 if self._closing or fetch.state is FetchState.ENDED:
                     raise
                 raise self._fail(worker, clip, error) from error
-            finally:
-                with fetch.claim_lock:
-                    fetch.claim = None
+
+    @contextlib.contextmanager
+    def _held(self, fetch: Fetch, claim: Claim) -> Iterator[None]:
+        """Release the claim of a fetch at the end, but not while a sibling is published under it."""
+        try:
+            yield
+        finally:
+            with fetch.claim_lock, claim:
+                fetch.claim = None
 
     def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
         """Ask one source after the other.
@@ -583,11 +588,14 @@ class Fetcher:
     def _store_sibling(self, clip: Clip, file: VerifiedFile, source: str) -> None:
         """Store a clip that arrived with another one, if there is space, and end the fetch of it, if there is one."""
         fetch = self._fetches.get(clip)
-        if fetch is not None and self._hand_to(fetch, file, source):
-            return
-        claim = None
-        with contextlib.suppress(FetchError):  # there is no space, and nothing requested the clip
-            claim = self._store.claim(clip, size=file.path.stat().st_size, protect_used_since=0)
+        # Without the lock, the fetch might claim the clip between the two looks, and the sibling would be lost.
+        with fetch.claim_lock if fetch is not None else contextlib.nullcontext():
+            if fetch is not None and fetch.claim is not None:
+                self._hand_to(fetch, fetch.claim, file, source)
+                return
+            claim = None
+            with contextlib.suppress(FetchError):  # there is no space, and nothing requested the clip
+                claim = self._store.claim(clip, size=file.path.stat().st_size, protect_used_since=0)
         if claim is None:
             file.path.unlink()
             return
@@ -605,16 +613,12 @@ class Fetcher:
             fetch.state = FetchState.RUNNING
         self._finish(fetch, None)
 
-    def _hand_to(self, fetch: Fetch, file: VerifiedFile, source: str) -> bool:
-        """Publish a clip under the claim of a worker that is looking for it; return False if there is none."""
-        with fetch.claim_lock:
-            if fetch.claim is None:
-                return False
-            with log_step(_log, f"fetch {fetch.clip.key}: publish"):
-                size = fetch.claim.publish(file.path, source, duration=file.duration, last=False)
-            self.stats.record_fetched(source, size)
-            self._finish(fetch, None)
-        return True
+    def _hand_to(self, fetch: Fetch, claim: Claim, file: VerifiedFile, source: str) -> None:
+        """Publish a clip under the claim of a fetch that is looking for it."""
+        with log_step(_log, f"fetch {fetch.clip.key}: publish"):
+            size = claim.publish(file.path, source, duration=file.duration, last=False)
+        self.stats.record_fetched(source, size)
+        self._finish(fetch, None)
 
 
 def _shutting_down() -> FetchError:

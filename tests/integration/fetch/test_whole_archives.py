@@ -112,7 +112,6 @@ def read_whole(archives: ArchiveSite) -> float:
     return sum(sent.bytes for sent in archives.requests if sent.status == 206) / len(archives.files[ARCHIVE])
 
 
-@pytest.mark.serial
 def test_an_archive_is_read_once_for_all_waiting_requests(
     fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
 ) -> None:
