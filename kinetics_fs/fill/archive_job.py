@@ -266,6 +266,7 @@ class _Fill:
         self._claims = ExitStack()
         """Holds the claim of the clip that is being unpacked."""
         self._claim: Claim | None = None
+        self._scan = Scan(index=False)
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._unpublished: dict[Clip, Future[None]] = {}
@@ -279,6 +280,7 @@ class _Fill:
             return self._run()
         except ArchiveError as error:
             self._checkpoint_file.unlink(missing_ok=True)
+            self._count_members()
             incomplete = isinstance(error, IncompleteArchive)
             raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
 
@@ -307,7 +309,7 @@ class _Fill:
             self._index_db.add(self._index(scan, version))
             self._summary.indexed = len(scan.records)
         self._checkpoint_file.unlink(missing_ok=True)
-        self._count_members(scan)
+        self._count_members()
         return self._summary
 
     def _resume(self, version: Version) -> tuple[Scan, int]:
@@ -332,12 +334,12 @@ class _Fill:
         if checkpoint is not None:
             self._wait_for_published()  # everything before the checkpoint must be in the store
             self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            self._count_members(scan)
+            self._count_members()
             write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), self._summary))
 
-    def _count_members(self, scan: Scan) -> None:
-        self._summary.refused = self._refused_before + scan.refusals
-        self._summary.not_indexed = scan.not_indexed
+    def _count_members(self) -> None:
+        self._summary.refused = self._refused_before + self._scan.refusals
+        self._summary.not_indexed = self._scan.not_indexed
 
     def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
         return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)
