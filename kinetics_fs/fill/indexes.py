@@ -225,6 +225,8 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO) -> ImportedIndexes:
     while True:
         try:
             index = next(indexes, None)
+            if index is not None and not index.records:
+                raise ArchiveError("it has no clips, so its archive was incomplete")
         except ArchiveError as error:
             result.invalid = f"index {result.imported + 1:,} in {file.name}: {error}"
             if not result.imported:

@@ -235,8 +235,6 @@ def _head(line: bytes) -> _Head:
         and isinstance(head.gzipped, bool)
     ):
         raise ArchiveError("the index is damaged: its first line has a value out of bounds")
-    if not head.clips:
-        raise ArchiveError("the index has no clips: it is of an incomplete archive")
     check_name(head.archive)
     return head
 

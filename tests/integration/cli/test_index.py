@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -196,6 +197,8 @@ def test_a_damaged_index_is_refused_with_all_that_follows(built: AnnotatedArchiv
         b"kinetics-fs archive index 1 " + b"[" * 8000 + b"\n",
         b'kinetics-fs archive index 1 {"archive": "a.tar", "size": 9, "etag": null, "gzipped": true, "clips": 1,'
         b' "bytes": 999999999999}\n',
+        b'kinetics-fs archive index 1 {"archive": "a.tar", "size": 9, "etag": null, "gzipped": true, "clips": 0,'
+        b' "bytes": 8}\n' + zlib.compress(b""),
     ],
 )
 def test_a_file_without_indexes_is_refused(annotated: AnnotatedArchives, tmp_path: Path, content: bytes) -> None:
