@@ -26,12 +26,17 @@ _LEAD = 1.0
 """Seconds to seek before the clip. ffmpeg seeks by decoding time, and a keyframe that is decoded before the clip's
 first frame may be shown after it."""
 
+_UNINDEXED = {"mpegts", "mpeg"}
+"""FFmpeg's demuxers in whose files a seek ends somewhere between two keyframes."""
+
 
 class _Section(NamedTuple):
     """Where a clip is in a file. Times are in seconds from the beginning of the file."""
 
     stream: int
     """Index of the video stream."""
+    indexed: bool
+    """Whether a seek ends at a keyframe."""
     seek: float
     """Time to seek to: all pictures of the clip are decoded from there on."""
     begin: float | None
@@ -66,7 +71,7 @@ def cut(media: Media, duration: float, target: Path, *, ffmpeg: str, max_height:
     section = _find_section(media, duration)
     # A copy can neither begin between two frames nor change how long the last one is shown.
     early = 0.0 if section.begin is None else media.start - section.begin
-    if exact or early > TOLERANCE or section.pause > TOLERANCE:
+    if exact or early > TOLERANCE or section.pause > TOLERANCE or not section.indexed:
         done = run_variable_rate(lambda option: _exact_command(media.path, section, target, ffmpeg, max_height, option))
     else:
         output = ["-t", f"{duration:.6f}", "-c", "copy"]
@@ -83,7 +88,7 @@ def _find_section(media: Media, duration: float) -> _Section:
         FetchError: the file is not a video (CORRUPT).
     """
     with open_video(media.path) as container:
-        stream = picture_of(container).index
+        stream, indexed = picture_of(container).index, container.format.name not in _UNINDEXED
         packets = demux(container)
     start, end = media.start, media.start + duration
     begin = packets.first_of(start)
@@ -95,7 +100,7 @@ def _find_section(media: Media, duration: float) -> _Section:
     times = [time for time in packets.times if target <= time < end - CLOCK]
     shown_until = min(end, max(packets.end, media.end or 0.0))
     pause = max((after - before for before, after in pairwise([*times, shown_until])), default=0.0)
-    return _Section(stream, max(0.0, seek), begin, start, end, shown_until, pause)
+    return _Section(stream, indexed, max(0.0, seek) if indexed else 0.0, begin, start, end, shown_until, pause)
 
 
 def raise_failure(done: subprocess.CompletedProcess[bytes], action: str) -> NoReturn:
@@ -116,9 +121,11 @@ def raise_failure(done: subprocess.CompletedProcess[bytes], action: str) -> NoRe
 
 
 def _command(path: Path, stream: int, seek: float, target: Path, ffmpeg: str, output: list[str]) -> list[str]:
+    # A seek to 0 may end at the second keyframe if the first one is shown later than 0.
+    seeking = ["-ss", f"{seek:.6f}"] if seek else []
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
-        "-ss", f"{seek:.6f}", "-i", f"file:{path}",
+        *seeking, "-i", f"file:{path}",
         "-map", f"0:{stream}", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
         *output,
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
@@ -129,22 +136,23 @@ def _exact_command(
     path: Path, section: _Section, target: Path, ffmpeg: str, max_height: int, rate_option: str
 ) -> list[str]:
     lead, end = section.start - section.seek, section.end - section.seek
-    first, time = lead, f"PTS-{lead:.6f}/TB"
-    if section.begin is not None:
-        first, time = max(0.0, section.begin - section.seek - CLOCK), f"if(N,{time},0)"
-    picture = f"trim=start={first:.6f}:end={end:.6f},setpts='{time}'"
-    hold = []
+    first = lead if section.begin is None else max(0.0, section.begin - section.seek - CLOCK)
+    # Times are moved after encoding: since ffmpeg 7.1, the filters that move them forget how long frames are shown.
+    start = f"{lead:.6f}/TB"
+    shown, decoded = ("PTS", "DTS") if section.begin is None else (f"if(N,PTS,{start})", f"if(N,DTS,min(DTS,{start}))")
+    times, hold = f"pts='{shown}':dts='{decoded}'", []
     if section.pause > TOLERANCE / 2:
         # The muxer would give the last frame the duration of the one before. Without B-frames, the last packet is also
-        # the last frame.
-        duration = f"if(eq(NEXT_PTS,NOPTS),{section.shown_until - section.start:.6f}/TB-PTS,DURATION)"
-        hold = ["-bf", "0", "-bsf:v", f"setts=duration='{duration}'"]
+        # the last frame, and frames are decoded at the times at which they are shown.
+        until = f"{section.shown_until - section.seek:.6f}/TB"
+        times, hold = f"ts='{shown}':duration='if(eq(NEXT_PTS,NOPTS),{until}-({shown}),DURATION)'", ["-bf", "0"]
     output = [
-        "-vf", f"{picture},scale=-2:'trunc(min({max_height},ih)/2)*2'",
-        "-af", f"atrim=start={lead:.6f}:end={end:.6f},asetpts=PTS-{lead:.6f}/TB",
+        "-vf", f"trim=start={first:.6f}:end={end:.6f},scale=-2:'trunc(min({max_height},ih)/2)*2'",
+        "-af", f"atrim=start={lead:.6f}:end={end:.6f}",
         # Frames keep their times, on a clock that every usual rate divides; otherwise some are doubled or dropped.
         rate_option, "vfr", "-enc_time_base", "1:90000",
-        *ENCODE_PICTURE, *hold, *ENCODE_SOUND,
+        *ENCODE_PICTURE, *hold, "-bsf:v", f"setts={times}", *ENCODE_SOUND,
+        "-output_ts_offset", f"{-lead:.6f}",
     ]  # fmt: skip
     return _command(path, section.stream, section.seek, target, ffmpeg, output)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -186,6 +187,31 @@ def test_file_that_begins_late(variant: Variant) -> None:
     path = variant("-c", "copy", "-an", "-output_ts_offset", "7", name="late.mkv")
 
     assert frame_numbers(clip_of(path, 10, 10)) == list(range(250, 500))
+
+
+def test_matroska_with_few_pictures(variant: Variant) -> None:
+    """The first keyframe comes a little later than 0, and no other follows for long."""
+    path = variant("-vf", "select='not(mod(n,17))'", "-fps_mode", "vfr", name="slow.mkv")
+
+    assert frame_numbers(clip_of(path, 0, 10)) == list(range(0, 250, 17))
+
+
+@pytest.mark.parametrize("start", [0, 5, 14])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", ["ts", "mpg", "flv", "mkv"])
+def test_containers_without_an_index(variant: Variant, kind: str, exact: bool, start: int) -> None:
+    codecs = ("-c:v", "mpeg2video", "-q:v", "2", "-c:a", "mp2") if kind == "mpg" else ("-c", "copy")
+    path = variant(*codecs, name=f"video.{kind}")
+    expected = shown_between(path, start - 0.001, start + 4)
+    media = Media(path, start, None)
+
+    clip = clip_of(path, start, 4) if exact else path.with_name("clip.mp4")
+    if not exact:
+        cut(media, 4, clip, ffmpeg=find_ffmpeg(), max_height=360, exact=False)
+
+    verify_clip(clip, expected_span(media, 4))
+    if exact or kind in {"ts", "mpg"}:
+        assert frame_numbers(clip) == expected
 
 
 # Sound
@@ -385,15 +411,20 @@ def lasts(path: Path) -> float:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
+def first_of(every: list[int], start: float) -> int:
+    """Return the frame on screen at the start, or the next one if that follows at once (25 frames a second)."""
+    current = max(number for number in every if number / 25 <= start)
+    following = min(number for number in every if number / 25 > start)
+    return following if current / 25 < start and following / 25 - start <= 0.05 else current
+
+
 @pytest.mark.parametrize("start", [5, 7, 11.3])
 @pytest.mark.parametrize("kept", [f"not(mod(n,{n}))" for n in (9, 17, 50, 110)])
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 def test_clip_begins_with_the_frame_on_screen(variant: Variant, container: str, kept: str, start: float) -> None:
     path = variant("-vf", f"select='{kept}'", "-fps_mode", "vfr", "-an", name=f"slow.{container}")
     every = [number for _, number in shown(path)]
-    first = max(number for number in every if number / 25 <= start)
-    if (following := min(number for number in every if number / 25 > start)) / 25 - start <= 0.05:
-        first = following
+    first = first_of(every, start)
 
     clip = clip_of(path, start, 10)
 
@@ -776,12 +807,58 @@ def test_rate_has_a_cap(tmp_path: Path) -> None:
 # The program
 
 
-def test_static_ffmpeg(copy: Path) -> None:
+@pytest.fixture(params=["system", "static"])
+def program(request: pytest.FixtureRequest) -> str:
+    """Path of each ffmpeg that is installed; their versions differ."""
     import imageio_ffmpeg
 
-    clip = clip_of(copy, 10, 10, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe())
+    return find_ffmpeg() if request.param == "system" else str(imageio_ffmpeg.get_ffmpeg_exe())
 
-    assert frame_numbers(clip) == list(range(250, 500))
+
+@pytest.mark.parametrize("start", [8.0, 10.01])
+@pytest.mark.parametrize(
+    "kept",
+    ["1", "not(mod(n,3))", "not(mod(n,17))", "lt(n,300)+not(mod(n,3))", "lt(n,210)+between(n,280,300)+gt(n,500)"],
+)
+def test_every_version_of_ffmpeg_presents_every_frame(variant: Variant, program: str, kept: str, start: float) -> None:
+    path = variant("-vf", f"select='{kept}'", "-fps_mode", "vfr")
+    every = [number for _, number in shown(path)]
+    first = first_of(every, start)
+
+    clip = clip_of(path, start, 4, ffmpeg=program)
+
+    expected = [number for number in every if first <= number < (start + 4) * 25]
+    times = [0, *(number / 25 - start for number in expected[1:])]
+    assert [number for _, number in shown(clip)] == expected
+    assert [time for time, _ in shown(clip)] == pytest.approx(times, abs=0.002)
+    assert lasts(clip) == pytest.approx(4, abs=0.05)
+
+
+@pytest.mark.parametrize("start", [0, 7.3])
+def test_sound_is_in_step_with_the_picture(tmp_path: Path, plain: Path, program: str, start: float) -> None:
+    path = tmp_path / "clicks.mp4"
+    clicks = f"aevalsrc='lt(mod(t,1),0.02)*sin(2000*PI*t)':s=44100:d={SECONDS}"
+    run_ffmpeg("-i", plain, "-f", "lavfi", "-i", clicks, "-map", "0:v", "-map", "1:a", "-c:v", "copy", path)
+
+    clip = clip_of(path, start, 5, ffmpeg=program)
+
+    found = onsets(clip)
+    assert found == pytest.approx([time - start for time in onsets(path) if start <= time < start + 5], abs=0.003)
+    assert len(found) == 5
+
+
+def onsets(path: Path) -> list[float]:
+    """Return the times at which sound begins after silence."""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=44100)
+        loud = [
+            (frame.time or 0) + index / 44100
+            for decoded in container.decode(audio=0)
+            for frame in resampler.resample(decoded)
+            for index, sample in enumerate(memoryview(frame.planes[0]).cast("h")[: frame.samples])
+            if abs(sample) > 2000
+        ]
+    return [time for before, time in pairwise([-1.0, *loud]) if time - before > 0.5]
 
 
 def test_odd_names(plain: Path, tmp_path: Path) -> None:
