@@ -12,6 +12,7 @@ from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.cli.origins import origin_lines
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 
 @click.command("classes", cls=Command, short_help="List the classes of a release with their numbers of clips.")
@@ -41,7 +42,7 @@ def command(settings: Settings, as_json: bool) -> None:
         }
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return
-    total = f"{len(classes)} classes"
+    total = count(len(classes), "class")
     width = max(len(total), *(len(one.label) for one in classes))
     click.echo(f"index  {'class':<{width}}" + "".join(f"  {split:>10}" for split in splits))
     for one in classes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kinetics_fs.cli.origins import origin_lines
 from kinetics_fs.store.coverage import Coverage, FailureCounts
+from kinetics_fs.util.text import count
 
 _REASONS_SHOWN = 5
 
@@ -23,7 +24,7 @@ def coverage_lines(coverage: Coverage) -> Iterator[str]:
     if coverage.unavailable:
         yield from failure_lines(coverage.failures)
         yield ""
-    yield f"Kinetics-{coverage.release}, {coverage.clips:,} clips:"
+    yield f"Kinetics-{coverage.release}, {count(coverage.clips, 'clip')}:"
     short = f"; {coverage.short:,} of them are short" if coverage.short else ""
     yield f"{coverage.cached:>10,}  cached{short}"
     if coverage.evicted:

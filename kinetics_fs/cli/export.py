@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Command
+from kinetics_fs.cli.copying import exit_code
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 
 @click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
@@ -45,14 +46,9 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
         click.echo(json.dumps(result.to_json()))
     else:
         click.echo(
-            f"{result.written:,} files written ({result.linked:,} as hard links), {result.already_there:,} already"
-            f" there, {result.missing:,} not in the cache"
+            f"{count(result.written, 'file')} written ({result.linked:,} as hard links),"
+            f" {result.already_there:,} already there, {result.missing:,} not in the cache"
         )
         if result.skipped:
             click.echo(f"  {result.skipped:,} skipped: something else has the name, and was left as it is")
-    if result.interrupted:
-        click.echo("Interrupted. Run the same command again to resume.", err=True)
-        return 130
-    if result.problem:
-        raise result.problem
-    return 0 if result.complete else DONE_IN_PART
+    return exit_code(result)

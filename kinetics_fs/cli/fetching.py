@@ -13,6 +13,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch.prefetch import PrefetchResult
+from kinetics_fs.util.text import count
 
 
 def warn_of_rate(settings: Settings, clips: int) -> None:
@@ -21,7 +22,7 @@ def warn_of_rate(settings: Settings, clips: int) -> None:
 
     limit = fetches_per_hour(settings)
     if limit and clips > limit:
-        click.echo(f"At most {limit:,} clips are requested per hour (see --max-fetches-per-hour).", err=True)
+        click.echo(f"Requests at most {count(limit, 'clip')} per hour (see --max-fetches-per-hour).", err=True)
 
 
 def print_progress(progress: PrefetchProgress, indent: str = "") -> None:

@@ -11,6 +11,7 @@ import click
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import archive_options, json_option, open_output, verify_option, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
     from kinetics_fs.fill.runner import FillResult
@@ -54,7 +55,7 @@ def command(
 
     with open_library(settings) as library:
         store = library.store
-        with ArchiveBars(lambda: f"{store.usage().clips:,} clips") as progress:
+        with ArchiveBars(lambda: count(store.usage().clips, "clip")) as progress:
             result = library.fill(archives, verify=verify, index=not no_index, processes=jobs, progress=progress)
     path = report_file or store.layout.fill_report
     with open_output(path) as file:
@@ -71,7 +72,7 @@ def command(
 def _print(result: FillResult) -> None:
     archives = result.archives
     click.echo(
-        f"{archives.sum('stored'):,} clips stored, {archives.sum('present'):,} already cached,"
+        f"{count(archives.sum('stored'), 'clip')} stored, {archives.sum('present'):,} already cached,"
         f" {archives.sum('not_wanted'):,} not in the annotations, {archives.corrupt.total():,} corrupt"
     )
     if unlisted := archives.sum("unlisted"):
@@ -79,14 +80,14 @@ def _print(result: FillResult) -> None:
     for reason, clips in archives.corrupt.items():
         click.echo(f"  {clips:,} corrupt: {reason}")
     for reason, files in archives.not_clips.items():
-        click.echo(f"  {files:,} files that are not clips: {reason}")
+        click.echo(f"  {count(files, 'other file')}: {reason}")
     if busy := archives.sum("busy"):
         click.echo(f"  {busy:,} skipped: another process is fetching them")
     click.echo(
-        f"{len(archives.read):,} archives read, {len(archives.read_before):,} read before,"
+        f"{count(len(archives.read), 'archive')} read, {len(archives.read_before):,} read before,"
         f" {len(archives.failed):,} failed"
     )
     if result.missing.not_stored:
-        click.echo(f"{len(result.missing.not_stored):,} clips of the archives are not cached")
+        click.echo(f"{count(len(result.missing.not_stored), 'clip')} of the archives not cached")
     if result.missing.in_no_archive:
-        click.echo(f"{len(result.missing.in_no_archive):,} clips are in no archive that was read to its end")
+        click.echo(f"{count(len(result.missing.in_no_archive), 'clip')} in no archive that was read to its end")

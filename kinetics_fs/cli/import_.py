@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Command
+from kinetics_fs.cli.copying import exit_code
 from kinetics_fs.cli.options import json_option, verify_option, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
     from kinetics_fs.fill.importer import ImportResult
@@ -56,18 +57,14 @@ def command(directory: Path, settings: Settings, verify: str, copy: bool, as_jso
         click.echo(json.dumps(result.to_json()))
     else:
         _print(result)
-    if result.interrupted:
-        click.echo("Interrupted. Run the same command again to resume.", err=True)
-        return 130
-    if result.problem:
-        raise result.problem
-    return 0 if result.complete else DONE_IN_PART
+    return exit_code(result)
 
 
 def _print(result: ImportResult) -> None:
     click.echo(
-        f"{result.imported:,} clips imported ({result.linked:,} as hard links), {result.already_cached:,} already"
-        f" cached, {result.not_in_annotations:,} not in the annotations, {result.corrupt.total():,} corrupt"
+        f"{count(result.imported, 'clip')} imported ({result.linked:,} as hard links),"
+        f" {result.already_cached:,} already cached, {result.not_in_annotations:,} not in the annotations,"
+        f" {result.corrupt.total():,} corrupt"
     )
     _print_reasons("corrupt", result.corrupt)
     _print_reasons("unreadable", result.unreadable)
@@ -75,7 +72,7 @@ def _print(result: ImportResult) -> None:
     for group in groups[:_GROUPS_SHOWN]:
         click.echo(f"  {group}")
     if rest := sum(group.files for group in groups[_GROUPS_SHOWN:]):
-        click.echo(f"  {rest:,} files with other names are not used")
+        click.echo(f"  {count(rest, 'file')} with other names not used")
     if result.busy:
         click.echo(f"  {result.busy:,} skipped: another process is fetching them")
 

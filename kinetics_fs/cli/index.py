@@ -52,11 +52,11 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
         click.echo(json.dumps(result | {"interrupted": results.interrupted}))
     else:
         click.echo(
-            f"{clips:,} clips in {len(results.read):,} archives indexed; {len(results.read_before):,} archives indexed"
-            f" before, {len(results.failed):,} failed"
+            f"{count(clips, 'clip')} in {count(len(results.read), 'archive')} indexed;"
+            f" {count(len(results.read_before), 'archive')} indexed before, {len(results.failed):,} failed"
         )
         for reason, files in results.not_clips.items():
-            click.echo(f"  {files:,} files that are not clips: {reason}")
+            click.echo(f"  {count(files, 'other file')}: {reason}")
         print_failures(results)
     return exit_code(results)
 
@@ -131,8 +131,8 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
         click.echo(json.dumps(check.to_json()))
     else:
         click.echo(
-            f"{check.archives:,} archives checked, {len(check.wrong_archives):,} wrong; {check.clips_read:,} clips"
-            f" read, {len(check.wrong_clips):,} wrong"
+            f"{count(check.archives, 'archive')} checked, {len(check.wrong_archives):,} wrong;"
+            f" {count(check.clips_read, 'clip')} read, {len(check.wrong_clips):,} wrong"
         )
         for name, reason in check.wrong.items():
             click.echo(f"  {name}: {reason}")
@@ -183,8 +183,8 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
         click.echo(json.dumps(asdict(result)))
     else:
         click.echo(
-            f"{result.imported:,} indexes of {result.clips:,} clips imported, {result.replaced:,} of them in place of"
-            " earlier ones"
+            f"{count(result.imported, 'index')} of {count(result.clips, 'clip')} imported,"
+            f" {result.replaced:,} of them in place of earlier ones"
         )
     return DONE_IN_PART if result.invalid else 0
 

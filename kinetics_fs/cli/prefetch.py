@@ -13,6 +13,7 @@ from kinetics_fs.cli.options import given_settings, json_option, with_settings
 from kinetics_fs.cli.parameters import UntouchedPath
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError
+from kinetics_fs.util.text import count
 
 _SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
 
@@ -92,7 +93,7 @@ def _start_job(mountpoint: Path, listing: Path | None, settings: Settings, as_js
         return
     quoted = shlex.quote(str(mountpoint))
     click.echo(
-        f"Job {job.id}: the mount prefetches {job.clips:,} clips. To follow it: kinetics-fs jobs wait {quoted}"
+        f"Job {job.id}: the mount prefetches {count(job.clips, 'clip')}. To follow it: kinetics-fs jobs wait {quoted}"
         f" {job.id}; to cancel it: kinetics-fs jobs cancel {quoted} {job.id}"
     )
 
@@ -108,4 +109,4 @@ def _read_lines(listing: Path) -> list[str]:
 
 def _warn_of_invalid_lines(invalid: int) -> None:
     if invalid:
-        click.echo(f"{invalid:,} lines of the list name no clip and were skipped", err=True)
+        click.echo(f"{count(invalid, 'line')} of the list skipped, because no clip has such a name", err=True)

@@ -13,6 +13,7 @@ from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, selection_given, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
     from kinetics_fs.api import VerifyResult
@@ -77,11 +78,13 @@ def _print(result: VerifyResult, cache: Path) -> None:
         click.echo(f"unknown file: {one_line(str(path))}")
     conditions = [condition for condition in Condition if check.counts[condition] or condition is Condition.GOOD]
     numbers = ", ".join(f"{check.counts[condition]:,} {condition}" for condition in conditions)
-    click.echo(f"{check.counts.total():,} clips, {filesize.decimal(check.bytes)}: {numbers}")
+    click.echo(f"{count(check.counts.total(), 'clip')}, {filesize.decimal(check.bytes)}: {numbers}")
     if check.unknown_files:
-        click.echo(f"{len(check.unknown_files):,} files belong to no clip; they only take up space")
+        click.echo(f"{count(len(check.unknown_files), 'unknown file')} (of no clip; wasted space)")
     if check.repair and (check.bad or check.unknown_files):
-        click.echo(f"{len(check.removed):,} clips and {check.unknown_files_removed:,} unknown files removed")
+        click.echo(
+            f"{count(len(check.removed), 'clip')} and {count(check.unknown_files_removed, 'unknown file')} removed"
+        )
     elif check.bad:
         click.echo("To fetch the bad clips again, run the same command with --repair.")
     if result.fetched:

@@ -29,6 +29,7 @@ from kinetics_fs.control.describe import (
     describe_title,
 )
 from kinetics_fs.control.status import InFlightFetch, MountStatus, PrefetchStatus, UnreachableMount
+from kinetics_fs.util.text import count
 
 _INTERVAL = 1.0
 """Seconds between two updates."""
@@ -84,7 +85,7 @@ class _View:
         table.add_row("queue", Text(describe_queue(status.fetch)))
         for line in describe_rates(status.fetch.rates):
             table.add_row("rates", Text(line))
-        size = f"{filesize.decimal(cache.bytes)}, {cache.clips:,} clips, {status.evicted:,} evicted"
+        size = f"{filesize.decimal(cache.bytes)}, {count(cache.clips, 'clip')}, {status.evicted:,} evicted"
         if cache.limit:
             table.add_row("cache", ProgressBar(total=cache.limit, completed=cache.bytes, width=_BAR_WIDTH))
             table.add_row("", Text(f"of {filesize.decimal(cache.limit)}: {size}"))

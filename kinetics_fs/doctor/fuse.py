@@ -30,6 +30,7 @@ from kinetics_fs.mount.fusermount import (
 )
 from kinetics_fs.mount.mountpoint import filesystem_type, find_mounts, is_stacked
 from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
+from kinetics_fs.util.text import count
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
@@ -204,7 +205,7 @@ def _running(path: Path, value: dict[str, Any]) -> Finding:
     except MountError as error:
         return Finding("mount", State.PROBLEM, f"{path} answers, but: {error}", "Unmount it and mount it again.")
     frontend = f", {status.frontend.name}: {status.frontend.mode}" if status.frontend else ""
-    found = f"{path} answers: Kinetics-{status.release}, {status.clips:,} clips, process {status.pid}{frontend}"
+    found = f"{path} answers: Kinetics-{status.release}, {count(status.clips, 'clip')}, process {status.pid}{frontend}"
     return Finding("mount", State.OK, found)
 
 

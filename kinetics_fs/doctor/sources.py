@@ -73,7 +73,7 @@ def ytdlp(settings: Settings) -> Iterator[Finding]:
         return
     age = datetime.now(UTC).date() - made
     if age > _OLD:
-        found = f"{version} is {age.days} days old; YouTube changes about every month"
+        found = f"{version} is {count(age.days, 'day')} old; YouTube changes about every month"
         yield Finding("yt-dlp", State.WARNING, found, update)
     else:
         yield Finding("yt-dlp", State.OK, version)
@@ -183,7 +183,7 @@ def _folder(path: Path, seconds: float) -> Iterator[Finding]:
         fix = "Repair or remove the links." if links else f"Rename the files if they are good clips. {_NAMES}"
         yield Finding(name, State.WARNING, str(group), fix)
     if rest := sum(group.files for group in notable[_GROUPS_SHOWN:]):
-        yield Finding(name, State.WARNING, f"{rest:,} files with other names are not used", _NAMES)
+        yield Finding(name, State.WARNING, f"{count(rest, 'file')} with other names not used", _NAMES)
 
 
 CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
@@ -210,7 +210,9 @@ def blocks(settings: Settings) -> Iterator[Finding]:
             fix = "Wait. After a change of address or cookies, run: kinetics-fs failures clear --kind blocked"
             yield Finding(source.name, State.WARNING, f"blocked {until}: {source.reason}", fix)
         else:
-            yield Finding(source.name, State.OK, f"{source.fetches_last_hour:,} clips requested in the last hour")
+            yield Finding(
+                source.name, State.OK, f"{count(source.fetches_last_hour, 'clip')} requested in the last hour"
+            )
 
 
 def indexes(settings: Settings) -> Iterator[Finding]:
@@ -237,7 +239,7 @@ def indexes(settings: Settings) -> Iterator[Finding]:
         yield Finding(name, State.PROBLEM, str(error), fix)
         return
     clips = sum(one.clips for one in archives_indexed)
-    yield Finding(name, State.OK, f"{len(archives_indexed):,} archives with {clips:,} clips")
+    yield Finding(name, State.OK, f"{count(len(archives_indexed), 'archive')} with {count(clips, 'clip')}")
 
 
 # On the network

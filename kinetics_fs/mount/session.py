@@ -36,6 +36,7 @@ from kinetics_fs.mount.systemd import Notifier, Service
 from kinetics_fs.store import ActivityCounts, HistoryRecorder
 from kinetics_fs.store.coverage import Coverage, measure_coverage
 from kinetics_fs.util import logs
+from kinetics_fs.util.text import count
 from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, OpenPhase, Readahead
 
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def plan_mount(
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
     with open_selected_catalog(settings) as catalog:
         on_catalog(catalog)
-        path, title = catalog.path, f"Kinetics-{catalog.release}, {catalog.clip_count:,} clips"
+        path, title = catalog.path, f"Kinetics-{catalog.release}, {count(catalog.clip_count, 'clip')}"
         if settings.only == "cached":
             path, title = _select_cached(settings, catalog)
         if prefetch is not None:
@@ -114,7 +115,7 @@ def _select_cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
             if_none="none of them is in the cache (--only cached)",
         ) as cached,
     ):
-        return cached.path, f"Kinetics-{cached.release}, {cached.clip_count:,} cached clips"
+        return cached.path, f"Kinetics-{cached.release}, {count(cached.clip_count, 'cached clip')}"
 
 
 def start(plan: MountPlan) -> tuple[int, Path]:

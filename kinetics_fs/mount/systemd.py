@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from kinetics_fs.util.text import count
+
 if TYPE_CHECKING:
     from kinetics_fs.control.status import MountStatus
 
@@ -184,7 +186,7 @@ def check_mount() -> None:
 def _status_line(status: MountStatus) -> str:
     fetch = status.fetch
     return (
-        f"{status.cache.clips:,} clips in the cache; fetches: {fetch.pending:,} pending,"
+        f"{count(status.cache.clips, 'clip')} in the cache; fetches: {fetch.pending:,} pending,"
         f" {fetch.fetched:,} done, {fetch.failed:,} failed"
     )
 

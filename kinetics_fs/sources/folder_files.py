@@ -21,6 +21,7 @@ from kinetics_fs.catalog.file_names import HIDDEN, VIDEO_SUFFIXES, parse_file_na
 from kinetics_fs.store import is_cache, one_line
 from kinetics_fs.util import logs
 from kinetics_fs.util.processes import end_with_parent
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger("kinetics_fs.sources.folder_files")  # __name__ is __main__ in the program
 
@@ -75,7 +76,7 @@ class UnusedGroup(NamedTuple):
         name = one_line(self.example)
         if self.files == 1:
             return f"1 file is not used: {name}: {self.reason}"
-        return f"{self.files:,} files named like {one_line(self.pattern)} are not used ({name}): {self.reason}"
+        return f"{count(self.files, 'file')} named like {one_line(self.pattern)} are not used ({name}): {self.reason}"
 
 
 class UnusedFiles:

@@ -31,6 +31,7 @@ from kinetics_fs.util.http import (
     refusal,
     without_secrets,
 )
+from kinetics_fs.util.text import count
 
 T = TypeVar("T")
 
@@ -248,7 +249,7 @@ def _read(response: Response, size: int, received: bytearray, pace: Pace) -> Non
     while size:
         block = response.read(min(_BLOCK, size))
         if not block:
-            raise UnexpectedResponse(f"the connection ended {size} bytes early")
+            raise UnexpectedResponse(f"the connection ended {count(size, 'byte')} early")
         received += block
         size -= len(block)
         pace.spend(len(block))

@@ -28,6 +28,7 @@ from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.store.store import Store
 from kinetics_fs.store.throttle import SourceState, Throttle
+from kinetics_fs.util.text import count
 
 _QUEUED_PER_THREAD = 4
 
@@ -200,7 +201,7 @@ def _find_fault(file: FileIO, opened: OpenClipFile) -> str:
         OSError: the file cannot be read now.
     """
     if opened.size != opened.record.size:
-        return f"it has {opened.size:,} bytes instead of {opened.record.size:,}"
+        return f"it has {count(opened.size, 'byte')} instead of {opened.record.size:,}"
     try:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -126,7 +126,7 @@ def test_service_through_crashes_a_full_disk_and_a_reboot(machine: Container) ->
     clip = read_by_another_unit(machine)
     [cached] = (machine.root / "var/cache/kinetics-fs/clips").glob("*/-demo_video_000010_000020.*.mp4")
     assert clip == sha256(cached.read_bytes()).hexdigest()
-    wait_until(lambda: shown(machine, "StatusText").startswith("1 clips in the cache"))
+    wait_until(lambda: shown(machine, "StatusText").startswith("1 clip in the cache"))
     log = machine.output("journalctl", f"--unit={UNIT}", "--output=json", "--no-pager")
     assert '"MESSAGE":"-demo_video_000010_000020: fetched from youtube' in log
     assert '"PRIORITY":"6"' in log

@@ -105,7 +105,7 @@ def test_it_says_when_it_is_ready_and_how_it_is(services: Services, tmp_path: Pa
     assert (services.mountpoint / SURFING).stat()
     manager.wait_for("STATUS", "0 clips in the cache")
     assert (services.mountpoint / SURFING).read_bytes()
-    manager.wait_for("STATUS", "1 clips in the cache")
+    manager.wait_for("STATUS", "1 clip in the cache")
     manager.wait_for("WATCHDOG", "1")
 
     process.send_signal(signal.SIGHUP)

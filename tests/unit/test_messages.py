@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 import kinetics_fs
 
 ROOT = Path(kinetics_fs.__file__).parent
-SOURCES = sorted(ROOT.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 
 REASONS = {"FetchError", "ArchiveError"}
 """Their text is a cause: it follows a clip or an archive in logs, in tables and in other messages."""
@@ -38,8 +39,8 @@ class Message(NamedTuple):
 
 def messages() -> Iterator[Message]:
     """Yield the messages of all errors that the package creates, unless the whole text comes from elsewhere."""
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             error = getattr(node.func, "id", None) or getattr(node.func, "attr", "")
@@ -87,3 +88,23 @@ def test_a_message_names_what_failed_and_why(message: Message) -> None:
 @pytest.mark.parametrize("message", [one for one in MESSAGES if one.error in ADVICE], ids=lambda message: message.where)
 def test_a_message_about_usage_says_what_to_do(message: Message) -> None:
     assert "; " in message.text, message
+
+
+COUNTED = re.compile(r" (clips|files|archives|indexes|classes|folders|mounts|jobs|days)\b(?!/)")
+
+
+def counted_by_hand() -> Iterator[str]:
+    """Yield each place that puts a plural after a number. Limits and the constants of the demo are never 1."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for number, text in pairwise(node.values):
+                if isinstance(number, ast.FormattedValue) and COUNTED.match(template(text)):
+                    what = ast.unparse(number.value)
+                    if "limit" not in what and not re.search(r"[A-Z]{3}", what):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}: {what}{template(text)}"
+
+
+def test_numbers_have_their_nouns_in_the_singular_too() -> None:
+    assert list(counted_by_hand()) == [], "util.text.count knows the singular"

@@ -339,7 +339,7 @@ def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> Non
     assert list(sources.blocks(settings)) == []
     with Store(cache) as store:
         permit = store.throttle.acquire("youtube", max_per_hour=None, urgent=True)
-        one(sources.blocks(settings), State.OK, "1 clips requested")
+        one(sources.blocks(settings), State.OK, "1 clip requested")
         store.throttle.record(permit, FetchError(FailureKind.BLOCKED, "HTTP Error 429", retry_after=1000))
         one(sources.blocks(settings), State.WARNING, "HTTP Error 429", "0:16:", "failures clear")
 

@@ -133,7 +133,7 @@ def test_fill_reads_only_the_archives_of_the_selection(annotated: AnnotatedArchi
         assert annotated.cached() == annotated.of(HEADS)
         assert done.stdout.splitlines() == [
             "3 clips stored, 0 already cached, 0 not in the annotations, 0 corrupt",
-            "1 archives read, 0 read before, 0 failed",
+            "1 archive read, 0 read before, 0 failed",
             f"Report with the names of missing clips: {annotated.cache / 'fill-report.json'}",
         ]
         # Another selection needs the archive again, but no archive that it does not hold.

@@ -120,7 +120,7 @@ def test_verify_finds_wrong_clips_and_archives(built: AnnotatedArchives) -> None
     some = index(built, "verify", "--sample", "5")
     assert some.stdout == "3 archives checked, 0 wrong; 5 clips read, 0 wrong\n"
     one = index(built, "verify", "--archive", HEADS)
-    assert one.stdout == "1 archives checked, 0 wrong; 3 clips read, 0 wrong\n"
+    assert one.stdout == "1 archive checked, 0 wrong; 3 clips read, 0 wrong\n"
 
     damage(built.folder / HEADS)  # its length stays
     built.write(TRAIN, b"something else")

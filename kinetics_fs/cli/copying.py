@@ -1,0 +1,27 @@
+"""The end of the commands that copy clips: `import` and `export`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kinetics_fs.cli import DONE_IN_PART
+
+if TYPE_CHECKING:
+    from kinetics_fs.fill.importer import ImportResult
+    from kinetics_fs.store.export import ExportResult
+
+
+def exit_code(result: ImportResult | ExportResult) -> int:
+    """Return the exit code of the command, and tell if it was interrupted.
+
+    Raises:
+        KineticsError: the failure that ended the command early.
+    """
+    if result.interrupted:
+        click.echo("Interrupted. Run the same command again to resume.", err=True)
+        return 130
+    if result.problem:
+        raise result.problem
+    return 0 if result.complete else DONE_IN_PART
