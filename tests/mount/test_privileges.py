@@ -98,6 +98,26 @@ def test_root_without_privileges_mounts_and_unmounts_by_a_proxy(scratch: Path, f
     assert (scratch / "out").read_bytes() == content(HERE[0])
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_doctor_where_the_device_is_hidden(scratch: Path, mask: str) -> None:
+    def look(*words: str) -> dict[str, dict[str, str]]:
+        command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, "doctor", "--offline", "--json"]
+        done = subprocess.run([*words, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        return {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+
+    device = look(*inside(scratch, mask))["/dev/fuse"]
+    assert device["state"] == "problem"
+    assert "--device /dev/fuse" in device["fix"]
+    if mask == "nodev":  # as on a machine where only the permissions of the device are wrong
+        return
+    (scratch / "again").mkdir()
+    program = written(scratch / "proxy", "#!/bin/sh\n")
+    found = look(*inside(scratch / "again", mask, fusermount=program), *NO_SYS_ADMIN)
+    assert found["/dev/fuse"]["state"] == "warning"
+    assert "is a proxy that opens it elsewhere" in found["/dev/fuse"]["found"]
+    assert found["right to mount"]["state"] == "ok"
+
+
 def test_root_without_the_right_to_mount(scratch: Path, frontend: tuple[str, ...]) -> None:
     done = run(scratch, frontend, *NO_SYS_ADMIN)
     [line] = done.stderr.splitlines()
