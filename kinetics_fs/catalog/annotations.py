@@ -23,6 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from kinetics_fs.catalog.clip import YOUTUBE_ID
 from kinetics_fs.catalog.clip_lines import parse_clip_line
 from kinetics_fs.catalog.columns import Columns, Header, find_columns, find_header
 from kinetics_fs.catalog.containers import annotation_lists, escaped, head_of_list, readable
@@ -289,4 +290,6 @@ def _parse_entry(youtube_id: str, entry: Any, split: str) -> Annotation:
         raise BadRow("entry lacks a field")
     if not isinstance(label, str | None):
         raise BadRow("label is not text")
+    if not YOUTUBE_ID.fullmatch(youtube_id):
+        raise BadRow("bad YouTube id")
     return annotation(subset.strip(), (label or "").strip(), youtube_id, seconds(str(start)), seconds(str(end)))

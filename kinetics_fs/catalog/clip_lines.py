@@ -78,7 +78,7 @@ def parse_clip_line(line: bytes, split: str) -> Annotation:
     text = decoded(line)
     if '"' in text:
         separator = next((separator for separator in _SEPARATORS if separator in text), " ")
-        text = "\t".join(fields(line, separator))
+        text = "\t".join(fields(text, separator))
     text = without_urls(text)
     match = _CLIP_NAME.search(text)
     if match:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kinetics_fs.catalog.clip import YOUTUBE_ID
 from kinetics_fs.catalog.clip_lines import parse_clip_path
 from kinetics_fs.catalog.containers import escaped
-from kinetics_fs.catalog.rows import Annotation, BadRow, annotation, fields, is_number, seconds, without_urls
+from kinetics_fs.catalog.rows import Annotation, BadRow, annotation, decoded, fields, is_number, seconds, without_urls
 from kinetics_fs.errors import CatalogError
 
 COLUMNS = {
@@ -56,7 +56,7 @@ def find_header(line: bytes) -> Header | None:
     best, most = None, 0
     for separator in _SEPARATORS:
         try:
-            names = [name.strip() for name in fields(line, separator)]
+            names = [name.strip() for name in fields(decoded(line), separator)]
         except BadRow:
             continue
         while names and not names[-1]:
@@ -95,22 +95,25 @@ class Columns(NamedTuple):
         Raises:
             BadRow: the row must be refused.
         """
-        values = fields(line, self.separator)
-        if len(values) != self.width and not _is_padded(values, self.width):
+        separator, width, video_at, start_at, end_at, split_at, label_at = self
+        values = fields(decoded(line), separator)
+        if len(values) != width and not _is_padded(values, width):
             raise BadRow("wrong number of fields")
-        video = values[self.video].strip()
-        label = "" if self.label is None else values[self.label].strip()
-        word = "" if self.split is None else values[self.split].strip()
+        video = values[video_at].strip()
+        label = "" if label_at is None else values[label_at].strip()
+        word = "" if split_at is None else values[split_at].strip()
         if not YOUTUBE_ID.fullmatch(video):
             path = parse_clip_path(without_urls(video))
-            video = path.youtube_id
-            word = word or path.split
             label = path.label if path.label and (not label or is_number(label)) else label
+            word = word or path.split
             if path.clip:
                 return annotation(word or split, label, *path.clip)
-        if self.start is None or self.end is None:
-            raise BadRow("video has no times" if video else "no clip is named")
-        start, end = seconds(values[self.start].strip()), seconds(values[self.end].strip())
+            video = path.youtube_id
+            if not video:
+                raise BadRow("bad YouTube id")
+        if start_at is None or end_at is None:
+            raise BadRow("video has no times")
+        start, end = seconds(values[start_at].strip()), seconds(values[end_at].strip())
         return annotation(word or split, label, video, start, end)
 
 
@@ -131,7 +134,7 @@ def find_columns(name: str, header: Header, row: bytes) -> Columns:
         CatalogError: the list lacks a column that it needs.
     """
     try:
-        values = [value.strip() for value in fields(row, header.separator)]
+        values = [value.strip() for value in fields(decoded(row), header.separator)]
     except BadRow:
         values = []
     values += [""] * len(header.names)

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
+from kinetics_fs.catalog.clip import LAST_SECOND, Clip
 from kinetics_fs.catalog.naming import UNLABELED, name_fault, split_name
 
 MAX_ROW = 1 << 16
@@ -39,24 +39,6 @@ class BadRow(Exception):
     """The row must be refused. The message is the reason."""
 
 
-def fields(line: bytes, separator: str) -> list[str]:
-    """Return the fields of a line, which may be quoted.
-
-    Raises:
-        BadRow: the line is too long, is not UTF-8, or its quotes do not match.
-    """
-    text = decoded(line)
-    if '"' not in text:
-        return text.split(separator)
-    try:
-        values = next(csv.reader([text], strict=True, delimiter=separator))
-    except csv.Error:
-        raise BadRow("quotes do not match") from None
-    if '""' not in text and any('"' in value for value in values):
-        raise BadRow("quotes do not match")  # the second half of a field with a line break in it
-    return values
-
-
 def decoded(line: bytes) -> str:
     """Return the text of a line.
 
@@ -69,6 +51,23 @@ def decoded(line: bytes) -> str:
         return line.decode()
     except UnicodeDecodeError:
         raise BadRow("not UTF-8") from None
+
+
+def fields(text: str, separator: str) -> list[str]:
+    """Return the fields of a line, which may be quoted.
+
+    Raises:
+        BadRow: the quotes do not match.
+    """
+    if '"' not in text:
+        return text.split(separator)
+    try:
+        values = next(csv.reader([text], strict=True, delimiter=separator))
+    except csv.Error:
+        raise BadRow("quotes do not match") from None
+    if '""' not in text and any('"' in value for value in values):
+        raise BadRow("quotes do not match")  # the second half of a field with a line break in it
+    return values
 
 
 def without_urls(text: str) -> str:
@@ -87,15 +86,13 @@ def annotation(split_word: str, label: str, youtube_id: str, start: int, end: in
     Args:
         split_word: the word for the split; "" if there is none.
         label: the label; "" if there is none.
-        youtube_id: id of the video.
+        youtube_id: a valid id of a video.
         start: seconds of the video.
         end: seconds of the video.
 
     Raises:
         BadRow: a value is invalid.
     """
-    if not YOUTUBE_ID.fullmatch(youtube_id):
-        raise BadRow("bad YouTube id")
     if end <= start:
         raise BadRow("ends before it begins")
     return Annotation(_split(split_word), _label(label), Clip(youtube_id, start, end))
