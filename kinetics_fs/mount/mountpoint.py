@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,22 @@ def filesystem_type(path: Path) -> str:
 def real_path(path: Path) -> Path:
     """Return the absolute path without symbolic links, as the kernel lists it; also of a dead mount."""
     return Path(os.path.realpath(path))  # `resolve` fails on a dead mount
+
+
+def is_below(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder, or in it, whether they exist or not; by whatever links and bind mounts."""
+    path = real_path(path)
+    if path.is_relative_to(folder := real_path(folder)):
+        return True
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    for parent in (path, *path.parents):
+        with suppress(OSError):
+            if os.path.samestat(parent.stat(), status):
+                return True
+    return False
 
 
 def prepare_mountpoint(path: Path, *, allow_other: bool) -> Path:

@@ -31,8 +31,9 @@ from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.mount.collector import OnReady, ReadFrontend, StatusCollector
 from kinetics_fs.mount.daemon import run_in_background
 from kinetics_fs.mount.handlers import make_handlers
-from kinetics_fs.mount.mountpoint import prepare_mountpoint
+from kinetics_fs.mount.mountpoint import is_below, prepare_mountpoint, real_path
 from kinetics_fs.mount.systemd import Notifier, Service
+from kinetics_fs.sources.settings import is_remote
 from kinetics_fs.store import ActivityCounts, HistoryRecorder
 from kinetics_fs.store.coverage import Coverage, measure_coverage
 from kinetics_fs.util import logs
@@ -92,6 +93,7 @@ def plan_mount(
         raise SettingError(f"cannot use --fsname {settings.fsname!r}; use letters, digits and . _ : - only")
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # fails without libfuse, before anything is downloaded
+    _check_apart(real_path(mountpoint), settings)
     mountpoint = prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
     with open_selected_catalog(settings) as catalog:
@@ -102,6 +104,31 @@ def plan_mount(
         if prefetch is not None:
             select(catalog, prefetch, path.parent)  # fails if there are no such classes
     return MountPlan(settings, mountpoint, path, title, prefetch)
+
+
+def _check_apart(mountpoint: Path, settings: Settings) -> None:
+    """Refuse a mount that would hide the files it needs: it would wait for itself.
+
+    Raises:
+        MountError: something that the mount needs is below the mount point, or the mount point is in the cache
+            directory or in a folder of clips.
+    """
+    searched = [("cache-dir", settings.cache_dir), *(("folder", folder) for folder in settings.folder)]
+    archives = None if is_remote(settings.archive_url) else Path(settings.archive_url)
+    others = [("archive-url", archives), ("cookies", settings.cookies), ("log-file", settings.log_file)]
+    for flag, path in (*searched, *others):
+        if path is None:
+            continue
+        if is_below(path, mountpoint):
+            raise MountError(
+                f"cannot mount on {mountpoint}: the mount would hide {path}, which it needs;"
+                f" choose another mount point, or another --{flag}"
+            )
+        if (flag, path) in searched and is_below(mountpoint, path):
+            raise MountError(
+                f"cannot mount on {mountpoint}: it is in {path}, which the mount reads;"
+                f" choose another mount point, or another --{flag}"
+            )
 
 
 def _select_cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:

@@ -93,6 +93,46 @@ def test_mount_point_that_is_mounted_already(run: Run, mountpoint: Path) -> None
     assert list(find_mounts()).count(mountpoint) == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "place"),
+    [
+        ("--cache-dir", "mount"),
+        ("--cache-dir", "mount/deep/cache"),
+        ("--cache-dir", "link"),
+        ("--cache-dir", "link/../mount/cache"),
+        ("--log-file", "mount/log"),
+        ("--cookies", "mount/cookies"),
+        ("--archive-url", "mount"),
+        ("--folder", "link"),
+    ],
+)
+def test_mount_that_would_hide_what_it_needs(run: Run, mountpoint: Path, flag: str, place: str) -> None:
+    mountpoint.mkdir(exist_ok=True)
+    (mountpoint.parent / "link").symlink_to(mountpoint)
+    path = mountpoint.parent / place.replace("mount", mountpoint.name, 1)
+    assert_one_sentence(run(flag, path), f"cannot mount on {mountpoint}", f"the mount would hide {path}", flag)
+    assert list(mountpoint.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can bind directories")
+def test_mount_that_would_hide_its_cache_by_a_bind_mount(run: Run, mountpoint: Path, tmp_path: Path) -> None:
+    mountpoint.mkdir(exist_ok=True)
+    (tmp_path / "bound").mkdir()
+    subprocess.run(["mount", "--bind", mountpoint, tmp_path / "bound"], check=True)
+    try:
+        assert_one_sentence(run("--cache-dir", tmp_path / "bound/cache"), "the mount would hide", "--cache-dir")
+    finally:
+        subprocess.run(["umount", tmp_path / "bound"], check=True)
+
+
+@pytest.mark.parametrize("flag", ["--cache-dir", "--folder"])
+def test_mount_point_in_a_folder_that_the_mount_reads(run: Run, tmp_path: Path, flag: str) -> None:
+    (tmp_path / "some").mkdir()
+    inside = tmp_path / "some/inside"
+    assert_one_sentence(run(flag, tmp_path / "some", mountpoint=inside), f"it is in {tmp_path}/some", flag)
+    assert not inside.exists()
+
+
 def test_cache_folder_that_is_a_file(run: Run, tmp_path: Path, mountpoint: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_sentence(run("--cache-dir", tmp_path / "file"), f"{tmp_path}/file", "cache directory")
