@@ -688,12 +688,12 @@ class ArchiveIndexes:
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
         """
-        from kinetics_fs.fill.indexes import build_indexes
+        from kinetics_fs.fill.indexes import build_indexes, retry_indexed
         from kinetics_fs.fill.plan import archives_holding
 
         settings = self._settings
         prepare_folder(settings.cache_dir)
-        return build_indexes(
+        results = build_indexes(
             settings.archive_url,
             archives or archives_holding(settings.archive_url, self._library.catalog, whole=_has_all_classes(settings)),
             index_db_path(settings),
@@ -702,6 +702,9 @@ class ArchiveIndexes:
             processes=processes,
             progress=progress,
         )
+        with open_index_db(settings) as index_db:
+            retry_indexed(index_db, self._library.store.failures)
+        return results
 
     def list(self) -> builtins.list[IndexedArchive]:
         """Return the archives that are indexed, by name."""
@@ -750,12 +753,14 @@ class ArchiveIndexes:
         Raises:
             ArchiveError: the first index in the file is invalid, so that nothing was imported.
         """
-        from kinetics_fs.fill.indexes import import_indexes
+        from kinetics_fs.fill.indexes import import_indexes, retry_indexed
         from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
         prepare_folder(self._settings.cache_dir)
         with ArchiveIndexDB(index_db_path(self._settings)) as index_db:
-            return import_indexes(index_db, file)
+            result = import_indexes(index_db, file)
+            retry_indexed(index_db, self._library.store.failures)
+        return result
 
     def remove(self, archives: Sequence[str] = ()) -> int:
         """Remove the indexes of these archives, or all if none is named, and return how many. Cached clips stay.

@@ -16,9 +16,11 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import read_indexes
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives, damage
 from tests.support.command_line import ENVIRONMENT, run_command
@@ -164,6 +166,19 @@ def test_an_export_can_be_imported(built: AnnotatedArchives, tmp_path: Path) -> 
     )
     assert piped.returncode == 0, piped.stderr
     assert [row["archive"] for row in listed(built, tmp_path / "third")] == [HEADS]
+
+
+def test_a_clip_that_was_in_no_archive_is_tried_again_if_an_index_has_it(
+    built: AnnotatedArchives, tmp_path: Path
+) -> None:
+    exported, other = tmp_path / "all.index", tmp_path / "other cache"
+    assert index(built, "export", exported).returncode == 0
+    clips = [*built.clips[SURFING], Clip("absent_____", 0, 10)]
+    for cache, name, arguments in ((other, "import", [exported]), (built.cache, "build", [])):
+        with Store(cache) as store:
+            store.failures.remember_all(clips, FetchError(FailureKind.GONE, "not in archives", source="archive"))
+            assert index(built, name, *arguments, cache=cache).returncode == 0
+            assert list(store.failures.gone()) == [clips[-1].key]
 
 
 def test_a_damaged_index_is_refused_with_all_that_follows(built: AnnotatedArchives, tmp_path: Path) -> None:
