@@ -31,6 +31,9 @@ _INDEX_SPACING = 8 * 1024
 _CHECKPOINT_SPACING = 1024 * 1024
 """Minimum bytes of output between two blocks when only checkpoints are made."""
 
+_HOLE = bytes(1024)
+"""More zeros than compressed videos have in a row."""
+
 _CHECKPOINT = struct.Struct("<4sB3xQQQQII")
 _CHECKPOINT_MAGIC = b"kfc1"
 
@@ -150,8 +153,19 @@ class Scan:
             return one.
 
         Raises:
-            ArchiveError: the archive is damaged, or the file is not an archive.
+            IncompleteArchive: the file is not an archive, or zeros are in place of a part of it.
+            ArchiveError: the archive is damaged.
         """
+        try:
+            yield from self._feed(data)
+        except IncompleteArchive:
+            raise
+        except ArchiveError as error:
+            if self.gzipped and _HOLE in data:
+                raise IncompleteArchive(f"zeros are in place of compressed data ({error})") from error
+            raise
+
+    def _feed(self, data: bytes) -> Iterator[Begin | memoryview | End]:
         if self._source is None:
             data = self._first + data
             if len(data) < 2:

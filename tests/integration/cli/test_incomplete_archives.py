@@ -56,6 +56,7 @@ INCOMPLETE: dict[str, tuple[Callable[[bytes], bytes], int]] = {
     "a few zeros": (lambda tar: bytes(512), 0),
     "zeros from the middle": (zeros_from_the_middle, 1),
     "a hole": (hole, 1),
+    "compressed, zeros from the middle": (lambda tar: zeros_from_the_middle(by_zlib(tar)), 1),
     "a page": (lambda tar: b"<html><title>404 Not Found</title></html>" * 100, 0),
     "junk of macOS": (
         lambda tar: by_zlib(make_tar({Clip("junk_______", 0, 10): b"x"}, lambda clip: f"._{clip.name}")),

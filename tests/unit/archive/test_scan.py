@@ -396,6 +396,19 @@ def test_an_archive_cut_at_any_boundary_is_incomplete(packer: str) -> None:
             run(archive[:end])
 
 
+def test_zeros_in_place_of_compressed_data_are_a_part_that_is_missing() -> None:
+    """As a download leaves them that was allocated in advance and broken off, or that has holes."""
+    archive = by_zlib(TAR)
+    for part in range(1, 20):
+        begin = len(archive) * part // 20
+        for spoilt in (
+            archive[:begin] + bytes(len(archive) - begin),
+            archive[:begin] + bytes(20_000) + archive[begin + 20_000 :],
+        ):
+            with pytest.raises(IncompleteArchive):
+                run(spoilt[: len(archive)])
+
+
 def test_a_checkpoint_knows_that_there_were_clips() -> None:
     archive = by_zlib(TAR)
     _, found = run(archive)
