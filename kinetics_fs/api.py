@@ -208,7 +208,10 @@ class Library:
         clip = _to_clip(clip)
         if not self.catalog.locate(clip):
             raise CatalogError(f"cannot open the clip {clip.key}: it is not in the selection")
-        stored = self.store.open(clip)
+        settings = self.settings
+        replaces_short = settings.short_clips == "youtube" and "youtube" in settings.source
+        wants_longer = replaces_short and self.fetcher.wants_longer(clip)
+        stored = None if wants_longer else self.store.open(clip)
         fetches = 0
         while stored is None:
             if fetches == MAX_FETCHES_PER_OPEN:

@@ -128,6 +128,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
             workers=settings.workers,
             timeout=settings.timeout,
             max_fetches_per_hour=fetches_per_hour(settings),
+            replace_short=settings.short_clips == "youtube",
             sources=SourceSettings(
                 order=_usable_sources(settings, catalog),
                 video_url=settings.video_url,

@@ -238,6 +238,16 @@ class Settings:
         kind="integer",
         minimum=2,
     )
+    short_clips: str = _setting(
+        "accept",
+        "sources",
+        "What to do with a clip from an archive or a folder that has less than 90 % of its annotated time: accept (use"
+        " it), or youtube (before it is used, ask YouTube once for a longer one, and keep the longer of the two).",
+        metavar="HOW",
+        kind="choice",
+        choices=("accept", "youtube"),
+        rare=True,
+    )
     video_url: str = _setting(
         YOUTUBE_URL,
         "sources",

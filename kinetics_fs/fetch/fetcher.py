@@ -25,10 +25,12 @@ from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
 from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile, Worker
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
-from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, Permit, RateLimited, Store
+from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, Permit, RateLimited, Store, is_short
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
+
+_YOUTUBE = "youtube"
 
 _CLAIM_POLL_INTERVAL = 0.1
 """Seconds until a clip that another process is fetching is looked up again."""
@@ -58,12 +60,14 @@ class FetchSettings:
         workers: number of clips to fetch at the same time, each in a process of its own.
         timeout: seconds that a clip may take, from the moment when a worker starts on it to the verified file.
         max_fetches_per_hour: number of clips to request from YouTube per hour; None for no limit.
+        replace_short: before a short clip of another source is used, ask YouTube once whether it has a longer one.
         sources: settings of the sources, which the worker processes receive as JSON.
     """
 
     workers: int = 4
     timeout: float = 300.0
     max_fetches_per_hour: int | None = None
+    replace_short: bool = False
     sources: SourceSettings = field(default_factory=SourceSettings)
 
 
@@ -112,6 +116,7 @@ class Fetch:
         source: the source that is being asked; None if none is.
         claim_lock: guards `claim`.
         claim: the right to publish the clip, from the moment when a thread acquires it to its release.
+        is_stored: the clip was stored, and a longer one is wanted.
     """
 
     clip: Clip
@@ -123,6 +128,7 @@ class Fetch:
     source: str | None = None
     claim_lock: threading.Lock = field(default_factory=threading.Lock)
     claim: Claim | None = None
+    is_stored: bool = False
 
 
 class Delivery:
@@ -146,7 +152,8 @@ class Delivery:
             self._fetcher._store_sibling(clip, file, self._source)
         elif not self.delivered:
             self.publish(file, last=False)
-            self._fetcher._finish(self._fetch, None)  # siblings may arrive for a long time after it
+            if not self._fetcher.wants_longer(clip):
+                self._fetcher._finish(self._fetch, None)  # siblings may arrive for a long time after it
 
     def publish(self, file: VerifiedFile, *, last: bool = True) -> None:
         """Store the requested clip.
@@ -190,6 +197,7 @@ class Fetcher:
         """A heap of fetches to enqueue again, by the monotonic time at which they are due."""
         self._order = itertools.count()
         self._closing = False
+        self._replaces_short = settings.replace_short and _YOUTUBE in settings.sources.order
         self.stats = FetchStats()
         self._failures = FailureMemory(store, self.stats, settings.sources)
         self._folder_report = FolderReport(settings.sources.folders)
@@ -243,6 +251,10 @@ class Fetcher:
     def known_failure(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
         return self._failures.get(clip)
+
+    def wants_longer(self, clip: Clip) -> bool:
+        """Return whether a cached clip is short, and is to be requested because YouTube may have a longer one."""
+        return self._replaces_short and self._store.short_clips.may_be_longer(clip)
 
     def is_fetching(self, clip: Clip) -> bool:
         """Return whether the clip is queued or in flight."""
@@ -369,19 +381,24 @@ class Fetcher:
         """Fetch a clip into the store.
 
         Raises:
-            RetryLater: another process is fetching the clip, or the hourly limit of a source is reached.
+            RetryLater: another process is fetching the clip, the hourly limit of a source is reached, or the clip is
+                stored and a longer one is wanted.
             FetchError: the clip is unavailable.
         """
         clip = fetch.clip
+        # A longer clip takes the place of the cached one, which must not be evicted for it.
+        size = 0 if self.wants_longer(clip) else None
         try:
             with log_step(_log, f"fetch {clip.key}: claim"), fetch.claim_lock:
-                claim = fetch.claim = self._store.claim(clip, protect_used_since=fetch.protect_used_since)
+                claim = self._store.claim(clip, size=size, protect_used_since=fetch.protect_used_since)
+                fetch.claim = claim
         except FetchError as error:
             if fetch.protect_used_since == math.inf:
                 self._fail(worker, clip, error)
             raise
         if claim is None:
-            if self._store.is_cached(clip):  # by a process that is still reading its siblings
+            # Perhaps stored by a process that is still reading its siblings.
+            if self._store.is_cached(clip) and not self.wants_longer(clip):
                 return
             raise RetryLater(_CLAIM_POLL_INTERVAL, "another process is fetching it")
         with self._held(fetch, claim):
@@ -389,6 +406,8 @@ class Fetcher:
             stored = self._store.open(clip)
             if stored is not None:
                 stored.close()
+                if self.wants_longer(clip):
+                    self._fetch_longer(worker, fetch, claim)
                 return
             failure = self.known_failure(clip)
             if failure is not None:
@@ -399,6 +418,9 @@ class Fetcher:
                 if self._closing or fetch.state is FetchState.ENDED:
                     raise
                 raise self._fail(worker, clip, error) from error
+        if self.wants_longer(clip) and not fetch.is_stored:
+            fetch.is_stored = True
+            raise RetryLater(0.0, "it is short")  # under another claim, because each stored file needs its own
 
     @contextlib.contextmanager
     def _held(self, fetch: Fetch, claim: Claim) -> Iterator[None]:
@@ -408,6 +430,43 @@ class Fetcher:
         finally:
             with fetch.claim_lock, claim:
                 fetch.claim = None
+
+    def _fetch_longer(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
+        """Replace a cached short clip by YouTube's, if that is longer. Otherwise the cached one stays.
+
+        Raises:
+            RetryLater: the hourly limit of YouTube is reached, and no process waits for the clip in `open`.
+        """
+        clip, record = fetch.clip, self._store.record(fetch.clip)
+        known = 0.0 if record is None or record.duration is None else record.duration
+        folder = claim.folder / _YOUTUBE
+        folder.mkdir()
+        deadline = time.monotonic() + self._settings.timeout
+        failure: FetchError | None = None
+        try:
+            file = self._ask(worker, _YOUTUBE, fetch, folder, deadline, None)
+            if file is not None and file.duration > known:
+                Delivery(self, fetch, claim, _YOUTUBE).publish(file)
+                return
+        except RetryLater:
+            if fetch.priority is Priority.FOREGROUND:
+                return
+            raise
+        except FetchError as error:
+            if self._closing:
+                return
+            failure = error
+            if fetch.source:
+                self.stats.record_undelivered(_YOUTUBE, error.kind)
+        finally:
+            fetch.source = None
+        if failure is not None and failure.kind in VERDICTS and self._store.throttle.is_suspected(_YOUTUBE):
+            failure = FetchError(FailureKind.TRANSIENT, failure.reason)  # the verdict does not count
+        reason = (
+            "what YouTube has is not longer" if failure is None else f"{_YOUTUBE}: {failure.kind}: {failure.reason}"
+        )
+        _log.warning("%s: it has %.1f of %d s and stays: %s", clip.key, known, clip.duration, reason)
+        self._store.short_clips.remember(clip, failure)
 
     def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
         """Ask one source after the other.
@@ -443,11 +502,14 @@ class Fetcher:
             finally:
                 fetch.source = None
             if delivery.delivered:
+                refusal = next((failure for failure in failures if failure.source == _YOUTUBE), None)
+                if refusal is not None and self._replaces_short:
+                    self._store.short_clips.remember(clip, refusal)
                 return
         raise combine_failures(failures, note)
 
     def _ask(
-        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnVerifiedClip
+        self, worker: Worker, source: str, fetch: Fetch, folder: Path, deadline: float, on_clip: OnVerifiedClip | None
     ) -> VerifiedFile | None:
         """Ask one source for a clip, and record whether the source blocks this address.
 
@@ -457,7 +519,7 @@ class Fetcher:
             fetch: the fetch.
             folder: empty folder for the files.
             deadline: monotonic time at which the worker is ended.
-            on_clip: receives clips that arrive before the source has ended.
+            on_clip: receives clips that arrive before the source has ended; None for a source that has one at a time.
 
         Returns:
             The verified file; None if `on_clip` received it.
@@ -524,7 +586,7 @@ class Fetcher:
             ) from None
 
     def _limit(self, source: str) -> int | None:
-        return self._settings.max_fetches_per_hour if source == "youtube" else None
+        return self._settings.max_fetches_per_hour if source == _YOUTUBE else None
 
     # Suspected sources
 
@@ -588,9 +650,10 @@ class Fetcher:
     def _store_sibling(self, clip: Clip, file: VerifiedFile, source: str) -> None:
         """Store a clip that arrived with another one, if there is space, and end the fetch of it, if there is one."""
         fetch = self._fetches.get(clip)
+        replace = self._replaces_short and is_short(clip, file.duration)
         # Without the lock, the fetch might claim the clip between the two looks, and the sibling would be lost.
         with fetch.claim_lock if fetch is not None else contextlib.nullcontext():
-            if fetch is not None and fetch.claim is not None:
+            if fetch is not None and fetch.claim is not None and not replace:
                 self._hand_to(fetch, fetch.claim, file, source)
                 return
             claim = None
@@ -606,6 +669,8 @@ class Fetcher:
                 with log_step(_log, f"fetch {clip.key}: publish"):
                     size = claim.publish(file.path, source, duration=file.duration)
                 self.stats.record_fetched(source, size)
+        if replace:  # by the fetch, if there is one
+            return
         with self._changed:
             fetch = self._fetches.get(clip)
             if fetch is None or fetch.state is not FetchState.QUEUED:

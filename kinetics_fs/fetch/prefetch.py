@@ -188,7 +188,7 @@ class Prefetch:
                 break
             if self._cursor is not None:
                 self._cursor.append(clip)
-            if self._store.is_cached(clip):
+            if self._store.is_cached(clip) and not self._fetcher.wants_longer(clip):
                 self._count_cached(clip)
             else:
                 self._request(position, clip)

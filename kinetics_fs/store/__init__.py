@@ -32,6 +32,7 @@ from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, 
 from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, prepare_folder
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
+from kinetics_fs.store.short_clips import is_short
 from kinetics_fs.store.store import Claim, KnownSize, Space, Store, StoredClip, Usage
 from kinetics_fs.store.suspicion import VERDICTS
 from kinetics_fs.store.throttle import ControlNeeded, ControlPermit, Permit, RateLimited, SourceState, Throttle
@@ -76,6 +77,7 @@ __all__ = [
     "class_pages",
     "evicted_too_early",
     "is_cache",
+    "is_short",
     "one_line",
     "prepare_folder",
     "quick_check",

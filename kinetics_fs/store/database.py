@@ -34,6 +34,11 @@ CREATE TABLE IF NOT EXISTS duration ( -- a row for each clip that is or was cach
     seconds   REAL NOT NULL          -- the time that the pictures cover
 ) WITHOUT ROWID;
 
+CREATE TABLE IF NOT EXISTS longer (  -- a row for each clip of which YouTube had no longer version
+    key       TEXT PRIMARY KEY,
+    retry_at  REAL                   -- YouTube is not asked again before this time; NULL: never
+) WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS pin (     -- a row for each pinned clip, cached or not
     key       TEXT PRIMARY KEY
 ) WITHOUT ROWID;

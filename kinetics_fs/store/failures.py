@@ -41,6 +41,9 @@ _RETRY_AFTER: dict[FailureKind, tuple[float, float]] = {
     FailureKind.LOCAL: (0.0, 0.0),
 }
 
+MAX_RETRY_DELAY = max(maximum for _, maximum in _RETRY_AFTER.values())
+"""The longest delay after a failure, in seconds."""
+
 _MAX_REQUESTED_DELAY = _DAY
 """The longest delay that a source may request: it comes in a header, and must not ban a clip for ever."""
 

@@ -39,7 +39,7 @@ from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
-from kinetics_fs.store.short_clips import ShortClips
+from kinetics_fs.store.short_clips import ShortClips, keep_failure
 from kinetics_fs.store.throttle import Throttle
 from kinetics_fs.util.logs import log_step
 
@@ -557,7 +557,10 @@ class Store:
             (key, record.size, record.sha256, record.source, record.stored_at),
         )
         Store._write_duration(db, key, record.duration)
-        db.execute("DELETE FROM failure WHERE key = ?", (key,))
+        for source, retry_at in db.execute(
+            "DELETE FROM failure WHERE key = ? RETURNING source, retry_at", (key,)
+        ).fetchall():
+            keep_failure(db, key, str(source), retry_at)
 
     @staticmethod
     def _write_duration(db: sqlite3.Connection, key: str, duration: float | None) -> None:

@@ -37,6 +37,10 @@ class Fetcher(Protocol):
         """Request a clip that a process will probably open soon."""
         ...
 
+    def wants_longer(self, clip: Clip) -> bool:
+        """Return True if a cached clip is short and is to be requested, because a longer one may exist."""
+        ...
+
     def is_fetching(self, clip: Clip) -> bool:
         """Return True if a fetch of the clip is queued or in progress."""
         ...
@@ -149,11 +153,15 @@ class ClipOpens:
         self._ended_lock = threading.Lock()
 
     def open_cached(self, entry: Entry) -> ClipHandle | None:
-        """Open a clip that is in the cache; return None if it is not.
+        """Open a clip that is in the cache; return None if it is not, or if a longer one is to be fetched first.
 
         Raises:
             FetchError: the clip is in the cache, but its file cannot be opened.
         """
+        # All handles of an inode show the same bytes, and a mount that may not fetch shows what it has.
+        is_open = entry.ino in self._files
+        if not is_open and self._fetcher.wants_longer(entry.clip) and self._budget.refusal() is None:
+            return None
         try:
             handle = self._open_file(entry, fetched=False)
         except FetchError:

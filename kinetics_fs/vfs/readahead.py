@@ -80,5 +80,5 @@ class Readahead:
     def _fetch(self, clips: list[Clip]) -> None:
         known = self._store.sizes([clip.key for clip in clips])
         for clip in clips:
-            if not (clip.key in known and known[clip.key].cached):
+            if not (clip.key in known and known[clip.key].cached) or self._fetcher.wants_longer(clip):
                 self._fetcher.fetch_ahead(clip)

@@ -75,6 +75,9 @@ class FakeFetcher:
     def known_failure(self, clip: Clip) -> FetchError | None:
         return None
 
+    def wants_longer(self, clip: Clip) -> bool:
+        return False
+
     def is_fetching(self, clip: Clip) -> bool:
         with self._lock:
             return any(requested == clip and not future.done() for requested, future in self.fetches)
