@@ -92,6 +92,15 @@ class OpenClipFile(NamedTuple):
     record: ClipRecord
 
 
+class MeasuredFile(NamedTuple):
+    """The file of a cached clip, by the key of the clip, and the seconds that its pictures cover."""
+
+    key: str
+    filename: str
+    """As in `OpenClipFile`."""
+    duration: float
+
+
 class StagedFile(NamedTuple):
     """A finished file that is to become a clip. It is moved, so it must be on the filesystem of the cache."""
 
@@ -206,21 +215,24 @@ class ClipFiles:
             self.remove_file(key, file.token)
             raise
 
-    def set_duration(self, key: str, filename: str, duration: float) -> bool:
-        """Add the duration to the row of a clip; return False if the clip has another file now.
+    def add_durations(self, measured: Iterable[MeasuredFile]) -> list[MeasuredFile]:
+        """Add durations to the rows of clips, in one transaction; return those of clips that still have that file.
 
-        Other processes may know the row without it as long as they run.
+        Other processes may know the rows without them as long as they run.
         """
-        opened = self.open(key)
-        if opened is not None:
-            os.close(opened.fd)
-        if opened is None or opened.filename != filename:
-            return False
-        record = replace(opened.record, duration=duration)
+        added = []
         with self._cache.transact(retry=True):
-            self._sql("UPDATE Cache SET tag = ? WHERE key = ? AND raw = 1", _make_tag(record), key)
-        self._known[key] = filename, record
-        return True
+            for file in measured:
+                opened = self.open(file.key)
+                if opened is None:
+                    continue
+                os.close(opened.fd)
+                if opened.filename == file.filename:
+                    record = replace(opened.record, duration=file.duration)
+                    self._sql("UPDATE Cache SET tag = ? WHERE key = ? AND raw = 1", _make_tag(record), file.key)
+                    self._known[file.key] = file.filename, record
+                    added.append(file)
+        return added
 
     def remove(self, key: str) -> bool:
         """Remove a clip. Return whether it was in the table.

@@ -12,13 +12,14 @@ from typing import Any
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store.check import Condition, Verdict, remove_bad, verify_clips
+from kinetics_fs.store.clip_files import MeasuredFile
 from kinetics_fs.store.selection import selection_pages
-from kinetics_fs.store.store import MeasuredFile, Store
+from kinetics_fs.store.store import Store
 
 _MACHINE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this machine: a file that could not be decoded because of them may be good."""
 
-_DURATIONS_PER_WRITE = 500
+_DURATIONS_PER_WRITE = 200
 """Measured clips whose durations are written in one transaction."""
 
 
@@ -94,7 +95,7 @@ def verify_cache(
         clips = _clips_to_verify(store, catalog)
         for verdict in verify_clips(store, clips, measure=_measure, decode=_decode if decode else None):
             if verdict.duration is not None and verdict.filename is not None:
-                measured.append(MeasuredFile(verdict.clip, verdict.filename, verdict.duration))
+                measured.append(MeasuredFile(verdict.clip.key, verdict.filename, verdict.duration))
             if len(measured) == _DURATIONS_PER_WRITE:
                 store.add_durations(measured)
                 measured.clear()

@@ -25,6 +25,7 @@ from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.clip_files import (
     ClipFiles,
     ClipRecord,
+    MeasuredFile,
     OpenClipFile,
     StagedFile,
     Unreadable,
@@ -66,14 +67,6 @@ class KnownSize(NamedTuple):
 
     size: int
     cached: bool
-
-
-class MeasuredFile(NamedTuple):
-    """The file of a cached clip, as in `OpenClipFile`, and the seconds that its pictures cover."""
-
-    clip: Clip
-    filename: str
-    duration: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +284,8 @@ class Store:
     def add_durations(self, measured: Iterable[MeasuredFile]) -> None:
         """Remember how long clips are that were cached without their durations."""
         with self._database.exclusive() as db:
-            for clip, filename, duration in measured:
-                if self._files.set_duration(clip.key, filename, duration):
-                    self._write_duration(db, clip.key, duration)
+            for file in self._files.add_durations(measured):
+                self._write_duration(db, file.key, file.duration)
 
     # Access times
 

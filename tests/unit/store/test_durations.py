@@ -8,7 +8,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.store import CacheLayout, Store
-from kinetics_fs.store.store import MeasuredFile
+from kinetics_fs.store.clip_files import MeasuredFile
 from tests.support.store import change_row, clip, contents, keep, lose, query, write
 
 
@@ -71,7 +71,7 @@ def test_durations_survive_the_loss_of_the_state_database(folder: Path) -> None:
     with Store(folder) as store:
         keep_seconds(store, clip(0), 4.0)
         keep_seconds(store, clip(1), None)
-        store.add_durations([MeasuredFile(clip(1), contents(folder).rows[clip(1).key][0], 7.0)])
+        store.add_durations([MeasuredFile(clip(1).key, contents(folder).rows[clip(1).key][0], 7.0)])
     lose(CacheLayout(folder).state_database)
 
     with Store(folder) as store:
@@ -85,7 +85,7 @@ def test_a_duration_is_added_only_to_the_file_that_was_measured(folder: Path) ->
         files = {number: contents(folder).rows[clip(number).key][0] for number in (0, 1)}
         keep(store, clip(1))
 
-        store.add_durations(MeasuredFile(clip(number), file, 5.0) for number, file in files.items())
+        store.add_durations(MeasuredFile(clip(number).key, file, 5.0) for number, file in files.items())
 
         assert (duration(store, clip(0)), duration(store, clip(1))) == (5.0, None)
 
