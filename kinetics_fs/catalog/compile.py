@@ -257,6 +257,7 @@ class _Staging:
         refusals = _RefusalCounter()
         origin = next(self._origins)
         self._lists += 1
+        class_ids: dict[tuple[str, str], int] = {}
 
         def rows() -> Iterator[tuple[int, str, int, int, int]]:
             for row in read_annotations(one.path, split=split_of_rows):
@@ -264,7 +265,10 @@ class _Staging:
                     refusals.add(row)
                     continue
                 split, label, clip = row
-                yield self._class_id(split, labels.known(label), one.path.name), *clip, origin
+                class_id = class_ids.get((split, label))
+                if class_id is None:
+                    class_id = class_ids[split, label] = self._class_id(split, labels.known(label), one.path.name)
+                yield class_id, *clip, origin
 
         self._connection.execute("SAVEPOINT list")
         try:
