@@ -148,7 +148,10 @@ class Summary:
             ValueError: `pack` did not make this line.
         """
         try:
-            summary = cls(**json.loads(line))
+            values = json.loads(line)
+            if values.get("failed") == {}:  # of an earlier version, which counted corrupt clips by reason alone
+                del values["failed"]
+            summary = cls(**values)
             summary.corrupt, summary.refused = dict(summary.corrupt), Counter(summary.refused)
         except TypeError as error:
             raise ValueError("not a summary") from error
