@@ -12,6 +12,7 @@ no other, as an open quote would. Only `key`, `kind` and `last_at` are required;
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -52,6 +53,8 @@ _MAX_TEXT = 500
 _MAX_ATTEMPTS = 10**9
 _MAX_TIME = 1e11
 """A time far in the future that is still in the calendar. Times in milliseconds exceed it."""
+_CLOCK_STEP = 60.0
+"""Seconds by which a time may be ahead without a doubt about the clock."""
 _KEY_PATTERN = "[-_A-Za-z0-9]" * 11 + ("_" + "[0-9]" * 6) * 2
 """`Clip.key` as a GLOB pattern of SQL."""
 _UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
@@ -157,7 +160,12 @@ def retry_delay(kind: FailureKind, attempts: int, requested: float | None = None
     return max(delay, min(requested or 0.0, _MAX_REQUESTED_DELAY))
 
 
+def _longest_delay(kind: FailureKind) -> float:
+    return max(_RETRY_AFTER[kind][1], _MAX_REQUESTED_DELAY)
+
+
 _COLUMNS = ", ".join(field.name for field in fields(Failure))
+_LAST_AT = [field.name for field in fields(Failure)].index("last_at")
 _MARKS = ", ".join("?" for _ in fields(Failure))
 _OF_KINDS = "kind IN (SELECT value FROM json_each(?))"
 
@@ -180,7 +188,9 @@ def _from_row(
             first_at=float(first_at),
             last_at=float(last_at),
             attempts=int(attempts),
-            retry_at=float(retry_at),
+            retry_at=min(float(retry_at), float(last_at) + _longest_delay(FailureKind(kind)))
+            if float(retry_at) <= _MAX_TIME
+            else math.inf,
         )
     except (ValueError, TypeError, OverflowError):
         return None
@@ -234,14 +244,18 @@ class FailureLog:
         Returns:
             `Clip.key` → when the clip may be tried again, in seconds since the epoch.
         """
+        if among is None:
+            self._correct_times()
         keys = "" if among is None else "key IN (SELECT value FROM json_each(:keys)) AND"
         with self._database.connection() as db:
             # The rows may be many, so they are not checked one by one as in `_from_row`. Only these three columns of
             # a row are used, and an invalid key matches no clip of the catalog.
             rows = db.execute(
-                f"SELECT key, retry_at FROM failure WHERE {keys} kind = :kind AND retry_at > :now AND retry_at <= :last"
+                "SELECT key, min(retry_at, last_at + :longest) AS due_at FROM failure"
+                f" WHERE {keys} kind = :kind AND due_at > :now AND retry_at <= :last"
                 f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
-                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME},
+                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME}
+                | {"longest": _longest_delay(FailureKind.GONE)},
             ).fetchall()
         return dict(rows)
 
@@ -263,8 +277,27 @@ class FailureLog:
             yield has_changed
 
     def _select(self, rest: str, value: str) -> Iterator[Failure]:
-        rows = self._database.query(f"SELECT {_COLUMNS} FROM failure {rest}", (value,))
+        statement = f"SELECT {_COLUMNS} FROM failure {rest}"
+        rows = self._database.query(statement, (value,))
+        latest = time.time() + _CLOCK_STEP
+        if any(isinstance(row[_LAST_AT], float) and row[_LAST_AT] > latest for row in rows):
+            self._correct_times()
+            rows = self._database.query(statement, (value,))
         return (failure for row in rows if (failure := _from_row(*row)) is not None)
+
+    def _correct_times(self) -> None:
+        """Begin the delays again of failures that were remembered while the clock was ahead."""
+        now = time.time()
+        condition = "typeof(last_at) = 'real' AND typeof(retry_at) = 'real' AND last_at BETWEEN ? AND ?"
+        span = (now + _CLOCK_STEP, _MAX_TIME)
+        if not self._database.query(f"SELECT 1 FROM failure WHERE {condition} LIMIT 1", span):
+            return
+        with self._database.exclusive() as db:
+            db.execute(
+                "UPDATE failure SET retry_at = ? + max(0, retry_at - last_at), first_at = min(first_at, ?),"
+                f" last_at = ? WHERE {condition}",
+                (now, now, now, *span),
+            )
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
         """Record a failure of a clip. The delay until the next retry grows with each failure of the same kind in a row.
@@ -280,7 +313,7 @@ class FailureLog:
             if earlier is None or earlier.kind is not error.kind:
                 first_at, attempts = now, 1
             else:
-                first_at, attempts = earlier.first_at, earlier.attempts + 1
+                first_at, attempts = min(earlier.first_at, now), earlier.attempts + 1
             failure = Failure(
                 key=clip.key,
                 kind=error.kind,

@@ -77,16 +77,15 @@ def read(db: sqlite3.Connection, source: str) -> Suspicion | None:
     now = time.time()
     try:
         at, tried, failed_at, control_until = row
-        control_until = float(control_until)
-        return Suspicion(
-            min(float(at), now),
-            int(tried),
-            min(float(failed_at), now),
-            # A time that is further away was written while the clock was ahead.
-            control_until if control_until <= now + _CONTROL_TIMEOUT else 0.0,
-        )
+        suspicion = Suspicion(float(at), int(tried), float(failed_at), float(control_until))
     except (TypeError, ValueError, OverflowError):
         return None
+    # Times that are too late were written while the clock was ahead.
+    return suspicion._replace(
+        at=suspicion.at if suspicion.at <= now else 0.0,
+        failed_at=min(suspicion.failed_at, 1.0) if suspicion.failed_at > now else suspicion.failed_at,
+        control_until=suspicion.control_until if suspicion.control_until <= now + _CONTROL_TIMEOUT else 0.0,
+    )
 
 
 def add_verdict(db: sqlite3.Connection, source: str, key: str) -> bool:

@@ -129,6 +129,7 @@ class Throttle:
             RateLimited: the budget is used up.
         """
         now = time.time()
+        self._correct_times(now)
         with self._database.exclusive() as db:
             if (doubt := suspicion.read(db, source)) is not None and self._breaker.is_test_due(db, source, now, doubt):
                 raise ControlNeeded
@@ -203,6 +204,7 @@ class Throttle:
             RateLimited: the budget is used up.
         """
         now = time.time()
+        self._correct_times(now)
         with self._database.exclusive() as db:
             doubt = suspicion.read(db, source)
             if doubt is None or doubt.control_until > now:
@@ -246,6 +248,12 @@ class Throttle:
         with self._database.exclusive() as db:
             self._limiter.uncount(db, control.permit.source, control.permit.at)
             suspicion.cancel_control(db, control.permit.source)
+
+    def _correct_times(self, now: float) -> None:
+        """Begin the blocks again that began while the clock was ahead, so that they do not last until it catches up."""
+        if self._database.query("SELECT 1 FROM origin WHERE blocked_at > ? LIMIT 1", (now,)):
+            with self._database.exclusive() as db:
+                self._breaker.correct_times(db, now)
 
     def states(self) -> list[SourceState]:
         """Return every source that was used in the last hour or is blocked, by name."""
@@ -327,6 +335,15 @@ class CircuitBreaker:
         blocks = {str(name): SourceBlock.read(db, name, now) for name in names}
         return {name: block for name, block in blocks.items() if block is not None and block.recovered_at is None}
 
+    def correct_times(self, db: sqlite3.Connection, now: float) -> None:
+        """Begin the blocks again that began in the future."""
+        db.execute(
+            "UPDATE origin SET blocked_until = :now + max(0, min(blocked_until - blocked_at, :longest)),"
+            " blocked_at = :now, probe_until = 0 WHERE blocked_at > :now"
+            " AND typeof(blocked_at) = 'real' AND typeof(blocked_until) = 'real'",
+            {"now": now, "longest": _MAX_PAUSE},
+        )
+
     def reset(self, db: sqlite3.Connection) -> int:
         """End all blocks. Return their number."""
         return db.execute("DELETE FROM origin WHERE recovered_at IS NULL").rowcount
@@ -396,14 +413,15 @@ class SourceBlock(NamedTuple):
             return None
         try:
             reason, at, until, trips, probe_until, recovered_at = row
+            begun_at = min(float(at), now)
             return cls(
                 str(reason),
-                min(float(at), now),
+                begun_at,
                 # A clock that was set back, or a database from another machine, must not block a source for years.
-                min(float(until), now + _MAX_PAUSE),
+                begun_at + min(float(until) - float(at), _MAX_PAUSE),
                 int(trips),
-                min(float(probe_until), now + _PROBE_TIMEOUT),
-                None if recovered_at is None else float(recovered_at),
+                float(probe_until) if probe_until <= now + _PROBE_TIMEOUT else 0.0,
+                None if recovered_at is None else min(float(recovered_at), now),
             )
         except (TypeError, ValueError, OverflowError):
             return None
