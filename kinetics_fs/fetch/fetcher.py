@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -409,12 +409,21 @@ class Fetcher:
                 if self.wants_longer(clip):
                     self._fetch_longer(worker, fetch, claim)
                 return
-            failure = self.known_failure(clip)
-            if failure is not None:
-                raise failure
+            held = self._failures.held(clip)
+            others = () if held is None else self._failures.other_sources(clip, held)
+            if held is not None and not others:
+                raise held
             try:
-                self._fetch_claimed(worker, fetch, claim)
+                if held is None:
+                    self._fetch_claimed(worker, fetch, claim, self._settings.sources.order, [])
+                else:
+                    self._fetch_claimed(worker, fetch, claim, others, [held])
             except FetchError as error:
+                if held is not None:  # stays remembered, so that its source is not asked before its retry is due
+                    self._failures.note_asked(clip)
+                    if error is not held:
+                        _log.warning("%s: %s: %s: %s", clip.key, error.source, error.kind, error.reason)
+                    raise
                 if self._closing or fetch.state is FetchState.ENDED:
                     raise
                 raise self._fail(worker, clip, error) from error
@@ -468,16 +477,25 @@ class Fetcher:
         _log.warning("%s: it has %.1f of %d s and stays: %s", clip.key, known, clip.duration, reason)
         self._store.short_clips.remember(clip, failure)
 
-    def _fetch_claimed(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
+    def _fetch_claimed(
+        self, worker: Worker, fetch: Fetch, claim: Claim, sources: Sequence[str], failures: list[FetchError]
+    ) -> None:
         """Ask one source after the other.
+
+        Args:
+            worker: the worker process that asks.
+            fetch: the fetch.
+            claim: the right to publish the clip.
+            sources: names of the sources to ask.
+            failures: those that are already known of other sources.
 
         Raises:
             RetryLater: another process is reading the archive that has the clip.
             FetchError: no source delivered the clip.
         """
-        clip, failures, note = fetch.clip, list[FetchError](), ""
+        clip, note = fetch.clip, ""
         deadline = time.monotonic() + self._settings.timeout
-        for source in self._settings.sources.order:
+        for source in sources:
             folder = claim.folder / source
             folder.mkdir()
             delivery = Delivery(self, fetch, claim, source)

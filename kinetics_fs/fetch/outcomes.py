@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import SourceSettings
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.limit import NOTE, failed_below
 from kinetics_fs.store import Store, one_line
 
@@ -18,6 +20,12 @@ _log = logging.getLogger(__name__)
 
 _MAX_REASON = 350
 """Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
+
+_IMPORTED = "imported "
+"""Begins the source of a failure that another machine has found."""
+
+_LOOK_INTERVAL = 60.0
+"""Seconds until the folders and the indexes of archives are searched again for a clip with a remembered failure."""
 
 KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
@@ -65,20 +73,59 @@ class FailureMemory:
         self._store = store
         self._stats = stats
         self._sources = sources
-        # `get` would retry these clips, but a mount that hides gone clips does not even show them.
+        self._asked: dict[Clip, float] = {}
+        """Clips with a remembered failure → when all sources were last asked, by the monotonic clock."""
+        self._index_db: ArchiveIndexDB | None = None
+        # `held` would retry these clips, but a mount that hides gone clips does not even show them.
         store.failures.make_due_if(NOTE, self._limit_was_raised)
 
     def get(self, clip: Clip) -> FetchError | None:
+        """Return the remembered failure of a clip; None if there is none, or if any source can be asked for the clip."""
+        failure = self.held(clip)
+        return None if failure is None or self.other_sources(clip, failure) else failure
+
+    def held(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
         failure = self._store.failures.get(clip)
         if failure is None or failure.retry_at <= time.time():
             return None
         if self._limit_was_raised(failure.reason):
             return None
-        found_by = failure.source.removeprefix("imported ")
+        found_by = failure.source.removeprefix(_IMPORTED)
         if failure.kind is FailureKind.GONE and found_by == "archive" and self._sources.order != ("archive",):
             return None  # the archives lack the clip, which says nothing about the other sources
         return failure.error()
+
+    def other_sources(self, clip: Clip, failure: FetchError) -> tuple[str, ...]:
+        """Return the local sources to try in spite of a remembered failure, because another source has found it.
+
+        These are the folders, and the archives if an index has the clip, or if the failure comes from another machine,
+        which may not use archives. They are tried for a clip at most once a minute.
+        """
+        is_new = clip not in self._asked
+        if not is_new and time.monotonic() < self._asked[clip] + _LOOK_INTERVAL:
+            return ()
+        found_by = failure.source.removeprefix(_IMPORTED)
+        is_imported = found_by != failure.source
+        others = [source for source in self._sources.order if source not in (found_by, "youtube")]
+        if not found_by or not others:
+            return ()
+        if not (is_imported and is_new) and "archive" in others and not self._is_indexed(clip):
+            others.remove("archive")
+        return tuple(others)
+
+    def note_asked(self, clip: Clip) -> None:
+        """Note that all sources were just asked for a clip."""
+        self._asked[clip] = time.monotonic()
+
+    def _is_indexed(self, clip: Clip) -> bool:
+        path = Path(self._sources.archive_index)
+        try:
+            if self._index_db is None and path.is_file():
+                self._index_db = ArchiveIndexDB(path)
+            return self._index_db is not None and bool(self._index_db.find(clip))
+        except ArchiveError:  # reported by the worker that reads the archive of another clip
+            return False
 
     def remember(self, clip: Clip, error: FetchError) -> None:
         """Remember the failure of a clip. A block says nothing about the clip: the store remembers it for the source.
@@ -86,6 +133,7 @@ class FailureMemory:
         Raises:
             StoreError: the failure cannot be stored.
         """
+        self.note_asked(clip)
         if error.kind is not FailureKind.BLOCKED:
             self._store.failures.remember(clip, error)
 
