@@ -12,7 +12,6 @@ no other, as an open quote would. Only `key`, `kind` and `last_at` are required;
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -47,6 +46,8 @@ MAX_RETRY_DELAY = max(maximum for _, maximum in _RETRY_AFTER.values())
 
 _MAX_REQUESTED_DELAY = _DAY
 """The longest delay that a source may request: it comes in a header, and must not ban a clip for ever."""
+
+_LONGEST_DELAY = max(_MAX_REQUESTED_DELAY, *(maximum for _, maximum in _RETRY_AFTER.values()))
 
 _IMPORTED = "imported"
 _MAX_TEXT = 500
@@ -147,6 +148,10 @@ def one_line(text: str) -> str:
     return printable(text[:_MAX_TEXT])[:_MAX_TEXT]
 
 
+def _is_later(at: Any, limit: float) -> bool:
+    return isinstance(at, float) and limit < at <= _MAX_TIME
+
+
 def retry_delay(kind: FailureKind, attempts: int, requested: float | None = None) -> float:
     """Return how many seconds to wait after a failure before the clip is tried again.
 
@@ -158,10 +163,6 @@ def retry_delay(kind: FailureKind, attempts: int, requested: float | None = None
     first, maximum = _RETRY_AFTER[kind]
     delay = min(first * 2.0 ** min(attempts - 1, 32), maximum)
     return max(delay, min(requested or 0.0, _MAX_REQUESTED_DELAY))
-
-
-def _longest_delay(kind: FailureKind) -> float:
-    return max(_RETRY_AFTER[kind][1], _MAX_REQUESTED_DELAY)
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Failure))
@@ -188,9 +189,7 @@ def _from_row(
             first_at=float(first_at),
             last_at=float(last_at),
             attempts=int(attempts),
-            retry_at=min(float(retry_at), float(last_at) + _longest_delay(FailureKind(kind)))
-            if float(retry_at) <= _MAX_TIME
-            else math.inf,
+            retry_at=float(retry_at),
         )
     except (ValueError, TypeError, OverflowError):
         return None
@@ -251,11 +250,9 @@ class FailureLog:
             # The rows may be many, so they are not checked one by one as in `_from_row`. Only these three columns of
             # a row are used, and an invalid key matches no clip of the catalog.
             rows = db.execute(
-                "SELECT key, min(retry_at, last_at + :longest) AS due_at FROM failure"
-                f" WHERE {keys} kind = :kind AND due_at > :now AND retry_at <= :last"
+                f"SELECT key, retry_at FROM failure WHERE {keys} kind = :kind AND retry_at > :now AND retry_at <= :last"
                 f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
-                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME}
-                | {"longest": _longest_delay(FailureKind.GONE)},
+                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME},
             ).fetchall()
         return dict(rows)
 
@@ -280,23 +277,27 @@ class FailureLog:
         statement = f"SELECT {_COLUMNS} FROM failure {rest}"
         rows = self._database.query(statement, (value,))
         latest = time.time() + _CLOCK_STEP
-        if any(isinstance(row[_LAST_AT], float) and row[_LAST_AT] > latest for row in rows):
+        if any(_is_later(row[_LAST_AT], latest) or _is_later(row[-1], latest + _LONGEST_DELAY) for row in rows):
             self._correct_times()
             rows = self._database.query(statement, (value,))
         return (failure for row in rows if (failure := _from_row(*row)) is not None)
 
     def _correct_times(self) -> None:
-        """Begin the delays again of failures that were remembered while the clock was ahead."""
+        """Begin the delays again of failures that were remembered while the clock was ahead, or last for years."""
         now = time.time()
-        condition = "typeof(last_at) = 'real' AND typeof(retry_at) = 'real' AND last_at BETWEEN ? AND ?"
-        span = (now + _CLOCK_STEP, _MAX_TIME)
+        latest = now + _CLOCK_STEP
+        condition = (
+            "typeof(last_at) = 'real' AND typeof(retry_at) = 'real' AND max(last_at, retry_at) <= ?"
+            " AND (last_at > ? OR retry_at > ?)"
+        )
+        span = (_MAX_TIME, latest, latest + _LONGEST_DELAY)
         if not self._database.query(f"SELECT 1 FROM failure WHERE {condition} LIMIT 1", span):
             return
         with self._database.exclusive() as db:
             db.execute(
-                "UPDATE failure SET retry_at = ? + max(0, retry_at - last_at), first_at = min(first_at, ?),"
-                f" last_at = ? WHERE {condition}",
-                (now, now, now, *span),
+                "UPDATE failure SET retry_at = ? + max(0, min(retry_at - last_at, ?)), first_at = min(first_at, ?),"
+                f" last_at = min(last_at, ?) WHERE {condition}",
+                (now, _LONGEST_DELAY, now, now, *span),
             )
 
     def remember(self, clip: Clip, error: FetchError) -> Failure:
