@@ -256,6 +256,11 @@ class Fetcher:
         """Return whether a cached clip is short, and is to be requested because YouTube may have a longer one."""
         return self._replaces_short and self._store.short_clips.may_be_longer(clip)
 
+    @property
+    def sources(self) -> SourceSettings:
+        """Settings of the sources."""
+        return self._settings.sources
+
     def is_fetching(self, clip: Clip) -> bool:
         """Return whether the clip is queued or in flight."""
         return clip in self._fetches

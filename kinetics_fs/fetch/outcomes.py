@@ -80,7 +80,7 @@ class FailureMemory:
         store.failures.make_due_if(NOTE, self._limit_was_raised)
 
     def get(self, clip: Clip) -> FetchError | None:
-        """Return the remembered failure of a clip; None if there is none, or if any source can be asked for the clip."""
+        """Return the remembered failure of a clip; None if there is none, or if a source can be asked for the clip."""
         failure = self.held(clip)
         return None if failure is None or self.other_sources(clip, failure) else failure
 

@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from kinetics_fs.catalog import Catalog, ClassNames, Entry, Selection, select, s
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.control import ControlServer
 from kinetics_fs.errors import ArchiveError, MountError, SettingError
+from kinetics_fs.fetch import Fetcher
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.mount.collector import OnReady, ReadFrontend, StatusCollector
 from kinetics_fs.mount.daemon import run_in_background
@@ -236,6 +237,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
             FilesystemOptions(
                 class_names=ClassNames(settings.class_names),
                 hide_unavailable=settings.hide_unavailable,
+                elsewhere=_clips_elsewhere(settings, fetcher),
                 budget=budget,
                 indexed_sizes=_indexed_sizes(settings),
                 on_open=observer.on_open,
@@ -300,6 +302,15 @@ def _serve(filesystem: Filesystem, plan: MountPlan, on_ready: OnReady) -> None:
 
         passthrough = settings.cache_dir if settings.passthrough else None
         native.serve(filesystem, plan.mountpoint, passthrough=passthrough, **shared)
+
+
+def _clips_elsewhere(settings: Settings, fetcher: Fetcher) -> Callable[[Collection[str]], Collection[str]]:
+    """Return the function that finds clips in the folders and the indexes of archives."""
+    if not settings.hide_unavailable:
+        return lambda keys: ()
+    from kinetics_fs.sources.local import LocalClips
+
+    return LocalClips(fetcher.sources).among
 
 
 def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:

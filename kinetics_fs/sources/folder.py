@@ -114,6 +114,10 @@ class FolderSource:
         failure.source = self.name
         raise failure
 
+    def has(self, clip: Clip) -> bool:
+        """Return whether a folder has a file of a clip, without reading it."""
+        return any(path.is_file() for path in self._candidates(clip, []))
+
     def _candidates(self, clip: Clip, unused: list[tuple[Path, str]]) -> Iterator[Path]:
         """Yield the files that may be a clip, the best first. At the end, add those that are not used, with the reason.
 

@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,6 +68,7 @@ class FilesystemOptions:
     Attributes:
         class_names: how labels become directory names.
         hide_unavailable: do not list clips that are known to be gone.
+        elsewhere: returns those of some keys (`Clip.key`) whose clips a folder or an archive has; not hidden.
         budget: limits the fetches that opens start.
         indexed_sizes: returns the exact sizes, in bytes, of clips in indexed archives, by `Clip.key`.
         on_open: see `OnOpen`; must return quickly.
@@ -77,6 +78,7 @@ class FilesystemOptions:
 
     class_names: ClassNames = ClassNames.RAW
     hide_unavailable: bool = False
+    elsewhere: Callable[[Collection[str]], Collection[str]] = lambda keys: ()
     budget: FetchBudget = field(default_factory=FetchBudget)
     indexed_sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None
     on_open: OnOpen = lambda entry, phase: None
@@ -110,7 +112,7 @@ class Filesystem:
         self._since = time.time()
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._directories = DirectoryTree(catalog, options.class_names)
-        self._hidden = HiddenIndex(catalog, store.failures) if options.hide_unavailable else None
+        self._hidden = HiddenIndex(catalog, store.failures, options.elsewhere) if options.hide_unavailable else None
         self._watcher: HiddenWatcher | None = None
         self._opens = ClipOpens(
             store,

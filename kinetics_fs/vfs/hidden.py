@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 _POLL_INTERVAL = 2.0
 """Seconds between two checks for failures that other processes have recorded."""
 
+_MAX_AT_START = 1000
+"""Gone clips that are looked up in other sources before a mount is ready. If there are more, they appear later."""
+
 _NO_POSITIONS: Sequence[int] = ()
 
 
@@ -64,9 +67,12 @@ class HiddenClips(NamedTuple):
 class HiddenIndex:
     """Keeps `hidden` up to date: the clips that are gone, not in the cache, and whose next retry is not due.
 
+    Clips that another source has when they are found to be gone are not hidden.
+
     Args:
         catalog: the clips of the mount.
         failures: the remembered failures.
+        elsewhere: returns those of some keys (`Clip.key`) whose clips a folder or an archive has.
 
     Attributes:
         hidden: replaced by another object whenever the set changes.
@@ -76,12 +82,19 @@ class HiddenIndex:
         CatalogError: the catalog is damaged; also from `refresh`.
     """
 
-    def __init__(self, catalog: Catalog, failures: FailureLog) -> None:
+    def __init__(
+        self, catalog: Catalog, failures: FailureLog, elsewhere: Callable[[Collection[str]], Collection[str]]
+    ) -> None:
         self._catalog = catalog
         self._failures = failures
+        self._elsewhere = elsewhere
+        self._unchecked_limit: float = _MAX_AT_START
+        self._checked: set[str] = set()
+        self._found_elsewhere: set[str] = set()
         self._due = math.inf
         self.hidden = HiddenClips()
         self.refresh()
+        self._unchecked_limit = math.inf
 
     def refresh(self, clips: Collection[Clip] | None = None) -> list[Name]:
         """Update `hidden` from the remembered failures. Call it from one thread at a time.
@@ -94,11 +107,11 @@ class HiddenIndex:
         """
         before = self.hidden
         if clips is None:
-            gone = self._failures.gone()
+            gone = self._without_others(self._failures.gone())
             self._due = min(gone.values(), default=math.inf)
             changed = gone.keys() ^ before.keys
         else:
-            gone = self._failures.gone([clip.key for clip in clips])
+            gone = self._without_others(self._failures.gone([clip.key for clip in clips]))
             self._due = min(self._due, *gone.values(), math.inf)
             changed = gone.keys() - before.keys
         if not changed:
@@ -112,6 +125,14 @@ class HiddenIndex:
             positions[directory] = array("I", sorted(some.symmetric_difference(before.in_directory(directory))))
         self.hidden = HiddenClips(before.keys ^ changed, positions, sum(map(len, positions.values())))
         return [Name(clip.directory, f"{clip.key}.mp4") for clip in found]
+
+    def _without_others(self, gone: dict[str, float]) -> dict[str, float]:
+        """Return those of the gone clips that no other source has."""
+        unchecked = gone.keys() - self._checked
+        if len(unchecked) <= self._unchecked_limit:
+            self._found_elsewhere.update(self._elsewhere(unchecked))
+            self._checked |= unchecked
+        return {key: due_at for key, due_at in gone.items() if key not in self._found_elsewhere}
 
     @property
     def is_due(self) -> bool:

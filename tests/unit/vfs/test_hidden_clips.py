@@ -314,3 +314,24 @@ def test_positions_are_those_of_the_listing(example: ExampleFilesystem) -> None:
         assert [one.position for one in mine] == list(range(len(found)))
         assert [f"{one.key}.mp4" for one in mine] == found
         assert bisect_left(found, found[-1]) == mine[-1].position
+
+
+def test_clips_that_another_source_has_stay_visible() -> None:
+    asked: list[set[str]] = []
+
+    def elsewhere(keys: Collection[str]) -> set[str]:
+        asked.append(set(keys))
+        return {CLIPS[0].key, CLIPS[1].key} & set(keys)
+
+    options = FilesystemOptions(hide_unavailable=True, elsewhere=elsewhere)
+    with fast_folder() as folder, example_filesystem(folder, options) as example:
+        mark_gone(example.store, CLIPS[:5])
+        look(example)
+        assert listed(example) == names(set(CLIPS) - set(CLIPS[2:5]))
+        mark_gone(example.store, CLIPS[5:7])
+        look(example)
+        assert listed(example) == names(set(CLIPS) - set(CLIPS[2:7]))
+    assert [keys for keys in asked if keys] == [
+        {clip.key for clip in CLIPS[:5]},
+        {clip.key for clip in CLIPS[5:7]},
+    ], "each clip is looked for once"
