@@ -220,7 +220,7 @@ class Throttle:
         return ControlPermit(Permit(source, now, is_probe=False), doubt.tried, videos)
 
     def record_control(self, control: ControlPermit, error: FetchError | None) -> None:
-        """Record the outcome of a control: the error, or None if the video is available."""
+        """Record the outcome of a control: the error, or None if the video is available or no control is known."""
         permit, until, restored = control.permit, None, 0
         source = permit.source
         with self._database.exclusive() as db:
@@ -239,7 +239,7 @@ class Throttle:
                     error = _suspected(source, error.reason)
                     until = self._breaker.trip(db, permit, error)
         if error is None:
-            _log.warning("%s: no longer suspected: a control is available; %d verdicts count again", source, restored)
+            _log.warning("%s: no longer suspected; %d verdicts count again", source, restored)
         else:
             self._log_block(source, error, until)
 

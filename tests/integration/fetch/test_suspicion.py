@@ -19,9 +19,10 @@ from kinetics_fs.demo.media import make_video
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch import fetcher as fetcher_module
+from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile
 from kinetics_fs.fetch.prefetch import prefetch_clips
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources import OnClip, SourceSettings
+from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.settings import WELL_KNOWN_VIDEOS
 from kinetics_fs.store import ControlPermit, Store
 from tests.support.fetching import TIMEOUT
@@ -66,11 +67,11 @@ class Site:
     # The interface of `kinetics_fs.fetch.pool.Worker`
 
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnClip | None = None
-    ) -> Path | None:
+        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnVerifiedClip | None = None
+    ) -> VerifiedFile | None:
         self.answer(clip.youtube_id)
         shutil.copy(self._video, folder / clip.name)
-        return folder / clip.name
+        return VerifiedFile(folder / clip.name, 2.0)
 
     def check(self, youtube_id: str, source: str, *, timeout: float) -> None:
         self.control_lasts.wait(timeout)
@@ -194,6 +195,14 @@ def test_well_known_videos_are_controls_of_an_empty_cache(fetcher: FetcherMaker,
     assert site.asked[WELL_KNOWN_VIDEOS[0]] == site.asked[WELL_KNOWN_VIDEOS[1]] == 1
 
 
+def test_another_site_without_controls_is_believed(store: Store, site: Site) -> None:
+    sources = SourceSettings(video_url="http://127.0.0.1/{id}")
+    with closing(Fetcher(store, FetchSettings(workers=2, timeout=TIMEOUT, sources=sources))) as one:
+        assert outcomes(one, clips(3 * DOUBTED)) == {GONE: 3 * DOUBTED}
+
+    assert store.failures.counts() == {GONE: 3 * DOUBTED}
+
+
 def test_fewer_verdicts_or_a_clip_in_between_raise_no_suspicion(
     fetcher: FetcherMaker, store: Store, site: Site
 ) -> None:
@@ -216,7 +225,7 @@ def test_many_clips_of_one_dead_video_raise_no_suspicion(fetcher: FetcherMaker, 
     assert set(site.asked) == {"one_dead_vi"}
 
 
-def test_a_clip_ends_the_suspicion_if_no_control_is_known(fetcher: FetcherMaker, store: Store, site: Site) -> None:
+def test_a_clip_ends_the_suspicion_if_no_control_is_available(fetcher: FetcherMaker, store: Store, site: Site) -> None:
     living = clips(DOUBTED + 2)
     site.refuses = True
     one = fetcher(workers=1)
