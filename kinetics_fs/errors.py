@@ -22,18 +22,23 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+_LOGIN = re.compile(r"(?<=://)\S*@")
+_QUERY = re.compile(r"""(?<=://)([^\s?]*\?)(\S*?)(?=[:;,.)'"]*(?:\s|$))""")
+_VALUE = re.compile(r"(?<==)[^&;=]+")
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class KineticsError(Exception):
-    """An expected failure. The message can be shown to the user as it is: text from outside cannot break its line.
+    """An expected failure. The message can be shown to the user as it is.
+
+    Text from outside cannot break its line, and it has no passwords.
 
     Args:
         text: the message.
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(printable(text))
+        super().__init__(printable(masked(text)))
 
 
 class SettingError(KineticsError):
@@ -110,6 +115,18 @@ class FetchError(KineticsError):
         self.source = source
         self.errno = errno
         self.retry_after = retry_after
+
+
+def masked(text: str) -> str:
+    """Return a text without the user names, passwords and signatures in its URLs: `https://…@host/path?v=id&sig=…`."""
+    if "://" not in text:
+        return text
+    return _QUERY.sub(lambda match: match[1] + _masked_query(match[2]), _LOGIN.sub("…@", text))
+
+
+def _masked_query(query: str) -> str:
+    """Return a query whose values are left out, but for the id of a video."""
+    return "&".join(part if part.startswith("v=") else _VALUE.sub("…", part) for part in query.split("&"))
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from kinetics_fs.errors import CatalogError, root_cause
+from kinetics_fs.errors import CatalogError, masked, root_cause
 from kinetics_fs.util.files import atomic_write
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Copy:
-    """The note beside a copy: its address, the validators of this version (RFC 9110), and when it was last checked."""
+    """The note beside a copy: its address without secrets, its validators (RFC 9110), and when it was last checked."""
 
     url: str
     size: int
@@ -44,7 +44,7 @@ class _Copy:
         """Return the note of the copy at `path`; None if there is no copy, or its note does not match it."""
         try:
             copy = cls(**json.loads(_note(path).read_bytes()))
-            return copy if copy.url == url and path.stat().st_size == copy.size else None
+            return copy if copy.url == masked(url) and path.stat().st_size == copy.size else None
         except (OSError, ValueError, TypeError):
             return None
 
@@ -112,7 +112,7 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
             else:
                 raise CatalogError(f"cannot download {url}: the server answers {response.status_code}")
             _Copy(
-                url=url,
+                url=masked(url),
                 size=size,
                 etag=response.headers.get("ETag", copy.etag if copy else ""),
                 last_modified=response.headers.get("Last-Modified", copy.last_modified if copy else ""),

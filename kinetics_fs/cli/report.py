@@ -12,6 +12,7 @@ from rich import filesize
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, open_output, with_settings
 from kinetics_fs.config import Settings
+from kinetics_fs.errors import masked
 
 
 @click.command("report", cls=Command, short_help="Write an HTML page that shows which clips are cached.")
@@ -56,7 +57,7 @@ def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) ->
             library.store,
             selection={
                 "release": coverage.release,
-                "annotations": settings.annotations,
+                "annotations": list(map(masked, settings.annotations)),
                 "splits": settings.split,
                 "classes": settings.klass,
                 "max_samples": settings.max_samples,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kinetics_fs.errors import masked
 from kinetics_fs.store import one_line
 
 TIMEOUT = 30.0
 """Time limit in seconds for all checks together; they run concurrently."""
 
-_LOGIN = re.compile(r"(?<=://)[^/\s]*@")
 """The user and password of a URL."""
 
 
@@ -89,4 +88,4 @@ class _Running:
 
 
 def _mask(text: str) -> str:
-    return one_line(_LOGIN.sub("…@", text))
+    return one_line(masked(text))

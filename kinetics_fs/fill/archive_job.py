@@ -153,7 +153,7 @@ class Summary:
                 del values["failed"]
             summary = cls(**values)
             summary.corrupt, summary.refused = dict(summary.corrupt), Counter(summary.refused)
-        except TypeError as error:
+        except (AttributeError, TypeError) as error:
             raise ValueError("not a summary") from error
         return summary
 

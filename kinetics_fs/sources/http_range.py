@@ -20,7 +20,7 @@ from yt_dlp import YoutubeDL
 from yt_dlp.networking import Request, Response
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, masked
 from kinetics_fs.util.http import (
     IDENTITY,
     Retries,
@@ -29,7 +29,6 @@ from kinetics_fs.util.http import (
     content_length,
     range_header,
     refusal,
-    without_secrets,
 )
 from kinetics_fs.util.text import count
 
@@ -270,7 +269,7 @@ def _with_retries(request: Callable[[], T]) -> T:
             failure = busy
         except RequestError as error:
             timed_out = errno.ETIMEDOUT if "timed out" in str(error).lower() else None
-            failure = FetchError(FailureKind.TRANSIENT, f"media: {without_secrets(str(error))}"[:300], errno=timed_out)
+            failure = FetchError(FailureKind.TRANSIENT, f"media: {masked(str(error))}"[:300], errno=timed_out)
             if not isinstance(error, TransportError):
                 raise failure from error
         retries.wait(failure)

@@ -128,8 +128,3 @@ class Retries:
         if failure.kind not in self._kinds or self._failed >= self._tries or asked > MAX_PAUSE:
             raise failure
         time.sleep(max(FIRST_PAUSE * 2 ** (self._failed - 1) * random.uniform(1, 1.5), asked))
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without the user names, passwords and long query strings of the addresses in it."""
-    return re.sub(r"\?\S{40,}", "?…", re.sub(r"//\S*@", "//…@", text))

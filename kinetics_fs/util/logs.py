@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from kinetics_fs.errors import escaped, printable
+from kinetics_fs.errors import escaped, masked, printable
 
 FORMATS = ("text", "json")
 
@@ -167,11 +167,11 @@ class _OneLine(logging.Formatter):
     """A formatter whose messages cannot break their line; a traceback follows in lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
+        record.message = printable(masked(record.message))
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:
-        return "\n".join(map(escaped, super().formatException(ei).splitlines()))
+        return "\n".join(escaped(masked(line)) for line in super().formatException(ei).splitlines())
 
 
 class _Lines(logging.Formatter):
@@ -194,9 +194,9 @@ class _Lines(logging.Formatter):
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         line |= {name: value for name in FACTS if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = masked(self.formatException(record.exc_info))
         return json.dumps(line)

@@ -11,7 +11,7 @@ import pytest
 
 from kinetics_fs.control.describe import describe_mount
 from kinetics_fs.control.status import UnreachableMount
-from kinetics_fs.errors import ArchiveError, CatalogError, FailureKind, FetchError, StoreError, printable
+from kinetics_fs.errors import ArchiveError, CatalogError, FailureKind, FetchError, StoreError, masked, printable
 from kinetics_fs.util import logs
 from tests.support.command_line import run_command
 from tests.support.status import STATUS
@@ -89,3 +89,26 @@ def test_folder_with_an_escape_sequence_is_printed_harmlessly(tmp_path: Path, co
     assert done.returncode in (1, 2)
     assert "\x1b" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("proxy http://me:pass@host:1/ gave up", "proxy http://…@host:1/ gave up"),
+        ("https://me:p@ss/w@host/a", "https://…@host/a"),
+        ("s3://key:secret@bucket/a", "s3://…@bucket/a"),
+        (
+            "https://host/a.csv?X-Amz-Signature=0f&X-Amz-Date=1, again",
+            "https://host/a.csv?X-Amz-Signature=…&X-Amz-Date=…",
+        ),
+        ("cannot read https://host/?token=t0ken: it is gone", "cannot read https://host/?token=…: it is gone"),
+        ("https://www.youtube.com/watch?v=0wR5jVB-WPk", "https://www.youtube.com/watch?v=0wR5jVB-WPk"),
+        ("what? v=1 a@b", "what? v=1 a@b"),
+        ("two https://a:b@c/ and https://d/?e=f", "two https://…@c/ and https://d/?e=…"),
+    ],
+)
+def test_secrets_of_addresses_are_masked(text: str, expected: str) -> None:
+    shown = masked(text)
+    assert shown.startswith(expected)
+    assert masked(shown) == shown
+    assert str(CatalogError(text)) == shown

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from kinetics_fs.errors import FailureKind, FetchError, root_cause
+from kinetics_fs.errors import FailureKind, FetchError, masked, root_cause
 from kinetics_fs.sources.archive.base import ArchiveChanged, Version
 from kinetics_fs.util.http import (
     IDENTITY,
@@ -24,7 +24,6 @@ from kinetics_fs.util.http import (
     check_range,
     range_header,
     refusal,
-    without_secrets,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class RemoteArchive:
 
     def __init__(self, url: str, *, connections: int = 4, tries: int = TRIES) -> None:
         self.url = url
-        self.address = without_secrets(url)
+        self.address = masked(url)
         self._connections = connections
         self._tries = tries
         self._session = _session()
@@ -127,7 +126,7 @@ class RemoteArchive:
             except UnexpectedResponse as error:
                 failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {error}")
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                cause = without_secrets(root_cause(error))
+                cause = masked(root_cause(error))
                 failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {cause}"[:300])
             else:
                 return

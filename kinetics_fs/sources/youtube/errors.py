@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from yt_dlp.utils import GeoRestrictedError
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, masked
 from kinetics_fs.util import http
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
@@ -234,6 +234,5 @@ def _line(error: BaseException) -> str:
     text = re.sub(r"[ \r]+", " ", text).strip()
     text = text.splitlines()[0] if text else type(error).__name__
     text = re.sub(r"^ERROR: (\[[^\]]+\] [^:]+: )?", "", text)
-    text = re.sub(r"^\[download\] ", "", text)
-    text = http.without_secrets(text)
+    text = masked(re.sub(r"^\[download\] ", "", text))
     return re.split(r"; please report this issue| Use --cookies| It is recommended to use", text)[0][:300]
