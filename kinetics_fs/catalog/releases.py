@@ -33,7 +33,7 @@ class PublishedCount(NamedTuple):
     """Number of clips of each split of a release, as published.
 
     Attributes:
-        source: what has so many clips.
+        source: the publisher of the lists or archives with so many clips.
         clips: split → number of clips.
     """
 

@@ -1,4 +1,4 @@
-"""Failed fetches: which of several failures counts, what is remembered and logged, and which one still holds."""
+"""Failed fetches: the failure that counts of several, the memory and the log of failures, and their expiry."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class UnfinishedArchive(ArchiveError):
 
     Args:
         text: the cause.
-        summary: what came of the part that was read.
+        summary: the result of the part that was read.
         incomplete: a part of the archive is missing.
     """
 

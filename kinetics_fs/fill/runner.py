@@ -69,7 +69,7 @@ class ArchiveResults:
 
     @property
     def summaries(self) -> list[Summary]:
-        """What came of the archives that were read, or partly read. For any thread."""
+        """Results of the archives that were read, or partly read. For any thread."""
         return [*list(self.read.values()), *list(self.partly_read.values())]  # copies: another thread adds to them
 
     def sum(self, field: str) -> int:

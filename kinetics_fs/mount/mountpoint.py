@@ -182,7 +182,7 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     commands = []
     if os.geteuid() == 0 or fusermount is None:
         commands.append(["umount", *(["-l"] if lazy and sys.platform == "linux" else []), str(path)])
-    if fusermount is not None:  # also for root, who may have no privileges in a container
+    if fusermount is not None:  # also for root, which may have no privileges in a container
         commands.append([fusermount, "-u", *(["-z"] if lazy else []), "--", str(path)])
     reasons = []
     for command in commands:

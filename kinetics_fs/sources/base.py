@@ -65,7 +65,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class ControlledSource(Source, Protocol):
-    """A source that can be suspected: its verdicts depend on who asks."""
+    """A source that can be suspected: its verdicts depend on the client."""
 
     def check(self, youtube_id: str) -> None:
         """Check that a video is available, without downloading it.

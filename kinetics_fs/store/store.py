@@ -94,7 +94,7 @@ class Space(NamedTuple):
     Attributes:
         total: the maximum; at least `used`.
         used: the bytes of the cached clips.
-        available: what can still be cached, by evicting clips if needed: everything that pinned clips leave.
+        available: bytes that can still be cached, by evicting clips if needed: all but those of pinned clips.
     """
 
     total: int
