@@ -37,7 +37,7 @@ _RETRY_AFTER = 30.0
 """Seconds after which a clip whose verdict does not count is tried again, if its source is not paused."""
 
 _MAX_AGE = 2 * 3600.0
-"""Seconds of suspicion after which a control no longer proves the verdicts: the cause of the suspicion may have passed."""
+"""Seconds of suspicion after which a control no longer proves the verdicts: its cause may have passed."""
 
 _NOTE = "not certain, because too many videos in a row were unavailable: "
 """Begins the reason of a failure whose verdict does not count."""
