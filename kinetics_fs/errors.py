@@ -74,9 +74,9 @@ class FailureKind(StrEnum):
     """Why a clip is unavailable. Decides the errno, whether the failure is remembered, and for how long."""
 
     GONE = "gone"
-    """The clip was removed, is private, or does not exist. It will not be available soon."""
+    """The clip was removed or does not exist. It will not be available soon."""
     CREDENTIALS = "credentials"
-    """The clip exists, but not for this account or region: age gate, members only, blocked country."""
+    """The clip exists, but not for this account or region: private, age gate, members only, blocked country."""
     BLOCKED = "blocked"
     """The source refuses this address for now (rate limit, bot check). Proves nothing about the clip."""
     TRANSIENT = "transient"
