@@ -94,6 +94,26 @@ class Setting:
         return ENVIRONMENT_PREFIX + self.name.upper().replace("-", "_")
 
 
+_HARMLESS_FOR_ROOT = frozenset(
+    {
+        *(
+            "check_formats",
+            "extractor_retries",
+            "force_ipv4",
+            "force_ipv6",
+            "format",
+            "format_sort",
+            "format_sort_force",
+        ),
+        *("fragment_retries", "geo_bypass", "geo_bypass_country", "geo_bypass_ip_block", "geo_verification_proxy"),
+        *("http_chunk_size", "http_headers", "impersonate", "legacyserverconnect", "nocheckcertificate", "noprogress"),
+        *("prefer_insecure", "proxy", "quiet", "ratelimit", "retries", "sleep_interval", "sleep_interval_requests"),
+        *("max_sleep_interval", "socket_timeout", "source_address", "throttledratelimit", "verbose", "no_warnings"),
+    }
+)
+"""Parameters of `yt_dlp.YoutubeDL` with which it can neither run a program nor read or write a file."""
+
+
 def _setting(default: Any, group: str, help: str, **rest: Any) -> Any:
     return field(default=default, metadata={"about": About(group, help, **rest)})
 
@@ -498,6 +518,39 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return warnings
 
 
+def _ytdlp_parameters(path: Path, status: os.stat_result, youtube: Any) -> dict[str, Any]:
+    """Return the parameters for yt-dlp in the table `[youtube]` of a configuration file.
+
+    Some parameters make yt-dlp run programs or load code, with the rights of this process.
+
+    Raises:
+        KineticsError: the table is invalid; or this process is root, and the file does not allow such parameters.
+    """
+    parameters = youtube.get("ytdlp", {}) if isinstance(youtube, dict) else None
+    if not isinstance(parameters, dict) or set(youtube) - {"ytdlp", "programs"}:
+        raise KineticsError(
+            f"cannot read the configuration file {path}: [youtube] may contain only programs = true and the table"
+            " [youtube.ytdlp]"
+        )
+    risky = sorted(name for name, value in parameters.items() if not _is_harmless(name, value))
+    is_private = status.st_uid == 0 and not status.st_mode & 0o022
+    if risky and os.geteuid() == 0 and not (is_private and youtube.get("programs") is True):
+        raise KineticsError(
+            f"cannot use the configuration file {path}: root must not give yt-dlp {', '.join(risky)}, which can run"
+            " programs; remove that, or make the file writable by root alone and set programs = true in [youtube]"
+        )
+    return parameters
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    """Return whether a parameter of yt-dlp can neither run a program nor read or write a file."""
+    if name == "js_runtimes":
+        return isinstance(value, dict) and not any(value.values())  # without paths
+    if name == "extractor_args":
+        return isinstance(value, dict) and set(value) <= {"youtube", "youtubetab"}  # others belong to plugins
+    return name in _HARMLESS_FOR_ROOT
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
@@ -509,17 +562,13 @@ def read_config(path: Path) -> dict[str, Any]:
         KineticsError: the file cannot be read, is not TOML, or has an unknown key.
     """
     try:
-        document = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            document, status = tomllib.loads(file.read().decode()), os.fstat(file.fileno())
     except OSError as error:
         raise KineticsError(f"cannot read the configuration file {path}: {error.strerror}") from error
     except ValueError as error:
         raise KineticsError(f"cannot read the configuration file {path}: it is not valid TOML: {error}") from error
-    youtube = document.pop("youtube", {})
-    if not isinstance(youtube, dict) or set(youtube) - {"ytdlp"} or not isinstance(youtube.get("ytdlp", {}), dict):
-        raise KineticsError(
-            f"cannot read the configuration file {path}: [youtube] may contain only the table [youtube.ytdlp]"
-        )
-    values: dict[str, Any] = {"ytdlp": youtube.get("ytdlp", {})}
+    values: dict[str, Any] = {"ytdlp": _ytdlp_parameters(path, status, document.pop("youtube", {}))}
     known = table()
     for key, value in document.items():
         setting = known.get(key.replace("_", "-"))

@@ -344,7 +344,8 @@ class FakeYouTube:
     @property
     def config(self) -> str:
         """The parameters as the last table of a configuration file of kinetics-fs."""
-        return "\n".join(["[youtube.ytdlp]", *(f"{key} = {_toml(value)}" for key, value in self.ytdlp_options.items())])
+        parameters = [f"{key} = {_toml(value)}" for key, value in self.ytdlp_options.items()]
+        return "\n".join(["[youtube]", "programs = true", "[youtube.ytdlp]", *parameters])
 
     def add_video(
         self,
