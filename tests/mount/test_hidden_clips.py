@@ -52,7 +52,7 @@ def csv_names(mounted: Mounted) -> set[str]:
 
 
 def used_files(mounted: Mounted) -> int:
-    """Number of files as `df -i` computes it."""
+    """Return the number of used files, as `df -i` computes it."""
     statistics = os.statvfs(mounted.root)
     return statistics.f_files - statistics.f_ffree
 
