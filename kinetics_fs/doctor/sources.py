@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -60,7 +61,7 @@ _IMPORTING = threading.Lock()
 
 def ytdlp(settings: Settings) -> Iterator[Finding]:
     """Check the age of yt-dlp."""
-    update = f"Update it: {_PIP_INSTALL} --upgrade yt-dlp."
+    update = f"Update it: {_PIP_INSTALL} --upgrade yt-dlp yt-dlp-ejs."
     try:
         version: str = _import_ytdlp().version.__version__
     except ImportError as error:
@@ -102,13 +103,27 @@ def javascript(settings: Settings) -> Iterator[Finding]:
     else:
         found = f"no runtime (yt-dlp may use: {enabled}): some formats and videos of YouTube are unavailable"
         yield Finding(name, State.WARNING, found, install)
+    wanted = _wanted_ejs()
+    fix = f"Install it: {_PIP_INSTALL} yt-dlp-ejs{f'=={wanted}' if wanted else ''}."
     if yt_dlp_ejs is None:
-        fix = f"Install it: {_PIP_INSTALL} yt-dlp-ejs, in the version that this yt-dlp requires."
         yield Finding(
             "yt-dlp-ejs", State.WARNING, "not installed: yt-dlp cannot use a JavaScript runtime without it", fix
         )
+    elif wanted not in ("", yt_dlp_ejs.version):
+        found = f"{yt_dlp_ejs.version}, but this yt-dlp needs {wanted}: it may not use a JavaScript runtime"
+        yield Finding("yt-dlp-ejs", State.WARNING, found, fix)
     else:
         yield Finding("yt-dlp-ejs", State.OK, yt_dlp_ejs.version)
+
+
+def _wanted_ejs() -> str:
+    """Return the version of the solver scripts that the installed yt-dlp requires in its extras; else nothing."""
+    try:
+        required = metadata.requires("yt-dlp") or []
+    except metadata.PackageNotFoundError:  # installed in another way than by a package manager of Python
+        return ""
+    versions = (re.match(r"yt-dlp-ejs==([0-9][0-9.]*)", requirement) for requirement in required)
+    return next((version[1] for version in versions if version), "")
 
 
 def _other_runtime(enabled: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -456,6 +458,11 @@ def test_doctor_warns_about_a_missing_javascript_runtime(
     assert asked(deno=tmp_path / "none")[0].fix == f"Install one: {sys.executable} -m pip install deno."
     script(tmp_path / "bin/node", "echo v24.1.0")
     assert "js_runtimes = { node = {} }" in asked(deno=tmp_path / "none")[0].fix
+    monkeypatch.setattr("yt_dlp.dependencies.yt_dlp_ejs", SimpleNamespace(version="0.1.0"))
+    other = asked(deno=deno)[1]
+    needed = re.search(r"0\.1\.0, but this yt-dlp needs ([\d.]+):", other.found)
+    assert other.state is State.WARNING and needed is not None
+    assert f"-m pip install yt-dlp-ejs=={needed[1]}" in other.fix
     monkeypatch.setattr("yt_dlp.dependencies.yt_dlp_ejs", None)
     assert asked(deno=deno)[1].state is State.WARNING
     # Elsewhere no challenges are to be solved.
