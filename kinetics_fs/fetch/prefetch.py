@@ -29,6 +29,9 @@ _SPACE_RETRY_INTERVAL = 1.0
 _RETRY_INTERVAL = 60.0
 """Seconds until any other prefetch tries again, if a source does not say when."""
 
+_BLOCK_POLL_INTERVAL = 2.0
+"""Seconds between two checks whether a source is still blocked."""
+
 _MAX_CONSECUTIVE_FAULTS = 10
 """Clips in a row whose sources could not be reached, after which a prefetch assumes that there is no network."""
 
@@ -154,6 +157,8 @@ class Prefetch:
         self._postponed: list[tuple[int, Clip]] = []
         """Clips to request again, a heap by their positions in the order."""
         self._pause_until = 0.0
+        self._blocked_source = ""
+        """Source whose block is the reason of the pause; empty if there is another reason."""
         self._started_at = time.time()
         self._failures: Counter[str] = Counter()
         self._consecutive_faults = set[Clip]()
@@ -224,11 +229,13 @@ class Prefetch:
                 if self.state.has_ended:
                     return False
                 pause = self._pause_until - time.monotonic()
+                if pause > 0 and self._blocked_source and not self._is_blocked(self._blocked_source):
+                    pause = self._pause_until = 0.0
                 if pause <= 0 and self.state is PrefetchState.WAITING:
                     self.state, self.problem = PrefetchState.RUNNING, None
                 is_busy = len(self._requested) >= self._window
                 if pause > 0 or (self._postponed and (is_busy or self._postponed[0][1] in self._requested)):
-                    self._changed.wait(pause if pause > 0 else None)
+                    self._changed.wait(min(pause, _BLOCK_POLL_INTERVAL) if pause > 0 else None)
                     continue
                 if not self._postponed:
                     if ready():
@@ -287,8 +294,14 @@ class Prefetch:
         if self.state is not PrefetchState.WAITING:
             _log.warning("prefetch: waiting %.0f s: %s", pause, error)
         self._pause_until = max(self._pause_until, time.monotonic() + pause)
+        self._blocked_source = error.source if self._is_blocked(error.source) else ""
         self.state, self.problem = PrefetchState.WAITING, error
         return True
+
+    def _is_blocked(self, source: str) -> bool:
+        """Return whether a source is blocked now: another process may have tested it, or a user ended the block."""
+        blocked = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(source)
+        return blocked is not None and blocked > time.time()
 
 
 def _affects_every_clip(error: FetchError) -> bool:

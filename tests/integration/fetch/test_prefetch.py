@@ -95,6 +95,23 @@ def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) ->
         assert (ahead.state, ahead.fetched) == (PrefetchState.DONE, len(order))
 
 
+def test_a_waiting_prefetch_resumes_when_a_block_is_ended(small: Store, site: VideoSite) -> None:
+    site.fail = {clip.youtube_id: 429 for clip in CLIPS}
+    with Fetching(small, site) as fetcher:
+        prefetch = Prefetch(fetcher, small, CLIPS[:2], 2, window=1, patient=True)
+        thread = threading.Thread(target=prefetch.run)
+        thread.start()
+        wait_until(lambda: prefetch.state is PrefetchState.WAITING)
+        site.fail = {}
+        assert small.throttle.reset_blocks() == 1
+        thread.join(40)  # the block would have lasted a minute
+        ended = not thread.is_alive()
+        prefetch.cancel()
+        thread.join()
+    assert ended
+    assert (prefetch.state, prefetch.fetched) == (PrefetchState.DONE, 2)
+
+
 def test_a_block_stops_a_prefetch_or_makes_a_patient_one_wait(small: Store, site: VideoSite) -> None:
     site.fail = {clip.youtube_id: 429 for clip in CLIPS}
     with Fetching(small, site) as fetcher:
