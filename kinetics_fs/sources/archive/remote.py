@@ -154,7 +154,8 @@ class RemoteArchive:
             raise busy
         if status in (412, 416) and version:
             raise ArchiveChanged(self.address)
-        if version is None and (status == 416 or response.headers.get("Content-Length") == "0"):
+        is_empty = status == 416 or (status == 200 and response.headers.get("Content-Length") == "0")
+        if version is None and is_empty:
             return Version(0)  # it has no first byte
         if status == 200:
             raise FetchError(

@@ -251,8 +251,8 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
             index_db.add(index_of(str(tmp_path / "archives"), replacement))
         received = []
         assert worker.fetch(clip, "archive", job, timeout=60, on_clip=lambda *told: received.append(told)) is None
-        [(delivered, path)] = received
-        assert (delivered, path.read_bytes()) == (clip, video), "the original instead of the broken replacement"
+        [(delivered, file)] = received
+        assert (delivered, file.path.read_bytes()) == (clip, video), "the original instead of the broken replacement"
     finally:
         worker.stop()
 
