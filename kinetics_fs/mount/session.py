@@ -111,25 +111,26 @@ def _check_apart(mountpoint: Path, settings: Settings) -> None:
     """Refuse a mount that would hide the files it needs: it would wait for itself.
 
     Raises:
-        MountError: something that the mount needs is below the mount point, or the mount point is in the cache
-            directory or in a folder of clips.
+        MountError: the cache directory, the archives, the cookies or the log file are below the mount point; or the
+            mount point is in the cache directory.
     """
-    searched = [("cache-dir", settings.cache_dir), *(("folder", folder) for folder in settings.folder)]
-    archives = None if is_remote(settings.archive_url) else Path(settings.archive_url)
-    others = [("archive-url", archives), ("cookies", settings.cookies), ("log-file", settings.log_file)]
-    for flag, path in (*searched, *others):
-        if path is None:
-            continue
-        if is_below(path, mountpoint):
+    needed = {
+        "cache-dir": settings.cache_dir,
+        "archive-url": None if is_remote(settings.archive_url) else Path(settings.archive_url),
+        "cookies": settings.cookies,
+        "log-file": settings.log_file,
+    }
+    for flag, path in needed.items():
+        if path is not None and is_below(path, mountpoint):
             raise MountError(
                 f"cannot mount on {mountpoint}: the mount would hide {path}, which it needs;"
                 f" choose another mount point, or another --{flag}"
             )
-        if (flag, path) in searched and is_below(mountpoint, path):
-            raise MountError(
-                f"cannot mount on {mountpoint}: it is in {path}, which the mount reads;"
-                f" choose another mount point, or another --{flag}"
-            )
+    if is_below(mountpoint, settings.cache_dir):
+        raise MountError(
+            f"cannot mount on {mountpoint}: it is in the cache directory {settings.cache_dir};"
+            " choose another mount point, or another --cache-dir"
+        )
 
 
 def _select_cached(settings: Settings, catalog: Catalog) -> tuple[Path, str]:
