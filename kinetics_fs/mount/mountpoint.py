@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,9 @@ _STACKED = {"overlay", "ecryptfs"}
 
 _UMOUNT_TIMEOUT = 20.0
 """Seconds to wait for the program that unmounts."""
+_IN_USE_PATIENCE = 2.0
+"""Seconds to wait for what uses a mount: programs that look at all mounts visit it for a moment."""
+_IN_USE_PAUSE = 0.1
 
 
 class _MountInfo(NamedTuple):
@@ -169,7 +173,7 @@ def _check_fuse(path: Path, *, allow_other: bool) -> None:
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmount.
+    """Unmount. A mount that is in use is tried again for some seconds.
 
     Args:
         path: absolute path of the mount point.
@@ -177,6 +181,24 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
 
     Raises:
         MountError: the path is not a mount, is in use, or may not be unmounted by this user.
+    """
+    end = time.monotonic() + _IN_USE_PATIENCE
+    while "busy" in (reason := _try_to_unmount(path, lazy=lazy)):
+        if time.monotonic() > end:
+            raise MountError(
+                f"cannot unmount {path}: it is in use; close the files that are open in it (lsof +f -- {path}),"
+                " or add --lazy"
+            )
+        time.sleep(_IN_USE_PAUSE)
+    if reason:
+        raise MountError(f"cannot unmount {path}: {reason}")
+
+
+def _try_to_unmount(path: Path, *, lazy: bool) -> str:
+    """Unmount, and return "" or why it failed. Arguments as of `unmount`.
+
+    Raises:
+        MountError: the program that unmounts hangs.
     """
     fusermount = find_fusermount()
     commands = []
@@ -197,12 +219,9 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
                 " add --lazy, or end the process of the mount"
             )
         if done.returncode == 0:
-            return
+            return ""
         errors = done.stderr.strip().splitlines()
         reasons.append(errors[-1] if errors else f"{command[0]} failed with status {done.returncode}")
         if "busy" in reasons[-1]:
-            raise MountError(
-                f"cannot unmount {path}: it is in use; close the files that are open in it (lsof +f -- {path}),"
-                " or add --lazy"
-            )
-    raise MountError(f"cannot unmount {path}: {reasons[0]}")
+            return reasons[-1]
+    return reasons[0]

@@ -455,6 +455,14 @@ def test_umount_fails_as_in_use_if_it_is_a_working_directory(run: Run, mountpoin
     assert run_command("umount", mountpoint).returncode == 0
 
 
+def test_umount_waits_for_a_momentary_visitor(run: Run, mountpoint: Path) -> None:
+    """As `kinetics-fs status`, `df` and the monitoring of a machine visit all mounts."""
+    assert run().returncode == 0
+    with subprocess.Popen(["sleep", "0.7"], cwd=mountpoint / "validation"):
+        assert run_command("umount", mountpoint).returncode == 0
+    assert mountpoint not in find_mounts()
+
+
 def test_umount_fails_as_in_use_with_an_open_file_unless_lazy(run: Run, mountpoint: Path, site: VideoSite) -> None:
     pid = int(run("--video-url", site.url_template).stdout.rpartition("process ")[2].split(",")[0])
     with (mountpoint / SURFING).open("rb") as file:
