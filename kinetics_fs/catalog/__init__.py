@@ -90,7 +90,8 @@ def open_catalog(
 ) -> Catalog:
     """Open the catalog of a selection from a release; download and compile the annotations if necessary.
 
-    A list of the release that cannot be downloaded costs only the clips that no other list names, with a warning.
+    A list of the release that cannot be downloaded or read costs only the clips that no other list names. A warning
+    says so.
 
     Args:
         release: the release; gives the catalog its name and date.
@@ -135,7 +136,7 @@ def _lists_of(release: Release, downloads: Path) -> list[AnnotationList]:
     for location, copy in zip(release.annotations, copies, strict=True):
         undocumented = location.endswith(".txt")
         try:
-            lists.append(AnnotationList(copy.result(), known_labels=undocumented, optional=undocumented))
+            lists.append(AnnotationList(copy.result(), known_labels=undocumented))
         except CatalogError as error:
             if all(other.exception() for other in copies):
                 raise

@@ -50,12 +50,10 @@ class AnnotationList:
     Attributes:
         path: the file.
         known_labels: labels that no earlier list has are no labels. For lists in an undocumented format.
-        optional: if the file cannot be read, it is skipped with a warning.
     """
 
     path: Path
     known_labels: bool = False
-    optional: bool = False
 
 
 class ArchiveClips(Protocol):
@@ -96,15 +94,16 @@ def compile_catalog(
         release: the release; gives the catalog its name and date.
         folder: the folder of the catalogs.
         split: the split (one of `SPLITS`) of rows that name none, in files whose names mention none.
-        union: the lists are editions of one list: the first that labels a clip of a split decides its label. Otherwise
-            a clip may have several labels.
+        union: the lists are editions of one list: the first that labels a clip of a split decides its label, and those
+            that cannot be read are skipped with a warning. Otherwise a clip may have several labels.
         archives: more clips. Those that a list has in the same split keep the label of the list.
 
     Raises:
-        CatalogError: a file cannot be read or has no valid row, or the catalog cannot be written.
+        CatalogError: a file (of a union: every file) cannot be read or has no valid row, or the catalog cannot be
+            written.
     """
     files = [AnnotationList(one) if isinstance(one, Path) else one for one in lists]
-    splits = [_split_of(one, split) for one in files]
+    splits = [_split_of(one, split, union=union) for one in files]
     annotations_digest = _digest(files, splits, release, union=union)
     key = annotations_digest
     if archives is not None:
@@ -127,8 +126,16 @@ def compile_catalog(
     }
     with new_database(path, info) as connection:
         staging = _Staging(connection, refusals)
+        failed: list[CatalogError] = []
         for one, split_of_rows in zip(files, splits, strict=True):
-            staging.add_list(one, split_of_rows)
+            try:
+                staging.add_list(one, split_of_rows)
+            except CatalogError as error:
+                failed.append(error)
+        if failed and (not union or len(failed) == len(files)):
+            raise failed[0]
+        for reason in failed:
+            _log.warning("%s; clips that no other list names are left out", reason)
         if archives is not None:
             staging.add_archives(archives)
         staging.merge(union=union)
@@ -160,12 +167,12 @@ def reuse(path: Path, key: str) -> bool:
     return True
 
 
-def _split_of(one: AnnotationList, split: str | None) -> str | None:
+def _split_of(one: AnnotationList, split: str | None, *, union: bool) -> str | None:
     """Return the split of rows that name none; None if every row names one."""
     try:
         return (split_of_file_name(one.path.name) or split) if needs_split(one.path) else None
     except CatalogError:
-        if not one.optional:
+        if not union:
             raise
         return None
 
@@ -176,8 +183,8 @@ def _digest(files: Sequence[AnnotationList], splits: Sequence[str | None], relea
         total.update(b"union\n")
     for one, split in zip(files, splits, strict=True):
         total.update(f"{split}\n".encode() if split else b"")
-        if one.known_labels or one.optional:
-            total.update(f"{one.known_labels} {one.optional}\n".encode())
+        if one.known_labels:
+            total.update(b"known labels\n")
         with readable(one.path), one.path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
@@ -251,7 +258,7 @@ class _Staging:
             split_of_rows: split of the rows that name none.
 
         Raises:
-            CatalogError: the list cannot be read, and is not optional.
+            CatalogError: the list cannot be read. Nothing of it is added.
         """
         classes_before, labels = len(self._class_ids), _LabelTable(self.labels() if one.known_labels else [])
         refusals = _RefusalCounter()
@@ -273,17 +280,15 @@ class _Staging:
         self._connection.execute("SAVEPOINT list")
         try:
             self._stage(rows())
-        except CatalogError as error:
-            if not one.optional:
-                raise
+        except CatalogError:
             self._connection.execute("ROLLBACK TO list")
             for name in list(self._class_ids)[classes_before:]:  # its labels must not move the class indexes of others
                 del self._class_ids[name]
-            _log.warning("%s; clips that no other list names are left out", error)
-        else:
-            self._connection.execute("INSERT INTO origin VALUES (?, 'list', ?)", (origin, one.path.name))
-            self._refusals.update(refusals)
+            self._connection.execute("RELEASE list")
+            raise
         self._connection.execute("RELEASE list")
+        self._connection.execute("INSERT INTO origin VALUES (?, 'list', ?)", (origin, one.path.name))
+        self._refusals.update(refusals)
 
     def add_archives(self, archives: ArchiveClips) -> None:
         """Add the clips of archives."""

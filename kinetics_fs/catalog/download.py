@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from codecs import BOM_UTF8
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -129,6 +130,8 @@ def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:
     size = 0
     deadline = time.monotonic() + DEADLINE
     for chunk in response.iter_content(_CHUNK_SIZE):
+        if not size and chunk.removeprefix(BOM_UTF8).lstrip().startswith(b"<"):
+            raise CatalogError(f"cannot download {url}: the server answers with a web page; give the address of a list")
         size += len(chunk)
         if size > MAX_BYTES:
             raise CatalogError(f"cannot download {url}: it is larger than {MAX_BYTES:,} bytes")

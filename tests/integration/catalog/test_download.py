@@ -101,7 +101,7 @@ def test_what_has_not_changed_is_not_sent_again(
     assert site.asked[2][condition] == value
 
 
-@pytest.mark.parametrize("failure", ["status", "cut", "large", "slow", "gone"])
+@pytest.mark.parametrize("failure", ["status", "cut", "large", "slow", "gone", "page"])
 def test_a_failing_server_leaves_the_copy_in_use(
     site: Site,
     tmp_path: Path,
@@ -116,6 +116,8 @@ def test_a_failing_server_leaves_the_copy_in_use(
         site.status = 503
     elif failure == "cut":
         site.cut = 10
+    elif failure == "page":
+        site.body = b" \n<html>Log in"
     elif failure == "large":
         monkeypatch.setattr(download, "MAX_BYTES", 999)
     elif failure == "slow":

@@ -163,6 +163,39 @@ def test_lists_that_cannot_be_had_cost_only_their_clips(public: PublicSite, cach
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\n<!DOCTYPE html><title>Log in</title>", "train.csv: the server answers with a web page"),
+        (b"PK\3\4 and so on", "cannot read train.csv: it is a zip archive or a spreadsheet"),
+        (b"", "cannot read train.csv: it has no usable row"),
+        (by_zlib(csv_text([row("zumba", "cvdf", "train")]).encode())[:-9], "it is damaged or incomplete"),
+        (b"label,youtube_id\nzumba,x\n", "cannot read train.csv: its header has no time_start"),
+    ],
+    ids=["page", "zip", "empty", "damaged", "header"],
+)
+def test_lists_that_are_none_cost_only_their_clips(
+    public: PublicSite, cache: Path, content: bytes, reason: str
+) -> None:
+    whole = public.site.files[f"{LISTS}/train.csv"]
+    public.site.files[f"{LISTS}/train.csv"] = content
+    done = run_command("classes", "--cache-dir", cache, "--json", **public.environment)
+    assert done.returncode == 0, done.stderr
+    assert reason in done.stderr and "clips that no other list names are left out" in done.stderr
+    names = [origin["name"] for origin in json_output(done)["origins"]]
+    assert names == ["kinetics600.tar.gz", "test.csv", "kinetics600_holdout_test.csv", "train.txt"]
+    if "web page" in reason:
+        public.site.files[f"{LISTS}/train.csv"] = whole
+        assert "train.csv" in [origin["name"] for origin in run(public, "classes", cache)["origins"]]
+
+
+def test_lists_none_of_which_can_be_read_are_an_error(public: PublicSite, cache: Path) -> None:
+    public.site.files.update(dict.fromkeys(public.site.files, b"nothing"))
+    done = run_command("classes", "--cache-dir", cache, **public.environment)
+    assert done.returncode == 1
+    assert "cannot read kinetics600.tar.gz" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         (clip("extra").key, f"train/{UNLABELED}/extra"),

@@ -147,19 +147,21 @@ def test_catalogs_of_fewer_archives_are_removed(lists: list[Path], release: Rele
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"label,something\nx,y\n", b"\x1f\x8bdamaged"])
-def test_an_optional_list_that_cannot_be_read_costs_only_its_clips(
+def test_a_list_that_cannot_be_read_costs_only_its_clips(
     lists: list[Path], release: Release, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = contents(compile_catalog(lists, release, tmp_path, union=True))
     bad = tmp_path / "val.txt"
     bad.write_bytes(content)
     caplog.set_level(logging.WARNING)
-    path = compile_catalog([*lists, AnnotationList(bad, optional=True)], release, tmp_path, union=True)
+    path = compile_catalog([*lists, bad], release, tmp_path, union=True)
     assert contents(path) == expected
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith("cannot read ") and warning.endswith("; clips that no other list names are left out")
     with pytest.raises(CatalogError):
         compile_catalog([*lists, bad], release, tmp_path)
+    with pytest.raises(CatalogError):
+        compile_catalog([bad], release, tmp_path, union=True)
 
 
 def test_a_list_in_an_unknown_format_brings_no_labels_of_its_own(
