@@ -121,7 +121,6 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
                 base,
                 NAME,
                 out / "cache",
-                None,
                 0,
                 None,
                 out / "index",

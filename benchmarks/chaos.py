@@ -159,7 +159,8 @@ class _Chaos:
         }
         (self._folder / "config.toml").write_text("[youtube.ytdlp]\n" + "".join(_toml(options)))
         return [
-            *("--annotations", annotations, "--cache-dir", self._cache, "--cache-size", _LIMIT, "--min-free", 0),
+            *("--annotations", annotations, "--cache-dir", self._cache, "--min-free", 0),
+            *("--cache-size", f"{_LIMIT}B", "--small-cache"),
             *("--workers", _WORKERS, "--timeout", _TIMEOUT, "--max-fetches-per-hour", 0),
         ]
 

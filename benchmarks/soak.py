@@ -123,7 +123,17 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
     paths = [f"train/{CLASS}/{clip.name}" for clip in clips]
     seen = _Seen()
     with VideoSite(videos) as site:
-        limits = ["--cache-dir", cache, "--cache-size", _LIMIT, "--min-free", 0, "--workers", _WORKERS]
+        limits = [
+            "--cache-dir",
+            cache,
+            "--cache-size",
+            f"{_LIMIT}B",
+            "--small-cache",
+            "--min-free",
+            0,
+            "--workers",
+            _WORKERS,
+        ]
         fetched_from = ["--annotations", annotations, "--video-url", site.url_template]
         with Ours("soak", ["--frontend", "native", *arguments, *fetched_from, *limits]).mounted(mountpoint) as mounted:
             mode = mounted.status()["frontend"]["mode"]

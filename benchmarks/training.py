@@ -107,7 +107,7 @@ class _TrainingLoop:
                 "mount",
                 *("--annotations", self._annotations, "--cache-dir", cache, "--log-file", self._folder / "log"),
                 *self._arguments,
-                *([] if limit is None else ["--cache-size", str(limit)]),
+                *([] if limit is None else ["--cache-size", f"{limit}B", "--small-cache"]),
                 root,
             )
             yield root

@@ -99,12 +99,12 @@ def selection_of(settings: Settings) -> Selection:
 
 
 def open_store(settings: Settings) -> Store:
-    """Open the store in the cache directory.
+    """Open the store in the cache directory. The cache takes the limit of the settings, if they have one.
 
     Raises:
-        StoreError: the cache directory cannot be used.
+        StoreError: the cache directory cannot be used, or clips would have to be evicted for the limit.
     """
-    return Store(settings.cache_dir, limit=settings.cache_size, min_free=settings.min_free)
+    return Store(settings.cache_dir, limit=settings.cache_size, shrink=settings.shrink, min_free=settings.min_free)
 
 
 def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetcher:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
+from rich import filesize
 
 from kinetics_fs.catalog.naming import ClassNames
-from kinetics_fs.errors import KineticsError, printable
+from kinetics_fs.errors import KineticsError, SettingError, printable
 from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD, PUBLIC_ARCHIVES, SOURCES, YOUTUBE_URL
 from kinetics_fs.util import logs
 
@@ -39,8 +40,13 @@ SECTIONS = {
 }
 """Group of settings → heading in help texts and in the reference. A command takes whole groups."""
 
-Kind = Literal["text", "integer", "seconds", "size", "hourly", "path", "switch", "choice", "order"]
-"""How text becomes a value: `hourly` is a number per hour, `order` a comma-separated list of distinct choices."""
+Kind = Literal["text", "integer", "seconds", "size", "limit", "rate", "hourly", "path", "switch", "choice", "order"]
+"""How text becomes a value: `limit` is a size or `none`, `rate` a size per second, `hourly` a number per hour, `order`
+a comma-separated list of distinct choices."""
+
+_MIN_CACHE = 100 * 10**6
+_MIN_BANDWIDTH = 10 * 10**3
+"""Bytes per second. At less, a clip of the mean size takes more than two minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +194,27 @@ class Settings:
         kind="path",
         default_text="the user's cache directory, on Linux ~/.cache/kinetics-fs",
     )
-    cache_size: int | None = _setting(
+    cache_size: int | Literal["none"] | None = _setting(
         None,
         "limits",
-        "Maximum size of the cache, for example 200GB. The least recently opened clips are evicted first.",
+        "Maximum size of the cache, for example 200GB, or none for no limit. The cache keeps it: all mounts and"
+        " commands obey it until another one is given. The least recently opened clips are evicted first.",
         metavar="SIZE",
-        kind="size",
-        default_text="no limit",
+        kind="limit",
+        default_text="the limit that the cache has; a new cache has none",
+    )
+    shrink: bool = _setting(
+        False,
+        "limits",
+        "With a --cache-size that is less than the cache has now: evict clips at once.",
+        kind="switch",
+    )
+    small_cache: bool = _setting(
+        False,
+        "limits",
+        "Allow a --cache-size of less than 100MB, for tests and demonstrations.",
+        kind="switch",
+        rare=True,
     )
     min_free: int = _setting(
         10**9,
@@ -300,9 +320,10 @@ class Settings:
     max_bandwidth: int | None = _setting(
         None,
         "network",
-        "Maximum number of bytes to receive per second, for example 5MB, divided evenly among the workers.",
+        "Maximum number of bytes to receive per second, for example 5MB, divided evenly among the workers; 0 for no"
+        " limit.",
         metavar="SIZE",
-        kind="size",
+        kind="rate",
         default_text="no limit",
     )
     cookies: Path | None = _setting(
@@ -447,6 +468,29 @@ class Settings:
         for name in "cookies", "log_file":
             if path := getattr(self, name):
                 object.__setattr__(self, name, _absolute(path))
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuse sizes that are hardly meant.
+
+        Raises:
+            SettingError: the cache or the bandwidth is too small.
+        """
+        size, rate = self.cache_size, self.max_bandwidth
+        if isinstance(size, str) and size != "none":
+            raise SettingError(
+                f"cannot use --cache-size {size!r}: it is not a number of bytes; write 200 * 10**9 for 200GB, or none"
+            )
+        if isinstance(size, int) and size < _MIN_CACHE and not self.small_cache:
+            raise SettingError(
+                f"cannot use --cache-size {filesize.decimal(size)}: the minimum is {filesize.decimal(_MIN_CACHE)};"
+                " give more, none for no limit, or --small-cache if you mean it"
+            )
+        if rate and rate < _MIN_BANDWIDTH:
+            raise SettingError(
+                f"cannot use --max-bandwidth {filesize.decimal(rate)}: the minimum is"
+                f" {filesize.decimal(_MIN_BANDWIDTH)} per second; give more, or 0 for no limit"
+            )
 
     def with_values(self, **values: Any) -> Settings:
         """Return a copy with other values for some settings.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import functools
 import re
@@ -28,6 +27,8 @@ R = TypeVar("R")
 
 def _option(setting: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
     name, about, default = setting.name, setting.about, setting.default
+    if about.kind == "size" and default is not None:
+        default = f"{default}B"  # click converts a default like a value that a user gives
     return click.option(
         f"--{name}/--no-{name}" if about.kind == "switch" else f"--{name}",
         setting.field,
@@ -64,7 +65,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
             try:
                 return function(settings=Settings(**given, ytdlp=configured.get("ytdlp", {})), **values)
             except KineticsError as error:
-                raise _with_origins(error) from error
+                _add_origins(error)
+                raise
 
         decorated: Callable[..., R] = command
         for setting in reversed(chosen):
@@ -88,8 +90,8 @@ def _check_sampling(given: Mapping[str, Any]) -> None:
             )
 
 
-def _with_origins(error: KineticsError) -> KineticsError:
-    """Return an error that says where the flags in its message were set, if not on the command line."""
+def _add_origins(error: KineticsError) -> None:
+    """Let an error say where the flags in its message were set, if not on the command line."""
     context = click.get_current_context()
     text = str(error)
     for option in context.command.params:
@@ -97,10 +99,7 @@ def _with_origins(error: KineticsError) -> KineticsError:
             continue
         if origin := origin_of(option, context):
             text = f"{text} ({option.opts[0]} comes from {origin})"
-    if text != str(error):
-        error = copy.copy(error)
-        error.args = (text, *error.args[1:])
-    return error
+    error.args = (text, *error.args[1:])
 
 
 def selection_given() -> bool:

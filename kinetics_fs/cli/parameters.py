@@ -16,18 +16,42 @@ _BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes: `1500000`, `200GB` (powers of ten) or `1.5TiB` (powers of two)."""
+    """A number of bytes with its unit: `200GB` (powers of ten), `1.5TiB` (powers of two) or `1500000B`; 0 needs none.
+
+    A number alone is refused: a user who writes 200 rarely means bytes.
+    """
 
     name = "size"
+    _per_second = ""
+    """A pattern of what may follow the unit."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if type(value) is int and value >= 0:  # excludes bool, a subclass of int
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(value).strip().upper())
+        text = "" if isinstance(value, bool) else str(value).strip().upper()
+        match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*([KMGT]?I?)(B?){self._per_second}", text)
         factor = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
         if match is None or factor is None:
             self.fail(f"{value!r} is not a size: write it as 200GB, 1.5TB or 500MiB", param, ctx)
-        return int(float(match[1]) * factor)
+        number = float(match[1])
+        if number and not (match[2] or match[3]):
+            example = f"{match[1]}GB or {match[1]}MB" if len(match[1]) < 6 else "200GB or 200MB"
+            self.fail(f"{value!r} has no unit: write {example}; {match[1]}B if you mean bytes", param, ctx)
+        return int(number * factor)
+
+
+class Limit(Size):
+    """A size, or `none`."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return "none" if str(value).strip().lower() == "none" else super().convert(value, param, ctx)
+
+
+class Rate(Size):
+    """A size per second: `5MB` or `5MB/s`."""
+
+    name = "rate"
+    _per_second = r"\s*(?:/\s*S)?"
 
 
 class Hourly(click.ParamType[int]):
@@ -96,6 +120,10 @@ def type_of(about: About) -> click.ParamType[Any]:
             return click.FloatRange(min=0, min_open=True)
         case "size":
             return Size()
+        case "limit":
+            return Limit()
+        case "rate":
+            return Rate()
         case "hourly":
             return Hourly()
         case "order":

@@ -37,8 +37,8 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
     """Pin the clips of a selection: they stay in the cache, whatever else is evicted.
 
     This applies to cached clips and to those that are fetched later; the command itself fetches nothing. It takes
-    effect at once for every mount and prefetch that uses the cache. Pinned clips count toward --cache-size: if a clip
-    does not fit beside them, it cannot be fetched.
+    effect at once for every mount and prefetch that uses the cache. Pinned clips count toward the limit of the cache
+    (--cache-size): if a clip does not fit beside them, it cannot be fetched.
 
     \b
     kinetics-fs pin add --split validation
@@ -46,6 +46,7 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
     kinetics-fs pin add --release 400 --all
     """
     from kinetics_fs.cli.library import open_library
+    from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
 
     if not (everything or selection_given()):
         raise click.UsageError(_NO_SELECTION.format(", or --all"))
@@ -55,16 +56,16 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
         settings = settings.with_values(split=(), classes=(), max_samples=None, shuffle=False)
     with open_library(settings) as library:
         pinned = library.pin()
-        total = library.pin_totals()
+        total, limit = library.pin_totals(), library.status().cache.limit
     if as_json:
         click.echo(json.dumps({**pinned.all._asdict(), "new": pinned.new, "total": total._asdict()}))
     else:
         click.echo(f"{_describe(pinned.all, 'pinned')}; {pinned.new:,} of them were not pinned before")
-    if settings.cache_size is not None and total.bytes > settings.cache_size:
+    if limit is not None and total.bytes + TYPICAL_CLIP_BYTES > limit:
         click.echo(
-            f"kinetics-fs: the pinned clips take {filesize.decimal(total.bytes)}, more than --cache-size"
-            f" ({filesize.decimal(settings.cache_size)}): no other clip can be fetched; raise --cache-size, or unpin"
-            " some clips with kinetics-fs pin remove",
+            f"kinetics-fs: the pinned clips take {filesize.decimal(total.bytes)} of the {filesize.decimal(limit)} that"
+            " the cache may have: hardly any other clip can be fetched; raise --cache-size, or unpin some clips with"
+            " kinetics-fs pin remove",
             err=True,
         )
 

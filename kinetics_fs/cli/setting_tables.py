@@ -46,6 +46,10 @@ def _type(about: About) -> str:
             name = "number of seconds"
         case "size":
             name = "size: `500MB`, `1.5TiB`"
+        case "limit":
+            name = "size: `500GB`, `1.5TiB`; or `none`"
+        case "rate":
+            name = "size per second: `5MB`, `500KiB/s`"
         case "hourly":
             name = "number per hour: `300/h`"
         case "switch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -89,16 +90,21 @@ def disk(probe: PathProbe) -> Iterator[Finding]:
 
 def space(settings: Settings, probe: PathProbe) -> Iterator[Finding]:
     """Check the free space, for the next clip and for the size that the cache may reach."""
-    try:
-        cached = (summarize_cache(settings.cache_dir) or (0, 0))[1]
-    except StoreError:  # reported by the check of the databases
-        cached = 0
-    name, limit = "cache space", settings.cache_size
+    cached, limit = 0, None
+    with contextlib.suppress(StoreError):  # reported by the check of the databases
+        if (summary := summarize_cache(settings.cache_dir)) is not None:
+            cached, limit = summary.bytes, summary.limit
+    if settings.cache_size is not None:
+        limit = None if settings.cache_size == "none" else settings.cache_size
+    name = "cache space"
     free, left = filesize.decimal(probe.free), max(0, probe.free - settings.min_free)
     found = f"{free} free, --min-free {filesize.decimal(settings.min_free)}, {filesize.decimal(cached)} of clips"
     if left + cached < _CLIP_SIZE:
         fix = "Free space on the disk, choose another --cache-dir, or lower --min-free."
         yield Finding(name, State.PROBLEM, f"{found}: no space for a clip", fix)
+    elif limit is not None and limit < cached:
+        fix = "Give --shrink with the next command to evict clips, or set a larger --cache-size."
+        yield Finding(name, State.PROBLEM, f"{found}: more than --cache-size {filesize.decimal(limit)}", fix)
     elif limit is not None and limit < _CLIP_SIZE:
         yield Finding(
             name, State.PROBLEM, f"--cache-size {limit:,} is smaller than a clip", "Set a larger --cache-size."

@@ -58,7 +58,6 @@ class ArchiveJob:
         base: location of all archives: an http(s) or s3 address, or a folder.
         archive: name of the archive below that location.
         cache_dir: folder of the store.
-        limit: maximum size of the clips in the store, in bytes; None for no limit.
         min_free: space to leave free on the disk, in bytes.
         catalog_file: file of the catalog whose clips are stored; None for all clips of the archive.
         index_db_file: file of the archive index database; None to build no index.
@@ -72,7 +71,6 @@ class ArchiveJob:
     base: str
     archive: str
     cache_dir: Path
-    limit: int | None
     min_free: int
     catalog_file: Path | None
     index_db_file: Path | None
@@ -234,7 +232,7 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
-        store = opened.enter_context(Store(job.cache_dir, limit=job.limit, min_free=job.min_free))
+        store = opened.enter_context(Store(job.cache_dir, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog_file)) if job.catalog_file else None
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         indexing = job.index_db_file is not None and finds_block_boundaries()

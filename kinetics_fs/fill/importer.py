@@ -109,7 +109,6 @@ def import_folder(
     *,
     verify: VerifyLevel,
     link: bool,
-    limit: int | None,
     min_free: int,
     max_height: int,
     exact: bool,
@@ -125,7 +124,6 @@ def import_folder(
         catalog: the clips that are wanted.
         verify: how to verify each file.
         link: make hard links where possible; else copy.
-        limit: maximum size of the cache, in bytes; None for no limit.
         min_free: bytes of the disk to leave free.
         max_height: maximum height in lines of clips that are cut out of whole videos.
         exact: cut these to the exact frame by re-encoding; otherwise copy from a keyframe on.
@@ -143,7 +141,7 @@ def import_folder(
         )
         try:
             walk.find_files()
-            walk.check_space(limit, min_free)
+            walk.check_space(min_free)
             walk.import_files()
         except KeyboardInterrupt:
             walk.result.interrupted = True
@@ -324,7 +322,7 @@ class _FolderImport:
             self._files.add(wanted)
         self._files.finish()
 
-    def check_space(self, limit: int | None, min_free: int) -> None:
+    def check_space(self, min_free: int) -> None:
         """Refuse an import that does not fit beside all cached clips.
 
         Raises:
@@ -333,11 +331,11 @@ class _FolderImport:
         usage = self._store.usage()
         size, copied = self._files.bytes(copied=False), self._files.bytes(copied=True)
         refusal = f"cannot import {one_line(str(self._folder))}"
-        if size and limit is not None and usage.bytes + size > limit:
+        if size and usage.limit is not None and usage.bytes + size > usage.limit:
             raise KineticsError(
                 f"{refusal}: its clips have {filesize.decimal(size)}, the cached clips"
-                f" {filesize.decimal(usage.bytes)}, and --cache-size is {filesize.decimal(limit)}; give a larger"
-                " --cache-size or select less"
+                f" {filesize.decimal(usage.bytes)}, and the limit of the cache is {filesize.decimal(usage.limit)};"
+                " give a larger --cache-size or select less"
             )
         free = max(0, usage.disk_free - min_free)
         if copied > free:

@@ -77,7 +77,6 @@ def build_indexes(
             base=base,
             archive=name,
             cache_dir=cache_dir,
-            limit=None,
             min_free=0,
             catalog_file=None,
             index_db_file=index_db,

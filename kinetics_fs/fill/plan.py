@@ -132,12 +132,11 @@ class SpaceEstimate:
     incoming: int
     pinned: int
 
-    def check(self, store: Store, *, limit: int | None, min_free: int) -> None:
+    def check(self, store: Store, *, min_free: int) -> None:
         """Refuse a fill that does not fit.
 
         Args:
             store: the store to fill.
-            limit: maximum size of the cache, in bytes; None for no limit.
             min_free: bytes of the disk to leave free.
 
         Raises:
@@ -146,12 +145,12 @@ class SpaceEstimate:
         needed = self.cached + self.incoming
         beside = f" beside {filesize.decimal(self.pinned)} of pinned clips" if self.pinned else ""
         unpin = ", unpin clips (kinetics-fs pin remove)" if self.pinned else ""
-        if limit is not None and needed + self.pinned > limit:
-            raise KineticsError(
-                f"cannot fill the cache: the selection needs about {filesize.decimal(needed)}{beside}, and --cache-size"
-                f" is {filesize.decimal(limit)}; give a larger --cache-size{unpin} or select less"
-            )
         usage = store.usage()
+        if usage.limit is not None and needed + self.pinned > usage.limit:
+            raise KineticsError(
+                f"cannot fill the cache: the selection needs about {filesize.decimal(needed)}{beside}, and the limit of"
+                f" the cache is {filesize.decimal(usage.limit)}; give a larger --cache-size{unpin} or select less"
+            )
         free = max(0, usage.disk_free - min_free + usage.bytes - self.cached - self.pinned)
         if self.incoming > free:
             raise KineticsError(

@@ -178,7 +178,6 @@ class FillSettings:
         base: http(s) or s3 address, or folder, that has the archives.
         archives: names of the archives to read; empty for all that hold the selection.
         whole: the selection has all classes of its release, so that it needs all archives of its splits.
-        limit: maximum size of the cache, in bytes; None for no limit.
         min_free: bytes of the disk to leave free.
         index_db: file of the archive index database.
         index: index the archives on the way.
@@ -191,7 +190,6 @@ class FillSettings:
     base: str
     archives: Sequence[str]
     whole: bool
-    limit: int | None
     min_free: int
     index_db: Path
     index: bool
@@ -282,14 +280,13 @@ def fill_store(
         plan = plan_fill(
             settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
         )
-    plan.space.check(store, limit=settings.limit, min_free=settings.min_free)
+    plan.space.check(store, min_free=settings.min_free)
     results = ArchiveResults(read_before=plan.read_before, failed=plan.failed)
     jobs = (
         ArchiveJob(
             base=settings.base,
             archive=name,
             cache_dir=store.folder,
-            limit=settings.limit,
             min_free=settings.min_free,
             catalog_file=catalog.path,
             index_db_file=settings.index_db if index else None,

@@ -96,6 +96,10 @@ def plan_mount(
         from kinetics_fs.mount import fusepy  # noqa: F401  # fails without libfuse, before anything is downloaded
     _check_apart(real_path(mountpoint), settings)
     mountpoint = prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
+    if settings.cache_size is not None:
+        # Given to the cache once, and in the foreground: a refusal or a warning belongs on the terminal of the user.
+        open_store(settings).close()
+        settings = settings.with_values(cache_size=None)
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
     with open_selected_catalog(settings) as catalog:
         on_catalog(catalog)

@@ -44,6 +44,8 @@ class CacheSummary(NamedTuple):
     """Cached clips."""
     bytes: int
     """Their bytes."""
+    limit: int | None
+    """Maximum of these bytes; None for no limit."""
     sources: list[SourceState]
 
 
@@ -61,7 +63,8 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
         return None
     with closing(StateDatabase(path)) as database:
         [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held")
-        return CacheSummary(clips, size, Throttle(database).states())
+        [(limit,)] = database.query("SELECT max(bytes) FROM size_limit")
+        return CacheSummary(clips, size, limit, Throttle(database).states())
 
 
 def quick_check(database: Path, timeout: float) -> str:

@@ -43,6 +43,11 @@ CREATE TABLE IF NOT EXISTS pin (     -- a row for each pinned clip, cached or no
     key       TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 
+CREATE TABLE IF NOT EXISTS size_limit ( -- at most one row; none if the cache has no limit
+    only      INTEGER PRIMARY KEY CHECK (only = 1),
+    bytes     INTEGER NOT NULL       -- maximum of the cached clips
+);
+
 CREATE TABLE IF NOT EXISTS flight (  -- a fetch in progress: a claim, a reservation, and the trace that a crash leaves
     key       TEXT PRIMARY KEY,      -- one fetch per clip, over all processes
     token     TEXT NOT NULL,         -- names incoming/<token> and the final file

@@ -1,5 +1,7 @@
 """Eviction: how much the cache may hold, and which clips are removed for others.
 
+The limit belongs to the cache: it is in the state database, and every process that uses the cache obeys it.
+
 The least recently opened clips go first. Access times are collected in memory (`AccessTimes`) and written to the state
 database every few seconds; `Evictor.make_room` reads them there.
 """
@@ -14,11 +16,15 @@ import os
 import sqlite3
 import threading
 import time
+from typing import Literal, NamedTuple
 
-from kinetics_fs.errors import FailureKind, FetchError
+from rich import filesize
+
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.clip_files import ClipFiles
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.layout import CacheLayout
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
 
@@ -50,74 +56,124 @@ def evicted_too_early() -> FetchError:
     return FetchError(FailureKind.LOCAL, reason, errno=errno.ENOSPC)
 
 
+class _Excess(NamedTuple):
+    """The number of clips to evict, and their bytes."""
+
+    clips: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{count(self.clips, 'clip')} ({filesize.decimal(self.bytes)})"
+
+
 class Evictor:
     """Keeps a cache below its limit. Every change happens in a transaction of the state database, which is the lock.
 
     Args:
         layout: the paths of the cache.
+        database: the state database, which has the limit.
         files: the clip files.
-        limit: maximum bytes of clips; None for no limit.
         min_free: bytes to leave free on the disk, whatever the limit is.
     """
 
-    def __init__(self, layout: CacheLayout, files: ClipFiles, *, limit: int | None, min_free: int) -> None:
+    def __init__(self, layout: CacheLayout, database: StateDatabase, files: ClipFiles, *, min_free: int) -> None:
         self._layout = layout
         self._incoming = str(layout.incoming)
+        self._database = database
         self._files = files
         self._min_free = min_free
-        self.limit = limit
+        self._last_limit = self._read_limit()
         self.evicted = 0
         """Clips that this process has evicted."""
 
+    def limit(self) -> int | None:
+        """Return the maximum bytes of clips; None for no limit. Warn if another process has changed it."""
+        limit, last = self._read_limit(), self._last_limit
+        if limit != last:
+            self._last_limit = limit
+            _log.warning(_change_of_limit(self._layout, last, limit))
+        return limit
+
+    def set_limit(self, db: sqlite3.Connection, given: int | Literal["none"], *, shrink: bool) -> None:
+        """Replace the limit of the cache, and evict the clips that exceed the new one.
+
+        Args:
+            db: a connection in a transaction.
+            given: maximum bytes of clips; `none` for no limit.
+            shrink: clips may be evicted for this.
+
+        Raises:
+            StoreError: clips would have to be evicted and may not, or pinned clips exceed the limit.
+        """
+        limit, last = None if given == "none" else given, self._read_limit()
+        if limit is not None and (cached := self._cached_bytes()) > limit:
+            refusal = f"cannot limit the cache {self._layout.root} to {filesize.decimal(limit)}"
+            held = f"it has {filesize.decimal(cached)} of clips"
+            (pinned,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE held AND pinned = 1").fetchone()
+            if pinned > limit:
+                raise StoreError(
+                    f"{refusal}: {held}, and {filesize.decimal(pinned)} of them are pinned;"
+                    " give a larger --cache-size or unpin clips (kinetics-fs pin remove)"
+                )
+            excess = _clips_to_evict(db, cached - limit)
+            if not shrink:
+                raise StoreError(
+                    f"{refusal}: {held}, so that {excess} would be evicted;"
+                    " give --shrink to evict them, or a larger --cache-size"
+                )
+            self._evict(db, cached - limit, math.inf)
+            _log.warning("evicted %s from %s, because its limit is now %s", excess, self._layout.root, _in_words(limit))
+        if limit == last:
+            return
+        db.execute("DELETE FROM size_limit")
+        if limit is not None:
+            db.execute("INSERT INTO size_limit (only, bytes) VALUES (1, ?)", (limit,))
+        if last is not None:
+            _log.warning(_change_of_limit(self._layout, last, limit))
+        self._last_limit = limit
+
+    def _read_limit(self) -> int | None:
+        rows = self._database.query("SELECT bytes FROM size_limit")
+        return rows[0][0] if rows else None
+
     def capacity(self) -> int:
         """Return the maximum bytes of clips that the limit and the disk allow now."""
-        capacity = self._cached_bytes() + self.disk_free() - self._min_free
-        return capacity if self.limit is None else min(capacity, self.limit)
+        capacity, limit = self._cached_bytes() + self.disk_free() - self._min_free, self.limit()
+        return capacity if limit is None else min(capacity, limit)
 
     def disk_free(self) -> int:
         """Return the free bytes of the disk."""
         disk = os.statvfs(self._incoming)
         return disk.f_bavail * disk.f_frsize
 
-    def make_room(
-        self, db: sqlite3.Connection, wanted: int, *, certain: bool, known: bool, protect_used_since: float
-    ) -> None:
+    def make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, protect_used_since: float) -> None:
         """Evict the least recently opened clips until `wanted` more bytes fit beside the fetches in progress.
 
-        A fetch that begins is not `certain`: its size and those of the others in progress are estimates, so the fetch
-        may begin as long as only the estimates are too much. A finished clip is certain: it fails if it would exceed
-        the limit. Space that pins hold never becomes free, so a clip that does not fit beside them by its estimate
-        is not even begun.
+        Nothing is evicted for a clip that does not fit beside the clips that must stay. The sizes of the fetches in
+        progress are estimates: if only they are too much, what can be evicted for them is evicted.
 
         Args:
             db: a connection in a transaction.
             wanted: bytes.
             certain: True if `wanted` is the size of a finished file, which is on the disk already.
-            known: True if `wanted` is the exact size, False if it is an estimate.
             protect_used_since: clips used since this time stay, in seconds since the epoch. If any clip is protected
-                this way, `wanted` must fit without evicting it.
+                this way, `wanted` must fit beside the fetches in progress, too.
 
         Raises:
             FetchError: there is not enough space (LOCAL, ENOSPC).
         """
-        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        limit = self.limit()
         # Read once, because some filesystems count the space of a removed file much later.
-        shortage = self._shortage(wanted + reserved, on_disk=wanted if certain else 0)
-        too_large = known and self.limit is not None and wanted > self.limit
-        # Decided before anything is evicted: a clip that cannot be stored must not cost any that are cached.
-        protects = protect_used_since < math.inf
-        pins = False
+        alone = self._shortage(limit, wanted, on_disk=wanted if certain else 0)
+        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        shortage = alone + reserved
         if shortage > 0:
-            lacking = shortage - _evictable_bytes(db, protect_used_since, enough=shortage)
-            pins = lacking > 0 and _pins_hold_space(db, protect_used_since)
-            if protects or pins or not certain:
-                tolerable = 0 if protects else reserved if pins else wanted + reserved
-                too_large = too_large or lacking > tolerable
-        if too_large:
-            raise self._no_space(wanted, pins=pins)
-        self._evict(db, shortage, protect_used_since)
-        if certain and self.limit is not None and self._cached_bytes() + wanted > self.limit:
-            raise self._no_space(wanted, pins=pins)
+            needed = shortage if protect_used_since < math.inf else alone
+            if needed > _evictable_bytes(db, protect_used_since, enough=needed):
+                raise self._no_space(wanted, pins=_pins_hold_space(db, protect_used_since))
+            self._evict(db, shortage, protect_used_since)
+        if certain and limit is not None and self._cached_bytes() + wanted > limit:
+            raise self._no_space(wanted, pins=False)
 
     def remove(self, db: sqlite3.Connection, key: str) -> bool:
         """Remove a clip; its size stays known. Return whether it was cached."""
@@ -138,11 +194,11 @@ class Evictor:
                 if shortage <= 0:
                     return
 
-    def _shortage(self, wanted: int, on_disk: int) -> int:
+    def _shortage(self, limit: int | None, wanted: int, on_disk: int) -> int:
         """Return how many bytes must go before `wanted` more, of which some are on the disk, keep both limits."""
         shortage = wanted - on_disk + self._min_free - self.disk_free()
-        if self.limit is not None:
-            shortage = max(shortage, self._cached_bytes() + wanted - self.limit)
+        if limit is not None:
+            shortage = max(shortage, self._cached_bytes() + wanted - limit)
         return shortage
 
     def _cached_bytes(self) -> int:
@@ -154,6 +210,25 @@ class Evictor:
         if pins:
             cause, remedy = f"{cause} beside the pinned clips", f"unpin clips (kinetics-fs pin remove), {remedy}"
         return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", errno=errno.ENOSPC)
+
+
+def _in_words(limit: int | None) -> str:
+    return "no limit" if limit is None else filesize.decimal(limit)
+
+
+def _change_of_limit(layout: CacheLayout, before: int | None, now: int | None) -> str:
+    return f"the limit of the cache {layout.root} was changed from {_in_words(before)} to {_in_words(now)}"
+
+
+def _clips_to_evict(db: sqlite3.Connection, shortage: int) -> _Excess:
+    """Return how many of the clips that may be evicted must go until `shortage` bytes are freed."""
+    clips = total = 0
+    with contextlib.closing(db.execute(f"SELECT size {EVICTABLE}", (math.inf,))) as sizes:
+        for (size,) in sizes:
+            clips, total = clips + 1, total + size
+            if total >= shortage:
+                break
+    return _Excess(clips, total)
 
 
 def _evictable_bytes(db: sqlite3.Connection, protect_used_since: float, *, enough: int) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.control.status import CacheStatus, SourceStatus, StoreStatus
@@ -118,14 +118,18 @@ class Store:
 
     Args:
         folder: the cache directory; created with mode 0700 if it is missing.
-        limit: maximum bytes of clips; None for no limit.
+        limit: maximum bytes of clips, for all processes from now on; `none` for no limit; None to leave it as it is.
+        shrink: clips may be evicted at once, if `limit` is less than the cached clips have.
         min_free: bytes to leave free on the disk, whatever the limit is.
 
     Raises:
-        StoreError: the directory cannot be created, belongs to another user, or its databases cannot be read.
+        StoreError: the directory cannot be created, belongs to another user, or its databases cannot be read; or
+            `limit` requires that clips are evicted, and `shrink` is not given or they are pinned.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None = None, min_free: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, limit: int | Literal["none"] | None = None, shrink: bool = False, min_free: int = 0
+    ) -> None:
         self.folder = folder
         prepare_folder(folder)
         self.layout = CacheLayout(folder)
@@ -136,12 +140,14 @@ class Store:
                 child.mkdir(mode=0o700, exist_ok=True)
             self._database = opened.enter_context(contextlib.closing(StateDatabase(self.layout.state_database)))
             self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout)))
-            self._evictor = Evictor(self.layout, self._files, limit=limit, min_free=min_free)
+            self._evictor = Evictor(self.layout, self._database, self._files, min_free=min_free)
             self._access_times = AccessTimes(self._database)
             with self._database.exclusive() as db:
                 self._lock = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
                 self._sweep(db)
                 self._reconcile(db)
+                if limit is not None:
+                    self._evictor.set_limit(db, limit, shrink=shrink)
             self._opened = opened.pop_all()
         self.failures = FailureLog(self._database)
         self.throttle = Throttle(self._database)
@@ -321,7 +327,7 @@ class Store:
         return Usage(
             clips=clips,
             bytes=size,
-            limit=self._evictor.limit,
+            limit=self._evictor.limit(),
             reserved=reserved,
             disk_free=self._evictor.disk_free(),
         )
@@ -439,12 +445,10 @@ class Store:
             if size is None:
                 known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
                 size = known[0] if known else None
-            expected = TYPICAL_CLIP_BYTES if size is None else size
+            expected = self._typical_size() if size is None else size
             self._clear_dead_flights(db)
             try:
-                self._evictor.make_room(
-                    db, expected, certain=False, known=size is not None, protect_used_since=protect_used_since
-                )
+                self._evictor.make_room(db, expected, certain=False, protect_used_since=protect_used_since)
             except FetchError:
                 # Another process may have fetched the clip just now and used the last of the space for it. A caller
                 # that waited for that must find the clip.
@@ -464,6 +468,11 @@ class Store:
             raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
         return Claim(self, clip, token, folder, protect_used_since)
 
+    def _typical_size(self) -> int:
+        """Return the space to reserve for a clip of unknown size; none in a cache that is smaller than that."""
+        limit = self._evictor.limit()
+        return TYPICAL_CLIP_BYTES if limit is None or limit >= TYPICAL_CLIP_BYTES else 0
+
     def _publish(self, claim: Claim, path: Path, source: str, *, duration: float | None, last: bool) -> int:
         key, now = claim.clip.key, time.time()
         with log_step(_log, f"publish {key}: seal and fsync"):
@@ -475,7 +484,7 @@ class Store:
                 # Its space is no longer reserved. The row stays, so that no process removes the folder that is in use.
                 db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
             self._clear_dead_flights(db)
-            self._evictor.make_room(db, size, certain=True, known=True, protect_used_since=claim.protect_used_since)
+            self._evictor.make_room(db, size, certain=True, protect_used_since=claim.protect_used_since)
             record = ClipRecord(size, digest, source, now, cached=True, duration=duration)
             self._files.put(key, StagedFile(path, size, claim.token), record)
             self._write_record(db, key, record)

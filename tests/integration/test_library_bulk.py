@@ -74,7 +74,7 @@ def test_a_fill_or_import_that_does_not_fit_changes_nothing(
 ) -> None:
     library.fill([TRAIN])
     library.export(tmp_path / "out")
-    with Library(library.settings, cache_dir=tmp_path / "small", cache_size=1000) as small:
+    with Library(library.settings, cache_dir=tmp_path / "small", cache_size=1000, small_cache=True) as small:
         with pytest.raises(KineticsError, match="--cache-size"):
             small.fill()
         with pytest.raises(KineticsError, match="--cache-size"):

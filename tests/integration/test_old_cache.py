@@ -162,10 +162,10 @@ def test_pins(old: Old, tmp_path: Path) -> None:
     new = max(FACTS["sha256_of_half_filled"])
     listing = tmp_path / "list"
     listing.write_text(f"{new}\n")
-    limit = f"{FACTS['pins']['total']['bytes'] + FETCH_BYTES}"
+    limit = f"{FACTS['pins']['total']['bytes'] + FETCH_BYTES}B"
     source = ("--source", "archive", "--archive-url", old.archives)
     old.run("index", "build", "--archive", ZUMBA, "--archive-url", old.archives)
-    assert old.run("prefetch", "--list", listing, *source, "--cache-size", limit)["fetched"] == 1
+    assert old.run("prefetch", "--list", listing, *source, "--cache-size", limit, "--shrink")["fetched"] == 1
     assert set(old.sums()) == {"archery__01_000000_000010", "archery__02_000000_000010", new}
 
     done = run_command("pin", "remove", "--all", *old.arguments(selection=False))

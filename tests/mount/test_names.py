@@ -504,7 +504,9 @@ def test_statfs_with_a_limit(mount: MountFactory, cache: Path) -> None:
     size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
     assert 0 < available <= size - used + 4096  # what pinned clips leave
 
-    mounted = mount("--cache-size", "100KB")  # less than is pinned
+    with Store(cache) as store:
+        pinned = store.pins.totals().bytes
+    Store(cache, limit=pinned).close()
     size, used, available = map(int, df(mounted.root, "size", "used", "avail"))
     assert (size, available) == (used, 0)
 

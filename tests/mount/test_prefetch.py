@@ -144,7 +144,7 @@ def test_list_stays_ahead_of_its_reader_in_a_small_cache(
     with Store(tmp_path / "cache") as store:
         for clip in first:
             store.remove(clip)  # their sizes stay known
-    mounted = mount("--annotations", annotations, "--cache-size", str(5 * size))
+    mounted = mount("--annotations", annotations, "--cache-size", f"{5 * size}B")
     asked = len(site.requests)
 
     done = run_command("prefetch", mounted.root, "--list", listing(tmp_path / "list", [*first, *second]))

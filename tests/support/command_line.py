@@ -33,6 +33,7 @@ ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")},
     **NEUTRAL,
     "KINETICS_FS_MIN_FREE": "0",  # the disk of the tests may be nearly full
+    "KINETICS_FS_SMALL_CACHE": "1",
     "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",  # the default is on the internet
 }
 """The environment of `kinetics-fs` in tests."""

@@ -126,7 +126,6 @@ def fill_and_read_single_clips(base: str, folder: Path) -> None:
                 base,
                 name,
                 folder / "cache",
-                None,
                 0,
                 None,
                 index_db,

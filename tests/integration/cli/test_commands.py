@@ -131,7 +131,8 @@ def test_switch_comes_from_flag_environment_or_file(chosen: Arguments, config: P
         ("1.5TiB", 3 * 2**39),
         ("500 MiB", 500 * 2**20),
         ("7k", 7000),
-        ("12345", 12345),
+        ("12345B", 12345),
+        ("12345 b", 12345),
         ("0.5g", 5 * 10**8),
     ],
 )

@@ -267,9 +267,12 @@ def test_doctor_reports_a_full_disk(small_disk: SmallDisk, settings: Settings) -
     assert looked is not None
     large = Settings(cache_dir=disk, min_free=0, cache_size=10**9)
     one(cache_checks.space(large, looked), State.WARNING, "1.0 GB", "8.0 MB")
-    one(cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=4 * 10**6), looked), State.OK)
     one(
-        cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=1000), looked),
+        cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=4 * 10**6, small_cache=True), looked),
+        State.OK,
+    )
+    one(
+        cache_checks.space(Settings(cache_dir=disk, min_free=0, cache_size=1000, small_cache=True), looked),
         State.PROBLEM,
         "--cache-size",
     )

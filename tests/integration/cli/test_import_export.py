@@ -250,14 +250,14 @@ def test_import_keeps_the_limit_and_evicts_nothing(clip_folder: ClipFolder) -> N
     assert before.keys() == {A, B, C}
     size = sum(map(len, clip_folder.content.values()))
 
-    refused = clip_folder.run("import", "--split", "train", "--cache-size", f"{size - 1}", clip_folder.path)
+    refused = clip_folder.run("import", "--split", "train", "--cache-size", f"{size - 1}B", clip_folder.path)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
     assert "--cache-size" in refused.stderr
     assert clip_folder.in_cache() == before
 
     # To the byte, which is less space than a clip of unknown size is given.
-    assert clip_folder.run("import", "--split", "train", "--cache-size", f"{size}", clip_folder.path).returncode == 0
+    assert clip_folder.run("import", "--split", "train", "--cache-size", f"{size}B", clip_folder.path).returncode == 0
     assert clip_folder.in_cache() == clip_folder.content
 
 

@@ -53,11 +53,12 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
         "new": 4,
         "total": {"clips": 4, "cached": 2, "bytes": surfing},
     }
-    again = run_command("pin", "add", *filled, "--split", "validation", "--cache-size", "1000")
+    limit = f"{bytes_of(cache, 'held') + 1000}B"
+    again = run_command("pin", "add", *filled, "--split", "validation", "--cache-size", limit)
     assert again.returncode == 0
     assert again.stdout.startswith("4 clips pinned, 3 of them cached (")
     assert again.stdout.endswith("; 2 of them were not pinned before\n")
-    assert "more than --cache-size (1.0 kB)" in again.stderr
+    assert "hardly any other clip can be fetched; raise --cache-size" in again.stderr
     listed = run_json("list", *filled)
     assert listed["total"]["clips"] == 6
     assert "; 6 clips pinned, 3 of them cached, " in run_command("status", "--cache-dir", cache).stdout
@@ -94,7 +95,8 @@ def test_pin_needs_a_selection(cache: Path, annotations: Path) -> None:
 
 
 def test_a_running_mount_spares_pinned_clips(filled: Arguments, cache: Path, site: VideoSite, tmp_path: Path) -> None:
-    limit = "--cache-size", str(bytes_of(cache, "key LIKE 'demo%'") + UNIT)
+    size = bytes_of(cache, "key LIKE 'demo%'") + UNIT
+    limit = "--cache-size", f"{size}B", "--shrink"
     with Mounted(tmp_path / "mount", *filled, *limit, "--video-url", site.url_template) as mounted:
         oldest = mounted.root / f"validation/{MASSAGE}/demo-video2_000000_000002.mp4"
         first, second = sorted((mounted.root / f"train/{SURFING}").iterdir())

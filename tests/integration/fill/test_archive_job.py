@@ -55,7 +55,6 @@ def job(archives: ArchiveSite, tmp_path: Path) -> ArchiveJob:
         base=archives.url,
         archive=NAME,
         cache_dir=tmp_path / "cache",
-        limit=None,
         min_free=0,
         catalog_file=None,
         index_db_file=tmp_path / "archives.sqlite",
@@ -151,7 +150,7 @@ CHILD = textwrap.dedent(
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
     fill_archive(
-        ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", None, 0, catalog, folder / "archives.sqlite",
+        ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", 0, catalog, folder / "archives.sqlite",
             FillCheckpoints(folder / "fills"), level, 2),
         report,
     )

@@ -117,10 +117,12 @@ def test_usage_counts_cached_and_reserved_bytes(folder: Path) -> None:
         assert store.usage().reserved == 0
 
 
-def test_a_smaller_limit_holds_from_the_next_clip_on(folder: Path) -> None:
+def test_a_smaller_limit_holds_at_once(folder: Path) -> None:
     with Store(folder) as store:
         keep_clips(store, 6)
-    with Store(folder, limit=2 * UNIT) as store:
+    with Store(folder, limit=2 * UNIT, shrink=True) as store:
+        assert cached_numbers(store, 6) == [4, 5]
+        assert store.evicted == 4
         keep(store, clip(6))
         assert cached_numbers(store, 7) == [5, 6]
 

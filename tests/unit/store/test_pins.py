@@ -37,7 +37,8 @@ def test_pinned_clips_stay_and_count_toward_the_limit(folder: Path) -> None:
             keep(store, clip(number))
         assert cached_numbers(store, 9) == [0, 1, 7, 8]
         assert store.usage().bytes == 4 * UNIT
-    with Store(folder, limit=3 * UNIT) as store:
+    with Store(folder, limit=3 * UNIT, shrink=True) as store:
+        assert cached_numbers(store, 9) == [0, 1, 8]
         keep(store, clip(9))
         assert cached_numbers(store, 10) == [0, 1, 9]
         store.mark_unused(clip(0))
