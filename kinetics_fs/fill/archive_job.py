@@ -108,7 +108,7 @@ class Summary:
         present: already in the store.
         not_wanted: not in the catalog.
         unlisted: not in the catalog, and stored or present nevertheless, since an archive of the release has them.
-        busy: being fetched by another process at that moment.
+        busy: being fetched by another process, and not cached at the end of the pass.
         corrupt: clips of which no copy so far has passed verification: the reason by `Clip.key`.
         refused: members of the archive that are not clips, by reason.
         indexed: in the index that was built.
@@ -267,6 +267,7 @@ class _Fill:
         self._claims = ExitStack()
         """Holds the claim of the clip that is being unpacked."""
         self._claim: Claim | None = None
+        self._busy: list[Clip] = []
         self._scan = Scan(index=False)
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
@@ -305,6 +306,10 @@ class _Fill:
                     self._save(scan, version)
                     saved = time.monotonic()
             self._wait_for_published()
+        # Another archive that is read at the same time may have brought them.
+        since_cached = sum(map(self._store.is_cached, self._busy))
+        self._summary.busy -= since_cached
+        self._summary.present += since_cached
         # An index without some of the clips would prove that the archive lacks them.
         if self._index_db is not None and not scan.not_indexed:
             self._index_db.add(self._index(scan, version))
@@ -361,6 +366,7 @@ class _Fill:
             self._summary.present += first
         elif (claim := self._store.claim(clip, size=size)) is None:
             self._summary.busy += 1
+            self._busy.append(clip)
         else:
             self._claim = self._claims.enter_context(claim)
             return claim.folder / clip.name

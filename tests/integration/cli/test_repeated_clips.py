@@ -151,7 +151,9 @@ def test_fill_stores_a_clip_once_from_the_archives_of_its_classes(
             for clip in (tmp_path / "out/validation" / label).iterdir():
                 tar.add(clip, clip.name)
     other = "--annotations", annotations, "--cache-dir", tmp_path / "other"
-    done = run_command("fill", *other, "--archive-url", tmp_path / "archives", "--split", "validation", "--json")
+    done = run_command(
+        "fill", *other, "--archive-url", tmp_path / "archives", "--split", "validation", "--jobs", "1", "--json"
+    )
     filled_with = json.loads(done.stdout)
     assert (filled_with["stored"], filled_with["already_cached"]) == (2, 1)
     coverage = run_json("status", "--coverage", *other)
