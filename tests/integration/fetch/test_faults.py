@@ -30,6 +30,7 @@ Outcome = FailureKind | str
 
 FOREVER: dict[str, set[Outcome]] = {
     "403": {TRANSIENT},
+    "empty": {TRANSIENT, CORRUPT},
     "404": {TRANSIENT},  # the player has just said that the video is there
     "429": {BLOCKED},
     "429-bare": {BLOCKED},
