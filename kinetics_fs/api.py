@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
@@ -358,26 +359,28 @@ class Library:
         from kinetics_fs.media.verify import VerifyLevel
 
         settings = self.settings
-        return fill_store(
-            FillSettings(
-                base=settings.archive_url,
-                archives=archives,
-                whole=_has_all_classes(settings),
-                min_free=settings.min_free,
-                index_db=index_db_path(settings),
-                index=index,
-                # An archive with nothing more for one selection may have clips of another: each has its checkpoints.
-                checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
-                verify=VerifyLevel(verify),
-                processes=processes,
-                unlisted=self._unlisted_in,
-            ),
-            self.catalog,
-            self.store,
-            progress=progress,
-        )
+        with open_whole_catalog(settings) as release:
+            return fill_store(
+                FillSettings(
+                    base=settings.archive_url,
+                    archives=archives,
+                    whole=_has_all_classes(settings),
+                    min_free=settings.min_free,
+                    index_db=index_db_path(settings),
+                    index=index,
+                    # An archive with nothing more for one selection may have clips of another.
+                    checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
+                    verify=VerifyLevel(verify),
+                    processes=processes,
+                    unlisted=partial(self._unlisted_in, release),
+                ),
+                self.catalog,
+                release,
+                self.store,
+                progress=progress,
+            )
 
-    def _unlisted_in(self, archives: Sequence[str]) -> dict[str, Unlisted]:
+    def _unlisted_in(self, release: Catalog, archives: Sequence[str]) -> dict[str, Unlisted]:
         """Return which clips a fill stores besides the selection, by archive."""
         from kinetics_fs.fill.archive_job import Unlisted
         from kinetics_fs.sources.archive.layout import ArchiveClasses
@@ -386,16 +389,15 @@ class Library:
             return {}
         splits = {split_name(word) for word in self.settings.split} or set(SPLITS)
         labels = {one.label for one in self.classes()} if self.settings.klass else None
-        with open_whole_catalog(self.settings) as whole:
-            classes = ArchiveClasses(whole.release, whole.labels())
-            found = {archive: classes.of(archive) for archive in archives}
-            return {
-                archive: Unlisted(whole.path, *split_and_label)
-                for archive, split_and_label in found.items()
-                if split_and_label is not None
-                and split_and_label[0] in splits
-                and (labels is None or split_and_label[1] in labels)
-            }
+        classes = ArchiveClasses(release.release, release.labels())
+        found = {archive: classes.of(archive) for archive in archives}
+        return {
+            archive: Unlisted(release.path, *split_and_label)
+            for archive, split_and_label in found.items()
+            if split_and_label is not None
+            and split_and_label[0] in splits
+            and (labels is None or split_and_label[1] in labels)
+        }
 
     def import_(
         self,

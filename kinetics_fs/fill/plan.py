@@ -298,26 +298,26 @@ class ArchiveVerdict:
 
     Args:
         base: location of all archives: an http(s) or s3 address, or a folder.
-        catalog: the selection.
+        release: all clips of the release: archives outside the selection may have a selected clip.
         complete: names of the archives that were read to their end and indexed.
     """
 
-    def __init__(self, base: str, catalog: Catalog, complete: Collection[str]) -> None:
+    def __init__(self, base: str, release: Catalog, complete: Collection[str]) -> None:
         self._base = base
-        self._catalog = catalog
+        self._release = release
         self._complete = {stem(name) for name in complete}
-        self._labels = catalog.labels()
+        self._labels = release.labels()
         self._covered: dict[str, bool] = {}
         """For splits whose archives mix classes: whether all of these are complete."""
 
     def is_gone(self, clip: Clip) -> bool:
         """Return whether every archive that may have a clip is complete. No index has the clip."""
-        directories = (self._catalog.directory(entry.directory) for entry in self._catalog.locate(clip))
+        directories = (self._release.directory(entry.directory) for entry in self._release.locate(clip))
         return all(directory and self._covers(directory.split, directory.label) for directory in directories)
 
     def _covers(self, split: str, label: str | None) -> bool:
         """Return whether all archives that may have clips of a class are complete."""
-        release = self._catalog.release
+        release = self._release.release
         archive = archive_of_class(release, split, label, self._labels) if label else None
         if archive is not None:
             return stem(archive) in self._complete

@@ -255,7 +255,7 @@ class FillResult:
 
 
 def fill_store(
-    settings: FillSettings, catalog: Catalog, store: Store, *, progress: ArchiveProgress | None = None
+    settings: FillSettings, catalog: Catalog, release: Catalog, store: Store, *, progress: ArchiveProgress | None = None
 ) -> FillResult:
     """Fill a store with a selection from the archives that hold it, in one pass over each archive.
 
@@ -264,6 +264,7 @@ def fill_store(
     Args:
         settings: what to read, and how.
         catalog: the selection.
+        release: all clips of the release.
         store: the store to fill.
         progress: receives the progress.
 
@@ -306,7 +307,7 @@ def fill_store(
             missing = MissingClips.of(catalog, store, index_db)
         if index:
             complete = [name for name, summary in results.read.items() if not summary.not_indexed]
-            verdict = ArchiveVerdict(settings.base, catalog, [*complete, *results.read_before])
+            verdict = ArchiveVerdict(settings.base, release, [*complete, *results.read_before])
             gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
             store.failures.remember_all(filter(verdict.is_gone, missing.in_no_archive), gone)
     return FillResult(results, missing)

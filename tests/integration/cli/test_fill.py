@@ -308,6 +308,24 @@ def test_fill_counts_clips_that_are_corrupt_unknown_or_in_no_archive(annotated: 
     assert json_output(again)["archives"]["read_before"] == [SURFING]
 
 
+@pytest.mark.parametrize("selection", [("--split", "validation"), ("--class", "surfing water")])
+def test_a_fill_concludes_nothing_about_archives_of_other_splits_and_classes(
+    annotated: AnnotatedArchives, selection: tuple[str, str]
+) -> None:
+    elsewhere = next(iter(annotated.clips[HEADS])) if selection[0] == "--class" else Clip("train_____0", 0, 10)
+    absent = Clip("-absent____", 0, 10)
+    rows = annotated.annotations.read_text()
+    rows += "".join(
+        f"surfing water,{clip.youtube_id},{clip.start},{clip.end},validate\n" for clip in (elsewhere, absent)
+    )
+    annotated.annotations.write_text(rows)
+    assert annotated.fill(*selection).returncode == 3
+    [gone] = json.loads(run_command("failures", "list", "--json", "--cache-dir", annotated.cache).stdout)
+    assert gone["key"] == absent.key
+    annotated.fill()
+    assert annotated.cached() == annotated.of(SURFING, HEADS, TRAIN)
+
+
 def test_an_archive_is_read_again_for_its_index_a_lost_clip_or_a_new_version(
     annotated: AnnotatedArchives, tmp_path: Path
 ) -> None:
