@@ -166,7 +166,8 @@ class FillPlan:
 
     Attributes:
         to_read: archives to read, with their versions.
-        read_before: archives that were read to their end before, and lost no clip since.
+        read_before: archives that were read to their end before, and lost no clip since; also those of which no clip is
+            missing by their index.
         failed: archives that cannot be read, with the reasons.
         space: space that the fill needs.
     """
@@ -210,13 +211,16 @@ def plan_fill(
         and name not in cached.evicted_from
         and (name in indexed or not index)
     ]
-    to_read = {name: version for name, version in versions.items() if name not in read_before}
     incoming = 0
     if index_db:
-        for archive in index_db.indexes([name for name in to_read if name in indexed]):
+        for archive in index_db.indexes([name for name in versions if name in indexed and name not in read_before]):
             every = archive.archive in all_clips_of
             wanted = ((clip, record) for clip, record in archive.records.items() if every or catalog.locate(clip))
-            incoming += sum(record.size for clip, record in wanted if not store.is_cached(clip))
+            missing = [record.size for clip, record in wanted if not store.is_cached(clip)]
+            incoming += sum(missing)
+            if not missing:
+                read_before.append(archive.archive)
+    to_read = {name: version for name, version in versions.items() if name not in read_before}
     # Videos hardly deflate: an archive is about as large as its clips.
     archive_bytes = sum(version.size for name, version in to_read.items() if name not in indexed)
     expected = max(0, archive_bytes - cached.bytes_not_indexed)

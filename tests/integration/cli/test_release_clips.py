@@ -254,6 +254,13 @@ def test_fill_stores_what_the_archives_have(public: PublicSite, cache: Path, tmp
     assert "only in archives (1)" in text and "published: CVDF" in text
 
 
+def test_a_fill_of_a_part_of_another_reads_nothing_again(public: PublicSite, cache: Path) -> None:
+    run(public, "fill", cache, "--split", "train", "--jobs", "1", code=3)
+    told = run(public, "fill", cache, "--split", "train", "--class", "surfing water", code=3)
+    assert (told["archives"]["read_before"], told["bytes_read"]) == ([SURFING], 0)
+    assert told["in_no_archive"] == 1
+
+
 def test_a_fill_of_a_class_takes_its_archives_only(public: PublicSite, cache: Path) -> None:
     told = run(public, "fill", cache, "--class", "massaging person's head")
     assert (told["stored"], told["named_by_archives"]) == (2, 1)
