@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import subprocess
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.archive_site import ArchiveSite
+from tests.support.tls import self_signed
 
 HOSTS = ("s3.amazonaws.com", "storage.googleapis.com")
 
@@ -38,13 +38,17 @@ class PublicSite:
     def __init__(self, files: dict[str, bytes]) -> None:
         self.site = ArchiveSite(files)
         self._folder = tempfile.TemporaryDirectory()
-        certificate = Path(self._folder.name, "certificate.pem")
+        folder = Path(self._folder.name)
         self._proxy = _Proxy(("127.0.0.1", 0), _ProxyHandler)
-        self._proxy.tls = _tls(certificate)
+        self._proxy.tls = self_signed(folder, *HOSTS)
         self._proxy.port = int(self.site.url.rpartition(":")[2])
         self._thread = threading.Thread(target=self._proxy.serve_forever, args=(0.01,), daemon=True)
         address = f"http://127.0.0.1:{self._proxy.server_port}"
-        self.environment = {"HTTPS_PROXY": address, "https_proxy": address, "REQUESTS_CA_BUNDLE": str(certificate)}
+        self.environment = {
+            "HTTPS_PROXY": address,
+            "https_proxy": address,
+            "REQUESTS_CA_BUNDLE": str(folder / "certificate.pem"),
+        }
 
     def __enter__(self) -> Self:
         self.site.__enter__()
@@ -59,23 +63,6 @@ class PublicSite:
         self._thread.join()
         self.site.__exit__(kind, error, trace)
         self._folder.cleanup()
-
-
-def _tls(certificate: Path) -> ssl.SSLContext:
-    """Write a certificate for all of `HOSTS`, and return the context of its server."""
-    key = certificate.with_name("key.pem")
-    names = ",".join(f"DNS:{host}" for host in HOSTS)
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={HOSTS[0]}"),
-            *("-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return context
 
 
 class _Proxy(ThreadingHTTPServer):

@@ -23,7 +23,6 @@ import os
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +37,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
+
+from tests.support.tls import self_signed
 
 Json = dict[str, Any]
 
@@ -573,18 +574,7 @@ def _advertisement() -> Json:
 def _tls() -> ssl.SSLContext:
     """Return a server context with a self-signed certificate that was made for this process."""
     with tempfile.TemporaryDirectory() as folder:
-        key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
-                *("-keyout", str(key), "-out", str(certificate)),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-    return context
+        return self_signed(Path(folder), "127.0.0.1")
 
 
 class _Server(ThreadingHTTPServer):
