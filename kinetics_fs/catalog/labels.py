@@ -8,6 +8,7 @@ from unicodedata import normalize
 
 from kinetics_fs.catalog.containers import escaped
 from kinetics_fs.catalog.naming import ClassNames, class_name
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def warn_of_similar_labels(labels: Sequence[str]) -> None:
     first_of: dict[str, str] = {}
     pairs = [(other, label) for label in labels if (other := first_of.setdefault(_folded(label), label)) != label]
     if pairs:
-        more = f" and {len(pairs) - 1:,} more pairs" if len(pairs) > 1 else ""
+        more = f" and {count(len(pairs) - 1, 'more pair')}" if len(pairs) > 1 else ""
         first, second = map(_quoted, pairs[0])
         _log.warning(
             "the labels %s and %s%s differ only in case, blanks, punctuation or the form of Unicode, but are classes"

@@ -54,6 +54,8 @@ def test_many_similar_labels_are_one_warning(file: Path, release: Release, caplo
     assert '"A" and "a" and 2 more pairs' in warning
     compile_labels(file, release, "A", "a", "B", "b", "C", "c")
     assert len(caplog.messages) == 1, "it is not compiled again"
+    compile_labels(file, release, "A", "a", "B", "b")
+    assert '"A" and "a" and 1 more pair differ' in caplog.text
 
 
 def test_different_labels_are_no_reason_to_warn(file: Path, release: Release, caplog: pytest.LogCaptureFixture) -> None:
