@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.importer import ImportResult
     from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
-    from kinetics_fs.media.verify import VerifyLevel
+    from kinetics_fs.media import VerifyLevel
     from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.store.export import ExportResult
     from kinetics_fs.store.repair import CacheCheck
@@ -356,7 +356,7 @@ class Library:
             ArchiveError: the list of archives is damaged.
         """
         from kinetics_fs.fill.runner import FillSettings, fill_store
-        from kinetics_fs.media.verify import VerifyLevel
+        from kinetics_fs.media import VerifyLevel
 
         settings = self.settings
         with open_whole_catalog(settings) as release:
@@ -419,7 +419,7 @@ class Library:
             KineticsError: the clips do not fit into the cache or on the disk.
         """
         from kinetics_fs.fill.importer import import_folder
-        from kinetics_fs.media.verify import VerifyLevel
+        from kinetics_fs.media import VerifyLevel
 
         return import_folder(
             Path(folder).absolute(),

@@ -47,7 +47,7 @@ from kinetics_fs.sources import ControlledSource, InProgressElsewhere, NotInSour
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.util import logs
 from kinetics_fs.util.logs import log_step
-from kinetics_fs.util.processes import end_with_parent
+from kinetics_fs.util.processes import NO_MEMORY, end_with_parent, limit_memory
 
 _log = logging.getLogger("kinetics_fs.fetch.worker")  # __name__ is __main__ here
 
@@ -57,6 +57,7 @@ Answer = dict[str, Any]
 
 def main() -> None:
     """Answer requests until the input closes."""
+    limit_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     output = _take_over_stdout()
     end_with_parent(sys.stdin.fileno())
@@ -111,6 +112,8 @@ class _Worker:
             failure = error
         except OSError as error:
             failure = FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
+        except MemoryError:
+            failure = FetchError(FailureKind.TRANSIENT, NO_MEMORY)
         except Exception as error:
             # A defect in this program, or a site that changed. The failure gets one line, the log the whole traceback.
             _log.exception("%s: unexpected error", request.get("control") or request.get("youtube_id"))

@@ -15,12 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.media import VerifyLevel
+from kinetics_fs.media.checker import Checker
 from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -237,8 +239,9 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         indexing = job.index_db_file is not None and finds_block_boundaries()
         index_db = opened.enter_context(ArchiveIndexDB(job.index_db_file)) if job.index_db_file and indexing else None
+        checker = opened.enter_context(Checker())
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
-        return _Fill(job, store, catalog, whole, index_db, archive, report).run()
+        return _Fill(job, store, catalog, whole, index_db, checker, archive, report).run()
 
 
 class _Fill:
@@ -251,6 +254,7 @@ class _Fill:
         catalog: Catalog | None,
         whole: Catalog | None,
         index_db: ArchiveIndexDB | None,
+        checker: Checker,
         archive: Archive,
         report: Report,
     ) -> None:
@@ -259,6 +263,7 @@ class _Fill:
         self._catalog = catalog
         self._whole = whole
         self._index_db = index_db
+        self._checker = checker
         self._archive = archive
         self._report = report
         self._summary = Summary()
@@ -297,7 +302,8 @@ class _Fill:
             self._report(done, version.size)
 
         saved = time.monotonic()
-        clips = stream_clips(self._archive, version, scan, self._claim_path, begin=begin, progress=report)
+        check = partial(self._checker.check, level=VerifyLevel.CONTAINER)
+        clips = stream_clips(self._archive, version, scan, self._claim_path, check, begin=begin, progress=report)
         with self._publisher, self._claims, closing(clips):
             for clip, path in clips:
                 if path is not None:
@@ -399,7 +405,7 @@ class _Fill:
     def _publish(self, clip: Clip, path: Path, claim: Claim, resources: ExitStack) -> None:
         with resources:
             try:
-                duration = self._job.verify.check(path)
+                duration = self._checker.check(path, self._job.verify)
                 claim.publish(path, SOURCE, duration=duration)
             except FetchError as error:
                 if error.kind is not FailureKind.CORRUPT:

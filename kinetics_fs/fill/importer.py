@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,8 @@ from rich import filesize
 from kinetics_fs.catalog import Catalog, Clip, FileName, parse_file_name
 from kinetics_fs.catalog.file_names import HIDDEN, NO_TIMES
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.media import Media
-from kinetics_fs.media.convert import ensure_mp4
-from kinetics_fs.media.cut import cut
-from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.probe import expected_span
-from kinetics_fs.media.verify import VerifyLevel, verify_clip
+from kinetics_fs.media import Media, VerifyLevel
+from kinetics_fs.media.checker import Checker
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, import_file, preference, stat_local
@@ -133,11 +130,11 @@ def import_folder(
         KineticsError: the clips do not fit into the cache or on the disk. Nothing was imported.
         StoreError: the store cannot be used.
     """
-    cutter = _Cutter(max_height, exact)
     # An import fetches nothing, but the size of the cache changes.
-    with _FileList(folder) as files, HistoryRecorder(store.history, ActivityCounts):
+    with _FileList(folder) as files, Checker() as checker, HistoryRecorder(store.history, ActivityCounts):
+        cut = partial(checker.cut, max_height=max_height, exact=exact)
         walk = _FolderImport(
-            folder, store, catalog, files, verify=verify, link=link, cutter=cutter, on_progress=on_progress
+            folder, store, catalog, files, checker, verify=verify, link=link, cut=cut, on_progress=on_progress
         )
         try:
             walk.find_files()
@@ -148,26 +145,6 @@ def import_folder(
         except FetchError as error:
             walk.result.problem = error
     return walk.result
-
-
-class _Cutter(NamedTuple):
-    """How clips are cut out of whole videos; see `import_folder`."""
-
-    max_height: int
-    exact: bool
-
-    def cut(self, media: Media, clip: Clip, target: Path) -> float:
-        """Cut a clip and verify it.
-
-        Returns:
-            The seconds that its pictures cover.
-
-        Raises:
-            FetchError: the video does not have the clip.
-        """
-        expected = expected_span(media, clip.duration)
-        cut(media, clip.duration, target, ffmpeg=find_ffmpeg(), max_height=self.max_height, exact=self.exact)
-        return verify_clip(target, expected)
 
 
 class _File(NamedTuple):
@@ -276,10 +253,11 @@ class _FolderImport:
         store: Store,
         catalog: Catalog,
         files: _FileList,
+        checker: Checker,
         *,
         verify: VerifyLevel,
         link: bool,
-        cutter: _Cutter,
+        cut: Callable[[Media, float, Path], float],
         on_progress: OnProgress,
     ) -> None:
         self._folder = folder
@@ -288,7 +266,8 @@ class _FolderImport:
         self._files = files
         self._verify = verify
         self._link = link
-        self._cutter = cutter
+        self._checker = checker
+        self._cut = cut
         self._on_progress = on_progress
         self._device = store.folder.stat().st_dev
         self._lock = threading.Lock()
@@ -421,7 +400,7 @@ class _FolderImport:
         except NotInSource:
             self._count_unreadable(str(path), "removed during the import")
         except FetchError as error:
-            if error.kind is FailureKind.CORRUPT:
+            if error.kind in (FailureKind.CORRUPT, FailureKind.GONE):
                 self._count_corrupt(path, error.reason)
             elif error.kind is FailureKind.TRANSIENT:
                 self._count_unreadable(str(path), error.reason)
@@ -443,16 +422,16 @@ class _FolderImport:
             return
         with claim:
             file, linked = claim.folder / clip.name, False
-            media = find_excerpt_of(path, clip, claim.folder) if name.clip is None else None
+            media = find_excerpt_of(path, clip, claim.folder, self._checker.find_excerpt) if name.clip is None else None
             if media is None or media.whole:
                 linked = import_file(path, file, link=self._link)
                 original = file.stat().st_ino
                 if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
-                    ensure_mp4(file)
-                duration = self._verify.check(file)
+                    self._checker.convert(file)
+                duration = self._checker.check(file, self._verify)
                 linked = linked and file.stat().st_ino == original
             else:
-                duration = self._cutter.cut(media, clip, file)
+                duration = self._cut(media, clip.duration, file)
             claim.publish(file, SOURCE, duration=duration)
         self._count(imported=1, linked=int(linked))
 

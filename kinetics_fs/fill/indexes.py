@@ -16,7 +16,7 @@ from kinetics_fs.errors import ArchiveError, FailureKind, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob
 from kinetics_fs.fill.plan import find_versions, indexed_archives
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archives
-from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, read_indexes, write_index

@@ -22,7 +22,7 @@ from kinetics_fs.fill.plan import (
     plan_fill,
     remember_done,
 )
-from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.libz import finds_block_boundaries

@@ -1,12 +1,13 @@
 """Video files: probing, cutting, verification levels, and the ffmpeg program.
 
-`Media` describes a file that a source has fetched. The submodules import PyAV, which is slow to load, so that only the
-processes that handle video import them.
+`Media` describes a file that a source has fetched. Most submodules import PyAV, which is slow to load, and read files
+from outside: only processes with a memory limit import them, which are the fetch workers and those of `checker`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 
@@ -32,3 +33,14 @@ class Media:
     whole: bool = False
     part: bool = False
     end: float | None = None
+
+
+class VerifyLevel(StrEnum):
+    """How thoroughly a clip from an archive or a folder is verified before it is published."""
+
+    NONE = "none"
+    """By its first bytes only: convert other containers, refuse pictures and pages, publish the rest as it is."""
+    CONTAINER = "container"
+    """The file parses and contains all frames that its index lists: a few milliseconds for each clip."""
+    DECODE = "decode"
+    """Every frame decodes: a few hundred milliseconds for each clip."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.cut import ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg, run_variable_rate
+from kinetics_fs.media.cut import DECODE, ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg, run_variable_rate
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import VIDEO_FORMATS, demux, open_video, picture_of
 
@@ -137,7 +137,7 @@ def _command(
 ) -> list[str]:
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
-        "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}",
+        *DECODE, "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}",
         "-map", f"0:{index}", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
         *picture, *sound, "-movflags", "+faststart", "-f", "mp4", f"file:{target}",
     ]  # fmt: skip

@@ -11,13 +11,16 @@ from typing import NamedTuple, NoReturn
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
-from kinetics_fs.media.probe import CLOCK, TOLERANCE, demux, open_video, picture_of
+from kinetics_fs.media.probe import CLOCK, THREADS, TOLERANCE, demux, open_video, picture_of
+from kinetics_fs.util.processes import NO_MEMORY
 
 MAX_BITS_PER_SECOND = 6_000_000
 """Cap of the video bit rate. It keeps every cut clip smaller than the size that `vfs` reports for an unknown clip."""
 
+DECODE = ("-threads", str(THREADS), "-filter_threads", str(THREADS))
+"""Options of the input."""
 ENCODE_PICTURE = (
-    "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p",
+    "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-pix_fmt", "yuv420p", "-threads", str(THREADS),
     "-maxrate", str(MAX_BITS_PER_SECOND), "-bufsize", str(MAX_BITS_PER_SECOND),
 )  # fmt: skip
 ENCODE_SOUND = ("-c:a", "aac", "-b:a", "128k", "-ac", "2")
@@ -111,12 +114,14 @@ def raise_failure(done: subprocess.CompletedProcess[bytes], action: str) -> NoRe
         action: what ffmpeg was to do, as in "cut the clip".
 
     Raises:
-        FetchError: there is no space (LOCAL), or the input is damaged (CORRUPT).
+        FetchError: there is no space (LOCAL), or the input is damaged or needs too much memory (CORRUPT).
     """
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     message = lines[-1][:200] if lines else f"status {done.returncode}"
     if any("No space left on device" in line for line in lines):
         raise FetchError(FailureKind.LOCAL, f"ffmpeg cannot write the clip: {message}", errno=errno.ENOSPC)
+    if any("Cannot allocate memory" in line for line in lines):
+        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM)
     raise FetchError(FailureKind.CORRUPT, f"ffmpeg cannot {action}: {message}")
 
 
@@ -125,7 +130,7 @@ def _command(path: Path, stream: int, seek: float, target: Path, ffmpeg: str, ou
     seeking = ["-ss", f"{seek:.6f}"] if seek else []
     return [
         ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-y",
-        *seeking, "-i", f"file:{path}",
+        *DECODE, *seeking, "-i", f"file:{path}",
         "-map", f"0:{stream}", "-map", "0:a:0?", "-map_metadata", "-1", "-map_chapters", "-1",
         *output,
         "-movflags", "+faststart", "-f", "mp4", f"file:{target}",

@@ -8,7 +8,7 @@ import av
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
-from kinetics_fs.media.probe import demux, open_video
+from kinetics_fs.media.probe import demux, expected_span, open_video
 
 _SLACK = 1.0
 """Seconds by which durations may differ: tools cut clips at the next frame, and sites round durations."""
@@ -28,7 +28,8 @@ def find_excerpt(path: Path, start: int, end: int) -> Media:
         end: end of the clip.
 
     Raises:
-        FetchError: the file is damaged, or neither the clip nor the whole video (CORRUPT).
+        FetchError: the file is damaged, or neither the clip nor the whole video (CORRUPT), or the video ends before the
+            clip begins (GONE).
     """
     with open_video(path) as container:
         begin = max(0.0, (container.start_time or 0) / av.time_base)
@@ -38,7 +39,9 @@ def find_excerpt(path: Path, start: int, end: int) -> Media:
     if length <= end - start + _SLACK:
         return Media(path, 0.0, None, whole=True)
     if length >= end - _SLACK:
-        return Media(path, float(start), length)
+        media = Media(path, float(start), length)
+        expected_span(media, end - start)  # now, while another file can follow a broken one
+        return media
     if length <= (end - start) * _KEYFRAMES:
         return Media(path, 0.0, None, whole=True)
     raise FetchError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from av.video.stream import VideoStream
 
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
+from kinetics_fs.util.processes import NO_MEMORY
 
 TOLERANCE = 0.2
 """Seconds by which a clip may be shorter or longer than requested: a few frames at any usual rate."""
@@ -49,6 +52,9 @@ MP4 = "mov"
 
 VIDEO_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,nut"
 """FFmpeg's demuxers for containers of video. Others open pictures, or further files and the network (playlists)."""
+
+THREADS = min(8, (os.cpu_count() or 1) + 1)
+"""Threads with which a file is decoded or encoded. Each needs memory for frames of its own."""
 
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 _PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000"}
@@ -107,26 +113,39 @@ def open_video(path: Path, *, formats: str = VIDEO_FORMATS) -> Iterator[InputCon
 
     Raises:
         FetchError: the file, or something that is read from it in the context, cannot be parsed or decoded, or the
-            file has no video stream (CORRUPT).
+            file has no video stream (CORRUPT). The errno is that of the system's error, if there was one: ENOMEM if the
+            file needs more memory than this process has.
     """
     demuxer = None if "," in formats else formats
-    try:
-        with av.open(
+    with (
+        corrupt_if_unreadable(),
+        av.open(
             f"file:{path}",
             format=demuxer,
             options={"format_whitelist": formats},
             metadata_errors="replace",  # titles are in any encoding
-        ) as container:
-            if find_picture(container) is None:
-                raise FetchError(FailureKind.CORRUPT, "the file has no video stream")
-            if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
-                raise FetchError(FailureKind.CORRUPT, "the file is a picture, not a video")
-            yield container
+        ) as container,
+    ):
+        if find_picture(container) is None:
+            raise FetchError(FailureKind.CORRUPT, "the file has no video stream")
+        if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
+            raise FetchError(FailureKind.CORRUPT, "the file is a picture, not a video")
+        yield container
+
+
+@contextmanager
+def corrupt_if_unreadable() -> Iterator[None]:
+    """Turn the errors of PyAV, which reads a file in the context, into a `FetchError` (CORRUPT); see `open_video`."""
+    try:
+        yield
     except FetchError:
         raise
+    except MemoryError as error:
+        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM) from error
     except av.FFmpegError as error:
         reason = error.strerror or str(error)
-        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {reason}") from error
+        number = error.errno if isinstance(error, OSError) else None
+        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {reason}", errno=number) from error
     except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # PyAV's, for values out of range
         raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error}") from error
 
@@ -206,6 +225,8 @@ def expected_span(media: Media, duration: float) -> Span:
         begin = max(0.0, (container.start_time or 0) / av.time_base)
         header = 0.0 if media.part else (container.duration or 0) / av.time_base - begin
         packets = demux(container)
+    if not packets.times:
+        raise FetchError(FailureKind.CORRUPT, "the video has no frames")
     count, end = packets.frames, max(packets.end, media.end or 0.0)
     stated = max(header, media.length or 0.0)
     # A header that counts frames (mp4) proves completeness exactly. Otherwise the stated durations decide.
@@ -213,6 +234,8 @@ def expected_span(media: Media, duration: float) -> Span:
     complete = counted if stated_number else stated - end <= _ROUNDING
     if not complete and end < media.start + duration:
         raise FetchError(FailureKind.CORRUPT, f"the download ended after {end:.1f} of {stated:.1f} s")
+    if end <= TOLERANCE:
+        raise FetchError(FailureKind.CORRUPT, f"the video lasts only {end:.1f} s")
     if media.start >= end - TOLERANCE:
         raise FetchError(
             FailureKind.GONE, f"the video ends after {end:.1f} s, before the clip begins at {media.start:.1f} s"
@@ -233,6 +256,7 @@ def decode_span(path: Path) -> tuple[Span, float]:
     with open_video(path, formats=MP4) as container:
         stream = picture_of(container)
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = THREADS
         for frame in container.decode(stream):
             if frame.pts is not None and frame.time_base is not None:
                 begin = min(begin, float(frame.pts * frame.time_base))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media import VerifyLevel
 from kinetics_fs.media.convert import ensure_mp4
 from kinetics_fs.media.probe import MP4, TOLERANCE, Span, decode_span, demux, open_video, picture_of, stated_frames
 
@@ -13,31 +13,21 @@ _TAIL = 512
 """Bytes at the end of a file that are looked at."""
 
 
-class VerifyLevel(StrEnum):
-    """How thoroughly a clip from an archive or a folder is verified before it is published."""
+def check_clip(path: Path, level: VerifyLevel) -> float | None:
+    """Verify a clip at a level. A video in another container than mp4 is converted first.
 
-    NONE = "none"
-    """By its first bytes only: convert other containers, refuse pictures and pages, publish the rest as it is."""
-    CONTAINER = "container"
-    """The file parses and contains all frames that its index lists: a few milliseconds for each clip."""
-    DECODE = "decode"
-    """Every frame decodes: a few hundred milliseconds for each clip."""
+    Whatever the level, a file that is served as mp4 is no other known kind of file.
 
-    def check(self, path: Path) -> float | None:
-        """Verify a clip at this level. A video in another container than mp4 is converted first.
+    Returns:
+        The seconds that the pictures cover; None if the level does not measure them.
 
-        Whatever the level, a file that is served as mp4 is no other known kind of file.
-
-        Returns:
-            The seconds that the pictures cover; None if the level does not measure them.
-
-        Raises:
-            FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
-        """
-        ensure_mp4(path, accept_unknown=self is VerifyLevel.NONE)
-        if self is VerifyLevel.NONE:
-            return None
-        return check_container(path) if self is VerifyLevel.CONTAINER else verify_clip(path, None)
+    Raises:
+        FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
+    """
+    ensure_mp4(path, accept_unknown=level is VerifyLevel.NONE)
+    if level is VerifyLevel.NONE:
+        return None
+    return check_container(path) if level is VerifyLevel.CONTAINER else verify_clip(path, None)
 
 
 def check_container(clip: Path) -> float:

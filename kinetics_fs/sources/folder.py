@@ -25,7 +25,7 @@ import stat
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -141,7 +141,9 @@ class FolderSource:
             FetchError: the file cannot be used.
         """
         if parse_file_name(path.name).clip is None:
-            media = find_excerpt_of(path, clip, folder)
+            from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
+
+            media = find_excerpt_of(path, clip, folder, find_excerpt)
             if not media.whole:
                 return media
         target = folder / clip.name
@@ -344,21 +346,19 @@ def preference(parsed: FileName) -> int:
     return VIDEO_SUFFIXES.index(parsed.suffix) + (len(VIDEO_SUFFIXES) if parsed.clip is None else 0)
 
 
-def find_excerpt_of(path: Path, clip: Clip, folder: Path) -> Media:
+def find_excerpt_of(path: Path, clip: Clip, folder: Path, find_excerpt: Callable[[Path, int, int], Media]) -> Media:
     """Find a clip in a file whose name gives no times.
 
     Args:
         path: the file.
         clip: the clip.
         folder: a private folder. It receives a link to the file, since FFmpeg's libraries need names in UTF-8.
+        find_excerpt: the function of that name, or one that calls it in another process.
 
     Raises:
         NotInSource: there is no such file, or it is empty.
         FetchError: the file cannot be read (TRANSIENT) or does not have the clip (CORRUPT).
     """
-    from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
-    from kinetics_fs.media.probe import expected_span
-
     try:
         status = stat_local(path)
     except OSError as error:
@@ -370,10 +370,7 @@ def find_excerpt_of(path: Path, clip: Clip, folder: Path) -> Media:
     link = folder / "video"
     link.unlink(missing_ok=True)
     link.symlink_to(path.absolute())
-    media = find_excerpt(link, clip.start, clip.end)
-    if not media.whole:
-        expected_span(media, clip.duration)  # now, while another file can follow a broken one
-    return media
+    return find_excerpt(link, clip.start, clip.end)
 
 
 def _is_folder(path: Path) -> bool:

@@ -6,11 +6,13 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kinetics_fs.catalog import Catalog, Clip
-from kinetics_fs.errors import FetchError
+from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.checker import Checker
 from kinetics_fs.store.check import Condition, Verdict, remove_bad, verify_clips
 from kinetics_fs.store.clip_files import MeasuredFile
 from kinetics_fs.store.selection import selection_pages
@@ -93,14 +95,16 @@ def verify_cache(
     try:
         check.total_bytes = sum(size for _, size in _clips_to_verify(store, catalog))
         clips = _clips_to_verify(store, catalog)
-        for verdict in verify_clips(store, clips, measure=_measure, decode=_decode if decode else None):
-            if verdict.duration is not None and verdict.filename is not None:
-                measured.append(MeasuredFile(verdict.clip.key, verdict.filename, verdict.duration))
-            if len(measured) == _DURATIONS_PER_WRITE:
-                store.add_durations(measured)
-                measured.clear()
-            _add_verdict(check, verdict, store)
-            on_progress(check)
+        with Checker() as checker:
+            measure, full = partial(_measure, checker), partial(_decode, checker)
+            for verdict in verify_clips(store, clips, measure=measure, decode=full if decode else None):
+                if verdict.duration is not None and verdict.filename is not None:
+                    measured.append(MeasuredFile(verdict.clip.key, verdict.filename, verdict.duration))
+                if len(measured) == _DURATIONS_PER_WRITE:
+                    store.add_durations(measured)
+                    measured.clear()
+                _add_verdict(check, verdict, store)
+                on_progress(check)
         if catalog is None:
             for path in store.unknown_files():
                 check.unknown_files.append(path)
@@ -136,29 +140,26 @@ def _clips_to_verify(store: Store, catalog: Catalog | None) -> Iterator[tuple[Cl
                 yield entry.clip, page.sizes[entry.clip.key].size
 
 
-def _measure(path: Path) -> float | None:
+def _measure(checker: Checker, path: Path) -> float | None:
     """Return the seconds that the pictures of a clip cover; None if its container cannot be read."""
-    from kinetics_fs.media.verify import check_container
-
     try:
-        return check_container(path)
+        with path.open("rb") as file:
+            return checker.measure(file.fileno())
     except FetchError:  # stored as it was, with `--verify none`
         return None
 
 
-def _decode(path: Path) -> float:
+def _decode(checker: Checker, path: Path) -> float:
     """Decode a clip and return the seconds that its pictures cover.
 
     Raises:
         FetchError: the clip is damaged.
         OSError: whether it is damaged is unknown, because this machine cannot decode it now.
     """
-    from kinetics_fs.media.verify import verify_clip
-
     try:
-        return verify_clip(path, None)
+        with path.open("rb") as file:
+            return checker.decode(file.fileno())
     except FetchError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _MACHINE_ERRORS:
-            raise cause from None
+        if error.kind is not FailureKind.CORRUPT or error.errno in _MACHINE_ERRORS:
+            raise OSError(error.errno, error.reason) from error
         raise

@@ -1,12 +1,27 @@
-"""Child processes that do not outlive their parent, however the parent ends."""
+"""Child processes that do not outlive their parent, however the parent ends, and that have limited memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import threading
+
+MAX_MEMORY = 2 * 10**9
+"""Bytes of memory for a process that parses media or pages from outside. Good ones need a tenth of that."""
+NO_MEMORY = f"it needs more than {MAX_MEMORY // 10**9} GB of memory"
+
+
+def limit_memory() -> None:
+    """Limit the memory of this process, and of each process that it starts, to `MAX_MEMORY` for good.
+
+    The limit is on data, not on addresses: JavaScript runtimes reserve addresses by the terabyte.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MAX_MEMORY if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def end_with_parent(parent: int) -> None:

@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Archive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -48,6 +50,7 @@ def stream_clips(
     version: Version,
     scan: Scan,
     path_of: Callable[[Clip, int], Path | None],
+    check: Callable[[Path], object],
     *,
     begin: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -59,6 +62,7 @@ def stream_clips(
         version: version of the archive to read.
         scan: scan to feed; it builds the index.
         path_of: returns the file to create for a clip of a size in bytes; None skips the clip.
+        check: raises a `FetchError` if a file is not a sound clip. Called for clips that are in the archive twice.
         begin: offset in the archive from which to read, in bytes, as the scan requires.
         progress: called with the offset up to which the archive was read.
 
@@ -95,7 +99,7 @@ def stream_clips(
                     else:
                         if file is not None:
                             file.flush()
-                            if scan.has_two_records and _is_sound(Path(file.name)):
+                            if scan.has_two_records and _is_sound(Path(file.name), check):
                                 scan.replace_record()
                             file.close()
                         yield event.clip, path
@@ -107,11 +111,9 @@ def stream_clips(
             file.close()
 
 
-def _is_sound(path: Path) -> bool:
-    from kinetics_fs.media.verify import VerifyLevel  # takes 0.1 s to load
-
+def _is_sound(path: Path, check: Callable[[Path], object]) -> bool:
     try:
-        VerifyLevel.CONTAINER.check(path)
+        check(path)
     except FetchError:
         return False
     return True
@@ -270,6 +272,8 @@ class ArchiveStreamer:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, offset)
 
     def _read(self, name: str, version: Version, requested: Clip, folder: Path) -> None:
+        from kinetics_fs.media.verify import check_clip  # takes 0.1 s to load
+
         _log.info("%s: reading all of %s, %d bytes", requested.key, name, version.size)
         assert self._catalog is not None and self._index_db is not None
         catalog = self._catalog
@@ -282,8 +286,9 @@ class ArchiveStreamer:
             is_delivered = clip in results and results[clip] is None
             return None if is_delivered or not catalog.locate(clip) else folder / clip.name
 
+        check = partial(check_clip, level=VerifyLevel.CONTAINER)
         try:
-            with closing(stream_clips(archive, version, scan, path_of)) as clips:
+            with closing(stream_clips(archive, version, scan, path_of, check)) as clips:
                 for clip, path in clips:
                     if path is not None:
                         results[clip] = self._emit(clip, path, name)

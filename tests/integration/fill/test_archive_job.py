@@ -20,7 +20,7 @@ from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill import ArchiveJob, fill_archive
 from kinetics_fs.fill import archive_job as job_module
-from kinetics_fs.media.verify import VerifyLevel
+from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
@@ -139,7 +139,7 @@ CHILD = textwrap.dedent(
     from pathlib import Path
     from kinetics_fs.fill import ArchiveJob, fill_archive
     from kinetics_fs.fill import archive_job as job
-    from kinetics_fs.media.verify import VerifyLevel
+    from kinetics_fs.media import VerifyLevel
     from kinetics_fs.sources.archive import remote
     from kinetics_fs.store import FillCheckpoints
     job._CHECKPOINT_INTERVAL = 0.0
