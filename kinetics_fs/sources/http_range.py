@@ -215,7 +215,9 @@ def download(
             than the limit (CORRUPT).
     """
     begin = window.start if window else 0
-    end = min(window.stop if window else begin + _MAX_REQUEST, begin + (limit or _MAX_REQUEST))
+    end = begin + (limit or _MAX_REQUEST)
+    if window:
+        end = min(end, window.stop)
     if window and whole and end < window.stop:
         raise FetchError(FailureKind.CORRUPT, "the segment is larger than the limit of 8 MiB")
 

@@ -18,6 +18,7 @@ from yt_dlp.utils import GeoRestrictedError
 
 from kinetics_fs.errors import FailureKind, FetchError, masked
 from kinetics_fs.util import http
+from kinetics_fs.util.processes import NO_MEMORY
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 
@@ -172,6 +173,8 @@ _NAMES = (
 def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchError:
     """Return the failure for an exception of yt-dlp and the warnings of the same call."""
     causes = list(_chain(error))
+    if any(isinstance(cause, MemoryError) for cause in causes):
+        return FetchError(FailureKind.TRANSIENT, NO_MEMORY, source=source)
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRNOS:
             return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)

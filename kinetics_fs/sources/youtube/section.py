@@ -116,14 +116,16 @@ def fetch_section(
             packets.clear()
             for container in containers:
                 container.close()
+        with av.open(str(path)) as written:
+            first = (written.start_time or 0) / av.time_base
     except av.FFmpegError as error:
         if error.errno == errno.ENOSPC:
             raise FetchError(
                 FailureKind.LOCAL, f"cannot write the section: {error.strerror}", errno=errno.ENOSPC
             ) from error
         raise NoSection(f"the demuxer failed: {error.strerror}") from error
-    with av.open(str(path)) as written:
-        first = (written.start_time or 0) / av.time_base
+    except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # PyAV's, for values out of range
+        raise NoSection(f"the demuxer failed: {error}") from error
     zero = min(begins) + shift - first  # start of the complete media, on the clock of this file
     return Media(
         path,

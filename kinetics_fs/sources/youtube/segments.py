@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, Self
 from urllib.parse import urljoin
 
@@ -13,10 +13,15 @@ import m3u8
 from av.container import InputContainer
 from yt_dlp import YoutubeDL
 
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.http_range import Pace, download
 
 _MAX_PLAYLIST = 16 * 1024**2
 """Largest playlist in bytes. That of a ten-hour video has about one million."""
+_MAX_SEGMENTS = 50_000
+"""Most segments of a recording: a day of two seconds each. A list of more would fill the memory."""
+_MAX_BYTES = 256 * 1024**2
+"""Bytes of the segments of a section, which are in memory until they are demuxed."""
 _START_BYTES = 64 * 1024
 """Bytes of the first segment that show the time at which the media begin."""
 _MARGIN = 1.0
@@ -51,6 +56,7 @@ class Segments:
     """
 
     def __init__(self, segments: list[Segment], header: Segment | None, fetcher: _SegmentFetcher) -> None:
+        _check_number(len(segments))
         if not segments or any(not segment.seconds > 0 for segment in segments):
             raise NoSegments("the segments have no durations")
         self._segments = segments
@@ -65,11 +71,16 @@ class Segments:
         Raises:
             NoSegments: the file is not a playlist, or the playlist is incomplete, encrypted, or joins several
                 recordings.
-            FetchError: the playlist cannot be fetched.
+            FetchError: the playlist cannot be fetched, or is too large (TRANSIENT).
         """
         fetcher = _SegmentFetcher(ytdlp, headers, pace)
         try:
-            playlist = m3u8.loads(fetcher(Segment(url, None, 0.0), _MAX_PLAYLIST).decode())
+            content = fetcher(Segment(url, None, 0.0), _MAX_PLAYLIST + 1, whole=False)
+            if len(content) > _MAX_PLAYLIST:
+                raise FetchError(FailureKind.TRANSIENT, f"the playlist is larger than {_MAX_PLAYLIST // 1024**2} MiB")
+            text = content.decode()
+            _check_number(text.count("#EXTINF"))
+            playlist = m3u8.loads(text)
         except ValueError as error:
             raise NoSegments("the file is not a playlist") from error
         maps = {(one.uri, one.byterange) for one in playlist.segment_map}
@@ -97,13 +108,14 @@ class Segments:
 
         Raises:
             NoSegments: the description does not give their durations.
+            FetchError: there are too many segments (TRANSIENT).
         """
         base = str(info.get("fragment_base_url") or info.get("manifest_url") or "")
         segments = [
             Segment(
                 urljoin(base, str(one.get("url") or one.get("path") or "")), None, float(one.get("duration") or 0.0)
             )
-            for one in info["fragments"]
+            for one in islice(info["fragments"], _MAX_SEGMENTS + 2)
         ]
         header = segments.pop(0) if segments and not segments[0].seconds else None
         return cls(segments, header, _SegmentFetcher(ytdlp, info.get("http_headers") or {}, pace))
@@ -125,6 +137,7 @@ class Segments:
             complete media begin.
 
         Raises:
+            NoSegments: they are too large.
             FetchError: a segment cannot be fetched.
             av.FFmpegError: the segments are not media.
         """
@@ -132,8 +145,14 @@ class Segments:
         first = next((index for index, ends_at in enumerate(self._ends) if ends_at > start - _MARGIN), final)
         last = next((index for index, ends_at in enumerate(self._ends) if ends_at >= end + _MARGIN), final)
         head = b"" if self._header is None else self._fetch(self._header)
-        media = head + b"".join(self._fetch(segment) for segment in self._segments[first : last + 1])
-        container = av.open(io.BytesIO(media), "r")
+        media = io.BytesIO(head)
+        media.seek(0, io.SEEK_END)
+        for segment in self._segments[first : last + 1]:
+            media.write(self._fetch(segment))
+            if media.tell() > _MAX_BYTES:
+                raise NoSegments("the segments of the section are too large")
+        media.seek(0)
+        container = av.open(media, "r")
         if first == 0:
             return container, _begin(container)
         with av.open(io.BytesIO(head + self._fetch(self._segments[0], _START_BYTES, whole=False)), "r") as origin:
@@ -152,6 +171,11 @@ class _SegmentFetcher:
         return download(
             self._ytdlp, segment.url, self._headers, self._pace, window=segment.window, limit=limit, whole=whole
         )
+
+
+def _check_number(segments: int) -> None:
+    if segments > _MAX_SEGMENTS:
+        raise FetchError(FailureKind.TRANSIENT, f"the media are listed in more than {_MAX_SEGMENTS:,} segments")
 
 
 def _window(text: str | None, url: str, previous: Segment | None) -> range | None:

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yt_dlp import YoutubeDL
-
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
@@ -24,6 +22,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
+from kinetics_fs.sources.youtube.bounded import BoundedYoutubeDL
 from kinetics_fs.sources.youtube.errors import LATER, classify
 from kinetics_fs.sources.youtube.section import NoSection, fetch_section
 from kinetics_fs.sources.youtube.segments import NoSegments, Segments
@@ -66,7 +65,7 @@ class YouTubeSource:
         self._on_youtube = _is_youtube(self._url)
         self._log = _Messages()
         parameters = _parameters(settings, self._log)
-        self._ytdlp = YoutubeDL(parameters | {"format": self._select})
+        self._ytdlp = BoundedYoutubeDL(parameters | {"format": self._select})
         self._select_by_spec = self._ytdlp.build_format_selector(parameters["format"])
         self._any_language = "format" in settings.ytdlp
         self._refused_formats: set[str] = set()

@@ -53,6 +53,15 @@ def test_lengths_and_places(host: str, tmp_path: Path) -> None:
     ]
 
 
+def test_too_many_segments(host: str, tmp_path: Path) -> None:
+    one = "#EXTINF:5,\na\n"
+    assert read_playlist(host, tmp_path, HEADER + 50_000 * one + END).seconds == 250_000
+    for content in (50_001 * one, f"#EXTINF:5,{'x' * 17_000_000}\na\n"):
+        with pytest.raises(FetchError) as caught:
+            read_playlist(host, tmp_path, HEADER + content + END)
+        assert caught.value.kind is FailureKind.TRANSIENT
+
+
 def test_ranges_of_bytes(host: str, tmp_path: Path) -> None:
     segments = read_playlist(
         host,
