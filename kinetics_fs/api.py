@@ -508,6 +508,8 @@ class Library:
     def export_failures(self, file: BinaryIO, kinds: Collection[FailureKind] = ()) -> int:
         """Write the clips of the cache that failed to a file, for other caches to import, and return how many.
 
+        A clip that only certain archives lack is left out: another cache may use others.
+
         Args:
             file: receives a JSON object per line.
             kinds: kinds to write: `gone`, `corrupt` or `credentials`; `gone` if empty.
@@ -516,7 +518,8 @@ class Library:
             SettingError: a kind says nothing about a clip, only about a machine or its network.
         """
         wanted = _shareable(kinds)
-        failures = sorted(self.failures(wanted, whole_cache=True), key=lambda failure: failure.key)
+        known = (failure for failure in self.failures(wanted, whole_cache=True) if not failure.is_of_archives)
+        failures = sorted(known, key=lambda failure: failure.key)
         file.writelines(f"{report_line(failure)}\n".encode() for failure in failures)
         return len(failures)
 

@@ -109,6 +109,11 @@ class Failure:
         """The reason with `…` for the parts that make it unique: the id of the video, tokens and numbers."""
         return _UNIQUE.sub("…", self.reason.replace(self.key[:11], "…"))
 
+    @property
+    def is_of_archives(self) -> bool:
+        """Whether the clip is only known to be missing from the archives that this cache used."""
+        return self.kind is FailureKind.GONE and self.source.removeprefix("imported ") == "archive"
+
     def error(self) -> FetchError:
         """Return the failure as the exception that it was."""
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)

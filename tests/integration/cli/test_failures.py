@@ -332,6 +332,16 @@ def test_import_of_a_missing_list_is_wrong_usage(cache: Path, tmp_path: Path) ->
         assert str(path) in done.stderr
 
 
+def test_clips_that_archives_lack_are_not_exported(chosen: Arguments, cache: Path, tmp_path: Path) -> None:
+    with Store(cache) as store:
+        for number, source in enumerate(("archive", "imported archive", "youtube")):
+            error = FetchError(FailureKind.GONE, "not in archives", source=source)
+            store.failures.remember(Clip(f"elsewhere_{number}", 0, 10), error)
+    failures("export", "--cache-dir", cache, tmp_path / "shared")
+    [line] = (tmp_path / "shared").read_text().splitlines()
+    assert "elsewhere_2_000000_000010" in line
+
+
 def test_an_export_replaces_a_file_at_once_and_never_a_device(failed: Arguments, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()
