@@ -14,7 +14,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
 from tests.support.command_line import ENVIRONMENT, Mounted, run_command
-from tests.support.mounts import CLASS, clip_path, open_errno, short_clips, wait_until
+from tests.support.mounts import CLASS, clip_path, open_errno, short_clips, used_files, wait_until
 
 GONE = Clip("-demo_video", 3, 4)
 READY = Clip("demo-video2", 5, 6)
@@ -51,22 +51,16 @@ def csv_names(mounted: Mounted) -> set[str]:
     return {line.rpartition(" ")[0].rpartition("/")[2] for line in lines}
 
 
-def used_files(mounted: Mounted) -> int:
-    """Return the number of used files, as `df -i` computes it."""
-    statistics = os.statvfs(mounted.root)
-    return statistics.f_files - statistics.f_ffree
-
-
 def test_name_disappears_when_its_clip_is_gone_and_reappears(hiding: Mounted, cache: Path) -> None:
     path, inode = clip_path(hiding, GONE), clip_path(hiding, GONE).stat().st_ino
     everything = csv_names(hiding)
-    files = used_files(hiding)
+    files = used_files(hiding.root)
     assert open_errno(path) == errno.EIO
     wait_until(lambda: not path.exists())
     wait_until(lambda: names(hiding) == all_but({GONE}))
     wait_until(lambda: open_errno(path) == errno.ENOENT)
     assert csv_names(hiding) == everything - {GONE.name}
-    assert used_files(hiding) == files - 1
+    assert used_files(hiding.root) == files - 1
     status = run_command("status", hiding.root)
     assert "1 of them, known to be unavailable" in status.stdout
     assert GONE.name in (hiding.root / ".kinetics/failures.csv").read_text()
@@ -77,7 +71,7 @@ def test_name_disappears_when_its_clip_is_gone_and_reappears(hiding: Mounted, ca
     wait_until(lambda: names(hiding) == all_but(set()))
     assert path.stat().st_ino == inode
     assert csv_names(hiding) == everything
-    assert used_files(hiding) == files
+    assert used_files(hiding.root) == files
 
 
 def test_name_disappears_when_a_prefetch_finds_its_clip_gone(

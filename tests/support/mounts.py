@@ -144,3 +144,9 @@ def reading(paths: Iterable[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
             if reader.poll() is None:
                 reader.send_signal(signal.SIGKILL)
             reader.communicate()
+
+
+def used_files(root: Path) -> int:
+    """Return the number of used files of a mount, as `df -i` computes it."""
+    statistics = os.statvfs(root)
+    return statistics.f_files - statistics.f_ffree

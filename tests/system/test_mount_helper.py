@@ -48,12 +48,14 @@ def helper(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
 def test_what_it_does_not_understand(
     tmp_path: Path, spec: str, options: str, status: int, words: tuple[str, ...]
 ) -> None:
-    done = helper(spec, tmp_path, "-o", options, KINETICS_FS_CACHE_DIR=str(tmp_path / "cache"))
+    mountpoint = tmp_path / "mount"
+    mountpoint.mkdir()
+    done = helper(spec, mountpoint, "-o", options, KINETICS_FS_CACHE_DIR=str(tmp_path / "cache"))
     assert (done.returncode, done.stdout) == (status, "")
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr.splitlines()[-1]
-    assert not find_mounts().get(tmp_path)
+    assert not find_mounts().get(mountpoint)
 
 
 def test_what_is_mounts_own_is_passed_over(tmp_path: Path) -> None:
