@@ -95,13 +95,13 @@ def test_the_script_sorts_and_filters_the_classes(reported: Reported, browser: B
     assert "CONSOLE" not in log
     assert len(Tables(document).rows["classes"]) == 2 + 7
     assert "7 of 7 rows" in document
-    assert (document.count("<button"), document.count("<script")) == (8, 1)
+    assert (document.count("<button"), document.count("<script")) == (9, 1)
 
     document, log = browser.open(reported.page, "#show=missing&sort=-untried&split=train&find=u+A")
     assert "CONSOLE" not in log
     rows = Tables(document).rows["classes"]
     assert [row[:2] for row in rows[1:-1]] == [["surfing water", "train"], ["zumba", "train"]]
-    assert rows[-1] == ["Total", "", "0.0", "3", "0", "0", "0", "3"]
+    assert rows[-1] == ["Total", "", "0.0", "3", "0", "0", "0", "0", "3"]
     assert re.search(r'data-by="untried" aria-sort="descending"', document)
 
 
