@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kinetics_fs.catalog.annotations import Refusal, read_annotations
-from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Origin, Refusals
+from kinetics_fs.catalog.catalog import Catalog, ClipPosition, Directory, Entry, Origin, Refusals, origins_to_json
 from kinetics_fs.catalog.clip import KEY_LENGTH, Clip, parse_clip_name
 from kinetics_fs.catalog.compile import AnnotationList, ArchiveClips, compile_catalog
 from kinetics_fs.catalog.download import fetch_annotations
@@ -67,6 +67,7 @@ __all__ = [
     "find_release",
     "name_table",
     "open_catalog",
+    "origins_to_json",
     "parse_clip_name",
     "parse_file_name",
     "read_annotations",
@@ -90,8 +91,8 @@ def open_catalog(
 ) -> Catalog:
     """Open the catalog of a selection from a release; download and compile the annotations if necessary.
 
-    A list of the release that cannot be downloaded or read costs only the clips that no other list names. A warning
-    says so.
+    A list of the release that cannot be downloaded or read costs only the clips that no other list names, and a
+    warning.
 
     Args:
         release: the release; gives the catalog its name and date.

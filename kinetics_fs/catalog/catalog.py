@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from kinetics_fs.catalog.annotations import Refusal
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, in_use
+from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import CatalogError
 from kinetics_fs.util.sqlite import Database
 
@@ -73,6 +74,14 @@ class Origin:
     kind: str
     name: str
     clips: dict[str, int]
+
+
+def origins_to_json(release: str, origins: Sequence[Origin]) -> dict[str, Any]:
+    """Return the origins of clips, and the published numbers of clips of the release, as `--json` prints them."""
+    return {
+        "origins": [asdict(origin) for origin in origins],
+        "published": [count._asdict() for count in find_release(release).counts],
+    }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from kinetics_fs.catalog import find_release
+from kinetics_fs.catalog import origins_to_json
 from kinetics_fs.cli.command import Command
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.cli.origins import origin_lines
@@ -37,8 +37,7 @@ def command(settings: Settings, as_json: bool) -> None:
     if as_json:
         result = {
             "classes": [asdict(one) for one in classes],
-            "origins": [asdict(origin) for origin in origins],
-            "published": [count._asdict() for count in find_release(release).counts],
+            **origins_to_json(release, origins),
         }
         click.echo(json.dumps(result, indent=2, ensure_ascii=False))
         return

@@ -14,18 +14,17 @@ from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.limit import NOTE, failed_below
-from kinetics_fs.store import Store, one_line
+from kinetics_fs.store import Store, one_line, without_import
 
 _log = logging.getLogger(__name__)
 
 _MAX_REASON = 350
 """Characters of a reason before a note, so that the store, which cuts at 500, keeps the note."""
 
-_IMPORTED = "imported "
-"""Begins the source of a failure that another machine has found."""
-
 _LOOK_INTERVAL = 60.0
 """Seconds until the folders and the indexes of archives are searched again for a clip with a remembered failure."""
+_MAX_ASKED = 16384
+"""Clips with a remembered failure that are kept in memory: those of a whole release would take 160 MB."""
 
 KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
@@ -91,8 +90,7 @@ class FailureMemory:
             return None
         if self._limit_was_raised(failure.reason):
             return None
-        found_by = failure.source.removeprefix(_IMPORTED)
-        if failure.kind is FailureKind.GONE and found_by == "archive" and self._sources.order != ("archive",):
+        if failure.is_of_archives and self._sources.order != ("archive",):
             return None  # the archives lack the clip, which says nothing about the other sources
         return failure.error()
 
@@ -105,7 +103,7 @@ class FailureMemory:
         is_new = clip not in self._asked
         if not is_new and time.monotonic() < self._asked[clip] + _LOOK_INTERVAL:
             return ()
-        found_by = failure.source.removeprefix(_IMPORTED)
+        found_by = without_import(failure.source)
         is_imported = found_by != failure.source
         others = [source for source in self._sources.order if source not in (found_by, "youtube")]
         if not found_by or not others:
@@ -116,6 +114,8 @@ class FailureMemory:
 
     def note_asked(self, clip: Clip) -> None:
         """Note that all sources were just asked for a clip."""
+        if len(self._asked) >= _MAX_ASKED:
+            self._asked.clear()
         self._asked[clip] = time.monotonic()
 
     def _is_indexed(self, clip: Clip) -> bool:
@@ -175,7 +175,7 @@ class FailureMemory:
 
     def _next_request_at(self, error: FetchError) -> float | None:
         """Return when the source that blocks this address is asked again, in seconds since the epoch."""
-        until = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(error.source)
+        until = self._store.throttle.blocked_until(error.source)
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
 

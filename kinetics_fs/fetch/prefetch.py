@@ -300,8 +300,8 @@ class Prefetch:
 
     def _is_blocked(self, source: str) -> bool:
         """Return whether a source is blocked now: another process may have tested it, or a user ended the block."""
-        blocked = {state.name: state.blocked_until for state in self._store.throttle.states()}.get(source)
-        return blocked is not None and blocked > time.time()
+        until = self._store.throttle.blocked_until(source)
+        return until is not None and until > time.time()
 
 
 def _affects_every_clip(error: FetchError) -> bool:

@@ -94,7 +94,7 @@ def build_indexes(
 def retry_indexed(index_db: ArchiveIndexDB, failures: FailureLog) -> None:
     """Let clips be tried again that were said to be in no archive, if an index has them now."""
     found = failures.all([FailureKind.GONE])
-    lacking = [failure.clip for failure in found if failure.source.removeprefix("imported ") == "archive"]
+    lacking = [failure.clip for failure in found if failure.is_of_archives]
     indexed = index_db.sizes([clip.key for clip in lacking])
     for clip in lacking:
         if clip.key in indexed:

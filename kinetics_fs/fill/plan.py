@@ -88,11 +88,8 @@ def find_versions(base: str, names: Sequence[str]) -> tuple[dict[str, Version], 
 
 def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version]) -> set[str]:
     """Return the names of the archives that are indexed in exactly these versions. An index without clips is none."""
-    return {
-        indexed.archive
-        for indexed in (index_db.archives() if index_db else ())
-        if indexed.clips and indexed.archive in versions and indexed.version.matches(versions[indexed.archive])
-    }
+    indexed = index_db.versions() if index_db else {}
+    return {name for name, version in indexed.items() if name in versions and version.matches(versions[name])}
 
 
 # Archives that were read to their end

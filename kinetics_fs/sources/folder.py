@@ -337,10 +337,6 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name)) or name
 
 
-def _failure_of(path: Path, error: FetchError) -> FetchError:
-    return FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
-
-
 def preference(parsed: FileName) -> int:
     """Return a key that sorts files of a clip: names with times first, then mp4 files, which stay as they are."""
     return VIDEO_SUFFIXES.index(parsed.suffix) + (len(VIDEO_SUFFIXES) if parsed.clip is None else 0)

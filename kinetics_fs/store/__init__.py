@@ -27,6 +27,7 @@ from kinetics_fs.store.failures import (
     one_line,
     read_reports,
     report_line,
+    without_import,
 )
 from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
 from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, prepare_folder
@@ -87,4 +88,5 @@ __all__ = [
     "selection_pages",
     "summarize_cache",
     "verify_clips",
+    "without_import",
 ]

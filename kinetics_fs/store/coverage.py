@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from kinetics_fs.catalog import Catalog, Clip, Directory, Origin, find_release
+from kinetics_fs.catalog import Catalog, Clip, Directory, Origin, origins_to_json
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.store.failures import Failure
 from kinetics_fs.store.selection import SelectionPage, selection_pages
@@ -143,8 +143,7 @@ class Coverage:
             "due": self.due,
             "kinds": self.failures.to_json(),
             "classes": [asdict(one) for one in self.classes],
-            "origins": [asdict(origin) for origin in self.origins],
-            "published": [count._asdict() for count in find_release(self.release).counts],
+            **origins_to_json(self.release, self.origins),
         }
 
     @classmethod

@@ -150,7 +150,7 @@ class Evictor:
         """Evict the least recently opened clips until `wanted` more bytes fit beside the fetches in progress.
 
         Nothing is evicted for a clip that does not fit beside the clips that must stay. The sizes of the fetches in
-        progress are estimates: if only they are too much, what can be evicted for them is evicted.
+        progress are estimates: if only they are too much, as many clips as possible are evicted for them.
 
         Args:
             db: a connection in a transaction.

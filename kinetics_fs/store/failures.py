@@ -50,6 +50,7 @@ _MAX_REQUESTED_DELAY = _DAY
 _LONGEST_DELAY = max(_MAX_REQUESTED_DELAY, *(maximum for _, maximum in _RETRY_AFTER.values()))
 
 _IMPORTED = "imported"
+"""First word of the source of a failure that another machine has found."""
 _MAX_TEXT = 500
 _MAX_ATTEMPTS = 10**9
 _MAX_TIME = 1e11
@@ -112,7 +113,7 @@ class Failure:
     @property
     def is_of_archives(self) -> bool:
         """Whether the clip is only known to be missing from the archives that this cache used."""
-        return self.kind is FailureKind.GONE and self.source.removeprefix("imported ") == "archive"
+        return self.kind is FailureKind.GONE and without_import(self.source) == "archive"
 
     def error(self) -> FetchError:
         """Return the failure as the exception that it was."""
@@ -146,6 +147,11 @@ class ImportedFailures(NamedTuple):
     """Reports that are not newer than a failure that is remembered already."""
     cached: int
     """Reports about clips that are cached, or were stored after the failure."""
+
+
+def without_import(source: str) -> str:
+    """Return the name of a source without the word that says that another machine has found the failure."""
+    return source.removeprefix(f"{_IMPORTED} ")
 
 
 def one_line(text: str) -> str:

@@ -271,6 +271,12 @@ class Throttle:
             for name in sorted({*counts, *blocks})
         ]
 
+    def blocked_until(self, source: str) -> float | None:
+        """Return `SourceState.blocked_until` of one source."""
+        with self._database.connection() as db:
+            block = self._breaker.blocks(db, time.time()).get(source)
+        return None if block is None else block.until
+
     def reset_blocks(self) -> int:
         """End all blocks, for example after a change of address or cookies. Return their number."""
         with self._database.exclusive() as db:

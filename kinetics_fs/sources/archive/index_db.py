@@ -20,6 +20,7 @@ from kinetics_fs.util.sqlite import Database
 
 _VERSION = 1
 _KEYS_PER_QUERY = 500
+_HAS_CLIPS = "EXISTS (SELECT 1 FROM clip WHERE clip.archive = archive.id)"
 
 _SCHEMA = f"""
 PRAGMA journal_mode = WAL;
@@ -139,15 +140,13 @@ class ArchiveIndexDB:
     def version(self, archive: str) -> Version | None:
         """Return the indexed version of an archive; None if it is not indexed, or its index has no clips."""
         with self._database.connection() as db:
-            row = db.execute(
-                "SELECT size, etag FROM archive WHERE name = ? AND id IN (SELECT archive FROM clip)", (archive,)
-            ).fetchone()
+            row = db.execute(f"SELECT size, etag FROM archive WHERE name = ? AND {_HAS_CLIPS}", (archive,)).fetchone()
         return None if row is None else Version(*row)
 
     def versions(self) -> dict[str, Version]:
-        """Return the versions of all indexed archives, by name."""
+        """Return the versions of all indexed archives, by name. An index without clips is none."""
         with self._database.connection() as db:
-            rows = db.execute("SELECT name, size, etag FROM archive").fetchall()
+            rows = db.execute(f"SELECT name, size, etag FROM archive WHERE {_HAS_CLIPS}").fetchall()
         return {name: Version(size, etag) for name, size, etag in rows}
 
     def archives(self) -> list[IndexedArchive]:

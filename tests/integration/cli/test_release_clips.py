@@ -1,4 +1,4 @@
-"""Which clips a release has, where its lists and archives disagree: the public servers are stood in for."""
+"""The clips of a release whose lists and archives disagree, on stand-ins for the public servers."""
 
 from __future__ import annotations
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.support.fetching import NO_SLEEP, TIMEOUT, FetcherFactory
@@ -21,6 +23,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
     """An empty store without limits."""
     with Store(tmp_path / "cache") as store:
         yield store
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of two seconds."""
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    make_video(path, seconds=2, ffmpeg=find_ffmpeg())
+    return path
 
 
 @pytest.fixture

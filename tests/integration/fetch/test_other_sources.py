@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.media import make_video
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, outcomes
-from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store, read_reports, report_line
@@ -28,13 +26,6 @@ from tests.support.youtube import FakeYouTube
 CLIP = Clip("-a_Video-01", 0, 2)
 GONE = FetchError(FailureKind.GONE, "Video unavailable", source="youtube")
 PART = "400/train/part_120.tar.gz"
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("video") / "video.mp4"
-    make_video(path, seconds=2, ffmpeg=find_ffmpeg())
-    return path
 
 
 @pytest.fixture

@@ -15,13 +15,11 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.media import make_video
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch import fetcher as fetcher_module
 from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile
 from kinetics_fs.fetch.prefetch import prefetch_clips
-from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.settings import WELL_KNOWN_VIDEOS
 from kinetics_fs.store import ControlPermit, Store
@@ -79,13 +77,6 @@ class Site:
 
     def stop(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("video") / "video.mp4"
-    make_video(path, seconds=2, ffmpeg=find_ffmpeg())
-    return path
 
 
 @pytest.fixture

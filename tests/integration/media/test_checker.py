@@ -1,4 +1,4 @@
-"""The processes that read files from outside: what they survive, and what they leave alone."""
+"""The processes that read files from outside: the files that they survive, and the limits that they leave alone."""
 
 from __future__ import annotations
 
