@@ -247,8 +247,8 @@ class Library:
             wanted = [clip for clip in wanted if self.catalog.locate(clip)]
         with self._fetcher_for(whole_cache) as fetcher:
             if wanted is None:
-                return self._prefetch(fetcher, self.clips(), self.catalog.clip_count, on_progress)
-            return self._prefetch(fetcher, wanted, len(wanted), on_progress)
+                return self._prefetch(fetcher, self.clips(), self.catalog.clip_count, on_progress, keep=self.clips())
+            return self._prefetch(fetcher, wanted, len(wanted), on_progress, keep=wanted)
 
     def retry(
         self,
@@ -324,11 +324,13 @@ class Library:
         clips: Iterable[Clip],
         total: int,
         on_progress: Callable[[PrefetchProgress], object],
+        *,
+        keep: Iterable[Clip] = (),
     ) -> PrefetchResult:
         from kinetics_fs.fetch.prefetch import prefetch_clips
 
         window = 2 * self.settings.workers
-        return prefetch_clips(fetcher, self.store, clips, total, window=window, on_progress=on_progress)
+        return prefetch_clips(fetcher, self.store, clips, total, window=window, keep=keep, on_progress=on_progress)
 
     def fill(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from kinetics_fs.catalog import Clip, parse_clip_name
@@ -34,6 +35,9 @@ _BLOCK_POLL_INTERVAL = 2.0
 
 _MAX_CONSECUTIVE_FAULTS = 10
 """Clips in a row whose sources could not be reached, after which a prefetch assumes that there is no network."""
+
+_BATCH = 4096
+"""Clips whose access times are written together."""
 
 _LIST_LINE = re.compile(r"(?:.*/)?([A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})(?:\.mp4)?(?:\s+-?[0-9]+)?\s*")
 """A path, file name or key of a clip, and possibly a class index after it, as in the lists of data loaders."""
@@ -81,6 +85,7 @@ def prefetch_clips(
     total: int,
     *,
     window: int,
+    keep: Iterable[Clip] = (),
     on_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
 ) -> PrefetchResult:
     """Fetch the clips that are not cached; return when they are, or when a problem ends the prefetch early.
@@ -91,9 +96,12 @@ def prefetch_clips(
         clips: the clips; each is drawn shortly before it is requested.
         total: number of clips.
         window: number of clips to request at the same time.
+        keep: cached clips that are not evicted for these.
         on_progress: receives the progress so far whenever a number changes; called by any thread.
     """
-    prefetch = Prefetch(fetcher, store, clips, total, window=window, on_change=lambda: on_progress(prefetch.progress()))
+    prefetch = Prefetch(
+        fetcher, store, clips, total, window=window, keep=keep, on_change=lambda: on_progress(prefetch.progress())
+    )
     interrupted = False
     stats = fetcher.stats
     with HistoryRecorder(store.history, lambda: ActivityCounts(stats.fetched, stats.failed)):
@@ -109,8 +117,8 @@ def prefetch_clips(
 class Prefetch:
     """Fetches clips in their order.
 
-    It evicts clips that were cached before it began, but none of its own: if not all clips fit, the first ones are
-    cached in the end.
+    It evicts clips that were cached before it began, but none that it is to keep and none that it fetched: if not all
+    clips fit, the first of those that were not cached are fetched.
 
     Args:
         fetcher: fetches the clips.
@@ -118,6 +126,7 @@ class Prefetch:
         clips: the clips; each is drawn shortly before it is requested.
         total: number of clips.
         window: number of clips to request at the same time.
+        keep: cached clips that are not evicted for these, drawn before the first request.
         priority: priority of the requests.
         patient: wait for space and for a source that blocks this address; else stop.
         cursor: position of the process that will open the clips in this order, if there is one.
@@ -139,6 +148,7 @@ class Prefetch:
         total: int,
         *,
         window: int,
+        keep: Iterable[Clip] = (),
         priority: Priority = Priority.BACKGROUND,
         patient: bool = False,
         cursor: AccessCursor | None = None,
@@ -148,6 +158,7 @@ class Prefetch:
         self._store = store
         self._clips = clips
         self._window = window
+        self._keep = keep
         self._priority = priority
         self._patient = patient
         self._cursor = cursor
@@ -188,6 +199,7 @@ class Prefetch:
         """Fetch all clips; return when that is done, or when the prefetch was cancelled or stopped."""
         if self._cursor is not None:
             self._cursor.watch(self._wake)
+        self._protect_kept()
         for position, clip in enumerate(self._clips):
             if not self._wait(partial(self._can_request, clip)):
                 break
@@ -212,6 +224,12 @@ class Prefetch:
             self._changed.notify_all()
         for future in futures:
             future.cancel()
+
+    def _protect_kept(self) -> None:
+        """Make the clips to keep count as used since the prefetch began, before any fetch can evict one of them."""
+        kept = iter(self._keep)
+        while not self.state.has_ended and (batch := list(islice(kept, _BATCH))):
+            self._store.touch_cached(batch)
 
     def _can_request(self, clip: Clip) -> bool:
         # A clip that is listed twice is fetched once: it is cached when its turn comes again.

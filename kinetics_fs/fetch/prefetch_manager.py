@@ -175,19 +175,22 @@ class PrefetchManager:
     def _start(self, name: str, selection: Selection | None, listed: list[Clip] | None) -> PrefetchStatus:
         opened = ExitStack()
         clips: Iterable[Clip]
+        keep: Iterable[Clip] = ()
         if listed is not None:
             clips, total, cursor = listed, len(listed), AccessCursor(self._store)
         else:
             selected = select(self._catalog, selection or Selection(), self._catalog.path.parent)
             if selected is not self._catalog:
                 opened.enter_context(selected)
-            clips, total, cursor = (entry.clip for entry in selected.clips()), selected.clip_count, None
+            clips, keep = (entry.clip for entry in selected.clips()), (entry.clip for entry in selected.clips())
+            total, cursor = selected.clip_count, None
         prefetch = Prefetch(
             self._fetcher,
             self._store,
             clips,
             total,
             window=self._window,
+            keep=keep,
             priority=Priority.BACKGROUND if cursor is None else Priority.SOON,
             patient=True,
             cursor=cursor,

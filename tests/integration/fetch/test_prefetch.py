@@ -77,6 +77,16 @@ def test_the_first_clips_are_cached_if_not_all_fit(small: Store, site: VideoSite
         assert set(cached(small)) >= set(CLIPS[4:])
 
 
+def test_cached_clips_of_a_prefetch_are_not_evicted_for_those_before_them(small: Store, site: VideoSite) -> None:
+    cached_before = CLIPS[4:]
+    with Fetching(small, site) as fetcher:
+        Prefetch(fetcher, small, cached_before, 2, window=2).run()
+        prefetch = Prefetch(fetcher, small, CLIPS, len(CLIPS), window=2, keep=CLIPS)
+        prefetch.run()
+    assert prefetch.state is PrefetchState.STOPPED
+    assert set(cached(small)) >= set(cached_before)
+
+
 def test_a_list_is_fetched_ahead_of_its_reader(small: Store, site: VideoSite) -> None:
     cursor = AccessCursor(small)
     with Fetching(small, site) as fetcher:
