@@ -30,10 +30,17 @@ _MAX_REQUESTS = 500
 
 
 class VerifiedFile(NamedTuple):
-    """A verified clip, and the seconds that its pictures cover."""
+    """A verified clip.
+
+    Attributes:
+        path: the file.
+        duration: seconds that its pictures cover.
+        cut: it was cut with the settings of the sources, and is not the file that an archive or a folder publishes.
+    """
 
     path: Path
     duration: float
+    cut: bool
 
 
 OnVerifiedClip = Callable[[Clip, VerifiedFile], None]
@@ -154,7 +161,7 @@ class Worker:
         clip = parse_clip_name(str(answer["clip"]))
         if clip is None or on_clip is None:
             raise ValueError(f"not a clip: {answer['clip']!r}")
-        file = VerifiedFile(folder / clip.name, _parse_duration(answer))
+        file = _parse_file(answer, folder / clip.name)
         try:
             on_clip(clip, file)
         except BaseException:
@@ -229,12 +236,12 @@ def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
     process.stdin.flush()
 
 
-def _parse_duration(answer: dict[str, Any]) -> float:
-    """Return the duration in an answer; raise a built-in exception if it is invalid."""
-    duration = float(answer["duration"])
-    if not (math.isfinite(duration) and duration >= 0):
-        raise ValueError(f"not a duration: {duration}")
-    return duration
+def _parse_file(answer: dict[str, Any], path: Path) -> VerifiedFile:
+    """Return the file of an answer; raise a built-in exception if the answer is invalid."""
+    duration, cut = float(answer["duration"]), answer["cut"]
+    if not (math.isfinite(duration) and duration >= 0 and isinstance(cut, bool)):
+        raise ValueError(f"not a clip: {answer}")
+    return VerifiedFile(path, duration, cut)
 
 
 def _parse_answer(answer: Any, folder: Path) -> VerifiedFile | None:
@@ -255,4 +262,4 @@ def _parse_answer(answer: Any, folder: Path) -> VerifiedFile | None:
         raise InProgressElsewhere
     if answer["file"] is None:
         return None
-    return VerifiedFile(folder / Path(answer["file"]).name, _parse_duration(answer))
+    return _parse_file(answer, folder / Path(answer["file"]).name)

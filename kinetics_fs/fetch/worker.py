@@ -6,13 +6,13 @@ Input: first the `SourceSettings`, then requests: ``{"youtube_id": …, "start":
 for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is available.
 
 Output for each request: ``{"begun": true}`` when the worker has received it; then any number of
-``{"clip": NAME, "duration": SECONDS}``, each the name of a verified clip in the folder of the request, which is the
-requested clip or another one that came with it, and the seconds that its pictures cover, and of ``{"wait": true}``,
-which asks for a line ``{"stored": true}`` as soon as the parent has dealt with all clips before it; at last one of
-these:
+``{"clip": NAME, "duration": SECONDS, "cut": BOOL}``, each the name of a verified clip in the folder of the request,
+which is the requested clip or another one that came with it, the seconds that its pictures cover, and whether it was
+cut here, with the settings of the worker, and of ``{"wait": true}``, which asks for a line ``{"stored": true}`` as
+soon as the parent has dealt with all clips before it; at last one of these:
 
 * ``{"available": true}``: the control is available.
-* ``{"file": NAME, "duration": SECONDS}``: the requested clip in the folder of the request.
+* ``{"file": NAME, "duration": SECONDS, "cut": BOOL}``: the requested clip in the folder of the request.
 * ``{"file": null}``: the requested clip was among the clips before.
 * ``{"not_in_source": NOTE}``: the source does not have the clip. The note says why it did not look further; it may be
   empty.
@@ -102,8 +102,8 @@ class _Worker:
             found = self._fetch(clip, request["source"], Path(request["folder"]))
             if found is None:
                 return {"file": None}
-            path, duration = found
-            return {"file": path.name, "duration": duration}
+            path, duration, is_cut = found
+            return {"file": path.name, "duration": duration, "cut": is_cut}
         except NotInSource as missing:
             return {"not_in_source": missing.note}
         except InProgressElsewhere:
@@ -132,7 +132,7 @@ class _Worker:
         """Verify a clip that a source has read and send its name."""
         ensure_mp4(path)
         duration = verify_clip(path, None) if clip == self._requested else check_container(path)
-        self._send({"clip": path.name, "duration": duration})
+        self._send({"clip": path.name, "duration": duration, "cut": False})
 
     def _wait_until_stored(self) -> None:
         """Wait until the parent has stored or refused all clips so far."""
@@ -144,8 +144,8 @@ class _Worker:
             self._sources[name] = make_source(name, self._settings, self._emit_clip, self._wait_until_stored)
         return self._sources[name]
 
-    def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float] | None:
-        """Return the verified clip and its duration; None if `_emit_clip` has sent it."""
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float, bool] | None:
+        """Return the verified clip, its duration, and whether it was cut; None if `_emit_clip` has sent it."""
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: {name}"):
             media = self._source(name).fetch(clip, folder)
         if media is None:
@@ -153,7 +153,7 @@ class _Worker:
         if media.whole:
             with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
                 ensure_mp4(media.path)
-                return media.path, verify_clip(media.path, None)
+                return media.path, verify_clip(media.path, None), False
         expected = expected_span(media, clip.duration)
         target = folder / clip.name
         settings = self._settings
@@ -161,7 +161,7 @@ class _Worker:
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: cut"):
             cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
         with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
-            return target, verify_clip(target, expected)
+            return target, verify_clip(target, expected), True
 
 
 if __name__ == "__main__":

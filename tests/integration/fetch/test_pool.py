@@ -60,8 +60,10 @@ def fetch_error(worker: Worker, folder: Path, timeout: float = 20) -> FetchError
         'echo \'{"error": {"kind": "gone"}}\'',
         "echo one; echo two",
         'echo \'{"file": "clip.mp4"}\'',
-        'echo \'{"file": "clip.mp4", "duration": NaN}\'',
-        'echo \'{"file": "clip.mp4", "duration": -1}\'',
+        'echo \'{"file": "clip.mp4", "duration": NaN, "cut": true}\'',
+        'echo \'{"file": "clip.mp4", "duration": -1, "cut": true}\'',
+        'echo \'{"file": "clip.mp4", "duration": 1}\'',
+        'echo \'{"file": "clip.mp4", "duration": 1, "cut": 1}\'',
         "head -c 200000 /dev/zero; echo",
         "exit 0",
         "kill -9 $$",
@@ -82,13 +84,13 @@ def test_an_unfinished_answer_times_out(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_path_in_an_answer_is_reduced_to_a_name_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd", "duration": 2}\'')
+    worker = talker(tmp_path, monkeypatch, 'echo \'{"file": "/etc/../etc/passwd", "duration": 2, "cut": false}\'')
     try:
         found = worker.fetch(CLIP, "youtube", tmp_path, timeout=20)
     finally:
         worker.stop()
 
-    assert found == (tmp_path / "passwd", 2)
+    assert found == (tmp_path / "passwd", 2, False)
 
 
 def test_all_fields_of_a_failure_reach_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class Site:
     ) -> VerifiedFile | None:
         self.answer(clip.youtube_id)
         shutil.copy(self._video, folder / clip.name)
-        return VerifiedFile(folder / clip.name, 2.0)
+        return VerifiedFile(folder / clip.name, 2.0, cut=True)
 
     def check(self, youtube_id: str, source: str, *, timeout: float) -> None:
         self.control_lasts.wait(timeout)
