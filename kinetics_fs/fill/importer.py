@@ -27,9 +27,10 @@ from kinetics_fs.media import Media, VerifyLevel
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.sources import NotInSource
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, import_file, preference, stat_local
+from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, find_file, import_file, is_on_disk, preference
 from kinetics_fs.sources.folder_files import DANGLING, LINK_TO_FOLDER, UnusedFiles, list_folder
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
+from kinetics_fs.util.beneath import find_beneath
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def import_folder(
     An import may end at any point, and be repeated: it passes over the clips that are in the store.
 
     Args:
-        folder: the folder. Symbolic links to files are followed, those to folders are not.
+        folder: the folder. Symbolic links to files are followed as `find_beneath` describes, those to folders are not.
         store: the store to import into.
         catalog: the clips that are wanted.
         verify: how to verify each file.
@@ -155,7 +156,7 @@ class _File(NamedTuple):
         preference: smaller for better files of the same clip.
         size: bytes that it will need in the cache.
         copied: whether it will take space on the disk.
-        folder: the folder.
+        folder: path of its folder below the one to import.
         name: its name.
     """
 
@@ -290,9 +291,9 @@ class _FolderImport:
                     clips = [clip for clip in clips if clip == parsed.clip]
                 if not clips:
                     self.result.not_in_annotations += 1
-                    self.result.unused.add(f"{folder}/{name}", _NOT_SELECTED)
+                    self.result.unused.add(self._path(folder, name), _NOT_SELECTED)
                 elif len(clips) > 1:
-                    self.result.unused.add(f"{folder}/{name}", NO_TIMES)
+                    self.result.unused.add(self._path(folder, name), NO_TIMES)
                 elif (key := clips[0].key) in sizes and sizes[key].cached:
                     self.result.already_cached += 1
                 elif (one := self._judge(folder, name, parsed, clips[0])) is not None:
@@ -348,39 +349,44 @@ class _FolderImport:
 
     def _walk(self) -> Iterator[tuple[str, str, FileName]]:
         """Yield the files that have the name of a clip or a video, with their folders. Count all others."""
-        folders = [str(self._folder)]
+        folders = [""]
         while folders:
             folder = folders.pop()
             try:
-                for file in list_folder(folder):
-                    path, name = f"{folder}/{file.name}", parse_file_name(file.name)
-                    if name.fault == HIDDEN:
-                        self.result.unused.add(path, HIDDEN)
-                    elif file.folder and file.link:
-                        self.result.unused.add(path, LINK_TO_FOLDER)
-                    elif file.folder:
-                        folders.append(path)
-                    elif not name.fault:
-                        yield folder, file.name, name
-                    elif file.link and not os.path.exists(path):  # noqa: PTH110  # a Path for each file is slow
-                        self.result.unused.add(path, DANGLING)
-                    else:
-                        self.result.unused.add(path, name.fault)
-                    self.result.found += 1
-                    self._on_progress(self.result)
+                with find_beneath(self._folder, folder) as opened:
+                    for file in list_folder(opened):
+                        path, name = self._path(folder, file.name), parse_file_name(file.name)
+                        if name.fault == HIDDEN:
+                            self.result.unused.add(path, HIDDEN)
+                        elif file.folder and file.link:
+                            self.result.unused.add(path, LINK_TO_FOLDER)
+                        elif file.folder:
+                            folders.append(f"{folder}/{file.name}" if folder else file.name)
+                        elif not name.fault:
+                            yield folder, file.name, name
+                        elif file.link and not os.path.exists(path):  # noqa: PTH110  # a Path for each file is slow
+                            self.result.unused.add(path, DANGLING)
+                        else:
+                            self.result.unused.add(path, name.fault)
+                        self.result.found += 1
+                        self._on_progress(self.result)
             except OSError as error:
-                self._count_unreadable(folder, f"cannot be read: {error.strerror}")
+                self._count_unreadable(self._path(folder), f"cannot be read: {error.strerror}")
+
+    def _path(self, *names: str) -> str:
+        return "/".join((str(self._folder), *filter(None, names)))
 
     def _judge(self, folder: str, name: str, parsed: FileName, clip: Clip) -> _File | None:
         """Return a file to import; None if it is not fit, which is counted."""
-        path = Path(folder, name)
+        path = self._path(folder, name)
         try:
-            status = stat_local(path)
+            with find_beneath(self._folder, Path(folder, name)) as file:
+                status = file.status if is_on_disk(file) else None
         except OSError as error:
-            self._count_unreadable(str(path), f"cannot be read: {error.strerror}")
+            self._count_unreadable(path, f"cannot be read: {error.strerror}")
             return None
         if status is None:
-            self.result.unused.add(str(path), "not a regular file")
+            self.result.unused.add(path, "not a regular file")
             return None
         size = status.st_size
         if parsed.clip is None:  # it may be a whole video, of which only a part is stored
@@ -394,16 +400,17 @@ class _FolderImport:
     # Importing
 
     def _import(self, file: tuple[Clip, Path]) -> None:
-        clip, path = file
+        clip, name = file
+        path = self._path(str(name))
         try:
-            self._publish(path, clip)
+            self._publish(name, clip)
         except NotInSource:
-            self._count_unreadable(str(path), "removed during the import")
+            self._count_unreadable(path, "removed during the import")
         except FetchError as error:
             if error.kind in (FailureKind.CORRUPT, FailureKind.GONE):
                 self._count_corrupt(path, error.reason)
             elif error.kind is FailureKind.TRANSIENT:
-                self._count_unreadable(str(path), error.reason)
+                self._count_unreadable(path, error.reason)
             else:
                 raise
 
@@ -412,27 +419,26 @@ class _FolderImport:
             self._count(already_cached=1)
             return
         name = parse_file_name(path.name)
-        try:
-            size = path.stat().st_size if name.clip is not None else None
-        except OSError:
-            raise NotInSource from None
-        claim = self._store.claim(clip, size=size, protect_used_since=0)
-        if claim is None:
-            self._count(busy=1)
-            return
-        with claim:
-            file, linked = claim.folder / clip.name, False
-            media = find_excerpt_of(path, clip, claim.folder, self._checker.find_excerpt) if name.clip is None else None
-            if media is None or media.whole:
-                linked = import_file(path, file, link=self._link)
-                original = file.stat().st_ino
-                if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
-                    self._checker.convert(file)
-                duration = self._checker.check(file, self._verify)
-                linked = linked and file.stat().st_ino == original
-            else:
-                duration = self._cut(media, clip.duration, file)
-            claim.publish(file, SOURCE, duration=duration)
+        with find_file(self._folder, path) as file:
+            size = file.status.st_size if name.clip is not None else None
+            claim = self._store.claim(clip, size=size, protect_used_since=0)
+            if claim is None:
+                self._count(busy=1)
+                return
+            with claim:
+                target, linked, media = claim.folder / clip.name, False, None
+                if name.clip is None:
+                    media = find_excerpt_of(file, clip, claim.folder, self._checker.find_excerpt)
+                if media is None or media.whole:
+                    linked = import_file(file, target, link=self._link)
+                    original = target.stat().st_ino
+                    if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
+                        self._checker.convert(target)
+                    duration = self._checker.check(target, self._verify)
+                    linked = linked and target.stat().st_ino == original
+                else:
+                    duration = self._cut(media, clip.duration, target)
+                claim.publish(target, SOURCE, duration=duration)
         self._count(imported=1, linked=int(linked))
 
     # Counting
@@ -446,8 +452,8 @@ class _FolderImport:
             for name, number in numbers.items():
                 setattr(self.result, name, getattr(self.result, name) + number)
 
-    def _count_corrupt(self, path: Path, reason: str) -> None:
-        _log.warning("%s: not imported: %s", one_line(str(path)), reason)
+    def _count_corrupt(self, path: str, reason: str) -> None:
+        _log.warning("%s: not imported: %s", one_line(path), reason)
         with self._lock:
             self.result.corrupt[reason] += 1
 

@@ -21,7 +21,6 @@ import errno
 import logging
 import os
 import re
-import stat
 import sys
 import time
 import unicodedata
@@ -40,6 +39,7 @@ from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.base import NotInSource, OnClip
 from kinetics_fs.sources.folder_files import list_folder
 from kinetics_fs.store import one_line
+from kinetics_fs.util.beneath import Found, find_beneath
 from kinetics_fs.util.files import link_or_copy
 
 _log = logging.getLogger(__name__)
@@ -90,14 +90,21 @@ class FolderSource:
         self._classes: set[str] = set()
         self._lists: dict[str, _FolderList] = {}
         self._unreadable: set[str] = set()
+        self._opened = contextlib.ExitStack()
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
         failure: FetchError | None = None
         unused: list[tuple[Path, str]] = []
+        self._opened.close()
         try:
-            for path in self._candidates(clip, unused):
+            for given, name in self._candidates(clip, unused):
+                path = given / name
                 try:
-                    return self._take(path, clip, folder)
+                    with self._opened as opened:
+                        file = opened.enter_context(find_file(given, name))
+                        media = self._take(file, path, clip, folder)
+                        self._opened = opened.pop_all()  # the media of a whole video are a link to it
+                        return media
                 except NotInSource:
                     continue
                 except FetchError as error:  # another file may be a good copy
@@ -116,38 +123,42 @@ class FolderSource:
 
     def has(self, clip: Clip) -> bool:
         """Return whether a folder has a file of a clip, without reading it."""
-        return any(path.is_file() for path in self._candidates(clip, []))
+        for given, name in self._candidates(clip, []):
+            with contextlib.suppress(OSError), find_beneath(given, name) as file:
+                if file.is_file:
+                    return True
+        return False
 
-    def _candidates(self, clip: Clip, unused: list[tuple[Path, str]]) -> Iterator[Path]:
+    def _candidates(self, clip: Clip, unused: list[tuple[Path, str]]) -> Iterator[_Place]:
         """Yield the files that may be a clip, the best first. At the end, add those that are not used, with the reason.
 
         Folders are listed only when the caller asks for more than the paths of common tools.
         """
         layout = self._layout(clip)
-        tried = set[Path]()
-        for folder in self._expected_folders(layout):
+        tried = set[_Place]()
+        for given, folder in self._expected_folders(layout):
             for name in file_names(clip):
-                tried.add(folder / name)
-                yield folder / name
+                place = _Place(given, folder / name)
+                tried.add(place)
+                yield place
         found = self._search(clip, layout)
-        yield from (path for path in found.usable if path not in tried)
+        yield from (place for place in found.usable if place not in tried)
         unused += found.unused
 
-    def _take(self, path: Path, clip: Clip, folder: Path) -> Media | None:
+    def _take(self, file: Found, path: Path, clip: Clip, folder: Path) -> Media | None:
         """Use a file for a clip. Arguments and result as of `fetch`.
 
         Raises:
-            NotInSource: there is no such file, or it is empty.
             FetchError: the file cannot be used.
         """
         if parse_file_name(path.name).clip is None:
             from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
 
-            media = find_excerpt_of(path, clip, folder, find_excerpt)
+            media = find_excerpt_of(file, clip, folder, find_excerpt)
             if not media.whole:
                 return media
         target = folder / clip.name
-        import_file(path, target)
+        import_file(file, target)
         if self._on_clip is None:
             return Media(target, 0.0, None, whole=True)
         try:
@@ -159,17 +170,19 @@ class FolderSource:
 
     # The paths of common tools
 
-    def _expected_folders(self, layout: _Layout) -> Iterator[Path]:
+    def _expected_folders(self, layout: _Layout) -> Iterator[_Place]:
         """Yield the existing folders that may contain a clip, the most likely first."""
         for given in self._folders:
-            for root in (given / f"kinetics-{layout.release}", given) if layout.release else (given,):
-                if not _is_folder(root):
+            for root in (Path(f"kinetics-{layout.release}"), Path()) if layout.release else (Path(),):
+                if not _is_folder(given / root):
                     continue
                 names = [name for split in layout.splits for name in _SPLIT_FOLDERS[split]]
-                split_folders = [path for name in names if _is_folder(path := root / name)]
+                split_folders = [path for name in names if _is_folder(given / (path := root / name))]
                 for parent in (*split_folders, root):
-                    yield from (path for name in layout.classes if _is_folder(path := parent / name))
-                yield from (*split_folders, root)
+                    for name in layout.classes:
+                        if _is_folder(given / (path := parent / name)):
+                            yield _Place(given, path)
+                yield from (_Place(given, path) for path in (*split_folders, root))
 
     def _layout(self, clip: Clip) -> _Layout:
         if self._path is None:
@@ -190,49 +203,52 @@ class FolderSource:
     def _search(self, clip: Clip, layout: _Layout) -> _Found:
         """Find the files of a clip in all folders that may have it."""
         begun = time.monotonic()
-        usable: list[tuple[int, Path]] = []
+        usable: list[tuple[int, _Place]] = []
         unused: list[tuple[Path, str]] = []
         seen = set[tuple[int, int]]()
         visited: list[_FolderList] = []
-        pending = [str(folder) for folder in reversed(self._folders)]
+        pending = [(given, "") for given in reversed(self._folders)]
         while pending:
-            folder = pending.pop()
-            listed = self._list(folder, begun)
+            given, folder = pending.pop()
+            listed = self._list(given, folder, begun)
             if listed is None or listed.identity in seen:
                 continue
             seen.add(listed.identity)
             visited.append(listed)
             if self._path is not None:
-                pending += (f"{folder}/{name}" for name in reversed(listed.folders) if not self._excludes(name, layout))
+                for name in reversed(listed.folders):
+                    if not self._excludes(name, layout):
+                        pending.append((given, f"{folder}/{name}" if folder else name))
             names = listed.names_with(clip.youtube_id)
             if listed.large:
-                names += (name for name in file_names(clip) if Path(folder, name).exists())
+                names += (name for name in file_names(clip) if Path(given, folder, name).exists())
             for name in names:
-                path, parsed = Path(folder, name), parse_file_name(name)
+                place, parsed = _Place(given, Path(folder, name)), parse_file_name(name)
                 if parsed.clip not in (None, clip) or (parsed.clip is None and parsed.youtube_id != clip.youtube_id):
                     continue
                 if reason := parsed.fault or self._ambiguity(clip, parsed):
-                    unused.append((path, reason))
+                    unused.append((given / place.name, reason))
                 else:
-                    usable.append((preference(parsed), path))
+                    usable.append((preference(parsed), place))
         until = time.monotonic() + _REST * (time.monotonic() - begun)
         for listed in visited:
             listed.fresh_until = max(listed.fresh_until, until)
-        return _Found([path for _, path in sorted(usable, key=lambda one: one[0])], unused)
+        return _Found([place for _, place in sorted(usable, key=lambda one: one[0])], unused)
 
-    def _list(self, folder: str, now: float) -> _FolderList | None:
-        """Return what is in a folder; None if it cannot be read."""
-        listed = self._lists.get(folder)
+    def _list(self, given: Path, name: str, now: float) -> _FolderList | None:
+        """Return what is in a folder below a given one; None if it cannot be read."""
+        path = f"{given}/{name}"
+        listed = self._lists.get(path)
         if listed is not None and now < listed.fresh_until:
             return listed
         try:
-            status = Path(folder).stat()
-            if listed is None or listed.changed_at != status.st_mtime_ns:
-                listed = self._lists[folder] = _FolderList(folder, status)
+            with find_beneath(given, name) as folder:
+                if listed is None or listed.changed_at != folder.status.st_mtime_ns:
+                    listed = self._lists[path] = _FolderList(folder)
         except OSError as error:
-            if folder not in self._unreadable:
-                self._unreadable.add(folder)
-                _log.warning("cannot read the folder %s: %s", one_line(folder), error.strerror)
+            if path not in self._unreadable:
+                self._unreadable.add(path)
+                _log.warning("cannot read the folder %s: %s", one_line(path), error.strerror)
             return None
         return listed
 
@@ -271,10 +287,17 @@ class _Layout(NamedTuple):
     classes: list[str]
 
 
+class _Place(NamedTuple):
+    """A file or folder: the folder that the user gave, and its path below that one."""
+
+    given: Path
+    name: Path
+
+
 class _Found(NamedTuple):
     """Files of a clip: those to try, the best first, and those that are not used, with the reason."""
 
-    usable: list[Path]
+    usable: list[_Place]
     unused: list[tuple[Path, str]]
 
 
@@ -289,7 +312,8 @@ class _FolderList:
         fresh_until: time until which the list is used as it is, by the monotonic clock.
     """
 
-    def __init__(self, folder: str, status: os.stat_result) -> None:
+    def __init__(self, folder: Found) -> None:
+        status = folder.status
         self.identity = (status.st_dev, status.st_ino)
         self.changed_at = status.st_mtime_ns if time.time_ns() - status.st_mtime_ns > _CLOCK else None
         self.fresh_until = 0.0
@@ -342,30 +366,48 @@ def preference(parsed: FileName) -> int:
     return VIDEO_SUFFIXES.index(parsed.suffix) + (len(VIDEO_SUFFIXES) if parsed.clip is None else 0)
 
 
-def find_excerpt_of(path: Path, clip: Clip, folder: Path, find_excerpt: Callable[[Path, int, int], Media]) -> Media:
+def find_file(folder: Path, name: str | Path) -> Found:
+    """Find a file that may be a clip, whose content is on a disk.
+
+    Args:
+        folder: the folder that the user gave.
+        name: path of the file below it.
+
+    Returns:
+        The file, which the caller must close.
+
+    Raises:
+        NotInSource: there is no such file, it is not a regular file, it is empty, or it is a clip in a mount of
+            kinetics-fs that is not cached.
+        FetchError: the file is not accessible (TRANSIENT).
+    """
+    try:
+        file = find_beneath(folder, name)
+    except OSError as error:
+        if error.errno in _NO_SUCH_FILE:
+            raise NotInSource from None
+        raise _cannot_read(error) from error
+    if not is_on_disk(file) or not file.status.st_size:
+        file.close()
+        raise NotInSource
+    return file
+
+
+def find_excerpt_of(file: Found, clip: Clip, folder: Path, find_excerpt: Callable[[Path, int, int], Media]) -> Media:
     """Find a clip in a file whose name gives no times.
 
     Args:
-        path: the file.
+        file: the file. The result is valid while it is open.
         clip: the clip.
         folder: a private folder. It receives a link to the file, since FFmpeg's libraries need names in UTF-8.
         find_excerpt: the function of that name, or one that calls it in another process.
 
     Raises:
-        NotInSource: there is no such file, or it is empty.
-        FetchError: the file cannot be read (TRANSIENT) or does not have the clip (CORRUPT).
+        FetchError: the file does not have the clip (CORRUPT).
     """
-    try:
-        status = stat_local(path)
-    except OSError as error:
-        if error.errno in _NO_SUCH_FILE:
-            raise NotInSource from None
-        raise _cannot_read(error) from error
-    if status is None or not status.st_size:
-        raise NotInSource
     link = folder / "video"
     link.unlink(missing_ok=True)
-    link.symlink_to(path.absolute())
+    link.symlink_to(f"/proc/{os.getpid()}/fd/{file.fd}")  # other processes read it, too
     return find_excerpt(link, clip.start, clip.end)
 
 
@@ -383,11 +425,11 @@ def _class_folders(label: str) -> Iterator[str]:
             yield name
 
 
-def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
+def import_file(file: Found, target: Path, *, link: bool = True) -> bool:
     """Create a clone, hard link or copy of a user's file.
 
     Args:
-        path: the file, or a symbolic link to it.
+        file: the file.
         target: path to create. It must not exist, and does not exist after a failure.
         link: allow a hard link.
 
@@ -395,22 +437,14 @@ def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
         Whether the target is a hard link.
 
     Raises:
-        NotInSource: there is no such file, or it is empty.
         FetchError: the file cannot be read (TRANSIENT), is too large for a clip (CORRUPT), or the disk is full (LOCAL).
     """
     try:
-        status = stat_local(path)
-        if status is None or not status.st_size:
-            raise NotInSource
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = file.open()
     except OSError as error:
-        if error.errno in _NO_SUCH_FILE:
-            raise NotInSource from None
         raise _cannot_read(error) from error
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise NotInSource  # replaced since the check
-        return link_or_copy(file, target, max_size=MAX_CLIP_SIZE, link=link)
+        return link_or_copy(fd, target, max_size=MAX_CLIP_SIZE, link=link)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FetchError(
@@ -420,26 +454,18 @@ def import_file(path: Path, target: Path, *, link: bool = True) -> bool:
             raise FetchError(FailureKind.CORRUPT, f"cannot use the file: it is {error.strerror}") from error
         raise _cannot_read(error) from error
     finally:
-        os.close(file)
+        os.close(fd)
 
 
-def stat_local(path: Path) -> os.stat_result | None:
-    """Return the status of a regular file whose content is on a disk.
-
-    Returns:
-        The status; None if the path is not a regular file, or is a clip in a mount of kinetics-fs that is not cached.
-
-    Raises:
-        OSError: there is no such file, or it is not accessible.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        return None
+def is_on_disk(file: Found) -> bool:
+    """Return whether a file is a regular one whose content is on a disk, and no clip that a mount must fetch first."""
+    if not file.is_file:
+        return False
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             # Opening the clip would make its mount fetch it, and that mount may wait for this process.
-            return status if os.getxattr(path, _STATE_ATTRIBUTE) == b"cached" else None
-    return status
+            return os.getxattr(file.path, _STATE_ATTRIBUTE) == b"cached"
+    return True
 
 
 def _cannot_read(error: OSError) -> FetchError:

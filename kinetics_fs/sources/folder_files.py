@@ -20,6 +20,7 @@ from typing import NamedTuple
 from kinetics_fs.catalog.file_names import HIDDEN, VIDEO_SUFFIXES, parse_file_name
 from kinetics_fs.store import is_cache, one_line
 from kinetics_fs.util import logs
+from kinetics_fs.util.beneath import Found, find_beneath
 from kinetics_fs.util.processes import end_with_parent
 from kinetics_fs.util.text import count
 
@@ -117,16 +118,16 @@ def _without_numbers(text: str) -> str:
     return _NUMBER.sub(lambda match: match[0] if match[0].startswith(".") else "N", text)
 
 
-def list_folder(folder: str) -> Iterator[ListedFile]:
+def list_folder(folder: Found) -> Iterator[ListedFile]:
     """Yield everything in a folder. Nothing of a cache of kinetics-fs: it has files with names of clips, too.
 
     Raises:
         OSError: the folder cannot be read.
     """
     with contextlib.suppress(OSError):  # the tag of another program, which only that one can read
-        if is_cache(Path(folder)):
+        if is_cache(folder.path):
             return
-    with os.scandir(folder) as entries:
+    with os.scandir(folder.path) as entries:
         for entry in entries:
             link, is_folder = entry.is_symlink(), False
             # The type of a link's target costs a system call. Files that have the names of clips are tried anyway.
@@ -161,31 +162,32 @@ def survey(folders: Sequence[Path], *, seconds: float = float("inf")) -> FolderS
     """
     found, end = FolderSurvey(), time.monotonic() + seconds
     seen = set[tuple[int, int]]()
-    pending = [(str(folder), False) for folder in reversed(folders)]
+    pending = [(given, "", False) for given in reversed(folders)]
     while pending:
-        folder, link = pending.pop()
+        given, name, link = pending.pop()
+        folder = f"{given}/{name}" if name else str(given)
         try:
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                if link:
-                    found.unused.add(folder, LINK_AGAIN)
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            for file in list_folder(folder):
-                if time.monotonic() > end:
-                    found.complete = False
-                    return found
-                path, fault = f"{folder}/{file.name}", parse_file_name(file.name).fault
-                if fault == HIDDEN:
+            with find_beneath(given, name) as opened:
+                if (identity := (opened.status.st_dev, opened.status.st_ino)) in seen:
+                    if link:
+                        found.unused.add(folder, LINK_AGAIN)
                     continue
-                if file.folder:
-                    pending.append((path, file.link))
-                elif file.link and not os.path.exists(path):  # noqa: PTH110  # a Path for each file is slow
-                    found.unused.add(path, DANGLING)
-                elif fault:
-                    found.unused.add(path, fault)
-                else:
-                    found.usable += 1
+                seen.add(identity)
+                for file in list_folder(opened):
+                    if time.monotonic() > end:
+                        found.complete = False
+                        return found
+                    path, fault = f"{folder}/{file.name}", parse_file_name(file.name).fault
+                    if fault == HIDDEN:
+                        continue
+                    if file.folder:
+                        pending.append((given, f"{name}/{file.name}" if name else file.name, file.link))
+                    elif file.link and not os.path.exists(path):  # noqa: PTH110  # a Path for each file is slow
+                        found.unused.add(path, DANGLING)
+                    elif fault:
+                        found.unused.add(path, fault)
+                    else:
+                        found.usable += 1
         except OSError as error:
             found.unreadable[f"cannot read {folder}: {error.strerror}"] += 1
     return found

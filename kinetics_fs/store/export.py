@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,7 @@ from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_tabl
 from kinetics_fs.errors import KineticsError, StoreError
 from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
+from kinetics_fs.util.beneath import Found, find_beneath
 from kinetics_fs.util.files import fsync, link_or_copy
 
 _PORTABLE = re.compile(
@@ -133,7 +135,8 @@ class _Export:
     @contextlib.contextmanager
     def _lock_folder(self) -> Iterator[None]:
         """Keep other exports out of the folder: the names of unfinished files are always the same."""
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        with self._find_folder() as folder:
+            fd = folder.open()
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,25 +159,28 @@ class _Export:
             StoreError: the disk refuses a name, or takes two for one.
         """
         for split in self._catalog.splits():
-            folder = self._folder / split.split
-            existing = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            existing: list[str] = []
+            with contextlib.suppress(FileNotFoundError), self._find_folder(split.split) as folder:
+                existing = sorted(path.name for path in folder.path.iterdir())
             names = [class_name(str(one.label), self._style) for one in self._catalog.classes(split)]
             alike = Counter(map(_folded, {*names, *existing}))
             risky = [name for name in names if alike[_folded(name)] > 1 or not _PORTABLE.fullmatch(name)]
             if risky:
                 tried = set(map(_folded, risky))
-                self._try_names(folder, risky, [name for name in existing if _folded(name) in tried])
+                self._try_names(split.split, risky, [name for name in existing if _folded(name) in tried])
 
-    def _try_names(self, folder: Path, names: list[str], existing: list[str]) -> None:
+    def _try_names(self, split: str, names: list[str], existing: list[str]) -> None:
         with contextlib.ExitStack() as made:
+            if not os.path.lexists(self._folder / split):
+                made.callback(_remove_empty, self._folder / split)
+            folder = made.enter_context(self._make_folder(split))
             seen: dict[tuple[int, int], str] = {}
             for name in (*existing, *names):
-                path = folder / name
+                path = folder.path / name
                 try:
-                    for new in (folder, path):
-                        with contextlib.suppress(FileExistsError):
-                            new.mkdir()
-                            made.callback(_remove_empty, new)
+                    with contextlib.suppress(FileExistsError):
+                        path.mkdir()
+                        made.callback(_remove_empty, path)
                     status = path.stat()
                 except OSError as error:
                     raise StoreError(
@@ -189,34 +195,67 @@ class _Export:
                         " export to another disk, or export one class at a time with --class to separate folders"
                     )
 
+    def _find_folder(self, *names: str) -> Found:
+        """Find an existing folder below the one to write into.
+
+        Raises:
+            OSError: it does not exist, is none, or cannot be used.
+        """
+        path = self._folder.joinpath(*names)
+        try:
+            folder = find_beneath(self._folder, "/".join(names))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if not folder.is_folder:
+            folder.close()
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        return folder
+
+    def _make_folder(self, *names: str) -> Found:
+        """Find a folder below the one to write into, or make it.
+
+        Raises:
+            OSError: it cannot be made or used.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return self._find_folder(*names)
+        with (
+            self._make_folder(*names[:-1]) if names[:-1] else self._find_folder() as parent,
+            contextlib.suppress(FileExistsError),  # made at this moment, or a link to nothing
+        ):
+            os.mkdir(names[-1], dir_fd=parent.fd)
+        return self._find_folder(*names)
+
     def _write_all(self) -> None:
         for page in selection_pages(self._catalog, self._store):
-            class_folder = self._folder / page.directory.split / class_name(str(page.directory.label), self._style)
+            class_folder = page.directory.split, class_name(str(page.directory.label), self._style)
             for entry in page.entries:
                 if page.is_cached(entry):
-                    self._export(entry.clip, class_folder)
+                    self._export(entry.clip, *class_folder)
                 else:
                     self.result.missing += 1
                 self.result.done += 1
                 self._on_progress(self.result)
 
-    def _export(self, clip: Clip, class_folder: Path) -> None:
+    def _export(self, clip: Clip, *class_folder: str) -> None:
         stored = self._store.open(clip)
         if stored is None:  # evicted or lost since the page was read
             self.result.missing += 1
             return
         try:
-            class_folder.mkdir(parents=True, exist_ok=True)
-            target = class_folder / clip.name
-            if os.path.lexists(target):
-                if self._is_right(clip, stored, target):
-                    self.result.already_there += 1
+            with self._make_folder(*class_folder) as folder:
+                target = folder.path / clip.name
+                if os.path.lexists(target):
+                    if self._is_right(clip, stored, target):
+                        self.result.already_there += 1
+                    else:
+                        self.result.skipped += 1
+                elif self._write(stored, target):
+                    self.result.written += 1
                 else:
                     self.result.skipped += 1
-            elif self._write(stored, target):
-                self.result.written += 1
-            else:
-                self.result.skipped += 1
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder.joinpath(*class_folder))) from error
         finally:
             stored.close()
 

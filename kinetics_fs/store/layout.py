@@ -22,6 +22,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -164,11 +165,16 @@ def is_cache(root: Path) -> bool:
     Raises:
         OSError: the folder cannot be read.
     """
-    tag = CacheLayout(root).tag
-    if not tag.is_file():
-        return False
-    with tag.open("rb") as file:
-        return _OWN_LINE.encode() in file.read(_MAX_TAG)
+    try:
+        fd = os.open(CacheLayout(root).tag, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and _OWN_LINE.encode() in os.read(fd, _MAX_TAG)
+    finally:
+        os.close(fd)
 
 
 def is_own_or_empty(root: Path) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
 from kinetics_fs.sources.archive.remote import PIECE, TRIES, RemoteArchive
+from kinetics_fs.util.beneath import Found, find_beneath
 
 
 def open_archive(address: str, *, connections: int = 4, tries: int = TRIES) -> Archive:
@@ -56,13 +57,14 @@ class LocalArchive:
 
     def version(self) -> Version:
         try:
-            return Version(self._path.stat().st_size)
+            with self._find() as file:
+                return Version(file.status.st_size)
         except OSError as error:
             raise self._failure(error) from error
 
     def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with self._find() as found, os.fdopen(found.open(), "rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != version.size:
                     raise ArchiveChanged(self.address)
                 file.seek(begin)
@@ -77,6 +79,9 @@ class LocalArchive:
 
     def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
         return self.read(begin, version.size, version)
+
+    def _find(self) -> Found:
+        return find_beneath(self._path.parent, self._path.name)
 
     def _failure(self, error: OSError) -> FetchError:
         return FetchError(

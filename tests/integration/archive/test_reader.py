@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -51,6 +52,21 @@ def test_a_file_reads_alike(tmp_path: Path) -> None:
     assert version == Version(len(CONTENT))
     assert b"".join(archive.read(1_000, 600_000, version)) == CONTENT[1_000:600_000]
     assert b"".join(archive.stream(5, version)) == CONTENT[5:]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create links of other users")
+def test_a_link_of_another_user_to_a_private_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(CONTENT)
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "folder" / "a.tar.gz"
+    link.symlink_to("../private")
+    archive = open_archive(str(link))
+    version = archive.version()
+    assert b"".join(archive.stream(0, version)) == CONTENT
+    os.chown(link, 61001, 61001, follow_symlinks=False)
+    for read in (archive.version, lambda: next(archive.stream(0, version))):
+        with pytest.raises(FetchError, match="a link of uid 61001 leads out of the folder to uid 0"):
+            read()
 
 
 def test_a_bucket(archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:

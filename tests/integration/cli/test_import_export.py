@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ A, B, C, D = (Clip(video, 0, 10) for video in ("-surfing__1", "_surfing__2", "he
 """Clips with real content."""
 CUT, PAGE, EMPTY, ABSENT = (Clip(f"{word:_<11}", 5, 15) for word in ("cut", "page", "empty", "absent"))
 """Annotated clips that are broken or missing."""
+ANOTHER_USER = 61001
 OTHER = Clip("other______", 0, 10)
 """A clip without annotation."""
 LABELS = {A: SURFING, B: SURFING, C: HEAD, D: SURFING, CUT: SURFING, PAGE: HEAD, EMPTY: HEAD, ABSENT: SURFING}
@@ -91,6 +93,14 @@ class ClipFolder:
 @pytest.fixture
 def clip_folder(dataset: Dataset, tmp_path: Path) -> ClipFolder:
     return ClipFolder(dataset, tmp_path)
+
+
+def plant(link: Path, target: Path) -> None:
+    """Create a symbolic link as another user does in a folder that everybody may write to."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can create links of other users")
+    link.symlink_to(target)
+    os.chown(link, ANOTHER_USER, ANOTHER_USER, follow_symlinks=False)
 
 
 # Import
@@ -536,3 +546,61 @@ def test_export_fails_if_the_folder_is_locked_or_not_writable(clip_folder: ClipF
     assert blocked.returncode == 1
     assert "cannot write" in blocked.stderr
     assert len(blocked.stderr.splitlines()) == 1
+
+
+# Links of other users
+
+
+@pytest.mark.parametrize("command", ["import", "prefetch", "mount"])
+def test_a_link_of_another_user_publishes_no_private_file(
+    clip_folder: ClipFolder, mount: MountFactory, command: str
+) -> None:
+    secret = clip_folder.files[A].rename(clip_folder.root / "secret.mp4")
+    secret.chmod(0o600)
+    plant(clip_folder.files[A], secret)
+    if command == "import":
+        done = clip_folder.run("import", "--json", clip_folder.path)
+        assert done.returncode == 3
+        assert list(json_output(done)["unreadable"].values()) == [1]
+    elif command == "prefetch":
+        done = clip_folder.run("prefetch", "--source", "folder", "--folder", clip_folder.path)
+        assert done.returncode == 3
+    else:
+        mounted = mount("--annotations", clip_folder.annotations, "--source", "folder", "--folder", clip_folder.path)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            (mounted.root / "validation" / SURFING / A.name).read_bytes()
+        assert caught.value.errno == errno.EIO
+        assert (mounted.root / "train" / SURFING / D.name).read_bytes() == clip_folder.content[D]
+        assert A not in clip_folder.in_cache()
+        return
+    assert f"a link of uid {ANOTHER_USER} leads out of the folder to uid 0" in done.stderr
+    assert clip_folder.in_cache().keys() >= {B, D}
+    assert A not in clip_folder.in_cache()
+
+
+@pytest.mark.parametrize("link", ["validation", f"validation/{SURFING}"])
+def test_export_writes_nothing_through_a_link_of_another_user(clip_folder: ClipFolder, link: str) -> None:
+    clip_folder.run("import", clip_folder.path)
+    out, elsewhere = clip_folder.root / "out", clip_folder.root / "elsewhere"
+    (out / link).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    plant(out / link, elsewhere)
+
+    done = clip_folder.run("export", out)
+
+    assert done.returncode == 1
+    assert f"kinetics-fs: cannot write {out / link}" in done.stderr
+    assert f"a link of uid {ANOTHER_USER} leads out of the folder to uid 0" in done.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_own_links_to_class_folders_work_both_ways(clip_folder: ClipFolder) -> None:
+    clip_folder.run("import", clip_folder.path)
+    out, elsewhere = clip_folder.root / "out", clip_folder.root / "elsewhere"
+    (out / "train").mkdir(parents=True)
+    elsewhere.mkdir()
+    (out / "train" / SURFING).symlink_to(elsewhere)
+    assert clip_folder.run("export", "--split", "train", out).returncode == 0
+    assert [path.name for path in elsewhere.iterdir()] == [D.name]
+    again = ("--cache-dir", clip_folder.root / "another", "--split", "train", "--source", "folder", "--folder", out)
+    assert clip_folder.run("prefetch", *again).returncode == 0
