@@ -24,12 +24,13 @@ from rich import filesize
 
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
-from kinetics_fs.errors import ArchiveError, StoreError
+from kinetics_fs.errors import ArchiveError, FetchError, StoreError, root_cause
 from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.sources.folder_files import DANGLING, LINK_AGAIN, survey
 from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.check import summarize_cache
+from kinetics_fs.util.deadline import Deadline, within
 from kinetics_fs.util.text import count
 
 _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
@@ -37,8 +38,8 @@ _PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 
 _OLD = timedelta(days=60)
 """Age after which yt-dlp is likely to fail: YouTube changes about every month."""
-_TIMEOUT = 5.0
-"""Time limit in seconds for a connection, and for a response."""
+_TIMEOUT = 8.0
+"""Time limit in seconds for the response of a server."""
 _WRONG_CLOCK = 300.0
 """Seconds of clock error above which certificates and retry times can no longer be trusted."""
 _NETSCAPE = re.compile(r"#( Netscape)? HTTP Cookie File")
@@ -276,21 +277,25 @@ def youtube(settings: Settings) -> Iterator[Finding]:
 
     address = urlsplit(settings.video_url)
     by = " through the proxy" if settings.proxy else ""
-    begun = time.monotonic()
-    try:
+
+    def ask() -> _Response:
+        begun = time.monotonic()
         with _youtube_dl(settings) as youtube_dl:
             try:
                 response = youtube_dl.urlopen(HEADRequest(f"{address.scheme}://{address.netloc}/"))
             except HTTPError as error:
                 response = error.response
-            measured = _Response(response.status, response.headers.get("Date"), time.monotonic() - begun)
             response.close()
+            return _Response(response.status, response.headers.get("Date"), time.monotonic() - begun)
+
+    try:
+        measured = within(_TIMEOUT, ask)
     except ProxyError as error:
         fix = "Check that the proxy of --proxy runs and accepts your connections."
         yield Finding(
             "youtube", State.PROBLEM, f"cannot reach {address.hostname} through the proxy: {_reason(error)}", fix
         )
-    except RequestError as error:
+    except (RequestError, TimeoutError) as error:
         fix = "Check the network, DNS, the firewall and --proxy." if not by else "Check the proxy of --proxy."
         yield Finding("youtube", State.PROBLEM, f"cannot reach {address.hostname}{by}: {_reason(error)}", fix)
     else:
@@ -312,21 +317,24 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
     if "://" not in settings.archive_url:
         yield _folder_of_archives(Path(settings.archive_url), bad)
         return
-    import requests
-
     from kinetics_fs.sources.archive.reader import open_archive
     from kinetics_fs.sources.archive.remote import RemoteArchive
+    from kinetics_fs.util.session import Session
 
-    archive = open_archive(f"{settings.archive_url.rstrip('/')}/")
+    try:
+        archive = open_archive(f"{settings.archive_url.rstrip('/')}/")
+    except FetchError as error:
+        yield Finding("archives", bad, str(error), "Set AWS_PROFILE to a profile whose credentials work.")
+        return
     assert isinstance(archive, RemoteArchive)
     address = archive.url
     host = urlsplit(address).hostname
     begun = time.monotonic()
     try:
-        response = requests.head(address, timeout=_TIMEOUT, allow_redirects=False)
-    except requests.RequestException as error:
+        response = Session().request("HEAD", address, Deadline(_TIMEOUT), allow_redirects=False)
+    except OSError as error:
         fix = "Check the network, DNS and the firewall, or set another --archive-url."
-        yield Finding("archives", bad, f"cannot reach {host}: {_reason(error)}", fix)
+        yield Finding("archives", bad, f"cannot reach {host}: {root_cause(error)}", fix)
     else:
         yield from _reached(
             "archives",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from kinetics_fs.errors import FailureKind, FetchError, masked, root_cause
 from kinetics_fs.sources.archive.base import ArchiveChanged, Version
+from kinetics_fs.util.deadline import Deadline
 from kinetics_fs.util.http import (
     IDENTITY,
     Retries,
@@ -29,14 +30,16 @@ from kinetics_fs.util.http import (
 if TYPE_CHECKING:
     import requests
 
+    from kinetics_fs.util.session import Session
+
 PIECE = 256 * 1024
 """Largest number of bytes that is handed on at a time."""
 _SEGMENT = 8 * 1024 * 1024
 """Bytes of one request when a whole archive is read."""
-_MAX_IDLE_CONNECTIONS = 32
-"""Connections to one server that are kept open for later requests."""
-TIMEOUT = (15.0, 30.0)
-"""Seconds to wait for a connection, and for the next bytes on it."""
+PATIENCE = 100.0
+"""Seconds that a server may fall behind the minimum rate, with all tries and pauses."""
+MIN_RATE = 1024.0
+"""Bytes that must arrive in a second, on average."""
 TRIES = 5
 """Tries in a row without progress after which a request fails."""
 
@@ -100,14 +103,15 @@ class RemoteArchive:
 
     def _read(self, begin: int, end: int, version: Version | None) -> Generator[bytes | Version, None, None]:
         """Yield the version that the server has, then the bytes. Continue an interrupted response where it ended."""
-        import requests
-        import urllib3
+        from kinetics_fs.util.session import HTTP_ERRORS
 
         version_known = False
+        deadline = Deadline(PATIENCE, rate=MIN_RATE)
+        overran = False
         retries = Retries(self._tries, (FailureKind.TRANSIENT, FailureKind.BLOCKED))
         while begin < end:
             try:
-                with closing(self._request(begin, end, version)) as response:
+                with closing(self._request(begin, end, version, deadline)) as response:
                     found = self._check(response, begin, end, version)
                     version = version or found
                     if not version_known:
@@ -125,21 +129,26 @@ class RemoteArchive:
                 failure = error
             except UnexpectedResponse as error:
                 failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {error}")
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            except (*HTTP_ERRORS, OSError) as error:
                 cause = masked(root_cause(error))
                 failure = FetchError(FailureKind.TRANSIENT, f"{self.address}: {cause}"[:300])
             else:
                 return
+            if not deadline.left:
+                if overran:
+                    raise failure
+                # This process may have been suspended, and the server waited in vain.
+                overran, deadline = True, Deadline(PATIENCE, rate=MIN_RATE)
             retries.wait(failure)
 
-    def _request(self, begin: int, end: int, version: Version | None) -> requests.Response:
+    def _request(self, begin: int, end: int, version: Version | None, deadline: Deadline) -> requests.Response:
         headers = {**range_header(begin, end), **IDENTITY}
         if version and version.etag:
             headers["If-Match"] = version.etag
-        return self._get(headers)
+        return self._get(headers, deadline)
 
-    def _get(self, headers: dict[str, str]) -> requests.Response:
-        return self._session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT)
+    def _get(self, headers: dict[str, str], deadline: Deadline) -> requests.Response:
+        return self._session.request("GET", self.url, deadline, headers=headers)
 
     def _check(self, response: requests.Response, begin: int, end: int, version: Version | None) -> Version:
         """Return the version that a response belongs to.
@@ -175,16 +184,11 @@ class RemoteArchive:
 
 
 @functools.cache
-def _session() -> requests.Session:
+def _session() -> Session:
     """Return the session of all archives: most are on one server, and open connections are worth keeping."""
-    import requests  # takes 0.1 s to load
-    from requests.adapters import HTTPAdapter
+    from kinetics_fs.util.session import Session  # takes 0.1 s to load
 
-    session = requests.Session()
-    adapter = HTTPAdapter(pool_maxsize=_MAX_IDLE_CONNECTIONS)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
+    return Session()
 
 
 def _strong(etag: str | None) -> str | None:

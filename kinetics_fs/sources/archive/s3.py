@@ -10,23 +10,34 @@ import functools
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import requests
 from requests.auth import AuthBase
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.archive.remote import TIMEOUT, TRIES, RemoteArchive
+from kinetics_fs.sources.archive.remote import TRIES, RemoteArchive
+from kinetics_fs.util.deadline import Deadline, within
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
+
+T = TypeVar("T")
 
 _DEFAULT_REGION = "us-east-1"
 """Region that signatures name if none is configured. Servers without regions accept it."""
 _REFUSAL_STATUSES = (301, 307, 400, 401, 403)
 _MAX_REFUSAL = 4096
 """Bytes of an error document to read."""
+
+CREDENTIALS_TIMEOUT = 60.0
+"""Seconds that credentials may take. If they take longer, they are not asked for again for as long."""
+
+_stuck: tuple[float, FetchError | None] = 0.0, None
+"""The failure of credentials that took too long, and the monotonic time until which it is valid."""
 
 _regions: dict[str, str] = {}
 """Regions that servers named for their buckets, by endpoint and bucket."""
@@ -50,20 +61,20 @@ class S3Archive(RemoteArchive):
         self._path = f"{quote(unquote(self._bucket))}/{quote(unquote(key))}"
         super().__init__(self._make_url(), connections=connections, tries=tries)
 
-    def _get(self, headers: dict[str, str]) -> requests.Response:
-        response = self._send(headers)
+    def _get(self, headers: dict[str, str], deadline: Deadline) -> requests.Response:
+        response = self._send(headers, deadline)
         if self._learn_region(response):
             response.close()
-            response = self._send(headers)
+            response = self._send(headers, deadline)
         return response
 
-    def _send(self, headers: dict[str, str]) -> requests.Response:
+    def _send(self, headers: dict[str, str], deadline: Deadline) -> requests.Response:
         credentials = _aws_settings().credentials
-        return self._session.get(
+        return self._session.request(
+            "GET",
             self._make_url(),
+            deadline,
             headers=headers,
-            stream=True,
-            timeout=TIMEOUT,
             auth=credentials and _Signature(credentials, self._region() or _DEFAULT_REGION),
             allow_redirects=credentials is None,  # a signature is valid for one host only
         )
@@ -117,14 +128,10 @@ class _Signature(AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
-        from botocore.exceptions import BotoCoreError
 
         signed = AWSRequest(request.method, request.url)
-        try:
-            # Renews credentials that expire.
-            S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(signed)
-        except BotoCoreError as error:
-            raise _unusable(error) from None
+        credentials = _ask(self._credentials.get_frozen_credentials)  # renews those that expire
+        S3SigV4Auth(credentials, "s3", self._region).add_auth(signed)
         request.headers.update(signed.headers.items())
         return request
 
@@ -139,6 +146,8 @@ class AWSSettings(NamedTuple):
 
 def forget() -> None:
     """Forget settings, credentials and regions, so that the next request looks them up again."""
+    global _stuck
+    _stuck = 0.0, None
     _aws_settings.cache_clear()
     _botocore_session.cache_clear()
     _regions.clear()
@@ -150,16 +159,35 @@ def _aws_settings() -> AWSSettings:
     session = _botocore_session()
     if session is None:
         return AWSSettings(region=region or os.environ.get("AWS_DEFAULT_REGION"))
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return AWSSettings(
+    return _ask(
+        lambda: AWSSettings(
             session.get_credentials(),
             region or session.get_config_variable("region"),
             session.get_scoped_config().get("endpoint_url"),
         )
+    )
+
+
+def _ask(function: Callable[[], T]) -> T:
+    """Return what botocore finds, which may ask a metadata server or run a program of the user.
+
+    Raises:
+        FetchError: the credentials cannot be used, or take too long (CONFIG).
+    """
+    global _stuck
+    from botocore.exceptions import BotoCoreError
+
+    until, failure = _stuck
+    if failure is not None and time.monotonic() < until:
+        raise failure
+    try:
+        return within(CREDENTIALS_TIMEOUT, function)
     except BotoCoreError as error:
         raise _unusable(error) from None
+    except TimeoutError as error:
+        failure = FetchError(FailureKind.CONFIG, f"cannot use the AWS credentials: {error}; check AWS_PROFILE")
+        _stuck = time.monotonic() + CREDENTIALS_TIMEOUT, failure
+        raise failure from None
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from kinetics_fs.sources.archive import s3
 from kinetics_fs.sources.archive.reader import open_archive, read_small
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT
+from tests.support.liars import ends_in_time, lying_server, slow_page
 
 KEY = "AKIAEXAMPLE"
 SECRET = "not-a-secret-of-anybody"
@@ -157,6 +158,24 @@ def test_credentials_that_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(FetchError, match="nobody"):
         read_object()
+
+
+def test_credentials_that_take_too_long(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that does not end, and a metadata server that sends one byte at a time."""
+    monkeypatch.setattr(s3, "CREDENTIALS_TIMEOUT", 0.5)
+    (home / "config").write_text("[default]\ncredential_process = sleep 5\n")
+    with ends_in_time(0.5), pytest.raises(FetchError, match="credentials: it takes longer than 0 s; check") as caught:
+        read_object()
+    assert caught.value.kind is FailureKind.CONFIG
+
+    s3.forget()
+    (home / "config").unlink()
+    with lying_server(slow_page) as address:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://{address}/")
+        with ends_in_time(0.5), pytest.raises(FetchError, match="it takes longer"):
+            read_object()
+        with ends_in_time(0.0), pytest.raises(FetchError, match="it takes longer"):
+            read_object()
 
 
 def test_nothing_secret_is_logged(

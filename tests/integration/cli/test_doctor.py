@@ -34,6 +34,7 @@ from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
 from tests.support.command_line import has_ended, run_command
+from tests.support.liars import HTTP_LIARS, Talk, ends_in_time, lying_server
 from tests.support.store import SmallDisk
 from tests.support.store_fixtures import small_disk as small_disk
 from tests.support.store_fixtures import without_privileges as without_privileges
@@ -376,6 +377,20 @@ def test_doctor_reports_unreachable_servers(settings: Settings) -> None:
     one(sources.youtube(asked), State.PROBLEM, "cannot reach 127.0.0.1", "refused")
     one(sources.archives(asked, indexed=False), State.PROBLEM, "cannot reach 127.0.0.1", "refused")
     one(sources.archives(Settings(archive_url="/nowhere/archives"), indexed=False), State.PROBLEM, "/nowhere")
+
+
+@pytest.mark.parametrize("talk", HTTP_LIARS[:4], ids=lambda talk: talk.__name__)
+def test_doctor_reports_servers_that_do_not_come_to_an_end(
+    settings: Settings, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_TIMEOUT", 0.5)
+    with lying_server(talk) as address:
+        there = f"http://{address}"
+        asked = Settings(cache_dir=settings.cache_dir, video_url=f"{there}/{{id}}", archive_url=there)
+        with ends_in_time(0.5):
+            one(sources.youtube(asked), State.PROBLEM, "cannot reach 127.0.0.1: ")
+        with ends_in_time(0.5):
+            one(sources.archives(asked, indexed=False), State.PROBLEM, "cannot reach 127.0.0.1: it takes longer")
 
 
 @pytest.mark.parametrize("ask", [sources.youtube, partial(sources.archives, indexed=True)])
