@@ -14,6 +14,7 @@ from kinetics_fs.control.status import (
     FailedFetch,
     FetchRates,
     FetchStatus,
+    FrontendStatus,
     MountStatus,
     OpenCounts,
     PrefetchStatus,
@@ -51,6 +52,15 @@ def describe_opens(opens: OpenCounts) -> str:
     """Return the number of opens by result."""
     rate = "" if opens.hit_rate is None else f" (hit rate {opens.hit_rate:.1%})"
     return f"{opens.from_cache:,} from the cache, {opens.not_in_cache:,} not cached{rate}; {opens.waiting:,} waiting"
+
+
+def describe_frontend(frontend: FrontendStatus) -> str:
+    """Return how the mount talks to the kernel, and the number and the limit of open files."""
+    files = ""
+    if frontend.max_open_files is not None:
+        used = "" if frontend.open_files is None else f"{frontend.open_files:,} of "
+        files = f", {used}at most {frontend.max_open_files:,} open files"
+    return f"{frontend.name}, {frontend.mode}{files}"
 
 
 def describe_queue(fetch: FetchStatus) -> str:
@@ -131,7 +141,7 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
         yield "hidden", f"{status.hidden:,} of them, known to be unavailable"
     yield "process", f"{status.pid} since {status.mounted_at}"
     if status.frontend is not None:
-        yield "frontend", f"{status.frontend.name}, {status.frontend.mode}"
+        yield "frontend", describe_frontend(status.frontend)
     if status.metrics_url:
         yield "metrics", status.metrics_url
     yield "opens", describe_opens(status.opens)

@@ -255,12 +255,15 @@ class FrontendStatus:
         mode: how the kernel reads cached clips, for example `passthrough`.
         open_files: number of open files; None if the front end does not count them.
         waiting_opens: number of parked opens; None if the front end does not count them.
+        max_open_files: limit of both together; None if there is no limit. With `--allow-other`, a user may have as many
+            as are still free.
     """
 
     name: str
     mode: str
     open_files: int | None = None
     waiting_opens: int | None = None
+    max_open_files: int | None = None
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,12 @@ def serve(
         ThreadPoolExecutor(_OPEN_THREADS, thread_name_prefix="stat") as stat_threads,
     ):
 
+        def status() -> FrontendStatus:
+            return FrontendStatus(name="fusepy", mode="page cache", max_open_files=filesystem.open_limit.capacity)
+
         def on_init() -> None:
             errors.close()
-            on_ready(lambda: FrontendStatus(name="fusepy", mode="page cache"))
+            on_ready(status)
 
         watcher = filesystem.watch_names(lambda _name: None)
         entry_seconds = _ENTRY_SECONDS if watcher is None else _CHANGING_ENTRY_SECONDS
@@ -254,12 +257,18 @@ class _Operations:
         if info.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
         ino = self._resolve(path)
-        handle = _wait(self._open_threads.submit(self._filesystem.open, ino).result())
+        uid, _, _ = fuse.fuse_get_context()
+        self._filesystem.open_limit.acquire(uid)
+        try:
+            handle = _wait(self._open_threads.submit(self._filesystem.open, ino).result())
+        except BaseException:
+            self._filesystem.open_limit.release(uid)
+            raise
         info.fh = next(self._next_fh)
         must_invalidate = handle.consume_invalidation()
         info.keep_cache = not (handle.live or must_invalidate)
         info.direct_io = handle.live
-        self._open_files[info.fh] = _OpenFile(path, ino, handle)
+        self._open_files[info.fh] = _OpenFile(path, ino, handle, uid)
         if must_invalidate:
             self._update_kernel_size(path)
         return 0
@@ -279,7 +288,9 @@ class _Operations:
         return self._open_files[info.fh].handle.read(offset, size)
 
     def release(self, _path: str | None, info: Any) -> None:
-        self._open_files.pop(info.fh).handle.close()
+        closed = self._open_files.pop(info.fh)
+        closed.handle.close()
+        self._filesystem.open_limit.release(closed.uid)
 
     def _refuse(self, *_arguments: Any) -> None:
         raise OSError(errno.EROFS, "read-only")
@@ -327,11 +338,12 @@ class _TracedOperations(_Operations):
 
 
 class _OpenFile(NamedTuple):
-    """An open file, and the path under which it was opened."""
+    """An open file, the path under which it was opened, and the user who opened it."""
 
     path: str
     ino: int
     handle: Handle
+    uid: int
 
 
 def _wait(opened: Future[Handle]) -> Handle:

@@ -39,9 +39,23 @@ from kinetics_fs.store import ActivityCounts, HistoryRecorder
 from kinetics_fs.store.coverage import Coverage, measure_coverage
 from kinetics_fs.util import logs
 from kinetics_fs.util.text import count
-from kinetics_fs.vfs import FetchBudget, Filesystem, FilesystemOptions, OnOpen, OpenObserver, OpenPhase, Readahead
+from kinetics_fs.vfs import (
+    FetchBudget,
+    Filesystem,
+    FilesystemOptions,
+    OnOpen,
+    OpenLimit,
+    OpenObserver,
+    OpenPhase,
+    Readahead,
+)
 
 _log = logging.getLogger(__name__)
+
+_OWN_FILES = 256
+"""Descriptors that a mount keeps for itself: databases of each thread, sockets, logs."""
+_FILES_OF_WORKER = 16
+"""The same for each worker process."""
 
 _SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes lets the thread that answers the kernel run."""
@@ -197,7 +211,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
     settings, mountpoint = plan.settings, plan.mountpoint
     if notifier:
         logs.hold_hangups()  # the log belongs to the service manager
-    _prepare_process()
+    capacity = _prepare_process(settings.workers)
     # Closed in reverse order: first the prefetches and whatever can start a fetch, then the fetcher, the store last.
     with ExitStack() as parts:
         if settings.only == "cached":
@@ -248,6 +262,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
                 on_open=observer.on_open,
                 status=collector.status_json,
                 metrics=collector.metrics_text,
+                open_limit=OpenLimit(capacity, is_shared=settings.allow_other),
             ),
         )
         collector.attach(filesystem)
@@ -282,8 +297,15 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
         _serve(filesystem, plan, begin)
 
 
-def _prepare_process() -> None:
-    """Set limits and handlers of the process for serving a mount."""
+def _prepare_process(workers: int) -> int | None:
+    """Set limits and handlers of the process for serving a mount.
+
+    Args:
+        workers: number of worker processes.
+
+    Returns:
+        The maximum number of open files that leaves enough descriptors to the mount itself; None for no limit.
+    """
     logging.getLogger().setLevel(logging.INFO)
     # A descriptor per open clip: shells allow 1,024, and more on request.
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -292,6 +314,9 @@ def _prepare_process() -> None:
     # Tracebacks of all threads go to the log: on SIGUSR1, and when the service manager aborts a mount that hangs.
     faulthandler.register(signal.SIGUSR1)
     faulthandler.enable()
+    if hard_limit == resource.RLIM_INFINITY:
+        return None
+    return hard_limit - min(hard_limit // 2, _OWN_FILES + _FILES_OF_WORKER * workers)
 
 
 def _serve(filesystem: Filesystem, plan: MountPlan, on_ready: OnReady) -> None:

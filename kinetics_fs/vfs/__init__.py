@@ -19,6 +19,7 @@ from kinetics_fs.vfs.nodes import (
     Statistics,
     mode_of,
 )
+from kinetics_fs.vfs.open_limit import OpenLimit
 from kinetics_fs.vfs.opens import ClipHandle, Fetcher, OnOpen, OpenPhase, SharedFile
 from kinetics_fs.vfs.readahead import OpenObserver, Readahead
 
@@ -40,6 +41,7 @@ __all__ = [
     "Name",
     "NodeType",
     "OnOpen",
+    "OpenLimit",
     "OpenObserver",
     "OpenPhase",
     "Readahead",

@@ -42,6 +42,7 @@ from kinetics_fs.vfs.nodes import (
     NodeType,
     Statistics,
 )
+from kinetics_fs.vfs.open_limit import OpenLimit
 from kinetics_fs.vfs.opens import ClipOpens, Fetcher, OnOpen
 from kinetics_fs.vfs.virtual_files import VirtualFiles
 
@@ -74,6 +75,7 @@ class FilesystemOptions:
         on_open: see `OnOpen`; must return quickly.
         status: returns the content of `status.json`.
         metrics: returns the content of the file `metrics`; None for no such file.
+        open_limit: limits the files that each user may have open. The front end counts them.
     """
 
     class_names: ClassNames = ClassNames.RAW
@@ -84,6 +86,7 @@ class FilesystemOptions:
     on_open: OnOpen = lambda entry, phase: None
     status: Callable[[], str] = lambda: "{}\n"
     metrics: Callable[[], str] | None = None
+    open_limit: OpenLimit = field(default_factory=OpenLimit)
 
 
 class Filesystem:
@@ -108,6 +111,7 @@ class Filesystem:
         self._store = store
         self._fetcher = fetcher
         self._options = options
+        self.open_limit = options.open_limit
         self._indexed_sizes = options.indexed_sizes
         self._since = time.time()
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())

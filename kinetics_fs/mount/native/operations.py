@@ -79,6 +79,8 @@ class Operations:
         self._uid, self._gid = os.getuid(), os.getgid()
         self._pages = DirectoryPages(filesystem, self._uid, self._gid)
         self._handles: dict[int, Handle] = {}
+        self._users: dict[int, int] = {}
+        self._limit = filesystem.open_limit
         self._next_fh = count(1)
         self._parked: dict[int, Future[Handle]] = {}
         self._interrupted = False
@@ -272,20 +274,25 @@ class Operations:
     def _open(self, header: p.InHeader, body: memoryview) -> bytes | None:
         if p.OPEN_IN.unpack(body).flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
-        unique, ino = header.unique, header.nodeid
-        opened = self._filesystem.begin_open(ino)
-        if not isinstance(opened, Future):
-            return self._reply_to_open(ino, opened)
-        if opened.done():
-            return self._reply_to_open(ino, opened.result())
-        if self._interrupted and opened.cancel():
-            # Not EINTR, on which many programs would try again.
-            raise OSError(errno.ENOTCONN, "the mount ends")
+        unique, ino, uid = header.unique, header.nodeid, header.uid
+        self._limit.acquire(uid)
+        try:
+            opened = self._filesystem.begin_open(ino)
+            if not isinstance(opened, Future):
+                return self._reply_to_open(ino, opened, uid)
+            if opened.done():
+                return self._reply_to_open(ino, opened.result(), uid)
+            if self._interrupted and opened.cancel():
+                # Not EINTR, on which many programs would try again.
+                raise OSError(errno.ENOTCONN, "the mount ends")
+        except BaseException:
+            self._limit.release(uid)
+            raise
         self._parked[unique] = opened
-        opened.add_done_callback(lambda _opened: self._loop.call(lambda: self._finish_open(unique, ino)))
+        opened.add_done_callback(lambda _opened: self._loop.call(lambda: self._finish_open(unique, ino, uid)))
         return None
 
-    def _finish_open(self, unique: int, ino: int) -> int | None:
+    def _finish_open(self, unique: int, ino: int, uid: int) -> int | None:
         """Answer a parked open.
 
         Returns:
@@ -293,10 +300,12 @@ class Operations:
         """
         opened = self._parked.pop(unique, None)
         if opened is None:
+            self._limit.release(uid)
             return None
         try:
-            payload = self._reply_to_open(ino, opened.result())
+            payload = self._reply_to_open(ino, opened.result(), uid)
         except Exception as error:
+            self._limit.release(uid)
             code = errno_of(error)
             self._loop.write(p.error_reply(unique, code))
             return code
@@ -305,7 +314,7 @@ class Operations:
             self._close_handle(p.OPEN_OUT.unpack(memoryview(payload)).fh)
         return 0
 
-    def _reply_to_open(self, ino: int, handle: Handle) -> bytes:
+    def _reply_to_open(self, ino: int, handle: Handle, uid: int) -> bytes:
         """Assign a file handle number, and decide how the kernel reads the file."""
         try:
             flags, backing_id = self._read_mode(ino, handle)
@@ -314,6 +323,7 @@ class Operations:
             raise
         fh = next(self._next_fh)
         self._handles[fh] = handle
+        self._users[fh] = uid
         return p.OPEN_OUT.pack(fh, flags, backing_id)
 
     def _read_mode(self, ino: int, handle: Handle) -> tuple[int, int]:
@@ -360,6 +370,7 @@ class Operations:
     def _close_handle(self, fh: int) -> None:
         handle = self._handle(fh)
         del self._handles[fh]
+        self._limit.release(self._users.pop(fh))
         if isinstance(handle, ClipHandle):
             self._passthrough.release(handle.file)
         handle.close()

@@ -202,6 +202,7 @@ class Server:
             mode=self.passthrough.mode,
             open_files=self.operations.open_files,
             waiting_opens=self.operations.waiting_opens,
+            max_open_files=self._filesystem.open_limit.capacity,
         )
 
     def answer(self, message: memoryview) -> None:

@@ -49,8 +49,8 @@ class TracedOperations(Operations):
 
         return traced
 
-    def _finish_open(self, unique: int, ino: int) -> int | None:
-        code = super()._finish_open(unique, ino)
+    def _finish_open(self, unique: int, ino: int, uid: int) -> int | None:
+        code = super()._finish_open(unique, ino, uid)
         if code is not None:
             self._log_parked(unique, errno.errorcode[code] if code else "ok")
         return code

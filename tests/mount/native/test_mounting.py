@@ -33,7 +33,7 @@ from tests.support.command_line import (
     run_command,
 )
 from tests.support.example_filesystem import CLIPS, FULL, content, put, write_rows
-from tests.support.mounts import reading, state, used_files, wait_until
+from tests.support.mounts import open_errno, reading, state, used_files, wait_until
 from tests.support.native_mounts import ABSENT, HERE, NEEDS_FUSE, fill, path_of
 
 pytestmark = NEEDS_FUSE
@@ -519,6 +519,62 @@ def test_more_open_clips_than_descriptors_of_a_shell(mount: MountFactory) -> Non
             assert file.read() == content(clip)
         assert len(list((mounted.root / "train").iterdir())) == 2
         assert mounted.status()["frontend"]["open_files"] == len(HERE)
+
+
+FEW_FILES = ["prlimit", "--nofile=100:100"]
+"""Lets a mount have 50 open files; a single user may have half of them."""
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("arguments", [*MODES.values(), ("--frontend", "fusepy")])
+def test_no_user_can_use_up_the_open_files(mount: MountFactory, arguments: tuple[str, ...]) -> None:
+    mounted = mount(*arguments, wrapper=FEW_FILES)
+    assert mounted.status()["frontend"]["max_open_files"] == 50
+    with ExitStack() as files:
+        folder = os.open(path_of(mounted, HERE[0]).parent, os.O_PATH)
+        files.callback(os.close, folder)
+
+        def open_clips(uid: int) -> list[int]:
+            """Open clips until the mount refuses."""
+            opened: list[int] = []
+            with as_user(uid), pytest.raises(OSError, match="Too many open files"):
+                for clip in HERE:
+                    opened.append(os.open(clip.name, os.O_RDONLY, dir_fd=folder))
+                    files.callback(os.close, opened[-1])
+            return opened
+
+        first, second, third = (open_clips(uid) for uid in (NOBODY, 61001, 0))
+        assert [len(first), len(second), len(third)] == [25, 13, 6]
+        assert [os.read(file, 65536) for file in third] == [content(clip) for clip in HERE[:6]]
+        assert f"uid {NOBODY} has 25 files of this mount open" in mounted.log.read_text()
+
+    def can_open_many() -> bool:
+        with ExitStack() as files, suppress(OSError):
+            for clip in HERE[:24]:
+                files.enter_context(path_of(mounted, clip).open("rb"))
+            return True
+        return False
+
+    wait_until(can_open_many)
+
+
+def test_waiting_opens_count_as_open_files(mount: MountFactory) -> None:
+    mounted = mount(wrapper=FEW_FILES)
+    with (
+        waiting(mounted, ABSENT[:24]),
+        path_of(mounted, HERE[0]).open("rb"),
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        path_of(mounted, HERE[1]).read_bytes()
+    wait_until(lambda: open_errno(path_of(mounted, HERE[1])) is None)
 
 
 # Waiting ----------------------------------------------------------------------------------------------------------
