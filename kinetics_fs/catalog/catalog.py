@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, in_use
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import CatalogError
+from kinetics_fs.util.disk import DiskFault, fault_of
 from kinetics_fs.util.sqlite import Database
 
 _PAGE_SIZE = 4096
@@ -119,13 +119,15 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._database = Database(path, translate=self._error, immutable=True)
+        self._database = Database(
+            path, translate=self._error, if_damaged="remove it: it is compiled again", immutable=True
+        )
         self._closing = ExitStack()
         self._known: dict[int, Entry] = {}
         try:
             self._closing.enter_context(in_use(path))
         except OSError as error:
-            raise CatalogError(f"cannot read the catalog {path}: {error.strerror}") from error
+            raise self._error(fault_of(error, path)) from error
         try:
             self._load()
         except BaseException:
@@ -317,8 +319,8 @@ class Catalog:
     def _query(self, sql: str, *parameters: object) -> list[Any]:
         return self._database.query(sql, parameters)
 
-    def _error(self, error: sqlite3.Error) -> CatalogError:
-        return CatalogError(f"cannot read the catalog {self.path}: it is damaged ({error})")
+    def _error(self, fault: DiskFault) -> CatalogError:
+        return CatalogError(f"cannot read the catalog {self.path}: {fault.cause}; {fault.cure}")
 
     def close(self) -> None:
         """Close the file. The object cannot be used afterwards."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from kinetics_fs.catalog.inodes import clip_ino
 from kinetics_fs.catalog.naming import UNLABELED
 from kinetics_fs.errors import CatalogError
+from kinetics_fs.util.disk import fault_of
 from kinetics_fs.util.files import atomic_path, fsync
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
@@ -159,10 +160,9 @@ def new_database(path: Path, info: Mapping[str, str]) -> Iterator[sqlite3.Connec
             _finish(connection)
             connection.execute("COMMIT")
         fsync(path.parent)
-    except sqlite3.Error as error:
-        raise CatalogError(f"cannot build a catalog in {path.parent}: {error}") from error
-    except OSError as error:
-        raise CatalogError(f"cannot build a catalog in {path.parent}: {error.strerror or error}") from error
+    except (sqlite3.Error, OSError) as error:
+        fault = fault_of(error, path.parent, if_damaged="try again")
+        raise CatalogError(f"cannot build a catalog in {path.parent}: {fault.cause}; {fault.cure}") from error
     prune(path.parent)
 
 

@@ -121,7 +121,9 @@ def describe_source(name: str, source: SourceStatus) -> str:
 
 
 def describe_cache(cache: CacheStatus) -> str:
-    """Return the folder, the size and the limits of the cache."""
+    """Return the folder, the size and the limits of the cache, and why it cannot be used, if that is so."""
+    if cache.error and not (cache.clips or cache.disk_free):
+        return cache.error
     limit = f"of {filesize.decimal(cache.limit)}" if cache.limit else "no limit"
     pins = ""
     if cache.pinned_clips:
@@ -131,7 +133,7 @@ def describe_cache(cache: CacheStatus) -> str:
         )
     return (
         f"{cache.folder}: {count(cache.clips, 'clip')}, {filesize.decimal(cache.bytes)} ({limit}),"
-        f" {filesize.decimal(cache.disk_free)} free on the disk{pins}"
+        f" {filesize.decimal(cache.disk_free)} free on the disk{pins}{cache.error and f'; {cache.error}'}"
     )
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 from kinetics_fs.control.paths import prepare_runtime_dir, socket_path
-from kinetics_fs.errors import KineticsError, MountError
+from kinetics_fs.errors import KineticsError, MountError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +42,15 @@ _BUSY = "cannot answer: the mount is busy with the requests of other programs; t
 _TYPE_NAMES = {str: "a text", int: "an integer", bool: "true or false", list: "a list"}
 
 
+class ClientGone(Exception):
+    """The client has disconnected, so that nothing more is sent to it."""
+
+
 class Request:
     """A request of a client.
 
     Attributes:
-        send_progress: sends a progress report to the client; raises `OSError` if the client has disconnected.
+        send_progress: sends a progress report to the client; raises `ClientGone` if the client has disconnected.
     """
 
     def __init__(self, parameters: dict[str, Any], file: BinaryIO, send_progress: Callable[[object], None]) -> None:
@@ -92,7 +96,7 @@ class Request:
         if not 0 <= count <= _MAX_LINES:
             raise KineticsError(f"cannot read {count:,} lines: a request has 0 to {_MAX_LINES:,} lines")
         for number in range(count):
-            line = self._file.readline(_MAX_LINE)
+            line = _read_line(self._file)
             if not line.endswith(b"\n"):
                 raise KineticsError(
                     f"cannot read line {number + 1:,} of {count:,} lines:"
@@ -221,46 +225,71 @@ class ControlServer:
             connection.settimeout(_TIMEOUT)
             with connection, cast(BinaryIO, connection.makefile("rwb")) as file:
 
-                def send(answer: dict[str, object]) -> None:
-                    file.write(json.dumps(answer).encode() + b"\n")
-                    file.flush()
+                def send(answer: bytes) -> None:
+                    try:
+                        file.write(answer + b"\n")
+                        file.flush()
+                    except OSError as error:
+                        raise ClientGone from error
 
-                send(self._answer(file, lambda progress: send({"progress": progress}), slot))
+                send(self._answer(file, lambda progress: send(json.dumps({"progress": progress}).encode()), slot))
                 # To close a socket with unread input resets the connection, and the client would lose the answer.
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(_CLOSE_TIMEOUT)
                 while file.read(_MAX_LINE):
                     pass
-        except (OSError, ValueError):
+        except (OSError, ValueError, ClientGone):
             pass  # the client has disconnected
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
             slot.release()
 
-    def _answer(self, file: BinaryIO, send_progress: Callable[[object], None], slot: _Slot) -> dict[str, object]:
+    def _answer(self, file: BinaryIO, send_progress: Callable[[object], None], slot: _Slot) -> bytes:
+        """Read a request and return its answer as JSON. Whatever goes wrong is an answer, too.
+
+        Raises:
+            ClientGone: the client has disconnected.
+        """
         try:
-            parameters = json.loads(file.readline(_MAX_LINE))
+            answer = {"result": self._result(file, send_progress, slot)}
+            return json.dumps(answer).encode()
+        except KineticsError as error:
+            text = str(error)
+        except ClientGone:
+            raise
+        except Exception as error:
+            _log.exception("unexpected error in a request on the control socket")
+            text = printable(f"unexpected {type(error).__name__}: {error}; the log of the mount has the details")
+        return json.dumps({"error": text}).encode()
+
+    def _result(self, file: BinaryIO, send_progress: Callable[[object], None], slot: _Slot) -> object:
+        line = _read_line(file)
+        try:
+            parameters = json.loads(line)
             name = parameters["request"]
             handler = self._handlers.get(name)
         except (ValueError, TypeError, LookupError, RecursionError):
-            return {"error": 'cannot read the request: it must be a JSON object in one line, with the key "request"'}
+            raise KineticsError(
+                'cannot read the request: it must be a JSON object in one line, with the key "request"'
+            ) from None
         if handler is None:
-            return {"error": f"cannot answer the request {name!r:.40}; the requests are {', '.join(self._handlers)}"}
+            raise KineticsError(
+                f"cannot answer {name!r:.40}: no such request; the requests are {', '.join(self._handlers)}"
+            )
         # A misspelt parameter must not be ignored: a prefetch without its selection would fetch everything.
         for parameter in parameters.keys() - {"request", *handler.parameters}:
             known = (
                 f"its parameters are {', '.join(handler.parameters)}" if handler.parameters else "it has no parameters"
             )
-            return {"error": f"cannot answer the request {name}: unknown parameter {parameter!r:.40}; {known}"}
+            raise KineticsError(f"cannot answer the request {name}: unknown parameter {parameter!r:.40}; {known}")
         if handler.waits and not slot.move_to(self._free_waiting):
-            return {"error": _BUSY}
-        try:
-            return {"result": handler.answer(Request(parameters, file, send_progress))}
-        except KineticsError as error:
-            return {"error": str(error)}
-        except OSError:
-            raise
-        except Exception as error:
-            _log.exception("unexpected error in the request %r", name)
-            return {"error": f"unexpected {type(error).__name__}: {error}; the log of the mount has the details"}
+            raise KineticsError(_BUSY)
+        return handler.answer(Request(parameters, file, send_progress))
+
+
+def _read_line(file: BinaryIO) -> bytes:
+    try:
+        return file.readline(_MAX_LINE)
+    except OSError as error:
+        raise ClientGone from error

@@ -47,17 +47,20 @@ class CacheStatus:
         pinned_clips: number of pinned clips.
         pinned_cached: number of pinned clips that are cached.
         pinned_bytes: size of the pinned clips that are cached.
+        error: why the cache cannot be used or changed at the moment; empty if it can. If it cannot even be read, the
+            numbers are 0.
     """
 
     folder: str
-    clips: int
-    bytes: int
-    limit: int | None
-    reserved: int
-    disk_free: int
-    pinned_clips: int
-    pinned_cached: int
-    pinned_bytes: int
+    clips: int = 0
+    bytes: int = 0
+    limit: int | None = None
+    reserved: int = 0
+    disk_free: int = 0
+    pinned_clips: int = 0
+    pinned_cached: int = 0
+    pinned_bytes: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)

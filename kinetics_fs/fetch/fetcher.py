@@ -376,8 +376,9 @@ class Fetcher:
             except FetchError as error:
                 self._finish(fetch, _shutting_down() if self._closing else error)
             except StoreError as error:
-                _log.error("%s: %s", fetch.clip.key, error)
-                self._finish(fetch, FetchError(FailureKind.LOCAL, str(error), errno=error.errno))
+                failure = FetchError(FailureKind.LOCAL, str(error), errno=error.errno)
+                self._failures.report(fetch.clip, failure, remembered=False)
+                self._finish(fetch, failure)
             except Exception as error:
                 _log.exception("%s: unexpected error", fetch.clip.key)
                 self._finish(fetch, FetchError(FailureKind.LOCAL, f"unexpected {type(error).__name__}: {error}"))
@@ -617,8 +618,8 @@ class Fetcher:
         """Remember and log the failure of a clip, and return what the waiters receive: the failure, or a block."""
         try:
             self._failures.remember(clip, error)
-        except StoreError as store_error:
-            self._failures.report(clip, error, not_remembered=str(store_error))
+        except StoreError:
+            self._failures.report(clip, error, remembered=False)
             return error
         if error.kind in VERDICTS and (block := self._doubt(worker, error.source)) is not None:
             error = block

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError, StoreError
 from kinetics_fs.fetch.stats import FetchStats
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -76,7 +77,8 @@ class FailureMemory:
         """Clips with a remembered failure → when all sources were last asked, by the monotonic clock."""
         self._index_db: ArchiveIndexDB | None = None
         # `held` would retry these clips, but a mount that hides gone clips does not even show them.
-        store.failures.make_due_if(NOTE, self._limit_was_raised)
+        with suppress(StoreError):  # on a read-only disk, for example
+            store.failures.make_due_if(NOTE, self._limit_was_raised)
 
     def get(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if a source can be asked for the clip."""
@@ -137,22 +139,20 @@ class FailureMemory:
         if error.kind is not FailureKind.BLOCKED:
             self._store.failures.remember(clip, error)
 
-    def report(self, clip: Clip, error: FetchError, *, not_remembered: str = "") -> None:
-        """Count and log the failure of a clip.
+    def report(self, clip: Clip, error: FetchError, *, remembered: bool = True) -> None:
+        """Count and log the failure of a clip. A fault of the cache, which the store has logged, is only counted.
 
         Args:
             clip: the clip.
             error: the failure.
-            not_remembered: why the failure could not be stored; empty if it was.
+            remembered: False if the cache could not store the failure.
         """
         source, reason = error.source or "fetch", one_line(error.reason)
-        if error.kind is FailureKind.BLOCKED or not_remembered:
+        if error.kind is FailureKind.BLOCKED or not remembered:
             self._stats.record_failed(clip, source, error.kind, reason, None)
-            if not_remembered:
-                text = f"{error.reason} (not remembered: {not_remembered})"
-                _log.error("%s: %s: %s", clip.key, error.kind, text, extra=_log_fields(clip, error, None))
-            else:
-                fields = _log_fields(clip, error, self._next_request_at(error))
+            if error.reason != str(self._store.faults.current):
+                next_retry = self._next_request_at(error) if remembered else None
+                fields = _log_fields(clip, error, next_retry)
                 _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
             return
         failure = self._store.failures.get(clip)

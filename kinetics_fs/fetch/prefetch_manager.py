@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.fetcher import Fetcher, Priority
 from kinetics_fs.fetch.prefetch import Prefetch, parse_clip_list
 from kinetics_fs.store import Store
+from kinetics_fs.util.disk import fault_of
 from kinetics_fs.util.files import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -235,21 +236,23 @@ class PrefetchManager:
     def _write(self, selection: Selection | None, listed: list[Clip] | None) -> str:
         name = f"{time.time_ns():020d}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            # Without the parents of the cache directory, so that one that was removed does not appear again.
+            self._folder.parent.mkdir(exist_ok=True)
+            self._folder.mkdir(exist_ok=True)
             if listed is not None:
                 with atomic_write(self._folder / f"{name}.list", durable=False) as file:
                     file.writelines(f"{clip.key}\n".encode() for clip in listed)
             with atomic_write(self._folder / f"{name}.json", durable=False) as file:
                 file.write(json.dumps(None if selection is None else asdict(selection)).encode())
         except OSError as error:
-            raise KineticsError(
-                f"cannot write the job to {self._folder}: {error.strerror}; free space or check the permissions"
-            ) from error
+            fault = fault_of(error, self._folder.parent.parent)
+            raise KineticsError(f"cannot write the job to {self._folder}: {fault.cause}; {fault.cure}") from error
         return name
 
     def _forget(self, name: str) -> None:
         for suffix in (".json", ".list"):
-            (self._folder / f"{name}{suffix}").unlink(missing_ok=True)
+            with suppress(OSError):  # the next mount resumes it
+                (self._folder / f"{name}{suffix}").unlink()
 
 
 def _read(path: Path) -> tuple[Selection | None, list[Clip] | None]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_fs.control import Connection, connect
+from kinetics_fs.control import Connection, NoAnswerError, connect
 from kinetics_fs.control.status import InvalidStatusError, MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, unmount
@@ -96,30 +96,38 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
     """
     pid: int | None = None
     answer: object = None
+    refusal = ""
     connection = connect(mountpoint, _STATUS_TIMEOUT)
     if connection is not None:
         with connection:
             pid = connection.pid
             # A mount that is busy, or of a version that does not know the request, tells more in its file.
-            with suppress(MountError):
+            try:
                 answer = connection.request("status")
+            except NoAnswerError:
+                pass
+            except MountError as error:
+                refusal = str(error)
     if answer is None:
         # The mount is another user's or busy, its process has ended or hangs, or it runs another version.
         probe = probe_path(mountpoint)
-        if probe is None:
+        if probe is None and not refusal:
             return _hung_mount(mountpoint, pid if pid is not None and _is_alive(pid) else None)
-        if probe.errno in (errno.EACCES, errno.EPERM):
+        if probe is not None and probe.errno in (errno.EACCES, errno.EPERM):
             return UnreachableMount(
                 str(mountpoint),
                 "mounted by another user without --allow-other",
                 "run this command as that user or as root",
             )
         with suppress(ValueError):
-            answer = json.loads(probe.status or "")
+            answer = json.loads((probe and probe.status) or "")
         if answer is None:
-            ended = probe.errno == errno.ENOTCONN
-            reason = "its process has ended" if ended else "it does not report its status"
-            return UnreachableMount(str(mountpoint), reason, f"clear it: {_umount_command(mountpoint)}")
+            reason = "it does not report its status"
+            if probe is not None and probe.errno == errno.ENOTCONN:
+                reason = "its process has ended"
+            elif refusal:
+                reason = f"{reason}: {refusal}"
+            return UnreachableMount(str(mountpoint), reason, f"clear it: {_umount_command(mountpoint)}", pid=pid)
     try:
         return MountStatus.from_json(answer)
     except InvalidStatusError as error:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
     # Closed in reverse order: first the prefetches and whatever can start a fetch, then the fetcher, the store last.
     with ExitStack() as parts:
         if settings.only == "cached":
-            parts.callback(plan.catalog_path.unlink, missing_ok=True)
+            parts.callback(_remove, plan.catalog_path)
         metrics_server = None
         if settings.metrics_port is not None:
             from kinetics_fs.mount.metrics import MetricsServer
@@ -223,6 +223,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
             metrics_server = parts.enter_context(MetricsServer(settings.metrics_port))
         catalog = parts.enter_context(Catalog(plan.catalog_path))
         store = parts.enter_context(open_store(settings))
+        store.faults.logged = True
         fetcher = parts.enter_context(closing(make_fetcher(settings, store, plan.catalog_path)))
 
         prefetches = PrefetchManager(
@@ -295,6 +296,11 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
             ready()
 
         _serve(filesystem, plan, begin)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # the disk may have become read-only
+        path.unlink()
 
 
 def _prepare_process(workers: int) -> int | None:

@@ -25,6 +25,7 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
 from kinetics_fs.store.clip_files import OpenClipFile
 from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.store.store import Store
 from kinetics_fs.store.throttle import SourceState, Throttle
@@ -61,7 +62,7 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
     path = CacheLayout(folder).state_database
     if not path.exists():
         return None
-    with closing(StateDatabase(path)) as database:
+    with closing(StateDatabase(path, CacheFaults(folder))) as database:
         [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held")
         [(limit,)] = database.query("SELECT max(bytes) FROM size_limit")
         return CacheSummary(clips, size, limit, Throttle(database).states())

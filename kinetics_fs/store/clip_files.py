@@ -21,6 +21,7 @@ import re
 import shutil
 import sqlite3
 import stat
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +32,10 @@ import diskcache
 from diskcache.core import METADATA, MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.util.files import fsync
+from kinetics_fs.util.sqlite import DatabaseFile
 
 _SETTINGS = {
     **diskcache.DEFAULT_SETTINGS,
@@ -44,6 +47,9 @@ _SETTINGS = {
 
 _MAX_KNOWN_FILES = 16384
 """Number of clips whose row is kept in memory: about 10 MB."""
+
+IF_DAMAGED = "end all programs that use the cache and move {} away: the list of its clips is lost"
+"""What to do if the table is damaged, for `str.format` with the cache directory."""
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -159,21 +165,53 @@ class ClipFiles:
 
     Args:
         layout: the paths of the cache. The clips folder must exist.
+        faults: receives what is wrong with the table.
 
     Raises:
-        sqlite3.DatabaseError: the table cannot be read.
+        StoreError: the table cannot be read or written. Any method may raise it later.
     """
 
-    def __init__(self, layout: CacheLayout) -> None:
+    def __init__(self, layout: CacheLayout, faults: CacheFaults) -> None:
         self._folder = layout.clips
         self._path = str(layout.clips)
         self._known: dict[str, tuple[str, ClipRecord]] = {}
-        _remove_unknown_settings(layout.clip_table)
-        self._cache = diskcache.Cache(self._path, disk=_ClipDisk, **_SETTINGS)
+        self._table = DatabaseFile(layout.clip_table, translate=faults.error, if_damaged=IF_DAMAGED.format(layout.root))
+        self._cache: Any = None
+        with self._translated_errors():
+            _remove_unknown_settings(layout.clip_table)
+            self._cache = diskcache.Cache(self._path, disk=_ClipDisk, **_SETTINGS)
 
     def close(self) -> None:
         """Close the table."""
         self._cache.close()
+
+    def check(self) -> None:
+        """Check that the table is still the file that was opened.
+
+        Raises:
+            StoreError: it was removed, renamed or replaced.
+        """
+        self._table.check()
+
+    @contextlib.contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise a `StoreError` for an error of the table, or if it is no longer the file that was opened."""
+        if self._cache is not None and self._cache._txn_id == threading.get_ident():
+            yield  # the transaction does this
+            return
+        self._table.check()
+        try:
+            yield
+        except (sqlite3.Error, diskcache.Timeout) as error:  # Timeout: for any error at the begin of a transaction
+            if self._cache is not None:
+                self._cache.close()  # the connection of this thread, which may remain read-only, for example
+            raise self._table.error(error) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # Without `retry`, which would repeat a statement for ever that fails because the disk is full.
+        with self._translated_errors(), self._cache.transact():
+            yield
 
     def open(self, key: str) -> OpenClipFile | None:
         """Open the file of a clip; return None if there is no file, or its row is invalid.
@@ -206,11 +244,11 @@ class ClipFiles:
 
         Raises:
             OSError: the file cannot be moved.
-            sqlite3.Error: the row cannot be written.
         """
         self.remove(key)
         try:
-            self._cache.set(key, file, tag=_make_tag(record), retry=True)
+            with self._transaction():
+                self._cache.set(key, file, tag=_make_tag(record))
         except BaseException:
             self.remove_file(key, file.token)
             raise
@@ -221,7 +259,7 @@ class ClipFiles:
         Other processes may know the rows without them as long as they run.
         """
         added = []
-        with self._cache.transact(retry=True):
+        with self._transaction():
             for file in measured:
                 opened = self.open(file.key)
                 if opened is None:
@@ -242,7 +280,7 @@ class ClipFiles:
         for (filename,) in self._sql("SELECT filename FROM Cache WHERE key = ? AND raw = 1", key):
             if isinstance(filename, str) and _is_filename_of(filename, key):
                 self._cache.disk.remove(filename)
-        with self._cache.transact(retry=True):
+        with self._transaction():
             return bool(self._sql("DELETE FROM Cache WHERE key = ? RETURNING 1", key))
 
     def remove_file(self, key: str, token: str) -> None:
@@ -263,7 +301,8 @@ class ClipFiles:
 
     def totals(self) -> tuple[int, int]:
         """Return the number of clips and their bytes, as diskcache keeps count of them."""
-        return len(self._cache), int(self._cache.reset("size"))
+        rows = dict(self._sql("SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
+        return int(rows["count"]), int(rows["size"])
 
     def count(self) -> tuple[int, int]:
         """Return the number of clips and their bytes, counted row by row."""
@@ -282,7 +321,7 @@ class ClipFiles:
                 os.close(opened.fd)
                 known.add(opened.filename)
                 yield key, opened.record
-        with self._cache.transact(retry=True):
+        with self._transaction():
             for rowid in bad:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", rowid)
             rows, size = self.count()
@@ -294,7 +333,8 @@ class ClipFiles:
                 self.remove_unknown(filename)
 
     def _sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = self._cache._sql(statement, values).fetchall()
+        with self._translated_errors():
+            rows: list[tuple[Any, ...]] = self._cache._sql(statement, values).fetchall()
         return rows
 
 

@@ -7,11 +7,9 @@ those of the code: `held` means cached, `flight` is a fetch in progress, `origin
 
 from __future__ import annotations
 
-import errno
-import sqlite3
 from pathlib import Path
 
-from kinetics_fs.errors import StoreError
+from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import locked
 from kinetics_fs.util.sqlite import Database
 
@@ -121,6 +119,11 @@ CREATE INDEX IF NOT EXISTS clip_by_pin_and_use ON clip (pinned, opened_at, size,
 DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- the index of versions without pins
 """
 
+IF_DAMAGED = (
+    "end all programs that use the cache and remove {}*: it is rebuilt from the clips, without pins and failures"
+)
+"""What to do if the state database is damaged, for `str.format` with its path."""
+
 
 class StateDatabase(Database):
     """The state database of a cache.
@@ -130,25 +133,17 @@ class StateDatabase(Database):
 
     Args:
         path: the file; created if it is missing.
+        faults: receives what is wrong with the cache.
 
     Raises:
         StoreError: the file cannot be created or read. Any method may raise it later.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        super().__init__(path, translate=self._error)
+    def __init__(self, path: Path, faults: CacheFaults) -> None:
+        super().__init__(path, translate=faults.error, if_damaged=IF_DAMAGED.format(path))
         # SQLite answers "locked" at once, whatever the timeout, if two processes make a new file a WAL file together.
         with locked(path.parent), self.connection() as db:
             db.executescript(_SCHEMA)
             if "pinned" not in {name for _, name, *_ in db.execute("PRAGMA table_info (clip)")}:
                 db.execute("ALTER TABLE clip ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
             db.executescript(_INDEX_FOR_EVICTION)
-
-    def _error(self, error: sqlite3.Error) -> StoreError:
-        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        return StoreError(
-            f"cannot use {self._path.parent} as the cache directory: {error};"
-            " repair it or choose another with --cache-dir",
-            errno=errno.ENOSPC if full else None,
-        )

@@ -23,7 +23,9 @@ from rich import filesize
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store.clip_files import ClipFiles
 from kinetics_fs.store.database import StateDatabase
+from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
+from kinetics_fs.util.disk import fault_of
 from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ PINNED = _BY_ACCESS_TIME.format(1)
 """Parts of statements. Their one value is a time in seconds since the epoch: clips used since then are protected."""
 
 _BATCH = 64
+
+_MAX_UNWRITTEN = 65536
+"""Access times that are kept in memory while they cannot be written: about 10 MB."""
 
 _WRITE_INTERVAL = 5.0
 """Seconds between two writes of access times: a write for each open would cost four times the open itself."""
@@ -71,14 +76,17 @@ class Evictor:
 
     Args:
         layout: the paths of the cache.
+        faults: receives what is wrong with the disk.
         database: the state database, which has the limit.
         files: the clip files.
         min_free: bytes to leave free on the disk, whatever the limit is.
     """
 
-    def __init__(self, layout: CacheLayout, database: StateDatabase, files: ClipFiles, *, min_free: int) -> None:
+    def __init__(
+        self, layout: CacheLayout, faults: CacheFaults, database: StateDatabase, files: ClipFiles, *, min_free: int
+    ) -> None:
         self._layout = layout
-        self._incoming = str(layout.incoming)
+        self._faults = faults
         self._database = database
         self._files = files
         self._min_free = min_free
@@ -142,8 +150,15 @@ class Evictor:
         return capacity if limit is None else min(capacity, limit)
 
     def disk_free(self) -> int:
-        """Return the free bytes of the disk."""
-        disk = os.statvfs(self._incoming)
+        """Return the free bytes of the disk.
+
+        Raises:
+            StoreError: the disk does not answer.
+        """
+        try:
+            disk = os.statvfs(self._layout.root)
+        except OSError as error:
+            raise self._faults.error(fault_of(error, self._layout.root)) from error
         return disk.f_bavail * disk.f_frsize
 
     def make_room(self, db: sqlite3.Connection, wanted: int, *, certain: bool, protect_used_since: float) -> None:
@@ -170,10 +185,11 @@ class Evictor:
         if shortage > 0:
             needed = shortage if protect_used_since < math.inf else alone
             if needed > _evictable_bytes(db, protect_used_since, enough=needed):
-                raise self._no_space(wanted, pins=_pins_hold_space(db, protect_used_since))
+                on_disk = limit is None or self._shortage(None, wanted, on_disk=wanted if certain else 0) > 0
+                raise self._no_space(wanted, on_disk=on_disk, pins=_pins_hold_space(db, protect_used_since))
             self._evict(db, shortage, protect_used_since)
         if certain and limit is not None and self._cached_bytes() + wanted > limit:
-            raise self._no_space(wanted, pins=False)
+            raise self._no_space(wanted, on_disk=False, pins=False)
 
     def remove(self, db: sqlite3.Connection, key: str) -> bool:
         """Remove a clip; its size stays known. Return whether it was cached."""
@@ -204,9 +220,13 @@ class Evictor:
     def _cached_bytes(self) -> int:
         return self._files.totals()[1]
 
-    def _no_space(self, wanted: int, *, pins: bool) -> FetchError:
+    def _no_space(self, wanted: int, *, on_disk: bool, pins: bool) -> FetchError:
         cause = f"no space for {wanted:,} bytes in {self._layout.root}"
         remedy = "raise --cache-size or lower --min-free"
+        if on_disk:
+            free, kept = filesize.decimal(self.disk_free()), filesize.decimal(self._min_free)
+            cause = f"{cause}: its disk has {free} free, of which --min-free keeps {kept}"
+            remedy = "free space on the disk or lower --min-free"
         if pins:
             cause, remedy = f"{cause} beside the pinned clips", f"unpin clips (kinetics-fs pin remove), {remedy}"
         return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", errno=errno.ENOSPC)
@@ -272,12 +292,16 @@ class AccessTimes:
         with self._lock:
             self._times[key] = at
             if self._timer is None:
-                self._timer = threading.Timer(_WRITE_INTERVAL, self.write)
+                self._timer = threading.Timer(_WRITE_INTERVAL, self._write_later)
                 self._timer.daemon = True
                 self._timer.start()
 
+    def _write_later(self) -> None:
+        with contextlib.suppress(StoreError):  # the next use starts the timer again
+            self.write()
+
     def write(self) -> None:
-        """Write the times that are only in memory.
+        """Write the times that are only in memory. After an error they stay there for the next call.
 
         Raises:
             StoreError: the state database cannot be written.
@@ -287,9 +311,16 @@ class AccessTimes:
                 self._timer.cancel()
                 self._timer = None
             times, self._times = self._times, {}
-        if times:
+        if not times:
+            return
+        try:
             with self._database.exclusive() as db:
                 db.executemany(
                     "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
                     [(at, _NEVER, key) for key, at in times.items()],
                 )
+        except StoreError:
+            if len(times) < _MAX_UNWRITTEN:
+                with self._lock:
+                    self._times = {**times, **self._times}
+            raise

@@ -6,7 +6,6 @@ never more than 2,450 rows.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from typing import NamedTuple, Self
 
 from kinetics_fs.errors import StoreError
 from kinetics_fs.store.database import StateDatabase
-
-_log = logging.getLogger(__name__)
 
 STEP = 300
 """Seconds that a row covers."""
@@ -142,7 +139,6 @@ class HistoryRecorder:
         try:
             new = (now - recorded for now, recorded in zip(counts, self._recorded, strict=True))
             self._history.add(ActivityCounts(*new))
-        except StoreError as error:  # the next record includes this activity
-            _log.warning("cannot record the activity: %s", error)
-        else:
-            self._recorded = counts
+        except StoreError:  # reported by the store; the next record includes this activity
+            return
+        self._recorded = counts

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinetics_fs.errors import StoreError
+from kinetics_fs.util.disk import DiskFault, fault_of
 
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 """The first line that the Cache Directory Tagging Specification requires (bford.info/cachedir)."""
@@ -214,9 +215,14 @@ def prepare_folder(root: Path) -> None:
         if stat.S_IMODE(status.st_mode) != 0o700:
             root.chmod(0o700)
     except OSError as error:
-        raise StoreError(
-            f"cannot use {root} as the cache directory: {error.strerror}; choose another with --cache-dir"
-        ) from error
+        raise cache_error(root, fault_of(error, root)) from error
+
+
+def cache_error(root: Path, fault: DiskFault) -> StoreError:
+    """Return the error for a cache directory that cannot be used, given why."""
+    cause = fault.cause.replace(f"{root} was ", "it was ", 1)
+    other = "" if fault.errno == errno.ENOENT else ", or choose another with --cache-dir"
+    return StoreError(f"cannot use {root} as the cache directory: {cause}; {fault.cure}{other}", errno=fault.errno)
 
 
 @contextlib.contextmanager

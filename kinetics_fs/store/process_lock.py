@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -57,5 +58,6 @@ class ProcessLock:
 
     def close(self) -> None:
         """Release the lock and remove its file."""
-        (self._folder / self.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the kernel releases the lock in any case
+            (self._folder / self.name).unlink()
         os.close(self._fd)

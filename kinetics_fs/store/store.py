@@ -36,12 +36,14 @@ from kinetics_fs.store.clip_files import (
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES, AccessTimes, Evictor
 from kinetics_fs.store.failures import FailureLog
+from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import CacheLayout, prepare_folder
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.short_clips import ShortClips, keep_failure
 from kinetics_fs.store.throttle import Throttle
+from kinetics_fs.util.disk import examine, fault_of
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Store:
     Attributes:
         folder: the cache directory.
         layout: its paths.
+        faults: what keeps the cache from working at the moment.
         failures: why clips are unavailable.
         throttle: the circuit breaker and the rate limit of each source.
         pins: the clips that are never evicted.
@@ -133,14 +136,17 @@ class Store:
         self.folder = folder
         prepare_folder(folder)
         self.layout = CacheLayout(folder)
+        self.faults = CacheFaults(folder)
         self._clips = self.layout.clips
         self._incoming = self.layout.incoming
         with contextlib.ExitStack() as opened, self._translated_errors():
             for child in (self._incoming, self._clips, self.layout.process_locks):
                 child.mkdir(mode=0o700, exist_ok=True)
-            self._database = opened.enter_context(contextlib.closing(StateDatabase(self.layout.state_database)))
-            self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout)))
-            self._evictor = Evictor(self.layout, self._database, self._files, min_free=min_free)
+            self._database = opened.enter_context(
+                contextlib.closing(StateDatabase(self.layout.state_database, self.faults))
+            )
+            self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout, self.faults)))
+            self._evictor = Evictor(self.layout, self.faults, self._database, self._files, min_free=min_free)
             self._access_times = AccessTimes(self._database)
             with self._database.exclusive() as db:
                 self._lock = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
@@ -162,14 +168,10 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise StoreError(
-                f"cannot use {self.folder} as the cache directory: {error.strerror}; choose another with --cache-dir"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"cannot use {self.folder} as the cache directory: it is damaged ({error});"
-                " move it away or choose another with --cache-dir"
-            ) from error
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> StoreError:
+        return self.faults.error(fault_of(error, self.folder))
 
     def __enter__(self) -> Self:
         return self
@@ -178,8 +180,8 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Write the access times that are only in memory, and close the databases."""
-        with self._opened:
+        """Write the access times that are only in memory, if that is possible, and close the databases."""
+        with self._opened, contextlib.suppress(StoreError):
             self._access_times.write()
 
     # Reading
@@ -348,6 +350,16 @@ class Store:
 
     def status(self) -> StoreStatus:
         """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""
+        if self.faults.current is not None and all(
+            examine(path) is None for path in (self.layout.state_database, self.layout.clip_table)
+        ):
+            self.faults.end()
+        try:
+            return self._status()
+        except StoreError as error:
+            return StoreStatus(CacheStatus(str(self.folder), error=str(error)), sources={}, failures={})
+
+    def _status(self) -> StoreStatus:
         now = time.time()
         pinned = self.pins.totals()
         return StoreStatus(
@@ -357,6 +369,7 @@ class Store:
                 pinned_clips=pinned.clips,
                 pinned_cached=pinned.cached,
                 pinned_bytes=pinned.bytes,
+                error=str(self.faults.current or ""),
             ),
             sources={
                 source.name: SourceStatus(
@@ -440,9 +453,14 @@ class Store:
                 with 0, no clip is evicted.
 
         Raises:
-            FetchError: there is not enough space (LOCAL, ENOSPC).
+            FetchError: there is not enough space (LOCAL, ENOSPC), or the cache cannot be changed (LOCAL).
         """
+        with _as_fetch_error():
+            return self._claim(clip, size, protect_used_since)
+
+    def _claim(self, clip: Clip, size: int | None, protect_used_since: float) -> Claim | None:
         self._access_times.write()
+        self._files.check()
         token = uuid.uuid4().hex
         with self._database.exclusive() as db:
             row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
@@ -469,11 +487,12 @@ class Store:
             self._in_flight.add(token)
         folder = self._incoming / token
         try:
+            self._incoming.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700)
         except OSError as error:
-            self._end_flight(token, ended=False)
-            reason = f"cannot create {folder}: {error.strerror}"
-            raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
+            self._end_flight(clip.key, token, ended=False)
+            raise self._error(error) from error
+        self.faults.end()
         return Claim(self, clip, token, folder, protect_used_since)
 
     def _typical_size(self) -> int:
@@ -498,17 +517,15 @@ class Store:
             self._write_record(db, key, record)
         return size
 
-    def _end_flight(self, token: str, *, ended: bool) -> None:
+    def _end_flight(self, key: str, token: str, *, ended: bool) -> None:
         # The files first: on a full disk, the database can perhaps be written only afterwards.
         shutil.rmtree(self._incoming / token, ignore_errors=True)
         self._in_flight.discard(token)
         if ended:
             return
-        try:
-            with self._database.exclusive() as db:
-                self._delete_flight(db, token)
-        except StoreError as error:
-            _log.error("%s", error)  # the next claim clears it
+        with contextlib.suppress(StoreError), self._database.exclusive() as db:  # else the next claim clears it
+            # The clip may be in the table already, if the state database could not be written then.
+            self._clear_flight(db, key, token)
 
     @staticmethod
     def _delete_flight(db: sqlite3.Connection, token: str) -> None:
@@ -601,7 +618,7 @@ class Claim:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._store._end_flight(self.token, ended=self._ended)
+        self._store._end_flight(self.clip.key, self.token, ended=self._ended)
 
     def publish(self, path: Path, source: str, *, duration: float | None = None, last: bool = True) -> int:
         """Make a finished and verified file the clip, for all processes at once.
@@ -616,15 +633,21 @@ class Claim:
             The bytes of the file.
 
         Raises:
-            FetchError: there is not enough space (LOCAL, ENOSPC), or the file cannot be read (LOCAL).
+            FetchError: there is not enough space (LOCAL, ENOSPC), the file cannot be read, or the cache cannot be
+                changed (LOCAL).
         """
-        try:
+        with _as_fetch_error(source), self._store._translated_errors():
             size = self._store._publish(self, path, source, duration=duration, last=last)
-            self._ended = last
-            return size
-        except OSError as error:
-            reason = f"cannot store the clip: {error}"
-            raise FetchError(FailureKind.LOCAL, reason, source=source, errno=error.errno) from error
+        self._ended = last
+        return size
+
+
+@contextlib.contextmanager
+def _as_fetch_error(source: str = "") -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise FetchError(FailureKind.LOCAL, str(error), source=source, errno=error.errno) from error
 
 
 def _cannot_open(error: Unreadable) -> FetchError:

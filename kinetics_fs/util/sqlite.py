@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from kinetics_fs.util.disk import DiskFault, fault_of, identify, removed_fault
+
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for the lock of another connection."""
+
+
+class DatabaseFile:
+    """A SQLite file in use: notices that the file was removed or replaced, and translates errors.
+
+    Args:
+        path: the file; it need not exist yet.
+        translate: returns the exception that callers get, given what is wrong.
+        if_damaged: what to do if the content of the file is damaged.
+    """
+
+    def __init__(self, path: Path, *, translate: Callable[[DiskFault], Exception], if_damaged: str) -> None:
+        self.path = path
+        self._path = str(path)
+        self._translate = translate
+        self._if_damaged = if_damaged
+        self._identity: tuple[int, int] | None = None
+        self._folders: dict[Path, tuple[int, int] | None] = {}
+
+    def check(self) -> None:
+        """Check that the file is the one that was there at the first check after its creation.
+
+        A connection goes on to use a file that was removed or renamed, and changes in it would be lost.
+
+        Raises:
+            Exception: the result of `translate`, if it is missing or another one.
+        """
+        try:
+            status = os.stat(self._path)  # noqa: PTH116  # of a string, because every query runs this
+        except OSError as error:
+            if self._identity is None:
+                return
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise self._translate(fault_of(error, self.path)) from error
+            raise self._translate(removed_fault(self.path, self._folders)) from error
+        identity = status.st_dev, status.st_ino
+        if self._identity is None:
+            self._folders = {folder: identify(folder) for folder in reversed(self.path.absolute().parents)}
+            self._identity = identity
+        elif identity != self._identity:
+            raise self._translate(removed_fault(self.path, self._folders))
+
+    def error(self, error: Exception) -> Exception:
+        """Return the exception that callers get for an error of SQLite."""
+        self.check()
+        # A rollback that follows an error may fail, too.
+        first = error
+        while (earlier := first.__context__) is not None and isinstance(earlier, sqlite3.Error):
+            first = earlier
+        if not isinstance(first, sqlite3.Error):
+            first = sqlite3.OperationalError(str(first))
+        if self.path.is_dir():
+            return self._translate(DiskFault(f"{self.path} is a folder", self._if_damaged, damaged=True))
+        return self._translate(fault_of(first, self.path, if_damaged=self._if_damaged))
 
 
 class Database:
@@ -22,24 +79,29 @@ class Database:
 
     Args:
         path: the file; created if it is missing, unless it is `immutable`.
-        translate: returns the exception that callers get in place of an error of SQLite.
+        translate: returns the exception that callers get, given what is wrong.
+        if_damaged: what to do if the content of the file is damaged.
         synchronous: `FULL` if every commit must be on the disk when it returns, else `NORMAL`.
-        immutable: open for reading a file that no process changes.
+        immutable: open for reading a file that no process changes. It stays readable if it is removed while it is open.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        translate: Callable[[sqlite3.Error], Exception],
+        translate: Callable[[DiskFault], Exception],
+        if_damaged: str,
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         immutable: bool = False,
     ) -> None:
         self._uri = path.absolute().as_uri() + ("?mode=ro&immutable=1" if immutable else "")
+        self._file = DatabaseFile(path, translate=translate, if_damaged=if_damaged)
         self._synchronous = None if immutable else synchronous
-        self._translate = translate
+        self._immutable = immutable
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._closed = False
+        self._is_open = False
+        """The file is immutable, and there are connections to it, which are never dropped."""
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -53,12 +115,15 @@ class Database:
             db = self._take()
             try:
                 yield db
-            finally:
-                if db.in_transaction:  # a failed COMMIT: the next caller must not get half a transaction
-                    db.rollback()
+            except sqlite3.Error:
+                self._drop(db)
+                raise
+            except BaseException:
                 self._give_back(db)
+                raise
+            self._give_back(db)
         except sqlite3.Error as error:
-            raise self._translate(error) from error
+            raise self._file.error(error) from error
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
@@ -76,34 +141,61 @@ class Database:
         try:
             db = self._take()
             try:
-                return db.execute(sql, parameters).fetchall()
-            finally:
-                self._give_back(db)
+                rows = db.execute(sql, parameters).fetchall()
+            except sqlite3.Error:
+                self._drop(db)
+                raise
         except sqlite3.Error as error:
-            raise self._translate(error) from error
+            raise self._file.error(error) from error
+        self._give_back(db)
+        return rows
 
     def close(self) -> None:
         """Close the idle connections now, and each borrowed one when its caller is done."""
         self._closed = True
+        self._close_idle()
+
+    def _take(self) -> sqlite3.Connection:
+        if self._closed:
+            raise ValueError("the database is closed")
+        if not self._immutable:
+            self._file.check()
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            pass
+        try:
+            return self._connect()
+        except sqlite3.Error:
+            if not self._is_open:
+                raise
+        try:
+            return self._idle.get(timeout=_BUSY_TIMEOUT)
+        except queue.Empty:
+            return self._connect()
+
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        if db.in_transaction:  # the next caller must not get half a transaction
+            db.rollback()
+        if self._closed:
+            db.close()
+        else:
+            self._idle.put(db)
+
+    def _drop(self, db: sqlite3.Connection) -> None:
+        """Close a connection that failed, and the idle ones: those opened on a read-only disk remain read-only."""
+        if self._is_open:
+            self._give_back(db)
+            return
+        db.close()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while True:
             try:
                 self._idle.get_nowait().close()
             except queue.Empty:
                 return
-
-    def _take(self) -> sqlite3.Connection:
-        if self._closed:
-            raise ValueError("the database is closed")
-        try:
-            return self._idle.get_nowait()
-        except queue.Empty:
-            return self._connect()
-
-    def _give_back(self, db: sqlite3.Connection) -> None:
-        if self._closed:
-            db.close()
-        else:
-            self._idle.put(db)
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
@@ -113,6 +205,7 @@ class Database:
         except BaseException:
             db.close()
             raise
+        self._is_open = self._immutable
         return db
 
 

@@ -19,7 +19,7 @@ _BY_KIND = {
 
 _PASSED_ON = {
     FailureKind.TRANSIENT: {errno.ETIMEDOUT, errno.EINTR},
-    FailureKind.LOCAL: {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM},
+    FailureKind.LOCAL: {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM},
 }
 """Causes that `open` may report unchanged because they say more than EIO."""
 
@@ -30,6 +30,8 @@ def errno_of(error: BaseException) -> int:
         if error.errno in _PASSED_ON.get(error.kind, ()):
             return error.errno or errno.EIO
         return _BY_KIND[error.kind]
-    if isinstance(error, OSError | StoreError) and error.errno in errno.errorcode:
+    if isinstance(error, StoreError):
+        return errno_of(FetchError(FailureKind.LOCAL, "", errno=error.errno))
+    if isinstance(error, OSError) and error.errno in errno.errorcode:
         return error.errno or errno.EIO
     return errno.EIO

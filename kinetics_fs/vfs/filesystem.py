@@ -20,13 +20,14 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from kinetics_fs.catalog import KEY_LENGTH, Catalog, ClassNames, Clip, Directory, Entry, parse_clip_name
 from kinetics_fs.control.status import OpenCounts
-from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.store import KnownSize, Store
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError, StoreError
+from kinetics_fs.store import KnownSize, Space, Store
 from kinetics_fs.vfs.budget import FetchBudget
 from kinetics_fs.vfs.hidden import HiddenClips, HiddenIndex, HiddenWatcher, Name
 from kinetics_fs.vfs.nodes import (
@@ -114,6 +115,7 @@ class Filesystem:
         self.open_limit = options.open_limit
         self._indexed_sizes = options.indexed_sizes
         self._since = time.time()
+        self._last_space = Space(0, 0, 0)
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
         self._directories = DirectoryTree(catalog, options.class_names)
         self._hidden = HiddenIndex(catalog, store.failures, options.elsewhere) if options.hide_unavailable else None
@@ -285,7 +287,10 @@ class Filesystem:
         return self._clip_attributes(ino, clip.duration, self._sizes([clip.key]).get(clip.key))
 
     def _sizes(self, keys: list[str]) -> dict[str, KnownSize]:
-        known = self._store.sizes(keys)
+        try:
+            known = self._store.sizes(keys)
+        except StoreError:  # reported by the store; sizes are estimates meanwhile
+            known = {}
         if self._indexed_sizes is not None and len(known) < len(keys):
             try:
                 others = self._indexed_sizes([key for key in keys if key not in known])
@@ -312,7 +317,9 @@ class Filesystem:
 
     def statistics(self) -> Statistics:
         """Return the result of statfs: the clips shown, and how full the cache is."""
-        return Statistics(self._store.space(), self._catalog.clip_count - self.hidden.total)
+        with suppress(StoreError):  # a mount whose cache is gone is still a mount
+            self._last_space = self._store.space()
+        return Statistics(self._last_space, self._catalog.clip_count - self.hidden.total)
 
     # Extended attributes
 
@@ -334,14 +341,29 @@ class Filesystem:
 
     def _xattrs(self, entry: Entry) -> dict[str, str]:
         clip, directory = entry.clip, self._directory(entry.directory)
-        record, failure = self._store.record(clip), self._store.failures.get(clip)
         values = {"id": clip.youtube_id, "start": str(clip.start), "end": str(clip.end)}
         if directory.label in self._catalog.labels():
             values["label"] = directory.label or ""
+        try:
+            values |= self._clip_state(clip)
+        except StoreError as error:
+            values["error"] = f"{FailureKind.LOCAL}: {error}"
+        return {_XATTR_PREFIX + name: value for name, value in values.items()}
+
+    def _clip_state(self, clip: Clip) -> dict[str, str]:
+        """Return the state of a clip, with what is known about the cached clip, or the error of an open now.
+
+        Raises:
+            StoreError: the cache cannot be read.
+        """
+        values: dict[str, str] = {}
+        record, failure = self._store.record(clip), self._store.failures.get(clip)
         if record is not None and record.cached:
             values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
             if record.duration is not None:
                 values["duration"] = f"{record.duration:.3f}"
+            if self._store.faults.current is not None and (file := self._store.peek(clip)) is not None:
+                os.close(file.fd)  # else StoreError
         elif self._fetcher.is_fetching(clip):
             values["state"] = "fetching"
         else:
@@ -351,7 +373,9 @@ class Filesystem:
             error = error or (self._block() if failure is None else failure.error())
             if error is not None:
                 values["error"] = f"{error.kind}: {error.reason}"
-        return {_XATTR_PREFIX + name: value for name, value in values.items()}
+            elif (fault := self._store.faults.current) is not None:
+                values["error"] = f"{FailureKind.LOCAL}: {fault}"
+        return values
 
     def _block(self) -> FetchError | None:
         for source in self._store.throttle.states():

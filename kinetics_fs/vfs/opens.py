@@ -16,7 +16,7 @@ from typing import Protocol
 
 from kinetics_fs.catalog import Clip, Entry
 from kinetics_fs.control.status import OpenCounts
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store import MAX_FETCHES_PER_OPEN, Store, evicted_too_early
 from kinetics_fs.vfs.budget import FetchBudget
 from kinetics_fs.vfs.nodes import Handle
@@ -157,14 +157,15 @@ class ClipOpens:
 
         Raises:
             FetchError: the clip is in the cache, but its file cannot be opened.
+            StoreError: the cache cannot be read.
         """
         # All handles of an inode show the same bytes, and a mount that may not fetch shows what it has.
         is_open = entry.ino in self._files
-        if not is_open and self._fetcher.wants_longer(entry.clip) and self._budget.refusal() is None:
-            return None
         try:
+            if not is_open and self._fetcher.wants_longer(entry.clip) and self._budget.refusal() is None:
+                return None
             handle = self._open_file(entry, fetched=False)
-        except FetchError:
+        except (FetchError, StoreError):
             self._misses += 1
             self._count(OpenState.FAILED)
             raise

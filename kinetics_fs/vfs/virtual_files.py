@@ -27,6 +27,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from kinetics_fs.catalog import Catalog, Directory, parse_clip_name
+from kinetics_fs.errors import KineticsError
 from kinetics_fs.store import Store
 from kinetics_fs.vfs.hidden import HiddenClips
 from kinetics_fs.vfs.nodes import (
@@ -133,7 +134,11 @@ class VirtualFiles:
             return None
         mtime = int(time.time()) if file.live else self._mtime
         attr_cache = AttrCache.NONE if file.live else AttrCache.FOREVER
-        return Attributes(ino, NodeType.FILE, file.size(), 1, mtime, attr_cache)
+        try:
+            size = file.size()
+        except KineticsError:  # its open says why; a listing must have its name all the same
+            size, attr_cache = 0, AttrCache.NONE
+        return Attributes(ino, NodeType.FILE, size, 1, mtime, attr_cache)
 
     def open(self, ino: int) -> Future[Handle] | None:
         """Open a file; None if the inode is not one of these files."""

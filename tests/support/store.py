@@ -198,4 +198,4 @@ def assert_cache_full(error: FetchError) -> None:
     """Check kind, errno and reason of an error for a full cache."""
     assert error.kind is FailureKind.LOCAL
     assert error.errno == errno.ENOSPC
-    assert "--cache-size" in error.reason
+    assert "--cache-size" in error.reason or "--min-free" in error.reason

@@ -16,6 +16,7 @@ from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
+from kinetics_fs.util.disk import DiskFault
 from kinetics_fs.util.sqlite import Database
 
 _VERSION = 1
@@ -81,7 +82,12 @@ class ArchiveIndexDB:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._database = Database(path, translate=self._error, synchronous="NORMAL")
+        self._database = Database(
+            path,
+            translate=self._error,
+            if_damaged=f"remove {path}*, then build or import the indexes again (kinetics-fs index)",
+            synchronous="NORMAL",
+        )
         with self._database.connection() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
@@ -220,5 +226,5 @@ class ArchiveIndexDB:
         db.execute("DELETE FROM clip WHERE archive = (SELECT id FROM archive WHERE name = ?)", (archive,))
         return db.execute("DELETE FROM archive WHERE name = ?", (archive,)).rowcount > 0
 
-    def _error(self, error: sqlite3.Error) -> ArchiveError:
-        return ArchiveError(f"the indexes in {self._path} cannot be used: {error}")
+    def _error(self, fault: DiskFault) -> ArchiveError:
+        return ArchiveError(f"cannot use the archive indexes in {self._path}: {fault.cause}; {fault.cure}")

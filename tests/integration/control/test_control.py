@@ -96,7 +96,7 @@ def test_errors_are_sentences(server: ControlServer, caplog: pytest.LogCaptureFi
     for name, parameters, sentence in (
         ("fail", {}, "it cannot be done, for a reason"),
         ("crash", {}, "unexpected ZeroDivisionError"),
-        ("eco", {}, "cannot answer the request 'eco'; the requests are echo, texts, fail"),
+        ("eco", {}, "cannot answer 'eco': no such request; the requests are echo, texts, fail"),
         (
             "echo",
             {"txt": "a"},
@@ -145,7 +145,7 @@ def test_other_lines_than_announced_are_refused(server: ControlServer, lines: st
 
 
 def test_answer_of_another_version_is_an_error(server: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_answer", lambda file, send_progress, slot: {"ok": 1} if file.readline() else {})
+    monkeypatch.setattr(server, "_answer", lambda file, send_progress, slot: b'{"ok": 1}' if file.readline() else b"")
     with pytest.raises(MountError, match="it runs another version of kinetics-fs; unmount it and mount it again"):
         ask("echo")
 

@@ -331,7 +331,7 @@ def test_damage_further_in_is_an_expected_error(catalog_of: Callable[..., Catalo
 
 
 def test_there_is_no_catalog(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"cannot read .*: No such file"):
+    with pytest.raises(CatalogError, match=r"cannot read .* does not exist"):
         Catalog(tmp_path / "none.sqlite")
 
 

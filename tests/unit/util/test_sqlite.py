@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,12 +21,18 @@ class Translated(Exception):
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "a?b#c.sqlite"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder / "a?b#c.sqlite"
+
+
+def opened(path: Path, *, immutable: bool = False) -> Database:
+    return Database(path, translate=lambda fault: Translated(fault.cause), if_damaged="remove it", immutable=immutable)
 
 
 @pytest.fixture
 def database(path: Path) -> Iterator[Database]:
-    with closing(Database(path, translate=lambda error: Translated(str(error)))) as database:
+    with closing(opened(path)) as database:
         with database.connection() as db:
             db.execute("CREATE TABLE number (value INTEGER UNIQUE)")
         yield database
@@ -96,16 +104,64 @@ def test_errors_of_sqlite_are_translated_and_others_are_not(database: Database) 
 def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"not a database " * 100)
-    database = Database(file, translate=lambda error: Translated(str(error)))
+    database = opened(file)
     with pytest.raises(Translated, match="not a database"):
         database.query("SELECT * FROM number")
 
 
 def test_an_immutable_file_can_only_be_read(database: Database, path: Path) -> None:
-    with closing(Database(path, translate=lambda error: Translated(str(error)), immutable=True)) as reader:
+    with closing(opened(path, immutable=True)) as reader:
         assert reader.query("SELECT * FROM number") == []
-        with pytest.raises(Translated, match="readonly"):
+        with pytest.raises(Translated, match="permission denied"):
             reader.query("INSERT INTO number VALUES (1)")
+
+
+def test_an_immutable_file_stays_readable_when_it_is_removed(database: Database, path: Path) -> None:
+    with closing(opened(path, immutable=True)) as reader:
+        assert reader.query("SELECT * FROM number") == []
+        path.unlink()
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: numbers(reader), range(20))) == [[]] * 20
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "removed": (Path.unlink, r"/a\?b#c.sqlite was removed or renamed while it was in use"),
+    "renamed": (lambda path: path.rename(path.with_name("other")), "was removed or renamed"),
+    "replaced": (
+        lambda path: shutil.copy(path, path.with_name("copy")) and path.with_name("copy").replace(path),
+        "replaced",
+    ),
+    "folder renamed": (
+        lambda path: path.parent.rename(path.parent.with_name("other")),
+        r"/folder was removed or renamed",
+    ),
+    "folder replaced by a file": (
+        lambda path: (path.parent.rename(path.parent.with_name("other")), path.parent.write_bytes(b"")),
+        "/folder was replaced while it was in use",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_connection_writes_to_a_file_that_is_no_longer_at_its_path(
+    database: Database, path: Path, damage: str
+) -> None:
+    assert numbers(database) == []
+    function, cause = DAMAGES[damage]
+    function(path)
+    with pytest.raises(Translated, match=cause), database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (1)")
+    with pytest.raises(Translated, match=cause):
+        numbers(database)
+
+
+def test_a_file_that_comes_back_is_used_again(database: Database, path: Path) -> None:
+    assert numbers(database) == []
+    other = path.rename(path.with_name("other"))
+    with pytest.raises(Translated):
+        numbers(database)
+    other.rename(path)
+    assert numbers(database) == []
 
 
 def test_a_borrowed_connection_is_closed_when_its_caller_is_done(database: Database) -> None:
