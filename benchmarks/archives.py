@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
-from kinetics_fs.fill import ArchiveJob, fill_archive
+from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.archive.base import Version

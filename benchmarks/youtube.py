@@ -33,7 +33,7 @@ import av
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.media import frame_numbers
-from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.media import Media
 from kinetics_fs.media.cut import cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg

@@ -65,7 +65,7 @@ from kinetics_fs.store import (
 from kinetics_fs.store.coverage import Coverage, UnavailableClip, measure_coverage, unavailable_clips
 
 if TYPE_CHECKING:
-    from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.fetch.fetcher import Fetcher
     from kinetics_fs.fetch.prefetch import PrefetchResult
     from kinetics_fs.fill.archive_job import Unlisted
     from kinetics_fs.fill.importer import ImportResult

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 from kinetics_fs.catalog import ArchiveClips, Catalog, Selection, find_release, open_catalog
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
-from kinetics_fs.fetch import FetchSettings
+from kinetics_fs.fetch.fetcher import FetchSettings
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
 from kinetics_fs.store import CacheLayout, Store, prepare_folder
 
 if TYPE_CHECKING:
-    from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.fetch.fetcher import Fetcher
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
 _PROXY_SCHEMES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
@@ -118,7 +118,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
     Raises:
         SettingError: an address or a folder is invalid, or none of the sources in `--source` can be used.
     """
-    from kinetics_fs.fetch import Fetcher
+    from kinetics_fs.fetch.fetcher import Fetcher
 
     check_source_settings(settings)
     layout = CacheLayout(settings.cache_dir)

@@ -5,7 +5,3 @@
 requests many clips in their order; if a process will open them in that order, an `access_cursor` follows it.
 `prefetch_manager` runs the prefetch jobs of a mount.
 """
-
-from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
-
-__all__ = ["FetchSettings", "Fetcher", "Priority"]

@@ -4,7 +4,3 @@ The unit of work is one archive: an `ArchiveJob` of plain values that any proces
 are already in the store are skipped, and an interrupted job resumes where it stopped. `importer.import_folder` does the
 same for a folder.
 """
-
-from kinetics_fs.fill.archive_job import ArchiveJob, Summary, fill_archive
-
-__all__ = ["ArchiveJob", "Summary", "fill_archive"]

@@ -14,7 +14,7 @@ from kinetics_fs._version import __version__
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.control.status import FrontendStatus, MountStatus, SplitCounts
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch import Fetcher
+from kinetics_fs.fetch.fetcher import Fetcher
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import FetchBudget, Filesystem

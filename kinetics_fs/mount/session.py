@@ -27,7 +27,7 @@ from kinetics_fs.catalog import Catalog, ClassNames, Entry, Selection, select, s
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.control import ControlServer
 from kinetics_fs.errors import ArchiveError, MountError, SettingError
-from kinetics_fs.fetch import Fetcher
+from kinetics_fs.fetch.fetcher import Fetcher
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.mount.collector import OnReady, ReadFrontend, StatusCollector
 from kinetics_fs.mount.daemon import run_in_background

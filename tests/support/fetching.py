@@ -10,7 +10,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.errors import FetchError
-from kinetics_fs.fetch import Fetcher
+from kinetics_fs.fetch.fetcher import Fetcher
 from kinetics_fs.store import Store
 from tests.support.store import read_clip
 

@@ -13,7 +13,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fill import ArchiveJob, fill_archive
+from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive import remote, s3
 from kinetics_fs.sources.archive.base import ArchiveChanged

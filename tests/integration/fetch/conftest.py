@@ -10,7 +10,7 @@ import pytest
 
 from kinetics_fs.demo.media import make_video
 from kinetics_fs.demo.site import VideoSite
-from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store

@@ -13,8 +13,8 @@ import pytest
 
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch import fetcher as fetcher_module
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from kinetics_fs.vfs import errno_of

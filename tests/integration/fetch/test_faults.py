@@ -10,7 +10,7 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.support.fetching import cached_frames

@@ -21,8 +21,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE, expected_frames
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch import Priority
-from kinetics_fs.fetch.fetcher import FetchState
+from kinetics_fs.fetch.fetcher import FetchState, Priority
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
 from tests.support.fetching import CLIP, DEAD, FOURTH, OTHER, THIRD, TIMEOUT, FetcherFactory, cached_frames, error_of
@@ -117,7 +116,7 @@ _REQUEST_ONE = """
 import sys
 from pathlib import Path
 from kinetics_fs.catalog import Clip
-from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 

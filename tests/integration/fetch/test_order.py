@@ -12,7 +12,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch import Fetcher, FetchSettings
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store

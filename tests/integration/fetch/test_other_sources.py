@@ -13,7 +13,8 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings, outcomes
+from kinetics_fs.fetch import outcomes
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import Store, read_reports, report_line

@@ -13,8 +13,8 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.control.status import PrefetchState
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch.access_cursor import AccessCursor
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch.prefetch import Prefetch
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store

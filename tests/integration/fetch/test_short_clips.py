@@ -13,7 +13,7 @@ import pytest
 from kinetics_fs.catalog import Clip, compile_catalog, find_release
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.support.fetching import NO_SLEEP, TIMEOUT

@@ -16,8 +16,8 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch import fetcher as fetcher_module
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile
 from kinetics_fs.fetch.prefetch import prefetch_clips
 from kinetics_fs.sources import SourceSettings

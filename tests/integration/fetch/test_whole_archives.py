@@ -19,7 +19,7 @@ from kinetics_fs.control.status import PrefetchState
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch import Fetcher, FetchSettings, Priority
+from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
 from kinetics_fs.fetch.prefetch import Prefetch
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB

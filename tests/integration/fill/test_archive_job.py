@@ -18,8 +18,8 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.fill import ArchiveJob, fill_archive
 from kinetics_fs.fill import archive_job as job_module
+from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -137,7 +137,7 @@ CHILD = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from kinetics_fs.fill import ArchiveJob, fill_archive
+    from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
     from kinetics_fs.fill import archive_job as job
     from kinetics_fs.media import VerifyLevel
     from kinetics_fs.sources.archive import remote
