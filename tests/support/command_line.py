@@ -29,6 +29,8 @@ NEUTRAL = {
 }
 """Variables that shield the tests from the settings of a developer. The test process has them too."""
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every process would compile all modules that it imports
+
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("KINETICS_FS_")},
     **NEUTRAL,
