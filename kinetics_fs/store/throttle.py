@@ -25,18 +25,33 @@ _HOUR = 3600.0
 
 _FIRST_PAUSE = 60.0
 """Seconds without requests after a block that does not say how long to wait. Doubles with each further block."""
-_MAX_PAUSE = 24 * _HOUR
-_RECOVERED_AFTER = 6 * _HOUR
+MAX_PAUSE = 24 * _HOUR
+RECOVERED_AFTER = 6 * _HOUR
 """Seconds without a block after which the next block counts as the first."""
 
-_PROBE_TIMEOUT = 600.0
+PROBE_TIMEOUT = 600.0
 """Seconds after which a probe without an outcome counts as lost, for example because its process died."""
 
 _RESERVE = 0.2
 """The part of the budget that is kept for fetches that a process waits for in `open`."""
 
-_ANSWERS = {None, FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT}
+ANSWERS = {None, FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT}
 """Outcomes (None: the clip) that prove that the source serves this address."""
+
+
+def usable_limit(max_per_hour: int, *, urgent: bool) -> int:
+    """Return the number of requests per hour that may be used: without the reserve, if no process waits in `open`."""
+    return max_per_hour if urgent else max(1, math.floor(max_per_hour * (1 - _RESERVE)))
+
+
+def pause_after(trips: int, requested: float | None) -> float:
+    """Return how many seconds to leave a source alone.
+
+    Args:
+        trips: number of blocks in a row.
+        requested: delay that the source requested with the last one; None if it requested none.
+    """
+    return min((requested or _FIRST_PAUSE) * 2.0 ** (trips - 1), MAX_PAUSE)
 
 
 class Permit(NamedTuple):
@@ -151,7 +166,7 @@ class Throttle:
         if error is None:
             self._record_delivery(permit)
         if permit.is_probe:
-            answered = (error.kind if error else None) in _ANSWERS
+            answered = (error.kind if error else None) in ANSWERS
             with self._database.exclusive() as db:
                 self._breaker.end_probe(db, permit.source, answered=answered)
             if answered:
@@ -301,7 +316,7 @@ class CircuitBreaker:
             return False
         if max(block.until, block.probe_until) > now:
             raise block.error(source, now)
-        db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + _PROBE_TIMEOUT, source))
+        db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + PROBE_TIMEOUT, source))
         return True
 
     def is_test_due(self, db: sqlite3.Connection, source: str, now: float, doubt: suspicion.Suspicion) -> bool:
@@ -318,9 +333,9 @@ class CircuitBreaker:
         if earlier is not None and earlier.at > permit.at:
             return None
         trips = 1
-        if earlier is not None and (earlier.recovered_at or now) > now - _RECOVERED_AFTER:
+        if earlier is not None and (earlier.recovered_at or now) > now - RECOVERED_AFTER:
             trips = min(earlier.trips + 1, 32)
-        until = now + min((error.retry_after or _FIRST_PAUSE) * 2.0 ** (trips - 1), _MAX_PAUSE)
+        until = now + pause_after(trips, error.retry_after)
         db.execute(
             "INSERT OR REPLACE INTO origin (name, reason, blocked_at, blocked_until, trips, probe_until)"
             " VALUES (?, ?, ?, ?, ?, 0)",
@@ -347,7 +362,7 @@ class CircuitBreaker:
             "UPDATE origin SET blocked_until = :now + max(0, min(blocked_until - blocked_at, :longest)),"
             " blocked_at = :now, probe_until = 0 WHERE blocked_at > :now"
             " AND typeof(blocked_at) = 'real' AND typeof(blocked_until) = 'real'",
-            {"now": now, "longest": _MAX_PAUSE},
+            {"now": now, "longest": MAX_PAUSE},
         )
 
     def reset(self, db: sqlite3.Connection) -> int:
@@ -367,7 +382,7 @@ class RateLimiter:
         Raises:
             RateLimited: the budget is used up; of requests that are not urgent, without the reserve.
         """
-        limit = max_per_hour if urgent else max(1, math.floor(max_per_hour * (1 - _RESERVE)))
+        limit = usable_limit(max_per_hour, urgent=urgent)
         db.execute("DELETE FROM asked WHERE origin = ? AND NOT at BETWEEN ? AND ?", (source, now - _HOUR, now))
         times = db.execute("SELECT at FROM asked WHERE origin = ? ORDER BY at DESC", (source,)).fetchall()
         if len(times) >= limit:
@@ -424,9 +439,9 @@ class SourceBlock(NamedTuple):
                 str(reason),
                 begun_at,
                 # A clock that was set back, or a database from another machine, must not block a source for years.
-                begun_at + min(float(until) - float(at), _MAX_PAUSE),
+                begun_at + min(float(until) - float(at), MAX_PAUSE),
                 int(trips),
-                float(probe_until) if probe_until <= now + _PROBE_TIMEOUT else 0.0,
+                float(probe_until) if probe_until <= now + PROBE_TIMEOUT else 0.0,
                 None if recovered_at is None else min(float(recovered_at), now),
             )
         except (TypeError, ValueError, OverflowError):
