@@ -6,6 +6,7 @@
     ├── SettingError           a setting has an invalid value
     ├── CatalogError           annotations cannot be read, or a selection matches nothing
     ├── StoreError             the cache directory cannot be used
+    ├── SharedStoreError       the shared store cannot be used
     ├── MountError             a path cannot be mounted or unmounted
     ├── ArchiveError           an archive, or an index of archives, is invalid
     └── FetchError             a clip is unavailable; carries its `FailureKind`
@@ -60,6 +61,10 @@ class StoreError(KineticsError):
     def __init__(self, text: str, *, errno: int | None = None) -> None:
         super().__init__(text)
         self.errno = errno
+
+
+class SharedStoreError(KineticsError):
+    """The shared store is unreachable, refuses a request, or has an object that is damaged."""
 
 
 class MountError(KineticsError):

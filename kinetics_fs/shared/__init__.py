@@ -1,0 +1,82 @@
+"""A store of clips that several machines use: a bucket, or a folder on a shared filesystem.
+
+It stands between the cache of a machine and the sources. A machine that fetched a clip from a source writes it back,
+and the others read it there. That is correct by content alone: an object is created once, is never changed, and is
+compared with its size and digest when it is read. Leases and the common budget save work and requests, and may fail.
+
+`SharedStore` has the objects, `Leases` tell which machine fetches a clip, `SharedBudget` is the common budget and
+breaker of a source, and `WriteBack` uploads in the background.
+"""
+
+from pathlib import Path
+
+from kinetics_fs.errors import SettingError
+from kinetics_fs.shared.backend import AccessRefused, Backend, Conflict, ObjectDamaged, StoreUnreachable
+from kinetics_fs.shared.bucket import SCHEMES, BucketBackend
+from kinetics_fs.shared.budget import BudgetStatus, SharedBudget, node_id
+from kinetics_fs.shared.folder import FolderBackend
+from kinetics_fs.shared.leases import ARCHIVE_TTL, CLIP_TTL, Lease, LeaseHeld, Leases
+from kinetics_fs.shared.records import Records, StoreClock
+from kinetics_fs.shared.store import (
+    Capabilities,
+    ClipFacts,
+    CompletedFill,
+    SharedClip,
+    SharedStore,
+    archive_lease,
+    clip_lease,
+)
+from kinetics_fs.shared.upload_queue import QueueStatus, Upload, UploadQueue
+from kinetics_fs.shared.write_back import LocalClip, LocalClips, WriteBack, WriteBackStatus
+
+__all__ = [
+    "ARCHIVE_TTL",
+    "CLIP_TTL",
+    "AccessRefused",
+    "Backend",
+    "BucketBackend",
+    "BudgetStatus",
+    "Capabilities",
+    "ClipFacts",
+    "CompletedFill",
+    "Conflict",
+    "FolderBackend",
+    "Lease",
+    "LeaseHeld",
+    "Leases",
+    "LocalClip",
+    "LocalClips",
+    "ObjectDamaged",
+    "QueueStatus",
+    "Records",
+    "SharedBudget",
+    "SharedClip",
+    "SharedStore",
+    "StoreClock",
+    "StoreUnreachable",
+    "Upload",
+    "UploadQueue",
+    "WriteBack",
+    "WriteBackStatus",
+    "archive_lease",
+    "clip_lease",
+    "node_id",
+    "open_backend",
+]
+
+
+def open_backend(address: str) -> Backend:
+    """Return the backend for an address: `s3://`, `gs://` or `az://` with bucket and prefix, or a folder.
+
+    Raises:
+        SettingError: the address is invalid, or its library is not installed.
+    """
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme in SCHEMES:
+        return BucketBackend(address)
+    if separator or not Path(address).is_absolute():
+        raise SettingError(
+            f"cannot use the shared store {address}: unknown scheme or relative path;"
+            " write s3://BUCKET/PREFIX, gs://, az:// or the absolute path of a folder"
+        )
+    return FolderBackend(Path(address))

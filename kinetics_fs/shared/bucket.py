@@ -1,0 +1,299 @@
+"""A shared store in a bucket of Amazon S3 or a server with its protocol, Google Cloud Storage or Azure, by obstore.
+
+Conditional writes are the only means by which machines exclude each other: `If-None-Match: *` creates an object,
+`If-Match` with an ETag replaces it (on Google's storage, generations do both).
+
+Credentials and endpoints come from where the programs of each cloud look for them: environment variables, roles of
+instances and containers, web identity. Profiles of AWS need botocore (extra `s3`). All are renewed before they expire.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from kinetics_fs.errors import FailureKind, SettingError
+from kinetics_fs.shared.backend import (
+    MAX_METADATA,
+    AccessRefused,
+    Conflict,
+    ListedObject,
+    ObjectDamaged,
+    ObjectInfo,
+    StoredObject,
+    StoreUnreachable,
+    Version,
+    check_key,
+    is_record,
+)
+from kinetics_fs.util.deadline import within
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore.store import ClientConfig, RetryConfig, S3Credential
+
+_Result = TypeVar("_Result")
+
+SCHEMES = ("s3", "gs", "az")
+"""Schemes of the addresses of buckets."""
+
+_RECORD_TIMEOUT = 10.0
+"""Seconds for one request for a record. A request that is repeated takes up to twice as long."""
+_FILE_TIMEOUT = 60.0
+"""The same for a file."""
+_RETRIES = 4
+"""Repetitions of a request that the server could not serve (5xx), or whose answer was lost."""
+_CONFLICT_TRIES = 4
+"""Tries of a write that the server rejects because another one on the same key is in progress (409)."""
+_CREDENTIALS_TTL = datetime.timedelta(minutes=1)
+"""How long credentials from botocore are used until it is asked again. It renews them 10 minutes before they expire."""
+
+_CREDENTIALS_TIMEOUT = 30.0
+"""Seconds that a metadata server or a program of the user may take for credentials."""
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+_TRANSIENT_STATUSES = {408, 429}
+_FULL_STATUS = 507
+_FULL_CODES = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "StorageFull"}
+_MISSING_CONTAINERS = {"NoSuchBucket", "ContainerNotFound"}
+
+
+class BucketBackend:
+    """A bucket as a store. See `kinetics_fs.shared.backend.Backend`.
+
+    Args:
+        address: `s3://BUCKET/PREFIX`, or the same with `gs` or `az`.
+        record_timeout: seconds for one request for a record.
+        file_timeout: seconds for one request for a file.
+
+    Raises:
+        SettingError: the address is invalid, or obstore is not installed.
+    """
+
+    def __init__(
+        self, address: str, *, record_timeout: float = _RECORD_TIMEOUT, file_timeout: float = _FILE_TIMEOUT
+    ) -> None:
+        parts = urlsplit(address)
+        prefix = parts.path.strip("/")
+        if parts.scheme not in SCHEMES or not re.fullmatch(r"[A-Za-z0-9._-]+", parts.netloc) or parts.query:
+            raise SettingError(f"cannot use the shared store {address}: no bucket; write s3://BUCKET/PREFIX")
+        if prefix:
+            _check_prefix(prefix, address)
+        self.address = f"{parts.scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
+        try:
+            import obstore
+        except ImportError:
+            raise SettingError(
+                f"cannot use the shared store {self.address}: obstore is not installed; install kinetics-fs[shared]"
+            ) from None
+        self._obstore = obstore
+        self._records = _open_store(parts.scheme, parts.netloc, prefix, record_timeout)
+        self._files = _open_store(parts.scheme, parts.netloc, prefix, file_timeout)
+
+    def _store(self, key: str) -> Any:
+        return self._records if is_record(key) else self._files
+
+    def get(self, key: str, *, max_size: int) -> StoredObject | None:
+        """See `Backend.get`."""
+
+        def run() -> StoredObject:
+            result = self._obstore.get(self._store(key), check_key(key))
+            info = _info(result.meta, {name: str(value) for name, value in result.attributes.items()})
+            if info.size > max_size:
+                raise ObjectDamaged(
+                    f"cannot read {self.address}/{key}: it has {info.size:,} bytes, more than {max_size:,}",
+                    info.version,
+                )
+            return StoredObject(bytes(result.bytes()), info)
+
+        return self._call("read", key, run)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `Backend.stat`."""
+        return self._call("read", key, lambda: _info(self._obstore.head(self._store(key), check_key(key)), {}))
+
+    def create(self, key: str, body: bytes, metadata: Mapping[str, str] | None = None) -> Version:
+        """See `Backend.create`."""
+        return self._put(key, body, metadata, "create")
+
+    def replace(self, key: str, body: bytes, version: Version, metadata: Mapping[str, str] | None = None) -> Version:
+        """See `Backend.replace`."""
+        update: UpdateVersion = {"e_tag": version.tag}
+        if version.number:
+            update["version"] = version.number
+        return self._put(key, body, metadata, update)
+
+    def _put(self, key: str, body: bytes, metadata: Mapping[str, str] | None, mode: PutMode) -> Version:
+        if len(json.dumps(dict(metadata or {}))) > MAX_METADATA:
+            raise ValueError(f"the metadata has more than {MAX_METADATA} bytes")
+        content_type = {"Content-Type": "application/json" if is_record(key) else "application/octet-stream"}
+
+        def run() -> Version:
+            result = self._obstore.put(
+                self._store(key), check_key(key), body, attributes={**content_type, **(metadata or {})}, mode=mode
+            )
+            return Version(result["e_tag"] or "", result["version"] or "")
+
+        for attempt in range(_CONFLICT_TRIES):
+            written = self._call("write", key, run, is_last=attempt + 1 == _CONFLICT_TRIES)
+            if written is not None:
+                return written
+            time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
+        raise AssertionError("the last try returns or raises")
+
+    def delete(self, key: str) -> None:
+        """See `Backend.delete`."""
+        self._call("delete", key, lambda: self._obstore.delete(self._store(key), check_key(key)))
+
+    def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
+        """See `Backend.scan`. Pages have 1,000 objects."""
+        check_key(prefix)
+        pages = self._obstore.list(self._records, prefix, offset=after or None, chunk_size=1000)
+        while (page := self._call("list", prefix, lambda: next(pages, None))) is not None:
+            for meta in page:
+                yield ListedObject(meta["path"], meta["size"], meta["last_modified"].timestamp())
+
+    def _call(self, verb: str, key: str, function: Callable[[], _Result], *, is_last: bool = True) -> _Result | None:
+        """Send a request.
+
+        Args:
+            verb: for messages.
+            key: for messages.
+            function: sends the request.
+            is_last: do not return None because of a conflict with a request in progress.
+
+        Returns:
+            The result; None if there is no such object, or if another request on the key is in progress.
+        """
+        from obstore.exceptions import BaseError
+
+        try:
+            return function()
+        except FileNotFoundError as error:
+            code = _CODE.search(str(error))
+            if code and code[1] in _MISSING_CONTAINERS:
+                raise AccessRefused(
+                    f"cannot {verb} {self.address}/{key}: there is no such bucket; create it or correct the address"
+                ) from None
+            if verb == "write":
+                raise Conflict from None  # replaced, but it does not exist
+            return None
+        except BaseError as error:
+            raised = self._translated(error, verb, key)
+        if isinstance(raised, _Busy):
+            if not is_last:
+                return None
+            raised = StoreUnreachable(f"cannot {verb} {self.address}/{key}: other requests conflict with it")
+        raise raised from None  # the original names headers and the request
+
+    def _translated(self, error: Exception, verb: str, key: str) -> Exception:
+        from obstore import exceptions
+
+        text = str(error)
+        found, coded = _STATUS.search(text), _CODE.search(text)
+        status, code = int(found[1]) if found else 0, coded[1] if coded else ""
+        where = f"cannot {verb} {self.address}/{key}"
+        answer = f"HTTP {status}" + (f" ({code})" if code else "")
+        if status == 409 and code != "OperationNotPermitted":
+            # Amazon's answer if another write or delete is in progress; nothing is known about the object.
+            return _Busy()
+        if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
+            return Conflict()
+        if code in _FULL_CODES or status == _FULL_STATUS:
+            return AccessRefused(f"{where}: {answer}; free space or raise the quota", FailureKind.LOCAL)
+        if isinstance(error, exceptions.UnauthenticatedError) and not status:
+            return AccessRefused(f"{where}: no valid credentials; check the environment")
+        if 400 <= status < 500 and status not in _TRANSIENT_STATUSES:
+            return AccessRefused(f"{where}: {answer}; check the credentials and the permissions")
+        if "redirect" in text:
+            return AccessRefused(f"{where}: the bucket is in another region; set AWS_REGION to it")
+        return StoreUnreachable(f"{where}: {answer if status else 'no answer'}")
+
+
+class _Busy(Exception):
+    """Another write or delete of the same key is in progress."""
+
+
+def _check_prefix(prefix: str, address: str) -> None:
+    try:
+        check_key(prefix)
+    except ValueError:
+        raise SettingError(
+            f"cannot use the shared store {address}: invalid prefix; use letters, digits, '-', '_', '.' and '/'"
+        ) from None
+
+
+def _info(meta: ObjectMeta, metadata: Mapping[str, str]) -> ObjectInfo:
+    version = Version(meta["e_tag"] or "", meta["version"] or "")
+    return ObjectInfo(meta["size"], meta["last_modified"].timestamp(), version, metadata)
+
+
+def _open_store(scheme: str, bucket: str, prefix: str, timeout: float) -> Any:
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    seconds = datetime.timedelta(seconds=timeout)
+    retry_config: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": seconds}
+    # Without encryption only where an endpoint asks for it by its http:// address.
+    client_options: ClientConfig = {"timeout": seconds, "connect_timeout": seconds / 2, "allow_http": True}
+    settings = _aws_settings() if scheme == "s3" else {}
+    opened: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
+    try:
+        return opened(
+            bucket, prefix=prefix or None, client_options=client_options, retry_config=retry_config, **settings
+        )
+    except (BaseError, ValueError) as error:
+        cause = type(error).__name__  # its text may have a key
+        raise SettingError(
+            f"cannot use the shared store {scheme}://{bucket}: invalid settings of the cloud ({cause});"
+            " correct the environment"
+        ) from None
+
+
+def _aws_settings() -> dict[str, Any]:
+    """Return the settings of the user's AWS profile that the environment does not have; none without botocore.
+
+    Raises:
+        SettingError: the profile cannot be used.
+    """
+    try:
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ImportError:
+        return {}
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # at lower levels it logs the tokens that it signs
+    session = Session()
+    try:
+        credentials = within(_CREDENTIALS_TIMEOUT, session.get_credentials)
+        region, endpoint = session.get_config_variable("region"), session.get_scoped_config().get("endpoint_url")
+    except (BotoCoreError, TimeoutError) as error:
+        raise SettingError(
+            f"cannot use the AWS credentials: {type(error).__name__}; correct AWS_PROFILE or the profile"
+        ) from None
+
+    def renewed() -> S3Credential:
+        frozen = within(_CREDENTIALS_TIMEOUT, credentials.get_frozen_credentials)
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.datetime.now(datetime.UTC) + _CREDENTIALS_TTL,
+        }
+
+    settings: dict[str, Any] = {}
+    if credentials is not None:
+        settings["credential_provider"] = renewed
+    if region and "AWS_REGION" not in os.environ:
+        settings["region"] = region
+    if endpoint and not {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} & os.environ.keys():
+        settings["endpoint"] = endpoint
+    return settings

@@ -1,0 +1,285 @@
+"""Leases: which machine fetches a clip or fills an archive, so that the others need not.
+
+A lease saves work and never guards anything: an object is created once however many machines write it, so that two
+machines that fetch one clip end with one object. A lease is a record::
+
+    leases/<name>.json   {"owner": HOST, "nonce": …, "ttl": SECONDS, "failure": null | {…}}
+
+No time of day is compared, because clocks of machines differ. A lease is over for an observer that has seen the same
+nonce for `ttl` seconds by its own monotonic clock: the owner renews it, with a new nonce, three times as often. It is
+then taken over by compare-and-swap, so that one of many observers gets it. An owner deletes its lease when the result
+is in the store: a machine with a new lease looks for the result once more before it works. An owner that failed writes
+the failure into the lease, where it holds until its time to retry, so that not every machine meets it in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kinetics_fs.errors import FailureKind, FetchError, SharedStoreError
+from kinetics_fs.shared.backend import ObjectDamaged
+from kinetics_fs.shared.records import Record, Records, StoreClock
+from kinetics_fs.store import one_line
+
+_log = logging.getLogger(__name__)
+
+CLIP_TTL = 60.0
+"""Seconds after which the lease of a clip whose owner died is over."""
+ARCHIVE_TTL = 300.0
+"""The same for the lease of an archive."""
+
+_MIN_TTL, _MAX_TTL = 1.0, 600.0
+"""Limits of what the lease of another machine may say."""
+_MAX_RETRY = 3600.0
+"""Longest time in seconds for which a failure in a lease holds."""
+_MAX_SEEN = 10_000
+"""Leases of other machines that are observed at a time."""
+
+
+class LeaseHeld(NamedTuple):
+    """Another machine works: look again later.
+
+    Attributes:
+        owner: its name.
+        seconds: the longest time until the lease can be taken over.
+    """
+
+    owner: str
+    seconds: float
+
+
+class Lease:
+    """A lease that this process holds.
+
+    Attributes:
+        name: its name, below `leases/`.
+        is_lost: another machine has taken it over. The work may go on: its result is as good.
+    """
+
+    def __init__(self, leases: Leases, name: str, ttl: float, record: Record, sent_at: float) -> None:
+        self._leases = leases
+        self._ttl = ttl
+        self._record = record
+        self._renewed_at = sent_at
+        self._lock = threading.Lock()
+        self.name = name
+        self.is_lost = False
+
+    def release(self) -> None:
+        """Delete the lease. The result must be in the store, or nothing must have been done."""
+        self._leases._end(self)
+        with self._lock, contextlib.suppress(SharedStoreError):
+            # Later than this, another machine may hold it.
+            if not self.is_lost and self._leases._monotonic() < self._renewed_at + self._ttl:
+                self._leases._records.delete(_key(self.name))
+
+    def fail(self, failure: FetchError, retry_after: float) -> None:
+        """Write the failure into the lease.
+
+        Args:
+            failure: why there is no result.
+            retry_after: seconds for which the other machines take it for theirs; 0 if they are to try at once.
+        """
+        self._leases._end(self)
+        values = {
+            "owner": self._leases.owner,
+            "ttl": min(max(retry_after, 0.0), _MAX_RETRY),
+            "failure": {"kind": failure.kind, "reason": failure.reason, "source": failure.source},
+        }
+        with self._lock, contextlib.suppress(SharedStoreError):
+            if not self.is_lost:
+                self._leases._records.replace(_key(self.name), self._record.version, values)
+
+    def _renew(self) -> None:
+        """Write a new nonce, if it is time."""
+        with self._lock:
+            now = self._leases._monotonic()
+            if self.is_lost or now < self._renewed_at + self._ttl / 3:
+                return
+            try:
+                renewed = self._leases._records.replace(
+                    _key(self.name), self._record.version, _held(self._leases.owner, self._ttl)
+                )
+            except SharedStoreError as error:
+                _log.debug("lease %s: not renewed: %s", self.name, error)
+                return
+            if renewed is None:
+                self.is_lost = True
+                _log.debug("lease %s: another machine has taken it over", self.name)
+            else:
+                self._record, self._renewed_at = renewed, now
+
+
+class _Seen(NamedTuple):
+    """A lease of another machine, as it was first seen."""
+
+    nonce: str
+    at: float
+    """By the monotonic clock of this machine."""
+
+
+class Leases:
+    """The leases of a store. Safe for threads.
+
+    Every method raises a `SharedStoreError` if the store cannot serve it, or has something else under the name. The
+    caller then works without a lease.
+
+    Args:
+        records: the records of the store.
+        clock: the clock of the store. It only tells whether a failure in a lease is old.
+        owner: name of this machine in messages of others.
+        monotonic: a clock in seconds.
+    """
+
+    def __init__(
+        self, records: Records, clock: StoreClock, owner: str, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.owner = owner
+        self._records = records
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._held: set[Lease] = set()
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._closing = threading.Event()
+        self._renewer: threading.Thread | None = None
+
+    def acquire(self, name: str, ttl: float = CLIP_TTL) -> Lease | LeaseHeld:
+        """Try to get a lease. With the lease, look for the result once more before working.
+
+        Args:
+            name: its name, from `clip_lease` or `archive_lease`.
+            ttl: seconds after which it is over if this machine dies.
+
+        Raises:
+            FetchError: another machine failed, and its time to retry has not come.
+        """
+        sent_at = self._monotonic()
+        record = self._records.create(_key(name), _held(self.owner, ttl))
+        if record is None:
+            found = self._look(name)
+            if isinstance(found, LeaseHeld):
+                return found
+            sent_at = self._monotonic()
+            if found is None:  # deleted meanwhile
+                record = self._records.create(_key(name), _held(self.owner, ttl))
+            else:
+                record = self._records.replace(_key(name), found.version, _held(self.owner, ttl))
+                _log.debug("lease %s: taken over", name)
+            if record is None:
+                return LeaseHeld("another machine", ttl)
+        lease = Lease(self, name, ttl, record, sent_at)
+        with self._lock:
+            self._held.add(lease)
+            self._seen.pop(name, None)
+        return lease
+
+    def look(self, name: str) -> LeaseHeld | None:
+        """Return the machine that works; None if none does: there is a result, or it can be acquired.
+
+        Raises:
+            FetchError: another machine failed, and its time to retry has not come.
+        """
+        found = self._look(name)
+        return found if isinstance(found, LeaseHeld) else None
+
+    def _look(self, name: str) -> LeaseHeld | Record | None:
+        """Return who works; the record of a lease that is over; None if there is no lease."""
+        try:
+            record = self._records.read(_key(name))
+        except ObjectDamaged as error:
+            if error.version is None:
+                raise
+            return Record({"nonce": ""}, error.version, 0.0)  # no machine renews it
+        if record is None:
+            with self._lock:
+                self._seen.pop(name, None)
+            return None
+        ttl, failure = _parse(record)
+        waited = self._observe(name, record)
+        if failure is not None:
+            now = self._clock.now()
+            # A failure of yesterday must not hold today, because this machine sees it for the first time.
+            waited = max(waited, 0.0 if now is None else now - record.modified)
+        if waited >= ttl:
+            return record
+        if failure is not None:
+            raise FetchError(failure.kind, failure.reason, source=failure.source, retry_after=ttl - waited)
+        return LeaseHeld(one_line(str(record.values.get("owner", ""))), ttl - waited)
+
+    def _observe(self, name: str, record: Record) -> float:
+        """Return for how many seconds this version of a lease has been seen."""
+        now = self._monotonic()
+        with self._lock:
+            seen = self._seen.get(name)
+            if seen is None or seen.nonce != record.nonce:
+                seen = self._seen[name] = _Seen(record.nonce, now)
+                if len(self._seen) > _MAX_SEEN:
+                    self._seen.popitem(last=False)
+            return now - seen.at
+
+    def held(self) -> list[str]:
+        """Return the names of the leases that this process holds."""
+        with self._lock:
+            return sorted(lease.name for lease in self._held)
+
+    def _end(self, lease: Lease) -> None:
+        with self._lock:
+            self._held.discard(lease)
+
+    # Renewal
+
+    def renew(self) -> None:
+        """Renew the leases for which it is time."""
+        with self._lock:
+            held = list(self._held)
+        for lease in held:
+            lease._renew()
+
+    def start(self, interval: float = 5.0) -> None:
+        """Renew the leases in a thread, which looks every so many seconds, until `close`."""
+
+        def run() -> None:
+            while not self._closing.wait(interval):
+                self.renew()
+
+        self._renewer = threading.Thread(target=run, name="shared-leases", daemon=True)
+        self._renewer.start()
+
+    def close(self) -> None:
+        """Stop renewing, and let other machines have the leases at once."""
+        self._closing.set()
+        if self._renewer is not None:
+            self._renewer.join()
+        with self._lock:
+            held = list(self._held)
+        for lease in held:
+            lease.fail(FetchError(FailureKind.TRANSIENT, f"{self.owner} shut down"), 0.0)
+
+
+def _key(name: str) -> str:
+    return f"leases/{name}.json"
+
+
+def _held(owner: str, ttl: float) -> dict[str, Any]:
+    return {"owner": owner, "ttl": ttl, "failure": None}
+
+
+def _parse(record: Record) -> tuple[float, FetchError | None]:
+    """Return for how long an untrusted lease holds, and the failure in it."""
+    ttl, failure = record.values.get("ttl"), record.values.get("failure")
+    seconds = float(ttl) if isinstance(ttl, int | float) and abs(ttl) <= _MAX_RETRY else CLIP_TTL
+    if not isinstance(failure, dict):
+        return min(max(seconds, _MIN_TTL), _MAX_TTL), None
+    kind = failure.get("kind")
+    return min(seconds, _MAX_RETRY), FetchError(
+        FailureKind(kind) if kind in list(FailureKind) else FailureKind.TRANSIENT,
+        one_line(str(failure.get("reason", ""))),
+        source=one_line(str(failure.get("source", ""))),
+    )

@@ -1,0 +1,465 @@
+"""The objects of a shared store: clips, failures, archive indexes and completed fills.
+
+::
+
+    kinetics-store.json                              who may read and write: `StoreFormat`
+    clips/v1/<profile>/<hh>/<id>_<start>_<end>.mp4   a clip, created once
+    gone/v1/<hh>/<id>_<start>_<end>.json             a failure that holds on every machine
+    indexes/v1/<archive>@<etag>                      the index of an archive
+    fills/v1/<archive>@<etag>.json                   an archive of which the store has all clips
+    leases/…, budget/…                               see `leases` and `budget`
+
+`<hh>` are two digits of a digest of the name, so that no folder has too many names. The profile is `source` for clips
+as their source has them, or a digest of the settings with which they were cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
+from kinetics_fs.errors import SharedStoreError
+from kinetics_fs.shared.backend import (
+    MAX_FILE,
+    MAX_RECORD,
+    AccessRefused,
+    Backend,
+    Conflict,
+    ObjectDamaged,
+    ObjectInfo,
+    Version,
+)
+from kinetics_fs.shared.records import Record, Records, StoreClock
+from kinetics_fs.store import Failure, FailureReport, InvalidLine, one_line, read_reports, report_line
+
+_log = logging.getLogger(__name__)
+
+_FORMAT_KEY = "kinetics-store.json"
+_READER = 1
+"""The version of this program as a reader. A change that old readers would misread increases it."""
+_WRITER = 1
+"""The version of this program as a writer."""
+
+_CLIPS, _GONE, _INDEXES, _FILLS = "clips/v1", "gone/v1", "indexes/v1", "fills/v1"
+_PROFILE = re.compile(r"[a-z0-9]{1,32}")
+_TRIES = 5
+"""Tries to replace a record that other machines replace at the same time."""
+
+
+class ClipFacts(NamedTuple):
+    """The facts about a clip.
+
+    Attributes:
+        size: bytes.
+        sha256: digest of the whole file, hexadecimal.
+        source: name of the source that delivered it.
+        duration: seconds that its pictures cover; None if they were not measured.
+    """
+
+    size: int
+    sha256: str
+    source: str
+    duration: float | None
+
+    @classmethod
+    def of(cls, body: bytes, source: str, duration: float | None) -> ClipFacts:
+        """Return the facts about a file."""
+        return cls(len(body), hashlib.sha256(body).hexdigest(), source, duration)
+
+
+class SharedClip(NamedTuple):
+    """A clip from the store, verified."""
+
+    body: bytes
+    facts: ClipFacts
+
+
+class CompletedFill(NamedTuple):
+    """An archive of which the store has every clip.
+
+    Attributes:
+        archive: its name.
+        etag: tells which content of the archive was read.
+        clips: number of clips.
+        bytes: their bytes.
+        node: the machine that finished it.
+    """
+
+    archive: str
+    etag: str
+    clips: int
+    bytes: int
+    node: str
+
+
+class Capabilities(NamedTuple):
+    """The abilities of a store.
+
+    Attributes:
+        can_write: objects can be created.
+        has_conditional_writes: machines can exclude each other. Without this there are no leases and no common budget;
+            clips stay correct.
+        reason: why one of them is missing; empty if none is.
+    """
+
+    can_write: bool
+    has_conditional_writes: bool
+    reason: str = ""
+
+
+class SharedStore:
+    """A store that several machines use. Safe for threads.
+
+    Every method raises `StoreUnreachable` or `AccessRefused` if the store cannot serve it.
+
+    Args:
+        backend: has the objects.
+        clock: the clock of the store.
+
+    Attributes:
+        backend: has the objects.
+        clock: the clock of the store.
+        records: the records in it.
+    """
+
+    def __init__(self, backend: Backend, clock: StoreClock | None = None) -> None:
+        self.backend = backend
+        self.clock = clock or StoreClock()
+        self.records = Records(backend)
+        self._damaged: dict[str, Version] = {}
+        """Damaged files that this process has met, to replace them."""
+
+    # The store as a whole
+
+    def open(self, *, create: bool) -> bool:
+        """Check that this program may use the store.
+
+        Args:
+            create: make an empty place a store.
+
+        Returns:
+            Whether this program may write to it.
+
+        Raises:
+            SharedStoreError: it is no store, or a newer version of kinetics-fs must read it.
+        """
+        address = self.backend.address
+        record = self.records.read(_FORMAT_KEY)
+        if record is None and create:
+            self.records.create(_FORMAT_KEY, {"format": "kinetics-fs", "reader": _READER, "writer": _WRITER})
+            record = self.records.read(_FORMAT_KEY)
+        if record is None:
+            raise SharedStoreError(
+                f"cannot use {address} as the shared store: it has no {_FORMAT_KEY}; check the address"
+            )
+        reader, writer = record.values.get("reader"), record.values.get("writer")
+        if record.values.get("format") != "kinetics-fs" or type(reader) is not int or type(writer) is not int:
+            raise ObjectDamaged(f"cannot use {address} as the shared store: {_FORMAT_KEY} is damaged", record.version)
+        if reader > _READER:
+            raise SharedStoreError(
+                f"cannot use {address} as the shared store: a newer version of kinetics-fs made it; update kinetics-fs"
+            )
+        return writer <= _WRITER
+
+    def probe(self) -> Capabilities:
+        """Try conditional writes on an object that is then deleted, and set the clock by it."""
+        key = f"probe/{secrets.token_hex(12)}.json"
+        try:
+            first = self.backend.create(key, b"1")
+        except AccessRefused as error:
+            return Capabilities(False, False, str(error))
+        try:
+            written = self.backend.stat(key)
+            if written is not None:
+                self.clock.observe(written.modified)
+            second = self.backend.replace(key, b"2", first)
+            faults = []
+            if self._is_accepted(lambda: self.backend.create(key, b"3")):
+                faults.append("it overwrites an object that is to be created")
+            found = self.backend.stat(key)
+            if self._is_accepted(lambda: self.backend.replace(key, b"4", first)):
+                faults.append("it replaces an object that was changed")
+            if not faults and (found is None or found.version != second):
+                faults.append("it does not show what was written last")
+        except (AccessRefused, Conflict) as error:
+            faults = [str(error) or "it does not replace an unchanged object"]
+        finally:
+            self.backend.delete(key)
+        reason = f"{self.backend.address} has no conditional writes: {faults[0]}" if faults else ""
+        return Capabilities(True, not faults, reason)
+
+    @staticmethod
+    def _is_accepted(write: Any) -> bool:
+        try:
+            write()
+        except Conflict:
+            return False
+        return True
+
+    # Clips
+
+    def get_clip(self, clip: Clip, profile: str) -> SharedClip | None:
+        """Return a clip by one request; None if the store does not have it.
+
+        Raises:
+            ObjectDamaged: its size or digest is not that of its metadata. The next `put_clip` replaces it.
+        """
+        key = clip_key(clip, profile)
+        try:
+            found = self.backend.get(key, max_size=MAX_FILE)
+            if found is None:
+                return None
+            facts = _parse_facts(found.info)
+            if facts is None or len(found.body) != facts.size or _sha256(found.body) != facts.sha256:
+                raise ObjectDamaged(
+                    f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
+                )
+        except ObjectDamaged as error:
+            if error.version is not None:
+                self._damaged[key] = error.version
+            raise
+        self._damaged.pop(key, None)
+        return SharedClip(found.body, facts)
+
+    def has_clip(self, clip: Clip, profile: str) -> bool:
+        """Return whether the store has a clip, whatever was known before. A damaged one does not count."""
+        key = clip_key(clip, profile)
+        found = self.backend.stat(key)
+        return found is not None and self._damaged.get(key) != found.version
+
+    def put_clip(self, clip: Clip, profile: str, body: bytes, facts: ClipFacts) -> bool:
+        """Write a clip that the store does not have, or in place of a damaged one that this process has met.
+
+        Returns:
+            Whether it was written; False if the store has it.
+
+        Raises:
+            ObjectDamaged: `body` is not what `facts` say.
+        """
+        key = clip_key(clip, profile)
+        if len(body) != facts.size or _sha256(body) != facts.sha256 or facts.size > MAX_FILE:
+            raise ObjectDamaged(f"cannot write {self.backend.address}/{key}: the cached file is damaged")
+        metadata = {
+            "sha256": facts.sha256,
+            "size": str(facts.size),
+            "source": one_line(facts.source)[:64],
+            "duration": "" if facts.duration is None else f"{facts.duration:.3f}",
+        }
+        if key in self._damaged:
+            return self._replace_damaged(clip, profile, body, metadata)
+        try:
+            self.backend.create(key, body, metadata)
+        except Conflict:
+            return False
+        return True
+
+    def _replace_damaged(self, clip: Clip, profile: str, body: bytes, metadata: Mapping[str, str]) -> bool:
+        key = clip_key(clip, profile)
+        try:
+            # Once more: if only the metadata was damaged, a bucket has the same version for the damaged and the sound.
+            if self.get_clip(clip, profile) is None:
+                self.backend.create(key, body, metadata)
+            else:
+                return False
+        except ObjectDamaged as error:
+            if error.version is None:
+                raise
+            try:
+                self.backend.replace(key, body, error.version, metadata)
+            except Conflict:
+                return False
+            _log.warning("%s: replaced the damaged clip in %s", clip.key, self.backend.address)
+        except Conflict:
+            return False
+        self._damaged.pop(key, None)
+        return True
+
+    def clips(self, profile: str, *, after: Clip | None = None) -> Iterator[tuple[Clip, int]]:
+        """Yield the clips of a profile with their sizes in bytes, in the order of their keys.
+
+        Args:
+            profile: the profile.
+            after: continue after this clip.
+        """
+        start = clip_key(after, profile) if after else ""
+        for entry in self.backend.scan(f"{_CLIPS}/{_checked(profile)}", after=start):
+            clip = parse_clip_name(entry.key.rpartition("/")[2])
+            if clip is not None and entry.key == clip_key(clip, profile):
+                yield clip, entry.size
+
+    # Failures
+
+    def get_gone(self, clip: Clip) -> FailureReport | None:
+        """Return the failure of a clip that holds on every machine; None if none is known.
+
+        Raises:
+            ObjectDamaged: the record is invalid.
+        """
+        found = self.backend.get(_gone_key(clip), max_size=MAX_RECORD)
+        if found is None:
+            return None
+        for report in read_reports(io.BytesIO(found.body)):
+            if not isinstance(report, InvalidLine) and report.clip == clip:
+                return report
+        raise ObjectDamaged(
+            f"cannot read {self.backend.address}/{_gone_key(clip)}: it is no failure of this clip", found.info.version
+        )
+
+    def put_gone(self, failure: Failure) -> None:
+        """Write a failure that holds on every machine, unless a later one is known."""
+        key = _gone_key(failure.clip)
+        body = f"{report_line(failure)}\n".encode()
+        for _ in range(_TRIES):
+            try:
+                self.backend.create(key, body)
+                return
+            except Conflict:
+                known = self.backend.stat(key)
+            try:
+                report = self.get_gone(failure.clip)
+                if report is not None and report.last_at >= int(failure.last_at):
+                    return
+            except ObjectDamaged:
+                pass  # replaced
+            if known is not None:
+                try:
+                    self.backend.replace(key, body, known.version)
+                    return
+                except Conflict:
+                    pass  # another machine wrote its own: compare again
+
+    def forget_gone(self, clip: Clip) -> None:
+        """Delete the failure of a clip, so that the next machine tries it again."""
+        self.backend.delete(_gone_key(clip))
+
+    def gone_clips(self) -> Iterator[Clip]:
+        """Yield the clips of which the store has a failure, in the order of their keys."""
+        for entry in self.backend.scan(_GONE):
+            clip = parse_clip_name(entry.key.rpartition("/")[2].removesuffix(".json") + ".mp4")
+            if clip is not None and entry.key == _gone_key(clip):
+                yield clip
+
+    # Archives
+
+    def get_index(self, archive: str, etag: str) -> bytes | None:
+        """Return the index of an archive; None if the store has none.
+
+        Raises:
+            ObjectDamaged: it is not what its metadata says.
+        """
+        key = f"{_INDEXES}/{archive_name(archive, etag)}"
+        found = self.backend.get(key, max_size=MAX_FILE)
+        if found is None:
+            return None
+        if found.info.metadata.get("sha256") != _sha256(found.body):
+            raise ObjectDamaged(
+                f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
+            )
+        return found.body
+
+    def put_index(self, archive: str, etag: str, body: bytes) -> None:
+        """Write the index of an archive, unless the store has a sound one."""
+        key, metadata = f"{_INDEXES}/{archive_name(archive, etag)}", {"sha256": _sha256(body)}
+        try:
+            self.backend.create(key, body, metadata)
+        except Conflict:
+            try:
+                self.get_index(archive, etag)
+            except ObjectDamaged as damaged:
+                if damaged.version is not None:
+                    self.backend.replace(key, body, damaged.version, metadata)
+
+    def get_fill(self, archive: str, etag: str) -> CompletedFill | None:
+        """Return the completion record of an archive; None if its fill is not complete."""
+        record = self.records.read(_fill_key(archive, etag))
+        return record and _parse_fill(record)
+
+    def put_fill(self, fill: CompletedFill) -> None:
+        """Write a completion record, unless there is one."""
+        self.records.create(_fill_key(fill.archive, fill.etag), fill._asdict())
+
+    def fills(self) -> Iterator[CompletedFill]:
+        """Yield all valid completion records. Takes a request for each."""
+        for entry in self.backend.scan(_FILLS):
+            try:
+                record = self.records.read(entry.key)
+            except ObjectDamaged as error:
+                _log.warning("%s", error)
+                continue
+            if record is not None and (fill := _parse_fill(record)) is not None:
+                yield fill
+
+
+def clip_key(clip: Clip, profile: str) -> str:
+    """Return the key of a clip."""
+    return f"{_CLIPS}/{_checked(profile)}/{_hh(clip.key)}/{clip.name}"
+
+
+def clip_lease(clip: Clip, profile: str) -> str:
+    """Return the name of the lease of a clip."""
+    return f"clip/{_checked(profile)}/{_hh(clip.key)}/{clip.key}"
+
+
+def archive_lease(archive: str, etag: str) -> str:
+    """Return the name of the lease of an archive."""
+    return f"archive/{archive_name(archive, etag)}"
+
+
+def archive_name(archive: str, etag: str) -> str:
+    """Return a part of a key that names one content of an archive: readable, and unique by a digest."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", archive.rpartition("/")[2])[:80].lstrip(".") or "archive"
+    return f"{readable}@{_sha256(json.dumps([archive, etag]).encode())[:24]}"
+
+
+def _fill_key(archive: str, etag: str) -> str:
+    return f"{_FILLS}/{archive_name(archive, etag)}.json"
+
+
+def _gone_key(clip: Clip) -> str:
+    return f"{_GONE}/{_hh(clip.key)}/{clip.key}.json"
+
+
+def _hh(name: str) -> str:
+    return _sha256(name.encode())[:2]
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def is_profile(text: str) -> bool:
+    """Return whether a text names a profile: `source`, or a digest of settings."""
+    return bool(_PROFILE.fullmatch(text))
+
+
+def _checked(profile: str) -> str:
+    if not is_profile(profile):
+        raise ValueError(f"not a profile: {profile!r}")
+    return profile
+
+
+def _parse_facts(info: ObjectInfo) -> ClipFacts | None:
+    metadata: Mapping[str, str] = info.metadata
+    size, sha256, duration = (metadata.get(name, "") for name in ("size", "sha256", "duration"))
+    if not re.fullmatch(r"[0-9]{1,12}", size) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return None
+    seconds = float(duration) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", duration) else None
+    return ClipFacts(int(size), sha256, one_line(metadata.get("source", "")), seconds)
+
+
+def _parse_fill(record: Record) -> CompletedFill | None:
+    values = record.values
+    archive, etag, node = (values.get(name) for name in ("archive", "etag", "node"))
+    clips, size = values.get("clips"), values.get("bytes")
+    if not (isinstance(archive, str) and isinstance(etag, str) and isinstance(node, str)):
+        return None
+    if type(clips) is not int or type(size) is not int:
+        return None
+    return CompletedFill(archive, etag, clips, size, one_line(node))

@@ -1,0 +1,127 @@
+"""A proxy in front of an S3 server, which counts requests and has faults on request."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+
+class Fault(NamedTuple):
+    """What happens to a request.
+
+    Attributes:
+        status: answer with this status instead of passing the request on; 0 to pass it on.
+        code: the error code in the answer.
+        loses_answer: close the connection after the request was passed on.
+        keeps: number of bytes of the answer's body after which the connection is closed; None for all.
+        waits: hold the answer back until the proxy ends.
+    """
+
+    status: int = 0
+    code: str = ""
+    loses_answer: bool = False
+    keeps: int | None = None
+    waits: bool = False
+
+
+class S3Proxy:
+    """Passes requests on to a server.
+
+    Attributes:
+        url: its address.
+        requests: number of requests by method and path.
+        faults: those of the next requests, in their order.
+        fault: returns the fault of a request that `faults` has none for; receives the method and the path.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.faults: deque[Fault] = deque()
+        self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        proxy = self
+        host = urlsplit(server).netloc
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_request(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                fault = proxy._next(self.command, self.path)
+                if fault.waits:
+                    proxy.ended.wait()
+                    self.close_connection = True
+                    return
+                if fault.status:
+                    content = f"<Error><Code>{fault.code}</Code></Error>".encode() if fault.code else b""
+                    self._answer(fault.status, [], b"" if self.command == "HEAD" else content, None)
+                    return
+                backend = http.client.HTTPConnection(host, timeout=30)
+                try:
+                    backend.request(self.command, self.path, body, dict(self.headers))
+                    response = backend.getresponse()
+                    content = response.read()
+                finally:
+                    backend.close()
+                if fault.loses_answer:
+                    self.close_connection = True
+                    return
+                headers = [
+                    (name, value)
+                    for name, value in response.getheaders()
+                    if name.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length")
+                ]
+                if self.command == "HEAD":
+                    headers.append(("Content-Length", response.getheader("Content-Length") or "0"))
+                self._answer(response.status, headers, content, fault.keeps)
+
+            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, keeps: int | None) -> None:
+                self.send_response(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                if self.command != "HEAD":
+                    self.send_header("Content-Length", str(len(content)))
+                elif not headers:
+                    self.send_header("Content-Length", "0")
+                self.end_headers()
+                self.wfile.write(content[:keeps])
+                if keeps is not None:
+                    self.close_connection = True
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_request
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _next(self, method: str, path: str) -> Fault:
+        with self._lock:
+            self.requests[method, path.partition("?")[0]] += 1
+            fault = self.faults.popleft() if self.faults else self.fault(method, path)
+        return fault or Fault()
+
+    def close(self) -> None:
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def s3_proxy(server: str) -> Iterator[S3Proxy]:
+    """Run a proxy in front of a server until the block ends."""
+    proxy = S3Proxy(server)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
