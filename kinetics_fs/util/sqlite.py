@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinetics_fs.util.disk import DiskFault, fault_of, identify, removed_fault
+from kinetics_fs.util.sqlite_copy import CopyError, copy_to_memory
 
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for the lock of another connection."""
@@ -28,7 +29,7 @@ class DatabaseFile:
     def __init__(self, path: Path, *, translate: Callable[[DiskFault], Exception], if_damaged: str) -> None:
         self.path = path
         self._path = str(path)
-        self._translate = translate
+        self.translate = translate
         self._if_damaged = if_damaged
         self._identity: tuple[int, int] | None = None
         self._folders: dict[Path, tuple[int, int] | None] = {}
@@ -47,14 +48,14 @@ class DatabaseFile:
             if self._identity is None:
                 return
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise self._translate(fault_of(error, self.path)) from error
-            raise self._translate(removed_fault(self.path, self._folders)) from error
+                raise self.translate(fault_of(error, self.path)) from error
+            raise self.translate(removed_fault(self.path, self._folders)) from error
         identity = status.st_dev, status.st_ino
         if self._identity is None:
             self._folders = {folder: identify(folder) for folder in reversed(self.path.absolute().parents)}
             self._identity = identity
         elif identity != self._identity:
-            raise self._translate(removed_fault(self.path, self._folders))
+            raise self.translate(removed_fault(self.path, self._folders))
 
     def error(self, error: Exception) -> Exception:
         """Return the exception that callers get for an error of SQLite."""
@@ -66,8 +67,13 @@ class DatabaseFile:
         if not isinstance(first, sqlite3.Error):
             first = sqlite3.OperationalError(str(first))
         if self.path.is_dir():
-            return self._translate(DiskFault(f"{self.path} is a folder", self._if_damaged, damaged=True))
-        return self._translate(fault_of(first, self.path, if_damaged=self._if_damaged))
+            return self.translate(DiskFault(f"{self.path} is a folder", self._if_damaged, damaged=True))
+        return self.translate(fault_of(first, self.path, if_damaged=self._if_damaged))
+
+
+class _Connection(sqlite3.Connection):
+    address = ""
+    """The URI of the file or of the copy."""
 
 
 class Database:
@@ -94,14 +100,17 @@ class Database:
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         immutable: bool = False,
     ) -> None:
-        self._uri = path.absolute().as_uri() + ("?mode=ro&immutable=1" if immutable else "")
+        self._uri = self._file_uri = path.absolute().as_uri() + ("?mode=ro&immutable=1" if immutable else "")
         self._file = DatabaseFile(path, translate=translate, if_damaged=if_damaged)
         self._synchronous = None if immutable else synchronous
         self._immutable = immutable
-        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
         self._closed = False
         self._is_open = False
         """The file is immutable, and there are connections to it, which are never dropped."""
+        self._copy: sqlite3.Connection | None = None
+        self.read_only: DiskFault | None = None
+        """Why a copy in memory is used, which cannot be changed; None if the file is used."""
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -127,7 +136,13 @@ class Database:
 
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
-        """Run the block in a transaction during which no other process can write. See `connection`."""
+        """Run the block in a transaction during which no other process can write. See `connection`.
+
+        Raises:
+            Exception: the result of `translate`, for any error of SQLite in the block, and if the database is a copy.
+        """
+        if self.read_only is not None:
+            raise self._file.translate(self.read_only)
         with self.connection() as db, transaction(db):
             yield db
 
@@ -150,15 +165,53 @@ class Database:
         self._give_back(db)
         return rows
 
+    def use_copy(
+        self, fault: DiskFault, upgrade: Callable[[sqlite3.Connection], None], path: Path | None = None
+    ) -> None:
+        """Read a copy in memory from now on, because the disk cannot be written.
+
+        Args:
+            fault: why it cannot. Whoever wants to change the database gets the result of `translate` for it.
+            upgrade: brings the copy to the schema of this version, in a transaction.
+            path: the file to copy; None for that of the database.
+
+        Raises:
+            Exception: the result of `translate`, if the file cannot be read.
+        """
+        path = path or self._file.path
+        try:
+            address, copy = copy_to_memory(path)
+            try:
+                with transaction(copy):
+                    upgrade(copy)
+            except BaseException:
+                copy.close()
+                raise
+        except CopyError as error:
+            unreadable = DiskFault(f"{fault.cause}, and {path} cannot be copied into memory ({error})", fault.cure)
+            raise self._file.translate(unreadable._replace(errno=fault.errno)) from error
+        except sqlite3.Error as error:
+            raise self._file.error(error) from error
+        self._copy, self._uri, self.read_only = copy, address, fault
+        self._close_idle()
+
+    def use_file(self) -> None:
+        """Use the file again, after `use_copy`."""
+        self._uri, self.read_only = self._file_uri, None
+        self._close_idle()
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
     def close(self) -> None:
         """Close the idle connections now, and each borrowed one when its caller is done."""
         self._closed = True
-        self._close_idle()
+        self.use_file()
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> _Connection:
         if self._closed:
             raise ValueError("the database is closed")
-        if not self._immutable:
+        if not self._immutable and self.read_only is None:
             self._file.check()
         try:
             return self._idle.get_nowait()
@@ -174,15 +227,15 @@ class Database:
         except queue.Empty:
             return self._connect()
 
-    def _give_back(self, db: sqlite3.Connection) -> None:
+    def _give_back(self, db: _Connection) -> None:
         if db.in_transaction:  # the next caller must not get half a transaction
             db.rollback()
-        if self._closed:
+        if self._closed or db.address != self._uri:
             db.close()
         else:
             self._idle.put(db)
 
-    def _drop(self, db: sqlite3.Connection) -> None:
+    def _drop(self, db: _Connection) -> None:
         """Close a connection that failed, and the idle ones: those opened on a read-only disk remain read-only."""
         if self._is_open:
             self._give_back(db)
@@ -197,8 +250,16 @@ class Database:
             except queue.Empty:
                 return
 
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    def _connect(self) -> _Connection:
+        db = sqlite3.connect(
+            self._uri,
+            uri=True,
+            timeout=_BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+        )
+        db.address = self._uri
         try:
             if self._synchronous is not None:
                 db.execute(f"PRAGMA synchronous = {self._synchronous}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_fs.util.disk import DiskFault
 from kinetics_fs.util.sqlite import Database, transaction
 
 
@@ -186,3 +187,33 @@ def test_a_borrowed_connection_is_closed_when_its_caller_is_done(database: Datab
     assert results == [(1,), "closed"]
     with pytest.raises(ValueError, match="closed"):
         database.query("SELECT 1")
+
+
+def test_a_copy_can_be_read_and_not_changed(database: Database, path: Path) -> None:
+    with database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (1)")
+    with database.connection() as borrowed:
+
+        def upgrade(db: sqlite3.Connection) -> None:
+            db.execute("CREATE TABLE new (x)")
+
+        database.use_copy(DiskFault("the disk is full", "free space"), upgrade)
+        with database.connection() as db, database.connection() as other:
+            assert db.execute("SELECT value FROM number").fetchall() == [(1,)]
+            assert other.execute("SELECT x FROM new").fetchall() == []
+        with pytest.raises(Translated, match="the disk is full"), database.exclusive():
+            pass
+        borrowed.execute("INSERT INTO number VALUES (2)")
+    assert numbers(database) == [1], "the connection to the file is not used for the copy"
+    database.use_file()
+    assert numbers(database) == [1, 2]
+    with database.exclusive() as db:
+        db.execute("INSERT INTO number VALUES (3)")
+
+
+def test_what_cannot_be_copied_is_a_translated_error(tmp_path: Path) -> None:
+    with (
+        closing(opened(tmp_path / "missing")) as database,
+        pytest.raises(Translated, match=r"the disk is full, and .*missing cannot be copied into memory"),
+    ):
+        database.use_copy(DiskFault("the disk is full", "free space"), lambda db: None)
