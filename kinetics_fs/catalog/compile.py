@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,8 @@ from kinetics_fs.catalog.database import (
     catalog_path,
     latest_labels,
     new_database,
+    path_to_build,
+    possible_paths,
     remove_predecessors,
     touch,
 )
@@ -109,9 +112,10 @@ def compile_catalog(
     if archives is not None:
         key = hashlib.sha256(f"archives {annotations_digest} {archives.stamp}".encode()).hexdigest()
     path = catalog_path(folder, annotations_digest, key)
-    if reuse(path, key):
-        return path
+    if (existing := find_catalog(path, key)) is not None:
+        return existing
 
+    path = path_to_build(path, sum(one.path.stat().st_size for one in files if one.path.exists()))
     started = time.monotonic()
     refusals = _RefusalCounter()
     # Of different editions of the same lists, and of no others.
@@ -155,16 +159,14 @@ def compile_catalog(
     return path
 
 
-def reuse(path: Path, key: str) -> bool:
-    """Return whether the catalog with this key exists at `path` and is valid; if so, mark it as used."""
-    try:
-        with Catalog(path) as catalog:
-            if catalog.key != key:
-                return False
-    except CatalogError:
-        return False
-    touch(path)
-    return True
+def find_catalog(path: Path, key: str) -> Path | None:
+    """Return the path of the catalog with this key if it exists and is valid, and mark it as used; else None."""
+    for possible in possible_paths(path):
+        with suppress(CatalogError), Catalog(possible) as catalog:
+            if catalog.key == key:
+                touch(possible)
+                return possible
+    return None
 
 
 def _split_of(one: AnnotationList, split: str | None, *, union: bool) -> str | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +20,7 @@ from pathlib import Path
 from kinetics_fs.catalog.inodes import clip_ino
 from kinetics_fs.catalog.naming import UNLABELED
 from kinetics_fs.errors import CatalogError
-from kinetics_fs.util.disk import fault_of
+from kinetics_fs.util.disk import UNWRITABLE, examine, fault_of
 from kinetics_fs.util.files import atomic_path, fsync
 
 APPLICATION_ID = int.from_bytes(b"KiFS")
@@ -109,6 +111,51 @@ def catalog_path(folder: Path, annotations_digest: str, key: str) -> Path:
         key: hash of all inputs.
     """
     return folder / f"{_family(annotations_digest)}{key[:16]}.sqlite"
+
+
+def possible_paths(path: Path) -> list[Path]:
+    """Return where a catalog may be: its path, and that of a substitute in a private folder for temporary files.
+
+    The substitute is for a folder that cannot be written: on a read-only or full disk, every selection from the clips
+    that are cached there can still be mounted and exported.
+    """
+    substitute = _substitute(path)
+    return [path, substitute] if _is_private(substitute.parent) else [path]
+
+
+def path_to_build(path: Path, size: int) -> Path:
+    """Return the path of a catalog, or that of its substitute if it cannot be built there.
+
+    Args:
+        path: the path.
+        size: bytes that the catalog may have.
+
+    Raises:
+        CatalogError: it cannot be built in either place.
+    """
+    fault, substitute = examine(path.parent, size), _substitute(path)
+    if fault is None or fault.errno not in UNWRITABLE:
+        return path
+    with suppress(OSError):
+        substitute.parent.mkdir(mode=0o700, exist_ok=True)
+    if not _is_private(substitute.parent):
+        raise CatalogError(
+            f"cannot build a catalog in {path.parent} or in {substitute.parent}: {fault.cause}; {fault.cure}"
+        )
+    return substitute
+
+
+def _substitute(path: Path) -> Path:
+    return Path(tempfile.gettempdir(), f"kinetics-fs-{os.geteuid()}-catalogs", path.name)
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether a folder belongs to this user, and no other user can write to it."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _family(annotations_digest: str) -> str:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.catalog.compile import reuse
-from kinetics_fs.catalog.database import catalog_path, new_database, remove_predecessors
+from kinetics_fs.catalog.compile import find_catalog
+from kinetics_fs.catalog.database import catalog_path, new_database, path_to_build, remove_predecessors
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_name
 from kinetics_fs.errors import CatalogError
 
@@ -66,12 +66,14 @@ def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
         for whole in (catalog.digest, catalog.annotations_digest)
     )
     path = catalog_path(folder, annotations_digest, digest)
-    if not reuse(path, digest):
+    existing = find_catalog(path, digest)
+    if existing is None:
+        path = path_to_build(path, catalog.path.stat().st_size)
         info = {"key": digest, "digest": digest, "annotations_digest": annotations_digest, "selection": chosen}
         _derive(catalog, exact, path, info)
         if digest != annotations_digest:
             remove_predecessors(path, annotations_digest)
-    return Catalog(path)
+    return Catalog(existing or path)
 
 
 def select_clips(catalog: Catalog, clips: Iterable[Clip], folder: Path, *, if_none: str) -> Catalog:
@@ -87,7 +89,7 @@ def select_clips(catalog: Catalog, clips: Iterable[Clip], folder: Path, *, if_no
         CatalogError: none of the clips is in `catalog`, or the file cannot be written.
     """
     digest = hashlib.sha256(f"only {catalog.digest} {secrets.token_hex(16)}".encode()).hexdigest()
-    path = catalog_path(folder, digest, digest)
+    path = path_to_build(catalog_path(folder, digest, digest), catalog.path.stat().st_size)
     info = {"key": digest, "digest": digest, "annotations_digest": digest, "selection": "only"}
     _derive(catalog, Selection(), path, info, among=clips, if_none=if_none)
     return Catalog(path)

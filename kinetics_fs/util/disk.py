@@ -56,6 +56,9 @@ _FAULTS = {
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
+UNWRITABLE = {*_FULL, errno.EROFS, errno.EACCES}
+"""The errno of faults because of which files can be read and not written."""
+
 _LOCK_ERRORS = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_IOERR_LOCK,
@@ -101,11 +104,15 @@ def fault_of(error: OSError | sqlite3.Error, path: Path, *, if_damaged: str = "r
     return DiskFault(f"{path} is damaged ({error})", if_damaged, damaged=True)
 
 
-def examine(path: Path) -> DiskFault | None:
-    """Return what keeps a database file from being read and written; None if nothing does.
+def examine(path: Path, size: int = 0) -> DiskFault | None:
+    """Return what keeps a database file, or files in a folder, from being read and written; None if nothing does.
 
     The file itself is not opened: to close it would release the locks that SQLite has on it (fcntl(2), "advisory record
     locking").
+
+    Args:
+        path: the file or the folder.
+        size: bytes that must be free on the disk.
     """
     folder = path if path.is_dir() else path.parent
     try:
@@ -113,6 +120,8 @@ def examine(path: Path) -> DiskFault | None:
         disk = os.statvfs(folder)
         if disk.f_flag & os.ST_RDONLY:
             return _of_errno(errno.EROFS, path)
+        if disk.f_bavail * disk.f_frsize < size:
+            return _of_errno(errno.ENOSPC, path)
         if path != folder:
             path.stat()
         for file in (folder, path, Path(f"{path}-wal"), Path(f"{path}-shm")):

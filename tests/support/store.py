@@ -66,6 +66,19 @@ def keep_clips(store: Store, count: int) -> None:
         keep(store, clip(number))
 
 
+def fill(disk: Path) -> Path:
+    """Fill the disk to its last byte."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (UNIT, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    return path
+
+
 def read_clip(store: Store, wanted: Clip) -> bytes | None:
     """Return the bytes of a clip; None if it is not cached."""
     opened = store.open(wanted)

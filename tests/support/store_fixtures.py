@@ -55,6 +55,17 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield make
 
 
+def make_read_only(disk: Path) -> None:
+    """Mount a `small_disk` read-only, under whatever uses it. Files that are open for writing stay writable."""
+    subprocess.run(["mount", "--bind", disk, disk], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+
+
+def make_writable(disk: Path) -> None:
+    """Undo `make_read_only`."""
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
     """A folder that other users can reach, unlike those of `tmp_path`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.support.store import (
     cached_numbers,
     clip,
     clip_files,
+    fill,
     is_absent,
     is_whole,
     keep,
@@ -92,19 +92,6 @@ def keep_dense(store: Store, number: int) -> None:
         path = claim.folder / "finished.mp4"
         path.write_bytes(b"x" * UNIT)
         claim.publish(path, "test")
-
-
-def fill(disk: Path) -> Path:
-    """Fill the disk to its last byte."""
-    path = disk / "filler"
-    with path.open("wb", buffering=0) as file:
-        for size in (UNIT, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-    return path
 
 
 @pytest.mark.parametrize("moment", ["before the claim", "before publishing"])
