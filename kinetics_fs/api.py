@@ -759,14 +759,15 @@ class ArchiveIndexes:
         """Import the indexes in a file that `export` wrote. An index replaces an earlier one of the same archive.
 
         Raises:
-            ArchiveError: the first index in the file is invalid, so that nothing was imported.
+            ArchiveError: the first index in the file is invalid or does not fit on the disk, so that nothing was
+                imported.
         """
         from kinetics_fs.fill.indexes import import_indexes, retry_indexed
         from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
         prepare_folder(self._settings.cache_dir)
         with ArchiveIndexDB(index_db_path(self._settings)) as index_db:
-            result = import_indexes(index_db, file)
+            result = import_indexes(index_db, file, folder=self._settings.cache_dir)
             retry_indexed(index_db, self._library.store.failures)
         return result
 

@@ -77,7 +77,13 @@ def list_(settings: Settings, as_json: bool) -> None:
         archives = library.indexes.list()
     if as_json:
         rows = [
-            {"archive": one.archive, "clips": one.clips, "size": one.version.size, "etag": one.version.etag}
+            {
+                "archive": one.archive,
+                "clips": one.clips,
+                "size": one.version.size,
+                "etag": one.version.etag,
+                "confirmed": one.confirmed,
+            }
             for one in archives
         ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -88,7 +94,8 @@ def list_(settings: Settings, as_json: bool) -> None:
     width = max(7, *(len(one.archive) for one in archives))
     click.echo(f"{'archive':<{width}}  {'clips':>9}  {'size':>9}")
     for one in archives:
-        click.echo(f"{one.archive:<{width}}  {one.clips:>9,}  {filesize.decimal(one.version.size):>9}")
+        note = "" if one.confirmed else "  imported, not verified"
+        click.echo(f"{one.archive:<{width}}  {one.clips:>9,}  {filesize.decimal(one.version.size):>9}{note}")
     clips = sum(one.clips for one in archives)
     size = filesize.decimal(sum(one.version.size for one in archives))
     click.echo(f"{count(len(archives), 'archive'):<{width}}  {clips:>9,}  {size:>9}")
@@ -110,7 +117,8 @@ def list_(settings: Settings, as_json: bool) -> None:
 def verify(settings: Settings, archives: tuple[str, ...], sample: int, everything: bool, as_json: bool) -> int:
     """Check that the indexes are right: read clips by them, and compare their sizes and checksums.
 
-    The archives must also be of the version that was indexed. No clip is stored. Exits with 3 if some are wrong.
+    The archives must also be of the version that was indexed. No clip is stored. Exits with 3 if some are wrong. With
+    --all, an imported index that is right counts as one that was built here.
 
     \b
     kinetics-fs index verify
@@ -166,8 +174,11 @@ def export(file: Path, settings: Settings, archives: tuple[str, ...]) -> None:
 def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
     """Import the indexes in FILE, which an export wrote; `-` is standard input.
 
-    An index replaces an earlier one of the same archive. If an index is invalid, it and everything after it in the file
-    are skipped; the indexes before it are imported, and the exit code is 3.
+    An index replaces an earlier one of the same archive. If an index is invalid or does not fit on the disk, it and
+    everything after it in the file are skipped; the indexes before it are imported, and the exit code is 3.
+
+    An imported index says where clips are, and each clip is checked when it is fetched. The sizes in it are not shown,
+    and clips that it lacks do not count as missing from the archive, until `index verify --all` has read all its clips.
 
     \b
     kinetics-fs index import kinetics-600.index
@@ -177,8 +188,8 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
 
     with open_library(settings, whole_cache=True) as library:
         result = library.indexes.import_(file)
-    if result.invalid:
-        click.echo(f"kinetics-fs: {result.invalid}; it and everything after it was skipped", err=True)
+    if result.refused:
+        click.echo(f"kinetics-fs: {result.refused}; it and everything after it was skipped", err=True)
     if as_json:
         click.echo(json.dumps(asdict(result)))
     else:
@@ -186,7 +197,7 @@ def import_(file: BinaryIO, settings: Settings, as_json: bool) -> int:
             f"{count(result.imported, 'index')} of {count(result.clips, 'clip')} imported,"
             f" {result.replaced:,} of them in place of earlier ones"
         )
-    return DONE_IN_PART if result.invalid else 0
+    return DONE_IN_PART if result.refused else 0
 
 
 @command.command("remove")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from rich import filesize
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, KineticsError
@@ -20,7 +23,7 @@ from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, read_indexes, write_index
-from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, space_needed
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
@@ -95,7 +98,7 @@ def retry_indexed(index_db: ArchiveIndexDB, failures: FailureLog) -> None:
     """Let clips be tried again that were said to be in no archive, if an index has them now."""
     found = failures.all([FailureKind.GONE])
     lacking = [failure.clip for failure in found if failure.is_of_archives]
-    indexed = index_db.sizes([clip.key for clip in lacking])
+    indexed = index_db.listed([clip.key for clip in lacking])
     for clip in lacking:
         if clip.key in indexed:
             failures.make_due(clip)
@@ -142,7 +145,9 @@ def verify_indexes(
     sample: int | None,
     on_progress: Callable[[IndexCheck], object] = lambda check: None,
 ) -> IndexCheck:
-    """Read clips by the indexes, and compare their sizes and checksums. Nothing is stored.
+    """Read clips by the indexes, and compare their sizes and checksums. No clip is stored.
+
+    An index of which all clips were read and are right is confirmed.
 
     Args:
         base: http(s) or s3 address, or folder, that has the archives.
@@ -172,11 +177,14 @@ def verify_indexes(
                 records = sorted(current.records.items())
                 clips = [records[number] for number in numbers]
                 mistakes = pool.map(lambda clip, current=current: _find_mistake(base, current, *clip), clips)
+                wrong = len(check.wrong_clips)
                 for (clip, _), mistake in zip(clips, mistakes, strict=True):
                     check.clips_read += 1
                     if mistake:
                         check.wrong_clips[f"{name}: {clip.key}"] = mistake
                     on_progress(check)
+                if len(clips) == len(records) and len(check.wrong_clips) == wrong:
+                    index_db.confirm(name)
     return check
 
 
@@ -203,14 +211,14 @@ class ImportedIndexes:
         imported: number of indexes that were imported.
         replaced: number of those of them that replaced an earlier index.
         clips: number of clips in them.
-        invalid: why an index is invalid, so that it and everything after it in the file was skipped; None if all are
-            valid.
+        refused: why an index was not imported, so that it and everything after it in the file was skipped; None if all
+            were imported.
     """
 
     imported: int = 0
     replaced: int = 0
     clips: int = 0
-    invalid: str | None = None
+    refused: str | None = None
 
 
 def export_indexes(index_db: ArchiveIndexDB, names: Sequence[str], file: BinaryIO) -> int:
@@ -222,11 +230,16 @@ def export_indexes(index_db: ArchiveIndexDB, names: Sequence[str], file: BinaryI
     return count
 
 
-def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO) -> ImportedIndexes:
+def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO, *, folder: Path) -> ImportedIndexes:
     """Import the indexes in a file that `export_indexes` wrote. An index replaces an earlier one of the same archive.
 
+    Args:
+        index_db: receives the indexes.
+        file: the file, which is untrusted.
+        folder: folder of the database.
+
     Raises:
-        ArchiveError: the first index in the file is invalid, so that nothing was imported.
+        ArchiveError: the first index in the file is invalid or does not fit on the disk, so that nothing was imported.
     """
     earlier: Collection[str] = {archive.archive for archive in index_db.archives()}
     result = ImportedIndexes()
@@ -234,16 +247,26 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO) -> ImportedIndexes:
     while True:
         try:
             index = next(indexes, None)
-            if index is not None and not index.records:
+            if index is None:
+                return result
+            if not index.records:
                 raise ArchiveError("it has no clips, so its archive was incomplete")
+            _check_space(index, folder)
         except ArchiveError as error:
-            result.invalid = f"index {result.imported + 1:,} in {file.name}: {error}"
+            result.refused = f"cannot import index {result.imported + 1:,} in {file.name}: {error}"
             if not result.imported:
-                raise ArchiveError(result.invalid) from error
+                raise ArchiveError(result.refused) from error
             return result
-        if index is None:
-            return result
-        index_db.add(index)
+        index_db.add(index, confirmed=False)
         result.imported += 1
         result.clips += len(index.records)
         result.replaced += index.archive in earlier
+
+
+def _check_space(index: ArchiveIndex, folder: Path) -> None:
+    needed, free = space_needed(index), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArchiveError(
+            f"the index of {index.archive} needs about {filesize.decimal(needed)}, and the disk of {folder} has space"
+            f" for {filesize.decimal(free)}; free some, or give a --cache-dir on another disk"
+        )

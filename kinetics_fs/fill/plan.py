@@ -86,9 +86,17 @@ def find_versions(base: str, names: Sequence[str]) -> tuple[dict[str, Version], 
     return versions, {name: str(answer) for name, answer in found.items() if isinstance(answer, KineticsError)}
 
 
-def indexed_archives(index_db: ArchiveIndexDB | None, versions: Mapping[str, Version]) -> set[str]:
-    """Return the names of the archives that are indexed in exactly these versions. An index without clips is none."""
-    indexed = index_db.versions() if index_db else {}
+def indexed_archives(
+    index_db: ArchiveIndexDB | None, versions: Mapping[str, Version], *, confirmed: bool = False
+) -> set[str]:
+    """Return the names of the archives that are indexed in exactly these versions. An index without clips is none.
+
+    Args:
+        index_db: the archive indexes of the cache; None if there are none.
+        versions: the versions, by name.
+        confirmed: only those with a confirmed index.
+    """
+    indexed = index_db.versions(confirmed=confirmed) if index_db else {}
     return {name for name, version in indexed.items() if name in versions and version.matches(versions[name])}
 
 
@@ -120,8 +128,8 @@ class SpaceEstimate:
 
     Attributes:
         cached: clips of the selection that are cached already.
-        incoming: clips that the archives are to bring. Exact for archives that are indexed, else estimated from their
-            sizes.
+        incoming: clips that the archives are to bring. Exact for archives with a confirmed index, else estimated from
+            their sizes.
         pinned: pinned clips of other selections, which the fill cannot evict.
     """
 
@@ -199,7 +207,7 @@ def plan_fill(
         all_clips_of: archives whose clips are all to be stored, in the selection or not.
     """
     versions, failed = find_versions(base, names)
-    indexed = indexed_archives(index_db, versions)
+    indexed = indexed_archives(index_db, versions, confirmed=True)
     cached = _CachedPart.of(catalog, store, index_db)
     read_before = [
         name
@@ -288,7 +296,7 @@ class MissingClips:
             clips = (entry.clip for entry in page.entries if not page.is_cached(entry))
             absent = [clip for clip in clips if clip not in seen]
             seen.update(absent)
-            indexed = index_db.sizes([clip.key for clip in absent]) if index_db else {}
+            indexed = index_db.listed([clip.key for clip in absent]) if index_db else set()
             for clip in absent:
                 (missing.not_stored if clip.key in indexed else missing.in_no_archive).append(clip)
         return missing

@@ -35,7 +35,7 @@ class LocalClips:
         try:
             if self._index_db is not None and self._index_db.is_file():
                 with ArchiveIndexDB(self._index_db) as index_db:
-                    found |= index_db.sizes(list(keys)).keys()
+                    found |= index_db.listed(list(keys))
             if self._folders is not None:
                 for key in keys:
                     clip = parse_clip_name(f"{key}.mp4")

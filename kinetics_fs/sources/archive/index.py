@@ -39,10 +39,18 @@ _MAGIC = "kinetics-fs archive index 1 "
 _MAX_LINE = 8192
 _MAX_PACKED = 32 * 1024 * 1024
 _MAX_UNPACKED = 64 * 1024 * 1024
+_MAX_GROWTH = 8
+"""Bytes of records and windows that each byte of a file may unpack to, beyond `_FREE_GROWTH`. Most of them hardly
+compress: real indexes stay below 3."""
+_FREE_GROWTH = 16 * 1024 * 1024
+"""Bytes that the sections of any file may unpack to, all together."""
 _MAX_ARCHIVE = 1 << 50
 _ROW = struct.Struct("<11sIIQIIIII")
 """YouTube id, start, end; bit, skip, size, length of the range, crc; length of the packed window in bytes."""
 _RUN = struct.Struct("<HB")
+_MAX_RUN = 256
+_MAX_WINDOW = WINDOW + _RUN.size * (WINDOW // _MAX_RUN)
+"""Bytes of a packed window of which all 32 KiB are needed."""
 
 
 class Record(NamedTuple):
@@ -95,10 +103,11 @@ def pack_window(window: bytes, needed: Iterable[tuple[int, int]]) -> bytes:
     """
     packed = bytearray()
     for begin, end in needed:
-        for offset in range(begin, end, 256):
-            piece = window[offset : min(end, offset + 256)]
+        for offset in range(begin, end, _MAX_RUN):
+            piece = window[offset : min(end, offset + _MAX_RUN)]
             packed += _RUN.pack(offset, len(piece) - 1) + piece
-    return bytes(packed)
+    # Many short runs take more than all of the window.
+    return bytes(packed) if len(packed) <= _MAX_WINDOW else pack_window(window, [(0, WINDOW)])
 
 
 def unpack_window(packed: bytes) -> bytes:
@@ -107,6 +116,8 @@ def unpack_window(packed: bytes) -> bytes:
     Raises:
         ArchiveError: the bytes are not in the format of `pack_window`.
     """
+    if len(packed) > _MAX_WINDOW:
+        raise ArchiveError("the index is damaged: a window is too large")
     window = bytearray(WINDOW)
     at = 0
     while at < len(packed):
@@ -179,18 +190,23 @@ def read_indexes(file: IO[bytes]) -> Iterator[ArchiveIndex]:
     Raises:
         ArchiveError: the file is not an index, is damaged or cut short, or has values out of bounds.
     """
+    budget = _FREE_GROWTH
     while line := file.readline(_MAX_LINE):
         head = _head(line)
         packed = file.read(head.bytes)
         if len(packed) != head.bytes:
             raise ArchiveError("the index is cut short")
+        budget += _MAX_GROWTH * (len(line) + len(packed))
         stream = zlib.decompressobj()
         try:
-            content = stream.decompress(packed, _MAX_UNPACKED)
+            content = stream.decompress(packed, min(_MAX_UNPACKED, budget) + 1)
         except zlib.error as error:
             raise ArchiveError(f"the index is damaged: {error}") from error
+        budget -= len(content)
+        if len(content) > _MAX_UNPACKED or budget < 0:
+            raise ArchiveError("the index is damaged: it unpacks to far more than its size")
         if not stream.eof or stream.unused_data:
-            raise ArchiveError("the index is damaged, or far too large")
+            raise ArchiveError("the index is damaged: it has another length")
         records = dict(_records(content, head))
         if len(records) != head.clips:
             raise ArchiveError("the index is damaged: it lists a clip twice")

@@ -2,6 +2,10 @@
 
 It is one SQLite file that all workers share. Passes over archives and imported index files fill it. All its content can
 be built or imported again, so a damaged file may be deleted.
+
+An index is confirmed if this machine has read all clips of the archive: it built the index, or verified every clip. An
+imported index is a hint at best. It says where to look for a clip, which is checked when the clip is read; it proves
+neither the size of a clip nor that an archive lacks one.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
@@ -19,8 +23,10 @@ from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
 from kinetics_fs.util.disk import DiskFault
 from kinetics_fs.util.sqlite import Database
 
-_VERSION = 1
+_VERSION = 2
 _KEYS_PER_QUERY = 500
+_ROW_BYTES = 200
+"""Bytes of a clip without its window: about 150, and unused space in the pages."""
 _HAS_CLIPS = "EXISTS (SELECT 1 FROM clip WHERE clip.archive = archive.id)"
 
 _SCHEMA = f"""
@@ -31,7 +37,8 @@ CREATE TABLE IF NOT EXISTS archive (
     name    TEXT NOT NULL UNIQUE,  -- 600/val/abseiling.tar.gz
     size    INTEGER NOT NULL,      -- bytes
     etag    TEXT,                  -- of the version that was indexed; NULL from a disk
-    gzipped INTEGER NOT NULL
+    gzipped INTEGER NOT NULL,
+    confirmed INTEGER NOT NULL     -- this machine has read all clips; 0 for an imported index
 );
 CREATE TABLE IF NOT EXISTS clip (
     key     TEXT NOT NULL,         -- <youtube id>_<start>_<end>
@@ -65,6 +72,12 @@ class IndexedArchive(NamedTuple):
     archive: str
     version: Version
     clips: int
+    confirmed: bool
+
+
+def space_needed(index: ArchiveIndex) -> int:
+    """Return about how many bytes of the disk an index takes while it is added: in the file and in its log."""
+    return 2 * sum(_ROW_BYTES + len(record.window) for record in index.records.values())
 
 
 class ArchiveIndexDB:
@@ -92,10 +105,19 @@ class ArchiveIndexDB:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 db.executescript(_SCHEMA)
+            elif version == 1:
+                self._migrate()
             elif version != _VERSION:
                 raise ArchiveError(
                     f"cannot use the archive indexes in {path}: another version of kinetics-fs wrote them; remove it"
                 )
+
+    def _migrate(self) -> None:
+        """Convert a file of version 1, which does not say which indexes are confirmed: nearly all were built here."""
+        with self._database.exclusive() as db:
+            if db.execute("PRAGMA user_version").fetchone() == (1,):  # no other process has done it meanwhile
+                db.execute("ALTER TABLE archive ADD COLUMN confirmed INTEGER NOT NULL DEFAULT 1")
+                db.execute(f"PRAGMA user_version = {_VERSION}")
 
     def __enter__(self) -> Self:
         return self
@@ -126,33 +148,41 @@ class ArchiveIndexDB:
         return locations
 
     def sizes(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the exact sizes in bytes of the indexed clips among `keys`, by `Clip.key`."""
-        found: dict[str, int] = {}
+        """Return the exact sizes in bytes of those clips among `keys`, by `Clip.key`, that a confirmed index has."""
+        return dict(self._select(keys, "key, clip.size", "confirmed"))
+
+    def listed(self, keys: Sequence[str]) -> set[str]:
+        """Return those of `keys`, by `Clip.key`, that any index has."""
+        return {key for (key,) in self._select(keys, "key", "1")}
+
+    def _select(self, keys: Sequence[str], columns: str, condition: str) -> Iterator[tuple[Any, ...]]:
+        """Yield a row for each index that has a clip; of several for one clip, that of a replacement comes last."""
         with self._database.connection() as db:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 some = keys[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
-                found.update(
-                    db.execute(
-                        f"""
-                        SELECT key, clip.size FROM clip JOIN archive ON archive.id = clip.archive
-                        WHERE key IN ({marks}) ORDER BY name LIKE '%replacement%', name DESC
-                        """,
-                        some,
-                    )
+                yield from db.execute(
+                    f"""
+                    SELECT {columns} FROM clip JOIN archive ON archive.id = clip.archive
+                    WHERE key IN ({marks}) AND {condition} ORDER BY name LIKE '%replacement%', name DESC
+                    """,
+                    some,
                 )
-        return found
 
     def version(self, archive: str) -> Version | None:
-        """Return the indexed version of an archive; None if it is not indexed, or its index has no clips."""
-        with self._database.connection() as db:
-            row = db.execute(f"SELECT size, etag FROM archive WHERE name = ? AND {_HAS_CLIPS}", (archive,)).fetchone()
-        return None if row is None else Version(*row)
+        """Return the version of an archive of which there is a confirmed index; None if there is none with clips."""
+        return self.versions(confirmed=True).get(archive)
 
-    def versions(self) -> dict[str, Version]:
-        """Return the versions of all indexed archives, by name. An index without clips is none."""
+    def versions(self, *, confirmed: bool = False) -> dict[str, Version]:
+        """Return the versions of all indexed archives, by name. An index without clips is none.
+
+        Args:
+            confirmed: only those with a confirmed index.
+        """
         with self._database.connection() as db:
-            rows = db.execute(f"SELECT name, size, etag FROM archive WHERE {_HAS_CLIPS}").fetchall()
+            rows = db.execute(
+                f"SELECT name, size, etag FROM archive WHERE {_HAS_CLIPS} AND confirmed >= ?", (confirmed,)
+            ).fetchall()
         return {name: Version(size, etag) for name, size, etag in rows}
 
     def archives(self) -> list[IndexedArchive]:
@@ -160,24 +190,37 @@ class ArchiveIndexDB:
         with self._database.connection() as db:
             rows = db.execute(
                 """
-                SELECT name, archive.size, etag, count(clip.key) FROM archive
+                SELECT name, archive.size, etag, count(clip.key), confirmed FROM archive
                 LEFT JOIN clip ON clip.archive = archive.id GROUP BY archive.id ORDER BY name
                 """
             ).fetchall()
-        return [IndexedArchive(name, Version(size, etag), clips) for name, size, etag, clips in rows]
+        return [
+            IndexedArchive(name, Version(size, etag), clips, bool(confirmed))
+            for name, size, etag, clips, confirmed in rows
+        ]
 
-    def add(self, index: ArchiveIndex) -> None:
-        """Store an index. It replaces an earlier one of the same archive."""
+    def add(self, index: ArchiveIndex, *, confirmed: bool = True) -> None:
+        """Store an index. It replaces an earlier one of the same archive.
+
+        Args:
+            index: the index.
+            confirmed: this machine has read all clips of the archive.
+        """
         with self._database.exclusive() as db:
             self._remove(db, index.archive)
             archive_id = db.execute(
-                "INSERT INTO archive (name, size, etag, gzipped) VALUES (?, ?, ?, ?)",
-                (index.archive, index.size, index.etag, index.gzipped),
+                "INSERT INTO archive (name, size, etag, gzipped, confirmed) VALUES (?, ?, ?, ?, ?)",
+                (index.archive, index.size, index.etag, index.gzipped, confirmed),
             ).lastrowid
             db.executemany(
                 "INSERT INTO clip VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((clip.key, archive_id, *record) for clip, record in index.records.items()),
             )
+
+    def confirm(self, archive: str) -> None:
+        """Note that all clips of an indexed archive were read by its index."""
+        with self._database.connection() as db:
+            db.execute("UPDATE archive SET confirmed = 1 WHERE name = ?", (archive,))
 
     def update_etag(self, archive: str, etag: str | None) -> None:
         """Set the entity tag of an indexed archive, because a server gives the same version another tag."""

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -273,6 +274,33 @@ def test_index_db_returns_the_indexes_that_were_added(archives: ArchiveSite, ind
         assert not opened.remove(VAL)
         assert not opened.find(next(iter(CLIPS)))
         assert [one.archive for one in opened.archives()] == [PART]
+
+
+def test_an_unconfirmed_index_only_says_where_clips_are(archives: ArchiveSite, index_db: Path) -> None:
+    keys = [clip.key for clip in CLIPS]
+    with ArchiveIndexDB(index_db) as opened:
+        opened.add(index_of(archives.url, VAL), confirmed=False)
+        assert opened.find(next(iter(CLIPS)))
+        assert opened.listed(keys) == set(keys)
+        assert (opened.sizes(keys), opened.version(VAL)) == ({}, None)
+        assert (set(opened.versions()), set(opened.versions(confirmed=True))) == ({VAL, PART}, {PART})
+
+        opened.confirm(VAL)
+
+        assert opened.sizes(keys) == {clip.key: len(content) for clip, content in CLIPS.items()}
+        assert opened.version(VAL)
+
+
+def test_indexes_of_an_earlier_format_stay_in_use(archives: ArchiveSite, index_db: Path) -> None:
+    with sqlite3.connect(index_db) as db:
+        db.execute("ALTER TABLE archive DROP COLUMN confirmed")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    for _ in range(2):
+        with ArchiveIndexDB(index_db) as opened:
+            assert [one.confirmed for one in opened.archives()] == [True, True]
+            assert opened.find(next(iter(CLIPS)))
+            opened.add(index_of(archives.url, VAL))
 
 
 def test_damaged_index_db_is_a_config_failure(tmp_path: Path) -> None:

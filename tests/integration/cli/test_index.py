@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,12 +19,16 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.base import Version
-from kinetics_fs.sources.archive.index import read_indexes
+from kinetics_fs.sources.archive.index import ArchiveIndex, Record, pack_window, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.libz import WINDOW
 from kinetics_fs.store import Store
 from tests.conftest import Dataset, MountFactory
 from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives, damage
 from tests.support.command_line import ENVIRONMENT, run_command
+from tests.support.mounts import wait_until
+from tests.support.store import SmallDisk
+from tests.support.store_fixtures import small_disk as small_disk
 from tests.support.tarballs import by_zlib, make_tar
 
 
@@ -72,7 +77,7 @@ def test_build_indexes_each_version_of_an_archive_once(annotated: AnnotatedArchi
     }
     assert annotated.cached() == {}, "no clip is kept"
     size = (annotated.folder / HEADS).stat().st_size
-    assert listed(annotated)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None}
+    assert listed(annotated)[0] == {"archive": HEADS, "clips": 3, "size": size, "etag": None, "confirmed": True}
     lines = [line.split() for line in index(annotated, "list").stdout.splitlines()]
     assert lines[0] == ["archive", "clips", "size"]
     assert lines[-1][:3] == ["2", "archives", "7"]
@@ -149,10 +154,14 @@ def test_an_export_can_be_imported(built: AnnotatedArchives, tmp_path: Path) -> 
         0,
         "3 indexes of 8 clips imported, 0 of them in place of earlier ones\n",
     )
-    assert listed(built, other) == listed(built)
+    assert [row | {"confirmed": True} for row in listed(built, other)] == listed(built)
     again = json.loads(index(built, "import", "--json", file, cache=other).stdout)
-    assert again == {"imported": 3, "replaced": 3, "clips": 8, "invalid": None}
+    assert again == {"imported": 3, "replaced": 3, "clips": 8, "refused": None}
+    assert not any(row["confirmed"] for row in listed(built, other))
+    assert index(built, "verify", "--sample", "7", cache=other).returncode == 0
+    assert not all(row["confirmed"] for row in listed(built, other)), "one clip was not read"
     assert index(built, "verify", "--all", cache=other).returncode == 0
+    assert listed(built, other) == listed(built)
 
     # Through pipes, one of them alone.
     command = '"$0" -m kinetics_fs --config /dev/null index export --archive "$1" --cache-dir "$2" - | '
@@ -226,6 +235,67 @@ def test_a_file_without_indexes_is_refused(annotated: AnnotatedArchives, tmp_pat
     assert len(done.stderr.splitlines()) == 1
     assert f"index 1 in {file}: " in done.stderr
     assert listed(annotated) == []
+
+
+def test_sizes_of_an_imported_index_are_not_shown(
+    built: AnnotatedArchives, mount: MountFactory, tmp_path: Path
+) -> None:
+    """A false index cannot make a program read a part of a clip, or reserve far too much for it."""
+    false, cache = tmp_path / "false.index", tmp_path / "other"
+    with ArchiveIndexDB(built.cache / "archives.sqlite") as index_db, false.open("wb") as file:
+        for one in index_db.indexes():
+            records = {clip: record._replace(size=1) for clip, record in one.records.items()}
+            write_index(dataclasses.replace(one, records=records), file)
+    assert index(built, "import", false, cache=cache).returncode == 0
+
+    where = "--annotations", built.annotations, "--archive-url", built.folder
+    shown = mount("--source", "archive", *where, cache=cache)
+
+    clip, content = next(iter(built.clips[SURFING].items()))
+    path = shown.root / "validation" / "surfing water" / clip.name
+    assert path.stat().st_size > len(content), "an estimate"
+    assert path.read_bytes() == content, "the archive is read whole instead"
+    assert path.stat().st_size == len(content)
+    with ArchiveIndexDB(cache / "archives.sqlite") as index_db:
+        wait_until(lambda: index_db.version(SURFING))  # its own index replaces the false one
+
+
+def test_an_imported_index_does_not_prove_that_an_archive_lacks_a_clip(
+    built: AnnotatedArchives, mount: MountFactory, tmp_path: Path
+) -> None:
+    part, cache = tmp_path / "part.index", tmp_path / "other"
+    first, *others = built.of(SURFING)
+    with ArchiveIndexDB(built.cache / "archives.sqlite") as index_db, part.open("wb") as file:
+        [whole] = index_db.indexes([SURFING])
+        write_index(dataclasses.replace(whole, records={first: whole.records[first]}), file)
+    assert index(built, "import", part, cache=cache).returncode == 0
+
+    where = "--annotations", built.annotations, "--archive-url", built.folder
+    shown = mount("--source", "archive", *where, cache=cache)
+
+    for clip in others:
+        path = shown.root / "validation" / "surfing water" / clip.name
+        assert path.read_bytes() == built.clips[SURFING][clip]
+
+
+def test_an_index_that_does_not_fit_on_the_disk_is_refused(small_disk: SmallDisk, tmp_path: Path) -> None:
+    """Its windows cannot be compressed, so the file has to be as large as the disk."""
+    disk = small_disk(8_000_000)
+    window = pack_window(random.Random(1).randbytes(WINDOW), [(0, WINDOW)])
+    record = Record(bit=800, skip=10, size=1_000, end=1_200, crc=1, window=window)
+    file = tmp_path / "large.index"
+    with file.open("wb") as stream:
+        for number, clips in enumerate((10, 200)):
+            records = {Clip(f"{clip:011}", 0, 10): record for clip in range(clips)}
+            write_index(ArchiveIndex(f"600/val/{number}.tar.gz", 10_000, None, True, records), stream)
+
+    done = run_command("index", "import", "--cache-dir", disk / "cache", file)
+
+    assert done.returncode == 3
+    assert "cannot import index 2 in" in done.stderr
+    assert "needs about 13.3 MB" in done.stderr
+    assert f"the disk of {disk / 'cache'} has space for" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_remove_takes_named_archives_or_all(built: AnnotatedArchives) -> None:

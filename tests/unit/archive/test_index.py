@@ -143,9 +143,23 @@ def test_other_files(index: ArchiveIndex) -> None:
             parse(bad)
 
 
-def test_bomb() -> None:
-    with pytest.raises(ArchiveError, match="far too large"):
-        parse(section({}, bytes(70_000_000)))
+def test_bombs() -> None:
+    window = pack_window(bytes(32768), [(0, 32768)])
+    records = {Clip(f"{clip:011}", 0, 10): SOUND._replace(window=window) for clip in range(300)}
+    ten_megabytes = written(ArchiveIndex("a.tar.gz", 10_000, None, True, records))
+    assert parse(ten_megabytes)
+    for bomb in (section({}, bytes(70_000_000)), 2 * ten_megabytes):
+        with pytest.raises(ArchiveError, match="far more than its size"):
+            parse(bomb)
+
+
+def test_a_window_has_at_most_32_kib() -> None:
+    window = bytes(range(256)) * 128
+    every_other = [(offset, offset + 1) for offset in range(0, 32768, 2)]
+    packed = pack_window(window, every_other)
+    assert unpack_window(packed) == window, "all of it is smaller than so many runs"
+    with pytest.raises(ArchiveError, match="too large"):
+        unpack_window(packed + b"\0\0\0x")
 
 
 def test_one_clip_twice() -> None:
