@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
     from kinetics_fs.media import VerifyLevel
     from kinetics_fs.sources.archive.index_db import IndexedArchive
+    from kinetics_fs.sources.archive.location import Location
     from kinetics_fs.store.export import ExportResult
     from kinetics_fs.store.repair import CacheCheck
 
@@ -359,13 +360,15 @@ class Library:
         """
         from kinetics_fs.fill.runner import FillSettings, fill_store
         from kinetics_fs.media import VerifyLevel
+        from kinetics_fs.sources.archive.location import locate
 
         settings = self.settings
+        location = locate(settings.archive_url)
         with open_whole_catalog(settings) as release:
             return fill_store(
                 FillSettings(
-                    base=settings.archive_url,
-                    archives=archives,
+                    base=location.base,
+                    archives=archives or _only(location),
                     whole=_has_all_classes(settings),
                     min_free=settings.min_free,
                     index_db=index_db_path(settings),
@@ -698,12 +701,15 @@ class ArchiveIndexes:
         """
         from kinetics_fs.fill.indexes import build_indexes, retry_indexed
         from kinetics_fs.fill.plan import archives_holding
+        from kinetics_fs.sources.archive.location import locate
 
         settings = self._settings
+        location = locate(settings.archive_url)
         prepare_folder(settings.cache_dir)
+        archives = archives or _only(location)
         results = build_indexes(
-            settings.archive_url,
-            archives or archives_holding(settings.archive_url, self._library.catalog, whole=_has_all_classes(settings)),
+            location.base,
+            archives or archives_holding(location.base, self._library.catalog, whole=_has_all_classes(settings)),
             index_db_path(settings),
             cache_dir=settings.cache_dir,
             checkpoints=CacheLayout(settings.cache_dir).index_checkpoints,
@@ -739,10 +745,12 @@ class ArchiveIndexes:
             ArchiveError: the cache has no indexes, or none of one of these archives.
         """
         from kinetics_fs.fill.indexes import select_archives, verify_indexes
+        from kinetics_fs.sources.archive.location import locate
 
+        location = locate(self._settings.archive_url)
         with open_index_db(self._settings) as index_db:
-            names = select_archives(index_db, archives)
-            return verify_indexes(self._settings.archive_url, names, index_db, sample=sample, on_progress=on_progress)
+            names = select_archives(index_db, archives or _only(location))
+            return verify_indexes(location.base, names, index_db, sample=sample, on_progress=on_progress)
 
     def export(self, file: BinaryIO, archives: Sequence[str] = ()) -> int:
         """Write indexes to a file, and return how many were written. Such files may be concatenated.
@@ -781,6 +789,11 @@ class ArchiveIndexes:
 
         with open_index_db(self._settings) as index_db:
             return sum(index_db.remove(name) for name in select_archives(index_db, archives))
+
+
+def _only(location: Location) -> Sequence[str]:
+    """Return the archive that was given alone; nothing if all archives were."""
+    return () if location.archive is None else (location.archive,)
 
 
 def _has_all_classes(settings: Settings) -> bool:

@@ -248,7 +248,7 @@ class Settings:
     archive_url: str = _setting(
         PUBLIC_ARCHIVES,
         "archive",
-        "Location of the archives of clips: an http, https or s3 URL, or a folder.",
+        "Location of the archives of clips: an http, https or s3 URL, a folder, or one archive.",
         metavar="URL|PATH",
     )
     max_archive_download: int = _setting(

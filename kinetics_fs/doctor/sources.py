@@ -348,8 +348,8 @@ def _folder_of_archives(path: Path, bad: State) -> Finding:
     fix = "Set --archive-url to the folder of the archives, or mount its disk."
     if probe is None:
         return Finding("archives", bad, f"{path} does not answer", fix)
-    if not probe.exists or probe.errno or probe.empty is not False:
-        reason = os.strerror(probe.errno) if probe.errno else "it is not a folder, or empty"
+    if not probe.exists or probe.errno or (probe.empty is not False and not path.is_file()):
+        reason = os.strerror(probe.errno) if probe.errno else "it does not exist, or is empty"
         return Finding("archives", bad, f"{path} has no archives: {reason}", fix)
     return Finding("archives", State.OK, str(path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +13,22 @@ from itertools import pairwise
 from rich import filesize
 
 from kinetics_fs.catalog import Catalog, Clip
-from kinetics_fs.errors import KineticsError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import (
     archive_address,
     archive_of_class,
     list_archives,
+    names_split,
     published_archives,
     stem,
 )
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.store import FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
+
+_log = logging.getLogger(__name__)
 
 _MAX_REQUESTS = 8
 """Archives whose versions are asked for at the same time."""
@@ -44,23 +48,51 @@ def archives_holding(base: str, catalog: Catalog, *, whole: bool) -> list[str]:
         catalog: a release, or a selection from it.
         whole: the catalog has all classes of its release, so that it needs all archives of its splits.
 
+    A split without archives is left out, with a warning, unless there are no archives at all.
+
     Raises:
-        FetchError: the list of archives cannot be read.
+        FetchError: there are no archives, or the list of them cannot be read.
         ArchiveError: the list of archives is damaged.
     """
-    labels = catalog.labels()
     names: list[str] = []
+    missing: list[FetchError] = []
     for split in catalog.splits():
-        available = list_archives(base, catalog.release, split.split)
-        classes = [str(directory.label) for directory in catalog.classes(split)]
+        try:
+            available = list_archives(base, catalog.release, split.split)
+        except FetchError as error:
+            if error.kind is not FailureKind.CONFIG:
+                raise
+            missing.append(error)
+            continue
         if not whole:
-            wanted = [archive_of_class(catalog.release, split.split, label, labels) for label in classes]
-            by_class = {stem(name): name for name in wanted if name is not None}
-            if len(by_class) == len(classes):
-                found = {stem(name): name for name in available}
-                available = [found.get(key, name) for key, name in by_class.items()]
+            wanted = [str(directory.label) for directory in catalog.classes(split)]
+            available = _of_classes(available, catalog, split.split, wanted)
         names += available
+    if missing and not names:
+        raise missing[0]
+    for failure in missing:
+        _log.warning("%s", failure)
     return sorted(dict.fromkeys(names), key=lambda name: not is_replacement(name))
+
+
+def _of_classes(available: Sequence[str], catalog: Catalog, split: str, wanted: Sequence[str]) -> list[str]:
+    """Return those of the available archives of a split that can have clips of some classes."""
+    labels = catalog.labels()
+
+    def archives(classes: Sequence[str]) -> dict[str, str]:
+        """Return the class archives, by name without suffix; with its folders only if the available ones have them."""
+        names = (archive_of_class(catalog.release, split, label, labels) for label in classes)
+        known = [name for name in names if name is not None]
+        return {stem(name if names_split(available[0]) else name.rpartition("/")[2]): name for name in known}
+
+    by_class = archives(wanted)
+    if len(by_class) < len(wanted):
+        return list(available)
+    found = {stem(name): name for name in available}
+    if names_split(available[0]):
+        return [found.get(key, name) for key, name in by_class.items()]
+    of_others = archives(labels).keys() - by_class.keys()
+    return [name for key, name in found.items() if key not in of_others]
 
 
 def is_replacement(name: str) -> bool:

@@ -33,14 +33,16 @@ def make_source(name: str, settings: SourceSettings, on_clip: OnClip, wait_until
     # Imported here because yt-dlp and requests are slow to load: only worker processes need them.
     catalog = Path(settings.catalog) if settings.catalog else None
     if name == "archive":
+        from kinetics_fs.sources.archive.location import locate
         from kinetics_fs.sources.archive.source import ArchiveSource
         from kinetics_fs.sources.archive.stream import ArchiveStreamer
 
+        base = locate(settings.archive_url).base
         index_db = Path(settings.archive_index)
         limit = settings.archive_limit
         lock = Path(settings.archive_lock)
-        streamer = ArchiveStreamer(settings.archive_url, index_db, lock, catalog, limit, on_clip, wait_until_stored)
-        return ArchiveSource(settings.archive_url, index_db, limit=limit, streamer=streamer, on_clip=on_clip)
+        streamer = ArchiveStreamer(base, index_db, lock, catalog, limit, on_clip, wait_until_stored)
+        return ArchiveSource(base, index_db, limit=limit, streamer=streamer, on_clip=on_clip)
     if name == "folder":
         from kinetics_fs.sources.folder import FolderSource
 

@@ -19,6 +19,7 @@ release    split        archives
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from kinetics_fs.sources.settings import is_remote
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _CLASSES_OF_700 = 700
 _MAX_LIST = 4 * 1024 * 1024
+_MAX_SHOWN = 5
+"""Names of files that a message shows."""
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -54,6 +57,11 @@ _LAYOUTS = {
     "700-2020": _700,
 }
 
+FOLDERS = tuple(dict.fromkeys(layout.folder for layout in _LAYOUTS.values()))
+"""Names of the folders of all releases."""
+WORDS = tuple(_SPLITS.values())
+"""Names of the folders of splits in them."""
+
 
 def folder_of_release(release: str) -> str:
     """Return the first part of the names of the archives of a release."""
@@ -71,13 +79,26 @@ def archive_address(base: str, name: str) -> str:
         ArchiveError: the name is not a plain path.
     """
     check_name(name)
-    return f"{base.rstrip('/')}/{quote(name)}" if is_remote(base) else str(Path(base, name))
+    if is_remote(base):
+        address, mark, query = base.partition("?")
+        return f"{address.rstrip('/')}/{quote(name)}{mark}{query}"
+    return str(_local_path(base, name))
+
+
+def _local_path(base: str, name: str) -> Path:
+    """Return the path of an archive in a folder, which may lack the upper levels of the layout."""
+    last = name.rpartition("/")[2]
+    # The scripts of CVDF make folders such as k400_targz with train, val, test and replacement.
+    levels = (name, name.partition("/")[2], last, f"replacement/{last}")
+    paths = (Path(base, level) for level in levels if level)
+    return next((path for path in paths if path.is_file()), Path(base, name))
 
 
 def list_archives(base: str, release: str, split: str) -> list[str]:
     """Return the names of the archives of a split: from the published list, or the existing files of a folder.
 
-    An archive of replacements comes first. A reader that keeps the first copy of each clip then has the right one.
+    An archive of replacements comes first. A reader that keeps the first copy of each clip then has the right one. If a
+    folder has no folders of splits, all its archives are returned, except those that name another split.
 
     Args:
         base: location of all archives.
@@ -85,7 +106,7 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
         split: `train`, `validation` or `test`.
 
     Raises:
-        FetchError: the list cannot be read, or the folder does not exist.
+        FetchError: the list cannot be read, or the folder has no archives of the split.
         ArchiveError: the file is not a list of archives.
     """
     if is_remote(base):
@@ -93,23 +114,43 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
     layout, word = _LAYOUTS[release], _SPLITS[split]
     folder = f"{layout.folder}/{word}"
     names = []
-    if split == "train" and layout.replacements and Path(base, layout.replacements).exists():
+    if split == "train" and layout.replacements and _local_path(base, layout.replacements).is_file():
         names.append(layout.replacements)
+    for level in (folder, word):
+        if found := archives_in(Path(base, level)):
+            return names + [f"{folder}/{name}" for name in found]
+    others = "|".join(other for other in _SPLITS.values() if other != word)
+    names_other = re.compile(rf"(?:^|[_-])(?:{others})[_-]")
+    if found := [name for name in archives_in(Path(base)) if not names_other.search(name)]:
+        return found
     try:
-        found = sorted(path.name for path in Path(base, folder).iterdir())
+        content = sorted(path.name for path in Path(base).iterdir())
     except OSError as error:
         raise FetchError(
-            FailureKind.CONFIG,
-            f"cannot list the archives in {Path(base, folder)}: {error.strerror}; check --archive-url",
+            FailureKind.CONFIG, f"cannot list the archives in {base}: {error.strerror}; check --archive-url"
         ) from error
-    return names + [f"{folder}/{name}" for name in found if stem(name) != name and not name.startswith(".")]
+    more = ", …" if len(content) > _MAX_SHOWN else ""
+    raise FetchError(
+        FailureKind.CONFIG,
+        f"cannot find archives of the split {split} in {base}: expected {folder}/*.tar.gz, {word}/*.tar.gz or *.tar.gz,"
+        f" found {', '.join(content[:_MAX_SHOWN]) or 'nothing'}{more}; check --archive-url",
+    )
+
+
+def archives_in(folder: Path) -> list[str]:
+    """Return the sorted names of the archives directly in a folder; none if it does not exist."""
+    try:
+        found = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+    return [name for name in found if stem(name) != name and not name.startswith(".")]
 
 
 def published_archives(base: str, release: str, split: str) -> list[str]:
     """Return the names of the archives in the published list of a split, replacements first.
 
     Args:
-        base: location of all archives, which has the list.
+        base: location of all archives, which has the list; or of those of the split alone.
         release: `400`, `600`, `700` or `700-2020`.
         split: `train`, `validation` or `test`.
 
@@ -118,22 +159,38 @@ def published_archives(base: str, release: str, split: str) -> list[str]:
         ArchiveError: the file is not a list of archives.
     """
     layout, word = _LAYOUTS[release], _SPLITS[split]
-    folder = f"{layout.folder}/{word}"
-    names = [layout.replacements] if split == "train" and layout.replacements else []
-    lists = open_archive(archive_address(base, f"{folder}/{layout.lists.format(split=word)}"))
+    prefix, name = f"{layout.folder}/{word}/", layout.lists.format(split=word)
     try:
-        lines = read_small(lists, _MAX_LIST).decode().splitlines()
+        address, content = _read_list(base, prefix + name)
+    except FetchError as error:
+        if error.kind is not FailureKind.CONFIG:
+            raise
+        try:
+            address, content = _read_list(base, name)
+        except FetchError:
+            raise FetchError(
+                error.kind, f"{error.reason}; --archive-url must be the location of {prefix}{name}"
+            ) from error
+        prefix = ""
+    names = [layout.replacements] if prefix and split == "train" and layout.replacements else []
+    try:
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ArchiveError(f"cannot read {lists.address}: it is not a list of archives") from error
+        raise ArchiveError(f"cannot read {address}: it is not a list of archives") from error
     # The list has addresses in the public bucket, also on mirrors, so only the last part of each is used.
     for line in filter(None, map(str.strip, lines)):
-        name = unquote(line.rsplit("/", 1)[-1])
-        if not stem(name) or stem(name) == name:
-            raise ArchiveError(f"cannot read {lists.address}: it is not a list of archives: {line[:100]!r}")
-        names.append(check_name(f"{folder}/{name}"))
+        archive = unquote(line.rsplit("/", 1)[-1])
+        if not stem(archive) or stem(archive) == archive:
+            raise ArchiveError(f"cannot read {address}: it is not a list of archives: {line[:100]!r}")
+        names.append(check_name(prefix + archive))
     if not names or names == [layout.replacements]:
-        raise ArchiveError(f"cannot read {lists.address}: it is an empty list of archives")
+        raise ArchiveError(f"cannot read {address}: it is an empty list of archives")
     return names
+
+
+def _read_list(base: str, name: str) -> tuple[str, bytes]:
+    file = open_archive(archive_address(base, name))
+    return file.address, read_small(file, _MAX_LIST)
 
 
 def archive_of_class(release: str, split: str, label: str, labels: Sequence[str]) -> str | None:
@@ -209,8 +266,24 @@ def archives_of_clip(base: str, catalog: Catalog, clip: Clip) -> list[str]:
         if name is not None and is_remote(base):
             names.append(name)
         elif name is not None:
-            names += [f"{stem(name)}{end}" for end in _SUFFIXES if Path(base, f"{stem(name)}{end}").is_file()][:1]
+            names += [found for end in _SUFFIXES if (found := _existing(base, f"{stem(name)}{end}"))][:1]
     return list(dict.fromkeys(names))
+
+
+def _existing(base: str, name: str) -> str | None:
+    """Return the name of an archive in a folder, which is shorter if the folder has no levels; None if it is not there.
+
+    A short name does not say from which split the archive is.
+    """
+    path = _local_path(base, name)
+    if not path.is_file():
+        return None
+    return path.name if path.parent == Path(base) else name
+
+
+def names_split(name: str) -> bool:
+    """Return whether the name of an archive says of which release and split it is."""
+    return "/" in name
 
 
 def stem(name: str) -> str:

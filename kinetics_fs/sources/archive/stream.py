@@ -24,7 +24,7 @@ from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Archive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip
+from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip, names_split
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.limit import limit_note
 from kinetics_fs.sources.archive.reader import open_archive
@@ -222,7 +222,7 @@ class ArchiveStreamer:
                     failure = error
         if failure is not None:
             raise failure
-        if lacking and lacking == names and not self._index_db.find(clip):
+        if lacking and lacking == names and all(map(names_split, names)) and not self._index_db.find(clip):
             raise FetchError(FailureKind.GONE, f"not in the archives: {' and '.join(lacking)} does not have it")
         raise NotInSource(note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,56 @@ def test_a_missing_archive_folder_is_named_with_its_option(annotated: AnnotatedA
     missing = tmp_path / "missing"
     done = run_command("fill", *annotated.arguments, "--archive-url", missing)
     assert done.returncode == 1
-    assert f"{missing}/" in done.stderr and "No such file or directory; check --archive-url" in done.stderr
+    assert f"in {missing}: No such file or directory; check --archive-url" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["600", "600/val", "..", "flat", "one", "only validation"])
+def test_archives_are_found_at_another_level(annotated: AnnotatedArchives, tmp_path: Path, given: str) -> None:
+    clips = annotated.of(SURFING, HEADS, TRAIN)
+    base = annotated.folder / given
+    if given == "flat":
+        base = tmp_path / "flat"
+        base.mkdir()
+        (annotated.folder / TRAIN).rename(base / "k600_train_mine.tar.gz")
+        for name in (SURFING, HEADS):
+            (annotated.folder / name).rename(base / Path(name).name)
+    elif given == "one":
+        base, clips = annotated.folder / HEADS, annotated.of(HEADS)
+    elif given == "only validation":
+        base, clips = annotated.folder, annotated.of(SURFING, HEADS)
+        shutil.rmtree(annotated.folder / "600" / "train")
+
+    done = annotated.fill("--json", base=base)
+
+    assert annotated.cached() == clips, done.stderr
+    assert done.returncode == (3 if given == "only validation" else 0), done.stderr
+    assert ("cannot find archives of the split train" in done.stderr) == (given == "only validation")
+
+
+def test_one_class_of_a_flat_folder_needs_one_archive(annotated: AnnotatedArchives) -> None:
+    annotated.fill("--class", "massaging person's head", "--split", "validation", base=annotated.folder / "600/val")
+    assert annotated.cached() == annotated.of(HEADS)
+
+
+@pytest.mark.parametrize("given", ["600/val/", HEADS, "flat"])
+def test_archives_are_found_at_another_level_of_a_server(annotated: AnnotatedArchives, given: str) -> None:
+    validation = ["--split", "validation"]
+    with annotated.site() as site:
+        if given == "flat":  # the server has the folder of the split as its root
+            site.files["600/val/k600_val_path.txt"] = f"{SURFING}\n{HEADS}\n".encode()
+            for name in [name for name in site.files if name.startswith("600/val/")]:
+                site.files[Path(name).name] = site.files.pop(name)
+        done = annotated.fill(*validation, base=site.url if given == "flat" else f"{site.url}/{given}")
+    assert done.returncode == 0, done.stderr
+    assert annotated.cached() == (annotated.of(HEADS) if given == HEADS else annotated.of(SURFING, HEADS))
+
+
+def test_an_address_without_archives_is_refused_with_the_one_that_is_expected(annotated: AnnotatedArchives) -> None:
+    with annotated.site() as site:
+        done = annotated.fill(base=f"{site.url}/elsewhere")
+    assert done.returncode == 1
+    assert "HTTP 404; --archive-url must be the location of 600/" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 class Withheld(bytes):

@@ -120,6 +120,32 @@ def test_a_mount_opens_clips_of_indexed_archives(
     assert site.requests == []
 
 
+@pytest.mark.parametrize("given", ["600/val", "..", "flat", SURFING])
+def test_a_mount_finds_archives_at_another_level(
+    annotated: AnnotatedArchives, mount: MountFactory, tmp_path: Path, given: str
+) -> None:
+    base = annotated.folder / given
+    if given == "flat":
+        base.mkdir()
+        for name in (SURFING, HEADS):
+            (annotated.folder / name).rename(base / Path(name).name)
+
+    shown = mount("--source", "archive", "--annotations", annotated.annotations, "--archive-url", base)
+
+    clip, content = next(iter(annotated.clips[SURFING].items()))
+    assert (shown.root / "validation" / "surfing water" / clip.name).read_bytes() == content
+
+    done = run_command(
+        *("index", "build", "--split", "validation", "--annotations", annotated.annotations),
+        *("--cache-dir", tmp_path / "other", "--archive-url", base),
+    )
+    assert done.returncode == 0, done.stderr
+    clips = 4 if given == SURFING else 7
+    assert done.stdout.startswith(f"{clips} clips in ")
+    verified = run_command("index", "verify", "--cache-dir", tmp_path / "other", "--archive-url", base)
+    assert f"{clips} clips read, 0 wrong" in verified.stdout
+
+
 def test_verify_finds_wrong_clips_and_archives(built: AnnotatedArchives) -> None:
     every = index(built, "verify", "--all", "--json")
     assert every.returncode == 0
