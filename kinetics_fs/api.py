@@ -47,8 +47,8 @@ from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
 from kinetics_fs.store import (
     KINDS_SHARED_BY_DEFAULT,
+    LASTING_KINDS,
     MAX_FETCHES_PER_OPEN,
-    SHAREABLE_KINDS,
     CacheLayout,
     ClipRecord,
     Failure,
@@ -803,10 +803,10 @@ def _has_all_classes(settings: Settings) -> bool:
 def _shareable(kinds: Collection[FailureKind]) -> Collection[FailureKind]:
     """Return the kinds of failures to write or read: those given, or the default."""
     for kind in kinds:
-        if kind not in SHAREABLE_KINDS:
+        if kind not in LASTING_KINDS:
             raise SettingError(
                 f"cannot share failures of kind {kind}: they describe a machine or its network rather than a clip;"
-                f" choose from {', '.join(SHAREABLE_KINDS)}"
+                f" choose from {', '.join(LASTING_KINDS)}"
             )
     return kinds or KINDS_SHARED_BY_DEFAULT
 

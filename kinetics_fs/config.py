@@ -362,7 +362,10 @@ class Settings:
     )
 
     hide_unavailable: bool = _setting(
-        False, "mount", "Hide clips that are known to be gone, until their next retry is due.", kind="switch"
+        False,
+        "mount",
+        "Hide clips that are known to be unavailable (gone, credentials or corrupt), until their next retry is due.",
+        kind="switch",
     )
     only: str = _setting(
         "all",

@@ -18,12 +18,13 @@ from kinetics_fs.store.clip_files import ClipRecord, OpenClipFile
 from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, evicted_too_early
 from kinetics_fs.store.failures import (
     KINDS_SHARED_BY_DEFAULT,
-    SHAREABLE_KINDS,
+    LASTING_KINDS,
     Failure,
     FailureLog,
     FailureReport,
     ImportedFailures,
     InvalidLine,
+    LastingFailure,
     one_line,
     read_reports,
     report_line,
@@ -40,8 +41,8 @@ from kinetics_fs.store.throttle import ControlNeeded, ControlPermit, Permit, Rat
 
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
+    "LASTING_KINDS",
     "MAX_FETCHES_PER_OPEN",
-    "SHAREABLE_KINDS",
     "VERDICTS",
     "ActivityCounts",
     "CacheLayout",
@@ -60,6 +61,7 @@ __all__ = [
     "ImportedFailures",
     "InvalidLine",
     "KnownSize",
+    "LastingFailure",
     "OpenClipFile",
     "Permit",
     "PinCounts",

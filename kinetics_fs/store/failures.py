@@ -62,7 +62,7 @@ _KEY_PATTERN = "[-_A-Za-z0-9]" * 11 + ("_" + "[0-9]" * 6) * 2
 _UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
 """The parts that make a reason unique: a token, or a number that is neither a status code nor part of a word."""
 
-SHAREABLE_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
+LASTING_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
 """The kinds that may describe the clip itself. The others describe a machine, its network or a moment."""
 
 KINDS_SHARED_BY_DEFAULT = (FailureKind.GONE,)
@@ -118,6 +118,18 @@ class Failure:
     def error(self) -> FetchError:
         """Return the failure as the exception that it was."""
         return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
+
+
+class LastingFailure(NamedTuple):
+    """Why a clip is unavailable for long.
+
+    Attributes:
+        retry_at: when the clip may be tried again, in seconds since the epoch.
+        source: name of the source that failed.
+    """
+
+    retry_at: float
+    source: str
 
 
 class FailureReport(NamedTuple):
@@ -245,14 +257,14 @@ class FailureLog:
             ).fetchall()
         return {FailureKind(kind): count for kind, count in rows}
 
-    def gone(self, among: Collection[str] | None = None) -> dict[str, float]:
-        """Return the clips that are known to be gone, are not cached, and are not due for another try.
+    def unavailable(self, among: Collection[str] | None = None) -> dict[str, LastingFailure]:
+        """Return the clips with a failure of `LASTING_KINDS` that are not cached and not due for another try.
 
         Args:
             among: look only at clips with these keys; None for all.
 
         Returns:
-            `Clip.key` → when the clip may be tried again, in seconds since the epoch.
+            The failures by `Clip.key`.
         """
         if among is None:
             self._correct_times()
@@ -261,11 +273,17 @@ class FailureLog:
             # The rows may be many, so they are not checked one by one as in `_from_row`. Only these three columns of
             # a row are used, and an invalid key matches no clip of the catalog.
             rows = db.execute(
-                f"SELECT key, retry_at FROM failure WHERE {keys} kind = :kind AND retry_at > :now AND retry_at <= :last"
+                f"SELECT key, retry_at, source FROM failure WHERE {keys} kind IN (SELECT value FROM json_each(:kinds))"
+                " AND retry_at > :now AND retry_at <= :last"
                 f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
-                {"keys": _json_list(among or ()), "kind": FailureKind.GONE, "now": time.time(), "last": _MAX_TIME},
+                {
+                    "keys": _json_list(among or ()),
+                    "kinds": _json_list(LASTING_KINDS),
+                    "now": time.time(),
+                    "last": _MAX_TIME,
+                },
             ).fetchall()
-        return dict(rows)
+        return {key: LastingFailure(retry_at, str(source)) for key, retry_at, source in rows}
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
@@ -510,8 +528,8 @@ def _parse_line(line: bytes) -> FailureReport:
     if clip is None:
         raise ValueError("its key is not the key of a clip")
     kind = values.get("kind")
-    if kind not in SHAREABLE_KINDS:
-        raise ValueError(f"its kind is not one of {', '.join(SHAREABLE_KINDS)}")
+    if kind not in LASTING_KINDS:
+        raise ValueError(f"its kind is not one of {', '.join(LASTING_KINDS)}")
     last_at = _parse_time(values, "last_at", None)
     first_at = _parse_time(values, "first_at", last_at)
     if first_at > last_at:

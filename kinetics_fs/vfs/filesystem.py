@@ -69,7 +69,7 @@ class FilesystemOptions:
 
     Attributes:
         class_names: how labels become directory names.
-        hide_unavailable: do not list clips that are known to be gone.
+        hide_unavailable: do not list clips that are known to be unavailable (`LASTING_KINDS`).
         elsewhere: returns those of some keys (`Clip.key`) whose clips a folder or an archive has; not hidden.
         budget: limits the fetches that opens start.
         indexed_sizes: returns the exact sizes, in bytes, of clips in indexed archives, by `Clip.key`.
@@ -126,7 +126,7 @@ class Filesystem:
             options.budget,
             shown_since=self._since,
             on_open=options.on_open,
-            on_gone=self._on_gone,
+            on_unavailable=self._on_unavailable,
         )
         self._virtual = VirtualFiles(
             catalog,
@@ -160,7 +160,7 @@ class Filesystem:
         self._watcher.start()
         return self._watcher
 
-    def _on_gone(self, clip: Clip) -> None:
+    def _on_unavailable(self, clip: Clip) -> None:
         if self._watcher is not None:
             self._watcher.check_soon(clip)
 

@@ -1,4 +1,4 @@
-"""Clips that are known to be gone and therefore not listed (`--hide-unavailable`)."""
+"""Clips that are known to be unavailable and therefore not listed (`--hide-unavailable`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.store import FailureLog
+from kinetics_fs.store import FailureLog, LastingFailure
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _POLL_INTERVAL = 2.0
 """Seconds between two checks for failures that other processes have recorded."""
 
 _MAX_AT_START = 1000
-"""Gone clips that are looked up in other sources before a mount is ready. If there are more, they appear later."""
+"""Unavailable clips that are looked up in other sources before a mount is ready. More of them appear later."""
 
 _NO_POSITIONS: Sequence[int] = ()
 
@@ -65,9 +65,9 @@ class HiddenClips(NamedTuple):
 
 
 class HiddenIndex:
-    """Keeps `hidden` up to date: the clips that are gone, not in the cache, and whose next retry is not due.
+    """Keeps `hidden` up to date: the clips with a lasting failure, not in the cache, whose next retry is not due.
 
-    Clips that another source has when they are found to be gone are not hidden.
+    Clips that another source has when they are found to be unavailable are not hidden.
 
     Args:
         catalog: the clips of the mount.
@@ -107,13 +107,13 @@ class HiddenIndex:
         """
         before = self.hidden
         if clips is None:
-            gone = self._without_others(self._failures.gone())
-            self._due = min(gone.values(), default=math.inf)
-            changed = gone.keys() ^ before.keys
+            unavailable = self._without_others(self._failures.unavailable())
+            self._due = min(unavailable.values(), default=math.inf)
+            changed = unavailable.keys() ^ before.keys
         else:
-            gone = self._without_others(self._failures.gone([clip.key for clip in clips]))
-            self._due = min(self._due, *gone.values(), math.inf)
-            changed = gone.keys() - before.keys
+            unavailable = self._without_others(self._failures.unavailable([clip.key for clip in clips]))
+            self._due = min(self._due, *unavailable.values(), math.inf)
+            changed = unavailable.keys() - before.keys
         if not changed:
             return []
         found = self._catalog.positions(changed)
@@ -126,13 +126,15 @@ class HiddenIndex:
         self.hidden = HiddenClips(before.keys ^ changed, positions, sum(map(len, positions.values())))
         return [Name(clip.directory, f"{clip.key}.mp4") for clip in found]
 
-    def _without_others(self, gone: dict[str, float]) -> dict[str, float]:
-        """Return those of the gone clips that no other source has."""
-        unchecked = gone.keys() - self._checked
+    def _without_others(self, unavailable: dict[str, LastingFailure]) -> dict[str, float]:
+        """Return when those clips are due that no other source has."""
+        local = {key for key, clip in unavailable.items() if clip.source == "folder"}  # the folder has them, but broken
+        unchecked = unavailable.keys() - self._checked - local
         if len(unchecked) <= self._unchecked_limit:
             self._found_elsewhere.update(self._elsewhere(unchecked))
             self._checked |= unchecked
-        return {key: due_at for key, due_at in gone.items() if key not in self._found_elsewhere}
+        visible = self._found_elsewhere - local
+        return {key: clip.retry_at for key, clip in unavailable.items() if key not in visible}
 
     @property
     def is_due(self) -> bool:

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from kinetics_fs.catalog import Clip, Entry
 from kinetics_fs.control.status import OpenCounts
-from kinetics_fs.errors import FailureKind, FetchError, StoreError
-from kinetics_fs.store import MAX_FETCHES_PER_OPEN, Store, evicted_too_early
+from kinetics_fs.errors import FetchError, StoreError
+from kinetics_fs.store import LASTING_KINDS, MAX_FETCHES_PER_OPEN, Store, evicted_too_early
 from kinetics_fs.vfs.budget import FetchBudget
 from kinetics_fs.vfs.nodes import Handle
 
@@ -125,7 +125,7 @@ class ClipOpens:
         shown_since: time of the mount, in seconds since the epoch: content that was published before it was shown
             from the beginning, so that no kernel knows other content.
         on_open: see `OnOpen`; must return quickly.
-        on_gone: called with each clip that an open found to be gone.
+        on_unavailable: called with each clip that an open found to have a lasting failure.
     """
 
     def __init__(
@@ -136,14 +136,14 @@ class ClipOpens:
         *,
         shown_since: float,
         on_open: OnOpen,
-        on_gone: Callable[[Clip], None],
+        on_unavailable: Callable[[Clip], None],
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._budget = budget
         self._shown_since = shown_since
         self._on_open = on_open
-        self._on_gone = on_gone
+        self._on_unavailable = on_unavailable
         self._files: dict[int, SharedFile] = {}
         self._versions: dict[int, float] = {}
         """The content of an inode that its readers were last shown, where it is not that of the beginning."""
@@ -188,7 +188,7 @@ class ClipOpens:
             self._budget,
             open_file=lambda: self._open_file(entry, fetched=True),
             on_open=self._on_open,
-            on_gone=self._on_gone,
+            on_unavailable=self._on_unavailable,
             on_end=self._count,
         )
         waiting.start()
@@ -265,7 +265,7 @@ class WaitingOpen:
         budget: limits the fetches.
         open_file: opens the fetched clip; returns None if it is not cached any more.
         on_open: see `OnOpen`.
-        on_gone: called with the clip if it is gone.
+        on_unavailable: called with the clip if it has a lasting failure.
         on_end: called with the last state.
 
     Attributes:
@@ -282,7 +282,7 @@ class WaitingOpen:
         *,
         open_file: Callable[[], ClipHandle | None],
         on_open: OnOpen,
-        on_gone: Callable[[Clip], None],
+        on_unavailable: Callable[[Clip], None],
         on_end: Callable[[OpenState], None],
     ) -> None:
         self.future: Future[Handle] = Future()
@@ -293,7 +293,7 @@ class WaitingOpen:
         self._budget = budget
         self._open_file = open_file
         self._on_open = on_open
-        self._on_gone = on_gone
+        self._on_unavailable = on_unavailable
         self._on_end = on_end
         self._fetches = 0
         self._fetch: Future[None] | None = None
@@ -339,8 +339,8 @@ class WaitingOpen:
                 raise evicted_too_early()
         except BaseException as error:  # whatever it is: a process waits for this future
             self._fail(error)
-            if isinstance(error, FetchError) and error.kind is FailureKind.GONE:
-                self._on_gone(clip)
+            if isinstance(error, FetchError) and error.kind in LASTING_KINDS:
+                self._on_unavailable(clip)
 
     def _succeed(self, handle: Handle) -> None:
         if self.future.set_running_or_notify_cancel():

@@ -213,7 +213,7 @@ def test_a_clip_that_was_in_no_archive_is_tried_again_if_an_index_has_it(
         with Store(cache) as store:
             store.failures.remember_all(clips, FetchError(FailureKind.GONE, "not in archives", source="archive"))
             assert index(built, name, *arguments, cache=cache).returncode == 0
-            assert list(store.failures.gone()) == [clips[-1].key]
+            assert list(store.failures.unavailable()) == [clips[-1].key]
 
 
 def test_a_damaged_index_is_refused_with_all_that_follows(built: AnnotatedArchives, tmp_path: Path) -> None:

@@ -261,9 +261,9 @@ def test_a_raised_limit_shows_clips_again_that_were_hidden_as_gone(
     error_of(fetcher("youtube").request(CLIPS[8]))
     for order, raised in ((("archive", "youtube"), limit), (("youtube",), limit + 1)):
         fetcher(*order, limit=raised)
-        assert set(store.failures.gone()) == {CLIPS[7].key, CLIPS[8].key}
+        assert set(store.failures.unavailable()) == {CLIPS[7].key, CLIPS[8].key}
     fetcher("archive", "youtube", limit=limit + 1)
-    assert set(store.failures.gone()) == {CLIPS[8].key}
+    assert set(store.failures.unavailable()) == {CLIPS[8].key}
 
 
 def test_a_limit_that_is_raised_too_little_asks_youtube_once_more(

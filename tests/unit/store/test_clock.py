@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-@pytest.mark.parametrize("read", ["get", "all", "of", "gone"])
+@pytest.mark.parametrize("read", ["get", "all", "of", "unavailable"])
 def test_delay_of_a_failure_begins_when_the_clock_is_right_again(store: Store, clock: Clock, read: str) -> None:
     store.failures.remember(clip(0), GONE)
     clock.ahead = 0.0
@@ -40,7 +40,7 @@ def test_delay_of_a_failure_begins_when_the_clock_is_right_again(store: Store, c
         "get": lambda: store.failures.get(clip(0)),
         "all": lambda: list(store.failures.all()),
         "of": lambda: store.failures.of([clip(0)]),
-        "gone": store.failures.gone,
+        "unavailable": store.failures.unavailable,
     }
     readers[read]()
 
@@ -49,7 +49,7 @@ def test_delay_of_a_failure_begins_when_the_clock_is_right_again(store: Store, c
     assert failure.last_at <= time.time()
     assert failure.retry_at - time.time() == pytest.approx(7 * DAY, abs=5)
     clock.ahead = 7 * DAY + 60
-    assert store.failures.gone() == {}
+    assert store.failures.unavailable() == {}
     failure = store.failures.get(clip(0))
     assert failure is not None and failure.retry_at < time.time()
 
@@ -64,7 +64,7 @@ def test_no_row_delays_a_retry_for_longer_than_its_kind_allows(store: Store, kin
 
     assert failure is not None
     assert failure.retry_at - failure.last_at <= 90 * DAY + 60
-    assert all(due_at - time.time() <= 90 * DAY for due_at in store.failures.gone().values())
+    assert all(clip.retry_at - time.time() <= 90 * DAY for clip in store.failures.unavailable().values())
 
 
 def test_block_ends_although_the_clock_was_ahead(store: Store, clock: Clock) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import Store
+from kinetics_fs.store import LASTING_KINDS, LastingFailure, Store
 from kinetics_fs.vfs import ROOT, FilesystemOptions, Name
 from kinetics_fs.vfs.hidden import HiddenClips
 from tests.support.example_filesystem import CLIPS, FULL, TWICE, ExampleFilesystem, content, example_filesystem, put
@@ -106,17 +106,18 @@ def odd_directory(example: ExampleFilesystem) -> int:
     return ino
 
 
-def test_clips_that_are_not_gone_or_cached_or_due_stay_visible(example: ExampleFilesystem) -> None:
+def test_clips_without_a_lasting_failure_or_cached_or_due_stay_visible(example: ExampleFilesystem) -> None:
     for clip, kind in zip(CLIPS, FailureKind, strict=False):
         example.store.failures.remember(clip, FetchError(kind, "reason"))
-    gone = [clip for clip, kind in zip(CLIPS, FailureKind, strict=False) if kind is FailureKind.GONE]
+    lasting = (FailureKind.GONE, FailureKind.CREDENTIALS, FailureKind.CORRUPT)
+    hidden = [clip for clip, kind in zip(CLIPS, FailureKind, strict=False) if kind in lasting]
     put(example.store, CLIPS[20], content(CLIPS[20]))
     example.store.failures.remember(CLIPS[20], GONE)
     example.store.failures.remember(CLIPS[21], GONE)
     example.store.failures.make_due(CLIPS[21])
     mark_gone(example.store, [CLIPS[22]], time.time() - A_WEEK - 1)
     look(example)
-    assert listed(example) == names(set(CLIPS) - set(gone))
+    assert listed(example) == names(set(CLIPS) - set(hidden))
 
 
 def test_hidden_clip_reappears(example: ExampleFilesystem) -> None:
@@ -275,13 +276,15 @@ def test_watcher_reports_a_clip_that_is_due(example: ExampleFilesystem) -> None:
     assert is_found(example, CLIPS[0])
 
 
-def test_clip_that_an_open_finds_gone_is_hidden_at_once(example: ExampleFilesystem) -> None:
+@pytest.mark.parametrize("kind", LASTING_KINDS)
+def test_clip_that_an_open_finds_unavailable_is_hidden_at_once(example: ExampleFilesystem, kind: FailureKind) -> None:
+    failure = FetchError(kind, "not for us", source="youtube")
     with watched(example) as told:
         ino = example.ino(CLIPS[30])
         opened = example.fs.open(ino)
-        example.store.failures.remember(CLIPS[30], GONE)
-        example.fetcher.fail(CLIPS[30], GONE)
-        assert opened.exception(timeout=30) is GONE
+        example.store.failures.remember(CLIPS[30], failure)
+        example.fetcher.fail(CLIPS[30], failure)
+        assert opened.exception(timeout=30) is failure
         told_of(told, CLIPS[30:31], example.directory())
         assert not is_found(example, CLIPS[30])
         assert example.fs.attributes(ino).ino == ino
@@ -289,17 +292,17 @@ def test_clip_that_an_open_finds_gone_is_hidden_at_once(example: ExampleFilesyst
 
 def test_watcher_survives_a_failing_database(example: ExampleFilesystem, monkeypatch: pytest.MonkeyPatch) -> None:
     assert example.fs._hidden is not None
-    really: Callable[..., dict[str, float]] = example.store.failures.gone
+    really: Callable[..., dict[str, LastingFailure]] = example.store.failures.unavailable
     failed: list[bool] = []
 
-    def gone(*arguments: Collection[str]) -> dict[str, float]:
+    def unavailable(*arguments: Collection[str]) -> dict[str, LastingFailure]:
         with example.store._database.connection() as db:
             if not failed:
                 failed.append(True)
                 db.execute("SELECT * FROM no_such_table")
         return really(*arguments)
 
-    monkeypatch.setattr(example.store.failures, "gone", gone)
+    monkeypatch.setattr(example.store.failures, "unavailable", unavailable)
     with watched(example) as told:
         wait_until(lambda: failed)
         mark_gone(example.store, CLIPS[:3])
@@ -331,6 +334,9 @@ def test_clips_that_another_source_has_stay_visible() -> None:
         mark_gone(example.store, CLIPS[5:7])
         look(example)
         assert listed(example) == names(set(CLIPS) - set(CLIPS[2:7]))
+        example.store.failures.remember(CLIPS[0], FetchError(FailureKind.CORRUPT, "broken", source="folder"))
+        look(example)
+        assert listed(example) == names(set(CLIPS) - set(CLIPS[2:7]) - {CLIPS[0]}), "what the folder has is broken"
     assert [keys for keys in asked if keys] == [
         {clip.key for clip in CLIPS[:5]},
         {clip.key for clip in CLIPS[5:7]},
