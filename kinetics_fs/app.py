@@ -6,6 +6,10 @@ This module is the only one that maps settings to the arguments of those parts.
 
 from __future__ import annotations
 
+import errno
+import logging
+import socket
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,14 +18,17 @@ from kinetics_fs.catalog import ArchiveClips, Catalog, Selection, find_release, 
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch.fetcher import FetchSettings
-from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
+from kinetics_fs.sources.cookies import read_cookies
+from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings, is_youtube
 from kinetics_fs.store import CacheLayout, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch.fetcher import Fetcher
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
-_PROXY_SCHEMES = {"http", "https", "socks4", "socks4a", "socks5", "socks5h"}
+_log = logging.getLogger(__name__)
+
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 _YOUTUBE_GUEST_RATE = 300
 """Videos per hour that YouTube serves to a client without an account, according to the wiki of yt-dlp."""
@@ -116,11 +123,13 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
         catalog: file of the catalog that has the clips; None if it is unknown.
 
     Raises:
-        SettingError: an address or a folder is invalid, or none of the sources in `--source` can be used.
+        SettingError: an address, a folder or the cookie file is invalid, or none of the sources in `--source` can be
+            used.
     """
     from kinetics_fs.fetch.fetcher import Fetcher
 
     check_source_settings(settings)
+    check_cookies(settings)
     layout = CacheLayout(settings.cache_dir)
     return Fetcher(
         store,
@@ -205,21 +214,15 @@ def open_index_db(settings: Settings) -> ArchiveIndexDB:
 
 
 def check_source_settings(settings: Settings) -> None:
-    """Check the address template, the proxy and the folders. The message about a proxy does not show its password.
+    """Check the address template, the proxy, the source address and the folders.
 
     Raises:
-        SettingError: the template has no `{id}`, the proxy is not an address, or a folder does not exist.
+        SettingError: the template has no `{id}`, the proxy is not an address, this machine does not have the source
+            address, or a folder does not exist.
     """
-    proxy = urlsplit(settings.proxy or "http://127.0.0.1:1")
-    try:
-        usable = proxy.port != 0 and bool(proxy.hostname) and proxy.scheme in _PROXY_SCHEMES
-    except ValueError:
-        usable = False
-    if not usable:
-        raise SettingError(
-            "cannot use --proxy: it is not a URL such as socks5://127.0.0.1:1080; percent-encode the special characters"
-            " of a password"
-        )
+    _check_proxy(settings.proxy or "http://127.0.0.1:1")
+    if settings.source_address:
+        _check_source_address(settings.source_address)
     if "{id}" not in settings.video_url:
         raise SettingError(
             f"cannot use --video-url {settings.video_url!r}: it has no {{id}}; write {{id}} where the id belongs"
@@ -227,3 +230,70 @@ def check_source_settings(settings: Settings) -> None:
     for folder in settings.folder:
         if not folder.is_dir():
             raise SettingError(f"cannot use --folder {str(folder)!r}: there is no such folder; give one that exists")
+
+
+def _check_proxy(address: str) -> None:
+    """Check the address of a proxy. No message shows it: it may have a password.
+
+    Raises:
+        SettingError: it is not an address, or its scheme is unknown.
+    """
+    schemes = ", ".join(_PROXY_SCHEMES)
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        raise SettingError(f"cannot use --proxy: it has no scheme; begin it with one of {schemes} and ://")
+    if scheme.lower() not in _PROXY_SCHEMES:
+        raise SettingError(f"cannot use --proxy: its scheme is {scheme[:20]!r}; use one of {schemes}")
+    try:
+        proxy = urlsplit(address)
+        usable = proxy.port != 0 and bool(proxy.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingError(
+            "cannot use --proxy: it is not a URL such as socks5://127.0.0.1:1080; percent-encode the special characters"
+            " of a password"
+        )
+
+
+def _check_source_address(address: str) -> None:
+    """Check that connections can come from an address.
+
+    Raises:
+        SettingError: it is not an IP address, or not one of this machine.
+    """
+    try:
+        [(family, kind, _, _, name), *_] = socket.getaddrinfo(
+            address, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        with socket.socket(family, kind) as connection:
+            connection.bind(name)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, socket.gaierror | UnicodeError):
+            cause = "it is not an IP address"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            cause = "this machine does not have that address"
+        else:
+            cause = str(error.strerror)
+        raise SettingError(
+            f"cannot use --source-address {address!r}: {cause}; `ip address` lists the addresses of this machine"
+        ) from error
+
+
+def check_cookies(settings: Settings) -> None:
+    """Check the cookie file if YouTube is one of the sources; log what is likely to be wrong with it.
+
+    Raises:
+        SettingError: the file cannot be read, or is no Netscape cookie file.
+    """
+    if settings.cookies is None or "youtube" not in settings.source:
+        return
+    cookies = read_cookies(settings.cookies)
+    for warning in cookies.warnings(settings.cookies, on_youtube=is_youtube(settings.video_url)):
+        _warn_once(warning)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning: a command may check its settings several times."""
+    _log.warning("%s", text)

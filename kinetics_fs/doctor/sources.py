@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
 import re
 import shlex
-import stat
 import sys
 import threading
 import time
@@ -26,8 +24,9 @@ from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import ArchiveError, FetchError, StoreError, root_cause
 from kinetics_fs.mount.probe import probe_path
+from kinetics_fs.sources.cookies import CookieError, read_cookies
 from kinetics_fs.sources.folder_files import DANGLING, LINK_AGAIN, survey
-from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, YOUTUBE_URL
+from kinetics_fs.sources.settings import PUBLIC_ARCHIVES, is_youtube
 from kinetics_fs.store import CacheLayout
 from kinetics_fs.store.check import summarize_cache
 from kinetics_fs.util.deadline import Deadline, within
@@ -42,9 +41,6 @@ _TIMEOUT = 8.0
 """Time limit in seconds for the response of a server."""
 _WRONG_CLOCK = 300.0
 """Seconds of clock error above which certificates and retry times can no longer be trusted."""
-_NETSCAPE = re.compile(r"#( Netscape)? HTTP Cookie File")
-"""The first line that Python's `http.cookiejar` requires of a cookie file."""
-_LARGEST_COOKIES = 10**7
 
 _SURVEY_TIME = 10.0
 """Seconds for the names in all folders of clips."""
@@ -83,7 +79,7 @@ def ytdlp(settings: Settings) -> Iterator[Finding]:
 
 def javascript(settings: Settings) -> Iterator[Finding]:
     """Check the JavaScript runtime for YouTube's challenges, as yt-dlp finds it, and the solver scripts."""
-    if "youtube" not in settings.source or not settings.video_url.startswith(YOUTUBE_URL.partition("{")[0]):
+    if "youtube" not in settings.source or not is_youtube(settings.video_url):
         return
     _import_ytdlp()
     from yt_dlp.dependencies import yt_dlp_ejs
@@ -142,30 +138,18 @@ def cookies(settings: Settings) -> Iterator[Finding]:
     path = settings.cookies
     if path is None:
         return
-    export = "Export the cookies again from a browser, in Netscape format."
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            lines = io.StringIO(file.read(_LARGEST_COOKIES).decode()).readlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        yield Finding("cookies", State.PROBLEM, f"cannot read {path}: {reason}", export)
+        cookies = read_cookies(path)
+    except CookieError as error:
+        fix = f"{error.cure[0].upper()}{error.cure[1:]}."
+        yield Finding("cookies", State.PROBLEM, f"cannot use {path}: {error.cause}", fix)
         return
-    if not lines or not _NETSCAPE.match(lines[0]):
-        fix = f"{export[:-1]}; its first line is `# Netscape HTTP Cookie File`."
-        yield Finding("cookies", State.PROBLEM, f"{path} is not a Netscape cookie file", fix)
-        return
-    ends = [fields[4] for line in lines if len(fields := line.removeprefix("#HttpOnly_").split("\t")) == 7]
-    now = time.time()
-    # An expiry of 0 or an empty one is a session cookie, which yt-dlp uses as well.
-    valid = sum(not end or end == "0" or (end.isdecimal() and float(end) > now) for end in ends)
-    found = f"{path}: {valid:,} valid, {len(ends) - valid:,} expired"
-    if mode & 0o007:
-        fix = f"Run chmod 600 {path}: anyone who reads the file can act as you on YouTube."
-        yield Finding("cookies", State.WARNING, f"{found}; readable by every user (mode {mode:04o})", fix)
-    elif not valid:
-        yield Finding("cookies", State.WARNING, found, export)
-    else:
+    found = f"{path}: {cookies.valid:,} valid, {cookies.expired:,} expired"
+    warnings = cookies.warnings(path, on_youtube=is_youtube(settings.video_url))
+    for warning in warnings:
+        cause, _, cure = warning.rpartition("; ")
+        yield Finding("cookies", State.WARNING, f"{found}; {cause}", f"{cure[0].upper()}{cure[1:]}.")
+    if not warnings:
         yield Finding("cookies", State.OK, found)
 
 

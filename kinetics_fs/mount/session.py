@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_fs.app import (
+    check_cookies,
     check_source_settings,
     index_db_path,
     make_fetcher,
@@ -109,6 +110,7 @@ def plan_mount(
     if settings.frontend == "fusepy":
         from kinetics_fs.mount import fusepy  # noqa: F401  # fails without libfuse, before anything is downloaded
     _check_apart(real_path(mountpoint), settings)
+    check_cookies(settings)
     mountpoint = prepare_mountpoint(mountpoint, allow_other=settings.allow_other)
     if settings.cache_size is not None:
         # Given to the cache once, and in the foreground: a refusal or a warning belongs on the terminal of the user.

@@ -75,6 +75,11 @@ class SourceSettings:
         return self.max_archive_download if is_remote(self.archive_url) else None
 
 
+def is_youtube(video_url: str) -> bool:
+    """Return whether the pages of videos are those of YouTube, and not of another site."""
+    return video_url.startswith(YOUTUBE_URL.partition("{")[0])
+
+
 def is_remote(archive_url: str) -> bool:
     """Return whether archives below this location are downloaded, and not read from a local folder."""
     return archive_url.startswith(("http://", "https://", "s3://"))

@@ -20,8 +20,9 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import MAX_FILE_SIZE
+from kinetics_fs.sources.cookies import CookieError, CookieFile
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
-from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings
+from kinetics_fs.sources.settings import SourceSettings, is_youtube
 from kinetics_fs.sources.youtube.bounded import BoundedYoutubeDL
 from kinetics_fs.sources.youtube.errors import LATER, classify
 from kinetics_fs.sources.youtube.section import NoSection, fetch_section
@@ -62,11 +63,12 @@ class YouTubeSource:
 
     def __init__(self, settings: SourceSettings) -> None:
         self._url = settings.video_url
-        self._on_youtube = _is_youtube(self._url)
+        self._on_youtube = is_youtube(self._url)
         self._log = _Messages()
-        parameters = _parameters(settings, self._log)
-        self._ytdlp = BoundedYoutubeDL(parameters | {"format": self._select})
-        self._select_by_spec = self._ytdlp.build_format_selector(parameters["format"])
+        self._settings = settings
+        self._cookie_file = CookieFile(Path(settings.cookies)) if settings.cookies else None
+        self._cookies = ""
+        self._connect()
         self._any_language = "format" in settings.ytdlp
         self._refused_formats: set[str] = set()
         """Ids of the formats of the current video that failed."""
@@ -74,8 +76,33 @@ class YouTubeSource:
         """Ids of the last videos, if the media of all of them were refused."""
         self._pace = Pace(settings.max_bandwidth)
 
-    def fetch(self, clip: Clip, folder: Path) -> Media:
+    def _connect(self) -> None:
+        """Read the cookies, and create a `YoutubeDL` object with them.
+
+        Raises:
+            FetchError: the cookie file cannot be used (CONFIG).
+        """
+        self._cookies = self._read_cookies()
+        parameters = _parameters(self._settings, self._cookies, self._log)
+        self._ytdlp = BoundedYoutubeDL(parameters | {"format": self._select})
+        self._select_by_spec = self._ytdlp.build_format_selector(parameters["format"])
+
+    def _read_cookies(self) -> str:
+        if self._cookie_file is None:
+            return ""
+        try:
+            return self._cookie_file.read().text
+        except CookieError as error:
+            raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
+
+    def _begin(self) -> None:
+        """Prepare for the next video: the cookie file may be another one by now."""
+        if self._read_cookies() != self._cookies:
+            self._connect()
         self._log.clear()
+
+    def fetch(self, clip: Clip, folder: Path) -> Media:
+        self._begin()
         self._refused_formats.clear()
         # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a relative literal.
         os.chdir(folder)
@@ -103,7 +130,7 @@ class YouTubeSource:
             os.chdir("/")
 
     def check(self, youtube_id: str) -> None:
-        self._log.clear()
+        self._begin()
         try:
             self._extract(youtube_id)
         except FetchError as error:
@@ -231,14 +258,10 @@ def _wait_for(formats: list[dict[str, Any]]) -> None:
     time.sleep(max(0.0, wait))
 
 
-def _is_youtube(video_url: str) -> bool:
-    return video_url.startswith(YOUTUBE_URL.partition("{")[0])
-
-
-def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
+def _parameters(settings: SourceSettings, cookies: str, log: _Messages) -> dict[str, Any]:
     """Return the parameters of `YoutubeDL`, which its class docstring documents."""
     height = settings.max_height
-    on_youtube = _is_youtube(settings.video_url)
+    on_youtube = is_youtube(settings.video_url)
     return {
         "quiet": True,
         "noprogress": True,
@@ -269,22 +292,12 @@ def _parameters(settings: SourceSettings, log: _Messages) -> dict[str, Any]:
         "fixup": "detect_or_warn",  # HLS is MPEG-TS, which is not seekable, so it is remuxed to mp4
         "updatetime": False,
         "ratelimit": settings.max_bandwidth,
-        "cookiefile": _cookies(settings.cookies),
+        "cookiefile": io.StringIO(cookies) if cookies else None,  # it writes to a file that it is given
         "proxy": settings.proxy or None,
         "source_address": settings.source_address or None,
         "ffmpeg_location": find_ffmpeg(),
         **settings.ytdlp,
     }
-
-
-def _cookies(path: str) -> io.StringIO | None:
-    """Return the content of a cookie file as a stream, because yt-dlp writes to a file that it is given."""
-    if not path:
-        return None
-    try:
-        return io.StringIO(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise FetchError(FailureKind.CONFIG, f"cannot read the cookie file {path}: {error}") from error
 
 
 class _Messages:

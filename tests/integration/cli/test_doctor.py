@@ -426,7 +426,7 @@ def test_doctor_checks_the_cookie_file_without_showing_it(settings: Settings, tm
     line = f".youtube.com\tTRUE\t/\tTRUE\t{{}}\tSID\t{SECRET}\n"
 
     assert list(sources.cookies(settings)) == []
-    one(sources.cookies(asked), State.PROBLEM, "cannot read", "No such file")
+    one(sources.cookies(asked), State.PROBLEM, "cannot be read", "No such file")
     path.write_text("# Netscape HTTP Cookie File\n\n" + line.format(0) + line.format(10**10) + line.format(1000))
     path.chmod(0o600)
     one(sources.cookies(asked), State.OK, "2 valid, 1 expired")
@@ -443,7 +443,7 @@ def test_doctor_checks_the_cookie_file_without_showing_it(settings: Settings, tm
     assert finding.state is State.PROBLEM
     assert SECRET not in finding.found
     path.write_bytes(b"\xff\xfe" * 100)
-    one(sources.cookies(asked), State.PROBLEM, "not text")
+    one(sources.cookies(asked), State.PROBLEM, "UTF-16")
 
 
 def test_doctor_warns_about_an_old_ytdlp(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kinetics_fs import Library
+from kinetics_fs.errors import SettingError
 from tests.support.command_line import run_command
 
 
@@ -103,6 +106,65 @@ def test_error_about_a_setting_says_where_it_comes_from(chosen: tuple[str | Path
     assert f"(--proxy comes from proxy in {config})" in " ".join(by_file.stderr.split())
     assert "(--proxy comes from the environment variable KINETICS_FS_PROXY)" in " ".join(by_variable.stderr.split())
     assert "comes from" not in by_flag.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "cause"),
+    [
+        ("--proxy", "ftp://127.0.0.1:21", "its scheme is 'ftp'; use one of http, https, socks4"),
+        ("--proxy", "127.0.0.1:8080", "it has no scheme; begin it with one of http, https, socks4"),
+        ("--proxy", "socks5://", "it is not a URL such as socks5://127.0.0.1:1080"),
+        ("--proxy", "http://127.0.0.1:99999", "it is not a URL such as"),
+        ("--source-address", "192.0.2.1", "this machine does not have that address"),
+        ("--source-address", "2001:db8::1", "addresses of this machine"),
+        ("--source-address", "localhost", "it is not an IP address"),
+        ("--source-address", "eth0", "it is not an IP address"),
+        ("--cookies", "no/such/file", "it cannot be read: No such file or directory"),
+        ("--cookies", "/dev/null", "it is not a regular file"),
+        ("--cookies", "json", "it is JSON; export the cookies of the browser in Netscape format"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prefetch", "mount"])
+def test_mistakes_about_the_connection_are_found_at_the_start(
+    chosen: tuple[str | Path, ...], tmp_path: Path, command: str, flag: str, value: str, cause: str
+) -> None:
+    if value == "json":
+        (tmp_path / value).write_text("[]")
+        value = str(tmp_path / value)
+    done = run_command(command, *chosen, flag, value, *([tmp_path / "mount"] if command == "mount" else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    said = " ".join(done.stderr.split())
+    assert f"cannot use {flag}" in said and cause in said
+    settings: dict[str, Any] = {flag[2:].replace("-", "_"): Path(value) if flag == "--cookies" else value}
+    with (
+        Library(annotations=[str(chosen[1])], cache_dir=tmp_path / "cache", **settings) as library,
+        pytest.raises(SettingError, match=flag),
+    ):
+        library.prefetch()
+
+
+def test_cookies_that_do_no_good_are_a_warning(chosen: tuple[str | Path, ...], tmp_path: Path) -> None:
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n.example.org\tTRUE\t/\tTRUE\t0\tSID\tx\n")
+    cookies.chmod(0o644)
+    done = run_command(
+        "prefetch",
+        *chosen,
+        "--cookies",
+        cookies,
+        "--video-url",
+        "https://www.youtube.com/watch?v={id}",
+        "--source",
+        "youtube",
+        "--proxy",
+        "http://127.0.0.1:1",
+        "--max-samples",
+        "1",
+    )
+    assert "every user can read the cookies" in done.stderr
+    assert done.stderr.count(f"{cookies} has no valid cookie for youtube.com") == 1
+    unused = run_command("prefetch", *chosen, "--cookies", tmp_path, "--source", "folder", "--folder", tmp_path)
+    assert "--cookies" not in unused.stderr, "no source needs them"
 
 
 def test_pinning_everything_takes_a_flag(chosen: tuple[str | Path, ...]) -> None:

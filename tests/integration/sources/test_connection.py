@@ -93,7 +93,27 @@ def test_cookies_are_sent_and_their_file_is_left_alone(host: Host, tmp_path: Pat
     assert (file.read_bytes(), file.stat().st_mtime_ns) == (before[0], before[1].st_mtime_ns)
 
 
-@pytest.mark.parametrize("content", [None, b'[{"name": "SID"}]', b"\xff\xfe\x00"])
+def test_cookies_that_change_are_read_again(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "cookies.txt"
+    source: YouTubeSource | None = None
+    contents = {"SID=one": "SID\tone", "SID=two": "SID\ttwo", "no": None, "SID=three": "SID\tthree"}
+    for number, (sent, cookie) in enumerate(contents.items()):
+        text = "[]" if cookie is None else f"# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\t{cookie}\n"
+        file.write_text(text)
+        source = source or YouTubeSource(SourceSettings(video_url=host.template, cookies=str(file)))
+        host.asked.clear()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if cookie is None:
+            with pytest.raises(FetchError, match="it is JSON") as caught:
+                source.fetch(CLIP, folder)
+            assert (caught.value.kind, host.asked) == (FailureKind.CONFIG, [])
+        else:
+            source.fetch(CLIP, folder)
+            assert {asked.cookie for asked in host.asked} == {sent}
+
+
+@pytest.mark.parametrize("content", [None, b'[{"name": "SID"}]', b"\xff\xfe\x00", b"no cookies\n"])
 def test_bad_cookies_are_a_fault_of_the_configuration(host: Host, tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "cookies.txt"
     if content is not None:
