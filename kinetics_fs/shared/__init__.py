@@ -4,8 +4,9 @@ It stands between the cache of a machine and the sources. A machine that fetched
 and the others read it there. That is correct by content alone: an object is created once, is never changed, and is
 compared with its size and digest when it is read. Leases and the common budget save work and requests, and may fail.
 
-`SharedStore` has the objects, `Leases` tell which machine fetches a clip, `SharedBudget` is the common budget and
-breaker of a source, and `WriteBack` uploads in the background.
+`Node` answers what to do about a clip that is not cached. It uses `SharedStore`, which has the objects, `Leases`, which
+tell which machine fetches a clip, and `WriteBack`, which uploads in the background. `SharedBudget` is the common budget
+and breaker of a source.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from kinetics_fs.shared.bucket import SCHEMES, BucketBackend
 from kinetics_fs.shared.budget import BudgetStatus, SharedBudget, node_id
 from kinetics_fs.shared.folder import FolderBackend
 from kinetics_fs.shared.leases import ARCHIVE_TTL, CLIP_TTL, Lease, LeaseHeld, Leases
+from kinetics_fs.shared.node import Node, NodeStatus, Wait, Work
 from kinetics_fs.shared.records import Records, StoreClock
 from kinetics_fs.shared.store import (
     Capabilities,
@@ -27,7 +29,7 @@ from kinetics_fs.shared.store import (
     clip_lease,
 )
 from kinetics_fs.shared.upload_queue import QueueStatus, Upload, UploadQueue
-from kinetics_fs.shared.write_back import LocalClip, LocalClips, WriteBack, WriteBackStatus
+from kinetics_fs.shared.write_back import CachedClips, LocalClip, LocalClips, WriteBack, WriteBackStatus
 
 __all__ = [
     "ARCHIVE_TTL",
@@ -36,6 +38,7 @@ __all__ = [
     "Backend",
     "BucketBackend",
     "BudgetStatus",
+    "CachedClips",
     "Capabilities",
     "ClipFacts",
     "CompletedFill",
@@ -46,6 +49,8 @@ __all__ = [
     "Leases",
     "LocalClip",
     "LocalClips",
+    "Node",
+    "NodeStatus",
     "ObjectDamaged",
     "QueueStatus",
     "Records",
@@ -56,6 +61,8 @@ __all__ = [
     "StoreUnreachable",
     "Upload",
     "UploadQueue",
+    "Wait",
+    "Work",
     "WriteBack",
     "WriteBackStatus",
     "archive_lease",

@@ -8,6 +8,7 @@ be refused, too: the queue pauses, shows the reason in the status, and tries aga
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from kinetics_fs.shared.backend import MAX_FILE, AccessRefused, ObjectDamaged
 from kinetics_fs.shared.leases import Lease
 from kinetics_fs.shared.store import ClipFacts, SharedStore
 from kinetics_fs.shared.upload_queue import QueueStatus, Upload, UploadQueue
+from kinetics_fs.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +49,35 @@ class LocalClips(Protocol):
         """Return a clip with the digest of its publication; None if it is not cached any more.
 
         Raises:
+            ObjectDamaged: it is too large for a shared store.
             FetchError: it cannot be read now.
             StoreError: the cache cannot be used.
         """
         ...
+
+
+class CachedClips:
+    """The clips of a cache, as `LocalClips`.
+
+    Args:
+        store: the cache.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def read(self, clip: Clip, profile: str) -> LocalClip | None:
+        """See `LocalClips.read`."""
+        record, opened = self._store.record(clip), self._store.open(clip)
+        if opened is None:
+            return None
+        with os.fdopen(opened.fd, "rb") as file:
+            if record is None or not record.cached:
+                return None
+            if opened.size > MAX_FILE:
+                raise ObjectDamaged(f"cannot upload {clip.key}: it is larger than {MAX_FILE // 1024**2} MiB")
+            body = file.read(MAX_FILE)
+        return LocalClip(body, ClipFacts(record.size, record.sha256, record.source, record.duration))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +125,7 @@ class WriteBack:
         self._leases: dict[Upload, Lease] = {}
         self._closing = False
         self._threads: list[threading.Thread] = []
+        self._in_progress = 0
         self._uploaded = 0
         self._bytes = 0
         self._paused = ""
@@ -137,14 +165,22 @@ class WriteBack:
         upload = self._queue.take()
         if upload is None:
             return False
+        with self._changed:
+            self._in_progress += 1
+        try:
+            self._upload(upload)
+        finally:
+            with self._changed:
+                self._in_progress -= 1
+                self._changed.notify_all()
+        return True
+
+    def _upload(self, upload: Upload) -> None:
         dropped = ""
         try:
             found = self._read(upload)
             if found is None:
                 dropped = "evicted"
-            elif found.facts.size > MAX_FILE:
-                dropped = "refused"
-                _log.warning("%s: not uploaded: larger than %d MiB", upload.clip.key, MAX_FILE // 1024**2)
             elif self._store.put_clip(upload.clip, upload.profile, found.body, found.facts):
                 with self._changed:
                     self._uploaded += 1
@@ -158,7 +194,6 @@ class WriteBack:
             raise
         self._queue.finish(upload, dropped)
         self._end_lease(upload, FetchError(FailureKind.TRANSIENT, f"not uploaded: {dropped}") if dropped else None)
-        return True
 
     def _read(self, upload: Upload) -> LocalClip | None:
         try:
@@ -240,8 +275,15 @@ class WriteBack:
             timeout: seconds. The upload of one clip is not interrupted.
         """
         deadline = self._monotonic() + timeout
-        while self._monotonic() < deadline and self.step() and not self._paused:
-            pass
+        while self._monotonic() < deadline:
+            if self.step():
+                if self._paused:
+                    break
+                continue
+            with self._changed:
+                if not self._in_progress:
+                    break
+                self._changed.wait(1.0)  # for an upload of a thread, which may come back to the queue
         return self._queue.status().clips
 
     def status(self) -> WriteBackStatus:

@@ -1,0 +1,271 @@
+"""One machine's part in a shared store, as the fetcher sees it.
+
+For each clip that is not cached, the fetcher asks `Node.begin`, before any source. The answer is the clip itself, a
+`Wait` because another machine fetches it, or `Work`: fetch it from a source, then call `Work.finish` or `Work.fail`.
+
+The store may be away at any time. Then every clip is work without a lease, and the store is not asked again for a
+while, so that no open waits for its timeouts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.errors import FailureKind, FetchError, SharedStoreError
+from kinetics_fs.shared.backend import ObjectDamaged
+from kinetics_fs.shared.leases import Lease, LeaseHeld, Leases
+from kinetics_fs.shared.store import SharedClip, SharedStore, clip_lease
+from kinetics_fs.shared.write_back import WriteBack
+from kinetics_fs.store import Failure
+from kinetics_fs.store.failures import retry_delay
+
+_log = logging.getLogger(__name__)
+
+_FIRST_POLL, _MAX_POLL = 0.2, 2.0
+"""Seconds until a clip that another machine fetches is looked up again: a quarter of the time waited so far."""
+_FIRST_PAUSE, _MAX_PAUSE = 5.0, 60.0
+"""Seconds for which an unreachable store is not asked; doubled with each failure in a row."""
+_MAX_LEASE_FAILURE = 60.0
+"""Longest time in seconds for which all machines believe one machine's failure."""
+_MAX_WAITED = 10_000
+"""Clips of other machines that are remembered for the time waited so far."""
+
+_OF_THE_CLIP = {FailureKind.TRANSIENT, FailureKind.CORRUPT}
+"""Failures that other machines would probably meet, too. The others are of this machine, its address or its account."""
+
+
+class Wait(NamedTuple):
+    """Another machine fetches the clip.
+
+    Attributes:
+        owner: its name.
+        seconds: until the next look.
+    """
+
+    owner: str
+    seconds: float
+
+
+class Work:
+    """A clip that this machine is to fetch from a source. Call `finish` or `fail` once."""
+
+    def __init__(self, node: Node, clip: Clip, lease: Lease | None) -> None:
+        self._node = node
+        self._clip = clip
+        self._lease = lease
+
+    def finish(self, profile: str) -> None:
+        """Enqueue the clip, which is cached by now, for its upload. The lease ends when it is in the store.
+
+        Args:
+            profile: that of the clip as it was fetched.
+        """
+        self._node._finish(self._clip, profile, self._lease)
+
+    def fail(self, error: FetchError, failure: Failure | None = None) -> None:
+        """Let the other machines know, as far as the failure is of the clip and not of this machine.
+
+        Args:
+            error: why the clip could not be fetched.
+            failure: the verdict to share with all machines; None if there is none.
+        """
+        self._node._fail(error, failure, self._lease)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """How this machine uses the shared store.
+
+    Attributes:
+        address: of the store.
+        hits: clips that came from the store.
+        misses: clips that this machine had to fetch itself.
+        waits: clips for which it waited for another machine.
+        damaged: damaged objects that it met.
+        unreachable: why the store cannot be used at the moment; empty if it can.
+        leases: names of the leases that it holds.
+    """
+
+    address: str
+    hits: int
+    misses: int
+    waits: int
+    damaged: int
+    unreachable: str
+    leases: Sequence[str]
+
+
+class Node:
+    """The use of a shared store by one process. Safe for threads.
+
+    Args:
+        store: the shared store.
+        leases: its leases; None if it has no conditional writes.
+        write_back: uploads clips; None if this machine does not write. Then it takes no lease.
+        profiles: profiles of clips that this machine can use, the preferred first.
+        monotonic: a clock in seconds.
+        now: the time in seconds since the epoch, while the clock of the store is unknown.
+    """
+
+    def __init__(
+        self,
+        store: SharedStore,
+        leases: Leases | None,
+        write_back: WriteBack | None,
+        profiles: Sequence[str],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._write_back = write_back
+        self._profiles = profiles
+        self._monotonic = monotonic
+        self._now = now
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[Clip, float] = OrderedDict()
+        """When a clip was first asked for, by the monotonic clock."""
+        self._hits = self._misses = self._waits = self._damaged = 0
+        self._unreachable = ""
+        self._skip_until = 0.0
+        self._faults = 0
+
+    def begin(self, clip: Clip) -> SharedClip | Wait | Work:
+        """Return a clip that is not cached, or what to do about it.
+
+        Raises:
+            FetchError: the clip is gone, or another machine has just failed to fetch it.
+        """
+        with self._lock:
+            skip = self._monotonic() < self._skip_until
+        if skip:
+            return self._work(clip, None)
+        try:
+            found = self._begin(clip)
+        except SharedStoreError as error:
+            self._note_fault(error)
+            return self._work(clip, None)
+        with self._lock:
+            self._unreachable, self._faults = "", 0
+        return found
+
+    def _begin(self, clip: Clip) -> SharedClip | Wait | Work:
+        if (found := self._read(clip)) is not None:
+            return found
+        self._check_gone(clip)
+        if self._leases is None:
+            return self._work(clip, None)
+        name = clip_lease(clip, self._profiles[0])
+        if self._write_back is None or self._write_back.is_paused:
+            held = self._leases.look(name)
+            return self._wait(clip, held) if held is not None else self._work(clip, None)
+        lease = self._leases.acquire(name)
+        if isinstance(lease, LeaseHeld):
+            return self._wait(clip, lease)
+        try:
+            # The lease before this one may have ended between the look above and now.
+            is_stored = any(self._store.has_clip(clip, profile) for profile in self._profiles)
+            found = self._read(clip) if is_stored else None
+        except SharedStoreError:
+            lease.release()
+            raise
+        if found is not None:
+            lease.release()
+            return found
+        return self._work(clip, lease)
+
+    def _read(self, clip: Clip) -> SharedClip | None:
+        for profile in self._profiles:
+            try:
+                found = self._store.get_clip(clip, profile)
+            except ObjectDamaged as error:
+                _log.error("%s: %s; fetching it from a source", clip.key, error)
+                with self._lock:
+                    self._damaged += 1
+                continue
+            if found is not None:
+                with self._lock:
+                    self._hits += 1
+                    self._waiting.pop(clip, None)
+                return found
+        return None
+
+    def _check_gone(self, clip: Clip) -> None:
+        """Raise the failure of a clip that holds on every machine, if its time to retry has not come."""
+        try:
+            report = self._store.get_gone(clip)
+        except ObjectDamaged as error:
+            _log.warning("%s", error)
+            return
+        if report is None:
+            return
+        now = self._store.clock.now() or self._now()
+        wait = min(report.last_at, now) + retry_delay(report.kind, report.attempts) - now
+        if wait > 0:
+            raise FetchError(report.kind, report.reason, source=report.source, retry_after=wait)
+
+    def _wait(self, clip: Clip, held: LeaseHeld) -> Wait:
+        now = self._monotonic()
+        with self._lock:
+            if clip not in self._waiting:
+                self._waits += 1
+                self._waiting[clip] = now
+                if len(self._waiting) > _MAX_WAITED:
+                    self._waiting.popitem(last=False)
+            waited = now - self._waiting[clip]
+        return Wait(held.owner, min(max(waited / 4, _FIRST_POLL), _MAX_POLL, max(held.seconds, _FIRST_POLL)))
+
+    def _work(self, clip: Clip, lease: Lease | None) -> Work:
+        with self._lock:
+            self._misses += 1
+            self._waiting.pop(clip, None)
+        return Work(self, clip, lease)
+
+    def _finish(self, clip: Clip, profile: str, lease: Lease | None) -> None:
+        if self._write_back is not None:
+            self._write_back.add(clip, profile, lease)
+
+    def _fail(self, error: FetchError, failure: Failure | None, lease: Lease | None) -> None:
+        if failure is not None and self._write_back is not None:
+            try:
+                self._store.put_gone(failure)
+            except SharedStoreError as fault:
+                self._note_fault(fault)
+            else:
+                if lease is not None:
+                    lease.release()
+                return
+        if lease is not None:
+            believed = retry_delay(error.kind, 1, error.retry_after) if error.kind in _OF_THE_CLIP else 0.0
+            lease.fail(error, min(believed, _MAX_LEASE_FAILURE))
+
+    def _note_fault(self, error: SharedStoreError) -> None:
+        with self._lock:
+            if not self._unreachable:
+                _log.warning("the shared store cannot be used, this machine fetches alone: %s", error)
+            self._unreachable = str(error)
+            if not isinstance(error, ObjectDamaged):
+                self._skip_until = self._monotonic() + min(_FIRST_PAUSE * 2.0 ** min(self._faults, 16), _MAX_PAUSE)
+                self._faults += 1
+
+    def status(self) -> NodeStatus:
+        """Return how this machine uses the store."""
+        leases = self._leases.held() if self._leases is not None else []
+        with self._lock:
+            return NodeStatus(
+                self._store.backend.address,
+                self._hits,
+                self._misses,
+                self._waits,
+                self._damaged,
+                self._unreachable,
+                leases,
+            )
