@@ -31,6 +31,8 @@ from kinetics_fs.catalog.naming import UNLABELED, split_of_file_name
 from kinetics_fs.catalog.rows import MAX_ROW, NO_SPLIT, Annotation, BadRow, annotation, seconds
 from kinetics_fs.errors import CatalogError
 
+MAX_ROWS = 3_000_000
+"""Lines or entries of one list. The largest real one has about 650,000."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _SEPARATOR_NOTE = re.compile(rb"sep=.?", re.IGNORECASE)  # the first line of some lists that spreadsheets write
 _ONLY_SEPARATORS = b',;|\t "'
@@ -51,6 +53,10 @@ _OTHER_FORMATS = (
 _BLANK = re.compile(r"\s*")
 _DECODER = json.JSONDecoder()
 _log = logging.getLogger(__name__)
+
+
+class _TooManyRows(Exception):
+    """A list has more than `MAX_ROWS` lines or entries."""
 
 
 class Refusal(NamedTuple):
@@ -119,12 +125,15 @@ def _read_list(name: str, stream: io.BufferedReader, split: str) -> Iterator[Ann
     rows = _read_json(name, stream, split) if is_json else _read_lines(name, stream, split)
     first_refusal = None
     any_valid = False
-    for row in rows:
-        if isinstance(row, Annotation):
-            any_valid = True
-        elif first_refusal is None:
-            first_refusal = row
-        yield row
+    try:
+        for row in rows:
+            if isinstance(row, Annotation):
+                any_valid = True
+            elif first_refusal is None:
+                first_refusal = row
+            yield row
+    except _TooManyRows:
+        raise CatalogError(f"cannot read {name}: it has more than {MAX_ROWS:,} rows, so it is no list") from None
     if any_valid:
         return
     if first_refusal is None:
@@ -201,6 +210,8 @@ def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := readline(MAX_ROW + 2):
         number += 1
+        if number > MAX_ROWS:
+            raise _TooManyRows
         if not line.endswith(b"\n"):
             while (rest := readline(MAX_ROW)) and not rest.endswith(b"\n"):
                 pass
@@ -276,6 +287,8 @@ def _json_entries(name: str, stream: io.BufferedReader) -> Iterator[tuple[str, A
         if at - start > MAX_ROW:
             broken("an entry is too long")
         count += 1
+        if count > MAX_ROWS:
+            raise _TooManyRows
         yield key, entry
 
 

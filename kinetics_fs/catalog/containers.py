@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 """Maximum size of a file after decompression. The largest real one has about 0.2 GB."""
+MAX_GROWTH = 32
+"""Bytes that each byte of a gzip file may unpack to, beyond `FREE_GROWTH`. Ids of videos hardly compress: real lists
+stay below 20."""
+FREE_GROWTH = 1 << 26
+"""Bytes that any gzip file may unpack to."""
 MAX_MEMBERS = 1000
 """Maximum number of members of an archive. Real ones have about ten."""
 MAX_READ = 1 << 20
@@ -84,7 +89,7 @@ def _opened(path: Path) -> Iterator[tuple[str, _Bounded, bool]]:
     name = escaped(path.name)
     with path.open("rb") as file:
         gzipped = file.peek(2)[:2] == b"\x1f\x8b"
-        content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file, name)
+        content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file, name, file.tell if gzipped else None)
         is_tar = _is_tar_header(content.read(tarfile.BLOCKSIZE))
         content.seek(0)
         yield name, content, is_tar
@@ -144,12 +149,19 @@ def _is_list(name: str) -> bool:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that raises `CatalogError` if a read or a seek would exceed `MAX_BYTES`."""
+    """A stream that raises `CatalogError` if a read or a seek would exceed `MAX_BYTES`, or the growth of a gzip file.
 
-    def __init__(self, source: io.BufferedIOBase, name: str) -> None:
+    Args:
+        source: the bytes.
+        name: name of the file for messages.
+        consumed: returns the number of bytes that the source was unpacked from; None if it is not compressed.
+    """
+
+    def __init__(self, source: io.BufferedIOBase, name: str, consumed: Callable[[], int] | None) -> None:
         super().__init__()
         self._source = source
         self._name = name
+        self._consumed = consumed
 
     def readable(self) -> bool:
         return True
@@ -179,6 +191,8 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
     def _check(self, position: int) -> None:
+        if self._consumed is not None and position > FREE_GROWTH + MAX_GROWTH * self._consumed():
+            raise CatalogError(f"cannot read {self._name}: it unpacks to far more than its size, so it is no list")
         if position > MAX_BYTES:
             raise CatalogError(
                 f"cannot read {self._name}: it holds more than {MAX_BYTES:,} bytes, so it is no list of annotations"

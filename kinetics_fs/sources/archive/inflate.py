@@ -23,6 +23,11 @@ _MAX_GROWTH = 32
 archives stay below 1.1."""
 _FREE_GROWTH = 64 * 1024 * 1024
 """Bytes of output that any archive may produce."""
+_MIN_PART = 64
+"""Bytes of an archive and its tar for each deflate block and gzip member, on average, beyond `_FREE_PARTS`: empty ones
+cost time. Real blocks have tens of thousands."""
+_FREE_PARTS = 10_000
+"""Blocks and members that any archive may have."""
 
 
 class Block(NamedTuple):
@@ -109,6 +114,8 @@ class Gzip:
         self._members = 0
         self._zeros = 0
         """Bytes of zeros after the last member."""
+        self._parts = 0
+        """Blocks and members so far."""
         self._more = False
         if at is not None:
             self.taken = at.bit // 8
@@ -174,6 +181,10 @@ class Gzip:
             if self._position > self._began + _FREE_GROWTH + _MAX_GROWTH * self.taken:
                 raise ArchiveError("the archive decompresses to far more than its size")
             yield step.output
+        if step.block_bits is not None or step.ended:
+            self._parts += 1
+            if self._parts > _FREE_PARTS + (self.taken + self._position) // _MIN_PART:
+                raise ArchiveError("the compressed data have far more parts than those of any archive of videos")
         at_block = step.block_bits is not None and self._position >= self._next_block
         if at_block and isinstance(self._inflater, BlockInflater):
             self._next_block = self._position + self._spacing

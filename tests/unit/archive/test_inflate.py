@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 
+from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive import libz
 from kinetics_fs.sources.archive.inflate import Block, Gzip
 from kinetics_fs.sources.archive.libz import BlockInflater, Inflater, PlainInflater, lead_in
@@ -74,3 +75,11 @@ def test_every_block_can_be_entered() -> None:
         )
         again.finish()
         assert output == content[block.position :]
+
+
+def test_data_in_empty_parts_are_refused() -> None:
+    """Each part takes as much time as a normal one, so a small archive would take hours."""
+    empty_blocks = by_zlib(b"")[:10] + b"\0\0\0\xff\xff" * 100_000
+    for data in (empty_blocks, by_zlib(b"") * 20_000):
+        with pytest.raises(ArchiveError, match="far more parts"):
+            list(Gzip().feed(data))

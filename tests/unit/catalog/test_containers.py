@@ -4,11 +4,12 @@ import gzip
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
-from kinetics_fs.catalog import Annotation, Refusal, containers
+from kinetics_fs.catalog import Annotation, Refusal, annotations, containers
 from kinetics_fs.errors import CatalogError
 from tests.support.annotations import csv_text, write_and_read, youtube_id
 
@@ -131,9 +132,27 @@ def test_a_bomb_is_cut_off(archive: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert write_and_read(archive, gzip.compress(CSV * 1))
 
 
+@pytest.mark.parametrize("content", [b"\n", b"x\n", CSV[CSV.index(b"\n") + 1 :]])
+def test_a_small_file_does_not_cost_a_minute(archive: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "FREE_GROWTH", 1 << 16)
+    bomb = gzip.compress(CSV + content * (3_000_000 // len(content)), 1)
+    begun = time.process_time()
+    with pytest.raises(CatalogError, match="unpacks to far more than its size"):
+        write_and_read(archive, bomb)
+    assert time.process_time() - begun < 5
+
+
+def test_a_list_has_a_maximum_of_rows(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotations, "MAX_ROWS", 100)
+    entry = b'"0wR5jVB-WPk": {"annotations": {"label": "x", "segment": [1, 11]}, "subset": "train"}'
+    for content in (CSV + b"\n" * 100, CSV * 101, b"{" + b",".join([entry] * 101) + b"}", tar(("a.csv", CSV * 101))):
+        with pytest.raises(CatalogError, match="has more than 100 rows"):
+            write_and_read(archive, content)
+
+
 def test_what_lies_beyond_the_limit_is_not_even_decompressed() -> None:
     source = gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(CSV)))
-    content = containers._Bounded(source, "x")
+    content = containers._Bounded(source, "x", None)
     with pytest.raises(CatalogError, match="holds more than"):
         content.seek(containers.MAX_BYTES + 1)
     assert source.tell() == 0
