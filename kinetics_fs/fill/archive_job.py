@@ -318,7 +318,7 @@ class _Fill:
         self._summary.present += since_cached
         # An index without some of the clips would prove that the archive lacks them.
         if self._index_db is not None and not scan.not_indexed:
-            self._index_db.add(self._index(scan, version))
+            self._index_db.add(scan.index(self._job.archive, version))
             self._summary.indexed = len(scan.records)
         self._checkpoint_file.unlink(missing_ok=True)
         self._count_members()
@@ -347,14 +347,12 @@ class _Fill:
             self._wait_for_published()  # everything before the checkpoint must be in the store
             self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
             self._count_members()
-            write_progress(self._checkpoint_file, Progress(checkpoint, self._index(scan, version), self._summary))
+            index = scan.index(self._job.archive, version)
+            write_progress(self._checkpoint_file, Progress(checkpoint, index, self._summary))
 
     def _count_members(self) -> None:
         self._summary.refused = self._refused_before + self._scan.refusals
         self._summary.not_indexed = self._scan.not_indexed
-
-    def _index(self, scan: Scan, version: Version) -> ArchiveIndex:
-        return ArchiveIndex(self._job.archive, version.size, version.etag, scan.gzipped, scan.records)
 
     def _claim_path(self, clip: Clip, size: int) -> Path | None:
         """Claim a clip and return the file to unpack it to; None if it is not to be stored."""

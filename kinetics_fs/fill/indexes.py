@@ -22,7 +22,7 @@ from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archiv
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.extract import extract
-from kinetics_fs.sources.archive.index import ArchiveIndex, Record, read_indexes, write_index
+from kinetics_fs.sources.archive.index import UNUSABLE, ArchiveIndex, Record, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, space_needed
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
@@ -174,7 +174,7 @@ def verify_indexes(
             for index in index_db.indexes([name]) if numbers else ():
                 # A copy elsewhere may have another entity tag: its clips tell whether it is the same archive.
                 current = dataclasses.replace(index, etag=versions[name].etag)
-                records = sorted(current.records.items())
+                records = sorted((clip, record) for clip, record in current.records.items() if record != UNUSABLE)
                 clips = [records[number] for number in numbers]
                 mistakes = pool.map(lambda clip, current=current: _find_mistake(base, current, *clip), clips)
                 wrong = len(check.wrong_clips)
@@ -249,6 +249,8 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO, *, folder: Path) ->
             index = next(indexes, None)
             if index is None:
                 return result
+            usable = {clip: record for clip, record in index.records.items() if record != UNUSABLE}
+            index = dataclasses.replace(index, records=usable)
             if not index.records:
                 raise ArchiveError("it has no clips, so its archive was incomplete")
             _check_space(index, folder)

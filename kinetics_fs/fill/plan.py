@@ -253,7 +253,7 @@ def plan_fill(
         for archive in index_db.indexes([name for name in versions if name in indexed and name not in read_before]):
             every = archive.archive in all_clips_of
             wanted = ((clip, record) for clip, record in archive.records.items() if every or catalog.locate(clip))
-            missing = [record.size for clip, record in wanted if not store.is_cached(clip)]
+            missing = [record.size for clip, record in wanted if record.size and not store.is_cached(clip)]
             incoming += sum(missing)
             if not missing:
                 read_before.append(archive.archive)
@@ -312,7 +312,8 @@ class MissingClips:
     """Clips of a selection that are not cached after a fill.
 
     Attributes:
-        not_stored: an indexed archive has them, but they failed verification or another process is fetching them.
+        not_stored: an indexed archive has them, but they failed verification, are no plain files, or another process is
+            fetching them.
         in_no_archive: no archive has them that was read to its end.
     """
 
@@ -328,7 +329,7 @@ class MissingClips:
             clips = (entry.clip for entry in page.entries if not page.is_cached(entry))
             absent = [clip for clip in clips if clip not in seen]
             seen.update(absent)
-            indexed = index_db.listed([clip.key for clip in absent]) if index_db else set()
+            indexed = index_db.listed([clip.key for clip in absent], usable=False) if index_db else set()
             for clip in absent:
                 (missing.not_stored if clip.key in indexed else missing.in_no_archive).append(clip)
         return missing

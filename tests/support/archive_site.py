@@ -181,4 +181,4 @@ def index_of(base: str, name: str) -> ArchiveIndex:
         for _ in scan.feed(data):
             pass
     scan.finish()
-    return ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records)
+    return scan.index(name, version)

@@ -27,7 +27,7 @@ from typing import IO, NamedTuple
 from kinetics_fs.catalog.clip import LAST_SECOND, YOUTUBE_ID, Clip
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.libz import WINDOW
-from kinetics_fs.sources.archive.tar import HEADER, MAX_CLIP_SIZE
+from kinetics_fs.sources.archive.tar import HEADER, MAX_CLIP_SIZE, MAX_UNUSABLE
 
 MAX_SKIP = 4 * 1024 * 1024
 """Bytes to decompress before a clip. The usual number is 33,000, half a deflate block."""
@@ -73,6 +73,10 @@ class Record(NamedTuple):
     def begin(self) -> int:
         """Offset in the archive at which to start reading, in bytes."""
         return self.bit // 8
+
+
+UNUSABLE = Record(bit=0, skip=0, size=0, end=1, crc=0, window=b"")
+"""Record of a clip of which an archive has only an empty file, a link or the like: the archive does not lack it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def check_record(record: Record, size: int, *, gzipped: bool) -> None:
     Raises:
         ArchiveError: a value is out of bounds.
     """
+    if record == UNUSABLE:
+        return
     limit = 2 * (record.skip + HEADER + record.size) + MAX_SKIP
     sound = (
         0 < record.size <= MAX_CLIP_SIZE
@@ -243,7 +249,7 @@ def _head(line: bytes) -> _Head:
         head = _Head(*(fields[name] for name in _Head._fields))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ArchiveError("the file is not an index of archives, or has another version of the format") from error
-    limits = ((head.size, _MAX_ARCHIVE), (head.clips, MAX_CLIPS), (head.bytes, _MAX_PACKED))
+    limits = ((head.size, _MAX_ARCHIVE), (head.clips, MAX_CLIPS + MAX_UNUSABLE), (head.bytes, _MAX_PACKED))
     if not (
         isinstance(head.archive, str)
         and all(type(value) is int and 0 <= value <= limit for value, limit in limits)

@@ -149,11 +149,16 @@ class ArchiveIndexDB:
 
     def sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the exact sizes in bytes of those clips among `keys`, by `Clip.key`, that a confirmed index has."""
-        return dict(self._select(keys, "key, clip.size", "confirmed"))
+        return dict(self._select(keys, "key, clip.size", "confirmed AND clip.size > 0"))
 
-    def listed(self, keys: Sequence[str]) -> set[str]:
-        """Return those of `keys`, by `Clip.key`, that any index has."""
-        return {key for (key,) in self._select(keys, "key", "1")}
+    def listed(self, keys: Sequence[str], *, usable: bool = True) -> set[str]:
+        """Return those of `keys`, by `Clip.key`, that any index has.
+
+        Args:
+            keys: the clips.
+            usable: without clips of which an archive has only an empty file, a link or the like.
+        """
+        return {key for (key,) in self._select(keys, "key", "clip.size > 0" if usable else "1")}
 
     def _select(self, keys: Sequence[str], columns: str, condition: str) -> Iterator[tuple[Any, ...]]:
         """Yield a row for each index that has a clip; of several for one clip, that of a replacement comes last."""
@@ -190,7 +195,7 @@ class ArchiveIndexDB:
         with self._database.connection() as db:
             rows = db.execute(
                 """
-                SELECT name, archive.size, etag, count(clip.key), confirmed FROM archive
+                SELECT name, archive.size, etag, count(nullif(clip.size, 0)), confirmed FROM archive
                 LEFT JOIN clip ON clip.archive = archive.id GROUP BY archive.id ORDER BY name
                 """
             ).fetchall()
@@ -243,7 +248,7 @@ class ArchiveIndexDB:
         """Return the indexed clips of an archive."""
         with self._database.connection() as db:
             rows = db.execute(
-                "SELECT key FROM clip WHERE archive = (SELECT id FROM archive WHERE name = ?)", (archive,)
+                "SELECT key FROM clip WHERE size > 0 AND archive = (SELECT id FROM archive WHERE name = ?)", (archive,)
             ).fetchall()
         return [self._clip(key) for (key,) in rows]
 

@@ -17,8 +17,16 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError
-from kinetics_fs.sources.archive.base import IncompleteArchive
-from kinetics_fs.sources.archive.index import MAX_CLIPS, MAX_SKIP, Record, check_record, pack_window
+from kinetics_fs.sources.archive.base import IncompleteArchive, Version
+from kinetics_fs.sources.archive.index import (
+    MAX_CLIPS,
+    MAX_SKIP,
+    UNUSABLE,
+    ArchiveIndex,
+    Record,
+    check_record,
+    pack_window,
+)
 from kinetics_fs.sources.archive.inflate import Block, Decompressor, Gzip, Plain, is_gzip
 from kinetics_fs.sources.archive.libz import WINDOW, lead_in
 from kinetics_fs.sources.archive.tar import HEADER, Begin, End, TarParser
@@ -107,7 +115,7 @@ class Scan:
         not_indexed: int = 0,
         index: bool = True,
     ) -> None:
-        self.records = dict(records or {})
+        self.records = {clip: record for clip, record in (records or {}).items() if record != UNUSABLE}
         """Records of the clips that have passed and can be read alone."""
         self.not_indexed = not_indexed
         """Number of clips that have passed and cannot be read alone."""
@@ -119,6 +127,7 @@ class Scan:
         self._has_clips = at is not None  # checkpoints are made after clips
         self._seen = set(self.records)
         self._tar = TarParser(self._refuse, at.header if at else 0)
+        self._tar.unusable |= (records or {}).keys() - self.records.keys()
         self._drop = at.header - at.block.position if at else 0
         self._source: Decompressor | None = None
         if at is not None:
@@ -139,6 +148,21 @@ class Scan:
     def taken(self) -> int:
         """Number of bytes of the archive that have been processed."""
         return self._source.taken if self._source else 0
+
+    @property
+    def unusable(self) -> set[Clip]:
+        """Clips of which only refused members have passed, such as empty files."""
+        return self._tar.unusable - self._seen
+
+    def index(self, archive: str, version: Version) -> ArchiveIndex:
+        """Return the index of the clips that have passed.
+
+        Args:
+            archive: name of the archive.
+            version: its version.
+        """
+        records = self.records | dict.fromkeys(self.unusable, UNUSABLE)
+        return ArchiveIndex(archive, version.size, version.etag, self.gzipped, records)
 
     @property
     def refusals(self) -> Counter[str]:

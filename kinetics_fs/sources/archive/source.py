@@ -15,6 +15,7 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
 from kinetics_fs.sources.archive.extract import extract
+from kinetics_fs.sources.archive.index import UNUSABLE
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, ClipLocation
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.limit import limit_note
@@ -71,6 +72,10 @@ class ArchiveSource:
         note = ""
         locations = self._index_db.find(clip)
         for location in locations:
+            if location.record == UNUSABLE:
+                reason = f"{location.archive} has only an empty file, a link or the like for it"
+                failures.append(FetchError(FailureKind.CORRUPT, reason, source=self.name))
+                continue
             size = location.record.end - location.record.begin
             if self._limit is not None and size > self._limit:
                 note = limit_note(f"its part in {location.archive}", size, self._limit)

@@ -22,7 +22,6 @@ from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Archive, Version
-from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip, names_split
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
@@ -300,7 +299,9 @@ class ArchiveStreamer:
         self._wait_until_stored()
         # An index without some of the clips would prove that the archive lacks them.
         if finds_block_boundaries() and not scan.not_indexed:
-            self._index_db.add(ArchiveIndex(name, version.size, version.etag, scan.gzipped, scan.records))
+            self._index_db.add(scan.index(name, version))
+        if requested in scan.unusable:
+            raise FetchError(FailureKind.CORRUPT, f"{name} has only an empty file, a link or the like for it")
         if requested not in results:
             raise _NotInArchive
         if (failure := results[requested]) is not None:

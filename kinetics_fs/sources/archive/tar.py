@@ -24,6 +24,9 @@ from kinetics_fs.sources.archive.base import RECORD, IncompleteArchive, is_paddi
 MAX_CLIP_SIZE = 64 * 1024 * 1024
 """Largest size of a clip in bytes. The largest in the public archives has 7 MB."""
 
+MAX_UNUSABLE = 10_000
+"""Clips to remember of which there is only a refused member."""
+
 HEADER = 512
 """Bytes of the header before a member's data. The data are padded to a multiple of this."""
 
@@ -46,6 +49,29 @@ _REASONS = {
 }
 _FOLDERS = frozenset(b"5D")
 _REGULAR = frozenset(b"0\0")
+
+
+_OTHER_FORMATS = {
+    b"<": "a web page or XML; download the archive itself",
+    b"{": "JSON; download the archive itself",
+    b"PK": "a zip archive; pack its files as a tar",
+    b"BZh": "compressed by bzip2; unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "compressed by xz; unpack it, or compress it with gzip",
+    b"(\xb5/\xfd": "compressed by zstd; unpack it, or compress it with gzip",
+    b"7z\xbc\xaf": "a 7z archive; pack its files as a tar",
+    b"Rar!": "a rar archive; pack its files as a tar",
+    b"\x1f\x8b": "compressed twice; unpack it once",
+    b"version https://git-lfs": "a pointer of Git LFS; download the archive itself",
+}
+"""How files of other formats begin, the name of each format, and a cure."""
+
+
+def not_an_archive(head: bytes) -> str:
+    """Return why a file is not an archive, by its first bytes."""
+    for beginning, format_and_cure in _OTHER_FORMATS.items():
+        if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(beginning):
+            return f"the file is not an archive: it is {format_and_cure}"
+    return "the file is not an archive: a header is missing or cut short"
 
 
 class Begin(NamedTuple):
@@ -89,6 +115,8 @@ class TarParser:
         self.position = position
         self.refusals: Counter[str] = Counter()
         """Number of refused members, by reason. Folders, and the files that macOS adds (`._*`), are not counted."""
+        self.unusable: set[Clip] = set()
+        """Clips that a member is named after which was refused; at most `MAX_UNUSABLE`."""
         self._refuse = refuse
         self._part: _Part = self._header
         self._left = HEADER
@@ -141,6 +169,8 @@ class TarParser:
         """
         if self._part != self._ended:
             rest = bytes(self._buffered)
+            if self.position == len(rest) and any(rest):
+                raise IncompleteArchive(not_an_archive(rest))
             if self._part != self._header or self._extended or (rest and not self._zeros):
                 raise IncompleteArchive("the tar is cut short")
             if any(rest):
@@ -164,7 +194,7 @@ class TarParser:
             return
         if not _checks(header):
             if self.position == HEADER:
-                raise IncompleteArchive("the file is not an archive: a header is missing")
+                raise IncompleteArchive(not_an_archive(header))
             if not self._zeros:
                 raise ArchiveError("the tar is damaged: a header is missing")
             self._end_with(header)
@@ -212,6 +242,9 @@ class TarParser:
         clip, reason = self._judge(name.decode("utf-8", "replace"), kind, size, fault)
         if reason:
             self.refusals[reason] += 1
+            if clip is not None and len(self.unusable) < MAX_UNUSABLE:
+                self.unusable.add(clip)
+            clip = None
         if kind == ord("S") and header[482]:
             self._after_map = size
             self._begin(self._sparse_map, HEADER)
@@ -223,23 +256,22 @@ class TarParser:
             self._skip_on(size + self._padding)
 
     def _judge(self, name: str, kind: int, size: int, fault: str | None) -> tuple[Clip | None, str | None]:
-        """Return the clip that a member is, or the reason for refusing it; neither for members that are not counted."""
+        """Return the clip that a member is named after, and why the member is refused; neither if it is not counted."""
         parsed = parse_file_name(name)
         if kind in _FOLDERS or name.endswith("/") or parsed.fault == HIDDEN:
             return None, None
         if kind not in _REGULAR:
-            return None, _REASONS.get(kind, "not a plain file")
+            return parsed.clip, _REASONS.get(kind, "not a plain file")
         if fault:
-            return None, fault
+            return parsed.clip, fault
         clip = parsed.clip
         if parsed.fault or clip is None:
             return None, parsed.fault or OTHER_NAME
         if size == 0:
-            return None, "empty"
+            return clip, "empty"
         if size > MAX_CLIP_SIZE:
-            return None, "too large"
-        reason = self._refuse(clip)
-        return (None, reason) if reason else (clip, None)
+            return clip, "too large"
+        return clip, self._refuse(clip)
 
     def _data(self, piece: memoryview) -> Iterator[Begin | memoryview | End]:
         yield piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from kinetics_fs.catalog import Clip
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout
-from tests.conftest import Dataset
+from tests.conftest import Dataset, MountFactory
 from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives
 from tests.support.command_line import json_output, run_command
 from tests.support.tarballs import by_zlib, flat, in_members, make_tar
@@ -76,7 +77,8 @@ def test_nothing_is_concluded_from_an_incomplete_archive(annotated: AnnotatedArc
 
     assert done.returncode == 3, done
     told = json_output(done)
-    assert told["archives"]["failed"][SURFING].startswith("incomplete: ")
+    reason = "incomplete: the file is not an archive: it is a web page" if case == "a page" else "incomplete: "
+    assert told["archives"]["failed"][SURFING].startswith(reason)
     assert told["archives"]["read"] == []
     stored = annotated.cached()
     assert stored.items() <= annotated.of(SURFING).items()
@@ -89,7 +91,7 @@ def test_nothing_is_concluded_from_an_incomplete_archive(annotated: AnnotatedArc
 
     shown = annotated.fill("--split", "validation", "--class", "surfing water")
     assert shown.returncode == 3
-    assert f"failed: {SURFING}: incomplete: " in shown.stdout
+    assert f"failed: {SURFING}: {reason}" in shown.stdout
 
     annotated.write(SURFING, by_zlib(whole))
     again = annotated.fill("--split", "validation", "--class", "surfing water", "--json")
@@ -236,3 +238,34 @@ def test_the_original_is_taken_if_its_replacement_is_broken(
     assert run_command("index", "build", *arguments, *rest).returncode == 0
     fetched = run_command("prefetch", *arguments, *rest, "--source", "archive")
     assert fetched.returncode == 0, fetched
+
+
+@pytest.mark.parametrize("kind", ["empty", "link"])
+def test_a_clip_of_which_an_archive_has_only_an_unusable_file_is_not_gone(
+    annotated: AnnotatedArchives, dataset: Dataset, mount: MountFactory, kind: str
+) -> None:
+    """The archive does not lack it: another copy of the archive may be better."""
+    unusable = Clip("unusable___", 0, 10)
+    annotated.annotate([*annotated.of(SURFING), unusable, ABSENT])
+    member = tarfile.TarInfo(unusable.name)
+    if kind == "link":
+        member.type, member.linkname = tarfile.LNKTYPE, "elsewhere"
+    content = make_tar(annotated.clips[SURFING], flat)
+    annotated.write(SURFING, by_zlib(member.tobuf() + content))
+
+    for read_before in (0, 1):
+        assert annotated.fill("--class", "surfing water", "--split", "validation").returncode == 3
+        told = annotated.report()
+        assert len(told["archives"]["read_before"]) == read_before
+        assert told["clips_not_stored"] == [unusable.key]
+        assert told["clips_in_no_archive"] == [ABSENT.key]
+
+    where = "--annotations", annotated.annotations, "--archive-url", annotated.folder
+    other = annotated.cache.with_name("other")
+    for cache in (annotated.cache, other):  # by the index, and by reading the whole archive
+        shown = mount("--source", "archive", *where, cache=cache)
+        with pytest.raises(OSError):
+            (shown.root / "validation" / "surfing water" / unusable.name).read_bytes()
+        listed = run_command("failures", "list", "--json", "--cache-dir", cache).stdout
+        failures = {failure["key"]: failure["kind"] for failure in json.loads(listed)}
+        assert failures[unusable.key] == "corrupt"

@@ -367,7 +367,9 @@ def test_short_names_are_indexed() -> None:
         (by_zlib(TAR[:-10_240]), "cut short|without its end mark"),
         (by_zlib(TAR) + bytes(3_000_000), "3,000,000 bytes of zeros follow"),
         (b"<html><title>Not Found</title>" * 100, "not an archive"),
-        (b"<html>404</html>", "cut short"),
+        (b"<html>404</html>", "it is a web page"),
+        (b"PK\3\4" + bytes(600), "it is a zip archive"),
+        (b"(\xb5/\xfd" + bytes(600), "it is compressed by zstd"),
         (by_zlib(b"<html>" * 500), "not an archive"),
     ],
 )

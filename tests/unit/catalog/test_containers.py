@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_fs.catalog import Annotation, Refusal, annotations, containers
+from kinetics_fs.catalog import Annotation, Refusal, containers
 from kinetics_fs.errors import CatalogError
 from tests.support.annotations import csv_text, write_and_read, youtube_id
 
@@ -143,7 +143,7 @@ def test_a_small_file_does_not_cost_a_minute(archive: Path, content: bytes, monk
 
 
 def test_a_list_has_a_maximum_of_rows(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations, "MAX_ROWS", 100)
+    monkeypatch.setattr("kinetics_fs.catalog.annotations.MAX_ROWS", 100)
     entry = b'"0wR5jVB-WPk": {"annotations": {"label": "x", "segment": [1, 11]}, "subset": "train"}'
     for content in (CSV + b"\n" * 100, CSV * 101, b"{" + b",".join([entry] * 101) + b"}", tar(("a.csv", CSV * 101))):
         with pytest.raises(CatalogError, match="has more than 100 rows"):
