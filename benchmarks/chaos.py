@@ -341,9 +341,9 @@ class _Chaos:
             counted = dict(db.execute("SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
         with closing(sqlite3.connect(CacheLayout(self._cache).state_database)) as db:
             database = {key: (size, digest) for key, size, digest in db.execute(
-                "SELECT key, size, sha256 FROM clip WHERE held"
+                "SELECT key || '.' || profile, size, sha256 FROM clip WHERE cached"
             )}  # fmt: skip
-            [(fetches,)] = db.execute("SELECT count(*) FROM flight")
+            [(fetches,)] = db.execute("SELECT count(*) FROM fetch")
         clips = CacheLayout(self._cache).clips
         files = {str(path.relative_to(clips)) for path in clips.glob("*/*")}
         different = [
@@ -354,11 +354,11 @@ class _Chaos:
                 if counted != {"count": len(table), "size": sum(size for size, _ in database.values())}
                 else []
             ),
-            *(["flights"] if fetches else []),
+            *(["fetches"] if fetches else []),
         ]
         for key, (filename, record) in table.items():
             content = (clips / filename).read_bytes()
-            clip = parse_clip_name(f"{key}.mp4")
+            clip = parse_clip_name(f"{key.partition('.')[0]}.mp4")
             assert clip is not None
             truth = (len(content), hashlib.sha256(content).hexdigest())
             if truth != (record["size"], record["sha256"]) or database.get(key) != truth:

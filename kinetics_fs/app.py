@@ -18,6 +18,7 @@ from kinetics_fs.catalog import ArchiveClips, Catalog, Selection, find_release, 
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch.fetcher import FetchSettings
+from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.cookies import read_cookies
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings, is_youtube
 from kinetics_fs.store import CacheLayout, Store, prepare_folder
@@ -111,7 +112,18 @@ def open_store(settings: Settings) -> Store:
     Raises:
         StoreError: the cache directory cannot be used, or clips would have to be evicted for the limit.
     """
-    return Store(settings.cache_dir, limit=settings.cache_size, shrink=settings.shrink, min_free=settings.min_free)
+    return Store(
+        settings.cache_dir,
+        profile=cut_profile(settings),
+        limit=settings.cache_size,
+        shrink=settings.shrink,
+        min_free=settings.min_free,
+    )
+
+
+def cut_profile(settings: Settings) -> CutProfile:
+    """Return the profile of clips that are cut with these settings."""
+    return CutProfile.of(settings.max_height, exact=settings.trim == "exact", ytdlp=dict(settings.ytdlp))
 
 
 def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetcher:

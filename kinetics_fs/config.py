@@ -282,7 +282,7 @@ class Settings:
         "accept",
         "sources",
         "What to do with a clip from an archive or a folder that has less than 90 % of its annotated time: accept (use"
-        " it), or youtube (before it is used, ask YouTube once for a longer one, and keep the longer of the two).",
+        " it), or youtube (before it is used, ask YouTube once for a longer one, and use the longer of the two).",
         metavar="HOW",
         kind="choice",
         choices=("accept", "youtube"),

@@ -166,7 +166,7 @@ class Delivery:
             self.delivered = True
             return
         with log_step(_log, f"fetch {self._fetch.clip.key}: publish"):
-            size = self._claim.publish(file.path, self._source, duration=file.duration, last=last)
+            size = self._claim.publish(file.path, self._source, cut=file.cut, duration=file.duration, last=last)
         self.delivered = True
         now = time.monotonic()
         self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
@@ -392,7 +392,7 @@ class Fetcher:
             FetchError: the clip is unavailable.
         """
         clip = fetch.clip
-        # A longer clip takes the place of the cached one, which must not be evicted for it.
+        # The cached clip must not be evicted for a longer one, which may not exist.
         size = 0 if self.wants_longer(clip) else None
         try:
             with log_step(_log, f"fetch {clip.key}: claim"), fetch.claim_lock:
@@ -447,7 +447,7 @@ class Fetcher:
                 fetch.claim = None
 
     def _fetch_longer(self, worker: Worker, fetch: Fetch, claim: Claim) -> None:
-        """Replace a cached short clip by YouTube's, if that is longer. Otherwise the cached one stays.
+        """Store YouTube's version of a cached short clip, if it is longer: the store then shows that one.
 
         Raises:
             RetryLater: the hourly limit of YouTube is reached, and no process waits for the clip in `open`.
@@ -691,7 +691,7 @@ class Fetcher:
                 file.path.unlink()
             else:
                 with log_step(_log, f"fetch {clip.key}: publish"):
-                    size = claim.publish(file.path, source, duration=file.duration)
+                    size = claim.publish(file.path, source, cut=file.cut, duration=file.duration)
                 self.stats.record_fetched(source, size)
         if replace:  # by the fetch, if there is one
             return
@@ -705,7 +705,7 @@ class Fetcher:
     def _hand_to(self, fetch: Fetch, claim: Claim, file: VerifiedFile, source: str) -> None:
         """Publish a clip under the claim of a fetch that is looking for it."""
         with log_step(_log, f"fetch {fetch.clip.key}: publish"):
-            size = claim.publish(file.path, source, duration=file.duration, last=False)
+            size = claim.publish(file.path, source, cut=file.cut, duration=file.duration, last=False)
         self.stats.record_fetched(source, size)
         self._finish(fetch, None)
 

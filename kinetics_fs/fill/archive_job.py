@@ -23,6 +23,7 @@ from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.media.checker import Checker
+from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -68,6 +69,7 @@ class ArchiveJob:
         connections: number of connections with which the archive is read.
         keep: store the clips; otherwise only the index is built.
         unlisted: which clips to store besides those of the catalog; None for no others.
+        profile: the profile that the store shows: a clip that was cut with it is not stored again.
     """
 
     base: str
@@ -81,6 +83,7 @@ class ArchiveJob:
     connections: int = 8
     keep: bool = True
     unlisted: Unlisted | None = None
+    profile: CutProfile = CutProfile()  # noqa: RUF009  # it is immutable
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
     with ExitStack() as opened:
-        store = opened.enter_context(Store(job.cache_dir, min_free=job.min_free))
+        store = opened.enter_context(Store(job.cache_dir, profile=job.profile, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog_file)) if job.catalog_file else None
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         indexing = job.index_db_file is not None and finds_block_boundaries()

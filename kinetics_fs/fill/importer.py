@@ -426,7 +426,7 @@ class _FolderImport:
                 self._count(busy=1)
                 return
             with claim:
-                target, linked, media = claim.folder / clip.name, False, None
+                target, linked, is_cut, media = claim.folder / clip.name, False, False, None
                 if name.clip is None:
                     media = find_excerpt_of(file, clip, claim.folder, self._checker.find_excerpt)
                 if media is None or media.whole:
@@ -437,8 +437,8 @@ class _FolderImport:
                     duration = self._checker.check(target, self._verify)
                     linked = linked and target.stat().st_ino == original
                 else:
-                    duration = self._cut(media, clip.duration, target)
-                claim.publish(target, SOURCE, duration=duration)
+                    duration, is_cut = self._cut(media, clip.duration, target), True
+                claim.publish(target, SOURCE, cut=is_cut, duration=duration)
         self._count(imported=1, linked=int(linked))
 
     # Counting

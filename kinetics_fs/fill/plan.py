@@ -277,7 +277,8 @@ class _CachedPart:
         pinned: size of those of them that are pinned.
         bytes_not_indexed: size of those of them that no index has.
         unknown: number of clips that are neither cached nor indexed.
-        evicted_from: archives with clips that were cached once.
+        evicted_from: archives with clips that were cached once, or are cached with other cut settings only: an earlier
+            fill with these may have passed over them.
     """
 
     bytes: int = 0
@@ -292,6 +293,7 @@ class _CachedPart:
         for page in selection_pages(catalog, store):
             part.pinned += store.pins.of(page.keys).bytes
             indexed = index_db.sizes(page.keys) if index_db else {}
+            of_any_profile = {file.clip for file in store.cached_files(page.keys)}
             for clip in (entry.clip for entry in page.entries):
                 known = page.sizes.get(clip.key)
                 if known is not None and known.cached:
@@ -299,7 +301,7 @@ class _CachedPart:
                     part.bytes_not_indexed += 0 if clip.key in indexed else known.size
                     continue
                 part.unknown += clip.key not in indexed
-                if known is not None and index_db:
+                if (known is not None or clip in of_any_profile) and index_db:
                     part.evicted_from.update(location.archive for location in index_db.find(clip))
         return part
 

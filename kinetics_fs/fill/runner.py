@@ -294,6 +294,7 @@ def fill_store(
             checkpoints=settings.checkpoints,
             verify=settings.verify,
             unlisted=unlisted.get(name),
+            profile=store.profile,
         )
         for name in plan.to_read
     )

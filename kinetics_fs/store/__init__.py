@@ -35,7 +35,7 @@ from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, pre
 from kinetics_fs.store.pins import PinCounts, Pinned, Pins
 from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
 from kinetics_fs.store.short_clips import is_short
-from kinetics_fs.store.store import Claim, KnownSize, Space, Store, StoredClip, Usage
+from kinetics_fs.store.store import CachedFile, Claim, KnownSize, Space, Store, StoredClip, Usage
 from kinetics_fs.store.suspicion import VERDICTS
 from kinetics_fs.store.throttle import ControlNeeded, ControlPermit, Permit, RateLimited, SourceState, Throttle
 
@@ -47,6 +47,7 @@ __all__ = [
     "ActivityCounts",
     "CacheLayout",
     "CacheSummary",
+    "CachedFile",
     "Claim",
     "ClipRecord",
     "Condition",

@@ -23,11 +23,12 @@ from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FetchError
+from kinetics_fs.media.profile import UNKNOWN
 from kinetics_fs.store.clip_files import OpenClipFile
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
-from kinetics_fs.store.store import Store
+from kinetics_fs.store.store import CachedFile, Store
 from kinetics_fs.store.throttle import SourceState, Throttle
 from kinetics_fs.util.text import count
 
@@ -62,8 +63,8 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
     path = CacheLayout(folder).state_database
     if not path.exists():
         return None
-    with closing(StateDatabase(path, CacheFaults(folder))) as database:
-        [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held")
+    with closing(StateDatabase(path, CacheFaults(folder), UNKNOWN)) as database:
+        [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE cached")
         [(limit,)] = database.query("SELECT max(bytes) FROM size_limit")
         return CacheSummary(clips, size, limit, Throttle(database).states())
 
@@ -108,9 +109,10 @@ class Condition(StrEnum):
 
 
 class Verdict(NamedTuple):
-    """The result of checking one clip."""
+    """The result of checking one file of a clip."""
 
     clip: Clip
+    profile: str
     size: int
     condition: Condition
     reason: str = ""
@@ -123,30 +125,30 @@ class Verdict(NamedTuple):
 
 def verify_clips(
     store: Store,
-    clips: Iterable[tuple[Clip, int]],
+    files: Iterable[CachedFile],
     *,
     measure: Inspect | None = None,
     decode: Inspect | None = None,
     threads: int | None = None,
 ) -> Iterator[Verdict]:
-    """Compare clips with the size and the SHA-256 with which they were stored, several at a time.
+    """Compare files of clips with the size and the SHA-256 with which they were stored, several at a time.
 
     Args:
         store: the store that has the clips.
-        clips: clips and their sizes in bytes, as from `Store.cached_clips`. Consumed a few ahead of the verdicts.
+        files: the files, as from `Store.cached_files`. Consumed a few ahead of the verdicts.
         measure: called with each file whose bytes are right and whose duration is unknown; None to skip this.
         decode: called instead with each file whose bytes are right; None to skip this.
         threads: number of files to check at a time; None for the number of cores.
 
     Yields:
-        A verdict for each clip, in the order of `clips`.
+        A verdict for each file, in the order of `files`.
     """
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Verdict]] = deque()
     try:
-        for clip, size in clips:
-            waiting.append(pool.submit(_verify, store, clip, size, measure, decode))
+        for file in files:
+            waiting.append(pool.submit(_verify, store, file, measure, decode))
             if len(waiting) >= threads * _QUEUED_PER_THREAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -163,18 +165,18 @@ def remove_bad(store: Store, verdict: Verdict) -> bool:
     Returns:
         True if the clip was removed.
     """
-    return store.remove_if_unchanged(verdict.clip, verdict.filename)
+    return store.remove_if_unchanged(verdict.clip, verdict.profile, verdict.filename)
 
 
-def _verify(store: Store, clip: Clip, size: int, measure: Inspect | None, decode: Inspect | None) -> Verdict:
+def _verify(store: Store, cached: CachedFile, measure: Inspect | None, decode: Inspect | None) -> Verdict:
     try:
-        opened = store.peek(clip)
+        opened = store.peek(cached.clip, cached.profile)
     except FileNotFoundError:
-        return Verdict(clip, size, Condition.LOST, "it has no file")
+        return Verdict(*cached, Condition.LOST, "it has no file")
     except FetchError as error:
-        return Verdict(clip, size, Condition.UNREADABLE, error.reason)
+        return Verdict(*cached, Condition.UNREADABLE, error.reason)
     if opened is None:
-        return Verdict(clip, size, Condition.EVICTED, "it was evicted during the check")
+        return Verdict(*cached, Condition.EVICTED, "it was evicted during the check")
     try:
         with os.fdopen(opened.fd, "rb", buffering=0) as file:
             fault, measured = _find_fault(file, opened), None
@@ -187,10 +189,9 @@ def _verify(store: Store, clip: Clip, size: int, measure: Inspect | None, decode
                 except FetchError as error:
                     fault = error.reason
     except OSError as error:
-        return Verdict(clip, size, Condition.UNREADABLE, f"cannot read the file: {error.strerror}")
+        return Verdict(*cached, Condition.UNREADABLE, f"cannot read the file: {error.strerror}")
     return Verdict(
-        clip,
-        size,
+        *cached,
         Condition.DAMAGED if fault else Condition.GOOD,
         fault,
         opened.filename,

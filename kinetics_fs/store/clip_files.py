@@ -1,9 +1,9 @@
-"""The files of the cached clips, and the table that maps the key of a clip to its file.
+"""The files of the cached clips, and the table that maps the key of a clip and a profile to a file.
 
-The table is diskcache's; only this module knows how diskcache keeps it. Files are moved in and never copied, and
-nothing is ever unpickled: diskcache would store any Python object, by pickle if it must, but a cache directory can be
-moved from one machine to another, so its content is untrusted input. A row is a clip file under a name that this
-module built, or it counts as missing.
+The key of a row is `<key of the clip>.<profile>`. The table is diskcache's; only this module knows how diskcache keeps
+it. Files are moved in and never copied, and nothing is ever unpickled: diskcache would store any Python object, by
+pickle if it must, but a cache directory can be moved from one machine to another, so its content is untrusted input. A
+row is a clip file under a name that this module built, or it counts as missing.
 
 Three things are not left to diskcache. It removes the row first and the file after it, so that a process that dies in
 between leaves a file that nothing ever finds. It trusts any setting in its table. And its `get` takes twice the time
@@ -23,7 +23,7 @@ import sqlite3
 import stat
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +32,14 @@ import diskcache
 from diskcache.core import METADATA, MODE_BINARY
 
 from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.errors import StoreError
+from kinetics_fs.media.profile import SOURCE, UNKNOWN, is_profile
+from kinetics_fs.store.database import PUBLISHERS, shown_profiles
 from kinetics_fs.store.faults import CacheFaults
-from kinetics_fs.store.layout import CacheLayout
+from kinetics_fs.store.layout import CacheLayout, newer_format
+from kinetics_fs.store.short_clips import is_short
 from kinetics_fs.util.files import fsync
-from kinetics_fs.util.sqlite import DatabaseFile
+from kinetics_fs.util.sqlite import DatabaseFile, transaction
 
 _SETTINGS = {
     **diskcache.DEFAULT_SETTINGS,
@@ -44,6 +48,9 @@ _SETTINGS = {
     "cull_limit": 0,
     "sqlite_synchronous": 2,  # FULL: every commit is on the disk when it returns
 }
+
+VERSION = 2
+"""The version of the table, as its `user_version`. Version 1 had no number, and the keys of its rows no profile."""
 
 _MAX_KNOWN_FILES = 16384
 """Number of clips whose row is kept in memory: about 10 MB."""
@@ -71,6 +78,7 @@ class ClipRecord:
     """The metadata of a clip that is or was in the cache.
 
     Attributes:
+        profile: how the bytes were made; see `kinetics_fs.media.profile`.
         size: bytes.
         sha256: digest of the whole file, hexadecimal.
         source: name of the source that delivered the clip.
@@ -79,6 +87,7 @@ class ClipRecord:
         duration: seconds that the pictures cover; None if they were not measured.
     """
 
+    profile: str
     size: int
     sha256: str
     source: str
@@ -99,9 +108,10 @@ class OpenClipFile(NamedTuple):
 
 
 class MeasuredFile(NamedTuple):
-    """The file of a cached clip, by the key of the clip, and the seconds that its pictures cover."""
+    """The file of a cached clip, by the key of the clip and the profile, and the seconds that its pictures cover."""
 
     key: str
+    profile: str
     filename: str
     """As in `OpenClipFile`."""
     duration: float
@@ -127,9 +137,23 @@ def key_of_filename(filename: str) -> str | None:
     return match["key"] if match and _is_filename_of(filename, match["key"]) else None
 
 
-def _is_filename_of(filename: str, key: str) -> bool:
+def _is_filename_of(filename: object, key: str) -> bool:
+    if not isinstance(filename, str):
+        return False
     token = filename[-36:-4]
     return filename == clip_filename(key, token) and _TOKEN.fullmatch(token) is not None
+
+
+def _row_key(key: str, profile: str) -> str:
+    return f"{key}.{profile}"
+
+
+def _parse_row_key(row_key: object) -> tuple[str, str] | None:
+    """Return the key of the clip and the profile in the key of a row; None if it is none."""
+    if not isinstance(row_key, str):
+        return None
+    key, _, profile = row_key.partition(".")
+    return (key, profile) if parse_clip_name(f"{key}.mp4") is not None and is_profile(profile) else None
 
 
 def _open_file(folder: str, filename: str) -> tuple[int, int] | None:
@@ -166,19 +190,21 @@ class ClipFiles:
     Args:
         layout: the paths of the cache. The clips folder must exist.
         faults: receives what is wrong with the table.
+        profile: the profile whose clips `open` prefers.
 
     Raises:
-        StoreError: the table cannot be read or written. Any method may raise it later.
+        StoreError: the table cannot be read or written, or a later version made it. Any method may raise it later.
     """
 
-    def __init__(self, layout: CacheLayout, faults: CacheFaults) -> None:
+    def __init__(self, layout: CacheLayout, faults: CacheFaults, profile: str) -> None:
         self._folder = layout.clips
         self._path = str(layout.clips)
+        self._profiles = shown_profiles(profile)
         self._known: dict[str, tuple[str, ClipRecord]] = {}
         self._table = DatabaseFile(layout.clip_table, translate=faults.error, if_damaged=IF_DAMAGED.format(layout.root))
         self._cache: Any = None
         with self._translated_errors():
-            _remove_unknown_settings(layout.clip_table)
+            _prepare_table(layout.clip_table)
             self._cache = diskcache.Cache(self._path, disk=_ClipDisk, **_SETTINGS)
 
     def close(self) -> None:
@@ -214,7 +240,7 @@ class ClipFiles:
             yield
 
     def open(self, key: str) -> OpenClipFile | None:
-        """Open the file of a clip; return None if there is no file, or its row is invalid.
+        """Open the file of a clip, of the preferred profile; return None if there is no file, or its row is invalid.
 
         Raises:
             Unreadable: the file exists but cannot be opened now.
@@ -225,30 +251,56 @@ class ClipFiles:
             if (opened := _open_file(self._path, known[0])) is not None:
                 return OpenClipFile(*opened, *known)
             self._known.pop(key, None)
-        rows = self._sql("SELECT mode, filename, tag FROM Cache WHERE key = ? AND raw = 1", key)
-        for mode, filename, tag in rows:
-            record = _parse_tag(tag)
-            is_valid = mode == MODE_BINARY and isinstance(filename, str) and _is_filename_of(filename, key)
-            if is_valid and record is not None:
-                opened = _open_file(self._path, filename)
-                if opened is None:
-                    return None
-                if len(self._known) >= _MAX_KNOWN_FILES:
-                    self._known.clear()
-                self._known[key] = filename, record
+        found = self._rows(key, self._profiles)
+        if not found or (opened := _open_file(self._path, found[0][0])) is None:
+            return None
+        filename, record = found[0]
+        if not self._may_be_replaced(key, record):
+            if len(self._known) >= _MAX_KNOWN_FILES:
+                self._known.clear()
+            self._known[key] = filename, record
+        return OpenClipFile(*opened, filename, record)
+
+    def open_profile(self, key: str, profile: str) -> OpenClipFile | None:
+        """Open the file of a clip as `open` does, but of this profile only."""
+        for filename, record in self._rows(key, (profile,)):
+            if (opened := _open_file(self._path, filename)) is not None:
                 return OpenClipFile(*opened, filename, record)
         return None
 
+    def _rows(self, key: str, profiles: Sequence[str]) -> list[tuple[str, ClipRecord]]:
+        """Return the files of a clip according to the table, in the order of the profiles."""
+        keys = [_row_key(key, profile) for profile in profiles]
+        marks = ",".join("?" * len(keys))
+        rows = self._sql(f"SELECT key, mode, filename, tag FROM Cache WHERE key IN ({marks}) AND raw = 1", *keys)
+        found = {}
+        for row_key, mode, filename, tag in rows:
+            profile = row_key.partition(".")[2]
+            record = _parse_tag(tag, profile)
+            if record is not None and mode == MODE_BINARY and _is_filename_of(filename, key):
+                found[profile] = filename, record
+        return [found[profile] for profile in profiles if profile in found]
+
+    def _may_be_replaced(self, key: str, record: ClipRecord) -> bool:
+        """Return whether another process may store a clip that is preferred to this one: a longer one."""
+        clip = parse_clip_name(f"{key}.mp4")
+        return (
+            clip is not None
+            and record.profile != self._profiles[0]
+            and record.duration is not None
+            and is_short(clip, record.duration)
+        )
+
     def put(self, key: str, file: StagedFile, record: ClipRecord) -> None:
-        """Move a finished file in and commit its row. An earlier file of the clip is removed first.
+        """Move a finished file in and commit its row. An earlier file of the clip and profile is removed first.
 
         Raises:
             OSError: the file cannot be moved.
         """
-        self.remove(key)
+        self.remove(key, record.profile)
         try:
             with self._transaction():
-                self._cache.set(key, file, tag=_make_tag(record))
+                self._cache.set(_row_key(key, record.profile), file, tag=_make_tag(record))
         except BaseException:
             self.remove_file(key, file.token)
             raise
@@ -261,36 +313,50 @@ class ClipFiles:
         added = []
         with self._transaction():
             for file in measured:
-                opened = self.open(file.key)
+                opened = self.open_profile(file.key, file.profile)
                 if opened is None:
                     continue
                 os.close(opened.fd)
                 if opened.filename == file.filename:
                     record = replace(opened.record, duration=file.duration)
-                    self._sql("UPDATE Cache SET tag = ? WHERE key = ? AND raw = 1", _make_tag(record), file.key)
-                    self._known[file.key] = file.filename, record
+                    row_key = _row_key(file.key, file.profile)
+                    self._sql("UPDATE Cache SET tag = ? WHERE key = ? AND raw = 1", _make_tag(record), row_key)
+                    self._known.pop(file.key, None)
                     added.append(file)
         return added
 
-    def remove(self, key: str) -> bool:
-        """Remove a clip. Return whether it was in the table.
+    def remove(self, key: str, profile: str) -> bool:
+        """Remove a clip of one profile. Return whether it was in the table.
 
         The file is removed before its row: a process that dies in between leaves a row without a file, which is a miss.
         """
-        for (filename,) in self._sql("SELECT filename FROM Cache WHERE key = ? AND raw = 1", key):
-            if isinstance(filename, str) and _is_filename_of(filename, key):
+        row_key = _row_key(key, profile)
+        for (filename,) in self._sql("SELECT filename FROM Cache WHERE key = ? AND raw = 1", row_key):
+            if _is_filename_of(filename, key):
                 self._cache.disk.remove(filename)
         with self._transaction():
-            return bool(self._sql("DELETE FROM Cache WHERE key = ? RETURNING 1", key))
+            return bool(self._sql("DELETE FROM Cache WHERE key = ? RETURNING 1", row_key))
+
+    def find(self, key: str, token: str) -> ClipRecord | None:
+        """Return the record of the file of a clip that one fetch has published; None if the table has none."""
+        # All rows of the clip: "/" follows "." in the order of SQLite.
+        profiles = [
+            parsed[1]
+            for (row_key,) in self._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", f"{key}.", f"{key}/")
+            if (parsed := _parse_row_key(row_key)) is not None
+        ]
+        wanted = clip_filename(key, token)
+        return next((record for filename, record in self._rows(key, profiles) if filename == wanted), None)
 
     def remove_file(self, key: str, token: str) -> None:
         """Remove the file that a publication may have moved in without committing its row."""
         (self._folder / clip_filename(key, token)).unlink(missing_ok=True)
 
     def filenames(self, keys: Iterable[str]) -> set[str]:
-        """Return the file names that the table has for these clips."""
+        """Return the file names that the table has for these clips, of all profiles."""
         rows = self._sql(
-            "SELECT filename FROM Cache WHERE raw = 1 AND key IN (SELECT value FROM json_each(?))",
+            "SELECT filename FROM json_each(?) AS clip JOIN Cache"
+            " ON Cache.key > clip.value || '.' AND Cache.key < clip.value || '/' WHERE raw = 1",
             json.dumps(list(keys)),
         )
         return {filename for (filename,) in rows if isinstance(filename, str)}
@@ -312,15 +378,15 @@ class ClipFiles:
     def repair(self) -> Iterator[tuple[str, ClipRecord]]:
         """Remove rows without a file and files without a row, and correct the totals. Yield the remaining clips."""
         known, bad = set(), []
-        for rowid, key, raw in self._sql("SELECT rowid, key, raw FROM Cache"):
-            is_clip = isinstance(key, str) and raw == 1 and parse_clip_name(f"{key}.mp4") is not None
-            opened = self.open(key) if is_clip else None
-            if opened is None:
+        for rowid, row_key, raw in self._sql("SELECT rowid, key, raw FROM Cache"):
+            parsed = _parse_row_key(row_key) if raw == 1 else None
+            opened = self.open_profile(*parsed) if parsed is not None else None
+            if parsed is None or opened is None:
                 bad.append(rowid)
             else:
                 os.close(opened.fd)
                 known.add(opened.filename)
-                yield key, opened.record
+                yield parsed[0], opened.record
         with self._transaction():
             for rowid in bad:
                 self._sql("DELETE FROM Cache WHERE rowid = ?", rowid)
@@ -339,10 +405,10 @@ class ClipFiles:
 
 
 class _ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annotations
-    """A `Disk` of diskcache whose keys are clip keys and whose values are `StagedFile`s, which are moved in."""
+    """A `Disk` of diskcache whose keys are those of rows and whose values are `StagedFile`s, which are moved in."""
 
     def put(self, key: object) -> tuple[str, bool]:
-        if not isinstance(key, str) or parse_clip_name(f"{key}.mp4") is None:
+        if not isinstance(key, str) or _parse_row_key(key) is None:
             raise ValueError(f"not a clip key: {key!r}")
         return key, True
 
@@ -352,7 +418,7 @@ class _ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annot
     def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str, None]:
         if not isinstance(value, StagedFile):
             raise TypeError(f"only a StagedFile can be stored, not {type(value).__name__}")
-        filename = clip_filename(self.put(key)[0], value.token)
+        filename = clip_filename(self.put(key)[0].partition(".")[0], value.token)
         target = Path(self._directory, filename)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         value.path.rename(target)
@@ -376,17 +442,45 @@ class _ClipDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no annot
                 path.unlink(missing_ok=True)
 
 
-def _remove_unknown_settings(database: Path) -> None:
-    """Remove the settings that diskcache does not define: it makes an attribute of itself of every one it finds."""
+def _prepare_table(table: Path) -> None:
+    """Give the table its version, and remove settings that diskcache does not define: it would make attributes of them.
+
+    Raises:
+        StoreError: a later version made the table.
+    """
     names = sorted({*diskcache.DEFAULT_SETTINGS, *METADATA})
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as db, db:
-        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
-            db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
+    with contextlib.closing(sqlite3.connect(table, timeout=60, isolation_level=None)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise StoreError(newer_format(table, version, VERSION))
+        with transaction(db):
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
+                db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
+            if version != VERSION:
+                upgrade_table(db)
+
+
+def upgrade_table(db: sqlite3.Connection) -> None:
+    """Bring a table of version 1, or a new file, to `VERSION`.
+
+    The clips of version 1 have no profile. Those of archives and folders are as these publish them; how the others were
+    cut is unknown.
+
+    Args:
+        db: a connection in a transaction.
+    """
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Cache'").fetchone():
+        db.execute(
+            "UPDATE Cache SET key = key || '.' ||"
+            f" CASE WHEN json_valid(tag) AND json_extract(tag, '$.source') IN {PUBLISHERS}"
+            f" THEN '{SOURCE}' ELSE '{UNKNOWN}' END WHERE raw = 1 AND typeof(key) = 'text' AND instr(key, '.') = 0"
+        )
+    db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _make_tag(record: ClipRecord) -> str:
     """Return the record as it is kept in the row of the table."""
-    return json.dumps({name: value for name, value in asdict(record).items() if name != "cached"})
+    return json.dumps({name: value for name, value in asdict(record).items() if name not in ("profile", "cached")})
 
 
 def parse_duration(value: object) -> float | None:
@@ -394,7 +488,7 @@ def parse_duration(value: object) -> float | None:
     return value if isinstance(value, float) and 0 <= value < math.inf else None
 
 
-def _parse_tag(tag: object) -> ClipRecord | None:
+def _parse_tag(tag: object, profile: str) -> ClipRecord | None:
     """Return the record in a row of the table; None if this module did not write the row."""
     with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         fields = json.loads(tag)  # type: ignore[arg-type]  # any other type raises TypeError
@@ -402,5 +496,5 @@ def _parse_tag(tag: object) -> ClipRecord | None:
         (sha256 + source).encode()  # a lone surrogate is not text
         if isinstance(size, int) and 0 <= size < 2**63 and math.isfinite(stored_at):
             duration = parse_duration(fields.get("duration"))
-            return ClipRecord(size, sha256, source, float(stored_at), cached=True, duration=duration)
+            return ClipRecord(profile, size, sha256, source, float(stored_at), cached=True, duration=duration)
     return None

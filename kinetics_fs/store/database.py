@@ -1,38 +1,50 @@
 """The state database: sizes, durations, access times, pins, failures, fetches in progress and history of a cache.
 
 One SQLite file in WAL mode. A transaction that writes to it (`BEGIN IMMEDIATE`) is also the lock under which the store
-publishes and evicts, so that no two processes ever count the same free bytes. The words of the tables are older than
-those of the code: `held` means cached, `flight` is a fetch in progress, `origin` is a source, `asked` is a request.
+publishes and evicts, so that no two processes ever count the same free bytes.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
+from kinetics_fs.errors import StoreError
+from kinetics_fs.media.profile import SOURCE, UNKNOWN
 from kinetics_fs.store.faults import CacheFaults
-from kinetics_fs.store.layout import locked
-from kinetics_fs.util.sqlite import Database
+from kinetics_fs.store.layout import locked, newer_format
+from kinetics_fs.util.sqlite import Database, transaction
 
-_SCHEMA = """
-PRAGMA journal_mode = WAL;
+PUBLISHERS = ("archive", "folder")
+"""The sources that publish clips as files, which version 1 stored without cutting them."""
 
-CREATE TABLE IF NOT EXISTS clip (    -- a row for each clip that is or was cached
-    key       TEXT PRIMARY KEY,      -- <youtube id>_<start>_<end>
+VERSION = 2
+"""The version of the schema. Version 1 had no number; `kinetics_fs.store.migration` describes it."""
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS clip (    -- a row for each clip and profile that is or was cached
+    key       TEXT NOT NULL,         -- <youtube id>_<start>_<end>
+    profile   TEXT NOT NULL,         -- how the bytes were made: see kinetics_fs.media.profile
     size      INTEGER NOT NULL,      -- bytes; kept when the clip is evicted, so that stat stays exact
     sha256    TEXT NOT NULL,         -- digest of the whole file, hexadecimal
     source    TEXT NOT NULL,         -- name of the source that delivered it
     stored_at REAL NOT NULL,         -- seconds since the epoch
     opened_at REAL NOT NULL,         -- seconds since the epoch; the order of eviction
-    held      INTEGER NOT NULL,      -- 1 while the clip is cached
-    pinned    INTEGER NOT NULL DEFAULT 0  -- 1 if the clip has a row in `pin`: never evicted
+    cached    INTEGER NOT NULL,      -- 1 while the bytes are on the disk
+    pinned    INTEGER NOT NULL,      -- 1 if the clip has a row in `pin`: never evicted
+    duration  REAL,                  -- seconds that the pictures cover; NULL if they were not measured
+    PRIMARY KEY (key, profile)
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS duration ( -- a row for each clip that is or was cached and was measured
-    key       TEXT PRIMARY KEY,
-    seconds   REAL NOT NULL          -- the time that the pictures cover
+-- Has every column that eviction reads, so that eviction reads no rows.
+CREATE INDEX IF NOT EXISTS clip_by_pin_and_use ON clip (pinned, opened_at, size, cached) WHERE cached;
+
+CREATE TABLE IF NOT EXISTS profile ( -- a row for each profile with which clips were cut
+    name      TEXT PRIMARY KEY,
+    settings  TEXT NOT NULL          -- as text for the user
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS longer (  -- a row for each clip of which YouTube had no longer version
+CREATE TABLE IF NOT EXISTS asked_for_longer ( -- a row for each clip of which YouTube had no longer version
     key       TEXT PRIMARY KEY,
     retry_at  REAL                   -- YouTube is not asked again before this time; NULL: never
 ) WITHOUT ROWID;
@@ -46,10 +58,10 @@ CREATE TABLE IF NOT EXISTS size_limit ( -- at most one row; none if the cache ha
     bytes     INTEGER NOT NULL       -- maximum of the cached clips
 );
 
-CREATE TABLE IF NOT EXISTS flight (  -- a fetch in progress: a claim, a reservation, and the trace that a crash leaves
+CREATE TABLE IF NOT EXISTS fetch (   -- a fetch in progress: a claim, a reservation, and the trace that a crash leaves
     key       TEXT PRIMARY KEY,      -- one fetch per clip, over all processes
     token     TEXT NOT NULL,         -- names incoming/<token> and the final file
-    owner     TEXT NOT NULL,         -- names owners/<owner>, locked while that process lives
+    process   TEXT NOT NULL,         -- names locks/<process>, locked while that process lives
     bytes     INTEGER NOT NULL       -- reserved bytes
 ) WITHOUT ROWID;
 
@@ -65,8 +77,8 @@ CREATE TABLE IF NOT EXISTS failure (
     retry_at  REAL NOT NULL          -- not tried again before this time
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS origin (  -- a source that blocked this address; all times are seconds since the epoch
-    name          TEXT PRIMARY KEY,
+CREATE TABLE IF NOT EXISTS breaker ( -- a source that blocked this address; all times are seconds since the epoch
+    source        TEXT PRIMARY KEY,
     reason        TEXT NOT NULL,
     blocked_at    REAL NOT NULL,
     blocked_until REAL NOT NULL,     -- from then on, one probe at a time is allowed
@@ -75,14 +87,14 @@ CREATE TABLE IF NOT EXISTS origin (  -- a source that blocked this address; all 
     recovered_at  REAL               -- when a probe was answered; NULL while the source is blocked
 ) WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS asked (   -- a row for each clip that was requested from a source in the last hour
-    origin    TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS request ( -- a row for each clip that was requested from a source in the last hour
+    source    TEXT NOT NULL,
     at        REAL NOT NULL          -- seconds since the epoch
 );
-CREATE INDEX IF NOT EXISTS asked_in_order ON asked (origin, at);
+CREATE INDEX IF NOT EXISTS request_in_order ON request (source, at);
 
 CREATE TABLE IF NOT EXISTS verdict ( -- failures that a source has reported since it last delivered a clip
-    origin    TEXT NOT NULL,
+    source    TEXT NOT NULL,
     key       TEXT NOT NULL,
     kind      TEXT NOT NULL,         -- this and the following columns: the failure as it was remembered
     reason    TEXT NOT NULL,
@@ -91,11 +103,11 @@ CREATE TABLE IF NOT EXISTS verdict ( -- failures that a source has reported sinc
     last_at   REAL NOT NULL,
     attempts  INTEGER NOT NULL,
     retry_at  REAL NOT NULL,
-    PRIMARY KEY (origin, key)
+    PRIMARY KEY (source, key)
 ) WITHOUT ROWID;
 
 CREATE TABLE IF NOT EXISTS suspect ( -- a source with too many verdicts in a row; all times are seconds since the epoch
-    origin        TEXT PRIMARY KEY,
+    source        TEXT PRIMARY KEY,
     suspected_at  REAL NOT NULL,
     tried         INTEGER NOT NULL,  -- controls that proved nothing
     failed_at     REAL NOT NULL,     -- the end of the last round of such controls; 0 before the first
@@ -111,12 +123,18 @@ CREATE TABLE IF NOT EXISTS history ( -- the activity of all processes, in steps 
     from_cache   INTEGER NOT NULL,    -- opens of cached clips
     not_in_cache INTEGER NOT NULL     -- opens of clips that were not cached
 );
+
+PRAGMA user_version = {VERSION};
 """
 
-_INDEX_FOR_EVICTION = """
--- Has every column that eviction reads, so that eviction reads no rows.
-CREATE INDEX IF NOT EXISTS clip_by_pin_and_use ON clip (pinned, opened_at, size, held) WHERE held;
-DROP INDEX IF EXISTS clip_in_order_of_eviction;  -- the index of versions without pins
+_SHOWN = """
+-- The clips as one profile shows them: the row of that profile, else that of the file as it was published, else that of
+-- unknown settings. A cached one is before one that was cached.
+CREATE TEMP VIEW shown AS
+SELECT * FROM clip AS this WHERE +profile IN {profiles} AND NOT EXISTS (
+    SELECT 1 FROM clip AS other WHERE other.key = this.key AND +other.profile IN {profiles}
+    AND (other.cached, CASE other.profile {ranks} END) > (this.cached, CASE this.profile {ranks} END)
+);
 """
 
 IF_DAMAGED = (
@@ -125,25 +143,51 @@ IF_DAMAGED = (
 """What to do if the state database is damaged, for `str.format` with its path."""
 
 
+def shown_profiles(profile: str) -> tuple[str, ...]:
+    """Return the profiles whose clips a mount or command of this profile shows, the preferred one first."""
+    return (profile, SOURCE, UNKNOWN)
+
+
+def run_script(db: sqlite3.Connection, script: str) -> None:
+    """Run statements without ending the transaction that is open, as `executescript` does."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""
+
+
 class StateDatabase(Database):
     """The state database of a cache.
 
     `exclusive` is also the lock under which the store publishes and evicts. Every commit is on the disk when it
     returns: after a power cut the database still has each fetch that was in progress.
 
+    Its connections have a view `shown`: a row of `clip` for each clip that is or was cached, and that `profile` shows.
+
     Args:
         path: the file; created if it is missing.
         faults: receives what is wrong with the cache.
+        profile: the profile of the view.
 
     Raises:
-        StoreError: the file cannot be created or read. Any method may raise it later.
+        StoreError: the file cannot be created or read, or a later version made it. Any method may raise it later.
     """
 
-    def __init__(self, path: Path, faults: CacheFaults) -> None:
+    def __init__(self, path: Path, faults: CacheFaults, profile: str) -> None:
+        self._profiles = shown_profiles(profile)
         super().__init__(path, translate=faults.error, if_damaged=IF_DAMAGED.format(path))
         # SQLite answers "locked" at once, whatever the timeout, if two processes make a new file a WAL file together.
         with locked(path.parent), self.connection() as db:
-            db.executescript(_SCHEMA)
-            if "pinned" not in {name for _, name, *_ in db.execute("PRAGMA table_info (clip)")}:
-                db.execute("ALTER TABLE clip ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
-            db.executescript(_INDEX_FOR_EVICTION)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise StoreError(newer_format(path, version, VERSION))
+            db.execute("PRAGMA journal_mode = WAL")
+            if version != VERSION:
+                with transaction(db):
+                    run_script(db, SCHEMA)
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        ranks = " ".join(f"WHEN '{name}' THEN {-rank}" for rank, name in enumerate(self._profiles))
+        db.execute(_SHOWN.format(profiles=self._profiles, ranks=ranks))

@@ -34,7 +34,7 @@ TYPICAL_CLIP_BYTES = 2 * 1024 * 1024
 """Space reserved while a clip of unknown size is fetched: a little over the mean of Kinetics clips (1.5 MB)."""
 
 _BY_ACCESS_TIME = (
-    "FROM clip INDEXED BY clip_by_pin_and_use WHERE held AND pinned = {} AND opened_at < ? ORDER BY opened_at"
+    "FROM clip INDEXED BY clip_by_pin_and_use WHERE cached AND pinned = {} AND opened_at < ? ORDER BY opened_at"
 )
 EVICTABLE = _BY_ACCESS_TIME.format(0)
 PINNED = _BY_ACCESS_TIME.format(1)
@@ -117,7 +117,7 @@ class Evictor:
         if limit is not None and (cached := self._cached_bytes()) > limit:
             refusal = f"cannot limit the cache {self._layout.root} to {filesize.decimal(limit)}"
             held = f"it has {filesize.decimal(cached)} of clips"
-            (pinned,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE held AND pinned = 1").fetchone()
+            (pinned,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE cached AND pinned = 1").fetchone()
             if pinned > limit:
                 raise StoreError(
                     f"{refusal}: {held}, and {filesize.decimal(pinned)} of them are pinned;"
@@ -180,7 +180,7 @@ class Evictor:
         limit = self.limit()
         # Read once, because some filesystems count the space of a removed file much later.
         alone = self._shortage(limit, wanted, on_disk=wanted if certain else 0)
-        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM flight").fetchone()
+        (reserved,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM fetch").fetchone()
         shortage = alone + reserved
         if shortage > 0:
             needed = shortage if protect_used_since < math.inf else alone
@@ -191,19 +191,20 @@ class Evictor:
         if certain and limit is not None and self._cached_bytes() + wanted > limit:
             raise self._no_space(wanted, on_disk=False, pins=False)
 
-    def remove(self, db: sqlite3.Connection, key: str) -> bool:
-        """Remove a clip; its size stays known. Return whether it was cached."""
-        db.execute("UPDATE clip SET held = 0 WHERE key = ?", (key,))
-        return self._files.remove(key)
+    def remove(self, db: sqlite3.Connection, key: str, profile: str) -> bool:
+        """Remove a clip of one profile; its size stays known. Return whether it was cached."""
+        db.execute("UPDATE clip SET cached = 0 WHERE key = ? AND profile = ?", (key, profile))
+        return self._files.remove(key, profile)
 
     def _evict(self, db: sqlite3.Connection, shortage: int, protect_used_since: float) -> None:
         """Evict clips until `shortage` bytes are freed or no clip is left that may go."""
         while shortage > 0:
-            victims = db.execute(f"SELECT key, size {EVICTABLE} LIMIT ?", (protect_used_since, _BATCH)).fetchall()
+            statement = f"SELECT key, profile, size {EVICTABLE} LIMIT ?"
+            victims = db.execute(statement, (protect_used_since, _BATCH)).fetchall()
             if not victims:
                 return
-            for key, size in victims:
-                if self.remove(db, key):
+            for key, profile, size in victims:
+                if self.remove(db, key, profile):
                     self.evicted += 1
                     _log.info("%s: evicted, %d bytes", key, size)
                     shortage -= size
@@ -316,7 +317,8 @@ class AccessTimes:
         try:
             with self._database.exclusive() as db:
                 db.executemany(
-                    "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END WHERE key = ?3",
+                    "UPDATE clip SET opened_at = CASE ?1 WHEN ?2 THEN ?2 ELSE max(opened_at, ?1) END"
+                    " WHERE key = ?3 AND profile = (SELECT profile FROM shown WHERE key = ?3)",
                     [(at, _NEVER, key) for key, at in times.items()],
                 )
         except StoreError:

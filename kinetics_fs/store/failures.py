@@ -275,7 +275,8 @@ class FailureLog:
             rows = db.execute(
                 f"SELECT key, retry_at, source FROM failure WHERE {keys} kind IN (SELECT value FROM json_each(:kinds))"
                 " AND retry_at > :now AND retry_at <= :last"
-                f" AND key GLOB '{_KEY_PATTERN}' AND NOT EXISTS (SELECT 1 FROM clip WHERE key = failure.key AND held)",
+                f" AND key GLOB '{_KEY_PATTERN}'"
+                " AND NOT EXISTS (SELECT 1 FROM shown WHERE key = failure.key AND cached)",
                 {
                     "keys": _json_list(among or ()),
                     "kinds": _json_list(LASTING_KINDS),
@@ -441,7 +442,7 @@ class FailureLog:
                 with transaction(db):
                     cached = db.execute(
                         "DELETE FROM report WHERE EXISTS (SELECT 1 FROM clip"
-                        " WHERE clip.key = report.key AND (held OR early OR stored_at >= last_at))"
+                        " WHERE clip.key = report.key AND (cached OR early OR stored_at >= last_at))"
                     ).rowcount
                     known = db.execute(
                         "DELETE FROM report WHERE EXISTS (SELECT 1 FROM failure"

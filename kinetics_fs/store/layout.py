@@ -3,12 +3,12 @@
 ::
 
     <cache>/                    mode 0700
-        CACHEDIR.TAG            marks a cache for backup programs, and this cache for kinetics-fs
-        clips/cache.db          diskcache's table: clip key → file; decides which clips are cached
+        CACHEDIR.TAG            marks a cache for backup programs, and this cache for kinetics-fs, with its format
+        clips/cache.db          diskcache's table: clip key and profile → file; decides which clips are cached
         clips/xx/<key>.<token>.mp4
         incoming/<token>/       a private folder for each fetch in progress
-        owners/<name>           a file that a living process keeps locked
-        ledger.sqlite           the state database: sizes, durations, access times, pins, failures, fetches, history
+        locks/<name>            a file that a living process keeps locked
+        state.sqlite            the state database: sizes, durations, access times, pins, failures, fetches, history
         archives.sqlite         indexes of archives; archives.sqlite.reading is locked by the process that reads one
         catalog/                compiled catalogs
         catalog/annotations/    copies of downloaded annotations
@@ -26,21 +26,31 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kinetics_fs.errors import StoreError
 from kinetics_fs.util.disk import DiskFault, fault_of
+from kinetics_fs.util.files import atomic_write, fsync
+
+FORMAT = 2
+"""The format of a cache directory: which files it has, and the schemas of its databases."""
 
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 """The first line that the Cache Directory Tagging Specification requires (bford.info/cachedir)."""
 
-_OWN_LINE = "# The cache of kinetics-fs"
+_OWN_LINE = re.compile(
+    rb"^# (?:The cache of kinetics-fs|kinetics-fs cache, format (?P<format>[0-9]{1,9})(?P<changing>, changing)?):",
+    re.MULTILINE,
+)
+"""The second line. It tells this cache from those of other programs that use the same tag. Format 1 had no number, and
+a version that knows only that one refuses a cache with the line of a later format as a folder of another program."""
 _MAX_TAG = 4096
 """Bytes of a tag that are read: other programs write such files, too."""
-"""The second line. It tells this cache from those of other programs that use the same tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +86,12 @@ class CacheLayout:
     @property
     def process_locks(self) -> Path:
         """The folder of the files that processes keep locked while they live."""
-        return self.root / "owners"
+        return self.root / "locks"
 
     @property
     def state_database(self) -> Path:
         """The state database."""
-        return self.root / "ledger.sqlite"
+        return self.root / "state.sqlite"
 
     @property
     def archive_indexes(self) -> Path:
@@ -160,8 +170,20 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def is_cache(root: Path) -> bool:
-    """Return whether a folder is a cache directory of kinetics-fs.
+class CacheFormat(NamedTuple):
+    """The format of a cache directory, as its tag names it.
+
+    Attributes:
+        number: the format.
+        changing: a change to this format has begun, and may be unfinished.
+    """
+
+    number: int
+    changing: bool = False
+
+
+def read_format(root: Path) -> CacheFormat | None:
+    """Return the format of a cache directory; None if the folder is no cache directory of kinetics-fs.
 
     Raises:
         OSError: the folder cannot be read.
@@ -170,12 +192,54 @@ def is_cache(root: Path) -> bool:
         fd = os.open(CacheLayout(root).tag, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return False
+            return None
         raise
     try:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and _OWN_LINE.encode() in os.read(fd, _MAX_TAG)
+        line = _OWN_LINE.search(os.read(fd, _MAX_TAG)) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
+    return line and CacheFormat(int(line["format"] or 1), bool(line["changing"]))
+
+
+def write_format(root: Path, found: CacheFormat) -> None:
+    """Write the tag of a cache directory.
+
+    Raises:
+        OSError: the tag cannot be written.
+    """
+    with atomic_write(CacheLayout(root).tag) as file:
+        file.write(_tag(found))
+    fsync(root)
+
+
+def _tag(found: CacheFormat) -> bytes:
+    changing = ", changing" if found.changing else ""
+    line = f"# kinetics-fs cache, format {found.number}{changing}: clips that can be fetched again."
+    return f"{_SIGNATURE}\n{line}\n".encode()
+
+
+def is_cache(root: Path) -> bool:
+    """Return whether a folder is a cache directory of kinetics-fs.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return read_format(root) is not None
+
+
+def newer_format(path: Path, found: int, known: int, remedy: str = "choose another --cache-dir") -> str:
+    """Return the sentence that refuses a file or folder of a later version.
+
+    Args:
+        path: the file or folder.
+        found: its format.
+        known: the latest format that this version can read.
+        remedy: what else to do than to update.
+    """
+    return (
+        f"cannot use {path}: it has format {found}, and this version of kinetics-fs knows formats up to {known};"
+        f" update kinetics-fs, or {remedy}"
+    )
 
 
 def is_own_or_empty(root: Path) -> bool:
@@ -192,7 +256,8 @@ def prepare_folder(root: Path) -> None:
     """Create the cache directory with mode 0700, or check that an existing one is usable.
 
     Raises:
-        StoreError: the directory cannot be created, belongs to another user, or contains other files.
+        StoreError: the directory cannot be created, belongs to another user, contains other files, or is a cache of a
+            later version.
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -203,15 +268,18 @@ def prepare_folder(root: Path) -> None:
                 " choose one of your own with --cache-dir"
             )
         with locked(root):
-            tag = CacheLayout(root).tag
-            if not is_cache(root):
+            tag, found = CacheLayout(root).tag, read_format(root)
+            if found is not None and found.number > FORMAT:
+                raise StoreError(newer_format(root, found.number, FORMAT))
+            if found is None:
                 # A mistyped path: without this check, the mode of that folder would change and its files be removed.
                 if not is_own_or_empty(root):
                     raise StoreError(
                         f"cannot use {root} as the cache directory: it contains other files;"
                         " choose an empty or new folder with --cache-dir"
                     )
-                tag.write_text(f"{_SIGNATURE}\n{_OWN_LINE}: clips that can be fetched again.\n")
+                # Not by `write_format`: after a kill, its temporary file would be one of the other files.
+                tag.write_bytes(_tag(CacheFormat(FORMAT)))
         if stat.S_IMODE(status.st_mode) != 0o700:
             root.chmod(0o700)
     except OSError as error:

@@ -14,11 +14,12 @@ from kinetics_fs.util.sqlite import transaction
 
 
 class PinCounts(NamedTuple):
-    """The number of some pinned clips, how many of them are cached, and the bytes of those."""
+    """The number of some pinned clips, how many of them are cached, and the bytes that they have in the cache."""
 
     clips: int
     cached: int
     bytes: int
+    """With the bytes of other profiles, which are pinned as well."""
 
 
 class Pinned(NamedTuple):
@@ -30,6 +31,8 @@ class Pinned(NamedTuple):
 
 class Pins:
     """The pins of a cache. Safe for threads and processes; every change takes effect in all processes at once.
+
+    A pin names a clip, so it keeps the files of all profiles from being evicted.
 
     The table `pin` has the pinned clips. The column `pinned` of the table `clip` repeats this for the clips that are
     or were cached, to make eviction fast.
@@ -76,7 +79,8 @@ class Pins:
     def totals(self) -> PinCounts:
         """Return the counts of all pinned clips."""
         [counts] = self._database.query(
-            "SELECT (SELECT count(*) FROM pin), count(*), coalesce(sum(size), 0) FROM clip WHERE held AND pinned = 1"
+            "SELECT (SELECT count(*) FROM pin), (SELECT count(*) FROM shown WHERE cached AND pinned = 1),"
+            " coalesce(sum(size), 0) FROM clip WHERE cached AND pinned = 1"
         )
         return PinCounts(*counts)
 
@@ -107,8 +111,9 @@ def _count(db: sqlite3.Connection, keys: str, *values: str) -> PinCounts:
     """Return the counts of the clips in a table of keys."""
     return PinCounts(
         *db.execute(
-            "SELECT count(*), count(clip.key), coalesce(sum(clip.size), 0)"
-            f" FROM {keys} AS keys LEFT JOIN clip ON clip.key = keys.key AND clip.held",
+            "SELECT count(*), count(shown.key), coalesce(sum("
+            " (SELECT sum(size) FROM clip WHERE clip.key = keys.key AND cached)), 0)"
+            f" FROM {keys} AS keys LEFT JOIN shown ON shown.key = keys.key AND shown.cached",
             values,
         ).fetchone()
     )

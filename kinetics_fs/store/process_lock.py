@@ -11,6 +11,27 @@ import uuid
 from pathlib import Path
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a living process keeps this file locked; False if there is no such file.
+
+    Raises:
+        OSError: the file cannot be opened or locked.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
+            return False
+        raise
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 class ProcessLock:
     """A file that this process keeps locked while it lives. Its name identifies the owner of a fetch in progress.
 
@@ -40,21 +61,11 @@ class ProcessLock:
         if not re.fullmatch(r"[0-9a-f]{32}", name):
             return False
         path = self._folder / name
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
-                return False
-            raise
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if is_locked(path):
             return True
-        else:
+        if path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
-            return False
-        finally:
-            os.close(fd)
+        return False
 
     def close(self) -> None:
         """Release the lock and remove its file."""

@@ -16,7 +16,7 @@ from kinetics_fs.media.checker import Checker
 from kinetics_fs.store.check import Condition, Verdict, remove_bad, verify_clips
 from kinetics_fs.store.clip_files import MeasuredFile
 from kinetics_fs.store.selection import selection_pages
-from kinetics_fs.store.store import Store
+from kinetics_fs.store.store import CachedFile, Store
 
 _MACHINE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this machine: a file that could not be decoded because of them may be good."""
@@ -64,7 +64,12 @@ class CacheCheck:
             "bytes": self.bytes,
             **{str(condition): self.counts[condition] for condition in Condition},
             "bad": [
-                {"clip": verdict.clip.key, "condition": verdict.condition, "reason": verdict.reason}
+                {
+                    "clip": verdict.clip.key,
+                    "profile": verdict.profile,
+                    "condition": verdict.condition,
+                    "reason": verdict.reason,
+                }
                 for verdict in self.bad
             ],
             "unknown_files": [str(path) for path in self.unknown_files],
@@ -79,7 +84,7 @@ def verify_cache(
     repair: bool,
     on_progress: Callable[[CacheCheck], object] = lambda check: None,
 ) -> CacheCheck:
-    """Compare cached clips with the size and the SHA-256 with which they were stored.
+    """Compare cached clips, of all profiles, with the size and the SHA-256 with which they were stored.
 
     Clips whose duration is unknown, because they were stored without verification or by an early version, are measured.
 
@@ -93,13 +98,13 @@ def verify_cache(
     check = CacheCheck(repair)
     measured: list[MeasuredFile] = []
     try:
-        check.total_bytes = sum(size for _, size in _clips_to_verify(store, catalog))
-        clips = _clips_to_verify(store, catalog)
+        check.total_bytes = sum(file.size for file in _files_to_verify(store, catalog))
+        files = _files_to_verify(store, catalog)
         with Checker() as checker:
             measure, full = partial(_measure, checker), partial(_decode, checker)
-            for verdict in verify_clips(store, clips, measure=measure, decode=full if decode else None):
+            for verdict in verify_clips(store, files, measure=measure, decode=full if decode else None):
                 if verdict.duration is not None and verdict.filename is not None:
-                    measured.append(MeasuredFile(verdict.clip.key, verdict.filename, verdict.duration))
+                    measured.append(MeasuredFile(verdict.clip.key, verdict.profile, verdict.filename, verdict.duration))
                 if len(measured) == _DURATIONS_PER_WRITE:
                     store.add_durations(measured)
                     measured.clear()
@@ -129,15 +134,16 @@ def _add_verdict(check: CacheCheck, verdict: Verdict, store: Store) -> None:
         check.removed.append(verdict.clip)
 
 
-def _clips_to_verify(store: Store, catalog: Catalog | None) -> Iterator[tuple[Clip, int]]:
-    """Yield all cached clips, or those of a catalog, each once, with their sizes."""
+def _files_to_verify(store: Store, catalog: Catalog | None) -> Iterator[CachedFile]:
+    """Yield the files of all cached clips, or of those of a catalog, each once."""
     if catalog is None:
-        yield from store.cached_clips()
+        yield from store.cached_files()
         return
     for page in selection_pages(catalog, store):
-        for entry in page.entries:
-            if page.is_cached(entry) and catalog.locate(entry.clip)[0].ino == entry.ino:
-                yield entry.clip, page.sizes[entry.clip.key].size
+        once = {entry.clip.key: entry.ino for entry in page.entries}
+        for file in store.cached_files(list(once)):
+            if catalog.locate(file.clip)[0].ino == once[file.clip.key]:
+                yield file
 
 
 def _measure(checker: Checker, path: Path) -> float | None:

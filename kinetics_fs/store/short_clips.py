@@ -16,8 +16,8 @@ SHORT_BELOW = 0.9
 """A clip is short if its pictures cover less than this part of its annotated seconds: less than 9 of 10. CVDF counts
 short clips by the same limit. Cuts at whole frames and rounded times stay above it."""
 
-_IS_SHORT = f"(seconds >= 0 AND seconds < {SHORT_BELOW} * (substr(key, 20, 6) - substr(key, 13, 6)))"
-"""Whether a row of the table `duration` is that of a short clip, as SQL. A key ends in `_<start>_<end>`."""
+_IS_SHORT = f"(duration >= 0 AND duration < {SHORT_BELOW} * (substr(key, 20, 6) - substr(key, 13, 6)))"
+"""Whether a row of the table `clip` is that of a short clip, as SQL. A key ends in `_<start>_<end>`."""
 
 _YOUTUBE = "youtube"
 
@@ -40,7 +40,7 @@ class ShortClips:
     def count(self, keys: Sequence[str]) -> int:
         """Return how many of the clips with these keys are short. Clips of unknown duration are not."""
         [(number,)] = self._database.query(
-            f"SELECT count(*) FROM duration WHERE key IN (SELECT value FROM json_each(?)) AND {_IS_SHORT}",
+            f"SELECT count(*) FROM shown WHERE key IN (SELECT value FROM json_each(?)) AND {_IS_SHORT}",
             (json.dumps(keys),),
         )
         return int(number)
@@ -52,9 +52,9 @@ class ShortClips:
         """
         now = time.time()
         rows = self._database.query(
-            "SELECT 1 FROM clip JOIN duration USING (key) LEFT JOIN longer USING (key)"
-            f" WHERE key = ? AND held AND source != ? AND {_IS_SHORT}"
-            " AND (longer.key IS NULL OR retry_at NOT BETWEEN ? AND ?)",
+            "SELECT 1 FROM shown LEFT JOIN asked_for_longer AS asked USING (key)"
+            f" WHERE key = ? AND cached AND source != ? AND {_IS_SHORT}"
+            " AND (asked.key IS NULL OR retry_at NOT BETWEEN ? AND ?)",
             (clip.key, _YOUTUBE, now, now + MAX_RETRY_DELAY),
         )
         return bool(rows)
@@ -78,4 +78,4 @@ def keep_failure(db: sqlite3.Connection, key: str, source: str, retry_at: float)
 
 
 def _write(db: sqlite3.Connection, key: str, retry_at: float | None) -> None:
-    db.execute("INSERT OR REPLACE INTO longer (key, retry_at) VALUES (?, ?)", (key, retry_at))
+    db.execute("INSERT OR REPLACE INTO asked_for_longer (key, retry_at) VALUES (?, ?)", (key, retry_at))

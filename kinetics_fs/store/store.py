@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from typing import Literal, NamedTuple, Self
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.control.status import CacheStatus, SourceStatus, StoreStatus
 from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.media.profile import SOURCE, CutProfile
 from kinetics_fs.store.clip_files import (
     ClipFiles,
     ClipRecord,
@@ -29,7 +31,6 @@ from kinetics_fs.store.clip_files import (
     OpenClipFile,
     StagedFile,
     Unreadable,
-    clip_filename,
     key_of_filename,
     parse_duration,
 )
@@ -39,6 +40,7 @@ from kinetics_fs.store.failures import FailureLog
 from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import CacheLayout, prepare_folder
+from kinetics_fs.store.migration import migrate
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.short_clips import ShortClips, keep_failure
@@ -64,6 +66,14 @@ class StoredClip(NamedTuple):
         os.close(self.fd)
 
 
+class CachedFile(NamedTuple):
+    """The file of a cached clip, by its profile, and its size in bytes. A clip may have a file for each profile."""
+
+    clip: Clip
+    profile: str
+    size: int
+
+
 class KnownSize(NamedTuple):
     """The size in bytes of a clip that is or was cached, and whether it is cached now."""
 
@@ -76,7 +86,7 @@ class Usage:
     """How full the cache is.
 
     Attributes:
-        clips: cached clips.
+        clips: cached clips of all profiles: a clip that two profiles have counts twice.
         bytes: their bytes.
         limit: maximum bytes; None for no limit.
         reserved: bytes reserved for fetches in progress.
@@ -107,12 +117,18 @@ class Space(NamedTuple):
 class Store:
     """The clips of one cache directory.
 
+    A cache may have a clip more than once, cut with different settings. A store shows one of these files for each clip:
+    the one with its own settings, else the one that an archive or a folder published, else one whose settings are
+    unknown. A clip that was only cut with other settings is not cached for it. Pins, the limit and eviction apply to
+    all files.
+
     Safe for threads and for processes, but not across a fork: open a store in the process that uses it.
 
     Attributes:
         folder: the cache directory.
         layout: its paths.
         faults: what keeps the cache from working at the moment.
+        profile: the settings with which clips are cut that it stores.
         failures: why clips are unavailable.
         throttle: the circuit breaker and the rate limit of each source.
         pins: the clips that are never evicted.
@@ -122,30 +138,40 @@ class Store:
     Args:
         folder: the cache directory; created with mode 0700 if it is missing.
         limit: maximum bytes of clips, for all processes from now on; `none` for no limit; None to leave it as it is.
+        profile: the settings with which clips are cut that it shows and stores.
         shrink: clips may be evicted at once, if `limit` is less than the cached clips have.
         min_free: bytes to leave free on the disk, whatever the limit is.
 
     Raises:
         StoreError: the directory cannot be created, belongs to another user, or its databases cannot be read; or
-            `limit` requires that clips are evicted, and `shrink` is not given or they are pinned.
+            `limit` requires that clips are evicted, and `shrink` is not given or they are pinned; or the directory has
+            the format of a later version, or that of an earlier one and is in use.
     """
 
     def __init__(
-        self, folder: Path, *, limit: int | Literal["none"] | None = None, shrink: bool = False, min_free: int = 0
+        self,
+        folder: Path,
+        *,
+        profile: CutProfile = CutProfile(),  # noqa: B008  # it is immutable
+        limit: int | Literal["none"] | None = None,
+        shrink: bool = False,
+        min_free: int = 0,
     ) -> None:
         self.folder = folder
+        self.profile = profile
         prepare_folder(folder)
         self.layout = CacheLayout(folder)
         self.faults = CacheFaults(folder)
         self._clips = self.layout.clips
         self._incoming = self.layout.incoming
         with contextlib.ExitStack() as opened, self._translated_errors():
+            migrate(self.layout)
             for child in (self._incoming, self._clips, self.layout.process_locks):
                 child.mkdir(mode=0o700, exist_ok=True)
             self._database = opened.enter_context(
-                contextlib.closing(StateDatabase(self.layout.state_database, self.faults))
+                contextlib.closing(StateDatabase(self.layout.state_database, self.faults, profile.name))
             )
-            self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout, self.faults)))
+            self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout, self.faults, profile.name)))
             self._evictor = Evictor(self.layout, self.faults, self._database, self._files, min_free=min_free)
             self._access_times = AccessTimes(self._database)
             with self._database.exclusive() as db:
@@ -199,10 +225,11 @@ class Store:
         if opened is None and self.is_cached(clip):
             with self._database.exclusive() as db:
                 # Once more, now that no process can be publishing it.
-                opened = self.open_nowait(clip)
-                if opened is None:
-                    _log.warning("%s: the cached file is lost or damaged; removed", clip.key)
-                    self._evictor.remove(db, clip.key)
+                while (opened := self.open_nowait(clip)) is None and (
+                    shown := db.execute("SELECT profile FROM shown WHERE key = ? AND cached", (clip.key,)).fetchone()
+                ):
+                    _log.warning("%s: the cached file (%s) is lost or damaged; removed", clip.key, *shown)
+                    self._evictor.remove(db, clip.key, *shown)
         return opened
 
     def open_nowait(self, clip: Clip) -> StoredClip | None:
@@ -224,37 +251,48 @@ class Store:
         self._access_times.touch(key)
         return StoredClip(opened.fd, opened.size, opened.record.stored_at)
 
-    def peek(self, clip: Clip) -> OpenClipFile | None:
+    def peek(self, clip: Clip, profile: str | None = None) -> OpenClipFile | None:
         """Open the file of a clip as it is, without counting this as a use. Return None if the clip is not cached.
+
+        Args:
+            clip: the clip.
+            profile: the profile of the file; None for the one that the store shows.
 
         Raises:
             FileNotFoundError: the clip is cached according to the state database, but has no file.
             FetchError: the file exists but cannot be opened now (LOCAL).
         """
         try:
-            opened = self._files.open(clip.key)
-            if opened is not None or not self.is_cached(clip):
+            opened = self._open_file(clip.key, profile)
+            if opened is not None or not self._is_cached(clip.key, profile):
                 return opened
             # Once more, while no process can be evicting or publishing it.
             with self._database.exclusive():
-                opened = self._files.open(clip.key)
-                if opened is None and self.is_cached(clip):
+                opened = self._open_file(clip.key, profile)
+                if opened is None and self._is_cached(clip.key, profile):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), clip.key)
                 return opened
         except Unreadable as error:
             raise _cannot_open(error) from error
 
+    def _open_file(self, key: str, profile: str | None) -> OpenClipFile | None:
+        return self._files.open(key) if profile is None else self._files.open_profile(key, profile)
+
     def is_cached(self, clip: Clip) -> bool:
         """Return whether a clip is cached according to the state database."""
-        with self._database.connection() as db:
-            return db.execute("SELECT 1 FROM clip WHERE key = ? AND held", (clip.key,)).fetchone() is not None
+        return self._is_cached(clip.key, None)
+
+    def _is_cached(self, key: str, profile: str | None) -> bool:
+        table, of_profile = ("shown", "") if profile is None else ("clip", "AND profile = :profile")
+        statement = f"SELECT 1 FROM {table} WHERE key = :key AND cached {of_profile}"
+        return bool(self._database.query(statement, {"key": key, "profile": profile}))
 
     def cached_clips(self) -> Iterator[tuple[Clip, int]]:
         """Yield every cached clip with its size in bytes, by key. Reads a page at a time."""
         last = ""
         while True:
             rows = self._database.query(
-                "SELECT key, size FROM clip WHERE held AND key > ? ORDER BY key LIMIT ?", (last, _KEYS_PER_QUERY)
+                "SELECT key, size FROM shown WHERE cached AND key > ? ORDER BY key LIMIT ?", (last, _KEYS_PER_QUERY)
             )
             if not rows:
                 return
@@ -264,17 +302,42 @@ class Store:
                 if clip is not None:
                     yield clip, size
 
+    def cached_files(self, keys: Sequence[str] | None = None) -> Iterator[CachedFile]:
+        """Yield the files of the cached clips, of all profiles, by key. Reads a page at a time.
+
+        Args:
+            keys: the clips, by `Clip.key`; None for all.
+        """
+        among = "" if keys is None else "key IN (SELECT value FROM json_each(:keys)) AND"
+        last, last_profile = "", ""
+        while True:
+            rows = self._database.query(
+                f"SELECT key, profile, size FROM clip WHERE {among} cached AND (key, profile) > (:last, :last_profile)"
+                " ORDER BY key, profile LIMIT :limit",
+                {
+                    "keys": json.dumps(keys),
+                    "last": last,
+                    "last_profile": last_profile,
+                    "limit": _KEYS_PER_QUERY,
+                },
+            )
+            if not rows:
+                return
+            last, last_profile, _ = rows[-1]
+            for key, profile, size in rows:
+                clip = parse_clip_name(f"{key}.mp4")
+                if clip is not None:
+                    yield CachedFile(clip, profile, size)
+
     def record(self, clip: Clip) -> ClipRecord | None:
         """Return the metadata of a clip that is or was cached; None if it never was."""
         rows = self._database.query(
-            "SELECT size, sha256, source, stored_at, held, seconds FROM clip LEFT JOIN duration USING (key)"
-            " WHERE key = ?",
-            (clip.key,),
+            "SELECT profile, size, sha256, source, stored_at, cached, duration FROM shown WHERE key = ?", (clip.key,)
         )
         if not rows:
             return None
-        size, sha256, source, stored_at, cached, duration = rows[0]
-        return ClipRecord(size, sha256, source, stored_at, bool(cached), parse_duration(duration))
+        profile, size, sha256, source, stored_at, cached, duration = rows[0]
+        return ClipRecord(profile, size, sha256, source, stored_at, bool(cached), parse_duration(duration))
 
     def sizes(self, keys: Sequence[str]) -> dict[str, KnownSize]:
         """Return the exact sizes of the clips that are or were cached, by `Clip.key`."""
@@ -285,15 +348,18 @@ class Store:
             for start in range(0, len(keys), _KEYS_PER_QUERY):
                 some = keys[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
-                rows = db.execute(f"SELECT key, size, held FROM clip WHERE key IN ({marks})", some)
-                sizes.update((key, KnownSize(size, bool(held))) for key, size, held in rows)
+                rows = db.execute(f"SELECT key, size, cached FROM shown WHERE key IN ({marks})", some)
+                sizes.update((key, KnownSize(size, bool(cached))) for key, size, cached in rows)
         return sizes
 
     def add_durations(self, measured: Iterable[MeasuredFile]) -> None:
         """Remember how long clips are that were cached without their durations."""
         with self._database.exclusive() as db:
             for file in self._files.add_durations(measured):
-                self._write_duration(db, file.key, file.duration)
+                db.execute(
+                    "UPDATE clip SET duration = ? WHERE key = ? AND profile = ?",
+                    (file.duration, file.key, file.profile),
+                )
 
     # Access times
 
@@ -326,14 +392,14 @@ class Store:
 
     def expected_size(self, clip: Clip) -> int:
         """Return the bytes of `capacity` that a clip takes: its size if it is or was cached, else a typical size."""
-        rows = self._database.query("SELECT size, held AND pinned FROM clip WHERE key = ?", (clip.key,))
+        rows = self._database.query("SELECT size, cached AND pinned FROM shown WHERE key = ?", (clip.key,))
         size, pinned = rows[0] if rows else (TYPICAL_CLIP_BYTES, False)
         return 0 if pinned else size
 
     def usage(self) -> Usage:
         """Return how full the cache is."""
         clips, size = self._files.totals()
-        [(reserved,)] = self._database.query("SELECT coalesce(sum(bytes), 0) FROM flight")
+        [(reserved,)] = self._database.query("SELECT coalesce(sum(bytes), 0) FROM fetch")
         return Usage(
             clips=clips,
             bytes=size,
@@ -385,27 +451,29 @@ class Store:
     # Removing
 
     def remove(self, clip: Clip) -> None:
-        """Remove a clip; its size stays known. Processes that have it open keep its bytes."""
+        """Remove a clip, of all profiles; its size stays known. Processes that have it open keep its bytes."""
         with self._database.exclusive() as db:
-            self._evictor.remove(db, clip.key)
+            for (profile,) in db.execute("SELECT profile FROM clip WHERE key = ?", (clip.key,)).fetchall():
+                self._evictor.remove(db, clip.key, profile)
 
-    def remove_if_unchanged(self, clip: Clip, filename: str | None) -> bool:
-        """Remove a clip unless it was replaced.
+    def remove_if_unchanged(self, clip: Clip, profile: str, filename: str | None) -> bool:
+        """Remove the file of a clip unless it was replaced.
 
         Args:
             clip: the clip.
+            profile: the profile of the file.
             filename: the file that the clip must still have, as in `OpenClipFile`; None if it must still have none.
 
         Returns:
-            True if the clip was removed.
+            True if the file was removed.
         """
         with self._database.exclusive() as db:
-            opened = self._files.open(clip.key)
+            opened = self._files.open_profile(clip.key, profile)
             if opened is not None:
                 os.close(opened.fd)
             if (opened.filename if opened else None) != filename:
                 return False
-            self._evictor.remove(db, clip.key)
+            self._evictor.remove(db, clip.key, profile)
             return True
 
     def unknown_files(self) -> Iterator[Path]:
@@ -463,16 +531,16 @@ class Store:
         self._files.check()
         token = uuid.uuid4().hex
         with self._database.exclusive() as db:
-            row = db.execute("SELECT token, owner FROM flight WHERE key = ?", (clip.key,)).fetchone()
+            row = db.execute("SELECT token, process FROM fetch WHERE key = ?", (clip.key,)).fetchone()
             if row is not None:
                 if row[0] in self._in_flight or (row[1] != self._lock.name and self._lock.is_alive(row[1])):
                     return None
-                self._clear_flight(db, clip.key, row[0])
+                self._clear_fetch(db, clip.key, row[0])
             if size is None:
-                known = db.execute("SELECT size FROM clip WHERE key = ?", (clip.key,)).fetchone()
+                known = db.execute("SELECT size FROM shown WHERE key = ?", (clip.key,)).fetchone()
                 size = known[0] if known else None
             expected = self._typical_size() if size is None else size
-            self._clear_dead_flights(db)
+            self._clear_dead_fetches(db)
             try:
                 self._evictor.make_room(db, expected, certain=False, protect_used_since=protect_used_since)
             except FetchError:
@@ -481,7 +549,7 @@ class Store:
                 if not self.is_cached(clip):
                     raise
             db.execute(
-                "INSERT INTO flight (key, token, owner, bytes) VALUES (?, ?, ?, ?)",
+                "INSERT INTO fetch (key, token, process, bytes) VALUES (?, ?, ?, ?)",
                 (clip.key, token, self._lock.name, expected),
             )
             self._in_flight.add(token)
@@ -490,7 +558,7 @@ class Store:
             self._incoming.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700)
         except OSError as error:
-            self._end_flight(clip.key, token, ended=False)
+            self._end_fetch(clip.key, token, ended=False)
             raise self._error(error) from error
         self.faults.end()
         return Claim(self, clip, token, folder, protect_used_since)
@@ -500,24 +568,26 @@ class Store:
         limit = self._evictor.limit()
         return TYPICAL_CLIP_BYTES if limit is None or limit >= TYPICAL_CLIP_BYTES else 0
 
-    def _publish(self, claim: Claim, path: Path, source: str, *, duration: float | None, last: bool) -> int:
-        key, now = claim.clip.key, time.time()
+    def _publish(self, claim: Claim, path: Path, source: str, *, cut: bool, duration: float | None, last: bool) -> int:
+        key, profile, now = claim.clip.key, self.profile.name if cut else SOURCE, time.time()
         with log_step(_log, f"publish {key}: seal and fsync"):
             size, digest = _seal(path)
         with log_step(_log, f"publish {key}: evict and move"), self._database.exclusive() as db:
             if last:
-                self._delete_flight(db, claim.token)
+                self._delete_fetch(db, claim.token)
             else:
                 # Its space is no longer reserved. The row stays, so that no process removes the folder that is in use.
-                db.execute("UPDATE flight SET bytes = 0 WHERE token = ?", (claim.token,))
-            self._clear_dead_flights(db)
+                db.execute("UPDATE fetch SET bytes = 0 WHERE token = ?", (claim.token,))
+            self._clear_dead_fetches(db)
             self._evictor.make_room(db, size, certain=True, protect_used_since=claim.protect_used_since)
-            record = ClipRecord(size, digest, source, now, cached=True, duration=duration)
+            record = ClipRecord(profile, size, digest, source, now, cached=True, duration=duration)
             self._files.put(key, StagedFile(path, size, claim.token), record)
             self._write_record(db, key, record)
+            if cut:
+                db.execute("INSERT OR IGNORE INTO profile (name, settings) VALUES (?, ?)", (profile, str(self.profile)))
         return size
 
-    def _end_flight(self, key: str, token: str, *, ended: bool) -> None:
+    def _end_fetch(self, key: str, token: str, *, ended: bool) -> None:
         # The files first: on a full disk, the database can perhaps be written only afterwards.
         shutil.rmtree(self._incoming / token, ignore_errors=True)
         self._in_flight.discard(token)
@@ -525,75 +595,66 @@ class Store:
             return
         with contextlib.suppress(StoreError), self._database.exclusive() as db:  # else the next claim clears it
             # The clip may be in the table already, if the state database could not be written then.
-            self._clear_flight(db, key, token)
+            self._clear_fetch(db, key, token)
 
     @staticmethod
-    def _delete_flight(db: sqlite3.Connection, token: str) -> None:
-        db.execute("DELETE FROM flight WHERE token = ?", (token,))
+    def _delete_fetch(db: sqlite3.Connection, token: str) -> None:
+        db.execute("DELETE FROM fetch WHERE token = ?", (token,))
 
     # Repairing what dead processes left (docs/crash-safety.md)
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove what dead processes left: rows of fetches, unknown folders, and lock files."""
-        self._clear_dead_flights(db)
-        in_flight = {token for (token,) in db.execute("SELECT token FROM flight")}
+        self._clear_dead_fetches(db)
+        in_flight = {token for (token,) in db.execute("SELECT token FROM fetch")}
         for path in self._incoming.iterdir():
             if path.name not in in_flight:
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.layout.process_locks.iterdir():
             self._lock.is_alive(path.name)
 
-    def _clear_dead_flights(self, db: sqlite3.Connection) -> None:
-        for key, token, owner in db.execute("SELECT key, token, owner FROM flight").fetchall():
-            if not self._lock.is_alive(owner):
-                self._clear_flight(db, key, token)
+    def _clear_dead_fetches(self, db: sqlite3.Connection) -> None:
+        for key, token, process in db.execute("SELECT key, token, process FROM fetch").fetchall():
+            if not self._lock.is_alive(process):
+                self._clear_fetch(db, key, token)
 
-    def _clear_flight(self, db: sqlite3.Connection, key: str, token: str) -> None:
+    def _clear_fetch(self, db: sqlite3.Connection, key: str, token: str) -> None:
         """Undo or complete a fetch whose process died, wherever it died."""
         if re.fullmatch("[0-9a-f]{32}", token) and parse_clip_name(f"{key}.mp4"):
             shutil.rmtree(self._incoming / token, ignore_errors=True)
-            opened = self._files.open(key)
-            if opened is not None:
-                os.close(opened.fd)
-            if opened is not None and opened.filename == clip_filename(key, token):
+            record = self._files.find(key, token)
+            if record is not None:
                 # The clip is in the table; the process died before it wrote the state database.
-                self._write_record(db, key, opened.record)
+                self._write_record(db, key, record)
             else:
                 # The file may be in place without a row in the table: nothing else would ever find or evict it.
                 self._files.remove_file(key, token)
-        self._delete_flight(db, token)
+        self._delete_fetch(db, token)
 
     def _reconcile(self, db: sqlite3.Connection) -> None:
         """Make the state database agree with the table of files, after a crash or the loss of one of the two."""
-        state = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE held").fetchone()
+        state = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE cached").fetchone()
         if self._files.totals() == self._files.count() == state:
             return
-        db.execute("UPDATE clip SET held = 0")
+        db.execute("UPDATE clip SET cached = 0")
         for key, record in self._files.repair():
             self._write_record(db, key, record)
 
     @staticmethod
     def _write_record(db: sqlite3.Connection, key: str, record: ClipRecord) -> None:
         db.execute(
-            "INSERT INTO clip (key, size, sha256, source, stored_at, opened_at, held, pinned)"
-            " VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1, EXISTS (SELECT 1 FROM pin WHERE key = ?1))"
-            " ON CONFLICT (key) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256,"
+            "INSERT INTO clip (key, profile, size, sha256, source, stored_at, opened_at, cached, pinned, duration)"
+            " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, 1, EXISTS (SELECT 1 FROM pin WHERE key = ?1), ?7)"
+            " ON CONFLICT (key, profile) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256,"
             " source = excluded.source, stored_at = excluded.stored_at,"
-            " opened_at = max(opened_at, excluded.opened_at), held = 1, pinned = excluded.pinned",
-            (key, record.size, record.sha256, record.source, record.stored_at),
+            " opened_at = max(opened_at, excluded.opened_at), cached = 1, pinned = excluded.pinned,"
+            " duration = excluded.duration",
+            (key, record.profile, record.size, record.sha256, record.source, record.stored_at, record.duration),
         )
-        Store._write_duration(db, key, record.duration)
         for source, retry_at in db.execute(
             "DELETE FROM failure WHERE key = ? RETURNING source, retry_at", (key,)
         ).fetchall():
             keep_failure(db, key, str(source), retry_at)
-
-    @staticmethod
-    def _write_duration(db: sqlite3.Connection, key: str, duration: float | None) -> None:
-        if duration is None:
-            db.execute("DELETE FROM duration WHERE key = ?", (key,))
-        else:
-            db.execute("INSERT OR REPLACE INTO duration (key, seconds) VALUES (?, ?)", (key, duration))
 
 
 class Claim:
@@ -618,14 +679,17 @@ class Claim:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._store._end_flight(self.clip.key, self.token, ended=self._ended)
+        self._store._end_fetch(self.clip.key, self.token, ended=self._ended)
 
-    def publish(self, path: Path, source: str, *, duration: float | None = None, last: bool = True) -> int:
+    def publish(
+        self, path: Path, source: str, *, cut: bool = False, duration: float | None = None, last: bool = True
+    ) -> int:
         """Make a finished and verified file the clip, for all processes at once.
 
         Args:
             path: a regular file in `folder`; it is moved.
             source: name of the source that delivered it.
+            cut: it was cut with the settings of `Store.profile`, and is not as the source publishes it.
             duration: seconds that its pictures cover; None if they were not measured.
             last: True if nothing more will be written to `folder`.
 
@@ -637,7 +701,7 @@ class Claim:
                 changed (LOCAL).
         """
         with _as_fetch_error(source), self._store._translated_errors():
-            size = self._store._publish(self, path, source, duration=duration, last=last)
+            size = self._store._publish(self, path, source, cut=cut, duration=duration, last=last)
         self._ended = last
         return size
 

@@ -70,7 +70,7 @@ class Suspicion(NamedTuple):
 def read(db: sqlite3.Connection, source: str) -> Suspicion | None:
     """Return the suspicion of a source; None if there is none, or its row is invalid."""
     row = db.execute(
-        "SELECT suspected_at, tried, failed_at, control_until FROM suspect WHERE origin = ?", (source,)
+        "SELECT suspected_at, tried, failed_at, control_until FROM suspect WHERE source = ?", (source,)
     ).fetchone()
     if row is None:
         return None
@@ -96,25 +96,25 @@ def add_verdict(db: sqlite3.Connection, source: str, key: str) -> bool:
     suspicion = read(db, source)
     if suspicion is None or not suspicion.failed_at:
         db.execute(
-            f"INSERT OR REPLACE INTO verdict (origin, key, {_SAVED})"
+            f"INSERT OR REPLACE INTO verdict (source, key, {_SAVED})"
             f" SELECT ?, key, {_SAVED} FROM failure WHERE key = ?",
             (source, key),
         )
     if suspicion is None:
         [(videos,)] = db.execute(
-            "SELECT count(DISTINCT substr(key, 1, 11)) FROM verdict WHERE origin = ?", (source,)
+            "SELECT count(DISTINCT substr(key, 1, 11)) FROM verdict WHERE source = ?", (source,)
         ).fetchall()
         if videos < MAX_VERDICTS:
             return True
         db.execute(
-            "INSERT OR REPLACE INTO suspect (origin, suspected_at, tried, failed_at, control_until)"
+            "INSERT OR REPLACE INTO suspect (source, suspected_at, tried, failed_at, control_until)"
             " VALUES (?, ?, 0, 0, 0)",
             (source, time.time()),
         )
     db.execute(
         f"UPDATE failure SET kind = ?, reason = ? || reason, first_at = last_at, attempts = 1, retry_at = last_at + ?"
         f" WHERE source = ? AND {_IS_VERDICT}"
-        " AND (key = ? OR key IN (SELECT key FROM verdict WHERE origin = ?))",
+        " AND (key = ? OR key IN (SELECT key FROM verdict WHERE source = ?))",
         (FailureKind.TRANSIENT, _NOTE, _RETRY_AFTER, source, key, source),
     )
     return False
@@ -127,23 +127,23 @@ def drop_verdict(db: sqlite3.Connection, key: str) -> None:
 
 def begin_control(db: sqlite3.Connection, source: str, now: float) -> None:
     """Note that a control is in progress."""
-    db.execute("UPDATE suspect SET control_until = ? WHERE origin = ?", (now + _CONTROL_TIMEOUT, source))
+    db.execute("UPDATE suspect SET control_until = ? WHERE source = ?", (now + _CONTROL_TIMEOUT, source))
 
 
 def end_control(db: sqlite3.Connection, source: str, suspicion: Suspicion) -> None:
     """Note that a control proved nothing. At the end of a round, the verdicts are dropped: the clips are retried."""
     failed_at = time.time() if suspicion.ends_round else suspicion.failed_at
     db.execute(
-        "UPDATE suspect SET tried = ?, failed_at = ?, control_until = 0 WHERE origin = ?",
+        "UPDATE suspect SET tried = ?, failed_at = ?, control_until = 0 WHERE source = ?",
         (suspicion.tried + 1, failed_at, source),
     )
     if suspicion.ends_round:
-        db.execute("DELETE FROM verdict WHERE origin = ?", (source,))
+        db.execute("DELETE FROM verdict WHERE source = ?", (source,))
 
 
 def cancel_control(db: sqlite3.Connection, source: str) -> None:
     """Note that the control in progress was not tried."""
-    db.execute("UPDATE suspect SET control_until = 0 WHERE origin = ?", (source,))
+    db.execute("UPDATE suspect SET control_until = 0 WHERE source = ?", (source,))
 
 
 def end(db: sqlite3.Connection, source: str) -> int:
@@ -151,19 +151,19 @@ def end(db: sqlite3.Connection, source: str) -> int:
     restored, suspicion = 0, read(db, source)
     if suspicion is not None and suspicion.at > time.time() - _MAX_AGE:
         restored = db.execute(
-            f"INSERT OR REPLACE INTO failure (key, source, {_SAVED}) SELECT key, origin, {_SAVED} FROM verdict"
-            " WHERE origin = ? AND key IN (SELECT key FROM failure WHERE source = ? AND instr(reason, ?) = 1)",
+            f"INSERT OR REPLACE INTO failure (key, source, {_SAVED}) SELECT key, source, {_SAVED} FROM verdict"
+            " WHERE source = ? AND key IN (SELECT key FROM failure WHERE source = ? AND instr(reason, ?) = 1)",
             (source, source, _NOTE),
         ).rowcount
     for table in ("suspect", "verdict"):
-        db.execute(f"DELETE FROM {table} WHERE origin = ?", (source,))
+        db.execute(f"DELETE FROM {table} WHERE source = ?", (source,))
     return restored
 
 
 def has_verdicts(db: sqlite3.Connection, source: str) -> bool:
     """Return whether a source has reported verdicts since it last delivered a clip, or is suspected."""
     return any(
-        db.execute(f"SELECT 1 FROM {table} WHERE origin = ? LIMIT 1", (source,)).fetchone()
+        db.execute(f"SELECT 1 FROM {table} WHERE source = ? LIMIT 1", (source,)).fetchone()
         for table in ("verdict", "suspect")
     )
 
@@ -177,7 +177,7 @@ def recent_videos(db: sqlite3.Connection, source: str) -> list[str]:
     """Return the ids of the videos that a source delivered last, without those it now calls unavailable."""
     rows = db.execute(
         "SELECT substr(key, 1, 11) FROM clip WHERE source = ? AND substr(key, 1, 11) NOT IN"
-        " (SELECT substr(key, 1, 11) FROM verdict WHERE origin = ?) ORDER BY stored_at DESC LIMIT ?",
+        " (SELECT substr(key, 1, 11) FROM verdict WHERE source = ?) ORDER BY stored_at DESC LIMIT ?",
         (source, source, 20 * CONTROLS),
     ).fetchall()
     videos = dict.fromkeys(str(video) for (video,) in rows)

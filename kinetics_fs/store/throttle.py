@@ -266,7 +266,7 @@ class Throttle:
 
     def _correct_times(self, now: float) -> None:
         """Begin the blocks again that began while the clock was ahead, so that they do not last until it catches up."""
-        if self._database.query("SELECT 1 FROM origin WHERE blocked_at > ? LIMIT 1", (now,)):
+        if self._database.query("SELECT 1 FROM breaker WHERE blocked_at > ? LIMIT 1", (now,)):
             with self._database.exclusive() as db:
                 self._breaker.correct_times(db, now)
 
@@ -316,7 +316,7 @@ class CircuitBreaker:
             return False
         if max(block.until, block.probe_until) > now:
             raise block.error(source, now)
-        db.execute("UPDATE origin SET probe_until = ? WHERE name = ?", (now + PROBE_TIMEOUT, source))
+        db.execute("UPDATE breaker SET probe_until = ? WHERE source = ?", (now + PROBE_TIMEOUT, source))
         return True
 
     def is_test_due(self, db: sqlite3.Connection, source: str, now: float, doubt: suspicion.Suspicion) -> bool:
@@ -337,7 +337,7 @@ class CircuitBreaker:
             trips = min(earlier.trips + 1, 32)
         until = now + pause_after(trips, error.retry_after)
         db.execute(
-            "INSERT OR REPLACE INTO origin (name, reason, blocked_at, blocked_until, trips, probe_until)"
+            "INSERT OR REPLACE INTO breaker (source, reason, blocked_at, blocked_until, trips, probe_until)"
             " VALUES (?, ?, ?, ?, ?, 0)",
             (permit.source, error.reason.encode(errors="replace").decode(), now, until, trips),
         )
@@ -346,20 +346,20 @@ class CircuitBreaker:
     def end_probe(self, db: sqlite3.Connection, source: str, *, answered: bool) -> None:
         """End a probe: the source answered and is no longer blocked, or the next request is a probe again."""
         if answered:
-            db.execute("UPDATE origin SET recovered_at = ? WHERE name = ?", (time.time(), source))
+            db.execute("UPDATE breaker SET recovered_at = ? WHERE source = ?", (time.time(), source))
         else:
-            db.execute("UPDATE origin SET probe_until = 0 WHERE name = ?", (source,))
+            db.execute("UPDATE breaker SET probe_until = 0 WHERE source = ?", (source,))
 
     def blocks(self, db: sqlite3.Connection, now: float) -> dict[str, SourceBlock]:
         """Return the blocks that have not ended, by source."""
-        names = [name for (name,) in db.execute("SELECT name FROM origin").fetchall()]
+        names = [name for (name,) in db.execute("SELECT source FROM breaker").fetchall()]
         blocks = {str(name): SourceBlock.read(db, name, now) for name in names}
         return {name: block for name, block in blocks.items() if block is not None and block.recovered_at is None}
 
     def correct_times(self, db: sqlite3.Connection, now: float) -> None:
         """Begin the blocks again that began in the future."""
         db.execute(
-            "UPDATE origin SET blocked_until = :now + max(0, min(blocked_until - blocked_at, :longest)),"
+            "UPDATE breaker SET blocked_until = :now + max(0, min(blocked_until - blocked_at, :longest)),"
             " blocked_at = :now, probe_until = 0 WHERE blocked_at > :now"
             " AND typeof(blocked_at) = 'real' AND typeof(blocked_until) = 'real'",
             {"now": now, "longest": MAX_PAUSE},
@@ -367,7 +367,7 @@ class CircuitBreaker:
 
     def reset(self, db: sqlite3.Connection) -> int:
         """End all blocks. Return their number."""
-        return db.execute("DELETE FROM origin WHERE recovered_at IS NULL").rowcount
+        return db.execute("DELETE FROM breaker WHERE recovered_at IS NULL").rowcount
 
 
 class RateLimiter:
@@ -383,29 +383,29 @@ class RateLimiter:
             RateLimited: the budget is used up; of requests that are not urgent, without the reserve.
         """
         limit = usable_limit(max_per_hour, urgent=urgent)
-        db.execute("DELETE FROM asked WHERE origin = ? AND NOT at BETWEEN ? AND ?", (source, now - _HOUR, now))
-        times = db.execute("SELECT at FROM asked WHERE origin = ? ORDER BY at DESC", (source,)).fetchall()
+        db.execute("DELETE FROM request WHERE source = ? AND NOT at BETWEEN ? AND ?", (source, now - _HOUR, now))
+        times = db.execute("SELECT at FROM request WHERE source = ? ORDER BY at DESC", (source,)).fetchall()
         if len(times) >= limit:
             raise RateLimited(times[limit - 1][0] + _HOUR - now)
 
     def count(self, db: sqlite3.Connection, source: str, now: float) -> None:
         """Count a request."""
-        db.execute("INSERT INTO asked (origin, at) VALUES (?, ?)", (source, now))
+        db.execute("INSERT INTO request (source, at) VALUES (?, ?)", (source, now))
 
     def uncount(self, db: sqlite3.Connection, source: str, at: float) -> None:
         """Remove a request that was counted at that time."""
-        db.execute("DELETE FROM asked WHERE origin = ? AND at = ?", (source, at))
+        db.execute("DELETE FROM request WHERE source = ? AND at = ?", (source, at))
 
     def counts(self, db: sqlite3.Connection, now: float) -> dict[str, int]:
         """Return the number of requests in the last hour, by source."""
         rows = db.execute(
-            "SELECT origin, count(*) FROM asked WHERE at BETWEEN ? AND ? GROUP BY origin", (now - _HOUR, now)
+            "SELECT source, count(*) FROM request WHERE at BETWEEN ? AND ? GROUP BY source", (now - _HOUR, now)
         ).fetchall()
         return {str(source): count for source, count in rows}
 
 
 class SourceBlock(NamedTuple):
-    """A row of the table `origin`: a block of a source. Times are seconds since the epoch.
+    """A row of the table `breaker`: a block of a source. Times are seconds since the epoch.
 
     Attributes:
         reason: why the source is blocked.
@@ -427,7 +427,7 @@ class SourceBlock(NamedTuple):
     def read(cls, db: sqlite3.Connection, source: str, now: float) -> SourceBlock | None:
         """Return the block of a source; None if there is none, or its row is invalid."""
         row = db.execute(
-            "SELECT reason, blocked_at, blocked_until, trips, probe_until, recovered_at FROM origin WHERE name = ?",
+            "SELECT reason, blocked_at, blocked_until, trips, probe_until, recovered_at FROM breaker WHERE source = ?",
             (source,),
         ).fetchone()
         if row is None:

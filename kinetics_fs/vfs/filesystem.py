@@ -359,7 +359,9 @@ class Filesystem:
         values: dict[str, str] = {}
         record, failure = self._store.record(clip), self._store.failures.get(clip)
         if record is not None and record.cached:
-            values |= {"state": "cached", "source": record.source, "sha256": record.sha256}
+            values |= {"state": "cached", "source": record.source, "profile": record.profile, "sha256": record.sha256}
+            if record.profile == self._store.profile.name:
+                values["profile.settings"] = str(self._store.profile)
             if record.duration is not None:
                 values["duration"] = f"{record.duration:.3f}"
             if self._store.faults.current is not None and (file := self._store.peek(clip)) is not None:

@@ -1,8 +1,9 @@
 """Open a cache directory that an earlier version of the program made (commit 644940b).
 
-Names in the code may change; names on the disk may not: users keep their caches. These are the names of files and
-folders, of SQL tables and columns, and the words that are stored in them. `tests/support/make_old_cache.sh` documents
-how the fixture was made. Never make it again with later code: add another fixture beside it.
+Users keep their caches: a version that changes names on the disk also changes those of an earlier cache. These are the
+names of files and folders, of SQL tables and columns, and the words that are stored in them.
+`tests/support/make_old_cache.sh` documents how the fixture was made. Never make it again with later code: add another
+fixture beside it.
 
 The last command on the cache was a fill that was killed. So the fixture also holds the remains of a crash: logs of
 SQLite, fetches that were under way, and lock files of dead processes.
@@ -113,19 +114,21 @@ def test_verify_measures_old_clips(old: Old) -> None:
 
 
 def test_remains_of_the_crash_are_cleared(old: Old) -> None:
-    incoming, owners = old.cache / "incoming", old.cache / "owners"
+    incoming, owners, locks = (old.cache / name for name in ("incoming", "owners", "locks"))
 
-    def under_way() -> int:
-        with closing(sqlite3.connect(old.cache / "ledger.sqlite")) as db:
-            [(number,)] = db.execute("SELECT count(*) FROM flight")
+    def count(database: str, table: str) -> int:
+        with closing(sqlite3.connect(old.cache / database)) as db:
+            [(number,)] = db.execute(f"SELECT count(*) FROM {table}")
             return int(number)
 
-    assert under_way() == len(list(incoming.iterdir())) > 0
+    assert count("ledger.sqlite", "flight") == len(list(incoming.iterdir())) > 0
     assert list(owners.iterdir())
 
     assert old.run("status", selection=False)["cache"]["reserved"] == 0
 
-    assert under_way() == len(list(incoming.iterdir())) == len(list(owners.iterdir())) == 0
+    assert count("state.sqlite", "fetch") == len(list(incoming.iterdir())) == len(list(locks.iterdir())) == 0
+    assert not owners.exists()
+    assert not list(old.cache.glob("ledger.sqlite*"))
 
 
 def test_failures(old: Old) -> None:

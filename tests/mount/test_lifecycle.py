@@ -336,7 +336,7 @@ def test_default_log_file_and_cache_are_the_users(
     home = {name: str(tmp_path / name) for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "HOME")}
     done = kinetics_fs("mount", *frontend, "--annotations", dataset.annotations, mountpoint, timeout=60, **home)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "XDG_CACHE_HOME/kinetics-fs/ledger.sqlite").exists()
+    assert (tmp_path / "XDG_CACHE_HOME/kinetics-fs/state.sqlite").exists()
     assert [path for path in tmp_path.rglob("*.log") if "kinetics-fs" in path.parts]
 
 

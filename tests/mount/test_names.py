@@ -411,7 +411,7 @@ def test_attributes_of_a_clip_in_each_state(mount: MountFactory, site: VideoSite
     said = subprocess.run(["sha256sum", cached_file(cache, FETCHED)], capture_output=True, text=True, check=True)
     assert cached["sha256"] == said.stdout.split()[0]
     assert cached["source"] == "youtube"
-    assert set(cached) == {*always, "state", "source", "sha256", "duration"}
+    assert set(cached) == {*always, "state", "source", "profile", "profile.settings", "sha256", "duration"}
     assert cached["duration"] == "1.000"
 
     size = path.stat().st_size

@@ -15,6 +15,7 @@ from typing import Any
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.store import CacheLayout, Claim, Store
 from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
 from tests.support.annotations import youtube_id
@@ -142,7 +143,12 @@ def change_row(folder: Path, wanted: Clip, **columns: object) -> None:
     """Write other values to the row of a clip, as a cache directory of another machine may have them."""
     assignments = ", ".join(f"{name} = ?" for name in columns)
     table = CacheLayout(folder).clip_table
-    query(table, f"UPDATE Cache SET {assignments} WHERE key = ?", *columns.values(), wanted.key)
+    query(table, f"UPDATE Cache SET {assignments} WHERE key = ?", *columns.values(), row_key(wanted))
+
+
+def row_key(wanted: Clip, profile: str = SOURCE) -> str:
+    """Return the key of the row of a clip in the table of files."""
+    return f"{wanted.key}.{profile}"
 
 
 def permissions(path: Path) -> int:
@@ -161,15 +167,15 @@ class Contents:
     """The content of a cache directory, read without the store."""
 
     rows: dict[str, tuple[str, int]]
-    """Rows of the table of files: key → (file name, size)."""
+    """Rows of the table of files: key with profile → (file name, size)."""
     cached: dict[str, int]
-    """Cached clips according to the state database: key → size."""
+    """Cached clips according to the state database: key with profile → size."""
     counted: tuple[int, int]
     """Number of clips and bytes as diskcache counts them."""
     files: set[str]
     incoming: set[str]
     fetches: set[str]
-    owners: set[str]
+    locks: set[str]
 
 
 def contents(folder: Path) -> Contents:
@@ -179,12 +185,12 @@ def contents(folder: Path) -> Contents:
     counted = dict(query(table, "SELECT key, value FROM Settings WHERE key IN ('count', 'size')"))
     return Contents(
         rows={key: (name, size) for key, name, size in query(table, "SELECT key, filename, size FROM Cache")},
-        cached=dict(query(state, "SELECT key, size FROM clip WHERE held")),
+        cached=dict(query(state, "SELECT key || '.' || profile, size FROM clip WHERE cached")),
         counted=(counted["count"], counted["size"]),
         files={str(path.relative_to(layout.clips)) for path in clip_files(folder)},
         incoming={path.name for path in layout.incoming.iterdir()},
-        fetches={token for (token,) in query(state, "SELECT token FROM flight")},
-        owners={path.name for path in layout.process_locks.iterdir()},
+        fetches={token for (token,) in query(state, "SELECT token FROM fetch")},
+        locks={path.name for path in layout.process_locks.iterdir()},
     )
 
 
@@ -195,7 +201,7 @@ def assert_nothing_unknown(folder: Path) -> None:
     assert found.incoming == found.fetches, "remains of a fetch"
 
 
-def assert_in_step(folder: Path, owners: int = 1) -> None:
+def assert_in_step(folder: Path, processes: int = 1) -> None:
     """Check that files, table and state database agree, and that no fetch or process has left anything."""
     assert_nothing_unknown(folder)
     found = contents(folder)
@@ -204,7 +210,7 @@ def assert_in_step(folder: Path, owners: int = 1) -> None:
     assert found.cached == sizes, "the state database disagrees with the table of files"
     assert found.counted == (len(sizes), sum(sizes.values())), "the table of files has miscounted"
     assert not found.fetches, "a row of a fetch that is not in progress"
-    assert len(found.owners) == owners, "lock files of dead processes"
+    assert len(found.locks) == processes, "lock files of dead processes"
 
 
 def assert_cache_full(error: FetchError) -> None:

@@ -312,7 +312,7 @@ def test_doctor_reports_a_cache_directory_that_cannot_be_used(tmp_path: Path, ca
         one(folder(cache), State.PROBLEM, "another user")
 
 
-@pytest.mark.parametrize("name", ["ledger.sqlite", "clips/cache.db", "archives.sqlite"])
+@pytest.mark.parametrize("name", ["state.sqlite", "clips/cache.db", "archives.sqlite"])
 def test_doctor_reports_a_damaged_database(cache: Path, name: str) -> None:
     Store(cache).close()
     with (cache / name).open("r+b" if (cache / name).exists() else "wb") as file:
@@ -324,7 +324,7 @@ def test_doctor_reports_a_damaged_database(cache: Path, name: str) -> None:
     assert len(bad) == 1
     assert name in bad[0]["found"]
     assert {one["state"] for one in found["cache directory"] + found["cache space"]} == {"ok"}
-    others = {"ledger.sqlite", "clips/cache.db"} - {name}
+    others = {"state.sqlite", "clips/cache.db"} - {name}
     assert all(other in found["databases"][-1]["found"] for other in others)
 
 
@@ -333,12 +333,12 @@ def test_doctor_reports_a_damaged_page_of_a_database(settings: Settings, cache: 
         for number in range(500):
             clip = Clip(f"a{number:010d}", 0, 10)
             store.failures.remember(clip, FetchError(FailureKind.GONE, "gone " * 50))
-    one(cache_checks.databases(settings), State.OK, "ledger.sqlite")
+    one(cache_checks.databases(settings), State.OK, "state.sqlite")
     with CacheLayout(cache).state_database.open("r+b") as file:
         file.seek(4096 * 20 + 8)
         file.write(b"\xff" * 2000)
     [finding] = [one for one in cache_checks.databases(settings) if one.state is State.PROBLEM]
-    assert "ledger.sqlite" in finding.found
+    assert "state.sqlite" in finding.found
 
 
 def test_doctor_reports_a_blocked_source(settings: Settings, cache: Path) -> None:

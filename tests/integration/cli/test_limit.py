@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Path:
 
 def clips_in(cache: Path) -> dict[str, int]:
     """Return the cached clips and their sizes, the least recently opened first."""
-    return dict(query(CacheLayout(cache).state_database, "SELECT key, size FROM clip WHERE held ORDER BY opened_at"))
+    return dict(query(CacheLayout(cache).state_database, "SELECT key, size FROM clip WHERE cached ORDER BY opened_at"))
 
 
 def status(cache: Path, *arguments: str, **environment: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_pin_add_and_remove_print_the_counts(filled: Arguments, cache: Path) -> 
         "new": 4,
         "total": {"clips": 4, "cached": 2, "bytes": surfing},
     }
-    limit = f"{bytes_of(cache, 'held') + 1000}B"
+    limit = f"{bytes_of(cache, 'cached') + 1000}B"
     again = run_command("pin", "add", *filled, "--split", "validation", "--cache-size", limit)
     assert again.returncode == 0
     assert again.stdout.startswith("4 clips pinned, 3 of them cached (")

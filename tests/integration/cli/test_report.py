@@ -30,7 +30,7 @@ ODD_MOUNTS = [UnreachableMount(mountpoint="</section>", reason="<b>", advice="<i
 def counts_in_database(cache: Path) -> dict[tuple[str, str], Counter[str]]:
     """Count the clips of each label and split by state, from the database."""
     database = CacheLayout(cache).state_database
-    known = dict(query(database, "SELECT key, held FROM clip"))
+    known = dict(query(database, "SELECT key, cached FROM clip"))
     failed = {key for (key,) in query(database, "SELECT key FROM failure")}
     counts: dict[tuple[str, str], Counter[str]] = {}
     for label, video, start, end, split in ROWS + EXTRA:
@@ -53,7 +53,7 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
     assert rows["classes"][-1] == ["Total", "", "33.3", "9", "3", "0", "1", "2", "3"]
     assert [row[:2] for row in rows["failures"] if row[0]] == [["Kind", "Clips"], ["credentials", "1"], ["gone", "1"]]
     assert ["", "1", f"{IMAGE}{HOSTILE}"] in rows["failures"]
-    [(size,)] = query(reported.cache / "ledger.sqlite", "SELECT sum(size) FROM clip WHERE held")
+    [(size,)] = query(reported.cache / "state.sqlite", "SELECT sum(size) FROM clip WHERE cached")
     said = json.loads(run_command("report", "--json", *reported.chosen).stdout)
     assert (said["cache"]["clips"], said["cache"]["bytes"]) == (3, size)
     assert said["total"] == {"clips": 9, "cached": 3, "short": 0, "evicted": 1, "unavailable": 2, "untried": 3}
@@ -65,7 +65,7 @@ def test_numbers_equal_those_of_the_state_database(reported: Reported) -> None:
 
 
 def test_thumbnails_do_not_change_access_times(reported: Reported, tmp_path: Path) -> None:
-    database = reported.cache / "ledger.sqlite"
+    database = reported.cache / "state.sqlite"
     before = query(database, "SELECT key, opened_at FROM clip ORDER BY key")
     page = tmp_path / "page.html"
     assert run_command("report", *reported.chosen, "-o", page).returncode == 0

@@ -205,13 +205,13 @@ def test_an_interrupted_verification_exits_with_130(full: Path) -> None:
         "--cache-dir",
         str(full),
     ]
-    with closing(sqlite3.connect(full / "ledger.sqlite", timeout=60, isolation_level=None)) as database:
+    with closing(sqlite3.connect(full / "state.sqlite", timeout=60, isolation_level=None)) as database:
         for _ in range(5):
             with subprocess.Popen(
                 command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             ) as process:
                 try:
-                    while process.poll() is None and not list((full / "owners").iterdir()):
+                    while process.poll() is None and not list((full / "locks").iterdir()):
                         time.sleep(0.001)
                     # A clip that looks lost is checked again under the lock of the database, which this test holds.
                     database.execute("BEGIN IMMEDIATE")

@@ -50,7 +50,7 @@ def test_one_successful_probe_ends_the_block(fetcher: FetcherFactory, store: Sto
     assert error_of(one.request(CLIP)).kind is FailureKind.BLOCKED
 
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-        db.execute("UPDATE origin SET blocked_until = ?", (time.time() - 1,))
+        db.execute("UPDATE breaker SET blocked_until = ?", (time.time() - 1,))
 
     assert one.request(CLIP).result(TIMEOUT) is None
     assert [one.request(clip).result(TIMEOUT) for clip in (OTHER, THIRD)] == [None, None]
@@ -113,7 +113,7 @@ def test_the_hourly_limit_keeps_a_reserve_for_opens(
         assert site.video_fetches(OTHER.youtube_id) == 0
 
         with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-            db.execute("DELETE FROM asked")
+            db.execute("DELETE FROM request")
         wait_until(waiting.done)
         assert waiting.result() is None
         assert store.throttle.states()[0].blocked_until is None, "a budget is no block"

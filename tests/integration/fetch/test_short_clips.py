@@ -239,7 +239,7 @@ def test_a_retry_time_from_a_wrong_clock_does_not_count(fetcher: Make, store: St
 
     for retry_at in (time.time() + 365 * 86_400, time.time() - 1, "soon"):
         with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-            db.execute("UPDATE longer SET retry_at = ?", (retry_at,))
+            db.execute("UPDATE asked_for_longer SET retry_at = ?", (retry_at,))
         assert made.wants_longer(SHORT)
 
 

@@ -103,7 +103,7 @@ def fetcher(store: Store, site: Site) -> Iterator[FetcherMaker]:
 
 def end_pause(store: Store) -> None:
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-        db.execute("UPDATE origin SET blocked_until = ?", (time.time() - 1,))
+        db.execute("UPDATE breaker SET blocked_until = ?", (time.time() - 1,))
         db.execute("UPDATE suspect SET failed_at = failed_at - 3600")
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         db.execute("UPDATE failure SET retry_at = 0 WHERE kind = 'transient'")
@@ -299,7 +299,7 @@ def test_a_control_counts_against_the_hourly_limit(fetcher: FetcherMaker, store:
     assert sum(site.asked.values()) == DOUBTED + 1
     assert store.failures.counts() == {TRANSIENT: DOUBTED}
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-        db.execute("DELETE FROM asked")
+        db.execute("DELETE FROM request")
     outcomes(one, clips(1, "other"))
     assert store.failures.counts() == {GONE: DOUBTED + 1}
 

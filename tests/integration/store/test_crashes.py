@@ -163,7 +163,7 @@ def test_a_crash_during_recovery(seed: Path, fast_tmp_path: Path) -> None:
     bad = shutil.copytree(seed, fast_tmp_path / "bad")
     assert end(start(store_subprocess.claim_and_die, bad, 3)) == KILLED
     clip_file(bad, clip(1)).unlink()
-    lose(bad / "ledger.sqlite")
+    lose(bad / "state.sqlite")
 
     deaths = Deaths(bad, fast_tmp_path)
     for folder in deaths.folders():

@@ -36,7 +36,7 @@ LOSSES: dict[str, tuple[Callable[[Path], object], str]] = {
     "clips removed": (lambda cache: shutil.rmtree(cache / "clips"), "clips was removed or renamed"),
     "clips replaced": (lambda cache: replace(cache / "clips"), "clips was replaced"),
     "table of clips removed": (lambda cache: lose(cache / "clips/cache.db"), "cache.db was removed"),
-    "state database removed": (lambda cache: lose(cache / "ledger.sqlite"), "ledger.sqlite was removed"),
+    "state database removed": (lambda cache: lose(cache / "state.sqlite"), "state.sqlite was removed"),
 }
 
 
@@ -89,7 +89,7 @@ def test_a_disk_that_is_unmounted_costs_no_clip(small_disk: SmallDisk, tmp_path:
             cause = f"the disk of {disk} was unmounted while it was in use; mount it again"
             with pytest.raises(StoreError, match=cause):
                 store.open(clip(0))
-            assert query(other / "cache/ledger.sqlite", "SELECT key FROM clip WHERE held") == [(clip(0).key,)]
+            assert query(other / "cache/state.sqlite", "SELECT key FROM clip WHERE cached") == [(clip(0).key,)]
             subprocess.run(["mount", "--bind", other, disk], check=True)
         finally:
             subprocess.run(["umount", "-l", other], check=True)

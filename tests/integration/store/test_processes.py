@@ -82,7 +82,7 @@ def test_a_claim_is_exclusive_over_two_stores_of_one_process(store: Store) -> No
         assert is_whole(store, clip(1))
         store.remove(clip(1))
         assert is_absent(other, clip(1))
-        assert_in_step(store.folder, owners=2)
+        assert_in_step(store.folder, processes=2)
 
 
 def test_one_thread_of_all_processes_gets_the_claim(folder: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_opening_a_store_removes_what_a_dead_process_left(store: Store) -> None:
     assert end(start(store_subprocess.claim_and_die, store.folder, 0)) == KILLED
     assert len(contents(store.folder).incoming) == 1
     with Store(store.folder):
-        assert_in_step(store.folder, owners=2)
+        assert_in_step(store.folder, processes=2)
 
 
 def test_a_lost_state_database_loses_the_claims_of_dead_processes(folder: Path) -> None:

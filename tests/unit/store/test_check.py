@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.store import CacheLayout, Condition, Store, Verdict, remove_bad, verify_clips
+from kinetics_fs.media.profile import SOURCE
+from kinetics_fs.store import CachedFile, CacheLayout, Condition, Store, Verdict, remove_bad, verify_clips
 from tests.support.store import (
     UNIT,
     assert_in_step,
     cached_numbers,
+    change_row,
     clip,
     clip_file,
     contents,
@@ -26,6 +28,7 @@ from tests.support.store import (
     keep,
     query,
     read_clip,
+    row_key,
 )
 
 Spoil = Callable[[Path], None]
@@ -33,7 +36,7 @@ Spoil = Callable[[Path], None]
 
 def verify(store: Store) -> dict[int, Verdict]:
     """Return the verdicts on all cached clips, by number of the clip."""
-    return {verdict.clip.start: verdict for verdict in verify_clips(store, store.cached_clips())}
+    return {verdict.clip.start: verdict for verdict in verify_clips(store, store.cached_files())}
 
 
 def conditions(store: Store) -> dict[int, Condition]:
@@ -77,8 +80,8 @@ def make_folder(path: Path) -> None:
 def test_intact_clips_are_good(three: Path) -> None:
     before = contents(three).rows, query(CacheLayout(three).state_database, "SELECT * FROM clip ORDER BY key")
     with Store(three) as store:
-        assert list(verify_clips(store, store.cached_clips(), threads=2)) == [
-            Verdict(clip(number), UNIT, Condition.GOOD, "", contents(three).rows[clip(number).key][0])
+        assert list(verify_clips(store, store.cached_files(), threads=2)) == [
+            Verdict(clip(number), SOURCE, UNIT, Condition.GOOD, "", contents(three).rows[row_key(clip(number))][0])
             for number in sorted(range(3), key=lambda number: clip(number).key)
         ]
     # Not even the order of use.
@@ -149,7 +152,7 @@ def test_a_clip_that_is_evicted_while_it_is_read_is_good(three: Path, again: boo
                 keep(store, clip(1), UNIT // 2)
             assert path.read_bytes() == head(clip(1)).ljust(UNIT, b"\0")
 
-        [verdict] = verify_clips(store, [(clip(1), UNIT)], decode=decode)
+        [verdict] = verify_clips(store, [CachedFile(clip(1), SOURCE, UNIT)], decode=decode)
 
         assert verdict.condition is Condition.GOOD
         assert (read_clip(store, clip(1)) is not None) == again
@@ -157,7 +160,7 @@ def test_a_clip_that_is_evicted_while_it_is_read_is_good(three: Path, again: boo
 
 def test_a_clip_that_is_evicted_before_it_is_read_is_not_lost(three: Path) -> None:
     with Store(three) as store:
-        chosen = list(store.cached_clips())
+        chosen = list(store.cached_files())
         store.remove(clip(1))
 
         verdicts = {verdict.clip.start: verdict.condition for verdict in verify_clips(store, chosen)}
@@ -170,9 +173,9 @@ def test_an_eviction_in_progress_is_not_a_loss(three: Path) -> None:
         found: list[Condition] = []
         with other._database.exclusive() as db:
             # Its file and its row are gone, but the state database still has it as cached.
-            other._evictor.remove(db, clip(1).key)
+            other._evictor.remove(db, clip(1).key, SOURCE)
             thread = threading.Thread(
-                target=lambda: found.append(next(verify_clips(store, [(clip(1), UNIT)])).condition)
+                target=lambda: found.append(next(verify_clips(store, [CachedFile(clip(1), SOURCE, UNIT)])).condition)
             )
             thread.start()
             time.sleep(0.2)
@@ -204,7 +207,7 @@ def test_a_clip_that_does_not_decode_is_damaged(three: Path) -> None:
             raise OSError(errno.ENOMEM, "no memory")
 
     with Store(three) as store:
-        verdicts = {v.clip.start: v for v in verify_clips(store, store.cached_clips(), decode=decode)}
+        verdicts = {v.clip.start: v for v in verify_clips(store, store.cached_files(), decode=decode)}
 
     assert {number: verdict.condition for number, verdict in verdicts.items()} == {
         0: Condition.GOOD,
@@ -244,12 +247,12 @@ def test_a_file_that_is_being_published_is_not_unknown(three: Path) -> None:
         found: list[list[Path]] = []
         with other._database.exclusive():
             # It has its name, but no row yet.
-            row = query(CacheLayout(three).clip_table, "SELECT filename FROM Cache WHERE key = ?", clip(1).key)[0][0]
-            query(CacheLayout(three).clip_table, "UPDATE Cache SET filename = 'later' WHERE key = ?", clip(1).key)
+            filename, _ = contents(three).rows[row_key(clip(1))]
+            change_row(three, clip(1), filename="later")
             thread = threading.Thread(target=lambda: found.append(list(store.unknown_files())))
             thread.start()
             time.sleep(0.2)
-            query(CacheLayout(three).clip_table, "UPDATE Cache SET filename = ? WHERE key = ?", row, clip(1).key)
+            change_row(three, clip(1), filename=filename)
         thread.join(60)
 
     assert found == [[]]

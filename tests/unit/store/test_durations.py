@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from kinetics_fs.catalog import Clip
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.store import CacheLayout, Store
 from kinetics_fs.store.clip_files import MeasuredFile
-from tests.support.store import change_row, clip, contents, keep, lose, query, write
+from tests.support.store import change_row, clip, contents, keep, lose, query, row_key, write
 
 
 def keep_seconds(store: Store, wanted: Clip, duration: float | None) -> None:
@@ -71,7 +72,7 @@ def test_durations_survive_the_loss_of_the_state_database(folder: Path) -> None:
     with Store(folder) as store:
         keep_seconds(store, clip(0), 4.0)
         keep_seconds(store, clip(1), None)
-        store.add_durations([MeasuredFile(clip(1).key, contents(folder).rows[clip(1).key][0], 7.0)])
+        store.add_durations([MeasuredFile(clip(1).key, SOURCE, contents(folder).rows[row_key(clip(1))][0], 7.0)])
     lose(CacheLayout(folder).state_database)
 
     with Store(folder) as store:
@@ -82,10 +83,10 @@ def test_a_duration_is_added_only_to_the_file_that_was_measured(folder: Path) ->
     with Store(folder) as store:
         keep(store, clip(0))
         keep(store, clip(1))
-        files = {number: contents(folder).rows[clip(number).key][0] for number in (0, 1)}
+        files = {number: contents(folder).rows[row_key(clip(number))][0] for number in (0, 1)}
         keep(store, clip(1))
 
-        store.add_durations(MeasuredFile(clip(number).key, file, 5.0) for number, file in files.items())
+        store.add_durations(MeasuredFile(clip(number).key, SOURCE, file, 5.0) for number, file in files.items())
 
         assert (duration(store, clip(0)), duration(store, clip(1))) == (5.0, None)
 
@@ -95,7 +96,7 @@ def test_an_invalid_duration_is_unknown(folder: Path, value: object) -> None:
     layout = CacheLayout(folder)
     with Store(folder) as store:
         keep_seconds(store, clip(0), 4.0)
-    query(layout.state_database, "UPDATE duration SET seconds = ?", value)
+    query(layout.state_database, "UPDATE clip SET duration = ?", value)
     with Store(folder) as store:
         assert duration(store, clip(0)) is None
         assert store.short_clips.count([clip(0).key]) == 0

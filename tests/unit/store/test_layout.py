@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_refused(public_folder: Path, without
         assert_refused(closed / "cache")
 
 
-@pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
+@pytest.mark.parametrize("name", ["clips", "incoming", "locks"])
 def test_a_subfolder_that_cannot_be_written_is_an_error(
     public_folder: Path, without_privileges: Unprivileged, name: str
 ) -> None:
@@ -146,14 +146,14 @@ def test_a_subfolder_that_cannot_be_written_is_an_error(
             assert is_whole(store, clip(0))
 
 
-@pytest.mark.parametrize("name", ["clips", "incoming", "owners"])
+@pytest.mark.parametrize("name", ["clips", "incoming", "locks"])
 def test_a_file_in_place_of_a_subfolder_is_an_error(folder: Path, name: str) -> None:
     prepare_folder(folder)
     (folder / name).write_text("x")
     assert_refused(folder)
 
 
-@pytest.mark.parametrize("name", ["clips/cache.db", "ledger.sqlite"])
+@pytest.mark.parametrize("name", ["clips/cache.db", "state.sqlite"])
 def test_a_database_that_cannot_be_written_is_an_error(
     public_folder: Path, without_privileges: Unprivileged, name: str
 ) -> None:
@@ -179,14 +179,14 @@ def test_a_read_only_disk_is_an_error(small_disk: SmallDisk) -> None:
 @pytest.mark.parametrize("what", ["a folder", "a symlink", "a file of another name"])
 def test_unexpected_entries_among_the_lock_files_do_no_harm(folder: Path, what: str) -> None:
     Store(folder).close()
-    strange = folder / "owners" / ("0" * 32)
+    strange = folder / "locks" / ("0" * 32)
     match what:
         case "a folder":
             strange.mkdir()
         case "a symlink":
             strange.symlink_to("/dev/zero")
         case _:
-            (folder / "owners/README").write_text("x")
+            (folder / "locks/README").write_text("x")
     with Store(folder) as store:
         keep(store, clip(0))
         assert is_whole(store, clip(0))

@@ -57,7 +57,7 @@ def test_a_limit_below_the_cached_bytes_is_refused(folder: Path) -> None:
     with Store(folder) as store:
         assert store.usage().limit == 7 * UNIT
         assert cached_numbers(store, 5) == [0, 1, 2, 3, 4]
-    assert_in_step(folder, owners=0)
+    assert_in_step(folder, processes=0)
 
 
 def test_a_limit_of_exactly_the_cached_bytes_is_accepted(folder: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support.store import (
     query,
 )
 
-DATABASES = ["ledger.sqlite", "clips/cache.db"]
+DATABASES = ["state.sqlite", "clips/cache.db"]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def filled(folder: Path) -> Path:
 def test_a_lost_state_database_is_rebuilt_from_the_files(filled: Path) -> None:
     with Store(filled) as store:
         before = [store.record(clip(number)) for number in range(3)]
-    lose(filled / "ledger.sqlite")
+    lose(filled / "state.sqlite")
     with Store(filled) as store:
         assert [store.record(clip(number)) for number in range(3)] == before
         assert all(is_whole(store, clip(number), (number + 1) * UNIT) for number in range(3))
@@ -48,7 +48,7 @@ def test_a_lost_state_database_is_rebuilt_from_the_files(filled: Path) -> None:
 
 
 def test_after_the_loss_of_the_state_database_the_oldest_clip_is_still_evicted_first(filled: Path) -> None:
-    lose(filled / "ledger.sqlite")
+    lose(filled / "state.sqlite")
     with Store(filled, limit=6 * UNIT) as store:
         keep(store, clip(3))
         assert cached_numbers(store, 4) == [1, 2, 3]

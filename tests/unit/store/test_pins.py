@@ -167,7 +167,7 @@ def test_a_clip_that_took_the_last_space_is_found_by_a_waiting_caller(folder: Pa
         assert claim is not None
         with claim:
             assert is_whole(waiting, clip(0))
-        assert_in_step(folder, owners=2)
+        assert_in_step(folder, processes=2)
 
 
 def test_the_error_does_not_name_pins_if_nothing_may_be_evicted_anyway(folder: Path) -> None:
@@ -208,40 +208,6 @@ def test_min_free_holds_on_a_disk_with_pinned_clips_alone(small_disk: SmallDisk)
 
 # What becomes of the state database
 
-_BEFORE_PINS = """
-CREATE TABLE clip_before AS SELECT * FROM clip;
-DROP TABLE clip;
-CREATE TABLE clip (
-    key TEXT PRIMARY KEY, size INTEGER NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, stored_at REAL NOT NULL,
-    opened_at REAL NOT NULL, held INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX clip_in_order_of_eviction ON clip (opened_at) WHERE held;
-INSERT INTO clip SELECT key, size, sha256, source, stored_at, opened_at, held FROM clip_before;
-DROP TABLE clip_before;
-DROP TABLE pin;
-"""
-
-
-def test_a_state_database_of_a_version_without_pins_is_upgraded(folder: Path) -> None:
-    with Store(folder) as store:
-        keep_clips(store, 3)
-        store.remove(clip(0))
-    for statement in _BEFORE_PINS.split(";"):
-        query(CacheLayout(folder).state_database, statement)
-
-    with Store(folder, limit=2 * UNIT) as store:
-        assert cached_numbers(store, 3) == [1, 2]
-        assert store.sizes([clip(0).key])[clip(0).key] == (UNIT, False), "the row of an evicted clip stays"
-        store.pins.add([clip(1)])
-        keep(store, clip(3))
-        assert cached_numbers(store, 4) == [1, 3]
-    with Store(folder) as store:
-        assert store.pins.totals() == (1, 1, UNIT)
-    indexes = query(
-        CacheLayout(folder).state_database, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'clip'"
-    )
-    assert ("clip_in_order_of_eviction",) not in indexes
-
 
 def test_pins_outlive_a_lost_table_of_files(folder: Path) -> None:
     with Store(folder) as store:
@@ -267,7 +233,8 @@ def test_eviction_does_not_read_the_rows_of_pinned_clips(store: Store) -> None:
     store.pins.add(map(clip, range(100_000)))
     with store._database.exclusive() as db:
         db.executemany(
-            "INSERT INTO clip VALUES (?, 1, '', '', 0, 0, 1, 1)", ((clip(number).key,) for number in range(100_000))
+            "INSERT INTO clip VALUES (?, 'source', 1, '', '', 0, 0, 1, 1, NULL)",
+            ((clip(number).key,) for number in range(100_000)),
         )
 
     def plan(statement: str) -> str:

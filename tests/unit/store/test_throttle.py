@@ -34,8 +34,8 @@ def pass_time(store: Store, seconds: float) -> None:
     """Make everything that is remembered older by some seconds."""
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
         for column in ("blocked_at", "blocked_until", "probe_until", "recovered_at"):
-            db.execute(f"UPDATE origin SET {column} = {column} - ?", (seconds,))
-        db.execute("UPDATE asked SET at = at - ?", (seconds,))
+            db.execute(f"UPDATE breaker SET {column} = {column} - ?", (seconds,))
+        db.execute("UPDATE request SET at = at - ?", (seconds,))
 
 
 def left(store: Store) -> float:
@@ -150,7 +150,7 @@ def test_blocks_can_be_reset(store: Store) -> None:
 def test_invalid_rows_block_nothing(store: Store, until: str) -> None:
     store.throttle.record(acquire(store), blocked())
     with closing(sqlite3.connect(store.layout.state_database)) as db, db:
-        db.execute(f"UPDATE OR IGNORE origin SET blocked_until = coalesce({until}, 0), trips = 'many'")
+        db.execute(f"UPDATE OR IGNORE breaker SET blocked_until = coalesce({until}, 0), trips = 'many'")
 
     assert not acquire(store).is_probe
     assert all(state.blocked_until is None for state in store.throttle.states())

@@ -203,7 +203,7 @@ def test_a_row_under_a_key_that_is_no_clip_does_no_harm(
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("relative", ["../../outside.mp4", "../ledger.sqlite", "cache.db", "", ".", "\0", "/dev/zero"])
+@pytest.mark.parametrize("relative", ["../../outside.mp4", "../state.sqlite", "cache.db", "", ".", "\0", "/dev/zero"])
 def test_a_row_that_names_a_file_elsewhere_opens_and_removes_nothing(
     folder: Path, outside: Path, relative: str
 ) -> None:
@@ -358,7 +358,7 @@ def test_a_total_that_is_wrong_does_not_lift_the_limit(folder: Path) -> None:
 def test_an_invented_row_of_a_fetch_does_no_harm(folder: Path, outside: Path, key: str, token: str, owner: str) -> None:
     with Store(folder) as store:
         keep(store, clip(0))
-    query(CacheLayout(folder).state_database, "INSERT INTO flight VALUES (?, ?, ?, ?)", key, token, owner, 1)
+    query(CacheLayout(folder).state_database, "INSERT INTO fetch VALUES (?, ?, ?, ?)", key, token, owner, 1)
     with Store(folder) as store:
         assert is_whole(store, clip(0))
         assert_in_step(folder)
@@ -368,7 +368,9 @@ def test_an_invented_row_of_a_fetch_does_no_harm(folder: Path, outside: Path, ke
 def test_an_invented_row_of_a_cached_clip_does_no_harm(folder: Path) -> None:
     with Store(folder, limit=2 * UNIT) as store:
         keep(store, clip(0))
-        query(CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', 1, '', '', 0, 0, 1, 0)")
+        query(
+            CacheLayout(folder).state_database, "INSERT INTO clip VALUES ('../x', '../y', 1, '', '', 0, 0, 1, 0, NULL)"
+        )
         keep(store, clip(1))
         keep(store, clip(2))
         assert cached_numbers(store, 3) == [1, 2]

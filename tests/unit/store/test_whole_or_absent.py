@@ -194,9 +194,9 @@ def test_clips_outlive_a_restart(folder: Path) -> None:
 
 def test_a_closed_store_leaves_no_lock_file(folder: Path) -> None:
     with Store(folder) as store:
-        assert len(contents(folder).owners) == 1
+        assert len(contents(folder).locks) == 1
         store.open(clip(0))
-    assert contents(folder).owners == set()
+    assert contents(folder).locks == set()
 
 
 def publish_nothing(path: Path) -> None:
