@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ from kinetics_fs.catalog import (
     ClassNames,
     Clip,
     class_name,
+    draw_seed,
     parse_clip_name,
     split_name,
 )
@@ -102,7 +103,10 @@ class Library:
     """
 
     def __init__(self, settings: Settings | None = None, **values: Any) -> None:
-        self.settings = (settings or Settings()).with_values(**values)
+        settings = (settings or Settings()).with_values(**values)
+        if settings.available and settings.shuffle and settings.seed is None:
+            settings = settings.with_values(seed=draw_seed())  # the same sample when it is selected again
+        self.settings = settings
         self._lock = threading.RLock()
         self._opened = ExitStack()
         self._catalog: Catalog | None = None
@@ -232,7 +236,8 @@ class Library:
     ) -> PrefetchResult:
         """Fetch the clips of the selection that are not cached.
 
-        It ends early if every other clip would fail the same way.
+        It ends early if every other clip would fail the same way. With the setting `available`, clips that turn out to
+        be unavailable are replaced: the selection then has other clips.
 
         Args:
             clips: the clips to fetch, in their order, as for `open`; None for all of the selection.
@@ -246,10 +251,32 @@ class Library:
         wanted = list(map(_to_clip, clips)) if clips is not None else None
         if wanted is not None and not whole_cache:
             wanted = [clip for clip in wanted if self.catalog.locate(clip)]
-        with self._fetcher_for(whole_cache) as fetcher:
-            if wanted is None:
-                return self._prefetch(fetcher, self.clips(), self.catalog.clip_count, on_progress, keep=self.clips())
-            return self._prefetch(fetcher, wanted, len(wanted), on_progress, keep=wanted)
+        if wanted is not None:
+            with self._fetcher_for(whole_cache) as fetcher:
+                return self._prefetch(fetcher, wanted, len(wanted), on_progress, keep=wanted)
+        fetched = 0
+        while True:
+            result = self._prefetch(self.fetcher, self.clips(), self.catalog.clip_count, on_progress, keep=self.clips())
+            result = replace(
+                result, fetched=result.fetched + fetched, already_cached=max(0, result.already_cached - fetched)
+            )
+            fetched = result.fetched
+            has_ended = result.problem is not None or result.interrupted or not result.failed
+            if has_ended or not self.settings.available or not self._select_again():
+                return result
+
+    def _select_again(self) -> bool:
+        """Replace the clips of the selection that have turned out to be unavailable; return whether there were any."""
+        with self._lock:
+            selected = open_selected_catalog(self.settings)
+            if selected.digest == self.catalog.digest:
+                selected.close()
+                return False
+            self._catalog = self._opened.enter_context(selected)
+            fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            fetcher.close()  # it looks clips up in the catalog of the selection before
+        return True
 
     def retry(
         self,
@@ -390,7 +417,7 @@ class Library:
         from kinetics_fs.fill.archive_job import Unlisted
         from kinetics_fs.sources.archive.layout import ArchiveClasses
 
-        if not has_archive_clips(self.settings) or self.settings.max_samples is not None:
+        if not has_archive_clips(self.settings) or self.settings.max_samples is not None or self.settings.available:
             return {}
         splits = {split_name(word) for word in self.settings.split} or set(SPLITS)
         labels = {one.label for one in self.classes()} if self.settings.klass else None

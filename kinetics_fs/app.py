@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ def open_selected_catalog(settings: Settings) -> Catalog:
 
     Raises:
         CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
+        StoreError: with `--available`, the cache directory cannot be used.
     """
     return _open_catalog(settings, selection_of(settings))
 
@@ -64,7 +66,14 @@ def _open_catalog(settings: Settings, selection: Selection) -> Catalog:
         layout.catalogs,
         downloads=layout.annotations,
         archives=_indexed_clips(settings, release.name),
+        unavailable=_unavailable_clips(settings) if selection.available else (),
     )
+
+
+def _unavailable_clips(settings: Settings) -> Collection[str]:
+    """Return `Clip.key` of the clips that are known to be unavailable."""
+    with Store(settings.cache_dir, min_free=settings.min_free) as store:
+        return store.failures.unavailable(include_due=True)
 
 
 def has_archive_clips(settings: Settings) -> bool:
@@ -103,6 +112,7 @@ def selection_of(settings: Settings) -> Selection:
         max_samples=settings.max_samples,
         shuffle=settings.shuffle,
         seed=settings.seed,
+        available=settings.available,
     )
 
 

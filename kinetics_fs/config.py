@@ -186,6 +186,14 @@ class Settings:
         default_text="a new seed each time",
     )
 
+    available: bool = _setting(
+        False,
+        "selection",
+        "Leave out clips that are known to be unavailable (gone, credentials or corrupt), so that --max-samples counts"
+        " available clips.",
+        kind="switch",
+    )
+
     cache_dir: Path = _setting(
         None,
         "cache",

@@ -17,7 +17,7 @@ folder is derived from the label (`ClassNames`, `class_name`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from kinetics_fs.catalog.naming import (
 )
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
 from kinetics_fs.catalog.rows import Annotation
-from kinetics_fs.catalog.selection import Selection, resolve_splits, select, select_clips
+from kinetics_fs.catalog.selection import Selection, draw_seed, resolve_splits, select, select_clips
 from kinetics_fs.errors import CatalogError
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "Selection",
     "class_name",
     "compile_catalog",
+    "draw_seed",
     "fetch_annotations",
     "find_release",
     "name_table",
@@ -88,6 +89,7 @@ def open_catalog(
     *,
     downloads: Path,
     archives: ArchiveClips | None = None,
+    unavailable: Collection[str] = (),
 ) -> Catalog:
     """Open the catalog of a selection from a release; download and compile the annotations if necessary.
 
@@ -101,6 +103,7 @@ def open_catalog(
         folder: folder of the catalogs. Created if it is missing.
         downloads: folder of the downloaded annotations. Created if it is missing.
         archives: more clips, in archives of whole classes.
+        unavailable: `Clip.key` of the clips that are known to be unavailable, for `Selection.available`.
 
     Raises:
         CatalogError: the annotations cannot be downloaded or read, the catalog cannot be written, or the selection
@@ -116,7 +119,7 @@ def open_catalog(
     path = compile_catalog(lists, release, folder, split=split, union=not annotations, archives=archives)
     whole = Catalog(path)
     try:
-        selected = select(whole, selection, folder)
+        selected = select(whole, selection, folder, unavailable)
     except BaseException:
         whole.close()
         raise

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -25,6 +25,7 @@ from kinetics_fs.errors import CatalogError
 
 _log = logging.getLogger(__name__)
 
+_NO_MATCH = "the selection matches no clip"
 _SUGGESTIONS = 3  # names that an error suggests in place of an unknown one
 
 
@@ -40,6 +41,7 @@ class Selection:
         shuffle: take a uniform random sample instead. Has no effect without `max_samples`: folders are always sorted.
         seed: seed of the shuffle. The same seed selects the same clips on every machine. None draws a seed and logs
             it, so that the sample can be repeated.
+        available: leave out the clips that are known to be unavailable: samples have the next ones in their place.
     """
 
     splits: tuple[str, ...] = ()
@@ -47,33 +49,47 @@ class Selection:
     max_samples: int | None = None
     shuffle: bool = False
     seed: int | None = None
+    available: bool = False
 
 
-def select(catalog: Catalog, selection: Selection, folder: Path) -> Catalog:
+def select(catalog: Catalog, selection: Selection, folder: Path, unavailable: Collection[str] = ()) -> Catalog:
     """Return the catalog of a selection from `catalog`: `catalog` itself if everything is selected.
 
     Otherwise it is a file in `folder`, which is built once per catalog and selection. `catalog` stays open.
+
+    Args:
+        catalog: a release, or a selection from it.
+        selection: the part to select.
+        folder: the folder of the new file.
+        unavailable: `Clip.key` of the clips that are known to be unavailable, for `Selection.available`.
 
     Raises:
         CatalogError: a split or class does not exist, nothing matches, or the file cannot be written.
     """
     exact = _resolve(catalog, selection)
-    if exact == Selection():
+    left_out = sorted({clip.key for clip in catalog.positions(unavailable)}) if selection.available else []
+    if exact == Selection() and not left_out:
         return catalog
-    chosen = json.dumps(asdict(exact), sort_keys=True)
-    digest, annotations_digest = (
-        hashlib.sha256(f"selection 1 {whole} {chosen}".encode()).hexdigest()
-        for whole in (catalog.digest, catalog.annotations_digest)
-    )
-    path = catalog_path(folder, annotations_digest, digest)
+    parameters = {name: value for name, value in asdict(exact).items() if name != "available"}
+    chosen = json.dumps(parameters, sort_keys=True)
+    family = _digest(catalog.annotations_digest, chosen)
+    if left_out:
+        chosen = json.dumps(parameters | {"left_out": _digest(*left_out)}, sort_keys=True)
+    digest, annotations_digest = _digest(catalog.digest, chosen), _digest(catalog.annotations_digest, chosen)
+    path = catalog_path(folder, family, digest)
     existing = find_catalog(path, digest)
     if existing is None:
         path = path_to_build(path, catalog.path.stat().st_size)
         info = {"key": digest, "digest": digest, "annotations_digest": annotations_digest, "selection": chosen}
-        _derive(catalog, exact, path, info)
-        if digest != annotations_digest:
-            remove_predecessors(path, annotations_digest)
+        if_none = "all clips that match are known to be unavailable" if left_out else _NO_MATCH
+        _derive(catalog, exact, path, info, left_out=left_out, if_none=if_none)
+        if digest != family:
+            remove_predecessors(path, family)
     return Catalog(existing or path)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(f"selection 1 {' '.join(texts)}".encode()).hexdigest()
 
 
 def select_clips(catalog: Catalog, clips: Iterable[Clip], folder: Path, *, if_none: str) -> Catalog:
@@ -104,8 +120,7 @@ def _resolve(catalog: Catalog, selection: Selection) -> Selection:
     shuffle = selection.shuffle and selection.max_samples is not None
     seed = selection.seed if shuffle else None
     if shuffle and seed is None:
-        seed = secrets.randbits(32)
-        _log.info("shuffled with seed %d; set this seed to select the same clips again", seed)
+        seed = draw_seed()
     return Selection(
         splits=resolve_splits(selection.splits),
         classes=_resolve_classes(catalog, selection.classes),
@@ -113,6 +128,13 @@ def _resolve(catalog: Catalog, selection: Selection) -> Selection:
         shuffle=shuffle,
         seed=seed,
     )
+
+
+def draw_seed() -> int:
+    """Return a seed for `Selection.seed`, and log it."""
+    seed = secrets.randbits(32)
+    _log.info("shuffled with seed %d; set this seed to select the same clips again", seed)
+    return seed
 
 
 def resolve_splits(words: Sequence[str]) -> tuple[str, ...]:
@@ -158,7 +180,8 @@ def _derive(
     info: dict[str, str],
     *,
     among: Iterable[Clip] | None = None,
-    if_none: str = "the selection matches no clip",
+    left_out: Sequence[str] = (),
+    if_none: str = _NO_MATCH,
 ) -> None:
     with new_database(path, info) as connection:
         connection.execute("ATTACH ? AS whole", (catalog.path.absolute().as_uri() + "?mode=ro&immutable=1",))
@@ -198,6 +221,12 @@ def _derive(
             )
             connection.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?)", among)
             matching += ' AND (clip.youtube_id, clip.start, clip."end") IN (SELECT * FROM wanted)'
+        if left_out:
+            connection.execute("CREATE TEMP TABLE left_out (key PRIMARY KEY) WITHOUT ROWID")
+            connection.executemany("INSERT INTO left_out VALUES (?)", zip(left_out))
+            matching += """
+                AND printf('%s_%06d_%06d', clip.youtube_id, clip.start, clip."end") NOT IN (SELECT key FROM left_out)
+            """
         if selection.max_samples is not None:
             connection.create_function("shuffled", 4, _shuffled, deterministic=True)
             order = 'shuffled(:seed, youtube_id, start, "end")' if selection.shuffle else "position"

@@ -53,7 +53,7 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
     if everything and selection_flags() - {"release", "annotations", "annotations-only", "archive-clips"}:
         raise click.UsageError("cannot pin clips: a selection and --all exclude each other; give one of them")
     if everything:  # a selection in the environment or in the file is meant for mounts
-        settings = settings.with_values(split=(), classes=(), max_samples=None, shuffle=False)
+        settings = settings.with_values(split=(), classes=(), max_samples=None, shuffle=False, available=False)
     with open_library(settings) as library:
         pinned = library.pin()
         total, limit = library.pin_totals(), library.status().cache.limit

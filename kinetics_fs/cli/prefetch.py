@@ -15,7 +15,7 @@ from kinetics_fs.config import Settings
 from kinetics_fs.errors import KineticsError
 from kinetics_fs.util.text import count
 
-_SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed"})
+_SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed", "available"})
 
 
 @click.command("prefetch", cls=Command)
@@ -34,7 +34,7 @@ def command(mountpoint: Path | None, listing: Path | None, settings: Settings, a
 
     You can interrupt the command: fetched clips stay cached, and the next run resumes. A mount on the same cache shows
     each clip as cached as soon as it arrives, and the clips that its readers open come first. Exits with 3 if some
-    clips are unavailable.
+    clips are unavailable. With --available, other clips replace those that turn out to be.
 
     With MOUNTPOINT, the mount there fetches the clips in the background, and resumes when it is mounted again at the
     same path. The job number is printed; see `kinetics-fs jobs`. The clips of a list are fetched ahead of a process
@@ -43,7 +43,7 @@ def command(mountpoint: Path | None, listing: Path | None, settings: Settings, a
 
     \b
     kinetics-fs prefetch --split validation --class "surfing water" --class "springboard diving"
-    kinetics-fs prefetch --split train --max-samples 1000 --shuffle --seed 1
+    kinetics-fs prefetch --split train --max-samples 1000 --shuffle --seed 1 --available
     kinetics-fs prefetch /mnt/kinetics --class "surfing water"
     kinetics-fs prefetch /mnt/kinetics --list epoch-1.txt
     """

@@ -180,7 +180,9 @@ class PrefetchManager:
         if listed is not None:
             clips, total, cursor = listed, len(listed), AccessCursor(self._store)
         else:
-            selected = select(self._catalog, selection or Selection(), self._catalog.path.parent)
+            selection = selection or Selection()
+            unavailable = self._store.failures.unavailable(include_due=True) if selection.available else ()
+            selected = select(self._catalog, selection, self._catalog.path.parent, unavailable)
             if selected is not self._catalog:
                 opened.enter_context(selected)
             clips, keep = (entry.clip for entry in selected.clips()), (entry.clip for entry in selected.clips())
@@ -270,4 +272,6 @@ def _describe(selection: Selection) -> str:
     if selection.max_samples is not None:
         shuffled = f" (shuffled, seed {selection.seed})" if selection.shuffle else ""
         parts.append(f"at most {selection.max_samples} of each split{shuffled}")
+    if selection.available:
+        parts.append("available")
     return "; ".join(parts)

@@ -17,7 +17,7 @@ from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.store import Store
 from kinetics_fs.store.coverage import Coverage
 
-_SELECTION = ("splits", "classes", "max_samples", "shuffle", "seed")
+_SELECTION = ("splits", "classes", "max_samples", "shuffle", "seed", "available")
 _DEFAULT_FAILURES, _MAX_FAILURES = 100, 10_000
 
 
@@ -53,6 +53,7 @@ def make_handlers(
             max_samples=request.get("max_samples", int),
             shuffle=request.get("shuffle", bool, False),
             seed=request.get("seed", int),
+            available=request.get("available", bool, False),
         )
         return prefetches.start(selection).to_json()
 

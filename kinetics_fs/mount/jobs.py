@@ -32,6 +32,7 @@ def start_job(mountpoint: Path, clips: Selection | Iterable[str]) -> tuple[Prefe
                 max_samples=clips.max_samples,
                 shuffle=clips.shuffle,
                 seed=clips.seed,
+                available=clips.available,
             )
         else:
             answer = connection.request("prefetch", lines=clips)

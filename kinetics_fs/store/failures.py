@@ -12,6 +12,7 @@ no other, as an open quote would. Only `key`, `kind` and `last_at` are required;
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -257,11 +258,14 @@ class FailureLog:
             ).fetchall()
         return {FailureKind(kind): count for kind, count in rows}
 
-    def unavailable(self, among: Collection[str] | None = None) -> dict[str, LastingFailure]:
+    def unavailable(
+        self, among: Collection[str] | None = None, *, include_due: bool = False
+    ) -> dict[str, LastingFailure]:
         """Return the clips with a failure of `LASTING_KINDS` that are not cached and not due for another try.
 
         Args:
             among: look only at clips with these keys; None for all.
+            include_due: return those that are due, too.
 
         Returns:
             The failures by `Clip.key`.
@@ -280,7 +284,7 @@ class FailureLog:
                 {
                     "keys": _json_list(among or ()),
                     "kinds": _json_list(LASTING_KINDS),
-                    "now": time.time(),
+                    "now": -math.inf if include_due else time.time(),
                     "last": _MAX_TIME,
                 },
             ).fetchall()

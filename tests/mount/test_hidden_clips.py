@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kinetics_fs import Library
 from kinetics_fs.catalog import Clip
 from kinetics_fs.demo.site import VideoSite
-from tests.conftest import MountFactory
-from tests.support.command_line import ENVIRONMENT, Mounted, run_command
+from tests.conftest import Dataset, MountFactory
+from tests.support.command_line import ENVIRONMENT, Mounted, json_output, run_command
 from tests.support.mounts import CLASS, clip_path, open_errno, short_clips, used_files, wait_until
 
 GONE = Clip("-demo_video", 3, 4)
@@ -131,3 +133,36 @@ def test_process_keeps_a_hidden_clip_that_it_has_open(hiding: Mounted, site: Vid
         assert os.fstat(file.fileno()).st_size == len(content)
         assert file.read() == content
     wait_until(lambda: not path.exists())
+
+
+def test_ten_samples_are_ten_available_clips(
+    mount: MountFactory, dataset: Dataset, site: VideoSite, cache: Path, annotations: Path, tmp_path: Path
+) -> None:
+    sample = ("--annotations", annotations, "--split", "val", "--class", CLASS, "--max-samples", "10", "--shuffle")
+    chosen = ("--annotations", dataset.annotations, *sample, "--seed", "3")
+    everywhere = ("--cache-dir", cache, "--min-free", "0")
+    source = ("--source", "youtube", "--video-url", site.url_template)
+    site.fail[GONE.youtube_id] = 404
+
+    plain = run_command("prefetch", *chosen, *everywhere, *source, "--json")
+    plain_result = json_output(plain)
+    assert plain.returncode == 3 and plain_result["failed"] > 0
+    assert run_command("failures", "clear", "--all", *everywhere[:2]).returncode == 0
+
+    done = run_command("prefetch", *chosen, "--available", *everywhere, *source, "--json")
+    result = json_output(done)
+    assert (done.returncode, result["clips"], result["failed"]) == (0, 10, 0), done.stderr
+    assert result["fetched"] == plain_result["failed"]
+    assert result["already_cached"] == plain_result["fetched"]
+    again = run_command("prefetch", *chosen, "--available", *everywhere, *source, "--json")
+    assert (again.returncode, json_output(again)["already_cached"]) == (0, 10)
+
+    exported = run_command("export", *chosen, "--available", "--cache-dir", cache, tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+    clips = {path.name for path in (tmp_path / "out").rglob("*.mp4")}
+    assert len(clips) == 10
+    assert set(names(mount(*chosen[2:], "--available"))) == clips
+    settings: dict[str, Any] = {"max_samples": 10, "shuffle": True, "seed": 3, "available": True, "classes": CLASS}
+    lists = [str(dataset.annotations), str(annotations)]
+    with Library(annotations=lists, split="val", cache_dir=cache, **settings) as library:
+        assert {clip.name for clip in library.clips()} == clips

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,33 @@ def test_a_wrong_selection_is_explained(
     with pytest.raises(CatalogError, match=message):
         selected(selection)
     assert list(tmp_path.glob("selected/*")) == []
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_unavailable_clips_are_replaced_by_the_next(
+    whole: Catalog, selected: Callable[[Selection], Catalog], shuffle: bool
+) -> None:
+    selection = Selection(splits=("train",), max_samples=8, shuffle=shuffle, seed=3)
+    available = replace(selection, available=True)
+    plain = selected(selection)
+    folder = plain.path.parent
+    more = set(keys(selected(replace(selection, max_samples=10))))
+    assert select(whole, available, folder, ["no clip of this catalog"]).path == plain.path, "nothing is known"
+    dead = sorted(keys(plain))[:2]
+
+    with select(whole, available, folder, dead) as catalog:
+        assert set(keys(catalog)) == more - set(dead), "the rest of the sample stays"
+        assert catalog.annotations_digest != plain.annotations_digest
+        path = catalog.path
+    with select(whole, available, folder, [*reversed(dead), *dead]) as again:
+        assert again.path == path
+    assert keys(select(whole, selection, folder, dead)) == keys(plain), "only on request"
+    with select(whole, available, folder, dead[:1]) as other:
+        assert len(keys(other)) == 8
+    assert plain.path.exists() and not path.exists(), "a cache keeps one catalog of what is available"
+
+
+def test_a_selection_of_nothing_available_is_an_error(whole: Catalog, tmp_path: Path) -> None:
+    every = [entry.clip.key for entry in whole.clips()]
+    with pytest.raises(CatalogError, match="all clips that match are known to be unavailable"):
+        select(whole, Selection(available=True), tmp_path, every)
