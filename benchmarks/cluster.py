@@ -20,7 +20,21 @@ from statistics import median
 
 from benchmarks.report import Row, Target
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.shared import ClipFacts, Records, SharedBudget, SharedStore, StoreClock, open_backend
+from kinetics_fs.shared import (
+    ClipFacts,
+    Leases,
+    LocalClip,
+    Node,
+    Records,
+    SharedBudget,
+    SharedClip,
+    SharedStore,
+    StoreClock,
+    UploadQueue,
+    Work,
+    WriteBack,
+    open_backend,
+)
 from kinetics_fs.shared.backend import MAX_FILE
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.store import RateLimited
@@ -40,6 +54,7 @@ def run(*, quick: bool) -> list[Row]:
         return [
             *_once(proxy, machines, clips, killed=0),
             *_once(proxy, machines, clips, killed=1 if quick else 2),
+            *_requests(proxy, rounds),
             _hit(proxy, rounds),
             _budget(),
         ]
@@ -88,6 +103,42 @@ def _once(proxy: S3Proxy, count: int, clips: int, *, killed: int) -> Sequence[Ro
         # The polls of waiting machines are counted, too.
         rows.append(Row(f"{what}: requests to the store per clip and machine", proxy.requests.total() / (hits + clips)))
     return rows
+
+
+def _requests(proxy: S3Proxy, clips: int) -> Sequence[Row]:
+    """Let one machine fetch clips, and another one find them."""
+
+    def machine(name: str) -> tuple[Node, WriteBack, Leases]:
+        store = SharedStore(open_backend("s3://kinetics/requests"))
+        leases = Leases(store.records, store.clock, name)
+        queue = UploadQueue(Path(folder) / f"{name}.sqlite")
+        write_back = WriteBack(store, queue, cached)
+        return Node(store, leases, write_back, ["source", "0123abcd"]), write_back, leases
+
+    class Cached:
+        def read(self, clip: Clip, profile: str) -> LocalClip:
+            return LocalClip(b"clip", ClipFacts.of(b"clip", "youtube", 10.0))
+
+    cached, chosen = Cached(), [Clip("-a1B2c3D4e5", number, number + 10) for number in range(clips)]
+    with tempfile.TemporaryDirectory() as folder:
+        proxy.requests.clear()
+        node, write_back, leases = machine("first")
+        for clip in chosen:
+            work = node.begin(clip)
+            assert isinstance(work, Work)
+            work.finish("source")
+        assert write_back.flush(600) == 0
+        leases.close()
+        first = proxy.requests.total() / clips
+
+        proxy.requests.clear()
+        node, _, _ = machine("second")
+        assert all(isinstance(node.begin(clip), SharedClip) for clip in chosen)
+        hit = proxy.requests.total() / clips
+    return [
+        Row("requests to the store per clip: first fetch", round(first, 1), target=Target("ours", "<=", 6)),
+        Row("requests to the store per clip: hit", hit, target=Target("ours", "<=", 1)),
+    ]
 
 
 def _hit(proxy: S3Proxy, rounds: int) -> Row:

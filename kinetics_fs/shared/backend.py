@@ -143,8 +143,8 @@ class Backend(Protocol):
         """
         ...
 
-    def delete(self, key: str) -> None:
-        """Delete an object, whatever its version is. Nothing happens if it does not exist."""
+    def delete(self, *keys: str) -> None:
+        """Delete objects, whatever their versions are. Nothing happens if one does not exist."""
         ...
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:

@@ -61,7 +61,10 @@ _CREDENTIALS_TIMEOUT = 30.0
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+_NOT_DELETED = re.compile(r"DeleteObjects request failed .*\(code: ([A-Za-z]{1,64})\)")
+"""The error of obstore if a request to delete many objects (status 200) names those that were not deleted."""
 _TRANSIENT_STATUSES = {408, 429}
+_TRANSIENT_CODES = {"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"}
 _FULL_STATUS = 507
 _FULL_CODES = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "StorageFull"}
 _MISSING_CONTAINERS = {"NoSuchBucket", "ContainerNotFound"}
@@ -150,9 +153,10 @@ class BucketBackend:
             time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
-    def delete(self, key: str) -> None:
-        """See `Backend.delete`."""
-        self._call("delete", key, lambda: self._obstore.delete(self._store(key), check_key(key)))
+    def delete(self, *keys: str) -> None:
+        """See `Backend.delete`. One request deletes 1,000 objects."""
+        if keys:
+            self._call("delete", keys[0], lambda: self._obstore.delete(self._records, [check_key(key) for key in keys]))
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """See `Backend.scan`. Pages have 1,000 objects."""
@@ -203,6 +207,8 @@ class BucketBackend:
         status, code = int(found[1]) if found else 0, coded[1] if coded else ""
         where = f"cannot {verb} {self.address}/{key}"
         answer = f"HTTP {status}" + (f" ({code})" if code else "")
+        if (refused := _NOT_DELETED.search(text)) and refused[1] not in _TRANSIENT_CODES:
+            return AccessRefused(f"{where}: {refused[1]}; allow to delete objects")
         if status == 409 and code != "OperationNotPermitted":
             # Amazon's answer if another write or delete is in progress; nothing is known about the object.
             return _Busy()
@@ -212,10 +218,13 @@ class BucketBackend:
             return AccessRefused(f"{where}: {answer}; free space or raise the quota", FailureKind.LOCAL)
         if isinstance(error, exceptions.UnauthenticatedError) and not status:
             return AccessRefused(f"{where}: no valid credentials; check the environment")
-        if 400 <= status < 500 and status not in _TRANSIENT_STATUSES:
-            return AccessRefused(f"{where}: {answer}; check the credentials and the permissions")
-        if "redirect" in text:
+        if code == "AuthorizationHeaderMalformed" or "redirect" in text:
             return AccessRefused(f"{where}: the bucket is in another region; set AWS_REGION to it")
+        if 400 <= status < 500 and status not in _TRANSIENT_STATUSES:
+            # Amazon answers 403 for an object that does not exist to a client that may not list the bucket.
+            return AccessRefused(f"{where}: {answer}; check the credentials, and allow to list the bucket")
+        if status == 501:
+            return AccessRefused(f"{where}: {answer}; the server lacks conditional writes: use another one")
         return StoreUnreachable(f"{where}: {answer if status else 'no answer'}")
 
 

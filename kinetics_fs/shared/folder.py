@@ -32,6 +32,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -110,9 +111,10 @@ class FolderBackend:
             return self._call("write", key, lambda: self._replace_record(key, body, version))
         return self._call("write", key, lambda: self._replace_file(key, body, version, metadata or {}))
 
-    def delete(self, key: str) -> None:
+    def delete(self, *keys: str) -> None:
         """See `Backend.delete`."""
-        self._call("delete", key, lambda: self._delete(key))
+        for key in keys:
+            self._call("delete", key, partial(self._delete, key))
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """See `Backend.scan`. Each folder is a page."""

@@ -3,22 +3,24 @@
 A lease saves work and never guards anything: an object is created once however many machines write it, so that two
 machines that fetch one clip end with one object. A lease is a record::
 
-    leases/<name>.json   {"owner": HOST, "nonce": …, "ttl": SECONDS, "failure": null | {…}}
+    leases/<name>.json   {"owner": HOST, "nonce": …, "ttl": SECONDS, "failure": null | {…}, "done": BOOL}
 
 No time of day is compared, because clocks of machines differ. A lease is over for an observer that has seen the same
 nonce for `ttl` seconds by its own monotonic clock: the owner renews it, with a new nonce, three times as often. It is
-then taken over by compare-and-swap, so that one of many observers gets it. An owner deletes its lease when the result
-is in the store: a machine with a new lease looks for the result once more before it works. An owner that failed writes
-the failure into the lease, where it holds until its time to retry, so that not every machine meets it in turn.
+then taken over by compare-and-swap, so that one of many observers gets it. When the result is in the store, the owner
+marks the lease as done, and deletes it some minutes later. Until then a machine that has looked for the result before,
+in vain, finds the mark instead of a free name, and looks once more. An owner that failed writes the failure into the
+lease, where it holds until its time to retry, so that not every machine meets it in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +36,8 @@ CLIP_TTL = 60.0
 ARCHIVE_TTL = 300.0
 """The same for the lease of an archive."""
 
+_DONE_FOR = 300.0
+"""Seconds until a lease that is done is deleted: longer than a machine needs from its look for the result to here."""
 _MIN_TTL, _MAX_TTL = 1.0, 600.0
 """Limits of what the lease of another machine may say."""
 _MAX_RETRY = 3600.0
@@ -59,25 +63,24 @@ class Lease:
 
     Attributes:
         name: its name, below `leases/`.
+        is_new: no machine had it in the last minutes. Otherwise look for the result once more before working.
         is_lost: another machine has taken it over. The work may go on: its result is as good.
     """
 
-    def __init__(self, leases: Leases, name: str, ttl: float, record: Record, sent_at: float) -> None:
+    def __init__(self, leases: Leases, name: str, ttl: float, record: Record, sent_at: float, *, is_new: bool) -> None:
         self._leases = leases
         self._ttl = ttl
         self._record = record
         self._renewed_at = sent_at
         self._lock = threading.Lock()
         self.name = name
+        self.is_new = is_new
         self.is_lost = False
 
     def release(self) -> None:
-        """Delete the lease. The result must be in the store, or nothing must have been done."""
-        self._leases._end(self)
-        with self._lock, contextlib.suppress(SharedStoreError):
-            # Later than this, another machine may hold it.
-            if not self.is_lost and self._leases._monotonic() < self._renewed_at + self._ttl:
-                self._leases._records.delete(_key(self.name))
+        """End the lease. The result must be in the store, or nothing must have been done."""
+        if self._end({"owner": self._leases.owner, "ttl": 0, "failure": None, "done": True}):
+            self._leases._delete_later(self.name)
 
     def fail(self, failure: FetchError, retry_after: float) -> None:
         """Write the failure into the lease.
@@ -86,15 +89,22 @@ class Lease:
             failure: why there is no result.
             retry_after: seconds for which the other machines take it for theirs; 0 if they are to try at once.
         """
-        self._leases._end(self)
-        values = {
-            "owner": self._leases.owner,
-            "ttl": min(max(retry_after, 0.0), _MAX_RETRY),
-            "failure": {"kind": failure.kind, "reason": failure.reason, "source": failure.source},
-        }
+        self._end(
+            {
+                "owner": self._leases.owner,
+                "ttl": min(max(retry_after, 0.0), _MAX_RETRY),
+                "failure": {"kind": failure.kind, "reason": failure.reason, "source": failure.source},
+                "done": False,
+            }
+        )
+
+    def _end(self, values: dict[str, Any]) -> bool:
+        """Stop renewing, and write the last version; return whether that succeeded. Otherwise time ends the lease."""
+        self._leases._forget(self)
         with self._lock, contextlib.suppress(SharedStoreError):
             if not self.is_lost:
-                self._leases._records.replace(_key(self.name), self._record.version, values)
+                return self._leases._records.replace(_key(self.name), self._record.version, values) is not None
+        return False
 
     def _renew(self) -> None:
         """Write a new nonce, if it is time."""
@@ -146,12 +156,14 @@ class Leases:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._held: set[Lease] = set()
+        self._done: deque[tuple[float, str]] = deque()
+        """Leases to delete, with the time by the monotonic clock."""
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._closing = threading.Event()
         self._renewer: threading.Thread | None = None
 
     def acquire(self, name: str, ttl: float = CLIP_TTL) -> Lease | LeaseHeld:
-        """Try to get a lease. With the lease, look for the result once more before working.
+        """Try to get a lease. See `Lease.is_new`.
 
         Args:
             name: its name, from `clip_lease` or `archive_lease`.
@@ -160,28 +172,27 @@ class Leases:
         Raises:
             FetchError: another machine failed, and its time to retry has not come.
         """
-        sent_at = self._monotonic()
+        sent_at, is_new = self._monotonic(), True
         record = self._records.create(_key(name), _held(self.owner, ttl))
         if record is None:
             found = self._look(name)
             if isinstance(found, LeaseHeld):
                 return found
-            sent_at = self._monotonic()
+            sent_at, is_new = self._monotonic(), False
             if found is None:  # deleted meanwhile
                 record = self._records.create(_key(name), _held(self.owner, ttl))
             else:
                 record = self._records.replace(_key(name), found.version, _held(self.owner, ttl))
-                _log.debug("lease %s: taken over", name)
             if record is None:
                 return LeaseHeld("another machine", ttl)
-        lease = Lease(self, name, ttl, record, sent_at)
+        lease = Lease(self, name, ttl, record, sent_at, is_new=is_new)
         with self._lock:
             self._held.add(lease)
             self._seen.pop(name, None)
         return lease
 
     def look(self, name: str) -> LeaseHeld | None:
-        """Return the machine that works; None if none does: there is a result, or it can be acquired.
+        """Return the machine that works; None if none does: look for the result once more, or work.
 
         Raises:
             FetchError: another machine failed, and its time to retry has not come.
@@ -229,18 +240,33 @@ class Leases:
         with self._lock:
             return sorted(lease.name for lease in self._held)
 
-    def _end(self, lease: Lease) -> None:
+    def _forget(self, lease: Lease) -> None:
         with self._lock:
             self._held.discard(lease)
+
+    def _delete_later(self, name: str) -> None:
+        with self._lock:
+            self._done.append((self._monotonic() + _DONE_FOR, name))
 
     # Renewal
 
     def renew(self) -> None:
-        """Renew the leases for which it is time."""
+        """Renew the leases for which it is time, and delete those that were done some minutes ago."""
         with self._lock:
             held = list(self._held)
         for lease in held:
             lease._renew()
+        self._delete_done(self._monotonic())
+
+    def _delete_done(self, until: float) -> None:
+        keys: list[str] = []
+        with self._lock:
+            while self._done and self._done[0][0] <= until and len(keys) < 1000:
+                keys.append(_key(self._done.popleft()[1]))
+        if keys:
+            # Those that stay after a failure can be acquired like any lease that is over.
+            with contextlib.suppress(SharedStoreError):
+                self._records.delete(*keys)
 
     def start(self, interval: float = 5.0) -> None:
         """Renew the leases in a thread, which looks every so many seconds, until `close`."""
@@ -261,6 +287,8 @@ class Leases:
             held = list(self._held)
         for lease in held:
             lease.fail(FetchError(FailureKind.TRANSIENT, f"{self.owner} shut down"), 0.0)
+        while self._done:
+            self._delete_done(math.inf)
 
 
 def _key(name: str) -> str:
@@ -268,12 +296,14 @@ def _key(name: str) -> str:
 
 
 def _held(owner: str, ttl: float) -> dict[str, Any]:
-    return {"owner": owner, "ttl": ttl, "failure": None}
+    return {"owner": owner, "ttl": ttl, "failure": None, "done": False}
 
 
 def _parse(record: Record) -> tuple[float, FetchError | None]:
     """Return for how long an untrusted lease holds, and the failure in it."""
     ttl, failure = record.values.get("ttl"), record.values.get("failure")
+    if record.values.get("done") is True:
+        return 0.0, None
     seconds = float(ttl) if isinstance(ttl, int | float) and abs(ttl) <= _MAX_RETRY else CLIP_TTL
     if not isinstance(failure, dict):
         return min(max(seconds, _MIN_TTL), _MAX_TTL), None

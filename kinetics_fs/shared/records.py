@@ -135,6 +135,6 @@ class Records:
             raise unknown
         return None
 
-    def delete(self, key: str) -> None:
-        """Delete a record, whatever its version is."""
-        self._backend.delete(key)
+    def delete(self, *keys: str) -> None:
+        """Delete records, whatever their versions are."""
+        self._backend.delete(*keys)

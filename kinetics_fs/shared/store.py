@@ -15,6 +15,7 @@ as their source has them, or a digest of the settings with which they were cut.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -191,7 +192,8 @@ class SharedStore:
         except (AccessRefused, Conflict) as error:
             faults = [str(error) or "it does not replace an unchanged object"]
         finally:
-            self.backend.delete(key)
+            with contextlib.suppress(AccessRefused):
+                self.backend.delete(key)
         reason = f"{self.backend.address} has no conditional writes: {faults[0]}" if faults else ""
         return Capabilities(True, not faults, reason)
 

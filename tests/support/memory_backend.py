@@ -86,9 +86,10 @@ class MemoryBackend:
             raise StoreUnreachable("cannot use memory: the answer is lost")
         return version
 
-    def delete(self, key: str) -> None:
+    def delete(self, *keys: str) -> None:
         self._count("delete")
-        self.objects.pop(check_key(key), None)
+        for key in keys:
+            self.objects.pop(check_key(key), None)
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         self._count("list")

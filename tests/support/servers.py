@@ -88,7 +88,7 @@ class Moto:
         self._users = self._client("iam")
         self.admin = self.user("admin", "*")
 
-    def user(self, name: str, allowed: str) -> Keys:
+    def user(self, name: str, allowed: str | list[str]) -> Keys:
         """Create a user with these permissions (such as `s3:*`) on everything."""
         self._users.create_user(UserName=name)
         statement = {"Effect": "Allow", "Action": allowed, "Resource": "*"}

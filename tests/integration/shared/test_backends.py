@@ -89,8 +89,10 @@ def test_a_deleted_object_is_absent_and_can_be_created_again(backend: Backend, k
     backend.delete(key)
     old = backend.replace(key, b"2", backend.create(key, b"1", metadata), metadata)
 
-    backend.delete(key)
-    assert body(backend, key) is None
+    other = key.replace("000020", "000030")
+    backend.create(other, b"other", metadata)
+    backend.delete(key, other)
+    assert body(backend, key) is None and body(backend, other) is None
     with pytest.raises(Conflict):
         backend.replace(key, b"3", old, metadata)
     backend.create(key, b"new", metadata)

@@ -56,10 +56,27 @@ def test_a_lease_has_one_owner_until_it_is_released(world: World) -> None:
     assert second.look(NAME) == held
     assert (first.held(), second.held()) == ([NAME], [])
 
+    assert lease.is_new
     lease.release()
     assert second.look(NAME) is None
-    acquired(second)
+    assert not acquired(second).is_new
     assert first.held() == []
+
+
+def test_a_lease_that_is_done_is_deleted_later(world: World) -> None:
+    (_, first), (_, second) = world.machine("first"), world.machine("second")
+    acquired(first).release()
+    first.renew()
+    assert list(world.backend.scan("leases"))
+    world.time += 301
+    first.renew()
+    assert not list(world.backend.scan("leases"))
+    assert acquired(second).is_new
+
+    second.close()
+    acquired(first).release()
+    first.close()
+    assert not list(world.backend.scan("leases"))
 
 
 def test_a_lease_is_over_when_one_nonce_was_seen_for_its_time(world: World) -> None:
@@ -227,7 +244,7 @@ class Cluster(RuleBasedStateMachine):
             if isinstance(found, LeaseHeld):
                 return
             one.lease = found
-            if one.store.has_clip(CLIP, "source"):
+            if not found.is_new and one.store.has_clip(CLIP, "source"):
                 one.lease.release()
                 one.wants = False
                 return
@@ -300,6 +317,8 @@ class Cluster(RuleBasedStateMachine):
             self.wait(10)
         assert not any(one.wants for one in self.nodes)
         assert self.fetches <= self.allowed
+        for one in self.nodes:
+            one.leases.close()
         assert not [key for key in self.world.backend.objects if key.startswith("leases/")] or self.allowed > 1
 
 
