@@ -59,6 +59,9 @@ _CREDENTIALS_TTL = datetime.timedelta(minutes=1)
 _CREDENTIALS_TIMEOUT = 30.0
 """Seconds that a metadata server or a program of the user may take for credentials."""
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~:\[\]-]+(/[!-~]*)?")
+
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _NOT_DELETED = re.compile(r"DeleteObjects request failed .*\(code: ([A-Za-z]{1,64})\)")
@@ -193,6 +196,11 @@ class BucketBackend:
             return None
         except BaseError as error:
             raised = self._translated(error, verb, key)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            # The library gives up on text that no HTTP request can have, such as a key with a line end.
+            raised = AccessRefused(f"cannot {verb} {self.address}/{key}: invalid settings; correct the environment")
         if isinstance(raised, _Busy):
             if not is_last:
                 return None
@@ -272,8 +280,10 @@ def _aws_settings() -> dict[str, Any]:
     """Return the settings of the user's AWS profile that the environment does not have; none without botocore.
 
     Raises:
-        SettingError: the profile cannot be used.
+        SettingError: the profile or an address cannot be used.
     """
+    for name in _ENDPOINTS:
+        _check_endpoint(os.environ.get(name))
     try:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
@@ -298,11 +308,18 @@ def _aws_settings() -> dict[str, Any]:
             "expires_at": datetime.datetime.now(datetime.UTC) + _CREDENTIALS_TTL,
         }
 
-    settings: dict[str, Any] = {}
-    if credentials is not None:
-        settings["credential_provider"] = renewed
+    _check_endpoint(endpoint)
+    # Without credentials, obstore would wait for a metadata server at every request.
+    settings: dict[str, Any] = {"credential_provider": renewed} if credentials else {"skip_signature": True}
     if region and "AWS_REGION" not in os.environ:
         settings["region"] = region
-    if endpoint and not {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} & os.environ.keys():
+    if endpoint and not set(_ENDPOINTS) & os.environ.keys():
         settings["endpoint"] = endpoint
     return settings
+
+
+def _check_endpoint(address: str | None) -> None:
+    if address and not _ENDPOINT.fullmatch(address):
+        raise SettingError(
+            "cannot use the S3 server: its address is invalid; set AWS_ENDPOINT_URL to https://HOST:PORT"
+        )

@@ -184,6 +184,8 @@ class FolderBackend:
             fd = os.open(self.address, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise StoreUnreachable(f"cannot use {self.address} as the shared store: it does not exist") from None
+        except NotADirectoryError:
+            raise StoreUnreachable(f"cannot use {self.address} as the shared store: it is no folder") from None
         inode = os.fstat(fd).st_ino
         if self._inode is None:
             self._inode = inode

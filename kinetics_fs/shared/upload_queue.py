@@ -160,6 +160,14 @@ class UploadQueue:
         with self._database.exclusive() as db:
             db.execute("UPDATE upload SET due_at = 0 WHERE key = ? AND profile = ?", (upload.clip.key, upload.profile))
 
+    def has(self, upload: Upload) -> bool:
+        """Return whether an entry is in the queue, taken or not."""
+        return bool(
+            self._database.query(
+                "SELECT 1 FROM upload WHERE key = ? AND profile = ?", (upload.clip.key, upload.profile)
+            )
+        )
+
     def status(self) -> QueueStatus:
         """Return how long the queue is."""
         ((clips, oldest),) = self._database.query("SELECT count(*), min(added_at) FROM upload")

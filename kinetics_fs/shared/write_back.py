@@ -7,6 +7,7 @@ be refused, too: the queue pauses, shows the reason in the status, and tries aga
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -146,14 +147,13 @@ class WriteBack:
             lease: ends when the clip is in the store. Other machines may wait for it, so it goes first.
         """
         upload = Upload(clip, profile)
-        if lease is not None:
-            with self._changed:
+        with self._changed:  # so that `_end_leases_of_others` finds each lease with its entry
+            if lease is not None:
                 self._leases[upload] = lease
-            if self._paused:
-                self._end_lease(upload, FetchError(FailureKind.TRANSIENT, self._paused))
-        self._queue.add([upload], urgent=lease is not None)
-        with self._changed:
+            self._queue.add([upload], urgent=lease is not None)
             self._changed.notify()
+        if self._paused:
+            self._end_lease(upload, FetchError(FailureKind.TRANSIENT, self._paused))
 
     def upload_next(self) -> bool:
         """Upload the next clip of the queue; return whether there was one.
@@ -231,9 +231,19 @@ class WriteBack:
                     self._changed.wait(wait)
                     continue
             if not self.step():
+                self._end_leases_of_others()
                 with self._changed:
                     if not self._closing:
                         self._changed.wait(_POLL_INTERVAL)
+
+    def _end_leases_of_others(self) -> None:
+        """End the leases of clips that another process of the cache has uploaded, or that a full queue dropped."""
+        with self._changed:
+            waiting = list(self._leases)
+        with contextlib.suppress(StoreError):
+            for upload in waiting:
+                if not self._queue.has(upload):
+                    self._end_lease(upload, None)  # a machine that acquires it looks for the clip
 
     def step(self) -> bool:
         """Upload the next clip, unless it cannot be done; return whether to go on at once."""

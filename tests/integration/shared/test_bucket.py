@@ -248,6 +248,43 @@ def test_a_profile_that_does_not_exist_is_a_mistake_in_the_settings(monkeypatch:
         BucketBackend("s3://bucket/x")
 
 
+@pytest.mark.parametrize("address", ["not a url", "http://user:SECRET@host:9000", "host:9000", "https://host:9000\n"])
+def test_an_invalid_endpoint_is_a_mistake_in_the_settings(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    with pytest.raises(SettingError, match="set AWS_ENDPOINT_URL") as caught:
+        BucketBackend("s3://bucket/x")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION"])
+def test_text_that_no_request_can_have_is_refused(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch, variable: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "SECRET\nX: y")
+    with pytest.raises(AccessRefused, match=r"credentials|invalid settings") as caught:
+        BucketBackend(bucket_url).get(RECORD, max_size=10)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_without_credentials_requests_are_anonymous(
+    serve: Moto, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    with s3_proxy(serve.url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        backend = BucketBackend(bucket_url)
+        began = time.monotonic()
+        assert backend.get(RECORD, max_size=10) is None
+        assert time.monotonic() - began < 5  # nothing waits for a metadata server
+        proxy.fault = lambda method, path: Fault(403, "AccessDenied")
+        with pytest.raises(AccessRefused, match="check the credentials"):
+            backend.create(RECORD, b"1")
+
+
 def test_buckets_of_other_clouds_open_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     assert BucketBackend("az://container/clips").address == "az://container/clips"

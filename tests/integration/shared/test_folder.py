@@ -338,6 +338,9 @@ def test_a_server_that_hangs_does_not_hang_this_process(tmp_path: Path, monkeypa
 def test_a_folder_that_is_missing_or_no_longer_mounted_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnreachable, match="does not exist"):
         FolderBackend(tmp_path / "missing").get(RECORD, max_size=10)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnreachable, match="it is no folder"):
+        FolderBackend(tmp_path / "file").get(RECORD, max_size=10)
 
     root = tmp_path / "root"
     root.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,23 @@ def test_threads_upload_in_the_background(world: World) -> None:
     world.write_back.flush(30)
     world.write_back.close()
     assert world.stored() == set(CLIPS)
+
+
+def test_leases_end_when_another_process_uploads(world: World) -> None:
+    other = WriteBack(world.store, world.queue, world.cache)
+    for clip in CLIPS[:3]:
+        world.cache.put(clip)
+        world.write_back.add(clip, "source", world.lease(clip))
+    assert other.flush(30) == 0
+    assert len(world.leases.held()) == 3
+
+    world.write_back.start()
+    deadline = time.monotonic() + 30
+    while world.leases.held() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    world.write_back.close()
+    assert world.leases.held() == []
+    assert all(world.leases.look(clip_lease(clip, "source")) is None for clip in CLIPS[:3])
 
 
 def test_a_strange_queue_entry_is_removed(world: World) -> None:
