@@ -105,8 +105,9 @@ class FolderSource:
                         media = self._take(file, path, clip, folder)
                         self._opened = opened.pop_all()  # the media of a whole video are a link to it
                         return media
-                except NotInSource:
-                    continue
+                except NotInSource as missing:
+                    if missing.note:
+                        unused.append((path, missing.note))
                 except FetchError as error:  # another file may be a good copy
                     failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
                     _log.warning("%s: folder: %s is not used: %s", clip.key, one_line(str(path)), error.reason)
@@ -388,8 +389,9 @@ def find_file(folder: Path, name: str | Path) -> Found:
             raise NotInSource from None
         raise _cannot_read(error) from error
     if not is_on_disk(file) or not file.status.st_size:
+        is_empty = file.is_file and not file.status.st_size
         file.close()
-        raise NotInSource
+        raise NotInSource("the file is empty" if is_empty else "")
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -10,6 +11,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.layout import FOLDERS, WORDS, archives_in, stem
 from kinetics_fs.sources.settings import is_remote
 
+_LIST = re.compile(r"k[0-9_]+_[a-z]+_path\.txt")
 _MAX_DEPTH = 3
 """Levels below a folder at which archives are searched."""
 _MAX_FOLDERS = 1000
@@ -47,6 +49,8 @@ def _locate_address(given: str) -> Location:
     address, mark, query = given.partition("?")
     scheme, _, rest = address.partition("://")
     parts = [part for part in rest.split("/") if part]
+    if len(parts) > 1 and _LIST.fullmatch(parts[-1]):
+        del parts[-1]  # the list of the archives of a split
     last = unquote(parts[-1]) if parts else ""
     archive = last if len(parts) > 1 and stem(last) != last else None
     if archive is not None:

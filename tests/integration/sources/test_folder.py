@@ -75,6 +75,13 @@ def put(path: Path, content: bytes = CONTENT) -> Path:
     return path
 
 
+def test_an_empty_file_is_named(catalog: Path, clip_folder: Path, private: Path) -> None:
+    path = put(clip_folder / CLIP.name, b"")
+    with pytest.raises(NotInSource) as caught:
+        FolderSource([clip_folder], catalog).fetch(CLIP, private)
+    assert caught.value.note == f"{path} is not used: the file is empty"
+
+
 LAYOUTS = {
     "archives as they unpack": f"{CLIP.name}",
     "archives, arranged": f"val/{FOOTBALL}/{CLIP.name}",

@@ -75,6 +75,7 @@ def test_several_folders_with_archives_are_named(tmp_path: Path) -> None:
         ("https://a.org/600/val/pull%20ups.tar.gz?sig=x", ("https://a.org?sig=x", "600/val/pull ups.tar.gz")),
         ("s3://600/val/a.tar.gz", ("s3://600/val", "a.tar.gz")),
         ("s3://bucket/k/700_2020/test", ("s3://bucket/k", None)),
+        ("https://a.org/k/700_2020/val/k700_2020_val_path.txt", ("https://a.org/k", None)),
         ("http://a.tar", ("http://a.tar", None)),
     ],
 )
