@@ -6,6 +6,7 @@ grow with their number.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import sqlite3
@@ -148,6 +149,7 @@ def compile_catalog(
         [(clips,)] = connection.execute("SELECT count(*) FROM clip")
         more = {"duplicates": str(staging.rows - clips), "digest": _content_digest(connection, annotations_digest)}
         connection.executemany("INSERT INTO info VALUES (?, ?)", more.items())
+        _file_digest.cache_clear()
         if _digest(files, splits, release, union=union) != annotations_digest:
             raise CatalogError("cannot compile the annotations: the files changed while they were read; try again")
     if key != annotations_digest:
@@ -187,9 +189,17 @@ def _digest(files: Sequence[AnnotationList], splits: Sequence[str | None], relea
         total.update(f"{split}\n".encode() if split else b"")
         if one.known_labels:
             total.update(b"known labels\n")
-        with readable(one.path), one.path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        with readable(one.path):
+            found = one.path.stat()
+            total.update(_file_digest(one.path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _file_digest(path: Path, *state: int) -> bytes:
+    """Return the digest of a file, once for each state: several catalogs of the same lists are opened at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _content_digest(connection: sqlite3.Connection, annotations_digest: str) -> str:

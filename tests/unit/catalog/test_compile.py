@@ -344,6 +344,17 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, source: Path, release: Re
     assert list((tmp_path / "catalogs").glob("*")) == []
 
 
+def test_a_list_is_hashed_once_for_several_catalogs(
+    tmp_path: Path, source: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compile_catalog([source], release, tmp_path / "catalogs")
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", None)
+        assert compile_catalog([source], release, tmp_path / "catalogs") == first
+    source.write_text(csv_text(ROWS[:2]))
+    assert compile_catalog([source], release, tmp_path / "catalogs") != first
+
+
 def test_a_file_that_changes_meanwhile_is_noticed(
     tmp_path: Path, source: Path, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
