@@ -101,13 +101,28 @@ def is_replacement(name: str) -> bool:
 
 
 def find_versions(base: str, names: Sequence[str]) -> tuple[dict[str, Version], dict[str, str]]:
-    """Return the current version of each archive, and for each archive that cannot be read the reason."""
+    """Return the current version of each archive, and for each archive that cannot be read the reason.
+
+    If as many archives in a row fail as are requested at the same time, the server is down, and the others are skipped.
+    """
+    failures: list[FetchError] = []
+    """Failures of the server, since it last answered."""
 
     def find(name: str) -> Version | KineticsError:
+        if len(before := failures[:]) >= _MAX_REQUESTS:
+            return FetchError(FailureKind.TRANSIENT, f"skipped because the server failed before: {before[-1].reason}")
         try:
-            return open_archive(archive_address(base, name)).version()
+            version = open_archive(archive_address(base, name)).version()
+        except FetchError as error:
+            if error.kind is FailureKind.TRANSIENT:
+                failures.append(error)
+            else:
+                failures.clear()
+            return error
         except KineticsError as error:
             return error
+        failures.clear()
+        return version
 
     pool = ThreadPoolExecutor(_MAX_REQUESTS)
     try:

@@ -13,6 +13,7 @@ import requests
 
 from kinetics_fs.catalog import download, fetch_annotations
 from kinetics_fs.errors import CatalogError, FetchError
+from kinetics_fs.fill.plan import find_versions
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.reader import open_archive
@@ -147,3 +148,12 @@ def test_a_connection_that_stalls_is_replaced(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     with lying_server(half) as address:
         assert b"".join(open_archive(f"http://{address}/a").read(0, 1000, Version(1000))) == content
+
+
+def test_a_server_that_is_down_is_not_asked_for_every_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
+    names = [f"600/val/{number}.tar.gz" for number in range(200)]
+    with lying_server(silent) as address, ends_in_time(5):
+        versions, failed = find_versions(f"http://{address}", names)
+    assert (versions, list(failed)) == ({}, names)

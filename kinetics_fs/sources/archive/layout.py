@@ -164,7 +164,8 @@ def published_archives(base: str, release: str, split: str) -> list[str]:
         address, content = _read_list(base, prefix + name)
     except FetchError as error:
         if error.kind is not FailureKind.CONFIG:
-            raise
+            reason = f"cannot read the list of archives: {error.reason}; try again later"
+            raise FetchError(error.kind, reason, retry_after=error.retry_after) from error
         try:
             address, content = _read_list(base, name)
         except FetchError:
