@@ -280,7 +280,7 @@ def test_fill_exits_with_1_if_every_archive_fails(annotated: AnnotatedArchives) 
     assert done.returncode == 1
     assert f"failed: {TRAIN}: " in done.stdout
 
-    (annotated.folder / TRAIN).unlink()
+    (annotated.folder / TRAIN).rename(annotated.folder / "600/train/other class.tar.gz")
     gone = annotated.fill("--split", "train")
     assert gone.returncode == 1
     assert "No such file" in gone.stdout
