@@ -242,9 +242,14 @@ def check_source_settings(settings: Settings) -> None:
         SettingError: the template has no `{id}`, the proxy is not an address, this machine does not have the source
             address, or a folder does not exist.
     """
-    _check_proxy(settings.proxy or "http://127.0.0.1:1")
-    if settings.source_address:
-        _check_source_address(settings.source_address)
+    table = settings.ytdlp
+    for setting, proxy in (("--proxy", settings.proxy), ("proxy in [youtube.ytdlp]", table.get("proxy"))):
+        if proxy:
+            _check_proxy(str(proxy), setting)
+    own, other = settings.source_address, table.get("source_address")
+    for setting, address in (("--source-address", own), ("source_address in [youtube.ytdlp]", other)):
+        if address:
+            _check_source_address(str(address), setting)
     if "{id}" not in settings.video_url:
         raise SettingError(
             f"cannot use --video-url {settings.video_url!r}: it has no {{id}}; write {{id}} where the id belongs"
@@ -254,7 +259,7 @@ def check_source_settings(settings: Settings) -> None:
             raise SettingError(f"cannot use --folder {str(folder)!r}: there is no such folder; give one that exists")
 
 
-def _check_proxy(address: str) -> None:
+def _check_proxy(address: str, setting: str) -> None:
     """Check the address of a proxy. No message shows it: it may have a password.
 
     Raises:
@@ -263,9 +268,9 @@ def _check_proxy(address: str) -> None:
     schemes = ", ".join(_PROXY_SCHEMES)
     scheme, separator, _ = address.partition("://")
     if not separator:
-        raise SettingError(f"cannot use --proxy: it has no scheme; begin it with one of {schemes} and ://")
+        raise SettingError(f"cannot use {setting}: it has no scheme; begin it with one of {schemes} and ://")
     if scheme.lower() not in _PROXY_SCHEMES:
-        raise SettingError(f"cannot use --proxy: its scheme is {scheme[:20]!r}; use one of {schemes}")
+        raise SettingError(f"cannot use {setting}: its scheme is {scheme[:20]!r}; use one of {schemes}")
     try:
         proxy = urlsplit(address)
         usable = proxy.port != 0 and bool(proxy.hostname)
@@ -273,12 +278,12 @@ def _check_proxy(address: str) -> None:
         usable = False
     if not usable:
         raise SettingError(
-            "cannot use --proxy: it is not a URL such as socks5://127.0.0.1:1080; percent-encode the special characters"
-            " of a password"
+            f"cannot use {setting}: it is not a URL such as socks5://127.0.0.1:1080; percent-encode the special"
+            " characters of a password"
         )
 
 
-def _check_source_address(address: str) -> None:
+def _check_source_address(address: str, setting: str) -> None:
     """Check that connections can come from an address.
 
     Raises:
@@ -298,7 +303,7 @@ def _check_source_address(address: str) -> None:
         else:
             cause = str(error.strerror)
         raise SettingError(
-            f"cannot use --source-address {address!r}: {cause}; `ip address` lists the addresses of this machine"
+            f"cannot use {setting} {address!r}: {cause}; `ip address` lists the addresses of this machine"
         ) from error
 
 

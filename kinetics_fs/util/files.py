@@ -23,7 +23,8 @@ def fsync(path: Path) -> None:
     Raises:
         OSError: the path cannot be opened, or the disk failed.
     """
-    fd = os.open(path, os.O_RDONLY | (os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW))
+    # In a folder of another user, the file may have become a link or a named pipe.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW))
     try:
         os.fsync(fd)
     finally:

@@ -59,7 +59,8 @@ _RULES = (
         r"ffmpeg (is )?not (installed|found)|ffmpeg could not be found|n challenge solving failed"
         r"|impersonate target|cookies file must be|could not find .* cookies database|cookies are no longer valid"
         r"|certificate.?verify.?failed|no suitable extractor|login with oauth|no player clients|unsupported language"
-        r"|http error 407|proxy authentication|cannot assign requested address",
+        r"|http error 407|proxy authentication|cannot assign requested address"
+        r"|netscape format cookies",
         in_warnings=True,
     ),
     # This client, account or address

@@ -143,6 +143,18 @@ def test_mistakes_about_the_connection_are_found_at_the_start(
         library.prefetch()
 
 
+def test_the_connection_of_the_ytdlp_table_is_checked_too(chosen: tuple[str | Path, ...], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    for name, value, cause in (
+        ("proxy", "ftp://x", "its scheme is 'ftp'"),
+        ("source_address", "x", "not an IP address"),
+    ):
+        config.write_text(f'[youtube.ytdlp]\n{name} = "{value}"\n')
+        done = run_command("--config", config, "prefetch", *chosen)
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 2 and f"cannot use {name} in [youtube.ytdlp]" in said and cause in said
+
+
 def test_cookies_that_do_no_good_are_a_warning(chosen: tuple[str | Path, ...], tmp_path: Path) -> None:
     cookies = tmp_path / "cookies.txt"
     cookies.write_text("# Netscape HTTP Cookie File\n.example.org\tTRUE\t/\tTRUE\t0\tSID\tx\n")

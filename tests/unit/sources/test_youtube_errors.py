@@ -19,6 +19,8 @@ VIDEO = "-a_Video-01"
     ("kind", "text"),
     [
         (FailureKind.CONFIG, "Cookies file must be Netscape formatted, not JSON. See https://example.org"),
+        (FailureKind.CONFIG, "'/a/cookies' does not look like a Netscape format cookies file"),
+        (FailureKind.CONFIG, "[Errno 99] Cannot assign requested address"),
         (FailureKind.CONFIG, "could not find firefox cookies database in '/root/.mozilla/firefox'"),
         (FailureKind.CONFIG, "m3u8 download detected but ffmpeg could not be found. Please install"),
         (FailureKind.CONFIG, "Postprocessing: ffmpeg not found. Please install or provide the path"),
