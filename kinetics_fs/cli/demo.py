@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from kinetics_fs.cli.command import Command
 def command(mountpoint: Path | None, once: bool) -> None:
     """Mount a tiny Kinetics that is made and served on this machine, and read and check its clips.
 
-    The demo does not use the internet. The mount stays at MOUNTPOINT, by default a new folder, until you run
+    The demo does not use the internet. If this machine cannot mount, the demo reads the clips from Python, and says
+    what it leaves out. The mount stays at MOUNTPOINT, by default a new folder, until you run
     `kinetics-fs umount`, which also ends the video site of the demo.
 
     \b
@@ -31,10 +33,15 @@ def command(mountpoint: Path | None, once: bool) -> None:
     if once:
         demo.take_down()
         click.echo("\nEvery step worked. The demo has removed its mount and its files.")
+    elif not demo.is_mounted:
+        demo.end_site()
+        click.echo(f"\nEvery step worked. The clips are in {demo.folder / 'clips'}")
+        click.echo(f"To remove them: rm -r {shlex.quote(str(demo.folder))}")
     else:
         program = "kinetics-fs" if shutil.which("kinetics-fs") else sys.argv[0]
         click.echo(f"\nThe mount stays at {demo.mountpoint}")
-        click.echo(f"To end it: {program} umount {demo.mountpoint} && rm -r {demo.folder}")
+        root, folder = shlex.quote(str(demo.mountpoint)), shlex.quote(str(demo.folder))
+        click.echo(f"To end it: {program} umount {root} && rm -r {folder}")
 
 
 def _print_step(text: str) -> None:

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shlex
-import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -26,7 +25,9 @@ from kinetics_fs.mount.fusermount import (
     device_error,
     device_remedy,
     find_fusermount,
-    no_fusermount,
+    find_proxy,
+    may_mount,
+    missing_right,
 )
 from kinetics_fs.mount.mountpoint import filesystem_type, find_mounts, is_stacked
 from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
@@ -34,8 +35,6 @@ from kinetics_fs.util.text import count
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
-_CAP_SYS_ADMIN = 1 << 21
-"""linux/capability.h"""
 _ALL_USERS = 2**32 - 1
 """Number of users that the map of the initial user namespace covers (user_namespaces(7))."""
 
@@ -51,7 +50,7 @@ def device(settings: Settings) -> Iterator[Finding]:
         yield Finding("/dev/fuse", State.OK, "can be opened")
         return
     found, fix = f"cannot open /dev/fuse: {error.strerror}", _sentence(device_remedy(error.errno))
-    helper = _find_proxy()
+    helper = find_proxy()
     if helper is None:
         yield Finding("/dev/fuse", State.PROBLEM, found, fix)
     else:
@@ -63,27 +62,15 @@ def rights(settings: Settings) -> Iterator[Finding]:
     """Check the right to mount: CAP_SYS_ADMIN, or fusermount3 for other users."""
     if not _ON_LINUX:
         return
-    process = _process_status()
-    if _may_mount():
+    if may_mount():
         yield Finding("right to mount", State.OK, "directly, with CAP_SYS_ADMIN")
-        return
-    helper = find_fusermount()
-    if proxy := _find_proxy():
+    elif proxy := find_proxy():
         yield Finding("right to mount", State.OK, f"with {proxy}, if it is a proxy")
-    elif os.geteuid() == 0:
-        fix = "Add the capability to the container (docker: --cap-add SYS_ADMIN), or mount outside of it."
-        yield Finding("right to mount", State.PROBLEM, "root without CAP_SYS_ADMIN", fix)
-    elif helper is None:
-        refusal = no_fusermount(None)
-        yield Finding("right to mount", State.PROBLEM, f"not root, and {refusal.cause}", _sentence(refusal.remedy))
-    elif process.get("NoNewPrivs") == "1":
-        fix = "Set NoNewPrivileges=no in the systemd unit, or start docker without --security-opt no-new-privileges."
-        yield Finding("right to mount", State.PROBLEM, f"{helper} cannot mount: this process has no_new_privs set", fix)
-    elif not _is_setuid(helper):
-        fix = "As root, reinstall the package fuse3."
-        yield Finding("right to mount", State.PROBLEM, f"{helper} is not setuid root", fix)
+    elif (refusal := missing_right()) is not None:
+        fix = f"{_sentence(refusal.remedy)} Without a mount: prefetch, fill, export, and the Library of Python."
+        yield Finding("right to mount", State.PROBLEM, refusal.cause, fix)
     else:
-        yield Finding("right to mount", State.OK, f"with {helper}")
+        yield Finding("right to mount", State.OK, f"with {find_fusermount()}")
 
 
 def kernel(settings: Settings) -> Iterator[Finding]:
@@ -225,7 +212,7 @@ def _mountpoint(path: Path, probe: PathProbe) -> Finding:
     if not os.access(probe.path, os.W_OK | os.X_OK):
         return Finding("mount", State.PROBLEM, f"cannot write to {path}", "Mount on a folder that you own.")
     real = Path(os.path.realpath(path))
-    if _ON_LINUX and not _may_mount() and apparmor.refuses(real):
+    if _ON_LINUX and not may_mount() and apparmor.refuses(real):
         refusal = apparmor_refusal(real)
         found = f"nothing is mounted on {path}, and {refusal.cause}"
         return Finding("mount", State.PROBLEM, found, _sentence(refusal.remedy))
@@ -238,36 +225,15 @@ def _no_passthrough(settings: Settings, release: str) -> str:
         return "turned off by --no-passthrough"
     if _version(release) < _PASSES_THROUGH:
         return "it needs Linux 6.9; cached clips are read through the page cache"
-    if os.geteuid() != 0 or not _may_mount():
+    if os.geteuid() != 0 or not may_mount():
         return "it needs root; cached clips are read through the page cache"
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(_ALL_USERS)]:
         return "it needs root in the initial user namespace; cached clips are read through the page cache"
     return ""
 
 
-def _may_mount() -> bool:
-    """Return True if this process may mount without fusermount3."""
-    return bool(int(_process_status().get("CapEff", "0"), 16) & _CAP_SYS_ADMIN)
-
-
-def _find_proxy() -> str | None:
-    """Return a fusermount3 that may be a proxy: this machine hides the device, and the program has no privileges."""
-    error, helper = device_error(), find_fusermount()
-    hidden = error is not None and error.errno != errno.EACCES
-    return helper if hidden and helper is not None and not _is_setuid(helper) else None
-
-
-def _is_setuid(program: str) -> bool:
-    return bool(Path(program).stat().st_mode & stat.S_ISUID)
-
-
 def _sentence(remedy: str) -> str:
     return f"{remedy[0].upper()}{remedy[1:]}."
-
-
-def _process_status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _version(release: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +34,26 @@ _PROGRAM = re.compile(r"^\S*(fuse|fusermount3?): ")
 """The beginning of a message, which names the program: `fuse` is libfuse."""
 
 
+_SYS_ADMIN = 1 << 21
+"""The bit of CAP_SYS_ADMIN in a set of capabilities (linux/capability.h)."""
+
+
 class Refusal(NamedTuple):
-    """Why a mount was refused, and what to do: the second and third part of an error message."""
+    """Why a mount was refused, and what to do: the second and third part of an error message.
+
+    Attributes:
+        cause: the cause.
+        remedy: what to do.
+        anywhere: whether every other mount point would be refused, too.
+    """
 
     cause: str
     remedy: str
+    anywhere: bool = False
+
+
+class CannotMountAnywhereError(MountError):
+    """This process has no means or no right to mount on any path."""
 
 
 def open_device() -> int:
@@ -88,12 +104,86 @@ def no_fusermount(error: OSError | None) -> Refusal:
     group = None if locked is None else _group(Path(locked), 0o010)
     cause = "fusermount3 is not installed" if locked is None else f"this user may not run {locked}"
     if error is not None and error.filename:
-        return Refusal(cause, device_remedy(error.errno))
+        return Refusal(cause, device_remedy(error.errno), anywhere=True)
     if os.geteuid() == 0:
-        return Refusal(cause, f"start the container with {_CONTAINER_RIGHTS}")
+        return Refusal(cause, f"start the container with {_CONTAINER_RIGHTS}", anywhere=True)
     if group:
-        return Refusal(cause, f"as root, add this user to the group {group}, or mount as root")
-    return Refusal(cause, "install the package fuse3, or mount as root")
+        return Refusal(cause, f"as root, add this user to the group {group}, or mount as root", anywhere=True)
+    return Refusal(cause, "install the package fuse3, or mount as root", anywhere=True)
+
+
+def process_status() -> dict[str, str]:
+    """Return the fields of /proc/self/status (proc_pid_status(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def may_mount() -> bool:
+    """Return whether this process may mount without fusermount3."""
+    return _has_sys_admin(process_status(), "CapEff")
+
+
+def find_proxy() -> str | None:
+    """Return a fusermount3 that may be a proxy: this machine hides the device, and the program has no privileges."""
+    error, program = device_error(), find_fusermount()
+    hidden = error is not None and error.errno != errno.EACCES
+    return program if hidden and program is not None and not _is_setuid(program) else None
+
+
+def forbidden_right() -> Refusal | None:
+    """Return why this process may not mount, even by a fusermount3 that has all rights; None if it may.
+
+    A program that is not setuid root is passed over: it may be a proxy, which mounts from elsewhere.
+    """
+    status, program = process_status(), find_fusermount()
+    if _has_sys_admin(status, "CapEff") or program is None or not _is_setuid(program):
+        return None
+    if not _has_sys_admin(status, "CapBnd"):
+        return Refusal(
+            "this process and its children cannot have CAP_SYS_ADMIN",
+            f"start the container with {_CONTAINER_RIGHTS}",
+            anywhere=True,
+        )
+    if status.get("NoNewPrivs") == "1":
+        return Refusal(
+            f"{program} cannot gain the right to mount, because this process has no_new_privs set",
+            "set NoNewPrivileges=no in the systemd unit, or start docker without --security-opt no-new-privileges",
+            anywhere=True,
+        )
+    return None
+
+
+def missing_right() -> Refusal | None:
+    """Return why this process has no right to mount, not even by fusermount3; None if it seems to have it."""
+    program = find_fusermount()
+    if may_mount():
+        return None
+    if program is None:
+        return no_fusermount(None)
+    if refusal := forbidden_right():
+        return refusal
+    if not _is_setuid(program) and not _has_file_capabilities(program):
+        return Refusal(f"{program} is not setuid root", "as root, reinstall the package fuse3", anywhere=True)
+    if os.statvfs(program).f_flag & os.ST_NOSUID:
+        return Refusal(
+            f"{program} is on a filesystem that is mounted with nosuid",
+            "mount as root, or mount that filesystem without nosuid",
+            anywhere=True,
+        )
+    return None
+
+
+def _has_sys_admin(status: dict[str, str], capabilities: str) -> bool:
+    return bool(int(status.get(capabilities, "0"), 16) & _SYS_ADMIN)
+
+
+def _is_setuid(program: str) -> bool:
+    status = Path(program).stat()
+    return bool(status.st_mode & stat.S_ISUID) and status.st_uid == 0
+
+
+def _has_file_capabilities(program: str) -> bool:
+    return "security.capability" in os.listxattr(program)
 
 
 def allows_other() -> bool:
@@ -110,10 +200,6 @@ OTHERS_NOT_ALLOWED = Refusal(
 
 
 _REFUSALS = {
-    "mount failed: Operation not permitted": Refusal(
-        "fusermount3 lacks the right to mount",
-        f"reinstall the package fuse3 if it is not setuid root, or start the container with {_CONTAINER_RIGHTS}",
-    ),
     "not owned by user": Refusal("its sticky bit is set, and another user owns it", "give a directory that you own"),
     "no write access to mountpoint": Refusal("this user may not write to it", "give a directory that you own"),
     "failed to chdir to mountpoint": Refusal("this user may not enter it", "give a directory that you own"),
@@ -122,7 +208,7 @@ _REFUSALS = {
         f"there are as many FUSE mounts as mount_max in {_FUSE_CONF} allows",
         f"unmount one of them, or as root raise mount_max in {_FUSE_CONF}",
     ),
-    "device not found": Refusal("fusermount3 finds no FUSE device", device_remedy(errno.ENOENT)),
+    "device not found": Refusal("fusermount3 finds no FUSE device", device_remedy(errno.ENOENT), anywhere=True),
 }
 """Parts of messages of fusermount3, and what they mean."""
 
@@ -152,7 +238,10 @@ def cannot_mount(mountpoint: Path, refusal: Refusal, error: OSError | None) -> M
         first = f"cannot open {error.filename}: {error.strerror}, and "
     elif error is not None and os.geteuid() == 0:  # other users need fusermount3 in any case
         first = f"the system call fails: {error.strerror}, and "
-    return MountError(f"cannot mount on {mountpoint}: {first}{refusal.cause}; {refusal.remedy}")
+    text = f"cannot mount on {mountpoint}: {first}{refusal.cause}; {refusal.remedy}"
+    if refusal.anywhere:
+        return CannotMountAnywhereError(f"{text}; prefetch, fill, export and the Library of Python need no mount")
+    return MountError(text)
 
 
 def explain(message: str, mountpoint: Path, filesystem_type: str, error: OSError | None) -> Refusal:
@@ -171,10 +260,13 @@ def explain(message: str, mountpoint: Path, filesystem_type: str, error: OSError
         if part in message:
             return refusal
     reason = message.rpartition(": ")[2]
+    if message == "mount failed: Operation not permitted":
+        policy = "a security policy, such as seccomp, forbids this process and fusermount3 to mount"
+        return missing_right() or Refusal(policy, f"start the container with {_CONTAINER_RIGHTS}", anywhere=True)
     if message == "mount failed: Permission denied":
         if program == "libfuse" or (error is not None and error.errno == errno.EACCES and not error.filename):
             policy = "a security policy, such as AppArmor, forbids this process to mount"
-            return Refusal(policy, f"start the container with {_CONTAINER_RIGHTS}")
+            return Refusal(policy, f"start the container with {_CONTAINER_RIGHTS}", anywhere=True)
         # fusermount3 is root, and has checked the mount point before: only a security module refuses it now.
         refusal = apparmor_refusal(mountpoint)
         if apparmor.is_enabled() or Path(apparmor.PROFILE).exists():
@@ -186,12 +278,13 @@ def explain(message: str, mountpoint: Path, filesystem_type: str, error: OSError
         return Refusal(cause, "give a directory on another disk, or mount as root")
     if message.startswith("failed to open /dev/fuse: "):
         number = error.errno if error else _ERRNOS.get(reason)
-        return Refusal(f"fusermount3 cannot open /dev/fuse: {reason}", device_remedy(number))
+        return Refusal(f"fusermount3 cannot open /dev/fuse: {reason}", device_remedy(number), anywhere=True)
     if error is not None and error.filename:
         remedy = device_remedy(error.errno)
     else:
         remedy = f"run kinetics-fs doctor {shlex.quote(str(mountpoint))}"
-    return Refusal(f"{program} fails: {message or 'it gives no reason'}", remedy)
+    without_device = error is not None and bool(error.filename)
+    return Refusal(f"{program} fails: {message or 'it gives no reason'}", remedy, anywhere=without_device)
 
 
 def _group(path: Path, mode: int) -> str | None:

@@ -22,6 +22,7 @@ from kinetics_fs.mount.fusermount import (
     cannot_mount,
     device_error,
     find_fusermount,
+    forbidden_right,
     no_fusermount,
 )
 from kinetics_fs.mount.probe import run_or_abandon
@@ -43,6 +44,8 @@ class _MountInfo(NamedTuple):
     path: Path
     device: str
     type: str
+    options: str
+    """Options of the filesystem. FUSE has the user id of the owner here."""
 
 
 def _mount_infos() -> Iterator[_MountInfo]:
@@ -52,10 +55,12 @@ def _mount_infos() -> Iterator[_MountInfo]:
     except OSError:
         return
     for line in lines:
-        # Six or more fields, of which the third is the device and the fifth the mount point; ` - `; the type.
+        # Six or more fields, of which the third is the device and the fifth the mount point; ` - `; the type, the
+        # source, and the options of the filesystem.
         fields, _, rest = line.partition(b" - ")
         _, _, device, _, path, *_ = fields.split(b" ")
-        yield _MountInfo(_unescape(path), device.decode(), rest.split(b" ")[0].decode(errors="replace"))
+        type, _, source_and_options = rest.decode(errors="replace").partition(" ")
+        yield _MountInfo(_unescape(path), device.decode(), type, source_and_options.rpartition(" ")[2])
 
 
 def _unescape(field: bytes) -> Path:
@@ -66,6 +71,16 @@ def _unescape(field: bytes) -> Path:
 def find_mounts() -> dict[Path, str]:
     """Return the mount points of kinetics-fs that this process sees, with `major:minor` of each (Linux only)."""
     return {mount.path: mount.device for mount in _mount_infos() if mount.type == f"fuse.{SUBTYPE}"}
+
+
+def mount_owners() -> dict[Path, int]:
+    """Return the mount points of kinetics-fs that this process sees, with the user who mounted each (Linux only)."""
+    owners = {}
+    for mount in _mount_infos():
+        owner = re.search(r"(?:^|,)user_id=(\d+)", mount.options)
+        if mount.type == f"fuse.{SUBTYPE}" and owner is not None:
+            owners[mount.path] = int(owner[1])
+    return owners
 
 
 def _is_automount(path: Path) -> bool:
@@ -167,6 +182,8 @@ def _check_fuse(path: Path, *, allow_other: bool) -> None:
     error = device_error()
     if find_fusermount() is None and (error is not None or os.geteuid() != 0):
         raise cannot_mount(path, no_fusermount(error), error)
+    if (refusal := forbidden_right()) is not None:
+        raise cannot_mount(path, refusal, error)
     # A fusermount3 that opens the device elsewhere has its own configuration.
     if os.geteuid() != 0 and error is None and allow_other and not allows_other():
         raise cannot_mount(path, OTHERS_NOT_ALLOWED, None)

@@ -17,7 +17,7 @@ from kinetics_fs.mount import find_mounts
 from tests.support.command_line import ENVIRONMENT
 from tests.support.example_filesystem import FULL, content, write_rows
 from tests.support.fusermount_proxy import MASKS, REPLACE, inside, proxy
-from tests.support.namespaces import in_namespace
+from tests.support.namespaces import NO_SYS_ADMIN, in_namespace
 from tests.support.native_mounts import HERE, NEEDS_FUSE, fill
 from tests.support.store import fast_folder
 from tests.support.user import User
@@ -36,7 +36,7 @@ while kill -0 $pid 2> /dev/null; do sleep 0.1; done
 """
 
 
-NO_SYS_ADMIN = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+NEED_NO_MOUNT = "prefetch, fill, export and the Library of Python need no mount"
 
 
 @pytest.fixture
@@ -121,8 +121,52 @@ def test_doctor_where_the_device_is_hidden(scratch: Path, mask: str) -> None:
 def test_root_without_the_right_to_mount(scratch: Path, frontend: tuple[str, ...]) -> None:
     done = run(scratch, frontend, *NO_SYS_ADMIN)
     [line] = done.stderr.splitlines()
-    assert "fusermount3 lacks the right to mount; reinstall the package fuse3" in line
-    assert line.endswith("or start the container with --cap-add SYS_ADMIN --security-opt apparmor=unconfined")
+    assert line.endswith(
+        f"cannot mount on {scratch}/mount: this process and its children cannot have CAP_SYS_ADMIN; start the container"
+        f" with --cap-add SYS_ADMIN --security-opt apparmor=unconfined; {NEED_NO_MOUNT}"
+    )
+    assert not (scratch / "log").exists(), "it fails before anything is downloaded"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "cause"),
+    [
+        ("", ["--no-new-privs"], "cannot gain the right to mount, because this process has no_new_privs set"),
+        (
+            "cp $(readlink -f $(which fusermount3)) $1/f; mount --bind $1/f $(readlink -f $(which fusermount3))",
+            [],
+            "is not setuid root",
+        ),
+        (
+            "mount --bind /usr /usr; mount -o remount,bind,nosuid /usr",
+            [],
+            "is on a filesystem that is mounted with nosuid",
+        ),
+    ],
+)
+def test_a_user_without_the_right_to_mount_is_told_what_doctor_knows(
+    user: User, frontend: tuple[str, ...], scratch: Path, change: str, options: list[str], cause: str
+) -> None:
+    annotations = write_rows(user.home)
+    wrapper = [*in_namespace(change or "true", scratch), "setpriv", *(options or ["--clear-groups"])]
+    done = user.kinetics_fs("mount", *frontend, "--annotations", annotations, user.home / "clips", wrapper=wrapper)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert cause in line and line.endswith(f"; {NEED_NO_MOUNT}")
+    doctor = user.kinetics_fs("doctor", "--offline", "--json", wrapper=wrapper)
+    [finding] = [one for one in json.loads(doctor.stdout)["findings"] if one["name"] == "right to mount"]
+    assert finding["state"] == "problem"
+    assert finding["found"] in line
+
+
+def test_a_policy_that_forbids_the_system_call_is_named(
+    user: User, mount_as: Callable[..., str], scratch: Path
+) -> None:
+    """As seccomp does it to a process that seems to have the right."""
+    helper = written(scratch / "denied", DENIED.replace("Permission denied", "Operation not permitted"), 0o4755)
+    said = mount_as(user.home / "clips", wrapper=in_namespace(REPLACE, scratch, helper))
+    assert "a security policy, such as seccomp, forbids this process and fusermount3 to mount; start the" in said
+    assert said.endswith(NEED_NO_MOUNT)
 
 
 @pytest.mark.parametrize("mask", MASKS)

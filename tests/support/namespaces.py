@@ -1,4 +1,4 @@
-"""Commands that run in a mount namespace of their own, where a script has changed what they see."""
+"""Commands that run without a right of root's, or in a mount namespace where a script has changed what they see."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ def in_namespace(script: str, *arguments: object) -> Sequence[str]:
     body = f'set -e\n{script}\nshift {len(arguments)}\nexec "$@"'
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", body, "sh"]
     return [*words, *map(str, arguments)]
+
+
+NO_SYS_ADMIN = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+"""Words before a command that run it as in a container without the right to mount."""

@@ -18,7 +18,7 @@ from kinetics_fs.mount.fusermount import (
     no_fusermount,
     open_device,
 )
-from kinetics_fs.mount.mountpoint import filesystem_type
+from kinetics_fs.mount.mountpoint import filesystem_type, unmount
 from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
 
 MAX_READ = 1024 * 1024
@@ -107,6 +107,19 @@ def _mount_by_fusermount(mountpoint: Path, options: list[str], source: str, erro
                     return received[0]
                 message = message or "it sent no descriptor"
     raise cannot_mount(mountpoint, explain(message, mountpoint, filesystem_type(mountpoint), error), error) from error
+
+
+def try_to_mount(mountpoint: Path) -> None:
+    """Mount and unmount, to learn whether this process can.
+
+    Args:
+        mountpoint: a prepared mount point.
+
+    Raises:
+        MountError: it cannot.
+    """
+    os.close(mount(mountpoint, allow_other=False, source="trial"))  # a mount without a server is dead
+    unmount(mountpoint, lazy=True)
 
 
 def open_backing(fuse_fd: int, fd: int) -> int:
