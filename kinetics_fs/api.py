@@ -36,6 +36,7 @@ from kinetics_fs.app import (
 from kinetics_fs.catalog import (
     SPLITS,
     Catalog,
+    CatalogProgress,
     ClassNames,
     Clip,
     class_name,
@@ -131,9 +132,20 @@ class Library:
         Raises:
             CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
         """
+        return self.open_catalog()
+
+    def open_catalog(self, progress: CatalogProgress | None = None) -> Catalog:
+        """Return `catalog`. The first call downloads and compiles the annotations if that was not done before.
+
+        Args:
+            progress: receives the progress.
+
+        Raises:
+            CatalogError: as for `catalog`.
+        """
         with self._lock:
             if self._catalog is None:
-                self._catalog = self._opened.enter_context(open_selected_catalog(self.settings))
+                self._catalog = self._opened.enter_context(open_selected_catalog(self.settings, progress))
             return self._catalog
 
     @property
@@ -243,7 +255,8 @@ class Library:
             clips: the clips to fetch, in their order, as for `open`; None for all of the selection.
             whole_cache: `clips` may be outside the selection. The annotations are not read then, so that sources which
                 need the class of a clip are not asked.
-            on_progress: receives the progress so far whenever a number changes; called by any thread.
+            on_progress: receives the progress so far whenever a number changes, and twice a second; called by any
+                thread.
 
         Raises:
             SettingError: an address or a folder is invalid, or none of the sources can be used.
@@ -290,7 +303,8 @@ class Library:
         Args:
             failures: the failures, from the method `failures`.
             whole_cache: the clips may be outside the selection, as for `prefetch`.
-            on_progress: receives the progress so far whenever a number changes; called by any thread.
+            on_progress: receives the progress so far whenever a number changes, and twice a second; called by any
+                thread.
 
         Raises:
             SettingError: an address or a folder is invalid, or none of the sources can be used.

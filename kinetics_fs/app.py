@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kinetics_fs.catalog import ArchiveClips, Catalog, Selection, find_release, open_catalog
+from kinetics_fs.catalog import ArchiveClips, Catalog, CatalogProgress, Selection, find_release, open_catalog
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch.fetcher import FetchSettings
@@ -36,14 +36,18 @@ _YOUTUBE_GUEST_RATE = 300
 """Videos per hour that YouTube serves to a client without an account, according to the wiki of yt-dlp."""
 
 
-def open_selected_catalog(settings: Settings) -> Catalog:
+def open_selected_catalog(settings: Settings, progress: CatalogProgress | None = None) -> Catalog:
     """Open the catalog of the selection; download and compile the annotations first if that was not done before.
+
+    Args:
+        settings: settings of the catalog.
+        progress: receives the progress.
 
     Raises:
         CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
         StoreError: with `--available`, the cache directory cannot be used.
     """
-    return _open_catalog(settings, selection_of(settings))
+    return _open_catalog(settings, selection_of(settings), progress)
 
 
 def open_whole_catalog(settings: Settings) -> Catalog:
@@ -55,7 +59,7 @@ def open_whole_catalog(settings: Settings) -> Catalog:
     return _open_catalog(settings, Selection())
 
 
-def _open_catalog(settings: Settings, selection: Selection) -> Catalog:
+def _open_catalog(settings: Settings, selection: Selection, progress: CatalogProgress | None = None) -> Catalog:
     prepare_folder(settings.cache_dir)
     layout = CacheLayout(settings.cache_dir)
     release = find_release(settings.release)
@@ -67,6 +71,7 @@ def _open_catalog(settings: Settings, selection: Selection) -> Catalog:
         downloads=layout.annotations,
         archives=_indexed_clips(settings, release.name),
         unavailable=_unavailable_clips(settings) if selection.available else (),
+        progress=progress,
     )
 
 

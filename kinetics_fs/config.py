@@ -563,7 +563,8 @@ def _is_system_process() -> bool:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Return a warning for each variable that looks like a setting and is none."""
-    known = {setting.variable for setting in table().values()} | {f"{ENVIRONMENT_PREFIX}CONFIG"} | set(logs.VARIABLES)
+    known = {setting.variable for setting in table().values()} | set(logs.VARIABLES)
+    known |= {f"{ENVIRONMENT_PREFIX}CONFIG", f"{ENVIRONMENT_PREFIX}QUIET"}
     warnings = []
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:

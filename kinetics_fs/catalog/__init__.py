@@ -36,6 +36,7 @@ from kinetics_fs.catalog.naming import (
     split_name,
     split_of_file_name,
 )
+from kinetics_fs.catalog.progress import CatalogProgress
 from kinetics_fs.catalog.releases import RELEASES, Release, find_release
 from kinetics_fs.catalog.rows import Annotation
 from kinetics_fs.catalog.selection import Selection, draw_seed, resolve_splits, select, select_clips
@@ -50,6 +51,7 @@ __all__ = [
     "AnnotationList",
     "ArchiveClips",
     "Catalog",
+    "CatalogProgress",
     "ClassNames",
     "Clip",
     "ClipPosition",
@@ -90,6 +92,7 @@ def open_catalog(
     downloads: Path,
     archives: ArchiveClips | None = None,
     unavailable: Collection[str] = (),
+    progress: CatalogProgress | None = None,
 ) -> Catalog:
     """Open the catalog of a selection from a release; download and compile the annotations if necessary.
 
@@ -104,19 +107,22 @@ def open_catalog(
         downloads: folder of the downloaded annotations. Created if it is missing.
         archives: more clips, in archives of whole classes.
         unavailable: `Clip.key` of the clips that are known to be unavailable, for `Selection.available`.
+        progress: receives the progress.
 
     Raises:
         CatalogError: the annotations cannot be downloaded or read, the catalog cannot be written, or the selection
             matches nothing.
     """
     if annotations:
-        lists = [AnnotationList(_local(location, downloads)) for location in annotations]
+        lists = [AnnotationList(_local(location, downloads, progress)) for location in annotations]
     else:
-        lists = _lists_of(release, downloads)
+        lists = _lists_of(release, downloads, progress)
     # A file of the user's own need not repeat what --split says already.
     splits = resolve_splits(selection.splits)
     split = splits[0] if annotations and len(splits) == 1 else None
-    path = compile_catalog(lists, release, folder, split=split, union=not annotations, archives=archives)
+    path = compile_catalog(
+        lists, release, folder, split=split, union=not annotations, archives=archives, progress=progress
+    )
     whole = Catalog(path)
     try:
         selected = select(whole, selection, folder, unavailable)
@@ -128,14 +134,14 @@ def open_catalog(
     return selected
 
 
-def _lists_of(release: Release, downloads: Path) -> list[AnnotationList]:
+def _lists_of(release: Release, downloads: Path, progress: CatalogProgress | None) -> list[AnnotationList]:
     """Return the lists of a release that can be downloaded.
 
     Raises:
         CatalogError: none can be downloaded.
     """
     with ThreadPoolExecutor(len(release.annotations)) as pool:
-        copies = [pool.submit(_local, location, downloads) for location in release.annotations]
+        copies = [pool.submit(_local, location, downloads, progress) for location in release.annotations]
     lists = []
     for location, copy in zip(release.annotations, copies, strict=True):
         undocumented = location.endswith(".txt")
@@ -148,10 +154,10 @@ def _lists_of(release: Release, downloads: Path) -> list[AnnotationList]:
     return lists
 
 
-def _local(location: str, downloads: Path) -> Path:
+def _local(location: str, downloads: Path, progress: CatalogProgress | None) -> Path:
     scheme, separator, _ = location.partition("://")
     if not separator:
         return Path(location)
     if scheme.lower() not in ("http", "https"):
         raise CatalogError(f"cannot download {location}: annotations come from a path, http or https")
-    return fetch_annotations(location, downloads)
+    return fetch_annotations(location, downloads, progress=progress)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,7 @@ from kinetics_fs.catalog.database import (
 from kinetics_fs.catalog.inodes import directory_ino
 from kinetics_fs.catalog.labels import warn_of_moved_indexes, warn_of_similar_labels
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_of_file_name
+from kinetics_fs.catalog.progress import CatalogProgress
 from kinetics_fs.catalog.releases import Release
 from kinetics_fs.errors import CatalogError
 
@@ -43,6 +44,9 @@ MAX_REFUSALS = 1000
 """Number of refused rows that are stored with their text. All are counted."""
 MAX_CLASSES = 1 << 16
 """Maximum number of classes in all splits together. They are kept in memory; the largest release has 2,101."""
+
+_PAGE_SIZE = 4096
+"""Rows that are written at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +89,7 @@ def compile_catalog(
     split: str | None = None,
     union: bool = False,
     archives: ArchiveClips | None = None,
+    progress: CatalogProgress | None = None,
 ) -> Path:
     """Return the path of the catalog of annotations: the one in `folder` if it exists, else a new one.
 
@@ -101,6 +106,7 @@ def compile_catalog(
         union: the lists are editions of one list: the first that labels a clip of a split decides its label, and those
             that cannot be read are skipped with a warning. Otherwise a clip may have several labels.
         archives: more clips. Those that a list has in the same split keep the label of the list.
+        progress: receives the progress.
 
     Raises:
         CatalogError: a file (of a union: every file) cannot be read or has no valid row, or the catalog cannot be
@@ -130,7 +136,7 @@ def compile_catalog(
         "source": source,
     }
     with new_database(path, info) as connection:
-        staging = _Staging(connection, refusals)
+        staging = _Staging(connection, refusals, progress or CatalogProgress())
         failed: list[CatalogError] = []
         for one, split_of_rows in zip(files, splits, strict=True):
             try:
@@ -251,8 +257,9 @@ class _Staging:
         rows: number of rows so far.
     """
 
-    def __init__(self, connection: sqlite3.Connection, refusals: _RefusalCounter) -> None:
+    def __init__(self, connection: sqlite3.Connection, refusals: _RefusalCounter, progress: CatalogProgress) -> None:
         self.rows = 0
+        self._progress = progress
         self._connection = connection
         self._refusals = refusals
         self._class_ids: dict[tuple[str, str], int] = {}
@@ -332,7 +339,10 @@ class _Staging:
         return self._class_ids[split, label]
 
     def _stage(self, rows: Iterator[tuple[int, str, int, int, int]]) -> None:
-        self.rows += self._connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?)", rows).rowcount
+        while page := list(islice(rows, _PAGE_SIZE)):
+            self._connection.executemany("INSERT INTO staged VALUES (?, ?, ?, ?, ?)", page)
+            self.rows += len(page)
+            self._progress.compiling(self.rows)
 
     def merge(self, *, union: bool) -> None:
         """Drop rows without a label of clips that have one, and rows whose label an earlier list overrules."""

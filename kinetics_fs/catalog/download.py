@@ -8,12 +8,15 @@ import logging
 import re
 import time
 from codecs import BOM_UTF8
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from kinetics_fs.catalog.progress import CatalogProgress
 from kinetics_fs.errors import CatalogError, masked, root_cause
 from kinetics_fs.util.deadline import Deadline
 from kinetics_fs.util.files import atomic_write
@@ -27,7 +30,8 @@ MAX_BYTES = 1 << 29
 DEADLINE = 900.0
 """Maximum seconds of a download, so that a slow server cannot delay a mount for ever."""
 
-_CHUNK_SIZE = 1 << 18
+_CHUNK_SIZE = 1 << 14
+"""Bytes that are read at once; few, so that the progress of a slow download is shown."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +66,9 @@ class _Copy:
         return {name: value for name, value in headers.items() if value}
 
 
-def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Path:
+def fetch_annotations(
+    url: str, folder: Path, *, max_age: float = 86_400, progress: CatalogProgress | None = None
+) -> Path:
     """Return a local copy of an annotation file.
 
     The server is asked at most once in `max_age` seconds, and sends the file only if it has changed (`ETag`,
@@ -72,6 +78,7 @@ def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Pat
         url: http or https.
         folder: folder of all copies. Each is in a folder of its own, with a JSON note beside it.
         max_age: seconds during which a copy is used without asking the server.
+        progress: receives the progress of a download.
 
     Raises:
         CatalogError: there is no copy, and the download failed.
@@ -81,7 +88,7 @@ def fetch_annotations(url: str, folder: Path, *, max_age: float = 86_400) -> Pat
     if copy and copy.is_fresh(max_age):
         return path
     try:
-        _refresh(url, path, copy)
+        _refresh(url, path, copy, progress or CatalogProgress())
     except CatalogError as error:
         if copy is None:
             raise
@@ -99,7 +106,7 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.note.json")
 
 
-def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
+def _refresh(url: str, path: Path, copy: _Copy | None, progress: CatalogProgress) -> None:
     from kinetics_fs.util.session import HTTP_ERRORS, Session  # takes 0.1 s to load
 
     headers = {**IDENTITY, **(copy.conditions() if copy else {})}
@@ -110,7 +117,7 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
                 size = copy.size
             elif response.status_code == HTTPStatus.OK:
                 with atomic_write(path) as file:
-                    size = _copy_body(response, url, file)
+                    size = _copy_body(response, url, file, partial(progress.downloading, path.name))
             else:
                 raise CatalogError(f"cannot download {url}: the server answers {response.status_code}")
             _Copy(
@@ -127,8 +134,12 @@ def _refresh(url: str, path: Path, copy: _Copy | None) -> None:
         raise CatalogError(f"cannot write annotations to {path.parent}: {error.strerror or error}") from error
 
 
-def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:
+def _copy_body(
+    response: requests.Response, url: str, file: IO[bytes], report: Callable[[int, int | None], None]
+) -> int:
     size = 0
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if re.fullmatch(r"\d{1,18}", length) else None
     # A content encoding that was not asked for is that of the file: its bytes show that it is compressed.
     for chunk in response.raw.stream(_CHUNK_SIZE, decode_content=False):
         if not size and chunk.removeprefix(BOM_UTF8).lstrip().startswith(b"<"):
@@ -137,4 +148,5 @@ def _copy_body(response: requests.Response, url: str, file: IO[bytes]) -> int:
         if size > MAX_BYTES:
             raise CatalogError(f"cannot download {url}: it is larger than {MAX_BYTES:,} bytes")
         file.write(chunk)
+        report(size, total)
     return size

@@ -87,9 +87,10 @@ class _Commands(click.Group):
     help="Configuration file (TOML).  [default: config.toml in the user's configuration directory, if it exists]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log progress too, not only warnings and errors.")
+@click.option("-q", "--quiet", is_flag=True, envvar="KINETICS_FS_QUIET", help="Show no progress.")
 @click.option("--debug", is_flag=True, help="Also log each FUSE operation and each step of a fetch, with its duration.")
 @click.pass_context
-def cli(ctx: click.Context, config: Path | None, verbose: bool, debug: bool) -> None:
+def cli(ctx: click.Context, config: Path | None, verbose: bool, quiet: bool, debug: bool) -> None:
     """All of the Kinetics video datasets as plain files.
 
     A clip is fetched and verified when a program opens its file, and cached.
@@ -102,11 +103,12 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool, debug: bool) -> 
     """
     import logging
 
-    from kinetics_fs.cli.command import CONFIG_FILE
+    from kinetics_fs.cli.command import CONFIG_FILE, QUIET
     from kinetics_fs.config import default_config_file, read_config, unknown_variables
     from kinetics_fs.util import logs
 
     logs.set_up(logging.INFO if verbose or debug else logging.WARNING, debug=debug)
+    ctx.meta[QUIET] = quiet
     for warning in unknown_variables(os.environ):
         click.echo(f"kinetics-fs: {warning}", err=True)
     if config is None and os.access(default_config_file(), os.R_OK):

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from rich.progress import TaskID
 
 from kinetics_fs.cli import DONE_IN_PART
-from kinetics_fs.cli.progress import ProgressBars
+from kinetics_fs.cli.progress import Bar, ProgressBars
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults
 
 _NAME_WIDTH = 32
@@ -20,47 +19,65 @@ class ArchiveBars(ArchiveProgress):
     """A progress bar for all archives, and one for each archive that is being read. Use it as a context.
 
     Args:
-        note: returns the text at the end of the bar for all archives; called once per second while bars are shown.
+        note: returns the text at the end of the bar for all archives; called once per second.
     """
 
     def __init__(self, note: Callable[[], str] = lambda: "") -> None:
         self._note = note
         self._lock = threading.Lock()
         self._bars = ProgressBars()
-        self._all = self._bars.add_bar("bytes", "all archives")
-        self._tasks: dict[str, TaskID] = {}
+        self._all = self._bars.add("all archives", "bytes")
+        self._total: int | None = None
+        self._note_now = ""
+        self._parts: dict[str, Bar] = {}
+        self._begins: dict[str, int] = {}
+        """Where the reading of each archive began: the part before it was read by an earlier run."""
         self._done: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
 
     def __enter__(self) -> ArchiveBars:
-        self._bars.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._bars.__exit__(None, None, None)
 
     def start(self, total: int) -> None:
         """Show how many bytes there are."""
-        self._bars.update(self._all, total=total)
+        with self._lock:
+            self._total = total
+            self._show()
 
     def advance(self, archive: str, done: int, total: int) -> None:
         """Move the bars of an archive and of all archives."""
         with self._lock:
-            if archive not in self._tasks:
-                self._tasks[archive] = self._bars.add_bar("bytes", Path(archive).name[:_NAME_WIDTH], total=total)
-            self._bars.update(self._tasks[archive], completed=done)
-            self._bars.advance(self._all, done - self._done.get(archive, 0))
-            self._done[archive] = done
+            if archive not in self._parts:
+                self._parts[archive] = self._bars.add(Path(archive).name[:_NAME_WIDTH], "bytes", detail=True)
+            begin = self._begins.setdefault(archive, done)
+            self._done[archive], self._sizes[archive] = done, total
+            self._parts[archive].show(done, total, without_work=begin)
+            self._show()
 
     def finish(self, archive: str) -> None:
         """Remove the bar of an archive."""
         with self._lock:
-            if (task := self._tasks.pop(archive, None)) is not None:
-                self._bars.remove_task(task)
+            if (part := self._parts.pop(archive, None)) is not None:
+                self._bars.remove(part)
+                rest = self._sizes[archive] - self._done[archive]
+                self._done[archive] += rest
+                self._begins[archive] += rest  # of an archive that failed
+                self._show()
 
     def tick(self) -> None:
         """Update the note."""
-        if not self._bars.disable:
-            self._bars.update(self._all, note=self._note())
+        note = self._note()
+        with self._lock:
+            self._note_now = note
+            self._show()
+
+    def _show(self) -> None:
+        done, before = sum(self._done.values()), sum(self._begins.values())
+        self._all.show(done, self._total, without_work=before, notes=[self._note_now])
 
 
 def print_failures(results: ArchiveResults) -> None:

@@ -18,6 +18,8 @@ SECTION_ORDER = (
 _SHOW_ALL = "kinetics_fs.help_all"
 CONFIG_FILE = "kinetics_fs.config_file"
 """Key in `click.Context.meta` of the path of the configuration file."""
+QUIET = "kinetics_fs.quiet"
+"""Key in `click.Context.meta` of whether no progress is shown."""
 
 
 class Option(click.Option):

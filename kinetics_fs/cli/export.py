@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from kinetics_fs.cli.copying import exit_code
 from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
+
+if TYPE_CHECKING:
+    from kinetics_fs.store.export import ExportResult
 
 
 @click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
@@ -38,10 +42,12 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
     from kinetics_fs.cli.progress import ProgressBars
 
     with open_library(settings) as library, ProgressBars() as bars:
-        bar = bars.add_bar("clips")
-        result = library.export(
-            directory, link=not copy, on_progress=lambda now: bars.update(bar, completed=now.done, total=now.clips)
-        )
+        bar = bars.add("exporting", "clips")
+
+        def show(now: ExportResult) -> None:
+            bar.show(now.done, now.clips, without_work=now.done - now.written, size=now.bytes)
+
+        result = library.export(directory, link=not copy, on_progress=show)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:

@@ -110,7 +110,7 @@ def retry(
         failures = list(library.failures(kinds, clips, whole_cache=whole_cache))
         warn_of_rate(settings, len(failures))
         with ProgressBars() as bars:
-            result = library.retry(failures, whole_cache=whole_cache, on_progress=bars.add_prefetch_bar())
+            result = library.retry(failures, whole_cache=whole_cache, on_progress=bars.add_prefetch())
     return report_fetched(result, settings, as_json)
 
 

@@ -10,7 +10,6 @@ import click
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.config import Settings
-from kinetics_fs.control.status import PrefetchProgress
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch.prefetch import PrefetchResult
 from kinetics_fs.util.text import count
@@ -25,19 +24,11 @@ def warn_of_rate(settings: Settings, clips: int) -> None:
         click.echo(f"Requests at most {count(limit, 'clip')} per hour (see --max-fetches-per-hour).", err=True)
 
 
-def print_progress(progress: PrefetchProgress, indent: str = "") -> None:
-    """Print the number of clips by result, each line after `indent`."""
-    click.echo(
-        f"{indent}{progress.fetched:,} fetched, {progress.already_cached:,} already cached,"
-        f" {progress.failed:,} unavailable"
-    )
-    for kind, clips in progress.failures.items():
-        click.echo(f"{indent}  {clips:,} {kind}")
-
-
 def print_fetched(result: PrefetchResult, cache: Path) -> None:
     """Print the result of a prefetch, and how to see more or to resume."""
-    print_progress(result)
+    click.echo(f"{result.fetched:,} fetched, {result.already_cached:,} already cached, {result.failed:,} unavailable")
+    for kind, clips in result.failures.items():
+        click.echo(f"  {clips:,} {kind}")
     if result.failed:
         click.echo(f"To list the reasons by clip: kinetics-fs failures list --cache-dir {shlex.quote(str(cache))}")
     if result.interrupted:

@@ -44,13 +44,14 @@ def command(directory: Path, settings: Settings, verify: str, copy: bool, as_jso
     from kinetics_fs.cli.progress import ProgressBars
 
     with open_library(settings) as library, ProgressBars() as bars:
-        finding = bars.add_bar("files", "finding clips")
-        importing = bars.add_bar("files", "importing", visible=False)
+        finding = bars.add("finding clips", "files")
+        importing = bars.add("importing", "files", visible=False)
 
         def show(result: ImportResult) -> None:
-            bars.update(finding, completed=result.found)
             if result.done:
-                bars.update(importing, completed=result.done, total=result.to_import, visible=True)
+                importing.show(result.done, result.to_import, size=result.bytes)
+            else:
+                finding.show(result.found, None)
 
         result = library.import_(directory, verify=verify, link=not copy, on_progress=show)
     if as_json:

@@ -129,11 +129,11 @@ def verify(settings: Settings, archives: tuple[str, ...], sample: int, everythin
     from kinetics_fs.cli.progress import ProgressBars
 
     with open_library(settings, whole_cache=True) as library, ProgressBars() as bars:
-        bar = bars.add_bar("clips")
+        bar = bars.add("verifying", "clips")
         check = library.indexes.verify(
             archives,
             sample=None if everything else sample,
-            on_progress=lambda now: bars.update(bar, completed=now.clips_read, total=now.clips),
+            on_progress=lambda now: bar.show(now.clips_read, now.clips, size=now.bytes),
         )
     if as_json:
         click.echo(json.dumps(check.to_json()))

@@ -13,8 +13,7 @@ from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import json_option
 from kinetics_fs.cli.parameters import UntouchedPath
 from kinetics_fs.control.status import PrefetchState, PrefetchStatus
-from kinetics_fs.errors import KineticsError
-from kinetics_fs.util.text import count
+from kinetics_fs.errors import KineticsError, printable
 
 
 @click.group("jobs", cls=Group, short_help="List, wait for or cancel the prefetch jobs of a mount.")
@@ -60,7 +59,7 @@ def wait(mountpoint: Path, id: int | None, as_json: bool) -> int:
     jobs = []
     for each in ids:
         with ProgressBars() as bars:
-            show = bars.add_prefetch_bar()
+            show = bars.add_prefetch()
             jobs.append(wait_for_job(mountpoint, each, show))
             show(jobs[-1])
     _print(jobs, as_json, none="No running jobs.")
@@ -86,14 +85,12 @@ def cancel(mountpoint: Path, id: int, as_json: bool) -> None:
 
 
 def _print(jobs: Sequence[PrefetchStatus], as_json: bool, none: str = "No jobs.") -> None:
-    from kinetics_fs.cli.fetching import print_progress
+    from kinetics_fs.control.describe import describe_prefetch
 
     if as_json:
         click.echo(json.dumps([job.to_json() for job in jobs], indent=2))
         return
     for job in jobs:
-        reason = f": {job.reason}" if job.reason else ""
-        click.echo(f"{job.id}  {job.state}{reason}; {count(job.clips, 'clip')} of {job.selection}")
-        print_progress(job, indent="   ")
+        click.echo(printable(describe_prefetch(job)))
     if not jobs:
         click.echo(none)

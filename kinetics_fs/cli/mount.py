@@ -37,13 +37,20 @@ def command(mountpoint: Path, foreground: bool, prefetch_classes: tuple[str, ...
     kinetics-fs mount --split train --hide-unavailable ~/kinetics
     kinetics-fs mount --prefetch-class "surfing water" --readahead 16 ~/kinetics
     """
-    from kinetics_fs.cli.library import warn_of_refused_rows
+    from kinetics_fs.cli.library import CatalogBars, warn_of_refused_rows
     from kinetics_fs.mount import session
     from kinetics_fs.mount.systemd import Notifier
 
     notifier = Notifier.from_environment() if foreground else Notifier()
     notifier.send(STATUS="reading the annotations")
-    plan = session.plan_mount(settings, mountpoint, prefetch_classes=prefetch_classes, on_catalog=warn_of_refused_rows)
+    with CatalogBars() as progress:
+        plan = session.plan_mount(
+            settings,
+            mountpoint,
+            prefetch_classes=prefetch_classes,
+            on_catalog=warn_of_refused_rows,
+            progress=progress,
+        )
     if foreground:
         session.run(plan, notifier, lambda: _log.info("%s, on %s", plan.title, plan.mountpoint))
     else:

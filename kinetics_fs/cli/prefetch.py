@@ -71,7 +71,7 @@ def _fetch(listing: Path | None, settings: Settings, as_json: bool) -> int:
                 )
         warn_of_rate(settings, library.catalog.clip_count if clips is None else len(clips))
         with ProgressBars() as bars:
-            result = library.prefetch(clips, on_progress=bars.add_prefetch_bar())
+            result = library.prefetch(clips, on_progress=bars.add_prefetch())
     return report_fetched(result, settings, as_json)
 
 

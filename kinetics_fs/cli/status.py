@@ -57,7 +57,7 @@ def command(
     kinetics-fs status --coverage /mnt/kinetics
     """
     from kinetics_fs.app import open_store
-    from kinetics_fs.control.describe import describe_mount, describe_store
+    from kinetics_fs.control.describe import describe_statuses
     from kinetics_fs.control.status import MountStatus, UnreachableMount
     from kinetics_fs.mount.query import find_mount, query_status, query_statuses
 
@@ -100,12 +100,10 @@ def command(
             report |= cache.to_json()
         click.echo(json.dumps(report, indent=2))
     else:
-        for mount in mounts:
-            click.echo("\n".join(describe_mount(mount)))
         if not mounts:
             click.echo("No mounts.")
-        if cache is not None:
-            click.echo("\n".join(describe_store(cache)))
+        for line in describe_statuses(mounts, cache):
+            click.echo(line)
     return 1 if unreachable and path is not None else 0
 
 

@@ -44,18 +44,17 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
 
     whole_cache = not selection_given()
     with open_library(settings, whole_cache=whole_cache) as library, ProgressBars() as bars:
-        bar = bars.add_bar("bytes")
+        bar = bars.add("verifying", "bytes")
 
         def show(check: CacheCheck) -> None:
-            note = f"{len(check.bad):,} bad" if check.bad else ""
-            bars.update(bar, completed=check.bytes, total=check.total_bytes, note=note)
+            bar.show(check.bytes, check.total_bytes, notes=[f"{len(check.bad):,} bad" if check.bad else ""])
 
         result = library.verify(
             decode=decode,
             repair=repair,
             whole_cache=whole_cache,
             on_progress=show,
-            on_fetch_progress=bars.add_prefetch_bar(visible=False),
+            on_fetch_progress=bars.add_prefetch(visible=False),
         )
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))

@@ -20,16 +20,19 @@ from rich.table import Table
 from rich.text import Text
 
 from kinetics_fs.control.describe import (
+    blocked_sources,
     describe_budget,
-    describe_failed_fetch,
+    describe_clip,
+    describe_failures,
     describe_prefetch,
     describe_queue,
     describe_rates,
     describe_source,
     describe_title,
 )
-from kinetics_fs.control.status import InFlightFetch, MountStatus, PrefetchStatus, UnreachableMount
-from kinetics_fs.util.text import count
+from kinetics_fs.control.status import InFlightFetch, MountStatus, StoreStatus, UnreachableMount
+from kinetics_fs.errors import printable
+from kinetics_fs.util.text import count, duration
 
 _INTERVAL = 1.0
 """Seconds between two updates."""
@@ -64,38 +67,36 @@ class _View:
         self._last_opens: dict[tuple[str, int], tuple[float, int]] = {}
 
     def render(self, statuses: Sequence[MountStatus | UnreachableMount]) -> RenderableType:
-        return Group(*map(self._mount, statuses)) if statuses else Text("No mounts.")
+        if not statuses:
+            return Text("No mounts.")
+        caches = {
+            status.cache.folder: StoreStatus.of_mount(status) for status in statuses if isinstance(status, MountStatus)
+        }
+        return Group(*map(self._mount, statuses), *map(_cache, caches.values()))
 
     def _mount(self, status: MountStatus | UnreachableMount) -> RenderableType:
         if isinstance(status, UnreachableMount):
-            return Text(str(status), style="red")
+            return _text(str(status), "red")
         return Group(
-            Rule(Text(describe_title(status)), align="left"),
+            Rule(_text(describe_title(status)), align="left"),
             self._numbers(status),
             *_fetches(status.fetch.in_flight),
-            *_prefetches(status.prefetches),
-            *_lines("failed", map(describe_failed_fetch, status.fetch.last_failures)),
+            *_prefetches(status),
+            *_lines("failed", describe_failures(status.fetch.last_failures)),
         )
 
     def _numbers(self, status: MountStatus) -> RenderableType:
-        opens, cache = status.opens, status.cache
+        opens = status.opens
         table = Table.grid(padding=(0, 2))
         rate = "" if opens.hit_rate is None else f", hit rate {opens.hit_rate:.1%}"
         table.add_row("opens", Text(f"{self._opens_per_second(status):,.1f}/s{rate}, {opens.waiting:,} waiting"))
         table.add_row("queue", Text(describe_queue(status.fetch)))
         for line in describe_rates(status.fetch.rates):
             table.add_row("rates", Text(line))
-        size = f"{filesize.decimal(cache.bytes)}, {count(cache.clips, 'clip')}, {status.evicted:,} evicted"
-        if cache.limit:
-            table.add_row("cache", ProgressBar(total=cache.limit, completed=cache.bytes, width=_BAR_WIDTH))
-            table.add_row("", Text(f"of {filesize.decimal(cache.limit)}: {size}"))
-        else:
-            table.add_row("cache", Text(size))
         if limits := describe_budget(status.budget):
-            table.add_row("limits", Text(limits))
-        for name, source in status.sources.items():
-            if source.blocked_for is not None:
-                table.add_row("source", Text(describe_source(name, source), style="yellow"))
+            table.add_row("limits", _text(limits))
+        if status.evicted:
+            table.add_row("evicted", _text(f"{status.evicted:,}"))
         return table
 
     def _opens_per_second(self, status: MountStatus) -> float:
@@ -107,30 +108,54 @@ class _View:
         return (opens - opens_then) / (now - last) if now > last else 0.0
 
 
+def _cache(store: StoreStatus) -> RenderableType:
+    """Return a cache that one or more of the mounts use."""
+    cache = store.cache
+    table = Table.grid(padding=(0, 2))
+    size = f"{filesize.decimal(cache.bytes)}, {count(cache.clips, 'clip')}"
+    if cache.limit:
+        table.add_row("size", ProgressBar(total=cache.limit, completed=cache.bytes, width=_BAR_WIDTH))
+        table.add_row("", _text(f"{size}, of {filesize.decimal(cache.limit)}"))
+    else:
+        table.add_row("size", _text(size))
+    for name, source in store.sources.items():
+        if source.blocked_for is not None:
+            table.add_row("source", _text(describe_source(name, source), "yellow"))
+    return Group(Rule(_text(f"Cache {cache.folder}"), align="left"), table)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Return text that cannot control the terminal: another user's filesystem can report anything."""
+    return Text(printable(text), style=style)
+
+
 def _fetches(fetches: Sequence[InFlightFetch]) -> Iterator[RenderableType]:
     if not fetches:
         return
     table = Table.grid(padding=(0, 2))
-    for fetch in fetches:
-        table.add_row("fetch", fetch.clip, fetch.priority, fetch.source or "starting", f"{fetch.seconds:.0f} s")
+    for one in fetches:
+        size = filesize.decimal(one.bytes) if one.bytes else ""
+        source = one.source or "starting"
+        row = (describe_clip(one.clip, one.label), one.priority, source, size, duration(one.seconds))
+        table.add_row("fetch", *map(_text, row))
     yield table
 
 
-def _prefetches(prefetches: Sequence[PrefetchStatus]) -> Iterator[RenderableType]:
-    running = [one for one in prefetches if not one.state.has_ended]
+def _prefetches(status: MountStatus) -> Iterator[RenderableType]:
+    running = [one for one in status.prefetches if not one.state.has_ended]
     if not running:
         return
     table = Table.grid(padding=(0, 2))
     for one in running:
-        bar = ProgressBar(total=max(1, one.clips), completed=one.finished, width=_BAR_WIDTH)
-        table.add_row("prefetch", bar, Text(describe_prefetch(one)))
+        bar = ProgressBar(total=max(1, one.clips), completed=one.finished + one.in_progress, width=_BAR_WIDTH)
+        table.add_row("prefetch", bar, _text(describe_prefetch(one, blocked_sources(status))))
     yield table
 
 
 def _lines(label: str, lines: Iterable[str]) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
     for line in lines:
-        table.add_row(label, Text(line))
+        table.add_row(label, _text(line))
     if table.row_count:
         yield table
 

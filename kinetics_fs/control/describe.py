@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 
 from rich import filesize
 
@@ -15,37 +16,59 @@ from kinetics_fs.control.status import (
     FetchRates,
     FetchStatus,
     FrontendStatus,
+    InFlightFetch,
     MountStatus,
     OpenCounts,
+    PrefetchProgress,
+    PrefetchState,
     PrefetchStatus,
     SourceStatus,
     StoreStatus,
     UnreachableMount,
 )
-from kinetics_fs.errors import printable
-from kinetics_fs.util.text import count
+from kinetics_fs.errors import FailureKind, printable
+from kinetics_fs.util.text import count, duration, short_time, user_name, without_details
+
+
+def describe_statuses(mounts: Sequence[MountStatus | UnreachableMount], store: StoreStatus | None) -> list[str]:
+    """Return the status of mounts and of the caches that they use, each cache once.
+
+    Args:
+        mounts: the mounts.
+        store: one more cache; None for none.
+    """
+    caches = {mount.cache.folder: StoreStatus.of_mount(mount) for mount in mounts if isinstance(mount, MountStatus)}
+    if store is not None:
+        caches.setdefault(store.cache.folder, store)
+    return [
+        *(line for mount in mounts for line in describe_mount(mount)),
+        *(line for cache in caches.values() for line in describe_store(cache)),
+    ]
 
 
 def describe_mount(status: MountStatus | UnreachableMount) -> list[str]:
-    """Return the status of a mount in lines: a title, then one indented fact per line.
+    """Return the status of a mount without its cache, in lines: a title, then one indented fact per line.
 
     Another user's filesystem can pass for a mount and report anything.
     """
     if isinstance(status, UnreachableMount):
         return [printable(str(status))]
-    title = printable(describe_title(status))
-    return [title, *(f"  {label:<9} {printable(text)}" for label, text in _mount_facts(status))]
+    return _lines(describe_title(status), _mount_facts(status))
 
 
 def describe_store(status: StoreStatus) -> list[str]:
-    """Return the status of a cache directory in lines."""
-    sources = (f"Source {describe_source(name, source)}" for name, source in status.sources.items())
-    return [f"Cache {describe_cache(status.cache)}", *sources]
+    """Return the status of a cache directory, in lines as those of a mount."""
+    return _lines(f"Cache {describe_cache(status.cache)}", _store_facts(status))
+
+
+def _lines(title: str, facts: Iterable[tuple[str, str]]) -> list[str]:
+    return [printable(title), *(f"  {label:<9} {printable(text)}" for label, text in facts)]
 
 
 def describe_title(status: MountStatus) -> str:
-    """Return the mount point and what it shows."""
-    return f"{status.mountpoint}: Kinetics-{status.release}, {count(status.clips, 'clip')}"
+    """Return the mount point, the user if it is another one, and what the mount shows."""
+    user = f" (of the user {status.user})" if status.user not in ("", user_name(os.geteuid())) else ""
+    return f"{status.mountpoint}{user}: Kinetics-{status.release}, {count(status.clips, 'clip')}"
 
 
 def describe_opens(opens: OpenCounts) -> str:
@@ -76,26 +99,92 @@ def describe_rates(rates: FetchRates) -> list[str]:
     ]
 
 
-def describe_prefetch(prefetch: PrefetchStatus) -> str:
-    """Return the number, the state and the progress of a prefetch."""
-    cached = prefetch.fetched + prefetch.already_cached
-    failed = f", {prefetch.failed:,} unavailable" if prefetch.failed else ""
-    reason = f": {prefetch.reason}" if prefetch.reason else ""
-    return (
-        f"{prefetch.id}, {prefetch.state}{reason}: {cached:,} of {prefetch.clips:,} cached{failed};"
-        f" {prefetch.selection}"
-    )
+def describe_fetch(fetch: InFlightFetch) -> str:
+    """Return a clip that is being fetched, its source, and how far it is."""
+    source = f"from {fetch.source}" if fetch.source else "starting"
+    size = f", {filesize.decimal(fetch.bytes)}" if fetch.bytes else ""
+    return f"{describe_clip(fetch.clip, fetch.label)} {source}{size} after {duration(fetch.seconds)}; {fetch.priority}"
 
 
-def describe_failed_fetch(failure: FailedFetch) -> str:
-    """Return a failed clip, the reason, and when it is fetched again."""
-    if failure.retry_at is None:
-        next_retry = "when its source is asked again"
-    elif failure.retry_at <= time.time():
-        next_retry = "at the next open"
-    else:
-        next_retry = f"after {datetime.fromtimestamp(failure.retry_at, UTC).isoformat(timespec='seconds')}"
-    return f"{failure.clip} ({failure.source}, {failure.kind}): {failure.reason}; next retry {next_retry}"
+def describe_clip(key: str, label: str) -> str:
+    """Return the key of a clip and its class."""
+    return f"{key} ({label})" if label else key
+
+
+def describe_prefetch(prefetch: PrefetchStatus, blocked: Collection[str] = ()) -> str:
+    """Return the number, the state and the progress of a prefetch.
+
+    Args:
+        prefetch: the prefetch.
+        blocked: the sources that are blocked, which is described elsewhere.
+    """
+    notes = prefetch_notes(prefetch, reason=not (blocked and prefetch.kind == FailureKind.BLOCKED))
+    if prefetch.state is PrefetchState.STOPPED:
+        notes.insert(0, str(prefetch.reason))
+    return "; ".join([f"{prefetch.id}, {prefetch.state}: {describe_progress(prefetch)}", *notes, prefetch.selection])
+
+
+def describe_progress(progress: PrefetchProgress) -> str:
+    """Return how far a prefetch has come, its speed, and the time that is left."""
+    parts = [f"{progress.finished:,} of {count(progress.clips, 'clip')}"]
+    if progress.bytes:
+        parts.append(filesize.decimal(progress.bytes))
+    if progress.state is PrefetchState.RUNNING:
+        if progress.bytes_per_second:
+            parts.append(f"{filesize.decimal(progress.bytes_per_second)}/s")
+        if progress.seconds_left is not None and progress.limit is None:
+            parts.append(describe_time_left(progress.seconds_left))
+    return ", ".join(parts)
+
+
+def describe_time_left(seconds: float) -> str:
+    """Return an estimate of the time that is left."""
+    return f"about {duration(seconds)} left"
+
+
+def prefetch_notes(progress: PrefetchProgress, *, reason: bool = True) -> list[str]:
+    """Return what limits a prefetch, why it waits, and how many clips are unavailable.
+
+    Args:
+        progress: the progress.
+        reason: include the reason why it waits.
+    """
+    notes = []
+    if progress.state is PrefetchState.WAITING:
+        cause = "blocked" if progress.kind == FailureKind.BLOCKED else "waiting for space"
+        again = f"{cause}: next try in {duration((progress.retry_at or 0.0) - time.time())}"
+        notes.append(f"{again}; {progress.reason}" if reason else again)
+    elif progress.limit is not None and progress.state is PrefetchState.RUNNING:
+        left = "" if progress.seconds_left is None else f": {describe_time_left(progress.seconds_left)}"
+        notes.append(f"{progress.limit}{left}")
+    if progress.failed:
+        kinds = ", ".join(f"{clips:,} {kind}" for kind, clips in progress.failures.items())
+        notes.append(f"{progress.failed:,} unavailable ({kinds})")
+    return notes
+
+
+def describe_failures(failures: Sequence[FailedFetch]) -> list[str]:
+    """Return the last failures, those of one reason together: the reason, when it is tried again, and the clips."""
+    groups: dict[tuple[str, str, str], list[FailedFetch]] = {}
+    for failure in failures:
+        reason = without_details(failure.reason, failure.clip)
+        groups.setdefault((failure.source, failure.kind, reason), []).append(failure)
+    return [_describe_failures(*group) for group in groups.values()]
+
+
+def _describe_failures(*failures: FailedFetch) -> str:
+    first = failures[0]
+    clips = ", ".join(describe_clip(failure.clip, failure.label) for failure in failures)
+    if first.kind == FailureKind.BLOCKED:  # the reason is that of the source, which is described elsewhere
+        return f"{clips}: {first.source} is blocked"
+    retries = [failure.retry_at for failure in failures if failure.retry_at is not None]
+    return f"{clips}: {first.source}: {first.kind}: {first.reason}; {_describe_retry(min(retries, default=None))}"
+
+
+def _describe_retry(at: float | None) -> str:
+    if at is None:
+        return "next retry when the source is asked again"
+    return f"next retry after {short_time(at)}" if at > time.time() else "next retry at the next open"
 
 
 def describe_budget(budget: BudgetStatus) -> str:
@@ -114,10 +203,9 @@ def describe_source(name: str, source: SourceStatus) -> str:
     """Return how many clips were requested from a source, or that it blocks this address, until when, and why."""
     if source.blocked_for is None:
         return f"{name}: {count(source.fetches_last_hour, 'clip')} requested in the last hour"
-    minutes, seconds = divmod(source.blocked_for, 60)
-    until = f"for another {minutes} min {seconds} s" if source.blocked_for else "until the next clip is tried"
+    again = f"next try in {duration(source.blocked_for)}" if source.blocked_for else "the next clip tests it"
     hint = "to try at once: kinetics-fs failures clear --kind blocked"
-    return f"{name}: blocked, not used {until}: {source.reason} ({hint})"
+    return f"{name}: blocked, {again}: {source.reason} ({hint})"
 
 
 def describe_cache(cache: CacheStatus) -> str:
@@ -141,27 +229,43 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
     fetch = status.fetch
     if status.hidden:
         yield "hidden", f"{status.hidden:,} of them, known to be unavailable"
-    yield "process", f"{status.pid} since {status.mounted_at}"
+    yield "process", f"{status.pid}, since {_mounted_at(status)}"
     if status.frontend is not None:
         yield "frontend", describe_frontend(status.frontend)
     if status.metrics_url:
         yield "metrics", status.metrics_url
     yield "opens", describe_opens(status.opens)
     yield "fetches", f"{fetch.pending:,} pending, {fetch.fetched:,} done, {fetch.failed:,} failed"
+    for one in fetch.in_flight:
+        yield "fetching", describe_fetch(one)
     if any(fetch.queue.values()):
         yield "queue", describe_queue(fetch)
     if fetch.rates.last_hour.clips_per_minute:
         yield "rates", "; ".join(describe_rates(fetch.rates))
     if limits := describe_budget(status.budget):
         yield "limits", limits
-    yield "cache", describe_cache(status.cache)
-    for name, source in status.sources.items():
-        yield "source", describe_source(name, source)
     for prefetch in status.prefetches:
-        yield "prefetch", describe_prefetch(prefetch)
-    for kind, clips in status.failures.items():
-        yield "failures", f"{clips:,} {kind}"
-    for failure in fetch.last_failures:
-        yield "failed", describe_failed_fetch(failure)
+        yield "prefetch", describe_prefetch(prefetch, blocked_sources(status))
+    for failures in describe_failures(fetch.last_failures):
+        yield "failed", failures
     for reason, rows in status.refused_rows.items():
         yield "refused", f"{count(rows, 'row')}: {reason}"
+
+
+def _store_facts(status: StoreStatus) -> Iterator[tuple[str, str]]:
+    for name, source in status.sources.items():
+        yield "source", describe_source(name, source)
+    if status.failures:
+        yield "failures", ", ".join(f"{clips:,} {kind}" for kind, clips in status.failures.items())
+
+
+def blocked_sources(status: MountStatus) -> list[str]:
+    """Return the names of the sources that are blocked."""
+    return [name for name, source in status.sources.items() if source.blocked_for is not None]
+
+
+def _mounted_at(status: MountStatus) -> str:
+    try:
+        return short_time(datetime.fromisoformat(status.mounted_at).timestamp())
+    except (ValueError, OverflowError, OSError):  # of another user's filesystem
+        return "an unknown time"

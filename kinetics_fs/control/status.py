@@ -17,6 +17,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from kinetics_fs.errors import MountError
 
+_MAX_NUMBER = 2**63
+"""Bound of all numbers."""
+
 
 class InvalidStatusError(MountError):
     """JSON that is not the status of a mount of this version.
@@ -93,6 +96,11 @@ class StoreStatus:
     sources: dict[str, SourceStatus]
     failures: dict[str, int]
 
+    @classmethod
+    def of_mount(cls, mount: MountStatus) -> StoreStatus:
+        """Return the status of the cache of a mount."""
+        return cls(mount.cache, mount.sources, mount.failures)
+
     def to_json(self) -> dict[str, Any]:
         """Return the status as an object for `json.dumps`."""
         return asdict(self)
@@ -104,15 +112,19 @@ class InFlightFetch:
 
     Attributes:
         clip: key of the clip.
+        label: label of its class; empty if it is unknown.
         priority: `foreground`, `soon` or `background`.
         seconds: time since the clip was requested.
         source: the source that is being asked; None before the first one.
+        bytes: bytes that the sources have sent for it so far.
     """
 
     clip: str
+    label: str
     priority: str
     seconds: float
     source: str | None
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,7 @@ class FailedFetch:
 
     Attributes:
         clip: key of the clip.
+        label: label of its class; empty if it is unknown.
         source: the source of the reason.
         kind: `FailureKind` of the reason.
         reason: why the clip is unavailable.
@@ -129,6 +142,7 @@ class FailedFetch:
     """
 
     clip: str
+    label: str
     source: str
     kind: str
     reason: str
@@ -163,7 +177,7 @@ class FetchStatus:
         fetched: number of clips fetched so far, siblings from the same download included.
         failed: number of clips that no source delivered.
         rates: the speed.
-        last_failures: the last failed clips, latest first.
+        last_failures: the last failed clips that are unavailable still, latest first.
     """
 
     pending: int
@@ -199,20 +213,34 @@ class PrefetchProgress:
     Attributes:
         state: where the prefetch stands.
         reason: why it waits or stopped; None otherwise.
+        kind: `FailureKind` of the reason; None if there is no reason.
+        retry_at: when a prefetch that waits tries again; None otherwise.
         clips: number of clips selected.
         fetched: number of clips fetched.
         already_cached: number of clips that were in the cache already.
         failed: number of unavailable clips.
         failures: number of unavailable clips by kind of failure.
+        in_progress: estimated share of the clips that are being fetched that has arrived, in clips.
+        bytes: bytes that the sources have sent for it.
+        bytes_per_second: speed of all fetches of its process in the last seconds.
+        seconds_left: estimated time to its end; None if it is unknown.
+        limit: the setting that limits its speed, in words; None if none does.
     """
 
     state: PrefetchState
     reason: str | None
+    kind: str | None
+    retry_at: float | None
     clips: int
     fetched: int
     already_cached: int
     failed: int
     failures: dict[str, int]
+    in_progress: float
+    bytes: int
+    bytes_per_second: int
+    seconds_left: float | None
+    limit: str | None
 
     @property
     def finished(self) -> int:
@@ -339,6 +367,7 @@ class MountStatus:
         version: version of kinetics-fs that serves the mount.
         mountpoint: absolute path of the mount point.
         pid: process id of the mount.
+        user: name of the user who mounted it.
         mounted_at: when it was mounted, in ISO 8601.
         release: release of Kinetics, for example `700-2020`.
         frontend: the connection to the kernel; None until the mount is ready.
@@ -361,6 +390,7 @@ class MountStatus:
     version: str
     mountpoint: str
     pid: int
+    user: str
     mounted_at: str
     release: str
     frontend: FrontendStatus | None
@@ -405,6 +435,7 @@ class UnreachableMount:
         advice: what to do, with the command.
         hung: whether its process is alive or may be, but does not answer.
         pid: process id of the mount; None if it is unknown.
+        user: name of the user who mounted it; empty if it is unknown.
     """
 
     mountpoint: str
@@ -412,6 +443,7 @@ class UnreachableMount:
     advice: str
     hung: bool = False
     pid: int | None = None
+    user: str = ""
 
     def __str__(self) -> str:
         return f"{self.mountpoint}: {self.reason}; {self.advice}"
@@ -455,7 +487,7 @@ def _from_json(expected: Any, value: object, path: str) -> Any:
         except ValueError as error:
             raise InvalidStatusError(f"{path!r} is {value!r}, not one of {', '.join(expected)}") from error
     if expected is float and type(value) is int:
-        return float(value)
+        return float(_checked(value, int, path))
     return _checked(value, expected, path)
 
 
@@ -464,4 +496,6 @@ def _checked(value: object, expected: type, path: str) -> Any:
         where = repr(path) if path else "the status"
         name = "dict" if expected is Mapping else expected.__name__
         raise InvalidStatusError(f"{where} is {type(value).__name__}, not {name}")
+    if isinstance(value, int | float) and not abs(value) < _MAX_NUMBER:
+        raise InvalidStatusError(f"{path!r} is out of range")
     return value

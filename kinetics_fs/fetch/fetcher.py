@@ -30,7 +30,7 @@ from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
-_YOUTUBE = "youtube"
+YOUTUBE = "youtube"
 
 _CLAIM_POLL_INTERVAL = 0.1
 """Seconds until a clip that another process is fetching is looked up again."""
@@ -114,6 +114,7 @@ class Fetch:
         waiters: futures of its requests.
         requested_at: time of the first request, by the monotonic clock.
         source: the source that is being asked; None if none is.
+        received: bytes that the sources have sent for it so far.
         claim_lock: guards `claim`.
         claim: the right to publish the clip, from the moment when a thread acquires it to its release.
         is_stored: the clip was stored, and a longer one is wanted.
@@ -126,9 +127,27 @@ class Fetch:
     waiters: list[Future[None]] = field(default_factory=list)
     requested_at: float = field(default_factory=time.monotonic)
     source: str | None = None
+    received: int = 0
     claim_lock: threading.Lock = field(default_factory=threading.Lock)
     claim: Claim | None = None
     is_stored: bool = False
+
+
+class FetchFuture(Future[None]):
+    """The future of a request.
+
+    Attributes:
+        fetch: the fetch that the request began or joined; None if it failed at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetch: Fetch | None = None
+
+    @property
+    def received(self) -> int:
+        """Bytes that the sources have sent for the clip so far."""
+        return 0 if self.fetch is None else self.fetch.received
 
 
 class Delivery:
@@ -168,6 +187,8 @@ class Delivery:
         with log_step(_log, f"fetch {self._fetch.clip.key}: publish"):
             size = self._claim.publish(file.path, self._source, cut=file.cut, duration=file.duration, last=last)
         self.delivered = True
+        if not self._fetch.received:  # linked or copied from a folder
+            self._fetcher._count_received(self._fetch, size)
         now = time.monotonic()
         self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
         seconds = now - self._fetch.requested_at
@@ -197,7 +218,8 @@ class Fetcher:
         """A heap of fetches to enqueue again, by the monotonic time at which they are due."""
         self._order = itertools.count()
         self._closing = False
-        self._replaces_short = settings.replace_short and _YOUTUBE in settings.sources.order
+        self._rate_limited_until = -math.inf
+        self._replaces_short = settings.replace_short and YOUTUBE in settings.sources.order
         self.stats = FetchStats()
         self._failures = FailureMemory(store, self.stats, settings.sources)
         self._folder_report = FolderReport(settings.sources.folders)
@@ -211,7 +233,7 @@ class Fetcher:
 
     def request(
         self, clip: Clip, priority: Priority = Priority.FOREGROUND, *, protect_used_since: float = math.inf
-    ) -> Future[None]:
+    ) -> FetchFuture:
         """Request a clip, or join a request for the same clip. Never waits for the network.
 
         Args:
@@ -224,7 +246,7 @@ class Fetcher:
             and not due for a retry, the future raises that without asking a source. Cancel the future if the clip is
             no longer wanted: a queued fetch without waiters is dropped, one that a worker has continues.
         """
-        waiter: Future[None] = Future()
+        waiter = FetchFuture()
         with self._changed:
             fetch = self._fetches.get(clip)
             if fetch is None:
@@ -240,6 +262,7 @@ class Fetcher:
                     self._enqueue(fetch)
             fetch.protect_used_since = max(fetch.protect_used_since, protect_used_since)
             fetch.waiters.append(waiter)
+            waiter.fetch = fetch
         waiter.add_done_callback(functools.partial(self._leave, fetch))
         return waiter
 
@@ -261,6 +284,22 @@ class Fetcher:
         """Settings of the sources."""
         return self._settings.sources
 
+    @property
+    def max_fetches_per_hour(self) -> int | None:
+        """The limit on requests to YouTube; None if there is no limit, or YouTube is not asked."""
+        return self._limit(YOUTUBE) if YOUTUBE in self.sources.order else None
+
+    @property
+    def max_bandwidth(self) -> float | None:
+        """Bytes per second that all workers together may receive from YouTube; None for no limit."""
+        share = self.sources.max_bandwidth
+        return None if share is None else share * self._settings.workers
+
+    @property
+    def is_rate_limited(self) -> bool:
+        """Whether clips that no process waits for in `open` have to wait, because the hourly limit is reached."""
+        return time.monotonic() < self._rate_limited_until
+
     def is_fetching(self, clip: Clip) -> bool:
         """Return whether the clip is queued or in flight."""
         return clip in self._fetches
@@ -277,9 +316,11 @@ class Fetcher:
             in_flight=tuple(
                 InFlightFetch(
                     clip=fetch.clip.key,
+                    label="",
                     priority=fetch.priority.name.lower(),
                     seconds=round(now - fetch.requested_at, 1),
                     source=fetch.source,
+                    bytes=fetch.received,
                 )
                 for fetch in fetches
                 if fetch.state is FetchState.RUNNING
@@ -454,14 +495,14 @@ class Fetcher:
         """
         clip, record = fetch.clip, self._store.record(fetch.clip)
         known = 0.0 if record is None or record.duration is None else record.duration
-        folder = claim.folder / _YOUTUBE
+        folder = claim.folder / YOUTUBE
         folder.mkdir()
         deadline = time.monotonic() + self._settings.timeout
         failure: FetchError | None = None
         try:
-            file = self._ask(worker, _YOUTUBE, fetch, folder, deadline, None)
+            file = self._ask(worker, YOUTUBE, fetch, folder, deadline, None)
             if file is not None and file.duration > known:
-                Delivery(self, fetch, claim, _YOUTUBE).publish(file)
+                Delivery(self, fetch, claim, YOUTUBE).publish(file)
                 return
         except RetryLater:
             if fetch.priority is Priority.FOREGROUND:
@@ -472,14 +513,12 @@ class Fetcher:
                 return
             failure = error
             if fetch.source:
-                self.stats.record_undelivered(_YOUTUBE, error.kind)
+                self.stats.record_undelivered(YOUTUBE, error.kind)
         finally:
             fetch.source = None
-        if failure is not None and failure.kind in VERDICTS and self._store.throttle.is_suspected(_YOUTUBE):
+        if failure is not None and failure.kind in VERDICTS and self._store.throttle.is_suspected(YOUTUBE):
             failure = FetchError(FailureKind.TRANSIENT, failure.reason)  # the verdict does not count
-        reason = (
-            "what YouTube has is not longer" if failure is None else f"{_YOUTUBE}: {failure.kind}: {failure.reason}"
-        )
+        reason = "what YouTube has is not longer" if failure is None else f"{YOUTUBE}: {failure.kind}: {failure.reason}"
         _log.warning("%s: it has %.1f of %d s and stays: %s", clip.key, known, clip.duration, reason)
         self._store.short_clips.remember(clip, failure)
 
@@ -526,7 +565,7 @@ class Fetcher:
             finally:
                 fetch.source = None
             if delivery.delivered:
-                refusal = next((failure for failure in failures if failure.source == _YOUTUBE), None)
+                refusal = next((failure for failure in failures if failure.source == YOUTUBE), None)
                 if refusal is not None and self._replaces_short:
                     self._store.short_clips.remember(clip, refusal)
                 return
@@ -551,12 +590,19 @@ class Fetcher:
         with log_step(_log, f"fetch {fetch.clip.key}: permit for {source}"):
             permit = self._acquire_permit(worker, source, fetch)
         fetch.source = source
+        received_before = fetch.received
+
+        def on_received(received: int) -> None:
+            self._count_received(fetch, received_before + received)
+
         result: FetchError | None = _shutting_down()  # stays if an exception of another type ends the fetch
         asked = True
         try:
             remaining = max(0.0, deadline - time.monotonic())
             with log_step(_log, f"fetch {fetch.clip.key}: {source}"):
-                file = worker.fetch(fetch.clip, source, folder, timeout=remaining, on_clip=on_clip)
+                file = worker.fetch(
+                    fetch.clip, source, folder, timeout=remaining, on_clip=on_clip, on_received=on_received
+                )
             result = None
         except (NotInSource, InProgressElsewhere):
             asked = False
@@ -566,10 +612,15 @@ class Fetcher:
             raise
         finally:
             if asked:
+                self.stats.record_request(source)
                 self._store.throttle.record(permit, result)
             else:
                 self._store.throttle.cancel(permit)
         return file
+
+    def _count_received(self, fetch: Fetch, received: int) -> None:
+        self.stats.record_received(max(0, received - fetch.received))
+        fetch.received = received
 
     def _acquire_permit(self, worker: Worker, source: str, fetch: Fetch) -> Permit:
         """Return the permit to ask a source for a clip.
@@ -596,6 +647,8 @@ class Fetcher:
                 raise RetryLater(_CONTROL_POLL_INTERVAL, f"a clip tests {source}") from None
             raise
         except RateLimited as limited:
+            if not urgent:
+                self._rate_limited_until = time.monotonic() + limited.seconds
             if urgent and waited + limited.seconds > self._settings.timeout:
                 raise FetchError(
                     FailureKind.BLOCKED,
@@ -610,7 +663,7 @@ class Fetcher:
             ) from None
 
     def _limit(self, source: str) -> int | None:
-        return self._settings.max_fetches_per_hour if source == _YOUTUBE else None
+        return self._settings.max_fetches_per_hour if source == YOUTUBE else None
 
     # Suspected sources
 

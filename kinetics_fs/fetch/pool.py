@@ -46,6 +46,9 @@ class VerifiedFile(NamedTuple):
 OnVerifiedClip = Callable[[Clip, VerifiedFile], None]
 """Receives the requested clip, or one that came with it."""
 
+OnReceived = Callable[[int], None]
+"""Receives the bytes that the sources have sent for a request so far."""
+
 
 class Worker:
     """A worker process. It is started for the first request, and replaced when it dies.
@@ -63,9 +66,17 @@ class Worker:
         self._unread = b""
         self._requests = 0
         self._stopped = False
+        self._on_received: OnReceived = lambda received: None
 
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnVerifiedClip | None = None
+        self,
+        clip: Clip,
+        source: str,
+        folder: Path,
+        *,
+        timeout: float,
+        on_clip: OnVerifiedClip | None = None,
+        on_received: OnReceived = lambda received: None,
     ) -> VerifiedFile | None:
         """Have a clip fetched from a source into a folder.
 
@@ -75,6 +86,7 @@ class Worker:
             folder: empty folder that nothing else uses.
             timeout: seconds after which the process is ended. They start again with each clip that `on_clip` receives.
             on_clip: receives verified clips as they arrive from a source that reads many at once.
+            on_received: receives the progress, about twice a second.
 
         Returns:
             The verified file; None if `on_clip` received it.
@@ -86,13 +98,14 @@ class Worker:
             Exception: any that `on_clip` raises.
         """
         request: dict[str, Any] = {"youtube_id": clip.youtube_id, "start": clip.start, "end": clip.end}
+        self._on_received = on_received
         with self._exchange(source, request | {"folder": str(folder)}, time.monotonic() + timeout) as (process, answer):
             while "clip" in answer or "wait" in answer:
                 if "clip" in answer:
                     self._pass_on(answer, folder, on_clip)
                 else:
                     _send(process, {"stored": True})
-                answer = json.loads(self._read_line(process, time.monotonic() + timeout))
+                answer = self._read_answer(process, time.monotonic() + timeout)
             return _parse_answer(answer, folder)
 
     def check(self, youtube_id: str, source: str, *, timeout: float) -> None:
@@ -106,6 +119,7 @@ class Worker:
         Raises:
             FetchError: it is not; also if the process takes too long or dies.
         """
+        self._on_received = lambda received: None
         with self._exchange(source, {"control": youtube_id}, time.monotonic() + timeout) as (_, answer):
             if answer != {"available": True}:
                 _parse_answer(answer, Path())
@@ -128,7 +142,7 @@ class Worker:
                 self._end()
                 process = self._running()
                 self._begin(process, request, deadline)
-            yield process, json.loads(self._read_line(process, deadline))
+            yield process, self._read_answer(process, deadline)
         except TimeoutError:
             self._end()
             raise FetchError(
@@ -167,6 +181,17 @@ class Worker:
         except BaseException:
             self._end()  # it would continue to send clips that no reader takes
             raise
+
+    def _read_answer(self, process: subprocess.Popen[bytes], deadline: float) -> Any:
+        """Return the next answer of the process, and pass on the reports of received bytes before it."""
+        while "received" in (answer := json.loads(self._read_line(process, deadline))):
+            received = answer["received"]
+            if type(received) is not int or received < 0:
+                raise ValueError(f"not a number of bytes: {received!r}")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            self._on_received(received)
+        return answer
 
     def _read_line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
         """Return the next line of the process.

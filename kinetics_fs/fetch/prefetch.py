@@ -19,8 +19,10 @@ from kinetics_fs.catalog import Clip, parse_clip_name
 from kinetics_fs.control.status import PrefetchProgress, PrefetchState
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch.access_cursor import AccessCursor
-from kinetics_fs.fetch.fetcher import Fetcher, Priority
+from kinetics_fs.fetch.fetcher import Fetcher, FetchFuture, Priority
+from kinetics_fs.fetch.pace import PrefetchPace
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store
+from kinetics_fs.util.ticker import every
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,14 @@ _MAX_CONSECUTIVE_FAULTS = 10
 
 _BATCH = 4096
 """Clips whose access times are written together."""
+
+_TYPICAL_BYTES = 2_000_000
+"""Bytes that a clip is expected to take before the first one has arrived."""
+_MAX_SHARE = 0.95
+"""Largest estimate of how much of a clip has arrived."""
+
+_PROGRESS_INTERVAL = 0.5
+"""Seconds between two reports of the progress while no clip ends."""
 
 _LIST_LINE = re.compile(r"(?:.*/)?([A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})(?:\.mp4)?(?:\s+-?[0-9]+)?\s*")
 """A path, file name or key of a clip, and possibly a class index after it, as in the lists of data loaders."""
@@ -74,7 +84,10 @@ class PrefetchResult(PrefetchProgress):
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers, and whether the prefetch was interrupted."""
-        left_out = ("state", "reason", "problem")
+        left_out = (
+            *("state", "reason", "kind", "retry_at", "problem"),
+            *("in_progress", "bytes_per_second", "seconds_left", "limit"),
+        )
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
@@ -97,14 +110,17 @@ def prefetch_clips(
         total: number of clips.
         window: number of clips to request at the same time.
         keep: cached clips that are not evicted for these.
-        on_progress: receives the progress so far whenever a number changes; called by any thread.
+        on_progress: receives the progress so far whenever a number changes, and twice a second; called by any thread.
     """
-    prefetch = Prefetch(
-        fetcher, store, clips, total, window=window, keep=keep, on_change=lambda: on_progress(prefetch.progress())
-    )
+
+    def report() -> None:
+        on_progress(prefetch.progress())
+
+    prefetch = Prefetch(fetcher, store, clips, total, window=window, keep=keep, on_change=report)
     interrupted = False
     stats = fetcher.stats
-    with HistoryRecorder(store.history, lambda: ActivityCounts(stats.fetched, stats.failed)):
+    counts = HistoryRecorder(store.history, lambda: ActivityCounts(stats.fetched, stats.failed))
+    with counts, every(_PROGRESS_INTERVAL, report):
         try:
             prefetch.run()
         except KeyboardInterrupt:
@@ -136,7 +152,6 @@ class Prefetch:
         total: number of clips.
         state: the state of the prefetch.
         fetched: number of clips that were fetched.
-        already_cached: number of clips that needed no fetch.
         problem: why it waits or stopped; None otherwise.
     """
 
@@ -164,7 +179,7 @@ class Prefetch:
         self._cursor = cursor
         self._on_change = on_change
         self._changed = threading.Condition()
-        self._requested: dict[Clip, Future[None]] = {}
+        self._requested: dict[Clip, FetchFuture] = {}
         self._postponed: list[tuple[int, Clip]] = []
         """Clips to request again, a heap by their positions in the order."""
         self._pause_until = 0.0
@@ -173,9 +188,16 @@ class Prefetch:
         self._started_at = time.time()
         self._failures: Counter[str] = Counter()
         self._consecutive_faults = set[Clip]()
+        self._pace = PrefetchPace(fetcher, store)
+        self._pace_lock = threading.Lock()
+        self._kept = 0
+        """Number of those that are cached: the progress counts them from the beginning."""
+        self._passed_cached = 0
+        self._bytes = 0
+        """Bytes of the clips that have arrived, or failed."""
         self.total = total
         self.state = PrefetchState.RUNNING
-        self.fetched = self.already_cached = 0
+        self.fetched = 0
         self.problem: FetchError | None = None
 
     @property
@@ -183,16 +205,39 @@ class Prefetch:
         """Number of unavailable clips."""
         return self._failures.total()
 
+    @property
+    def already_cached(self) -> int:
+        """Number of clips that needed no fetch, those that are still ahead included."""
+        return max(self._passed_cached, self._kept)
+
     def progress(self) -> PrefetchProgress:
         """Return the state of the prefetch and the number of clips by result."""
+        with self._changed:
+            received = [future.received for future in self._requested.values()]
+            typical = self._bytes / self.fetched if self.fetched and self._bytes else _TYPICAL_BYTES
+            in_progress = sum(min(_MAX_SHARE, size / typical) for size in received)
+            left = max(0, self.total - self.fetched - self.already_cached - self.failed)
+            is_waiting = self.state is PrefetchState.WAITING
+            retry_at = time.time() + max(0.0, self._pause_until - time.monotonic()) if is_waiting else None
+            bytes_so_far = self._bytes + sum(received)
+        with self._pace_lock:
+            seconds_left, limit = self._pace.estimate(left, in_progress)
+        ended, problem = self.state.has_ended, self.problem
         return PrefetchProgress(
             state=self.state,
-            reason=None if self.problem is None else str(self.problem),
+            reason=None if problem is None else str(problem),
+            kind=None if problem is None else str(problem.kind),
+            retry_at=retry_at,
             clips=self.total,
             fetched=self.fetched,
             already_cached=self.already_cached,
             failed=self.failed,
             failures=dict(self._failures),
+            in_progress=round(in_progress, 2),
+            bytes=bytes_so_far,
+            bytes_per_second=0 if ended else self._fetcher.stats.bytes_per_second(),
+            seconds_left=None if ended else seconds_left,
+            limit=None if ended else limit,
         )
 
     def run(self) -> None:
@@ -206,13 +251,14 @@ class Prefetch:
             if self._cursor is not None:
                 self._cursor.append(clip)
             if self._store.is_cached(clip) and not self._fetcher.wants_longer(clip):
-                self._count_cached(clip)
+                self._pass_cached(clip)
             else:
                 self._request(position, clip)
         self._wait(lambda: not self._requested)
         with self._changed:
             if not self.state.has_ended:
                 self.state, self.problem = PrefetchState.DONE, None
+                self._kept = 0  # some may have been evicted meanwhile
         self._on_change()
 
     def cancel(self) -> None:
@@ -229,7 +275,7 @@ class Prefetch:
         """Make the clips to keep count as used since the prefetch began, before any fetch can evict one of them."""
         kept = iter(self._keep)
         while not self.state.has_ended and (batch := list(islice(kept, _BATCH))):
-            self._store.touch_cached(batch)
+            self._kept += self._store.touch_cached(batch)
 
     def _can_request(self, clip: Clip) -> bool:
         # A clip that is listed twice is fetched once: it is cached when its turn comes again.
@@ -270,28 +316,37 @@ class Prefetch:
             self._requested[clip] = future
         future.add_done_callback(partial(self._finish, position, clip))
 
-    def _count_cached(self, clip: Clip) -> None:
+    def _pass_cached(self, clip: Clip) -> None:
         self._store.touch(clip)  # it must not be evicted for the clips that follow
-        self.already_cached += 1
+        self._passed_cached += 1
         self._on_change()
 
     def _finish(self, position: int, clip: Clip, future: Future[None]) -> None:
         error = None if future.cancelled() else future.exception()
+        assert isinstance(future, FetchFuture)
         with self._changed:
             self._requested.pop(clip, None)
+            self._bytes += future.received
             if self.state.has_ended and (error or future.cancelled()):
                 pass  # cancelled by this prefetch
             elif error is None:
                 self.fetched += 1
+                self._count_pace()
                 self._consecutive_faults.clear()
             elif isinstance(error, FetchError) and self._can_postpone(error):
                 heapq.heappush(self._postponed, (position, clip))
             else:
                 self._failures[str(getattr(error, "kind", "unexpected"))] += 1
+                if future.fetch is not None:  # a failure that was known says nothing about the speed
+                    self._count_pace()
                 if isinstance(error, FetchError) and (_affects_every_clip(error) or self._is_offline(clip, error)):
                     self.state, self.problem = PrefetchState.STOPPED, error
             self._changed.notify_all()
         self._on_change()
+
+    def _count_pace(self) -> None:
+        with self._pace_lock:
+            self._pace.add()
 
     def _is_offline(self, clip: Clip, error: FetchError) -> bool:
         """Count a fault of the network, and return whether so many in a row mean that there is no network."""

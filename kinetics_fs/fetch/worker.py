@@ -8,8 +8,9 @@ for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is
 Output for each request: ``{"begun": true}`` when the worker has received it; then any number of
 ``{"clip": NAME, "duration": SECONDS, "cut": BOOL}``, each the name of a verified clip in the folder of the request,
 which is the requested clip or another one that came with it, the seconds that its pictures cover, and whether it was
-cut here, with the settings of the worker, and of ``{"wait": true}``, which asks for a line ``{"stored": true}`` as
-soon as the parent has dealt with all clips before it; at last one of these:
+cut here, with the settings of the worker, of ``{"wait": true}``, which asks for a line ``{"stored": true}`` as soon as
+the parent has dealt with all clips before it, and of ``{"received": BYTES}``, the bytes that the sources have sent for
+this request so far; at last one of these:
 
 * ``{"available": true}``: the control is available.
 * ``{"file": NAME, "duration": SECONDS, "cut": BOOL}``: the requested clip in the folder of the request.
@@ -32,6 +33,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,33 +47,34 @@ from kinetics_fs.media.probe import expected_span
 from kinetics_fs.media.verify import check_container, verify_clip
 from kinetics_fs.sources import ControlledSource, InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.base import MAX_FILE_SIZE
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.util import logs
 from kinetics_fs.util.logs import log_step
 from kinetics_fs.util.processes import NO_MEMORY, end_with_parent, limit_memory
+from kinetics_fs.util.ticker import every
 
 _log = logging.getLogger("kinetics_fs.fetch.worker")  # __name__ is __main__ here
 
 Answer = dict[str, Any]
 """One line of output."""
 
+_REPORT_INTERVAL = 0.5
+"""Seconds between two reports of the received bytes."""
+
 
 def main() -> None:
     """Answer requests until the input closes."""
     limit_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
-    output = _take_over_stdout()
+    output = _Output(_take_over_stdout())
     end_with_parent(sys.stdin.fileno())
-
-    def send(answer: Answer) -> None:
-        output.write(json.dumps(answer) + "\n")
-        output.flush()
-
-    worker = _Worker(SourceSettings(**json.loads(sys.stdin.readline())), send)
-    for line in sys.stdin:
-        request = json.loads(line)
-        send({"begun": True})
-        logs.reopen_if_moved()
-        send(worker.answer(request))
+    worker = _Worker(SourceSettings(**json.loads(sys.stdin.readline())), output.send)
+    with every(_REPORT_INTERVAL, output.report):
+        for line in sys.stdin:
+            request = json.loads(line)
+            output.begin()
+            logs.reopen_if_moved()
+            output.end(worker.answer(request))
 
 
 def _take_over_stdout() -> TextIO:
@@ -79,6 +82,56 @@ def _take_over_stdout() -> TextIO:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return output
+
+
+class _Output:
+    """The lines that the parent reads. Safe for threads.
+
+    Args:
+        stream: where they are written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._received_before: int | None = None
+        """Bytes that were received before the request; None between two requests."""
+        self._reported = 0
+
+    def begin(self) -> None:
+        """Send that a request was received."""
+        with self._lock:
+            self._received_before, self._reported = RECEIVED.total, 0
+            self._write({"begun": True})
+
+    def send(self, answer: Answer) -> None:
+        """Send a line of the request in progress."""
+        with self._lock:
+            self._write(answer)
+
+    def report(self) -> None:
+        """Send how many bytes have arrived for the request in progress, if that has changed."""
+        with self._lock:
+            self._report()
+
+    def end(self, answer: Answer) -> None:
+        """Send the last answer to a request."""
+        with self._lock:
+            self._report()
+            self._received_before = None
+            self._write(answer)
+
+    def _report(self) -> None:
+        if self._received_before is None:
+            return
+        received = RECEIVED.total - self._received_before
+        if received != self._reported:
+            self._reported = received
+            self._write({"received": received})
+
+    def _write(self, answer: Answer) -> None:
+        self._stream.write(json.dumps(answer) + "\n")
+        self._stream.flush()
 
 
 class _Worker:

@@ -32,8 +32,10 @@ from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Checkpoint, Scan
 from kinetics_fs.sources.archive.stream import stream_clips
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.store import Claim, FillCheckpoints, Store
 from kinetics_fs.util.files import atomic_write
+from kinetics_fs.util.ticker import every
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ SOURCE = "archive"
 
 _MAX_UNPUBLISHED = 4
 """Clips that may be unpacked but not yet in the store."""
+
+_REPORT_INTERVAL = 0.5
+"""Seconds between two reports of the progress."""
 
 _CHECKPOINT_INTERVAL = 1.0
 """Seconds between two checkpoints, and so the work that a kill may cost."""
@@ -300,14 +305,20 @@ class _Fill:
         scan = self._scan
         self._summary.resumed_at = begin
 
-        def report(done: int) -> None:
+        received_before = RECEIVED.total
+
+        def count(done: int) -> None:
             self._summary.bytes = done - begin
-            self._report(done, version.size)
+
+        def report() -> None:
+            self._report(min(begin + RECEIVED.total - received_before, version.size), version.size)
+
+        report()
 
         saved = time.monotonic()
         check = partial(self._checker.check, level=VerifyLevel.CONTAINER)
-        clips = stream_clips(self._archive, version, scan, self._claim_path, check, begin=begin, progress=report)
-        with self._publisher, self._claims, closing(clips):
+        clips = stream_clips(self._archive, version, scan, self._claim_path, check, begin=begin, progress=count)
+        with every(_REPORT_INTERVAL, report), self._publisher, self._claims, closing(clips):
             for clip, path in clips:
                 if path is not None:
                     self._publish_later(clip, path)
@@ -315,6 +326,7 @@ class _Fill:
                     self._save(scan, version)
                     saved = time.monotonic()
             self._wait_for_published()
+        report()
         # Another archive that is read at the same time may have brought them.
         since_cached = sum(map(self._store.is_cached, self._busy))
         self._summary.busy -= since_cached

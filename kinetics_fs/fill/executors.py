@@ -7,9 +7,9 @@ import multiprocessing
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, Protocol
@@ -20,7 +20,6 @@ from kinetics_fs.util import logs
 from kinetics_fs.util.processes import end_with_parent
 
 _SPAWN = multiprocessing.get_context("spawn")
-_REPORT_INTERVAL = 0.2
 _SHUTDOWN_TIMEOUT = 5.0
 """Seconds that a process has to end after SIGTERM before it is killed."""
 
@@ -135,12 +134,9 @@ def _work(job: ArchiveJob, sender: Connection, log_level: int) -> None:
     assert parent is not None
     end_with_parent(parent.sentinel)
     logs.set_up(log_level)
-    reported_at = 0.0
 
     def report(done: int, total: int) -> None:
-        nonlocal reported_at
-        if done == total or time.monotonic() - reported_at >= _REPORT_INTERVAL:
-            reported_at = time.monotonic()
+        with suppress(OSError):  # the parent process has just died
             sender.send((done, total))
 
     answer: Summary | _PackedError

@@ -51,6 +51,7 @@ class ImportResult:
         done: files of those that were imported or refused so far.
         imported: clips that were added to the store.
         linked: those of them that are hard links to the files in the folder.
+        bytes: size of the clips that were added.
         already_cached: files whose clips are in the store already.
         not_in_annotations: files whose clips are not in the catalog.
         busy: files whose clips another process was fetching at that moment.
@@ -66,6 +67,7 @@ class ImportResult:
     done: int = 0
     imported: int = 0
     linked: int = 0
+    bytes: int = 0
     already_cached: int = 0
     not_in_annotations: int = 0
     busy: int = 0
@@ -438,8 +440,8 @@ class _FolderImport:
                     linked = linked and target.stat().st_ino == original
                 else:
                     duration, is_cut = self._cut(media, clip.duration, target), True
-                claim.publish(target, SOURCE, cut=is_cut, duration=duration)
-        self._count(imported=1, linked=int(linked))
+                size = claim.publish(target, SOURCE, cut=is_cut, duration=duration)
+        self._count(imported=1, linked=int(linked), bytes=size)
 
     # Counting
 

@@ -115,6 +115,7 @@ class IndexCheck:
         archives: number of archives.
         clips: number of clips to read.
         clips_read: number of clips that were read.
+        bytes: bytes of the archives that were read for them.
         wrong_archives: archives that cannot be read, or are not the version that was indexed, with the reasons.
         wrong_clips: clips that cannot be read by the index, as `archive: clip`, with the reasons.
     """
@@ -122,6 +123,7 @@ class IndexCheck:
     archives: int
     clips: int = 0
     clips_read: int = 0
+    bytes: int = 0
     wrong_archives: dict[str, str] = field(default_factory=dict)
     wrong_clips: dict[str, str] = field(default_factory=dict)
 
@@ -178,8 +180,9 @@ def verify_indexes(
                 clips = [records[number] for number in numbers]
                 mistakes = pool.map(lambda clip, current=current: _find_mistake(base, current, *clip), clips)
                 wrong = len(check.wrong_clips)
-                for (clip, _), mistake in zip(clips, mistakes, strict=True):
+                for (clip, record), mistake in zip(clips, mistakes, strict=True):
                     check.clips_read += 1
+                    check.bytes += record.end - record.begin
                     if mistake:
                         check.wrong_clips[f"{name}: {clip.key}"] = mistake
                     on_progress(check)

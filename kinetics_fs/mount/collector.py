@@ -6,17 +6,19 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_fs._version import __version__
-from kinetics_fs.catalog import Catalog
-from kinetics_fs.control.status import FrontendStatus, MountStatus, SplitCounts
+from kinetics_fs.catalog import Catalog, parse_clip_name
+from kinetics_fs.control.status import FailedFetch, FrontendStatus, MountStatus, SplitCounts, StoreStatus
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch.fetcher import Fetcher
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.store import Store
+from kinetics_fs.util.text import user_name
 from kinetics_fs.vfs import FetchBudget, Filesystem
 
 if TYPE_CHECKING:
@@ -83,11 +85,16 @@ class StatusCollector:
         """Return the status of the mount."""
         assert self._filesystem is not None
         refusals = self._catalog.refusals()
-        store = self._store.status()
+        store, fetch = self._store.status(), self._fetcher.status()
+        in_flight = tuple(replace(one, label=self._label(one.clip)) for one in fetch.in_flight)
+        failed = tuple(
+            replace(one, label=self._label(one.clip)) for one in fetch.last_failures if self._still_fails(one, store)
+        )
         return MountStatus(
             version=__version__,
             mountpoint=str(self._mountpoint),
             pid=os.getpid(),
+            user=user_name(os.geteuid()),
             mounted_at=self._mounted_at,
             release=self._catalog.release,
             frontend=None if self._frontend is None else self._frontend(),
@@ -98,7 +105,7 @@ class StatusCollector:
             refused_rows=dict(refusals.by_reason),
             duplicate_rows=self._catalog.duplicates,
             opens=self._filesystem.opens(),
-            fetch=self._fetcher.status(),
+            fetch=replace(fetch, in_flight=in_flight, last_failures=failed),
             cache=store.cache,
             sources=store.sources,
             failures=store.failures,
@@ -106,6 +113,22 @@ class StatusCollector:
             evicted=self._store.evicted,
             prefetches=tuple(self._prefetches.statuses()),
         )
+
+    def _label(self, key: str) -> str:
+        clip = parse_clip_name(f"{key}.mp4")
+        entries = self._catalog.locate(clip) if clip is not None else []
+        directory = self._catalog.directory(entries[0].directory) if entries else None
+        return (directory.label or "") if directory is not None else ""
+
+    def _still_fails(self, failed: FailedFetch, store: StoreStatus) -> bool:
+        """Return whether a clip is unavailable still: not cached, not being fetched, and its failure not forgotten."""
+        clip = parse_clip_name(f"{failed.clip}.mp4")
+        if clip is None or self._fetcher.is_fetching(clip) or self._store.is_cached(clip):
+            return False
+        if failed.kind == FailureKind.BLOCKED:
+            source = store.sources.get(failed.source)
+            return source is not None and source.blocked_for is not None
+        return self._store.failures.get(clip) is not None
 
     def metrics(self) -> MountMetrics:
         """Return the metrics of the mount.

@@ -14,14 +14,16 @@ import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_fs.control import Connection, NoAnswerError, connect
 from kinetics_fs.control.status import InvalidStatusError, MountStatus, UnreachableMount
 from kinetics_fs.errors import MountError
-from kinetics_fs.mount.mountpoint import find_mounts, unmount
+from kinetics_fs.mount.mountpoint import find_mounts, mount_owners, unmount
 from kinetics_fs.mount.probe import probe_path
+from kinetics_fs.util.text import user_name
 
 if TYPE_CHECKING:
     from kinetics_fs.store.coverage import Coverage
@@ -75,8 +77,9 @@ def find_mount(mountpoint: Path) -> Path:
 
 
 def query_statuses() -> list[MountStatus | UnreachableMount]:
-    """Return the status of every mount, asked in parallel."""
-    mountpoints = list(find_mounts())
+    """Return the status of every mount, asked in parallel: first the mounts of this user, then those of others."""
+    owners = mount_owners()
+    mountpoints = sorted(find_mounts(), key=lambda path: owners.get(path) != os.geteuid())
     with ThreadPoolExecutor(_PARALLEL_QUERIES) as threads:
         statuses = list(threads.map(query_status, mountpoints))
     # A mount that was unmounted in the meantime did not answer either, but there is nothing to report about it.
@@ -94,6 +97,13 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
     Args:
         mountpoint: path from `find_mount`.
     """
+    owner = mount_owners().get(mountpoint)
+    user = "" if owner is None else user_name(owner)
+    # The kernel's word, not that of the mount: another user's filesystem can report anything.
+    return replace(_query_status(mountpoint, user), mountpoint=str(mountpoint), user=user)
+
+
+def _query_status(mountpoint: Path, user: str) -> MountStatus | UnreachableMount:
     pid: int | None = None
     answer: object = None
     refusal = ""
@@ -116,8 +126,8 @@ def query_status(mountpoint: Path) -> MountStatus | UnreachableMount:
         if probe is not None and probe.errno in (errno.EACCES, errno.EPERM):
             return UnreachableMount(
                 str(mountpoint),
-                "mounted by another user without --allow-other",
-                "run this command as that user or as root",
+                f"mounted by {f'the user {user}' if user else 'another user'} without --allow-other",
+                "run this command as that user",
             )
         with suppress(ValueError):
             answer = json.loads((probe and probe.status) or "")

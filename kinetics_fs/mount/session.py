@@ -24,7 +24,7 @@ from kinetics_fs.app import (
     open_selected_catalog,
     open_store,
 )
-from kinetics_fs.catalog import Catalog, ClassNames, Entry, Selection, select, select_clips
+from kinetics_fs.catalog import Catalog, CatalogProgress, ClassNames, Entry, Selection, select, select_clips
 from kinetics_fs.config import Settings, default_log_dir
 from kinetics_fs.control import ControlServer
 from kinetics_fs.errors import ArchiveError, MountError, SettingError
@@ -87,6 +87,7 @@ def plan_mount(
     *,
     prefetch_classes: Sequence[str] = (),
     on_catalog: Callable[[Catalog], None] = lambda catalog: None,
+    progress: CatalogProgress | None = None,
 ) -> MountPlan:
     """Check the settings, prepare the mount point, and compile the catalog.
 
@@ -97,6 +98,7 @@ def plan_mount(
         mountpoint: where to mount.
         prefetch_classes: labels of classes to prefetch once it is mounted.
         on_catalog: called with the catalog of the selection while it is open.
+        progress: receives the progress of downloading and compiling the annotations.
 
     Raises:
         SettingError: a setting is invalid.
@@ -117,7 +119,7 @@ def plan_mount(
         open_store(settings).close()
         settings = settings.with_values(cache_size=None)
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
-    with open_selected_catalog(settings) as catalog:
+    with open_selected_catalog(settings, progress) as catalog:
         on_catalog(catalog)
         path, title = catalog.path, f"Kinetics-{catalog.release}, {count(catalog.clip_count, 'clip')}"
         if settings.only == "cached":

@@ -21,6 +21,7 @@ from yt_dlp.networking import Request, Response
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 from kinetics_fs.errors import FailureKind, FetchError, masked
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.util.http import (
     IDENTITY,
     Retries,
@@ -70,6 +71,7 @@ class Pace:
 
     def spend(self, size: int) -> None:
         """Count received bytes, and wait if they arrived faster than the rate allows."""
+        RECEIVED.add(size)
         if self._rate is None:
             return
         now = time.monotonic()

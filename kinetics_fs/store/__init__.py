@@ -37,7 +37,15 @@ from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pa
 from kinetics_fs.store.short_clips import is_short
 from kinetics_fs.store.store import CachedFile, Claim, KnownSize, Space, Store, StoredClip, Usage
 from kinetics_fs.store.suspicion import VERDICTS
-from kinetics_fs.store.throttle import ControlNeeded, ControlPermit, Permit, RateLimited, SourceState, Throttle
+from kinetics_fs.store.throttle import (
+    ControlNeeded,
+    ControlPermit,
+    Permit,
+    RateLimited,
+    SourceState,
+    Throttle,
+    usable_limit,
+)
 
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
@@ -91,5 +99,6 @@ __all__ = [
     "selection_pages",
     "summarize_cache",
     "verify_clips",
+    "usable_limit",
     "without_import",
 ]

@@ -41,6 +41,7 @@ class ExportResult:
         done: number of clips that were exported, skipped or found missing so far.
         written: files that were created.
         linked: those of them that are hard links.
+        bytes: size of these files.
         already_there: files that existed with the right content.
         skipped: names that something else has, which was left as it is.
         missing: clips that are not cached.
@@ -52,6 +53,7 @@ class ExportResult:
     done: int = 0
     written: int = 0
     linked: int = 0
+    bytes: int = 0
     already_there: int = 0
     skipped: int = 0
     missing: int = 0
@@ -252,6 +254,7 @@ class _Export:
                         self.result.skipped += 1
                 elif self._write(stored, target):
                     self.result.written += 1
+                    self.result.bytes += stored.size
                 else:
                     self.result.skipped += 1
         except OSError as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError, printable
 from kinetics_fs.store import suspicion
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.util.sqlite import transaction
+from kinetics_fs.util.text import without_details
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 
@@ -60,7 +60,6 @@ _CLOCK_STEP = 60.0
 """Seconds by which a time may be ahead without a doubt about the clock."""
 _KEY_PATTERN = "[-_A-Za-z0-9]" * 11 + ("_" + "[0-9]" * 6) * 2
 """`Clip.key` as a GLOB pattern of SQL."""
-_UNIQUE = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
 """The parts that make a reason unique: a token, or a number that is neither a status code nor part of a word."""
 
 LASTING_KINDS = (FailureKind.GONE, FailureKind.CORRUPT, FailureKind.CREDENTIALS)
@@ -109,7 +108,7 @@ class Failure:
     @property
     def group(self) -> str:
         """The reason with `…` for the parts that make it unique: the id of the video, tokens and numbers."""
-        return _UNIQUE.sub("…", self.reason.replace(self.key[:11], "…"))
+        return without_details(self.reason, self.key)
 
     @property
     def is_of_archives(self) -> bool:

@@ -367,13 +367,14 @@ class Store:
         """Count a clip as used now."""
         self._access_times.touch(clip.key)
 
-    def touch_cached(self, clips: Sequence[Clip]) -> None:
-        """Count those of the clips that are cached as used now, at once for all processes."""
+    def touch_cached(self, clips: Sequence[Clip]) -> int:
+        """Count those of the clips that are cached as used now, at once for all processes. Return their number."""
         now = time.time()
         cached = [(now, key) for key, size in self.sizes([clip.key for clip in clips]).items() if size.cached]
         if cached:
             with self._database.exclusive() as db:
                 db.executemany("UPDATE clip SET opened_at = max(opened_at, ?) WHERE key = ?", cached)
+        return len(cached)
 
     def mark_unused(self, clip: Clip) -> None:
         """Count a clip as never used: it is among the first to be evicted."""

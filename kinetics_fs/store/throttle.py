@@ -286,6 +286,11 @@ class Throttle:
             for name in sorted({*counts, *blocks})
         ]
 
+    def fetches_last_hour(self, source: str) -> int:
+        """Return `SourceState.fetches_last_hour` of one source."""
+        with self._database.connection() as db:
+            return self._limiter.counts(db, time.time()).get(source, 0)
+
     def blocked_until(self, source: str) -> float | None:
         """Return `SourceState.blocked_until` of one source."""
         with self._database.connection() as db:

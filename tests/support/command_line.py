@@ -36,6 +36,7 @@ ENVIRONMENT = {
     **NEUTRAL,
     "KINETICS_FS_MIN_FREE": "0",  # the disk of the tests may be nearly full
     "KINETICS_FS_SMALL_CACHE": "1",
+    "KINETICS_FS_QUIET": "1",
     "KINETICS_FS_ARCHIVE_URL": "/nonexistent/archives",  # the default is on the internet
 }
 """The environment of `kinetics-fs` in tests."""

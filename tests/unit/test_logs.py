@@ -21,8 +21,7 @@ from kinetics_fs.cli.progress import ProgressBars
 from kinetics_fs.util import logs
 logs.set_up(logging.WARNING)
 with ProgressBars() as bars:
-    bars.advance(bars.add_bar("clips", total=2))
-    bars.refresh()
+    bars.add("reading", "clips").show(1, 2)
     logging.warning("a word")
 """
     ours, theirs = os.openpty()
@@ -35,7 +34,7 @@ with ProgressBars() as bars:
     finally:
         os.close(ours)
         os.close(theirs)
-    assert "1/2 clips" in shown
+    assert "1 of 2 clips" in shown
     assert re.search(r"(?:[\r\n]|\x1b\[2K)[-0-9:, ]+WARNING a word\r\n", shown), shown
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
 from kinetics_fs.sources.archive.remote import PIECE, TRIES, RemoteArchive
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.util.beneath import Found, find_beneath
 
 
@@ -73,6 +74,7 @@ class LocalArchive:
                     if not piece:
                         raise ArchiveChanged(self.address)
                     begin += len(piece)
+                    RECEIVED.add(len(piece))
                     yield piece
         except OSError as error:
             raise self._failure(error) from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from kinetics_fs.errors import FailureKind, FetchError, masked, root_cause
 from kinetics_fs.sources.archive.base import ArchiveChanged, Version
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.util.deadline import Deadline
 from kinetics_fs.util.http import (
     IDENTITY,
@@ -123,6 +124,7 @@ class RemoteArchive:
                         if not piece:
                             raise UnexpectedResponse("the connection ended early")
                         begin += len(piece)
+                        RECEIVED.add(len(piece))
                         retries.progress()
                         yield piece
             except FetchError as error:

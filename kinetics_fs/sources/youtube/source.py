@@ -22,6 +22,7 @@ from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.sources.base import MAX_FILE_SIZE
 from kinetics_fs.sources.cookies import CookieError, CookieFile
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
+from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.sources.settings import SourceSettings, is_youtube
 from kinetics_fs.sources.youtube.bounded import BoundedYoutubeDL
 from kinetics_fs.sources.youtube.errors import LATER, classify
@@ -265,6 +266,7 @@ def _parameters(settings: SourceSettings, cookies: str, log: _Messages) -> dict[
     return {
         "quiet": True,
         "noprogress": True,
+        "progress_hooks": [_DownloadCounter().update],
         "logger": log,  # `no_warnings` would hide the HTTP statuses that distinguish a block from a removed video
         # 18 is the last progressive format, and the only one that is not throttled and needs no token. yt-dlp appends a
         # number if there is one for each language.
@@ -298,6 +300,21 @@ def _parameters(settings: SourceSettings, cookies: str, log: _Messages) -> dict[
         "ffmpeg_location": find_ffmpeg(),
         **settings.ytdlp,
     }
+
+
+class _DownloadCounter:
+    """Counts the bytes of the files that yt-dlp downloads."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, int] = {}
+
+    def update(self, progress: dict[str, Any]) -> None:
+        """Count the bytes that arrived since the last call for the same file."""
+        file, size = str(progress.get("filename")), int(progress.get("downloaded_bytes") or 0)
+        RECEIVED.add(max(0, size - self._counted.get(file, 0)))
+        self._counted[file] = size
+        if progress.get("status") == "finished":
+            del self._counted[file]
 
 
 class _Messages:

@@ -13,7 +13,15 @@ from threading import Thread
 
 import pytest
 
-from kinetics_fs.catalog import UNLABELED, Release, Selection, download, fetch_annotations, open_catalog
+from kinetics_fs.catalog import (
+    UNLABELED,
+    CatalogProgress,
+    Release,
+    Selection,
+    download,
+    fetch_annotations,
+    open_catalog,
+)
 from kinetics_fs.errors import CatalogError
 from tests.support.annotations import csv_text
 
@@ -65,6 +73,25 @@ def test_a_copy_is_kept_under_its_name(site: Site, tmp_path: Path) -> None:
     assert path.name == "val.csv"
     assert path.read_bytes() == site.body
     assert sorted(file.name for file in path.parent.iterdir()) == ["val.csv", "val.csv.note.json"]
+
+
+def test_progress_of_a_download_and_of_compiling(site: Site, release: Release, tmp_path: Path) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    class Seen(CatalogProgress):
+        def downloading(self, name: str, done: int, total: int | None) -> None:
+            seen.append((name, done, total))
+
+        def compiling(self, rows: int) -> None:
+            seen.append((rows,))
+
+    site.body = csv_text([f"abseiling,0wR5jVB-WPk,{second},{second + 10},val" for second in range(3000)]).encode()
+    selection = Selection()
+    for _ in range(2):  # the second time, nothing is downloaded or compiled
+        open_catalog(release, [site.url], selection, tmp_path, downloads=tmp_path / "files", progress=Seen()).close()
+    *downloaded, compiled = seen
+    assert len(downloaded) > 3 and compiled == (3000,)
+    assert downloaded[-1] == ("val.csv", len(site.body), len(site.body))
 
 
 def test_the_server_is_not_asked_again_within_max_age(site: Site, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_status_shows_the_block_and_reset_ends_it(fetcher: FetcherFactory, store
     error_of(fetcher().request(CLIP))
 
     said = run_command("status", "--cache-dir", store.folder).stdout
-    assert "youtube: blocked, not used for another" in said
+    assert "youtube: blocked, next try in" in said
     report = json.loads(run_command("status", "--json", "--cache-dir", store.folder).stdout)
     assert 0 < report["sources"]["youtube"]["blocked_for"] <= 60
 

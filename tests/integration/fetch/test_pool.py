@@ -55,6 +55,10 @@ def fetch_error(worker: Worker, folder: Path, timeout: float = 20) -> FetchError
         "echo '\"error\"'",
         "echo '{}'",
         "echo '{\"file\": 5}'",
+        "echo '{\"received\": -1}'",
+        'echo \'{"received": "5"}\'',
+        "echo '{\"received\": Infinity}'",
+        "echo '\"received\"'",
         "echo '{\"error\": null}'",
         'echo \'{"error": {"kind": "x", "reason": "", "source": "", "errno": 1, "retry_after": 1}}\'',
         'echo \'{"error": {"kind": "gone"}}\'',
@@ -79,6 +83,20 @@ def test_an_unfinished_answer_times_out(tmp_path: Path, monkeypatch: pytest.Monk
     error = fetch_error(talker(tmp_path, monkeypatch, "printf '{'; exec sleep 60"), tmp_path, timeout=0.5)
 
     assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
+
+
+def test_progress_reaches_the_parent_and_does_not_extend_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+    worker = talker(tmp_path, monkeypatch, "echo '{\"received\": 5}'", "while :; do echo '{\"received\": 7}'; done")
+    try:
+        with pytest.raises(FetchError) as caught:
+            worker.fetch(CLIP, "youtube", tmp_path, timeout=0.5, on_received=received.append)
+    finally:
+        worker.stop()
+    assert (caught.value.kind, caught.value.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
+    assert set(received) == {5, 7}
 
 
 def test_a_path_in_an_answer_is_reduced_to_a_name_in_the_folder(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.control.status import PrefetchState
+from kinetics_fs.control.status import PrefetchProgress, PrefetchState
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch.access_cursor import AccessCursor
 from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.prefetch import Prefetch
+from kinetics_fs.fetch.prefetch import Prefetch, prefetch_clips
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.store import Store
 from tests.support.fetching import NO_SLEEP, TIMEOUT
+from tests.support.link import Link
 from tests.support.mounts import short_clips, wait_until
 
 CLIPS = sorted(short_clips(1))[:6]
@@ -58,6 +61,50 @@ def small(sizes: dict[Clip, int], tmp_path: Path) -> Iterator[Store]:
 
 def cached(store: Store) -> list[Clip]:
     return [clip for clip in CLIPS if store.is_cached(clip)]
+
+
+def test_progress_begins_with_the_cached_clips_and_counts_bytes_within_a_clip(
+    sizes: dict[Clip, int], site: VideoSite, tmp_path: Path
+) -> None:
+    port = urlsplit(site.url_template).port or 0
+    seen: list[PrefetchProgress] = []
+    with Store(tmp_path / "cache") as store, Fetching(store, site) as fetcher:
+        Prefetch(fetcher, store, CLIPS[1:], 5, window=2).run()
+    with Link(port, bandwidth=60_000) as link, Store(tmp_path / "cache") as store:
+        sources = SourceSettings(video_url=f"{link.url}/watch/{{id}}", ytdlp=NO_SLEEP, max_bandwidth=20_000)
+        settings = FetchSettings(workers=1, timeout=TIMEOUT, max_fetches_per_hour=300, sources=sources)
+        with closing(Fetcher(store, settings)) as fetcher:
+            result = prefetch_clips(fetcher, store, CLIPS, 6, window=2, keep=CLIPS, on_progress=seen.append)
+    assert (result.fetched, result.already_cached, result.failed) == (1, 5, 0)
+    assert all(one.already_cached == 5 for one in seen), "they are counted from the beginning"
+    within = [one for one in seen if one.fetched == 0]
+    sizes_seen = sorted({one.bytes for one in within})
+    assert len(sizes_seen) >= 3, "the bytes follow the clock while the first clip is under way"
+    assert [one.bytes for one in seen] == sorted(one.bytes for one in seen)
+    assert result.bytes == seen[-1].bytes >= sizes_seen[-1] > 0
+    assert 5_000 < max(one.bytes_per_second for one in within) < 60_000
+    middle = within[-1]
+    assert 0 < middle.in_progress < 1
+    assert middle.seconds_left is not None and middle.seconds_left > 0
+    assert "--max-bandwidth of 20.0 kB/s" in {one.limit for one in within}
+    assert (seen[-1].seconds_left, seen[-1].limit, seen[-1].bytes_per_second) == (None, None, 0)
+
+
+def test_the_hourly_limit_gives_the_time_that_is_left(sizes: dict[Clip, int], site: VideoSite, tmp_path: Path) -> None:
+    sources = SourceSettings(video_url=site.url_template, ytdlp=NO_SLEEP)
+    with (
+        Store(tmp_path / "cache") as store,
+        closing(Fetcher(store, FetchSettings(workers=1, max_fetches_per_hour=1, sources=sources))) as fetcher,
+    ):
+        prefetch = Prefetch(fetcher, store, CLIPS[:4], 4, window=2, patient=True)
+        thread = threading.Thread(target=prefetch.run)
+        thread.start()
+        wait_until(lambda: prefetch.progress().limit is not None)
+        progress = prefetch.progress()
+        prefetch.cancel()
+        thread.join()
+    assert progress.limit == "1 fetch an hour"
+    assert progress.seconds_left == pytest.approx(4 * 3600, abs=3600)
 
 
 def test_the_first_clips_are_cached_if_not_all_fit(small: Store, site: VideoSite) -> None:

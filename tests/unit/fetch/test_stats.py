@@ -11,14 +11,14 @@ from kinetics_fs.fetch.stats import FetchStats, RecentRate
 def test_rate_covers_a_sliding_minute() -> None:
     now = 1000.0
     recent = RecentRate(60.0, lambda: now)
-    recent.add(600)
-    recent.add(600)
+    recent.add(clips=1, size=600)
+    recent.add(clips=1, size=600)
     assert recent.rate() == FetchRate(clips_per_minute=2.0, bytes_per_second=20)
     now = 1030.0
-    recent.add(1200)
+    recent.add(clips=1, size=1200)
     assert recent.rate() == FetchRate(clips_per_minute=3.0, bytes_per_second=40)
     now = 1060.0  # the first two are older than a minute, and the ring reuses their slot
-    recent.add(600)
+    recent.add(clips=1, size=600)
     assert recent.rate() == FetchRate(clips_per_minute=2.0, bytes_per_second=30)
     now = 1091.0
     assert recent.rate() == FetchRate(clips_per_minute=1.0, bytes_per_second=10)
@@ -29,7 +29,7 @@ def test_rate_covers_a_sliding_minute() -> None:
 def test_rate_of_a_young_process_covers_its_life() -> None:
     now = 0.0
     recent = RecentRate(3600.0, lambda: now)
-    recent.add(60)
+    recent.add(clips=1, size=60)
     now = 120.0
     assert recent.rate() == FetchRate(clips_per_minute=0.5, bytes_per_second=0)
 
