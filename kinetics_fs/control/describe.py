@@ -121,7 +121,10 @@ def describe_prefetch(prefetch: PrefetchStatus, blocked: Collection[str] = ()) -
     notes = prefetch_notes(prefetch, reason=not (blocked and prefetch.kind == FailureKind.BLOCKED))
     if prefetch.state is PrefetchState.STOPPED:
         notes.insert(0, str(prefetch.reason))
-    return "; ".join([f"{prefetch.id}, {prefetch.state}: {describe_progress(prefetch)}", *notes, prefetch.selection])
+    parts = f"{prefetch.fetched:,} fetched, {prefetch.already_cached:,} already cached"
+    return "; ".join(
+        [f"{prefetch.id}, {prefetch.state}: {describe_progress(prefetch)}", parts, *notes, prefetch.selection]
+    )
 
 
 def describe_progress(progress: PrefetchProgress) -> str:

@@ -58,7 +58,9 @@ def test_prefetch_by_the_mount_can_be_waited_for(mounted: Mounted, site: VideoSi
 
     number = json.loads(run_command("prefetch", mounted.root, *selection, "--json").stdout)["id"]
     again = run_command("jobs", "wait", mounted.root, str(number))
-    assert "\n   0 fetched, 3 already cached, 0 unavailable\n" in again.stdout
+    assert again.stdout == (
+        f"2, done: 3 of 3 clips; 0 fetched, 3 already cached; validation; {CLASS}; at most 3 of each split\n"
+    )
     idle = run_command("jobs", "wait", mounted.root)
     assert (idle.returncode, idle.stdout) == (0, "No running jobs.\n")
 

@@ -154,7 +154,7 @@ def test_watch_updates_until_it_is_quit(
     try:
         text = ""
         # The fetch is shown, and a second update comes by itself.
-        while len(re.findall(r"-demo_video_000010_000020 +foreground +youtube +[0-9]+ s", text)) < 2:
+        while len(re.findall(r"-demo_video_000010_000020 \(surfing water\) +foreground +youtube +[0-9]+ s", text)) < 2:
             assert select.select([ours], [], [], 60)[0], text
             text += os.read(ours, 65536).decode(errors="replace")
         end(ours, watch.pid)

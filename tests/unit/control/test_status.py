@@ -112,7 +112,7 @@ def test_description_for_people() -> None:
         "-demo_video_000010_000020 (surfing water) starting, 4.1 kB after 2 s; foreground",
         "youtube: 8 clips requested in the last hour",
         "2 clips pinned, 1 of them cached, 50 bytes",
-        "1, running: 6 of 10 clips, 3.0 MB, 500.0 kB/s, about 90 s left; 1 unavailable (1 gone); train; all classes",
+        "1, running: 6 of 10 clips, 3.0 MB, 500.0 kB/s, about 90 s left; 2 fetched, 3 already cached; 1 unavailable",
         "-demo_video_000000_000010 (surfing water): youtube: gone: private; next retry when the source is asked again",
         "1 row: label has a slash",
     ):
@@ -141,7 +141,9 @@ def test_a_block_and_a_cache_are_described_once() -> None:
     text = "\n".join(lines)
     assert text.count(reason) == 1
     assert text.count("Cache ") == text.count("/cache") == 1
-    assert text.count("1, waiting: 6 of 10 clips, 3.0 MB; blocked: next try in 12 min;") == 4
+    assert (
+        text.count("1, waiting: 6 of 10 clips, 3.0 MB; 2 fetched, 3 already cached; blocked: next try in 12 min;") == 4
+    )
     assert (
         text.count("000001_000010 (surfing water), -demo_video_000002_000010 (surfing water): youtube is blocked") == 2
     )
