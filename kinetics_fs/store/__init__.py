@@ -98,7 +98,7 @@ __all__ = [
     "report_line",
     "selection_pages",
     "summarize_cache",
-    "verify_clips",
     "usable_limit",
+    "verify_clips",
     "without_import",
 ]
