@@ -41,6 +41,7 @@ from kinetics_fs.sources.folder_files import list_folder
 from kinetics_fs.store import one_line
 from kinetics_fs.util.beneath import Found, find_beneath
 from kinetics_fs.util.files import link_or_copy
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class FolderSource:
         self._classes: set[str] = set()
         self._lists: dict[str, _FolderList] = {}
         self._unreadable: set[str] = set()
+        self._has_logged_excluded = False
         self._opened = contextlib.ExitStack()
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
@@ -208,6 +210,7 @@ class FolderSource:
         unused: list[tuple[Path, str]] = []
         seen = set[tuple[int, int]]()
         visited: list[_FolderList] = []
+        excluded: list[Path] = []
         pending = [(given, "") for given in reversed(self._folders)]
         while pending:
             given, folder = pending.pop()
@@ -218,8 +221,11 @@ class FolderSource:
             visited.append(listed)
             if self._path is not None:
                 for name in reversed(listed.folders):
-                    if not self._excludes(name, layout):
-                        pending.append((given, f"{folder}/{name}" if folder else name))
+                    path = f"{folder}/{name}" if folder else name
+                    if self._excludes(name, layout):
+                        excluded.append(Path(given, path))
+                    else:
+                        pending.append((given, path))
             names = listed.names_with(clip.youtube_id)
             if listed.large:
                 names += (name for name in file_names(clip) if Path(given, folder, name).exists())
@@ -231,6 +237,15 @@ class FolderSource:
                     unused.append((given / place.name, reason))
                 else:
                     usable.append((preference(parsed), place))
+        if excluded and not usable and not self._has_logged_excluded:
+            self._has_logged_excluded = True
+            _log.warning(
+                "%s: folder: %s not searched, such as %s: its name is that of another split or class; rename it if it"
+                " has such clips",
+                clip.key,
+                count(len(excluded), "folder"),
+                one_line(str(excluded[0])),
+            )
         until = time.monotonic() + _REST * (time.monotonic() - begun)
         for listed in visited:
             listed.fresh_until = max(listed.fresh_until, until)

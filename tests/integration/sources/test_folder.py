@@ -271,6 +271,18 @@ def test_unreadable_file_is_told_and_another_taken(
     assert media.path.read_bytes() == CONTENT
 
 
+def test_folders_that_are_not_searched_are_logged_once(
+    catalog: Path, clip_folder: Path, private: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(clip_folder / "videos_train" / CLIP.name)
+    source = FolderSource([clip_folder], catalog)
+    for _ in range(2):
+        with pytest.raises(NotInSource):
+            source.fetch(CLIP, private)
+    [line] = caplog.messages
+    assert line.startswith(f"{CLIP.key}: folder: 1 folder not searched, such as {clip_folder}/videos_train: ")
+
+
 def test_file_of_another_user_is_copied(catalog: Path, clip_folder: Path, private: Path) -> None:
     file = put(clip_folder / CLIP.name)
     try:
