@@ -305,7 +305,7 @@ class Settings:
     )
 
     workers: int = _setting(
-        4, "network", "Number of clips to fetch at the same time.", metavar="N", kind="integer", minimum=1
+        4, "network", "Number of clips to fetch at the same time.", metavar="N", kind="integer", minimum=1, maximum=256
     )
     timeout: float = _setting(
         300.0,

@@ -139,7 +139,9 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
         forgotten = library.forget_failures(clips or None, kinds)
     if forgotten.unblocked_sources:
         click.echo(f"{count(forgotten.unblocked_sources, 'blocked source')} may be used again")
-    if forgotten.failures or not forgotten.unblocked_sources:
+    elif set(kinds) == {FailureKind.BLOCKED}:  # no clip is remembered as blocked, only its source
+        click.echo("No source is blocked.")
+    if forgotten.failures or not (forgotten.unblocked_sources or set(kinds) == {FailureKind.BLOCKED}):
         click.echo(f"{count(forgotten.failures, 'failure')} forgotten")
 
 

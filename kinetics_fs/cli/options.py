@@ -24,6 +24,9 @@ from kinetics_fs.util.files import atomic_write
 P = ParamSpec("P")
 R = TypeVar("R")
 
+WHOLE = frozenset({"release", "annotations", "annotations-only", "archive-clips"})
+"""Settings of the selection that say which clips there are, and leave none out."""
+
 
 def _option(setting: Setting) -> Callable[[Callable[P, R]], Callable[P, R]]:
     name, about, default = setting.name, setting.about, setting.default
@@ -107,6 +110,17 @@ def selection_given() -> bool:
     context = click.get_current_context()
     return any(
         setting.about.group == "selection"
+        and context.get_parameter_source(setting.field) not in (ParameterSource.DEFAULT, None)
+        for setting in table().values()
+    )
+
+
+def selection_narrowed() -> bool:
+    """Return whether the current command was given a part of a release or of a list, not only which one."""
+    context = click.get_current_context()
+    return any(
+        setting.about.group == "selection"
+        and setting.name not in WHOLE
         and context.get_parameter_source(setting.field) not in (ParameterSource.DEFAULT, None)
         for setting in table().values()
     )

@@ -15,6 +15,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
+_DAY = 86_400
+"""Seconds."""
+
+
 class Size(click.ParamType[int]):
     """A number of bytes with its unit: `200GB` (powers of ten), `1.5TiB` (powers of two) or `1500000B`; 0 needs none.
 
@@ -52,6 +56,21 @@ class Rate(Size):
 
     name = "rate"
     _per_second = r"\s*(?:/\s*S)?"
+
+
+class Seconds(click.ParamType[float]):
+    """A number of seconds, at most a day."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of seconds: write it as 300 or 0.5", param, ctx)
+        if not 0 < seconds <= _DAY:
+            self.fail(f"{value} is not in the range of more than 0 to {_DAY:,} seconds", param, ctx)
+        return seconds
 
 
 class Hourly(click.ParamType[int]):
@@ -117,7 +136,7 @@ def type_of(about: About) -> click.ParamType[Any]:
             bounded = about.minimum is not None or about.maximum is not None
             return click.IntRange(about.minimum, about.maximum) if bounded else click.INT
         case "seconds":
-            return click.FloatRange(min=0, min_open=True)
+            return Seconds()
         case "size":
             return Size()
         case "limit":

@@ -9,7 +9,7 @@ import click
 from rich import filesize
 
 from kinetics_fs.cli.command import Group
-from kinetics_fs.cli.options import json_option, selection_flags, selection_given, with_settings
+from kinetics_fs.cli.options import WHOLE, json_option, selection_flags, selection_narrowed, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
 
@@ -48,9 +48,9 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
     from kinetics_fs.cli.library import open_library
     from kinetics_fs.store.eviction import TYPICAL_CLIP_BYTES
 
-    if not (everything or selection_given()):
+    if not (everything or selection_narrowed()):
         raise click.UsageError(_NO_SELECTION.format(", or --all"))
-    if everything and selection_flags() - {"release", "annotations", "annotations-only", "archive-clips"}:
+    if everything and selection_flags() - WHOLE:
         raise click.UsageError("cannot pin clips: a selection and --all exclude each other; give one of them")
     if everything:  # a selection in the environment or in the file is meant for mounts
         settings = settings.with_values(split=(), classes=(), max_samples=None, shuffle=False, available=False)
@@ -86,7 +86,7 @@ def remove(everything: bool, settings: Settings, as_json: bool) -> None:
     # A selection in the environment or in the file is meant for mounts, and does not conflict with --all.
     if everything and selection_flags():
         raise click.UsageError("cannot unpin clips: a selection and --all exclude each other; give one of them")
-    if not everything and not selection_given():
+    if not everything and not selection_narrowed():
         raise click.UsageError(_NO_SELECTION.format(", or --all"))
     with open_library(settings, whole_cache=everything) as library:
         counts = library.unpin(whole_cache=everything)

@@ -102,7 +102,7 @@ class ProgressBars:
         wait = _FIRST_LINE
         while not self._end.wait(wait):
             for bar in list(self._bars):
-                if bar.visible and not bar.detail and not bar.is_full:
+                if bar.has_moved and not bar.detail and not bar.is_full:
                     print(printable("; ".join((f"{bar.description}: {bar.words()}", *bar.notes))), file=sys.stderr)
             wait = min(2 * wait, _LINE_INTERVAL)
 
@@ -113,7 +113,7 @@ class Bar:
     Attributes:
         description: text before the bar.
         detail: see `ProgressBars.add`.
-        visible: whether the bar is shown.
+        has_moved: whether there is any progress.
         task: id of the bar for rich.
         notes: further facts.
     """
@@ -121,7 +121,7 @@ class Bar:
     def __init__(self, screen: Progress, description: str, unit: str, *, visible: bool, detail: bool) -> None:
         self.description = description
         self.detail = detail
-        self.visible = visible
+        self.has_moved = False
         self.notes: Sequence[str] = ()
         self._screen = screen
         self._unit = unit
@@ -182,7 +182,7 @@ class Bar:
         return self._total is not None and self._done >= self._total
 
     def _move(self) -> None:
-        self.visible = True
+        self.has_moved = True
         self._screen.update(self.task, completed=self._done, total=self._total, visible=True)
 
     def _amount(self, amount: float) -> str:

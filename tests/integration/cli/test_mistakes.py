@@ -182,9 +182,32 @@ def test_cookies_that_do_no_good_are_a_warning(chosen: tuple[str | Path, ...], t
 def test_pinning_everything_takes_a_flag(chosen: tuple[str | Path, ...]) -> None:
     whole = ("--cache-dir", chosen[3])
     variables = {"KINETICS_FS_ANNOTATIONS": str(chosen[1])}
-    refused = run_command("pin", "add", "--cache-dir", chosen[3])
-    assert refused.returncode == 2 and "or --all" in refused.stderr
+    for which in ([], ["--annotations", chosen[1]], ["--release", "400"]):
+        for verb in ("add", "remove"):
+            refused = run_command("pin", verb, "--cache-dir", chosen[3], *which)
+            assert refused.returncode == 2 and "or --all" in refused.stderr
     refused = run_command("pin", "add", *whole, "--all", "--split", "train", **variables)
     assert refused.returncode == 2 and "exclude each other" in refused.stderr
     done = run_command("pin", "add", *whole, "--all", "--json", KINETICS_FS_SPLIT="train", **variables)
     assert json.loads(done.stdout)["total"]["clips"] == 4
+
+
+def test_clearing_blocks_says_whether_there_was_one(chosen: tuple[str | Path, ...]) -> None:
+    done = run_command("failures", "clear", "--kind", "blocked", "--cache-dir", chosen[3])
+    assert (done.returncode, done.stdout) == (0, "No source is blocked.\n")
+    done = run_command("failures", "clear", "--all", "--cache-dir", chosen[3])
+    assert (done.returncode, done.stdout) == (0, "0 failures forgotten\n")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e9", "five", ""])
+def test_times_are_finite_numbers(chosen: tuple[str | Path, ...], value: str) -> None:
+    done = run_command("prefetch", *chosen, f"--timeout={value}")
+    assert done.returncode == 2
+    assert "Invalid value for '--timeout'" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "100000", "1e1", "many"])
+def test_workers_are_a_small_number(chosen: tuple[str | Path, ...], value: str) -> None:
+    done = run_command("prefetch", *chosen, f"--workers={value}")
+    assert done.returncode == 2
+    assert "Invalid value for '--workers'" in done.stderr
