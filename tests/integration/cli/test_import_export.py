@@ -139,6 +139,7 @@ def test_import_takes_good_files_and_reports_the_others(clip_folder: ClipFolder)
     assert told == {
         "imported": 4,
         "linked": 4,
+        "bytes": sum(map(len, clip_folder.content.values())),
         "already_cached": 1,
         "not_in_annotations": 1,
         "busy": 0,
@@ -472,6 +473,7 @@ def test_an_export_can_be_imported(clip_folder: ClipFolder) -> None:
     assert json_output(first) == {
         "written": 4,
         "linked": 4,
+        "bytes": sum(path.stat().st_size for path in out.rglob("*.mp4")),
         "already_there": 0,
         "skipped": 0,
         "missing": 4,
