@@ -146,13 +146,17 @@ CHILD = textwrap.dedent(
     remote._SEGMENT = 50_000
     base, folder, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     level, catalog = VerifyLevel(sys.argv[4]), Path(sys.argv[5]) if sys.argv[5:] else None
-    def report(done, total):
-        if done >= at:
-            os.kill(os.getpid(), signal.SIGKILL)
+    stream_clips = job.stream_clips
+    def killed_on_the_way(*arguments, progress, **options):
+        def report(done):
+            if done >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            progress(done)
+        return stream_clips(*arguments, progress=report, **options)
+    job.stream_clips = killed_on_the_way
     fill_archive(
         ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", 0, catalog, folder / "archives.sqlite",
             FillCheckpoints(folder / "fills"), level, 2),
-        report,
     )
     """
 )
