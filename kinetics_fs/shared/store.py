@@ -34,7 +34,6 @@ from kinetics_fs.shared.backend import (
     Backend,
     Conflict,
     ObjectDamaged,
-    ObjectInfo,
     Version,
 )
 from kinetics_fs.shared.records import Record, Records, StoreClock
@@ -218,7 +217,7 @@ class SharedStore:
             found = self.backend.get(key, max_size=MAX_FILE)
             if found is None:
                 return None
-            facts = _parse_facts(found.info)
+            facts = _parse_facts(found.info.metadata, key)
             if facts is None or len(found.body) != facts.size or _sha256(found.body) != facts.sha256:
                 raise ObjectDamaged(
                     f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
@@ -249,6 +248,7 @@ class SharedStore:
         if len(body) != facts.size or _sha256(body) != facts.sha256 or facts.size > MAX_FILE:
             raise ObjectDamaged(f"cannot write {self.backend.address}/{key}: the cached file is damaged")
         metadata = {
+            "key": key,
             "sha256": facts.sha256,
             "size": str(facts.size),
             "source": one_line(facts.source)[:64],
@@ -360,7 +360,8 @@ class SharedStore:
         found = self.backend.get(key, max_size=MAX_FILE)
         if found is None:
             return None
-        if found.info.metadata.get("sha256") != _sha256(found.body):
+        metadata = found.info.metadata
+        if (metadata.get("key"), metadata.get("sha256")) != (key, _sha256(found.body)):
             raise ObjectDamaged(
                 f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
             )
@@ -368,7 +369,8 @@ class SharedStore:
 
     def put_index(self, archive: str, etag: str, body: bytes) -> None:
         """Write the index of an archive, unless the store has a sound one."""
-        key, metadata = f"{_INDEXES}/{archive_name(archive, etag)}", {"sha256": _sha256(body)}
+        key = f"{_INDEXES}/{archive_name(archive, etag)}"
+        metadata = {"key": key, "sha256": _sha256(body)}
         try:
             self.backend.create(key, body, metadata)
         except Conflict:
@@ -380,8 +382,9 @@ class SharedStore:
 
     def get_fill(self, archive: str, etag: str) -> CompletedFill | None:
         """Return the completion record of an archive; None if its fill is not complete."""
-        record = self.records.read(_fill_key(archive, etag))
-        return record and _parse_fill(record)
+        key = _fill_key(archive, etag)
+        record = self.records.read(key)
+        return record and _parse_fill(record, key)
 
     def put_fill(self, fill: CompletedFill) -> None:
         """Write a completion record, unless there is one."""
@@ -395,7 +398,7 @@ class SharedStore:
             except ObjectDamaged as error:
                 _log.warning("%s", error)
                 continue
-            if record is not None and (fill := _parse_fill(record)) is not None:
+            if record is not None and (fill := _parse_fill(record, entry.key)) is not None:
                 yield fill
 
 
@@ -447,21 +450,23 @@ def _checked(profile: str) -> str:
     return profile
 
 
-def _parse_facts(info: ObjectInfo) -> ClipFacts | None:
-    metadata: Mapping[str, str] = info.metadata
+def _parse_facts(metadata: Mapping[str, str], key: str) -> ClipFacts | None:
+    """Return the facts in the metadata of an object; None if they are invalid, or of an object with another key."""
     size, sha256, duration = (metadata.get(name, "") for name in ("size", "sha256", "duration"))
+    if metadata.get("key") != key:
+        return None
     if not re.fullmatch(r"[0-9]{1,12}", size) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
         return None
     seconds = float(duration) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", duration) else None
     return ClipFacts(int(size), sha256, one_line(metadata.get("source", "")), seconds)
 
 
-def _parse_fill(record: Record) -> CompletedFill | None:
+def _parse_fill(record: Record, key: str) -> CompletedFill | None:
     values = record.values
     archive, etag, node = (values.get(name) for name in ("archive", "etag", "node"))
     clips, size = values.get("clips"), values.get("bytes")
     if not (isinstance(archive, str) and isinstance(etag, str) and isinstance(node, str)):
         return None
-    if type(clips) is not int or type(size) is not int:
+    if type(clips) is not int or type(size) is not int or _fill_key(archive, etag) != key:
         return None
     return CompletedFill(archive, etag, clips, size, one_line(node))

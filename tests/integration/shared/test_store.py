@@ -105,17 +105,23 @@ def test_clips_are_listed_in_order(store: SharedStore) -> None:
     assert [clip for clip, _ in store.clips("source", after=listed[2])] == listed[3:]
 
 
-@pytest.mark.parametrize("fault", ["short", "long", "swapped", "bits", "no metadata", "bad metadata"])
+@pytest.mark.parametrize(
+    "fault", ["short", "long", "other content", "swapped", "other profile", "bits", "no metadata", "bad metadata"]
+)
 def test_a_damaged_clip_is_never_returned_and_then_replaced(store: SharedStore, fault: str) -> None:
-    metadata = {"sha256": FACTS.sha256, "size": str(FACTS.size), "source": "youtube", "duration": "9.960"}
     key = clip_key(CLIP, "source")
+    metadata = {"key": key, "sha256": FACTS.sha256, "size": str(FACTS.size), "source": "youtube", "duration": "9.960"}
     match fault:
         case "short":
             store.backend.create(key, BODY[:-1], metadata)
         case "long":
             store.backend.create(key, BODY + b"x", metadata)
-        case "swapped":
+        case "other content":
             store.backend.create(key, b"the clip of another id", metadata)
+        case "swapped":
+            store.backend.create(key, BODY, {**metadata, "key": clip_key(OTHER, "source")})
+        case "other profile":
+            store.backend.create(key, BODY, {**metadata, "key": clip_key(CLIP, "0123abcd")})
         case "bits":
             store.backend.create(key, BODY[:-1] + b"?", metadata)
         case "no metadata":
@@ -213,6 +219,7 @@ def test_completed_fills_are_recorded(store: SharedStore) -> None:
         store.put_fill(fill)
     store.backend.create("fills/v1/strange.json", b"[]")
     store.backend.create("fills/v1/strange-2.json", b'{"nonce": "", "archive": 1}')
+    store.records.create("fills/v1/swapped.json", first._asdict())
 
     assert store.get_fill("val/part_0.tar.gz", '"abc"') == first
     assert store.get_fill("val/part_0.tar.gz", '"new"') is None
@@ -234,10 +241,11 @@ def test_a_profile_is_no_path(store: SharedStore) -> None:
 
 def test_writers_of_two_versions_meet(store: SharedStore) -> None:
     """A clip of a later version may have more metadata; names under `clips/v2` are another version's business."""
-    metadata = {"sha256": FACTS.sha256, "size": str(FACTS.size), "codec": "av1"}
-    store.backend.create(clip_key(CLIP, "source"), BODY, metadata)
+    key = clip_key(CLIP, "source")
+    metadata = {"key": key, "sha256": FACTS.sha256, "size": str(FACTS.size), "codec": "av1"}
+    store.backend.create(key, BODY, metadata)
     store.backend.create("clips/v2/source/x.mp4", b"", {})
     found = store.get_clip(CLIP, "source")
     assert found is not None and found.facts == ClipFacts(FACTS.size, FACTS.sha256, "", None)
     with pytest.raises(Conflict):
-        store.backend.create(clip_key(CLIP, "source"), BODY, metadata)
+        store.backend.create(key, BODY, metadata)
