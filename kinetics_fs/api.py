@@ -31,6 +31,7 @@ from kinetics_fs.app import (
     open_index_db,
     open_selected_catalog,
     open_store,
+    open_store_to_read,
     open_whole_catalog,
 )
 from kinetics_fs.catalog import (
@@ -56,6 +57,7 @@ from kinetics_fs.store import (
     Failure,
     FailureReport,
     InvalidLine,
+    LimitRefused,
     PinCounts,
     Pinned,
     Store,
@@ -112,6 +114,7 @@ class Library:
         self._opened = ExitStack()
         self._catalog: Catalog | None = None
         self._store: Store | None = None
+        self._limit_refused: LimitRefused | None = None
         self._fetcher: Fetcher | None = None
 
     def __enter__(self) -> Self:
@@ -157,6 +160,21 @@ class Library:
         """
         with self._lock:
             if self._store is None:
+                store, self._limit_refused = open_store_to_read(self.settings)
+                self._store = self._opened.enter_context(store)
+            return self._store
+
+    @property
+    def _store_to_fill(self) -> Store:
+        """The same, for storing clips.
+
+        Raises:
+            LimitRefused: the cached clips exceed the limit of the settings.
+        """
+        with self._lock:
+            if self._limit_refused is not None:
+                raise self._limit_refused
+            if self._store is None:
                 self._store = self._opened.enter_context(open_store(self.settings))
             return self._store
 
@@ -169,7 +187,7 @@ class Library:
         """
         with self._lock:
             if self._fetcher is None:
-                fetcher = make_fetcher(self.settings, self.store, self.catalog.path)
+                fetcher = make_fetcher(self.settings, self._store_to_fill, self.catalog.path)
                 self._fetcher = self._opened.enter_context(closing(fetcher))
             return self._fetcher
 
@@ -357,7 +375,7 @@ class Library:
         if not whole_cache:
             yield self.fetcher
             return
-        with closing(make_fetcher(self.settings, self.store, None)) as fetcher:
+        with closing(make_fetcher(self.settings, self._store_to_fill, None)) as fetcher:
             yield fetcher
 
     def _prefetch(
@@ -422,7 +440,7 @@ class Library:
                 ),
                 self.catalog,
                 release,
-                self.store,
+                self._store_to_fill,
                 progress=progress,
             )
 
@@ -469,7 +487,7 @@ class Library:
 
         return import_folder(
             Path(folder).absolute(),
-            self.store,
+            self._store_to_fill,
             self.catalog,
             verify=VerifyLevel(verify),
             link=link,

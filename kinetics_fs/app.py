@@ -22,7 +22,7 @@ from kinetics_fs.fetch.fetcher import FetchSettings
 from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.cookies import read_cookies
 from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings, is_youtube
-from kinetics_fs.store import CacheLayout, Store, prepare_folder
+from kinetics_fs.store import CacheLayout, LimitRefused, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch.fetcher import Fetcher
@@ -134,6 +134,22 @@ def open_store(settings: Settings) -> Store:
         shrink=settings.shrink,
         min_free=settings.min_free,
     )
+
+
+def open_store_to_read(settings: Settings) -> tuple[Store, LimitRefused | None]:
+    """Open the store for a command that stores no clips. It works also if its limit would evict clips.
+
+    Returns:
+        The store, and why the limit of the settings was not given to the cache, with a warning; None if it was.
+
+    Raises:
+        StoreError: the cache directory cannot be used.
+    """
+    try:
+        return open_store(settings), None
+    except LimitRefused as refusal:
+        _log.warning("%s", refusal)
+        return open_store(settings.with_values(cache_size=None)), refusal
 
 
 def cut_profile(settings: Settings) -> CutProfile:

@@ -56,7 +56,7 @@ def command(
     kinetics-fs status --coverage --release 400 --csv > unavailable.csv
     kinetics-fs status --coverage /mnt/kinetics
     """
-    from kinetics_fs.app import open_store
+    from kinetics_fs.app import open_store_to_read
     from kinetics_fs.control.describe import describe_statuses
     from kinetics_fs.control.status import MountStatus, UnreachableMount
     from kinetics_fs.mount.query import find_mount, query_status, query_statuses
@@ -92,7 +92,7 @@ def command(
     unreachable = any(isinstance(mount, UnreachableMount) for mount in mounts)
     cache = None
     if path is None:
-        with open_store(settings) as store:
+        with open_store_to_read(settings)[0] as store:
             cache = store.status()
     if as_json:
         report: dict[str, Any] = {"mounts": [mount.to_json() for mount in mounts]}

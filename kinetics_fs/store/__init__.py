@@ -15,7 +15,7 @@ from kinetics_fs.store.check import (
     verify_clips,
 )
 from kinetics_fs.store.clip_files import ClipRecord, OpenClipFile
-from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, evicted_too_early
+from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, LimitRefused, evicted_too_early
 from kinetics_fs.store.failures import (
     KINDS_SHARED_BY_DEFAULT,
     LASTING_KINDS,
@@ -71,6 +71,7 @@ __all__ = [
     "InvalidLine",
     "KnownSize",
     "LastingFailure",
+    "LimitRefused",
     "OpenClipFile",
     "Permit",
     "PinCounts",

@@ -61,6 +61,10 @@ def evicted_too_early() -> FetchError:
     return FetchError(FailureKind.LOCAL, reason, errno=errno.ENOSPC)
 
 
+class LimitRefused(StoreError):
+    """A limit below the bytes of the cached clips, which may not be evicted for it."""
+
+
 class _Excess(NamedTuple):
     """The number of clips to evict, and their bytes."""
 
@@ -111,7 +115,7 @@ class Evictor:
             shrink: clips may be evicted for this.
 
         Raises:
-            StoreError: clips would have to be evicted and may not, or pinned clips exceed the limit.
+            LimitRefused: clips would have to be evicted and may not, or pinned clips exceed the limit.
         """
         limit, last = None if given == "none" else given, self._read_limit()
         if limit is not None and (cached := self._cached_bytes()) > limit:
@@ -119,13 +123,13 @@ class Evictor:
             held = f"it has {filesize.decimal(cached)} of clips"
             (pinned,) = db.execute("SELECT coalesce(sum(size), 0) FROM clip WHERE cached AND pinned = 1").fetchone()
             if pinned > limit:
-                raise StoreError(
+                raise LimitRefused(
                     f"{refusal}: {held}, and {filesize.decimal(pinned)} of them are pinned;"
                     " give a larger --cache-size or unpin clips (kinetics-fs pin remove)"
                 )
             excess = _clips_to_evict(db, cached - limit)
             if not shrink:
-                raise StoreError(
+                raise LimitRefused(
                     f"{refusal}: {held}, so that {excess} would be evicted;"
                     " give --shrink to evict them, or a larger --cache-size"
                 )

@@ -36,6 +36,9 @@ _log = logging.getLogger(__name__)
 _BUSY_TIMEOUT = 10.0
 """Seconds to wait for a transaction of a command that reads the cache."""
 
+_CACHE_KIB = 256 * 1024
+"""Memory for the pages of a database, in KiB. With less, a large one is written several times."""
+
 _MANY_CLIPS = 50_000
 """Clips whose change takes about a second."""
 
@@ -72,6 +75,7 @@ ALTER TABLE suspect RENAME COLUMN origin TO source;
 """
 
 _CLIPS = f"""
+DROP INDEX clip_by_pin_and_use;  -- made again at the end, which is faster than with each row
 INSERT INTO clip (key, profile, size, sha256, source, stored_at, opened_at, cached, pinned, duration)
     SELECT key, CASE WHEN source IN {PUBLISHERS} THEN '{SOURCE}' ELSE '{UNKNOWN}' END,
         size, sha256, source, stored_at, opened_at, held, EXISTS (SELECT 1 FROM pin WHERE pin.key = old.key), seconds
@@ -87,7 +91,7 @@ def upgrade_state(db: sqlite3.Connection) -> None:
     Args:
         db: a connection in a transaction.
     """
-    for script in (_OLD_TABLES, _RENAMES, SCHEMA, _CLIPS):
+    for script in (_OLD_TABLES, _RENAMES, SCHEMA, _CLIPS, SCHEMA):
         run_script(db, script)
 
 
@@ -146,6 +150,7 @@ def _connected(layout: CacheLayout, database: Path) -> Iterator[sqlite3.Connecti
     db = sqlite3.connect(database, timeout=_BUSY_TIMEOUT, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         yield db
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:

@@ -168,12 +168,12 @@ def test_the_cache_keeps_its_limit_until_another_is_given(cache: Path, config: P
     assert status(cache, "--cache-size", "NONE")["limit"] is None
 
 
-def test_a_smaller_limit_wants_shrink_wherever_it_comes_from(full: Path, config: Path) -> None:
+def test_a_smaller_limit_wants_shrink_wherever_it_comes_from(full: Path, chosen: Arguments, config: Path) -> None:
     before = clips_in(full)
     _, middle, newest = before.values()
     limit = f"{newest + middle // 2}B"
     config.write_text(f'cache-size = "{limit}"\n')
-    common = "status", "--cache-dir", full
+    common = "prefetch", *chosen
     for done, origin in (
         (run_command(*common, "--cache-size", limit), "--cache-size"),
         (run_command(*common, KINETICS_FS_CACHE_SIZE=limit), "KINETICS_FS_CACHE_SIZE"),
@@ -186,10 +186,32 @@ def test_a_smaller_limit_wants_shrink_wherever_it_comes_from(full: Path, config:
     assert clips_in(full) == before
     assert status(full)["limit"] is None
 
-    done = run_command("--config", config, *common, "--shrink")
+    done = run_command("--config", config, "status", "--cache-dir", full, "--shrink")
     assert done.returncode == 0
     assert "evicted 2 clips (" in done.stderr
     assert list(clips_in(full).values()) == [newest]
+
+
+def test_commands_that_store_no_clips_work_with_a_limit_that_is_refused(
+    full: Path, chosen: Arguments, config: Path
+) -> None:
+    before = clips_in(full)
+    config.write_text('cache-size = "10kB"\n')
+    cache = "--cache-dir", full
+    for command in (
+        ("status", *cache),
+        ("status", "--coverage", *chosen),
+        ("failures", "list", *cache),
+        ("pin", "list", *chosen),
+        ("verify", *cache),
+        ("export", *chosen, full.with_name("out")),
+        ("report", *chosen, "--output", full.with_name("report.html")),
+    ):
+        done = run_command("--config", config, *command)
+        assert done.returncode in (0, 3), done.stderr
+        assert "give --shrink" in done.stderr
+    assert clips_in(full) == before
+    assert "give --shrink" in error_of(run_command("--config", config, "verify", "--repair", *cache))
 
 
 def test_a_mount_that_would_shrink_the_cache_is_refused_before_it_starts(
@@ -206,7 +228,8 @@ def test_a_limit_in_python_wants_shrink(full: Path) -> None:
         Library(cache_dir=full, cache_size=10_000, small_cache=True) as library,
         pytest.raises(StoreError, match="--shrink"),
     ):
-        library.status()
+        assert library.status().cache.bytes > 10_000
+        library.prefetch([], whole_cache=True)
     with Library(cache_dir=full, cache_size=10_000, small_cache=True, shrink=True) as library:
         assert library.status().cache.bytes <= 10_000
 
