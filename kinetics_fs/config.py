@@ -31,6 +31,7 @@ SECTIONS = {
     "selection": "Selection",
     "cache": "Cache",
     "limits": "Cache",
+    "cut": "Sources",
     "sources": "Sources",
     "archive": "Sources",
     "network": "Network",
@@ -270,7 +271,7 @@ class Settings:
     )
     trim: str = _setting(
         "exact",
-        "sources",
+        "cut",
         "How clips are cut: exact (to the frame, by re-encoding) or copy (fast; the clip starts at a keyframe, and an"
         " edit list, which many readers ignore, hides the frames before the annotated time).",
         metavar="HOW",
@@ -280,8 +281,9 @@ class Settings:
     )
     max_height: int = _setting(
         360,
-        "sources",
-        "Maximum height of a clip from YouTube, in pixels.",
+        "cut",
+        "Maximum height of a clip that is cut out of a longer video, in pixels. The cache keeps clips apart that were"
+        " cut with other settings.",
         metavar="PIXELS",
         kind="integer",
         minimum=2,

@@ -26,7 +26,7 @@ _WIDTH = 16
 @click.command("doctor", cls=Command, short_help="Check this machine, the cache, the sources and the mounts.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Skip the checks that use the network.")
-@with_settings("cache", "limits", "sources", "network", "archive", "mount")
+@with_settings("cache", "limits", "cut", "sources", "network", "archive", "mount")
 @json_option
 def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
     """Check this machine, the cache, the sources, and the mount at MOUNTPOINT or all mounts.

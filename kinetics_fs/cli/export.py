@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@with_settings("selection", "cache", "names")
+@with_settings("selection", "cache", "cut", "names")
 @click.option(
     "--copy",
     is_flag=True,

@@ -82,7 +82,7 @@ def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], a
 @command.command("retry", short_help="Fetch clips again that failed.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Retry all failures.")
-@with_settings("selection", "cache", "limits", "sources", "network", "archive")
+@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive")
 @_filter_by_kind
 @json_option
 def retry(

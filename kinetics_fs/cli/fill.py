@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("fill", cls=Command, short_help="Fill the cache from archives.")
-@with_settings("selection", "cache", "limits", "archive", "log")
+@with_settings("selection", "cache", "limits", "cut", "archive", "log")
 @archive_options
 @verify_option
 @click.option("--no-index", is_flag=True, help="Do not index the archives. Indexing takes half as much time again.")

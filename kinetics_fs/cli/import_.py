@@ -24,7 +24,7 @@ _GROUPS_SHOWN = 20
 
 @click.command("import", cls=Command, short_help="Import the clips in a folder into the cache.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@with_settings("selection", "cache", "limits")
+@with_settings("selection", "cache", "limits", "cut")
 @verify_option
 @click.option("--copy", is_flag=True, help="Copy files that could be hard links to those in DIR.")
 @json_option

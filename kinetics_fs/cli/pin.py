@@ -31,7 +31,7 @@ def command() -> None:
 
 @command.command("add", short_help="Pin the clips of a selection.")
 @click.option("--all", "everything", is_flag=True, help="Pin all clips of the release.")
-@with_settings("selection", "cache", "limits")
+@with_settings("selection", "cache", "limits", "cut")
 @json_option
 def add(everything: bool, settings: Settings, as_json: bool) -> None:
     """Pin the clips of a selection: they stay in the cache, whatever else is evicted.
@@ -72,7 +72,7 @@ def add(everything: bool, settings: Settings, as_json: bool) -> None:
 
 @command.command("remove", short_help="Unpin the clips of a selection.")
 @click.option("--all", "everything", is_flag=True, help="Unpin all pinned clips.")
-@with_settings("selection", "cache")
+@with_settings("selection", "cache", "cut")
 @json_option
 def remove(everything: bool, settings: Settings, as_json: bool) -> None:
     """Unpin the clips of a selection. They stay cached until eviction needs their space.
@@ -94,7 +94,7 @@ def remove(everything: bool, settings: Settings, as_json: bool) -> None:
 
 
 @command.command("list", short_help="List the pinned clips by split and class.")
-@with_settings("selection", "cache")
+@with_settings("selection", "cache", "cut")
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
     """List how many clips are pinned, by split and class of a selection, and in all.

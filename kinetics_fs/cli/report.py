@@ -33,7 +33,7 @@ from kinetics_fs.errors import masked
     metavar="N",
     help="Number of clips to show a thumbnail of, spread evenly over the classes.",
 )
-@with_settings("selection", "cache", "limits")
+@with_settings("selection", "cache", "limits", "cut")
 @json_option
 def command(output: Path, thumbnails: int, settings: Settings, as_json: bool) -> None:
     """Write an HTML page that shows which clips of a selection are cached, and the state of the cache.

@@ -31,7 +31,7 @@ from kinetics_fs.config import Settings
     help="Show how many clips of each class are cached, and why others are unavailable: of a selection, or of the mount"
     " at MOUNTPOINT. This may take seconds.",
 )
-@with_settings("selection", "cache", "limits")
+@with_settings("selection", "cache", "limits", "cut")
 @json_option
 @csv_option
 def command(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("verify", cls=Command, short_help="Verify the cached clips, and repair damaged ones.")
 @click.option("--decode", is_flag=True, help="Also decode each clip. This is slow.")
 @click.option("--repair", is_flag=True, help="Remove damaged clips and fetch them again.")
-@with_settings("selection", "cache", "limits", "sources", "network", "archive")
+@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive")
 @json_option
 def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> int:
     """Verify that cached clips have the bytes that were stored: all clips, or those of a selection if you give one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
-from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
+from kinetics_fs.errors import ArchiveError, FailureKind, FetchError, StoreError
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.media.profile import CutProfile
@@ -34,6 +35,7 @@ from kinetics_fs.sources.archive.scan import Checkpoint, Scan
 from kinetics_fs.sources.archive.stream import stream_clips
 from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.store import Claim, FillCheckpoints, Store
+from kinetics_fs.store.layout import newer_format
 from kinetics_fs.util.files import atomic_write
 from kinetics_fs.util.ticker import every
 
@@ -51,7 +53,9 @@ _REPORT_INTERVAL = 0.5
 _CHECKPOINT_INTERVAL = 1.0
 """Seconds between two checkpoints, and so the work that a kill may cost."""
 
-_MAGIC = b"kinetics-fs fill 2\n"
+_FORMAT = 2
+_MAGIC = b"kinetics-fs fill %d\n"
+"""The first line of a checkpoint file."""
 _LENGTH = 4
 """Bytes of the field that gives the length of the packed checkpoint."""
 _MAX_SUMMARY = 32 * 1024 * 1024
@@ -203,16 +207,24 @@ def write_progress(path: Path, progress: Progress) -> None:
     """
     checkpoint = progress.checkpoint.pack()
     with atomic_write(path, durable=False) as file:
-        file.write(_MAGIC + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
+        file.write(_MAGIC % _FORMAT + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
         file.write(progress.summary.pack().encode() + b"\n")
         write_index(progress.partial_index, file)
 
 
 def read_progress(path: Path) -> Progress | None:
-    """Read a checkpoint file; None if there is none, or it is damaged."""
+    """Read a checkpoint file; None if there is none, or it is damaged or of an earlier version.
+
+    Raises:
+        StoreError: a later version wrote it.
+    """
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            line = re.fullmatch(rb"kinetics-fs fill ([0-9]{1,9})\n", file.readline(64))
+            found = int(line[1]) if line else 0
+            if found > _FORMAT:
+                raise StoreError(newer_format(path, found, _FORMAT, "remove it to read the archive from its beginning"))
+            if found != _FORMAT:
                 return None
             length = int.from_bytes(file.read(_LENGTH), "little")
             if length > os.fstat(file.fileno()).st_size:

@@ -20,6 +20,7 @@ from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
+from kinetics_fs.store.layout import newer_format
 from kinetics_fs.util.disk import DiskFault
 from kinetics_fs.util.sqlite import Database
 
@@ -90,7 +91,7 @@ class ArchiveIndexDB:
         path: path of the file; it is created if it does not exist.
 
     Raises:
-        ArchiveError: the file cannot be opened, or another version of kinetics-fs wrote it.
+        ArchiveError: the file cannot be opened, or a later version of kinetics-fs wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,10 +108,8 @@ class ArchiveIndexDB:
                 db.executescript(_SCHEMA)
             elif version == 1:
                 self._migrate()
-            elif version != _VERSION:
-                raise ArchiveError(
-                    f"cannot use the archive indexes in {path}: another version of kinetics-fs wrote them; remove it"
-                )
+            elif version > _VERSION:
+                raise ArchiveError(newer_format(path, version, _VERSION, "move it away and build the indexes again"))
 
     def _migrate(self) -> None:
         """Convert a file of version 1, which does not say which indexes are confirmed: nearly all were built here."""
