@@ -18,6 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kinetics_fs._version import __version__
+from kinetics_fs.cli.command import CONFIG_FILE, QUIET, Option
 from kinetics_fs.errors import KineticsError, SettingError
 
 COMMANDS = {
@@ -81,13 +82,14 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="kinetics-fs")
 @click.option(
     "--config",
+    cls=Option,
     type=click.Path(path_type=Path),
     envvar="KINETICS_FS_CONFIG",
     metavar="PATH",
     help="Configuration file (TOML).  [default: config.toml in the user's configuration directory, if it exists]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log progress too, not only warnings and errors.")
-@click.option("-q", "--quiet", is_flag=True, envvar="KINETICS_FS_QUIET", help="Show no progress.")
+@click.option("-q", "--quiet", cls=Option, is_flag=True, envvar="KINETICS_FS_QUIET", help="Show no progress.")
 @click.option("--debug", is_flag=True, help="Also log each FUSE operation and each step of a fetch, with its duration.")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, verbose: bool, quiet: bool, debug: bool) -> None:
@@ -103,7 +105,6 @@ def cli(ctx: click.Context, config: Path | None, verbose: bool, quiet: bool, deb
     """
     import logging
 
-    from kinetics_fs.cli.command import CONFIG_FILE, QUIET
     from kinetics_fs.config import default_config_file, read_config, unknown_variables
     from kinetics_fs.util import logs
 

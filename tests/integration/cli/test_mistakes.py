@@ -211,3 +211,9 @@ def test_workers_are_a_small_number(chosen: tuple[str | Path, ...], value: str) 
     done = run_command("prefetch", *chosen, f"--workers={value}")
     assert done.returncode == 2
     assert "Invalid value for '--workers'" in done.stderr
+
+
+def test_an_invalid_variable_of_the_program_is_named() -> None:
+    done = run_command("status", KINETICS_FS_QUIET="banana")
+    assert done.returncode == 2
+    assert "the environment variable KINETICS_FS_QUIET" in done.stderr
