@@ -624,7 +624,7 @@ def read_config(path: Path) -> dict[str, Any]:
             document, status = tomllib.loads(file.read().decode()), os.fstat(file.fileno())
     except OSError as error:
         raise KineticsError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KineticsError(f"cannot read the configuration file {path}: it is not valid TOML: {error}") from error
     values: dict[str, Any] = {"ytdlp": _ytdlp_parameters(path, status, document.pop("youtube", {}))}
     known = table()

@@ -21,6 +21,7 @@ from kinetics_fs.errors import CatalogError, masked, root_cause
 from kinetics_fs.util.deadline import Deadline
 from kinetics_fs.util.files import atomic_write
 from kinetics_fs.util.http import IDENTITY
+from kinetics_fs.util.text import parse_json
 
 if TYPE_CHECKING:
     import requests
@@ -49,7 +50,7 @@ class _Copy:
     def read(cls, path: Path, url: str) -> _Copy | None:
         """Return the note of the copy at `path`; None if there is no copy, or its note does not match it."""
         try:
-            copy = cls(**json.loads(_note(path).read_bytes()))
+            copy = cls(**parse_json(_note(path).read_bytes()))
             return copy if copy.url == masked(url) and path.stat().st_size == copy.size else None
         except (OSError, ValueError, TypeError):
             return None

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from kinetics_fs.control.paths import is_private, socket_path
 from kinetics_fs.errors import MountError
+from kinetics_fs.util.text import parse_json
 
 _MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer."""
@@ -101,12 +102,12 @@ class Connection:
     def _receive(self) -> dict[str, Any]:
         try:
             line = self._file.readline(_MAX_ANSWER)
-            answer: dict[str, Any] = json.loads(line or b"null")
+            answer = parse_json(line or b"null")
         except (OSError, ValueError) as error:
             raise self._no_answer(error) from error
         if not line:
             raise self._no_answer("it has ended")
-        return answer
+        return answer if isinstance(answer, dict) else {}
 
     def _no_answer(self, cause: object) -> NoAnswerError:
         return NoAnswerError(

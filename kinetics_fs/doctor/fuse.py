@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import re
@@ -31,7 +30,7 @@ from kinetics_fs.mount.fusermount import (
 )
 from kinetics_fs.mount.mountpoint import filesystem_type, find_mounts, is_stacked
 from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
-from kinetics_fs.util.text import count
+from kinetics_fs.util.text import count, parse_json
 
 _OLDEST_KERNEL = (5, 4)
 _PASSES_THROUGH = (6, 9)
@@ -176,7 +175,7 @@ def mount(path: Path, mounts: Collection[Path], timeout: float = TIMEOUT) -> Ite
 def _parse(text: str | None) -> dict[str, Any] | None:
     """Return the JSON of the status that a mount reports; None if it is not a JSON object."""
     try:
-        value = json.loads(text or "")
+        value = parse_json(text or "")
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -21,6 +21,7 @@ from kinetics_fs.fetch.prefetch import Prefetch, parse_clip_list
 from kinetics_fs.store import Store
 from kinetics_fs.util.disk import fault_of
 from kinetics_fs.util.files import atomic_write
+from kinetics_fs.util.text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class PrefetchManager:
         for path in sorted(self._folder.glob("*.json")) if self._folder.is_dir() else ():
             try:
                 self._start(path.stem, *_read(path))
-            except (OSError, ValueError, TypeError, LookupError, KineticsError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, LookupError, KineticsError) as error:
                 _log.error("cannot resume the job %s: %s; start it again", path, error)
                 self._forget(path.stem)
         if selection is not None:
@@ -259,7 +260,7 @@ class PrefetchManager:
 
 def _read(path: Path) -> tuple[Selection | None, list[Clip] | None]:
     """Return what `_write` wrote; raise one of several built-in exceptions if the file has something else."""
-    selection = json.loads(path.read_text())
+    selection = parse_json(path.read_bytes())
     if selection is not None:
         return Selection(tuple(selection.pop("splits")), tuple(selection.pop("classes")), **selection), None
     clips, _ = parse_clip_list(path.with_suffix(".list").read_text().splitlines())

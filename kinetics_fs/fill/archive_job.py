@@ -37,6 +37,7 @@ from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.store import Claim, FillCheckpoints, Store
 from kinetics_fs.store.layout import newer_format
 from kinetics_fs.util.files import atomic_write
+from kinetics_fs.util.text import parse_json
 from kinetics_fs.util.ticker import every
 
 _log = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class Summary:
             ValueError: `pack` did not make this line.
         """
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             if values.get("failed") == {}:  # of an earlier version, which counted corrupt clips by reason alone
                 del values["failed"]
             summary = cls(**values)

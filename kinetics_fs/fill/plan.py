@@ -27,6 +27,7 @@ from kinetics_fs.sources.archive.layout import (
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.store import FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
+from kinetics_fs.util.text import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def remember_done(checkpoints: FillCheckpoints, name: str, version: Version, *, 
 def was_done(checkpoints: FillCheckpoints, name: str, version: Version, *, all_clips: bool) -> bool:
     """Return whether this version of an archive was read to its end, and all of its clips were stored if necessary."""
     try:
-        size, etag, *stored_all = json.loads(checkpoints.done_mark(name).read_text())
+        size, etag, *stored_all = parse_json(checkpoints.done_mark(name).read_bytes())
     except (OSError, ValueError, TypeError):  # no such file, or one that a power cut damaged
         return False
     return Version(size, etag).matches(version) and (stored_all == [True] or not all_clips)

@@ -7,7 +7,6 @@ by a separate process that can be left behind (`kinetics_fs.mount.probe`).
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import shlex
@@ -23,7 +22,7 @@ from kinetics_fs.control.status import InvalidStatusError, MountStatus, Unreacha
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.mountpoint import find_mounts, mount_owners, unmount
 from kinetics_fs.mount.probe import probe_path
-from kinetics_fs.util.text import user_name
+from kinetics_fs.util.text import parse_json, user_name
 
 if TYPE_CHECKING:
     from kinetics_fs.store.coverage import Coverage
@@ -130,7 +129,7 @@ def _query_status(mountpoint: Path, user: str) -> MountStatus | UnreachableMount
                 "run this command as that user",
             )
         with suppress(ValueError):
-            answer = json.loads((probe and probe.status) or "")
+            answer = parse_json((probe and probe.status) or "")
         if answer is None:
             reason = "it does not report its status"
             if probe is not None and probe.errno == errno.ENOTCONN:

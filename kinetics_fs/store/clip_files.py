@@ -39,7 +39,7 @@ from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout, newer_format
 from kinetics_fs.store.short_clips import is_short
 from kinetics_fs.util.files import fsync
-from kinetics_fs.util.sqlite import DatabaseFile, transaction
+from kinetics_fs.util.sqlite import SQLITE_ERRORS, DatabaseFile, transaction
 
 _SETTINGS = {
     **diskcache.DEFAULT_SETTINGS,
@@ -228,7 +228,7 @@ class ClipFiles:
         self._table.check()
         try:
             yield
-        except (sqlite3.Error, diskcache.Timeout) as error:  # Timeout: for any error at the begin of a transaction
+        except (*SQLITE_ERRORS, diskcache.Timeout) as error:  # Timeout: for any error at the begin of a transaction
             if self._cache is not None:
                 self._cache.close()  # the connection of this thread, which may remain read-only, for example
             raise self._table.error(error) from error

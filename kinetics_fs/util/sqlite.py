@@ -16,6 +16,9 @@ from kinetics_fs.util.sqlite_copy import CopyError, copy_to_memory
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for the lock of another connection."""
 
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""Errors of SQLite. Python raises the second one if a message about a damaged file is not UTF-8."""
+
 
 class DatabaseFile:
     """A SQLite file in use: notices that the file was removed or replaced, and translates errors.
@@ -124,14 +127,14 @@ class Database:
             db = self._take()
             try:
                 yield db
-            except sqlite3.Error:
+            except SQLITE_ERRORS:
                 self._drop(db)
                 raise
             except BaseException:
                 self._give_back(db)
                 raise
             self._give_back(db)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._file.error(error) from error
 
     @contextmanager
@@ -157,10 +160,10 @@ class Database:
             db = self._take()
             try:
                 rows = db.execute(sql, parameters).fetchall()
-            except sqlite3.Error:
+            except SQLITE_ERRORS:
                 self._drop(db)
                 raise
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._file.error(error) from error
         self._give_back(db)
         return rows
@@ -190,7 +193,7 @@ class Database:
         except CopyError as error:
             unreadable = DiskFault(f"{fault.cause}, and {path} cannot be copied into memory ({error})", fault.cure)
             raise self._file.translate(unreadable._replace(errno=fault.errno)) from error
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._file.error(error) from error
         self._copy, self._uri, self.read_only = copy, address, fault
         self._close_idle()
@@ -219,7 +222,7 @@ class Database:
             pass
         try:
             return self._connect()
-        except sqlite3.Error:
+        except SQLITE_ERRORS:
             if not self._is_open:
                 raise
         try:

@@ -1,11 +1,13 @@
-"""Words for people."""
+"""Words for people, and text of other programs."""
 
 from __future__ import annotations
 
+import json
 import pwd
 import re
 import time
 from datetime import datetime
+from typing import Any
 
 _DETAIL = re.compile(r"\b[0-9a-f]{32}\b|(?<!error )(?<!errno )(?<![a-z0-9])[0-9]+(?:[.,:][0-9]+)*", re.IGNORECASE)
 
@@ -56,3 +58,15 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):
         return str(uid)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that another program wrote.
+
+    Raises:
+        ValueError: the text is not JSON, or is nested more deeply than Python's recursion limit.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error

@@ -28,3 +28,58 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         if len(changed) < 100:
             break
     return bytes(changed)
+
+
+_WORDS = (
+    *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xe2\x80\xae", b"\xed\xa0\x80", b"\x1b[31m", b"\r", b"\n", b"\r\n\r\n"),
+    *(b'"', b"'", b",", b"\t", b"\\", b"{", b"}", b"[", b"]", b":", b"../", b"/", b"%00", b"=", b"#", b"\\ud800"),
+    *(
+        b"-1",
+        b"0",
+        b"1e309",
+        b"NaN",
+        b"Infinity",
+        b"null",
+        b"true",
+        b"9" * 400,
+        b"9" * 5_000,
+        b"0x10",
+        b"1_0",
+        b"\xd9\xa3",
+    ),
+)
+"""Text that parsers take for something else."""
+
+
+def mutate_text(data: bytes, chance: random.Random, *, binary: bool = False) -> bytes:
+    """Return text with one to four faults, mostly with one.
+
+    Args:
+        data: the text.
+        chance: chooses the faults.
+        binary: the text is followed by data that are no text, as in an answer by HTTP: leave most of these as they are.
+    """
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 4))):
+        end = min(len(changed), 300) if binary and chance.random() < 0.9 else len(changed)
+        at, word = chance.randrange(end + 1), chance.choice(_WORDS)
+        match chance.randrange(8):
+            case 0:
+                del changed[at:]
+            case 1:
+                changed[at:at] = word
+            case 2:
+                changed[at : at + len(word)] = word
+            case 3:
+                changed[at:at] = (word * chance.choice((10, 1_000, 30_000)))[:100_000]
+            case 4:  # a digit, a quote or a bracket becomes something else
+                place = next((place for place in range(at, end) if changed[place] in b'0123456789"[]{},:'), at)
+                changed[place : place + 1] = word
+            case 5:
+                del changed[at : at + chance.randint(1, 40)]
+            case 6:
+                begin = chance.randrange(end + 1)
+                changed[at:at] = changed[begin : begin + chance.randint(1, 200)]
+            case _:
+                changed[at : at + 1] = bytes([chance.randrange(256)])
+    return bytes(changed)

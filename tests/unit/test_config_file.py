@@ -84,3 +84,11 @@ def test_other_tables_are_refused(tmp_path: Path, table: str) -> None:
     path.write_text(f"{table}\n")
     with pytest.raises(KineticsError, match=r"\[youtube\] may contain only"):
         read_config(path)
+
+
+@pytest.mark.parametrize("content", [b"a = " + b"[" * 100_000, b"a = \xff", b"[youtube"])
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(KineticsError, match="it is not valid TOML"):
+        read_config(path)

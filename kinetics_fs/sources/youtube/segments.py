@@ -81,14 +81,17 @@ class Segments:
             text = content.decode()
             _check_number(text.count("#EXTINF"))
             playlist = m3u8.loads(text)
-        except ValueError as error:
+        except FetchError:
+            raise
+        except Exception as error:  # m3u8 passes unknown attributes on as arguments, for example
             raise NoSegments("the file is not a playlist") from error
-        maps = {(one.uri, one.byterange) for one in playlist.segment_map}
+        maps = {(one.uri, one.byterange) for one in playlist.segment_map if one}
         if (
             playlist.is_variant
             or not playlist.is_endlist
             or any(playlist.keys)
             or any(segment.discontinuity for segment in playlist.segments)
+            or not all(playlist.segment_map)
             or len(maps) > 1
         ):
             raise NoSegments("the playlist is not a plain list of segments")

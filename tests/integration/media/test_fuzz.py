@@ -19,7 +19,7 @@ from tests.support.mutations import mutate
 from tests.support.videos import make_webm, run_ffmpeg
 
 FORMATS = ("mp4", "fragments", "webm", "mkv", "ts")
-FILES = 40
+FILES = 12
 """Files of each format."""
 
 

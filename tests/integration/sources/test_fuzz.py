@@ -16,7 +16,7 @@ from kinetics_fs.sources import SourceSettings
 from tests.support.mutations import mutate
 from tests.support.youtube import FakeYouTube
 
-FILES = 40
+FILES = 12
 
 
 def test_every_outcome_is_a_clip_or_corrupt(yt: FakeYouTube, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

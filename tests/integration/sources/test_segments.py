@@ -92,6 +92,8 @@ def test_ranges_of_bytes(host: str, tmp_path: Path) -> None:
         f"{HEADER}#EXTINF:five,\na.ts\n{END}",
         f"{HEADER}#EXTINF:5,\n#EXT-X-BYTERANGE:50\na.ts\n{END}",  # behind what?
         f"{HEADER}#EXTINF:5,\n#EXT-X-BYTERANGE:x@y\na.ts\n{END}",
+        f'{HEADER}#EXT-X-MAP:OTHER="b.mp4"\n#EXTINF:5,\na.ts\n{END}',
+        f"{HEADER}#EXT-X-MAP:\n#EXTINF:5,\na.ts\n{END}",
     ],
 )
 def test_no_plain_list(host: str, tmp_path: Path, text: str) -> None:
