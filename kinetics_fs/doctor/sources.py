@@ -328,6 +328,8 @@ def archives(settings: Settings, *, indexed: bool) -> Iterator[Finding]:
 
 
 def _folder_of_archives(path: Path, bad: State) -> Finding:
+    from kinetics_fs.sources.archive.location import locate, missing_note
+
     probe = probe_path(path)
     fix = "Set --archive-url to the folder of the archives, or mount its disk."
     if probe is None:
@@ -335,7 +337,13 @@ def _folder_of_archives(path: Path, bad: State) -> Finding:
     if not probe.exists or probe.errno or (probe.empty is not False and not path.is_file()):
         reason = os.strerror(probe.errno) if probe.errno else "it does not exist, or is empty"
         return Finding("archives", bad, f"{path} has no archives: {reason}", fix)
-    return Finding("archives", State.OK, str(path))
+    try:
+        location = locate(str(path))
+    except FetchError as error:
+        return Finding("archives", bad, str(error), fix)
+    if location.archive is None and (note := missing_note(location.base)):
+        return Finding("archives", bad, note, fix)
+    return Finding("archives", State.OK, f"{location.base}" + (f": {location.archive}" if location.archive else ""))
 
 
 def _reached(name: str, host: str, response: _Response) -> Iterator[Finding]:

@@ -123,17 +123,10 @@ def list_archives(base: str, release: str, split: str) -> list[str]:
     names_other = re.compile(rf"(?:^|[_-])(?:{others})[_-]")
     if found := [name for name in archives_in(Path(base)) if not names_other.search(name)]:
         return found
-    try:
-        content = sorted(path.name for path in Path(base).iterdir())
-    except OSError as error:
-        raise FetchError(
-            FailureKind.CONFIG, f"cannot list the archives in {base}: {error.strerror}; check --archive-url"
-        ) from error
-    more = ", …" if len(content) > _MAX_SHOWN else ""
     raise FetchError(
         FailureKind.CONFIG,
         f"cannot find archives of the split {split} in {base}: expected {folder}/*.tar.gz, {word}/*.tar.gz or *.tar.gz,"
-        f" found {', '.join(content[:_MAX_SHOWN]) or 'nothing'}{more}; check --archive-url",
+        f" found {content_of(Path(base))}; check --archive-url",
     )
 
 
@@ -144,6 +137,16 @@ def archives_in(folder: Path) -> list[str]:
     except OSError:
         return []
     return [name for name in found if stem(name) != name and not name.startswith(".")]
+
+
+def content_of(folder: Path) -> str:
+    """Return the first names in a folder for a message, or why they cannot be listed."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return f"no folder ({error.strerror})"
+    more = ", …" if len(names) > _MAX_SHOWN else ""
+    return f"{', '.join(names[:_MAX_SHOWN])}{more}" if names else "nothing"
 
 
 def published_archives(base: str, release: str, split: str) -> list[str]:

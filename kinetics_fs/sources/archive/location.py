@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.sources.archive.layout import FOLDERS, WORDS, archives_in, stem
+from kinetics_fs.sources.archive.layout import FOLDERS, WORDS, archives_in, content_of, stem
 from kinetics_fs.sources.settings import is_remote
 
 _LIST = re.compile(r"k[0-9_]+_[a-z]+_path\.txt")
@@ -79,6 +79,18 @@ def _locate_path(given: Path) -> Location:
             f" {', '.join(map(str, found[:_MAX_SHOWN]))}{more}; give one of them",
         )
     return Location(str(found[0] if found else given))
+
+
+def missing_note(base: str) -> str:
+    """Return why no archives can be read from a folder, as a phrase; empty if it has some, or is no folder.
+
+    Args:
+        base: location of all archives, as `locate` returns it.
+    """
+    folder = Path(base)
+    if is_remote(base) or _has_layout(folder) or archives_in(folder):
+        return ""
+    return f"{base} has no archives: expected 600/val/*.tar.gz, val/*.tar.gz or *.tar.gz, found {content_of(folder)}"
 
 
 def _levels(parts: tuple[str, ...] | list[str]) -> tuple[str, ...]:

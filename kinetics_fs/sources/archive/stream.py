@@ -26,6 +26,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip, names_split
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.limit import limit_note
+from kinetics_fs.sources.archive.location import missing_note
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Scan
 from kinetics_fs.sources.archive.tar import Begin, End
@@ -199,6 +200,8 @@ class ArchiveStreamer:
         note = ""
         failure: FetchError | None = None
         names = archives_of_clip(self._base, self._catalog, clip)
+        if not names:
+            raise NotInSource(missing_note(self._base))
         lacking = []
         for name in names:
             version = self._version(name)
@@ -221,7 +224,7 @@ class ArchiveStreamer:
                     failure = error
         if failure is not None:
             raise failure
-        if lacking and lacking == names and all(map(names_split, names)) and not self._index_db.find(clip):
+        if lacking == names and all(map(names_split, names)) and not self._index_db.find(clip):
             raise FetchError(FailureKind.GONE, f"not in the archives: {' and '.join(lacking)} does not have it")
         raise NotInSource(note)
 

@@ -379,6 +379,18 @@ def test_doctor_reports_unreachable_servers(settings: Settings) -> None:
     one(sources.archives(Settings(archive_url="/nowhere/archives"), indexed=False), State.PROBLEM, "/nowhere")
 
 
+def test_doctor_says_where_the_archives_are(tmp_path: Path) -> None:
+    archive = tmp_path / "kinetics" / "600" / "val" / "zumba.tar.gz"
+    (tmp_path / "readme.txt").touch()
+    asked = partial(sources.archives, indexed=False)
+    expected = "expected 600/val/*.tar.gz, val/*.tar.gz or *.tar.gz, found readme.txt"
+    one(asked(Settings(archive_url=str(tmp_path))), State.PROBLEM, expected)
+    archive.parent.mkdir(parents=True)
+    archive.touch()
+    for given in (tmp_path, archive.parent, archive):
+        one(asked(Settings(archive_url=str(given))), State.OK, str(tmp_path / "kinetics"))
+
+
 @pytest.mark.parametrize("talk", HTTP_LIARS[:4], ids=lambda talk: talk.__name__)
 def test_doctor_reports_servers_that_do_not_come_to_an_end(
     settings: Settings, talk: Talk, monkeypatch: pytest.MonkeyPatch

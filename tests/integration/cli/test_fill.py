@@ -39,7 +39,8 @@ def test_a_missing_archive_folder_is_named_with_its_option(annotated: AnnotatedA
     missing = tmp_path / "missing"
     done = run_command("fill", *annotated.arguments, "--archive-url", missing)
     assert done.returncode == 1
-    assert f"in {missing}: No such file or directory; check --archive-url" in done.stderr
+    assert f" in {missing}: expected " in done.stderr
+    assert "found no folder (No such file or directory); check --archive-url" in done.stderr
 
 
 @pytest.mark.parametrize("given", ["600", "600/val", "..", "flat", "one", "only validation"])

@@ -146,6 +146,20 @@ def test_a_mount_finds_archives_at_another_level(
     assert f"{clips} clips read, 0 wrong" in verified.stdout
 
 
+def test_a_mount_says_what_a_folder_without_archives_lacks(
+    annotated: AnnotatedArchives, mount: MountFactory, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    where = "--annotations", annotated.annotations, "--archive-url", tmp_path / "elsewhere"
+    shown = mount("--source", "archive", *where)
+
+    clip = next(iter(annotated.clips[SURFING]))
+    with pytest.raises(OSError):
+        (shown.root / "validation" / "surfing water" / clip.name).read_bytes()
+    listed = run_command("failures", "list", "--json", "--cache-dir", annotated.cache).stdout
+    assert f"{tmp_path / 'elsewhere'} has no archives: expected 600/val/*.tar.gz, " in json.loads(listed)[0]["reason"]
+
+
 def test_verify_finds_wrong_clips_and_archives(built: AnnotatedArchives) -> None:
     every = index(built, "verify", "--all", "--json")
     assert every.returncode == 0
