@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import diskcache
 from diskcache.core import METADATA, MODE_BINARY
 
-from kinetics_fs.catalog.clip import parse_clip_name
+from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import StoreError
 from kinetics_fs.media.profile import SOURCE, UNKNOWN, is_profile
 from kinetics_fs.store.database import PUBLISHERS, shown_profiles
@@ -60,6 +60,9 @@ IF_DAMAGED = "end all programs that use the cache and move {} away: the list of 
 
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/(?P<key>[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6})\.[0-9a-f]{32}\.mp4")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
+
+_ROWS_OF_CLIP = "SELECT key, mode, filename, tag FROM Cache WHERE key > ? AND key < ? AND raw = 1"
+"""The rows of a clip, of all profiles: between its key with "." and its key with "/", the next character."""
 
 _MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """Errors of `open` that prove that a path is no clip file. Others, such as EMFILE, prove nothing about the file."""
@@ -270,12 +273,11 @@ class ClipFiles:
 
     def _rows(self, key: str, profiles: Sequence[str]) -> list[tuple[str, ClipRecord]]:
         """Return the files of a clip according to the table, in the order of the profiles."""
-        keys = [_row_key(key, profile) for profile in profiles]
-        marks = ",".join("?" * len(keys))
-        rows = self._sql(f"SELECT key, mode, filename, tag FROM Cache WHERE key IN ({marks}) AND raw = 1", *keys)
         found = {}
-        for row_key, mode, filename, tag in rows:
-            profile = row_key.partition(".")[2]
+        for row_key, mode, filename, tag in self._sql(_ROWS_OF_CLIP, f"{key}.", f"{key}/"):
+            profile = row_key[len(key) + 1 :]
+            if profile not in profiles:
+                continue
             record = _parse_tag(tag, profile)
             if record is not None and mode == MODE_BINARY and _is_filename_of(filename, key):
                 found[profile] = filename, record
@@ -283,13 +285,9 @@ class ClipFiles:
 
     def _may_be_replaced(self, key: str, record: ClipRecord) -> bool:
         """Return whether another process may store a clip that is preferred to this one: a longer one."""
-        clip = parse_clip_name(f"{key}.mp4")
-        return (
-            clip is not None
-            and record.profile != self._profiles[0]
-            and record.duration is not None
-            and is_short(clip, record.duration)
-        )
+        if record.profile == self._profiles[0] or record.duration is None:
+            return False
+        return is_short(Clip(key[:11], int(key[12:18]), int(key[19:])), record.duration)
 
     def put(self, key: str, file: StagedFile, record: ClipRecord) -> None:
         """Move a finished file in and commit its row. An earlier file of the clip and profile is removed first.
@@ -339,10 +337,9 @@ class ClipFiles:
 
     def find(self, key: str, token: str) -> ClipRecord | None:
         """Return the record of the file of a clip that one fetch has published; None if the table has none."""
-        # All rows of the clip: "/" follows "." in the order of SQLite.
         profiles = [
             parsed[1]
-            for (row_key,) in self._sql("SELECT key FROM Cache WHERE key > ? AND key < ?", f"{key}.", f"{key}/")
+            for row_key, *_ in self._sql(_ROWS_OF_CLIP, f"{key}.", f"{key}/")
             if (parsed := _parse_row_key(row_key)) is not None
         ]
         wanted = clip_filename(key, token)

@@ -21,8 +21,10 @@ import pytest
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.catalog.clip import parse_clip_name
-from kinetics_fs.errors import StoreError
+from kinetics_fs.errors import ArchiveError, StoreError
+from kinetics_fs.fill.archive_job import read_progress
 from kinetics_fs.media.profile import SOURCE, UNKNOWN
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout, Store
 from kinetics_fs.store.layout import FORMAT, CacheFormat, read_format, write_format
 from kinetics_fs.store.migration import migrate
@@ -301,3 +303,22 @@ def test_a_later_format_is_refused_and_nothing_changes(new: Path, raise_format: 
         ):
             Store(new, limit=limit, shrink=True)
     assert tree(new) == before
+
+
+def test_indexes_of_a_later_version_are_refused_and_nothing_changes(new: Path) -> None:
+    path = CacheLayout(new).archive_indexes
+    query(path, "PRAGMA user_version = 99")
+    before = tree(new)
+    with pytest.raises(ArchiveError, match=r"cannot use .*archives\.sqlite: it has format 99, .*; update kinetics-fs"):
+        ArchiveIndexDB(path)
+    assert tree(new) == before
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_stays(new: Path) -> None:
+    [path] = new.glob("fills/*/*.indexed")
+    assert read_progress(path) is not None
+    path.write_bytes(path.read_bytes().replace(b"kinetics-fs fill 2\n", b"kinetics-fs fill 3\n"))
+    with pytest.raises(StoreError, match=r"cannot use .*\.indexed: it has format 3, .*; update kinetics-fs"):
+        read_progress(path)
+    path.write_bytes(b"kinetics-fs fill 1\n")
+    assert read_progress(path) is None
