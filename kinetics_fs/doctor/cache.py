@@ -6,21 +6,24 @@ import contextlib
 import os
 import shlex
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich import filesize
 
 from kinetics_fs.config import Settings
-from kinetics_fs.doctor.findings import Finding, State
+from kinetics_fs.doctor.findings import Finding, State, sentence
 from kinetics_fs.errors import StoreError
 from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.mount.probe import PathProbe
 from kinetics_fs.store.check import quick_check, summarize_cache
-from kinetics_fs.store.layout import CacheLayout, is_own_or_empty
+from kinetics_fs.store.clip_files import IF_DAMAGED as TABLE_DAMAGED
+from kinetics_fs.store.database import IF_DAMAGED as STATE_DAMAGED
+from kinetics_fs.store.layout import CacheLayout, is_cache, is_own_or_empty
+from kinetics_fs.util.disk import FEATURES, UNWRITABLE, DiskFault, examine, fault_of, missing_feature
 
 _ANOTHER = "Choose another folder with --cache-dir."
+_READABLE = "; cached clips can be read, and no others can be fetched"
 _TIMEOUT = 10.0
 """Time limit in seconds for the check of a database; a large one is checked as far as that allows."""
 _CLIP_SIZE = 2 * 10**6
@@ -45,10 +48,12 @@ def folder(settings: Settings, probe: PathProbe | None) -> Iterator[Finding]:
     elif probe.errno:
         yield Finding(name, State.PROBLEM, f"cannot use {path}: {os.strerror(probe.errno)}", _ANOTHER)
     elif not probe.exists:
-        if os.access(probe.path, os.W_OK | os.X_OK):
+        fault = examine(Path(probe.path))
+        if fault is None:
             yield Finding(name, State.OK, f"{path} does not exist yet; it can be created")
         else:
-            yield Finding(name, State.PROBLEM, f"cannot create {path}: no write access to {probe.path}", _ANOTHER)
+            fix = _or_another(fault.cure)
+            yield Finding(name, State.PROBLEM, f"cannot create {path}: {fault.cause}", fix)
     else:
         yield _existing(name, path)
 
@@ -65,20 +70,33 @@ def _existing(name: str, path: Path) -> Finding:
             return Finding(
                 name, State.PROBLEM, f"{path} contains other files", "Choose an empty or new folder with --cache-dir."
             )
-        with tempfile.TemporaryFile(dir=path):
-            pass
     except OSError as error:
-        return Finding(name, State.PROBLEM, f"cannot write to {path}: {error.strerror}", _ANOTHER)
+        fault: DiskFault | None = fault_of(error, path)
+    else:
+        fault = examine(path)
+    if fault is not None and fault.cause not in FEATURES:  # those are reported by the check of the disk
+        is_readable = fault.errno in UNWRITABLE and is_cache(path)
+        found = f"cannot write to {path}: {fault.cause}{_READABLE if is_readable else ''}"
+        return Finding(name, State.PROBLEM, found, _or_another(fault.cure))
     if mode != 0o700:
         fix = f"Run chmod 700 {shlex.quote(str(path))}; the next command that uses the cache does the same."
         return Finding(name, State.WARNING, f"{path} is accessible to other users (mode {mode:04o})", fix)
     return Finding(name, State.OK, f"{path}, accessible only to you")
 
 
+def _or_another(cure: str) -> str:
+    return sentence(f"{cure}, or choose another folder with --cache-dir")
+
+
 def disk(probe: PathProbe) -> Iterator[Finding]:
-    """Check the type of the filesystem that holds the cache."""
-    kind = filesystem_type(Path(probe.path))
-    if kind in _NETWORK:
+    """Check the type of the filesystem that holds the cache, and that it has what SQLite needs."""
+    kind, lacking = filesystem_type(Path(probe.path)), None
+    with contextlib.suppress(OSError):  # it cannot be written, which the check of the folder reports
+        lacking = missing_feature(Path(probe.path))
+    if lacking is not None:
+        fix = _or_another(lacking.cure)
+        yield Finding("cache disk", State.PROBLEM, f"{kind or 'unknown filesystem type'}: {lacking.cause}", fix)
+    elif kind in _NETWORK:
         fix = "Put the cache on a local disk (--cache-dir): a network filesystem can damage SQLite databases."
         yield Finding("cache disk", State.WARNING, f"{kind}, a network filesystem", fix)
     elif kind in _IN_MEMORY:
@@ -127,19 +145,19 @@ def databases(settings: Settings) -> Iterator[Finding]:
     """Check that the databases of the cache are intact."""
     intact = []
     layout = CacheLayout(settings.cache_dir)
-    for path, fix in {
-        layout.state_database: "Unmount everything and remove {}*; it is rebuilt from the clips.",
-        layout.clip_table: "Unmount everything and move the cache directory away: the list of its clips is lost.",
-        layout.archive_indexes: "Remove {}*, then build or import the indexes again (kinetics-fs index).",
+    for path, if_damaged in {
+        layout.state_database: STATE_DAMAGED,
+        layout.clip_table: TABLE_DAMAGED,
+        layout.archive_indexes: "remove {}*, then build or import the indexes again (kinetics-fs index)",
     }.items():
-        name = str(path.relative_to(layout.root))
+        place = layout.root if path == layout.clip_table else path
         try:
-            fault = quick_check(path, _TIMEOUT)
+            fault = quick_check(path, _TIMEOUT, if_damaged=if_damaged.format(shlex.quote(str(place))))
         except FileNotFoundError:
             continue
-        intact.append(name)
-        if fault:
-            yield Finding("databases", State.PROBLEM, f"{path} is damaged: {fault}", fix.format(shlex.quote(str(path))))
-            intact.remove(name)
+        if fault is None:
+            intact.append(str(path.relative_to(layout.root)))
+        else:
+            yield Finding("databases", State.PROBLEM, fault.cause, sentence(fault.cure))
     if intact:
         yield Finding("databases", State.OK, f"intact: {', '.join(intact)}")

@@ -87,5 +87,10 @@ class _Running:
             self.found.append(Finding(self.name, State.PROBLEM, message))
 
 
+def sentence(clause: str) -> str:
+    """Return a clause, such as the remedy of an error, as a sentence."""
+    return f"{clause[0].upper()}{clause[1:]}."
+
+
 def _mask(text: str) -> str:
     return one_line(masked(text))

@@ -15,7 +15,7 @@ from typing import Any
 from kinetics_fs._version import __version__
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import MountStatus
-from kinetics_fs.doctor.findings import Finding, State
+from kinetics_fs.doctor.findings import Finding, State, sentence
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount import apparmor
 from kinetics_fs.mount.fusermount import (
@@ -48,7 +48,7 @@ def device(settings: Settings) -> Iterator[Finding]:
     if error is None:
         yield Finding("/dev/fuse", State.OK, "can be opened")
         return
-    found, fix = f"cannot open /dev/fuse: {error.strerror}", _sentence(device_remedy(error.errno))
+    found, fix = f"cannot open /dev/fuse: {error.strerror}", sentence(device_remedy(error.errno))
     helper = find_proxy()
     if helper is None:
         yield Finding("/dev/fuse", State.PROBLEM, found, fix)
@@ -66,7 +66,7 @@ def rights(settings: Settings) -> Iterator[Finding]:
     elif proxy := find_proxy():
         yield Finding("right to mount", State.OK, f"with {proxy}, if it is a proxy")
     elif (refusal := missing_right()) is not None:
-        fix = f"{_sentence(refusal.remedy)} Without a mount: prefetch, fill, export, and the Library of Python."
+        fix = f"{sentence(refusal.remedy)} Without a mount: prefetch, fill, export, and the Library of Python."
         yield Finding("right to mount", State.PROBLEM, refusal.cause, fix)
     else:
         yield Finding("right to mount", State.OK, f"with {find_fusermount()}")
@@ -192,6 +192,9 @@ def _running(path: Path, value: dict[str, Any]) -> Finding:
         return Finding("mount", State.PROBLEM, f"{path} answers, but: {error}", "Unmount it and mount it again.")
     frontend = f", {status.frontend.name}: {status.frontend.mode}" if status.frontend else ""
     found = f"{path} answers: Kinetics-{status.release}, {count(status.clips, 'clip')}, process {status.pid}{frontend}"
+    if status.cache.error:
+        problem, _, cure = status.cache.error.rpartition("; ")
+        return Finding("mount", State.PROBLEM, f"{path} answers, but: {problem}", sentence(cure))
     return Finding("mount", State.OK, found)
 
 
@@ -214,7 +217,7 @@ def _mountpoint(path: Path, probe: PathProbe) -> Finding:
     if _ON_LINUX and not may_mount() and apparmor.refuses(real):
         refusal = apparmor_refusal(real)
         found = f"nothing is mounted on {path}, and {refusal.cause}"
-        return Finding("mount", State.PROBLEM, found, _sentence(refusal.remedy))
+        return Finding("mount", State.PROBLEM, found, sentence(refusal.remedy))
     return Finding("mount", State.OK, f"nothing is mounted on {path}; it can be used")
 
 
@@ -229,10 +232,6 @@ def _no_passthrough(settings: Settings, release: str) -> str:
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(_ALL_USERS)]:
         return "it needs root in the initial user namespace; cached clips are read through the page cache"
     return ""
-
-
-def _sentence(remedy: str) -> str:
-    return f"{remedy[0].upper()}{remedy[1:]}."
 
 
 def _version(release: str) -> tuple[int, int]:

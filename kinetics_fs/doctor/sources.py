@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from rich import filesize
 
 from kinetics_fs.config import Settings
-from kinetics_fs.doctor.findings import Finding, State
+from kinetics_fs.doctor.findings import Finding, State, sentence
 from kinetics_fs.errors import ArchiveError, FetchError, StoreError, root_cause
 from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.sources.cookies import CookieError, read_cookies
@@ -235,8 +235,8 @@ def indexes(settings: Settings) -> Iterator[Finding]:
         with ArchiveIndexDB(path) as index_db:
             archives_indexed = index_db.archives()
     except ArchiveError as error:
-        fix = f"Remove {path}*, then build or import the indexes again (kinetics-fs index)."
-        yield Finding(name, State.PROBLEM, str(error), fix)
+        problem, _, remedy = str(error).rpartition("; ")
+        yield Finding(name, State.PROBLEM, problem, sentence(remedy))
         return
     clips = sum(one.clips for one in archives_indexed)
     yield Finding(name, State.OK, f"{count(len(archives_indexed), 'archive')} with {count(clips, 'clip')}")

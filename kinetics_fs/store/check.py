@@ -30,6 +30,8 @@ from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
 from kinetics_fs.store.store import CachedFile, Store
 from kinetics_fs.store.throttle import SourceState, Throttle
+from kinetics_fs.util.disk import UNWRITABLE, DiskFault, examine, fault_of
+from kinetics_fs.util.sqlite_copy import CopyError, copy_to_memory
 from kinetics_fs.util.text import count
 
 _QUEUED_PER_THREAD = 4
@@ -69,29 +71,42 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
         return CacheSummary(clips, size, limit, Throttle(database).states())
 
 
-def quick_check(database: Path, timeout: float) -> str:
-    """Run SQLite's quick check on a database.
+def quick_check(database: Path, timeout: float, *, if_damaged: str) -> DiskFault | None:
+    """Run SQLite's quick check on a database; on a copy in memory if its disk cannot be written.
 
     Args:
         database: the file.
         timeout: seconds after which the check stops; a fault that was not found until then stays unknown.
+        if_damaged: what to do if the content of the file is damaged.
 
     Returns:
-        The first fault; empty if none was found.
+        Why the database cannot be used; None if no fault was found.
 
     Raises:
-        OSError: the file does not exist or cannot be read.
+        FileNotFoundError: there is no such file.
     """
     database.stat()
     deadline = time.monotonic() + timeout
     try:
-        # Opened for writing, because a crash may have left a journal that SQLite must apply first.
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)) as db:
+        with closing(_open_to_check(database, timeout)) as db:
             db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             [(result,), *_] = db.execute("PRAGMA quick_check(1)").fetchall()
+    except CopyError as error:
+        return DiskFault(f"{database} cannot be copied into memory ({error})", "check its disk")
     except sqlite3.DatabaseError as error:
-        return "" if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT else str(error)
-    return "" if result == "ok" else str(result)
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            return None
+        return fault_of(error, database, if_damaged=if_damaged)
+    return None if result == "ok" else DiskFault(f"{database} is damaged ({result})", if_damaged, damaged=True)
+
+
+def _open_to_check(database: Path, timeout: float) -> sqlite3.Connection:
+    fault = examine(database)
+    if fault is not None and fault.errno in UNWRITABLE:
+        _, copy = copy_to_memory(database)
+        return copy
+    # Opened for writing, because a crash may have left a journal that SQLite must apply first.
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)
 
 
 class Condition(StrEnum):

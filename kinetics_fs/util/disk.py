@@ -21,6 +21,8 @@ _TRIAL_BYTES = 64 * 1024
 
 NO_LOCKS = "the filesystem has no file locks"
 NO_MMAP = "files on the filesystem cannot be mapped into memory (mmap)"
+FEATURES = {NO_LOCKS, NO_MMAP}
+"""The causes of `missing_feature`."""
 _OTHER_DISK = "use a local disk, such as ext4 or XFS"
 
 
