@@ -227,7 +227,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
             metrics_server = parts.enter_context(MetricsServer(settings.metrics_port))
         catalog = parts.enter_context(Catalog(plan.catalog_path))
         store = parts.enter_context(open_store(settings))
-        store.faults.logged = True
+        store.faults.start_log()
         fetcher = parts.enter_context(closing(make_fetcher(settings, store, plan.catalog_path)))
 
         prefetches = PrefetchManager(

@@ -28,6 +28,7 @@ from kinetics_fs.store.clip_files import OpenClipFile
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout
+from kinetics_fs.store.migration import upgrade_copy
 from kinetics_fs.store.store import CachedFile, Store
 from kinetics_fs.store.throttle import SourceState, Throttle
 from kinetics_fs.util.disk import UNWRITABLE, DiskFault, examine, fault_of
@@ -66,6 +67,11 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
     if not path.exists():
         return None
     with closing(StateDatabase(path, CacheFaults(folder), UNKNOWN)) as database:
+        fault = examine(path)
+        if fault is not None and fault.errno in UNWRITABLE:
+            database.use_copy(fault, upgrade_copy)
+        else:
+            database.open()
         [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE cached")
         [(limit,)] = database.query("SELECT max(bytes) FROM size_limit")
         return CacheSummary(clips, size, limit, Throttle(database).states())

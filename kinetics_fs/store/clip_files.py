@@ -38,8 +38,9 @@ from kinetics_fs.store.database import PUBLISHERS, shown_profiles
 from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.layout import CacheLayout, newer_format
 from kinetics_fs.store.short_clips import is_short
+from kinetics_fs.util.disk import DiskFault
 from kinetics_fs.util.files import fsync
-from kinetics_fs.util.sqlite import SQLITE_ERRORS, DatabaseFile, transaction
+from kinetics_fs.util.sqlite import SQLITE_ERRORS, Database, transaction
 
 _SETTINGS = {
     **diskcache.DEFAULT_SETTINGS,
@@ -188,15 +189,13 @@ def _open_file(folder: str, filename: str) -> tuple[int, int] | None:
 class ClipFiles:
     """The clip files of one cache. Reading is safe from any thread and process.
 
-    A caller that writes must hold the lock of the state database (`StateDatabase.exclusive`).
+    Call `open_table` or `use_copy` before any other method. A caller that writes must hold the lock of the state
+    database (`StateDatabase.exclusive`).
 
     Args:
         layout: the paths of the cache. The clips folder must exist.
         faults: receives what is wrong with the table.
         profile: the profile whose clips `open` prefers.
-
-    Raises:
-        StoreError: the table cannot be read or written, or a later version made it. Any method may raise it later.
     """
 
     def __init__(self, layout: CacheLayout, faults: CacheFaults, profile: str) -> None:
@@ -204,15 +203,40 @@ class ClipFiles:
         self._path = str(layout.clips)
         self._profiles = shown_profiles(profile)
         self._known: dict[str, tuple[str, ClipRecord]] = {}
-        self._table = DatabaseFile(layout.clip_table, translate=faults.error, if_damaged=IF_DAMAGED.format(layout.root))
+        # Reads the copy, if there is one; diskcache reads and writes the file.
+        self._copy = Database(layout.clip_table, translate=faults.error, if_damaged=IF_DAMAGED.format(layout.root))
+        self._table = self._copy.file
         self._cache: Any = None
+        self._faults = faults
+        self._thread = threading.local()
+
+    def open_table(self) -> None:
+        """Open the table, which is created if it is missing.
+
+        Raises:
+            StoreError: it cannot be read or written, or a later version made it. Any method may raise it later.
+        """
         with self._translated_errors():
-            _prepare_table(layout.clip_table)
+            _prepare_table(self._table.path)
             self._cache = diskcache.Cache(self._path, disk=_ClipDisk, **_SETTINGS)
+        self._copy.use_file()
+
+    def use_copy(self, fault: DiskFault) -> None:
+        """Read a copy of the table in memory from now on, because the disk cannot be written.
+
+        Args:
+            fault: why it cannot.
+
+        Raises:
+            StoreError: the table cannot be read, or a later version made it.
+        """
+        self._copy.use_copy(fault, lambda db: _upgrade(db, self._table.path))
 
     def close(self) -> None:
         """Close the table."""
-        self._cache.close()
+        self._copy.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def check(self) -> None:
         """Check that the table is still the file that was opened.
@@ -238,6 +262,10 @@ class ClipFiles:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        if getattr(self._thread, "faults", 0) != self._faults.count:
+            # The connection of this thread may have been opened while the disk was read-only, and remains so.
+            self._cache.close()
+            self._thread.faults = self._faults.count
         # Without `retry`, which would repeat a statement for ever that fails because the disk is full.
         with self._translated_errors(), self._cache.transact():
             yield
@@ -396,6 +424,8 @@ class ClipFiles:
                 self.remove_unknown(filename)
 
     def _sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        if self._copy.read_only is not None:
+            return self._copy.query(statement, values)
         with self._translated_errors():
             rows: list[tuple[Any, ...]] = self._cache._sql(statement, values).fetchall()
         return rows
@@ -446,15 +476,23 @@ def _prepare_table(table: Path) -> None:
         StoreError: a later version made the table.
     """
     names = sorted({*diskcache.DEFAULT_SETTINGS, *METADATA})
-    with contextlib.closing(sqlite3.connect(table, timeout=60, isolation_level=None)) as db:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise StoreError(newer_format(table, version, VERSION))
-        with transaction(db):
-            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
-                db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
-            if version != VERSION:
-                upgrade_table(db)
+    with contextlib.closing(sqlite3.connect(table, timeout=60, isolation_level=None)) as db, transaction(db):
+        _upgrade(db, table)
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'Settings'").fetchone():
+            db.execute(f"DELETE FROM Settings WHERE key NOT IN ({','.join('?' * len(names))})", names)
+
+
+def _upgrade(db: sqlite3.Connection, table: Path) -> None:
+    """Bring the table to the present version, in a transaction.
+
+    Raises:
+        StoreError: a later version made it.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreError(newer_format(table, version, VERSION))
+    if version != VERSION:
+        upgrade_table(db)
 
 
 def upgrade_table(db: sqlite3.Connection) -> None:

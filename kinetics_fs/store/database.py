@@ -166,18 +166,27 @@ class StateDatabase(Database):
 
     Its connections have a view `shown`: a row of `clip` for each clip that is or was cached, and that `profile` shows.
 
+    Call `open` or `use_copy` before any other method.
+
     Args:
-        path: the file; created if it is missing.
+        path: the file.
         faults: receives what is wrong with the cache.
         profile: the profile of the view.
-
-    Raises:
-        StoreError: the file cannot be created or read, or a later version made it. Any method may raise it later.
     """
 
     def __init__(self, path: Path, faults: CacheFaults, profile: str) -> None:
         self._profiles = shown_profiles(profile)
         super().__init__(path, translate=faults.error, if_damaged=IF_DAMAGED.format(path))
+
+    def open(self) -> None:
+        """Open the file, which is created if it is missing.
+
+        Raises:
+            StoreError: it cannot be created or read, or a later version made it. Any method may raise it later.
+            OSError: its folder cannot be locked.
+        """
+        path = self.file.path
+        self.use_file()
         # SQLite answers "locked" at once, whatever the timeout, if two processes make a new file a WAL file together.
         with locked(path.parent), self.connection() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()

@@ -94,15 +94,15 @@ class Evictor:
         self._database = database
         self._files = files
         self._min_free = min_free
-        self._last_limit = self._read_limit()
+        self._last_limit: int | Literal["unread"] | None = "unread"
         self.evicted = 0
         """Clips that this process has evicted."""
 
     def limit(self) -> int | None:
         """Return the maximum bytes of clips; None for no limit. Warn if another process has changed it."""
         limit, last = self._read_limit(), self._last_limit
-        if limit != last:
-            self._last_limit = limit
+        self._last_limit = limit
+        if last != "unread" and limit != last:
             _log.warning(_change_of_limit(self._layout, last, limit))
         return limit
 

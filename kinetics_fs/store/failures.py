@@ -15,14 +15,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from errno import errorcode
 from itertools import count, dropwhile
 from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
-from kinetics_fs.errors import FailureKind, FetchError, KineticsError, printable
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError, StoreError, printable
 from kinetics_fs.store import suspicion
 from kinetics_fs.store.database import StateDatabase
 from kinetics_fs.util.sqlite import transaction
@@ -326,7 +326,7 @@ class FailureLog:
         span = (_MAX_TIME, latest, latest + _LONGEST_DELAY)
         if not self._database.query(f"SELECT 1 FROM failure WHERE {condition} LIMIT 1", span):
             return
-        with self._database.exclusive() as db:
+        with suppress(StoreError), self._database.exclusive() as db:  # it is right for now if the disk is read-only
             db.execute(
                 "UPDATE failure SET retry_at = ? + max(0, min(retry_at - last_at, ?)), first_at = min(first_at, ?),"
                 f" last_at = min(last_at, ?) WHERE {condition}",

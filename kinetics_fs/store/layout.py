@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kinetics_fs.errors import StoreError
-from kinetics_fs.util.disk import DiskFault, fault_of
+from kinetics_fs.util.disk import UNWRITABLE, DiskFault, fault_of
 from kinetics_fs.util.files import atomic_write, fsync
 
 FORMAT = 2
@@ -280,7 +280,7 @@ def prepare_folder(root: Path) -> None:
                     )
                 # Not by `write_format`: after a kill, its temporary file would be one of the other files.
                 tag.write_bytes(_tag(CacheFormat(FORMAT)))
-        if stat.S_IMODE(status.st_mode) != 0o700:
+        if stat.S_IMODE(status.st_mode) != 0o700 and not os.statvfs(root).f_flag & os.ST_RDONLY:
             root.chmod(0o700)
     except OSError as error:
         raise cache_error(root, fault_of(error, root)) from error
@@ -290,7 +290,10 @@ def cache_error(root: Path, fault: DiskFault) -> StoreError:
     """Return the error for a cache directory that cannot be used, given why."""
     cause = fault.cause.replace(f"{root} was ", "it was ", 1)
     other = "" if fault.errno == errno.ENOENT else ", or choose another with --cache-dir"
-    return StoreError(f"cannot use {root} as the cache directory: {cause}; {fault.cure}{other}", errno=fault.errno)
+    failed = f"cannot use {root} as the cache directory"
+    if fault.errno in UNWRITABLE:
+        failed = f"cannot write to the cache directory {root}"
+    return StoreError(f"{failed}: {cause}; {fault.cure}{other}", errno=fault.errno)
 
 
 @contextlib.contextmanager

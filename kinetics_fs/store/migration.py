@@ -25,7 +25,16 @@ from kinetics_fs.errors import StoreError
 from kinetics_fs.media.profile import SOURCE, UNKNOWN
 from kinetics_fs.store.clip_files import upgrade_table
 from kinetics_fs.store.database import IF_DAMAGED, PUBLISHERS, SCHEMA, VERSION, run_script
-from kinetics_fs.store.layout import FORMAT, CacheFormat, CacheLayout, cache_error, locked, read_format, write_format
+from kinetics_fs.store.layout import (
+    FORMAT,
+    CacheFormat,
+    CacheLayout,
+    cache_error,
+    locked,
+    newer_format,
+    read_format,
+    write_format,
+)
 from kinetics_fs.store.process_lock import is_locked
 from kinetics_fs.util.disk import fault_of
 from kinetics_fs.util.files import fsync
@@ -93,6 +102,22 @@ def upgrade_state(db: sqlite3.Connection) -> None:
     """
     for script in (_OLD_TABLES, _RENAMES, SCHEMA, _CLIPS, SCHEMA):
         run_script(db, script)
+
+
+def upgrade_copy(db: sqlite3.Connection) -> None:
+    """Bring a copy of the state database, of any format, to `database.VERSION`.
+
+    Args:
+        db: a connection in a transaction.
+
+    Raises:
+        StoreError: a later version made it.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreError(newer_format(Path("the state database of the cache"), version, VERSION))
+    if version != VERSION:
+        upgrade_state(db)
 
 
 def old_state_database(layout: CacheLayout) -> Path:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,17 +41,20 @@ from kinetics_fs.store.failures import FailureLog
 from kinetics_fs.store.faults import CacheFaults
 from kinetics_fs.store.history import History
 from kinetics_fs.store.layout import CacheLayout, prepare_folder
-from kinetics_fs.store.migration import migrate
+from kinetics_fs.store.migration import migrate, old_state_database, upgrade_copy
 from kinetics_fs.store.pins import Pins
 from kinetics_fs.store.process_lock import ProcessLock
 from kinetics_fs.store.short_clips import ShortClips, keep_failure
 from kinetics_fs.store.throttle import Throttle
-from kinetics_fs.util.disk import examine, fault_of
+from kinetics_fs.util.disk import UNWRITABLE, DiskFault, examine, fault_of
 from kinetics_fs.util.logs import log_step
 
 _log = logging.getLogger(__name__)
 
 _KEYS_PER_QUERY = 500
+
+_RECOVERY_INTERVAL = 5.0
+"""Seconds between two attempts to open a cache for writing whose disk could not be written."""
 
 
 class StoredClip(NamedTuple):
@@ -164,23 +168,19 @@ class Store:
         self.faults = CacheFaults(folder)
         self._clips = self.layout.clips
         self._incoming = self.layout.incoming
-        with contextlib.ExitStack() as opened, self._translated_errors():
-            migrate(self.layout)
-            for child in (self._incoming, self._clips, self.layout.process_locks):
-                child.mkdir(mode=0o700, exist_ok=True)
-            self._database = opened.enter_context(
-                contextlib.closing(StateDatabase(self.layout.state_database, self.faults, profile.name))
-            )
-            self._files = opened.enter_context(contextlib.closing(ClipFiles(self.layout, self.faults, profile.name)))
-            self._evictor = Evictor(self.layout, self.faults, self._database, self._files, min_free=min_free)
-            self._access_times = AccessTimes(self._database)
-            with self._database.exclusive() as db:
-                self._lock = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
-                self._sweep(db)
-                self._reconcile(db)
-                if limit is not None:
-                    self._evictor.set_limit(db, limit, shrink=shrink)
-            self._opened = opened.pop_all()
+        self._limit, self._shrink = limit, shrink
+        self._database = StateDatabase(self.layout.state_database, self.faults, profile.name)
+        self._files = ClipFiles(self.layout, self.faults, profile.name)
+        self._evictor = Evictor(self.layout, self.faults, self._database, self._files, min_free=min_free)
+        self._access_times = AccessTimes(self._database)
+        self._opened = contextlib.ExitStack()
+        self._recovering = threading.Lock()
+        self._next_recovery = 0.0
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
         self.failures = FailureLog(self._database)
         self.throttle = Throttle(self._database)
         self.pins = Pins(self._database)
@@ -188,6 +188,67 @@ class Store:
         self.history = History(self._database, self._files.totals)
         self._in_flight: set[str] = set()
         """Tokens of the claims of this store."""
+
+    def _open(self) -> None:
+        """Open the cache; if its disk cannot be written, copies of its databases.
+
+        Raises:
+            StoreError: it cannot be used.
+        """
+        try:
+            self._open_files()
+        except StoreError as error:
+            fault = self.faults.fault or examine(self.layout.root)
+            if error.errno not in UNWRITABLE or fault is None:
+                raise
+            try:
+                self._open_copies(fault)
+            except FileNotFoundError:
+                raise error from None
+
+    def _open_files(self) -> None:
+        """Open the cache for reading and writing, and repair what dead processes left."""
+        with contextlib.ExitStack() as opened, self._translated_errors():
+            migrate(self.layout)
+            for child in (self._incoming, self._clips, self.layout.process_locks):
+                child.mkdir(mode=0o700, exist_ok=True)
+            self._database.open()
+            self._files.open_table()
+            with self._database.exclusive() as db:
+                self._lock = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
+                self._sweep(db)
+                self._reconcile(db)
+                if self._limit is not None:
+                    self._evictor.set_limit(db, self._limit, shrink=self._shrink)
+            self._opened = opened.pop_all()
+        self.faults.end()
+
+    def _open_copies(self, fault: DiskFault) -> None:
+        """Copy the databases into memory, so that cached clips can be read although the disk cannot be written.
+
+        Raises:
+            StoreError: they cannot be read.
+            FileNotFoundError: there are none.
+        """
+        state, old_state = self.layout.state_database, old_state_database(self.layout)
+        is_old = not state.exists() and old_state.exists()
+        self.layout.clip_table.stat()
+        (old_state if is_old else state).stat()
+        self._database.use_copy(fault, upgrade_copy, old_state if is_old else state)
+        self._files.use_copy(fault)
+
+    def _recover(self) -> None:
+        """Use the files again, if copies are used because the disk could not be written, and it can be now."""
+        if self._database.read_only is None or not self._recovering.acquire(blocking=False):
+            return
+        try:
+            if time.monotonic() < self._next_recovery or examine(self._clips) is not None:
+                return
+            self._next_recovery = time.monotonic() + _RECOVERY_INTERVAL
+            with contextlib.suppress(StoreError):
+                self._open()
+        finally:
+            self._recovering.release()
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -207,8 +268,14 @@ class Store:
 
     def close(self) -> None:
         """Write the access times that are only in memory, if that is possible, and close the databases."""
-        with self._opened, contextlib.suppress(StoreError):
+        with contextlib.suppress(StoreError):
             self._access_times.write()
+        self._close()
+
+    def _close(self) -> None:
+        self._opened.close()
+        self._files.close()
+        self._database.close()
 
     # Reading
 
@@ -417,8 +484,11 @@ class Store:
 
     def status(self) -> StoreStatus:
         """Return the size and limits of the cache, the state of the sources, and the number of remembered failures."""
-        if self.faults.current is not None and all(
-            examine(path) is None for path in (self.layout.state_database, self.layout.clip_table)
+        self._recover()
+        if (
+            self.faults.current is not None
+            and self._database.read_only is None
+            and all(examine(path) is None for path in (self.layout.state_database, self.layout.clip_table))
         ):
             self.faults.end()
         try:
@@ -528,6 +598,7 @@ class Store:
             return self._claim(clip, size, protect_used_since)
 
     def _claim(self, clip: Clip, size: int | None, protect_used_since: float) -> Claim | None:
+        self._recover()
         self._access_times.write()
         self._files.check()
         token = uuid.uuid4().hex

@@ -49,10 +49,15 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
             )
             if done.returncode:
                 pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
-            mounted.callback(lambda: subprocess.run(["umount", "-l", mountpoint], check=True))
+            mounted.callback(_unmount_all, mountpoint)
             return mountpoint
 
         yield make
+
+
+def _unmount_all(mountpoint: Path) -> None:
+    while mountpoint.is_mount():
+        subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
 def make_read_only(disk: Path) -> None:
