@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinetics_fs.util.disk import DiskFault, fault_of, identify, removed_fault
-from kinetics_fs.util.sqlite_copy import CopyError, copy_to_memory
+from kinetics_fs.util.sqlite_copy import MAX_BYTES, CopyError, copy_to_memory
 
 _BUSY_TIMEOUT = 60.0
 """Seconds to wait for the lock of another connection."""
@@ -177,7 +177,12 @@ class Database:
         return rows
 
     def use_copy(
-        self, fault: DiskFault, upgrade: Callable[[sqlite3.Connection], None], path: Path | None = None
+        self,
+        fault: DiskFault,
+        upgrade: Callable[[sqlite3.Connection], None],
+        path: Path | None = None,
+        *,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """Read a copy in memory from now on, because the disk cannot be written.
 
@@ -185,13 +190,14 @@ class Database:
             fault: why it cannot. Whoever wants to change the database gets the result of `translate` for it.
             upgrade: brings the copy to the schema of this version, in a transaction.
             path: the file to copy; None for that of the database.
+            max_bytes: maximum size of the file.
 
         Raises:
             Exception: the result of `translate`, if the file cannot be read.
         """
         path = path or self.file.path
         try:
-            address, copy = copy_to_memory(path)
+            address, copy = copy_to_memory(path, max_bytes)
             try:
                 with transaction(copy):
                     upgrade(copy)

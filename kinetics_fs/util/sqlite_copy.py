@@ -4,9 +4,9 @@ SQLite cannot read a database in WAL mode without writing: it needs an index of 
 option `immutable` leaves the log out, and with it the last changes. So a process of its own reads the file and applies
 the log (https://www.sqlite.org/fileformat2.html, section 4), and this process opens the result in memory.
 
-As a program (`python sqlite_copy.py PATH`) this module is that process: it imports nothing of kinetics-fs, and writes
-the database to its standard output. It is another process because to close a file releases all locks that a process has
-on it, those of its SQLite connections included (fcntl(2), "advisory record locking").
+As a program (`python sqlite_copy.py PATH MAX_BYTES`) this module is that process: it imports nothing of kinetics-fs,
+and writes the database to its standard output. It is another process because to close a file releases all locks that a
+process has on it, those of its SQLite connections included (fcntl(2), "advisory record locking").
 """
 
 from __future__ import annotations
@@ -52,22 +52,23 @@ class CopyError(Exception):
     """A database cannot be copied; the text is the reason."""
 
 
-def copy_to_memory(path: Path) -> tuple[str, sqlite3.Connection]:
+def copy_to_memory(path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, sqlite3.Connection]:
     """Copy a database, with all committed changes, into memory.
 
     Args:
         path: the database. Nothing beside it is written either.
+        max_bytes: maximum size of the database; at most `MAX_BYTES`.
 
     Returns:
         The address of the copy, for further connections of this process, and a first one: the copy exists as long as
         there is one.
 
     Raises:
-        CopyError: it cannot be read, or is larger than `MAX_BYTES`.
+        CopyError: it cannot be read, or is larger than `max_bytes`.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", __file__, str(path.absolute())],
+            [sys.executable, "-I", "-S", __file__, str(path.absolute()), str(max_bytes)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT,
@@ -92,7 +93,7 @@ def copy_to_memory(path: Path) -> tuple[str, sqlite3.Connection]:
     return address, shared
 
 
-def _copy(path: Path, output: BinaryIO) -> None:
+def _copy(path: Path, max_bytes: int, output: BinaryIO) -> None:
     """Write a database to a file.
 
     Raises:
@@ -112,8 +113,8 @@ def _copy(path: Path, output: BinaryIO) -> None:
             log = opened.enter_context(Path(f"{path}-wal").open("rb"))
             pages, count = _committed_pages(log, page_size)
             size = count * page_size if pages else size
-        if size > MAX_BYTES:
-            raise ValueError(f"its {size:,} bytes are more than the {MAX_BYTES:,} that can be kept in memory")
+        if size > max_bytes:
+            raise ValueError(f"its {size:,} bytes are more than the {max_bytes:,} that are kept in memory")
         for number in range(1, size // page_size + 1):
             if log is not None and number in pages:
                 page = _read_at(log, pages[number], page_size)
@@ -182,7 +183,7 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 if __name__ == "__main__":
     try:
-        _copy(Path(sys.argv[1]), sys.stdout.buffer)
+        _copy(Path(sys.argv[1]), int(sys.argv[2]), sys.stdout.buffer)
         sys.stdout.buffer.flush()
     except (OSError, ValueError) as failure:
         sys.exit(getattr(failure, "strerror", None) or str(failure))

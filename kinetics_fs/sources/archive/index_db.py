@@ -21,11 +21,13 @@ from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
 from kinetics_fs.store.layout import newer_format
-from kinetics_fs.util.disk import DiskFault
+from kinetics_fs.util.disk import UNWRITABLE, DiskFault
 from kinetics_fs.util.sqlite import Database
 
 _VERSION = 2
 _KEYS_PER_QUERY = 500
+_MAX_COPY = 200_000_000
+"""Bytes of a file on a disk that cannot be written, which is copied into memory. All archives have about 120 MB."""
 _ROW_BYTES = 200
 """Bytes of a clip without its window: about 150, and unused space in the pages."""
 _HAS_CLIPS = "EXISTS (SELECT 1 FROM clip WHERE clip.archive = archive.id)"
@@ -102,21 +104,33 @@ class ArchiveIndexDB:
             if_damaged=f"remove {path}*, then build or import the indexes again (kinetics-fs index)",
             synchronous="NORMAL",
         )
+        self._fault: DiskFault | None = None
+        """What was wrong at the last error."""
+        try:
+            self._open()
+        except ArchiveError:
+            if self._fault is None or self._fault.errno not in UNWRITABLE or not path.exists():
+                raise
+            self._database.use_copy(self._fault, self._upgrade, max_bytes=_MAX_COPY)
+
+    def _open(self) -> None:
         with self._database.connection() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 db.executescript(_SCHEMA)
-            elif version == 1:
-                self._migrate()
-            elif version > _VERSION:
-                raise ArchiveError(newer_format(path, version, _VERSION, "move it away and build the indexes again"))
+                return
+        if version != _VERSION:
+            with self._database.exclusive() as db:
+                self._upgrade(db)
 
-    def _migrate(self) -> None:
+    def _upgrade(self, db: sqlite3.Connection) -> None:
         """Convert a file of version 1, which does not say which indexes are confirmed: nearly all were built here."""
-        with self._database.exclusive() as db:
-            if db.execute("PRAGMA user_version").fetchone() == (1,):  # no other process has done it meanwhile
-                db.execute("ALTER TABLE archive ADD COLUMN confirmed INTEGER NOT NULL DEFAULT 1")
-                db.execute(f"PRAGMA user_version = {_VERSION}")
+        (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have done it meanwhile
+        if version == 1:
+            db.execute("ALTER TABLE archive ADD COLUMN confirmed INTEGER NOT NULL DEFAULT 1")
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+        elif version != _VERSION:
+            raise ArchiveError(newer_format(self._path, version, _VERSION, "move it away and build the indexes again"))
 
     def __enter__(self) -> Self:
         return self
@@ -274,4 +288,5 @@ class ArchiveIndexDB:
         return db.execute("DELETE FROM archive WHERE name = ?", (archive,)).rowcount > 0
 
     def _error(self, fault: DiskFault) -> ArchiveError:
+        self._fault = fault
         return ArchiveError(f"cannot use the archive indexes in {self._path}: {fault.cause}; {fault.cure}")

@@ -7,16 +7,16 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from kinetics_fs.errors import FailureKind, FetchError, KineticsError, StoreError
+from kinetics_fs.errors import FailureKind, FetchError, StoreError
 from kinetics_fs.store import ActivityCounts, Store, summarize_cache
 from tests.support.store import SmallDisk, clip, fill, is_whole, keep
 from tests.support.store_fixtures import make_read_only, make_writable
+from tests.support.user import User
 
 COUNT = 4
 GONE = FetchError(FailureKind.GONE, "removed", source="youtube")
@@ -190,36 +190,29 @@ PROTECTED = {
 }
 
 
+@pytest.fixture
+def cache_of_user(public_folder: Path) -> tuple[Path, User]:
+    """A cache of clips that belongs to a user without privileges."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    user = User(public_folder)
+    cache = public_folder / "cache"
+    with Store(cache) as store:
+        keep_clips_small(store, COUNT)
+    for path in (cache, *cache.rglob("*")):
+        shutil.chown(path, "nobody")
+    return cache, user
+
+
 @pytest.mark.parametrize("protected", PROTECTED)
-def test_files_without_write_permission_can_be_read(
-    public_folder: Path, without_privileges: Callable[[], AbstractContextManager[None]], protected: str
-) -> None:
-    with without_privileges():
-        cache = public_folder / "cache"
-        with Store(cache) as store:
-            keep_clips_small(store, COUNT)
-        for name in PROTECTED[protected]:
-            path = cache / name
-            path.chmod(path.stat().st_mode & ~0o222)
-        # An owner may give the permission back, and the cache does so for its own folder.
-        with Store(cache) as store:
-            assert [is_whole(store, clip(number), 10_000) for number in range(COUNT)] == [True] * COUNT
-            with pytest.raises(KineticsError, match="permission denied for") as caught:
-                keep(store, clip(COUNT), 10_000)
-            assert "move" not in str(caught.value)
-        for name in ("clips", "."):
-            (cache / name).chmod(0o700)
-
-
-def test_a_database_that_cannot_be_read_is_an_error_that_names_it(
-    public_folder: Path, without_privileges: Callable[[], AbstractContextManager[None]]
-) -> None:
-    with without_privileges():
-        cache = public_folder / "cache"
-        with Store(cache) as store:
-            keep_clips_small(store, 1)
-        (cache / "state.sqlite").chmod(0)
-        with pytest.raises(StoreError, match=r"permission denied for .*state\.sqlite") as caught:
-            Store(cache)
-        assert "move" not in str(caught.value)
-        assert os.path.exists(cache / "state.sqlite")  # noqa: PTH110
+def test_files_without_write_permission_can_be_read(cache_of_user: tuple[Path, User], protected: str) -> None:
+    cache, user = cache_of_user
+    for name in PROTECTED[protected]:
+        path = cache / name
+        path.chmod(path.stat().st_mode & ~0o222)
+    done = user.kinetics_fs("verify", "--cache-dir", cache)
+    assert f"{COUNT} clips, 40.0 kB: {COUNT} good" in done.stdout, done.stderr
+    done = user.kinetics_fs("failures", "clear", "--all", "--cache-dir", cache)
+    assert done.returncode == 1
+    assert f"cannot write to the cache directory {cache}: permission denied for {cache}" in done.stderr
+    assert "move" not in done.stderr
