@@ -31,6 +31,9 @@ _TIMEOUT = 300.0
 _LOCK_TIMEOUT = 10
 """Seconds to wait for a process on another mount of the disk that writes to the database."""
 
+_PAGES = 256
+"""Pages that are copied at a time."""
+
 _DATABASE_MAGIC = b"SQLite format 3\0"
 _FORMAT_VERSIONS = 18, 20
 """Two bytes in the header of a database: 2 with a write-ahead log, 1 without."""
@@ -115,15 +118,18 @@ def _copy(path: Path, max_bytes: int, output: BinaryIO) -> None:
             size = count * page_size if pages else size
         if size > max_bytes:
             raise ValueError(f"its {size:,} bytes are more than the {max_bytes:,} that are kept in memory")
-        for number in range(1, size // page_size + 1):
-            if log is not None and number in pages:
-                page = _read_at(log, pages[number], page_size)
-            else:
-                page = _read_at(database, (number - 1) * page_size, page_size)
-            if number == 1:
+        database.seek(0)
+        for first in range(1, size // page_size + 1, _PAGES):
+            chunk = bytearray(database.read(min(_PAGES * page_size, size - (first - 1) * page_size)))
+            chunk = chunk.ljust(min(_PAGES * page_size, size - (first - 1) * page_size), b"\0")
+            for number in range(first, first + _PAGES):
+                if log is not None and number in pages:
+                    begin = (number - first) * page_size
+                    chunk[begin : begin + page_size] = _read_at(log, pages[number], page_size)
+            if first == 1:
                 begin, end = _FORMAT_VERSIONS
-                page = page[:begin] + b"\1\1" + page[end:]
-            output.write(page.ljust(page_size, b"\0"))
+                chunk[begin:end] = b"\1\1"
+            output.write(chunk)
 
 
 def _lock(file: BinaryIO, begin: int, length: int) -> None:

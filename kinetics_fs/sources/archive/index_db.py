@@ -105,7 +105,7 @@ class ArchiveIndexDB:
             synchronous="NORMAL",
         )
         self._fault: DiskFault | None = None
-        """What was wrong at the last error."""
+        """The fault of the last error."""
         try:
             self._open()
         except ArchiveError:
