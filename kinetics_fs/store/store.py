@@ -198,9 +198,12 @@ class Store:
         try:
             self._open_files()
         except StoreError as error:
-            fault = self.faults.fault or examine(self.layout.root)
-            if error.errno not in UNWRITABLE or fault is None:
+            if error.errno not in UNWRITABLE:
                 raise
+            fault = self.faults.fault
+            if fault is None or fault.errno != error.errno:  # the migration met it
+                fault = fault_of(OSError(error.errno, str(error)), self.layout.root)
+                self.faults.error(fault)
             try:
                 self._open_copies(fault)
             except FileNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from kinetics_fs.errors import FetchError, StoreError
 from kinetics_fs.store import Store, prepare_folder
-from tests.support.store import SmallDisk, clip, is_whole, keep, permissions
+from tests.support.store import clip, is_whole, keep, permissions
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 
@@ -165,15 +164,6 @@ def test_a_database_that_cannot_be_written_is_an_error(
         with pytest.raises((StoreError, FetchError)) as caught, Store(folder) as store:
             keep(store, clip(1))
         assert "\n" not in str(caught.value)
-
-
-def test_a_read_only_disk_is_an_error(small_disk: SmallDisk) -> None:
-    disk = small_disk(2**24)
-    with Store(disk / "cache") as store:
-        keep(store, clip(0))
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    sentence = assert_refused(disk / "cache")
-    assert "damaged" not in sentence, "which it is not"
 
 
 @pytest.mark.parametrize("what", ["a folder", "a symlink", "a file of another name"])
