@@ -49,7 +49,7 @@ def folder(settings: Settings, probe: PathProbe | None) -> Iterator[Finding]:
         yield Finding(name, State.PROBLEM, f"cannot use {path}: {os.strerror(probe.errno)}", _ANOTHER)
     elif not probe.exists:
         fault = examine(Path(probe.path))
-        if fault is None:
+        if fault is None or fault.cause in FEATURES:
             yield Finding(name, State.OK, f"{path} does not exist yet; it can be created")
         else:
             fix = _or_another(fault.cure)

@@ -66,12 +66,15 @@ def summarize_cache(folder: Path) -> CacheSummary | None:
     path = CacheLayout(folder).state_database
     if not path.exists():
         return None
-    with closing(StateDatabase(path, CacheFaults(folder), UNKNOWN)) as database:
+    faults = CacheFaults(folder)
+    with closing(StateDatabase(path, faults, UNKNOWN)) as database:
         fault = examine(path)
-        if fault is not None and fault.errno in UNWRITABLE:
+        if fault is None:
+            database.open()
+        elif fault.errno in UNWRITABLE:
             database.use_copy(fault, upgrade_copy)
         else:
-            database.open()
+            raise faults.error(fault)
         [(clips, size)] = database.query("SELECT count(*), coalesce(sum(size), 0) FROM clip WHERE cached")
         [(limit,)] = database.query("SELECT max(bytes) FROM size_limit")
         return CacheSummary(clips, size, limit, Throttle(database).states())
@@ -93,8 +96,11 @@ def quick_check(database: Path, timeout: float, *, if_damaged: str) -> DiskFault
     """
     database.stat()
     deadline = time.monotonic() + timeout
+    unusable = examine(database)
+    if unusable is not None and unusable.errno not in UNWRITABLE:
+        return unusable
     try:
-        with closing(_open_to_check(database, timeout)) as db:
+        with closing(_open_to_check(database, timeout, copy=unusable is not None)) as db:
             db.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             [(result,), *_] = db.execute("PRAGMA quick_check(1)").fetchall()
     except CopyError as error:
@@ -106,11 +112,9 @@ def quick_check(database: Path, timeout: float, *, if_damaged: str) -> DiskFault
     return None if result == "ok" else DiskFault(f"{database} is damaged ({result})", if_damaged, damaged=True)
 
 
-def _open_to_check(database: Path, timeout: float) -> sqlite3.Connection:
-    fault = examine(database)
-    if fault is not None and fault.errno in UNWRITABLE:
-        _, copy = copy_to_memory(database)
-        return copy
+def _open_to_check(database: Path, timeout: float, *, copy: bool) -> sqlite3.Connection:
+    if copy:
+        return copy_to_memory(database)[1]
     # Opened for writing, because a crash may have left a journal that SQLite must apply first.
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", timeout=timeout, uri=True)
 

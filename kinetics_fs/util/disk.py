@@ -86,6 +86,9 @@ def fault_of(error: OSError | sqlite3.Error, path: Path, *, if_damaged: str = "r
     extended: int = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
     primary = extended & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        lacking = examine(path)  # SQLite says "locked" if the filesystem refuses locks
+        if lacking is not None and lacking.cause in FEATURES:
+            return lacking
         return DiskFault(f"another process keeps {path} locked", "wait for it or end it", errno.EBUSY)
     if primary == sqlite3.SQLITE_NOMEM or extended == sqlite3.SQLITE_IOERR_NOMEM:
         return _of_errno(errno.ENOMEM, path)
