@@ -318,14 +318,13 @@ class ClipFiles:
         return is_short(Clip(key[:11], int(key[12:18]), int(key[19:])), record.duration)
 
     def put(self, key: str, file: StagedFile, record: ClipRecord) -> None:
-        """Move a finished file in and commit its row. An earlier file of the clip and profile is removed first.
+        """Move a finished file in and commit its row, then remove an earlier file of the clip and profile.
 
         Raises:
             OSError: the file cannot be moved.
         """
-        self.remove(key, record.profile)
         try:
-            with self._transaction():
+            with self._translated_errors():  # not `_transaction`: the earlier file stays if the commit fails
                 self._cache.set(_row_key(key, record.profile), file, tag=_make_tag(record))
         except BaseException:
             self.remove_file(key, file.token)
@@ -376,6 +375,13 @@ class ClipFiles:
     def remove_file(self, key: str, token: str) -> None:
         """Remove the file that a publication may have moved in without committing its row."""
         (self._folder / clip_filename(key, token)).unlink(missing_ok=True)
+
+    def remove_earlier_files(self, key: str) -> None:
+        """Remove the files of a clip that no row names: a process may die before it removes a file that it replaced."""
+        known, folder = self.filenames([key]), Path(clip_filename(key, "")).parent
+        for path in (self._folder / folder).glob(f"{key}.*.mp4"):
+            if (filename := f"{folder}/{path.name}") not in known:
+                self.remove_unknown(filename)
 
     def filenames(self, keys: Iterable[str]) -> set[str]:
         """Return the file names that the table has for these clips, of all profiles."""

@@ -701,6 +701,7 @@ class Store:
             if record is not None:
                 # The clip is in the table; the process died before it wrote the state database.
                 self._write_record(db, key, record)
+                self._files.remove_earlier_files(key)
             else:
                 # The file may be in place without a row in the table: nothing else would ever find or evict it.
                 self._files.remove_file(key, token)
