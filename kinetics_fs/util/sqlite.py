@@ -225,7 +225,7 @@ class Database:
         self._closed = True
         self.use_file()
 
-    def _error(self, error: sqlite3.Error) -> Exception:
+    def _error(self, error: Exception) -> Exception:
         if self.read_only is not None and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
             return self.file.translate(self.read_only)
         return self.file.error(error)
