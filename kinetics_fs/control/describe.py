@@ -241,6 +241,8 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
     yield "fetches", f"{fetch.pending:,} pending, {fetch.fetched:,} done, {fetch.failed:,} failed"
     for one in fetch.in_flight:
         yield "fetching", describe_fetch(one)
+    if fetch.sandbox is not None:
+        yield "sandbox", fetch.sandbox
     if any(fetch.queue.values()):
         yield "queue", describe_queue(fetch)
     if fetch.rates.last_hour.clips_per_minute:

@@ -178,6 +178,8 @@ class FetchStatus:
         failed: number of clips that no source delivered.
         rates: the speed.
         last_failures: the last failed clips that are unavailable still, latest first.
+        sandbox: which parts of the sandbox are in force in the processes that parse what comes from outside; None
+            before the first one.
     """
 
     pending: int
@@ -187,6 +189,7 @@ class FetchStatus:
     failed: int
     rates: FetchRates
     last_failures: tuple[FailedFetch, ...]
+    sandbox: str | None = None
 
 
 class PrefetchState(StrEnum):

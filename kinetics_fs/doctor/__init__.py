@@ -39,6 +39,7 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
     yield "python", system.python
     yield "ffmpeg", system.ffmpeg
     yield "open files", system.open_files
+    yield "sandbox", system.sandbox
     yield from ((name, partial(check, settings)) for name, check in fuse.CHECKS.items())
     mounts = find_mounts()
     # abspath and not resolve: resolving a path below a dead mount can block for ever.

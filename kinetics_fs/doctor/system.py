@@ -12,6 +12,7 @@ from kinetics_fs._version import __version__
 from kinetics_fs.doctor.findings import Finding, State
 from kinetics_fs.errors import FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg, missing_encoders
+from kinetics_fs.util.confined import ConfinedProcess
 
 _OLDEST_PYTHON = (3, 11)
 _FEW_FILES = 4096
@@ -47,6 +48,18 @@ def ffmpeg() -> Iterator[Finding]:
         yield Finding("ffmpeg", State.PROBLEM, f"{found} cannot encode with {' and '.join(missing)}", install)
     else:
         yield Finding("ffmpeg", State.OK, f"{found}, with libx264 and aac")
+
+
+def sandbox() -> Iterator[Finding]:
+    """Check how far the processes are confined that parse what comes from outside."""
+    process = ConfinedProcess("kinetics_fs.media.checker_process", {})
+    process.end()
+    confinement = process.confinement
+    if confinement.missing:
+        fix = "Fetching works without; see docs/security.md."
+        yield Finding("sandbox", State.WARNING, str(confinement), fix)
+    else:
+        yield Finding("sandbox", State.OK, str(confinement))
 
 
 def open_files() -> Iterator[Finding]:

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +23,13 @@ from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
 from kinetics_fs.util.processes import kill_session
+from kinetics_fs.util.sandbox import Confinement
 
 _CHUNK = 65536
 _MAX_LINE = 2 * _CHUNK
+
+_MAX_DEATH = 5.0
+"""Seconds that a confined process may take to end after its worker."""
 
 _MAX_REQUESTS = 500
 """Requests after which a process is replaced, because extractors and decoders leak memory."""
@@ -55,12 +61,23 @@ class Worker:
 
     One thread calls `fetch`; any thread may call `stop`.
 
+    Attributes:
+        confinement: which parts of the sandbox are in force in the newest process that reads what comes from outside;
+            None before the first one.
+
     Args:
         settings: settings of the sources.
+        scratch: folder for the folders of those processes.
     """
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, scratch: Path) -> None:
         self._settings = settings
+        self._scratch = scratch
+        self._folder: Path | None = None
+        """The folder of the present process in `scratch`."""
+        self._lifeline: int | None = None
+        """Read end of a pipe that closes when the process and those that it has started are dead."""
+        self.confinement: Confinement | None = None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
@@ -106,6 +123,7 @@ class Worker:
                 else:
                     _send(process, {"stored": True})
                 answer = self._read_answer(process, time.monotonic() + timeout)
+            self._note_confinement(answer)
             return _parse_answer(answer, folder)
 
     def check(self, youtube_id: str, source: str, *, timeout: float) -> None:
@@ -121,8 +139,13 @@ class Worker:
         """
         self._on_received = lambda received: None
         with self._exchange(source, {"control": youtube_id}, time.monotonic() + timeout) as (_, answer):
+            self._note_confinement(answer)
             if answer != {"available": True}:
                 _parse_answer(answer, Path())
+
+    def _note_confinement(self, answer: dict[str, Any]) -> None:
+        if "confinement" in answer:
+            self.confinement = Confinement.from_json(answer["confinement"])
 
     @contextlib.contextmanager
     def _exchange(
@@ -223,19 +246,28 @@ class Worker:
             if self._process is None or self._process.poll() is not None:
                 self._unread = b""
                 try:
-                    self._process = subprocess.Popen(
-                        [sys.executable, "-m", "kinetics_fs.fetch.worker"],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        cwd="/",  # it must not keep a mount busy, its own least of all
-                        start_new_session=True,
-                    )
+                    self._clean_up()
+                    self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    self._folder = Path(tempfile.mkdtemp(prefix="", dir=self._scratch))
+                    self._lifeline, theirs = os.pipe()
+                    try:
+                        self._process = subprocess.Popen(
+                            [sys.executable, "-P", "-m", "kinetics_fs.fetch.worker"],
+                            stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE,
+                            cwd="/",  # it must not keep a mount busy, its own least of all
+                            start_new_session=True,
+                            pass_fds=(theirs,),
+                        )
+                    finally:
+                        os.close(theirs)
                 except OSError as error:
                     raise FetchError(
                         FailureKind.LOCAL, f"cannot start a worker process: {error.strerror}", errno=error.errno
                     ) from error
+                first = {"settings": asdict(self._settings), "scratch": str(self._folder), "lifeline": theirs}
                 with contextlib.suppress(OSError):
-                    _send(self._process, asdict(self._settings))
+                    _send(self._process, first)
             return self._process
 
     def _end(self) -> int | None:
@@ -248,11 +280,24 @@ class Worker:
             return None
         kill_session(process.pid)
         status = process.wait()
+        self._clean_up()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
         return status
+
+    def _clean_up(self) -> None:
+        """Wait until the confined process is dead, and remove what it has left."""
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            poll = select.poll()
+            poll.register(lifeline, select.POLLIN)
+            poll.poll(_MAX_DEATH * 1000)
+            os.close(lifeline)
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _send(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:

@@ -1,9 +1,14 @@
-"""A worker process that fetches, cuts and verifies clips: `python -m kinetics_fs.fetch.worker`.
+"""A worker process that fetches clips: `python -m kinetics_fs.fetch.worker`.
+
+It knows the folders, indexes and catalogs of the user. It has a confined process of its own parse whatever comes from
+outside: pages, archives and videos (`kinetics_fs.fetch.reader`).
 
 Input and output are JSON objects, one per line.
 
-Input: first the `SourceSettings`, then requests: ``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}``
-for a clip, or ``{"control": YOUTUBE_ID, "source": …}`` for whether a video is available.
+Input: first ``{"settings": …, "scratch": PATH, "lifeline": FD}``: the `SourceSettings`, the folder for the folders of
+confined processes, and a descriptor that these keep open as long as they live. Then requests:
+``{"youtube_id": …, "start": …, "end": …, "source": …, "folder": …}`` for a clip, or
+``{"control": YOUTUBE_ID, "source": …}`` for whether a video is available.
 
 Output for each request: ``{"begun": true}`` when the worker has received it; then any number of
 ``{"clip": NAME, "duration": SECONDS, "cut": BOOL}``, each the name of a verified clip in the folder of the request,
@@ -20,8 +25,10 @@ this request so far; at last one of these:
 * ``{"in_progress_elsewhere": true}``: another process is reading the archive that has the clip.
 * ``{"error": {"kind": …, "reason": …, "source": …, "errno": …, "retry_after": …}}``: the fields of a `FetchError`.
 
+The last answer also has ``"confinement"`` if there is a confined process: which parts of the sandbox are in force.
+
 The lines are JSON rather than pickle because they contain text from remote pages. The process leads a session of its
-own, so that it can be killed together with its ffmpeg. It ends itself when its input closes, which the kernel does
+own, so that it can be killed together with its children. It ends itself when its input closes, which the kernel does
 however the parent process ends.
 """
 
@@ -30,7 +37,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -40,13 +46,9 @@ from typing import Any, TextIO
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.convert import ensure_mp4
-from kinetics_fs.media.cut import cut
-from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.probe import expected_span
-from kinetics_fs.media.verify import check_container, verify_clip
-from kinetics_fs.sources import ControlledSource, InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
-from kinetics_fs.sources.base import MAX_FILE_SIZE
+from kinetics_fs.fetch.reader import Reader
+from kinetics_fs.media import VerifyLevel
+from kinetics_fs.sources import InProgressElsewhere, NotInSource, Source, SourceSettings, make_source
 from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.util import logs
 from kinetics_fs.util.logs import log_step
@@ -65,16 +67,24 @@ _REPORT_INTERVAL = 0.5
 def main() -> None:
     """Answer requests until the input closes."""
     limit_memory()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     output = _Output(_take_over_stdout())
     end_with_parent(sys.stdin.fileno())
-    worker = _Worker(SourceSettings(**json.loads(sys.stdin.readline())), output.send)
-    with every(_REPORT_INTERVAL, output.report):
+    first = json.loads(sys.stdin.readline())
+    settings = SourceSettings(**first["settings"])
+    with (
+        Reader(settings, Path(first["scratch"]), (int(first["lifeline"]),)) as reader,
+        every(_REPORT_INTERVAL, output.report),
+    ):
+        worker = _Worker(settings, reader, output.send)
         for line in sys.stdin:
             request = json.loads(line)
             output.begin()
-            logs.reopen_if_moved()
-            output.end(worker.answer(request))
+            if logs.reopen_if_moved():
+                reader.close()  # the next one logs to the new file
+            answer = worker.answer(request)
+            if reader.confinement is not None:
+                answer["confinement"] = reader.confinement.as_json()
+            output.end(answer)
 
 
 def _take_over_stdout() -> TextIO:
@@ -137,8 +147,9 @@ class _Output:
 class _Worker:
     """The sources of this process, created on first use, and the request in progress."""
 
-    def __init__(self, settings: SourceSettings, send: Callable[[Answer], None]) -> None:
+    def __init__(self, settings: SourceSettings, reader: Reader, send: Callable[[Answer], None]) -> None:
         self._settings = settings
+        self._reader = reader
         self._send = send
         self._sources: dict[str, Source] = {}
         self._requested: Clip | None = None
@@ -147,9 +158,7 @@ class _Worker:
         """Serve a request and return its last answer."""
         try:
             if "control" in request:
-                source = self._source(request["source"])
-                assert isinstance(source, ControlledSource)
-                source.check(request["control"])
+                self._reader.check_video(request["control"])
                 return {"available": True}
             clip = self._requested = Clip(request["youtube_id"], request["start"], request["end"])
             found = self._fetch(clip, request["source"], Path(request["folder"]))
@@ -183,8 +192,8 @@ class _Worker:
 
     def _emit_clip(self, clip: Clip, path: Path) -> None:
         """Verify a clip that a source has read and send its name."""
-        ensure_mp4(path)
-        duration = verify_clip(path, None) if clip == self._requested else check_container(path)
+        level = VerifyLevel.DECODE if clip == self._requested else VerifyLevel.CONTAINER
+        duration = self._reader.check(path, level)
         self._send({"clip": path.name, "duration": duration, "cut": False})
 
     def _wait_until_stored(self) -> None:
@@ -194,27 +203,31 @@ class _Worker:
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
-            self._sources[name] = make_source(name, self._settings, self._emit_clip, self._wait_until_stored)
+            reader = self._reader
+            self._sources[name] = make_source(
+                name, self._settings, self._emit_clip, self._wait_until_stored, reader, reader.find_excerpt
+            )
         return self._sources[name]
 
-    def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float, bool] | None:
+    def _fetch(self, clip: Clip, name: str, folder: Path) -> tuple[Path, float | None, bool] | None:
         """Return the verified clip, its duration, and whether it was cut; None if `_emit_clip` has sent it."""
-        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: {name}"):
+        step = f"fetch {clip.key}: worker {os.getpid()}"
+        target = folder / clip.name
+        with log_step(_log, f"{step}: {name}"):
+            if name == "youtube":
+                return target, self._reader.fetch_video(clip, target), True
             media = self._source(name).fetch(clip, folder)
         if media is None:
             return None
         if media.whole:
-            with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
-                ensure_mp4(media.path)
-                return media.path, verify_clip(media.path, None), False
-        expected = expected_span(media, clip.duration)
-        target = folder / clip.name
+            with log_step(_log, f"{step}: verify"):
+                return media.path, self._reader.check(media.path, VerifyLevel.DECODE), False
         settings = self._settings
-        ffmpeg = find_ffmpeg()
-        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: cut"):
-            cut(media, clip.duration, target, ffmpeg=ffmpeg, max_height=settings.max_height, exact=settings.exact)
-        with log_step(_log, f"fetch {clip.key}: worker {os.getpid()}: verify"):
-            return target, verify_clip(target, expected), True
+        with log_step(_log, f"{step}: cut and verify"):
+            seconds = self._reader.cut(
+                media, clip.duration, target, max_height=settings.max_height, exact=settings.exact
+            )
+        return target, seconds, True
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError, StoreError
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.media.profile import CutProfile
+from kinetics_fs.sources.archive.access import stream_clips
 from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -32,7 +33,6 @@ from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Checkpoint, Scan
-from kinetics_fs.sources.archive.stream import stream_clips
 from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.store import Claim, FillCheckpoints, Store
 from kinetics_fs.store.layout import newer_format
@@ -260,7 +260,7 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         indexing = job.index_db_file is not None and finds_block_boundaries()
         index_db = opened.enter_context(ArchiveIndexDB(job.index_db_file)) if job.index_db_file and indexing else None
-        checker = opened.enter_context(Checker())
+        checker = opened.enter_context(Checker(store.scratch))
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
         return _Fill(job, store, catalog, whole, index_db, checker, archive, report).run()
 

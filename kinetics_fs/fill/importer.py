@@ -134,7 +134,11 @@ def import_folder(
         StoreError: the store cannot be used.
     """
     # An import fetches nothing, but the size of the cache changes.
-    with _FileList(folder) as files, Checker() as checker, HistoryRecorder(store.history, ActivityCounts):
+    with (
+        _FileList(folder) as files,
+        Checker(store.scratch) as checker,
+        HistoryRecorder(store.history, ActivityCounts),
+    ):
         cut = partial(checker.cut, max_height=max_height, exact=exact)
         walk = _FolderImport(
             folder, store, catalog, files, checker, verify=verify, link=link, cut=cut, on_progress=on_progress
@@ -430,13 +434,12 @@ class _FolderImport:
             with claim:
                 target, linked, is_cut, media = claim.folder / clip.name, False, False, None
                 if name.clip is None:
-                    media = find_excerpt_of(file, clip, claim.folder, self._checker.find_excerpt)
+                    media = find_excerpt_of(file, clip, self._checker.find_excerpt)
                 if media is None or media.whole:
                     linked = import_file(file, target, link=self._link)
                     original = target.stat().st_ino
-                    if self._verify is VerifyLevel.NONE and name.suffix != ".mp4":
-                        self._checker.convert(target)
-                    duration = self._checker.check(target, self._verify)
+                    # Without verification, the name must say that it is an mp4 file, or the first bytes.
+                    duration = self._checker.check(target, self._verify, accept_unknown=name.suffix == ".mp4")
                     linked = linked and target.stat().st_ino == original
                 else:
                     duration, is_cut = self._cut(media, clip.duration, target), True

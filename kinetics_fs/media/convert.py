@@ -7,7 +7,7 @@ from pathlib import Path
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.cut import DECODE, ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg, run_variable_rate
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.media.probe import VIDEO_FORMATS, demux, open_video, picture_of
+from kinetics_fs.media.probe import VIDEO_FORMATS, VideoFile, demux, open_video, picture_of, read_at
 
 _HEAD = 512
 """Bytes of a file that are read to recognise its format."""
@@ -51,29 +51,40 @@ _COPIED_PICTURES = {"h264", "hevc", "vp9", "av1"}
 _COPIED_SOUND = {"aac", "mp3"}
 
 
-def ensure_mp4(path: Path, *, accept_unknown: bool = False) -> None:
-    """Replace a clip in another container of video by an mp4 file. An mp4 file stays as it is, byte for byte.
+def is_served_as_it_is(file: VideoFile, *, accept_unknown: bool = False) -> bool:
+    """Return whether a clip is an mp4 file; otherwise it is a video in another container, which `convert` converts.
+
+    Args:
+        file: the clip.
+        accept_unknown: also return True for a file whose first bytes are those of no known kind of file.
+
+    Raises:
+        FetchError: the file is not a video, or is damaged (CORRUPT).
+    """
+    head = read_at(file, 0, _HEAD)
+    if head[4:8] in _MP4_BOXES:
+        return True
+    if fault := _no_video(head):
+        raise FetchError(FailureKind.CORRUPT, fault)
+    if accept_unknown and not _is_other_container(head):
+        return True
+    with open_video(file, formats=VIDEO_FORMATS) as container:
+        return bool(container.format.name.startswith("mov,"))
+
+
+def convert(path: Path, target: Path) -> None:
+    """Create an mp4 file from a clip in another container of video.
 
     The streams are copied where mp4 files have such streams, otherwise re-encoded.
 
     Args:
-        path: the clip. It is replaced by a new file in the same folder: another name of the file keeps the old one.
-        accept_unknown: leave a file as it is if its first bytes are those of no known kind of file.
+        path: the clip.
+        target: file to create.
 
     Raises:
-        FetchError: the file is not a video, or is damaged (CORRUPT), or cannot be written (LOCAL).
+        FetchError: the clip is damaged (CORRUPT), or the file cannot be written (LOCAL).
     """
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if head[4:8] in _MP4_BOXES:
-        return
-    if fault := _no_video(head):
-        raise FetchError(FailureKind.CORRUPT, fault)
-    if accept_unknown and not _is_other_container(head):
-        return
     with open_video(path, formats=VIDEO_FORMATS) as container:
-        if container.format.name.startswith("mov,"):
-            return
         stream = picture_of(container)
         index, name = stream.index, container.format.long_name
         # AVI files do not have the times at which frames are shown.
@@ -82,25 +93,19 @@ def ensure_mp4(path: Path, *, accept_unknown: bool = False) -> None:
         frames = len(demux(container).times)
     if not frames:
         raise FetchError(FailureKind.CORRUPT, f"the clip has no frames ({name})")
-    target = path.with_name(f"{path.name}.converted")
     ffmpeg = find_ffmpeg()
     sound = ("-c:a", "copy") if copy_sound else ENCODE_SOUND
-    try:
-        if copy_picture:
-            done = run_ffmpeg(_command(ffmpeg, path, target, index, ("-c:v", "copy"), sound))
-            # Some streams have faults that only a decoder tolerates.
-            if done.returncode == 0 and not done.stderr and _frames(target) >= frames:
-                target.replace(path)
-                return
-        encode = (*ENCODE_PICTURE, "-vf", "scale='trunc(iw/2)*2':'trunc(ih/2)*2'")
-        done = run_variable_rate(
-            lambda option: _command(ffmpeg, path, target, index, (*encode, option, "vfr"), ENCODE_SOUND)
-        )
-        if done.returncode:
-            raise_failure(done, f"convert the clip ({name})")
-        target.replace(path)
-    finally:
-        target.unlink(missing_ok=True)
+    if copy_picture:
+        done = run_ffmpeg(_command(ffmpeg, path, target, index, ("-c:v", "copy"), sound))
+        # Some streams have faults that only a decoder tolerates.
+        if done.returncode == 0 and not done.stderr and _frames(target) >= frames:
+            return
+    encode = (*ENCODE_PICTURE, "-vf", "scale='trunc(iw/2)*2':'trunc(ih/2)*2'")
+    done = run_variable_rate(
+        lambda option: _command(ffmpeg, path, target, index, (*encode, option, "vfr"), ENCODE_SOUND)
+    )
+    if done.returncode:
+        raise_failure(done, f"convert the clip ({name})")
 
 
 def _no_video(head: bytes) -> str:

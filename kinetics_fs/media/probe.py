@@ -103,12 +103,29 @@ class Packets(NamedTuple):
         return self.times[index - 1] if index else None
 
 
+VideoFile = Path | int
+"""A video file: its path, or a descriptor, whose position changes."""
+
+
+def read_at(file: VideoFile, offset: int, size: int) -> bytes:
+    """Return up to `size` bytes of a file from an offset."""
+    if isinstance(file, int):
+        return os.pread(file, size, offset)
+    with file.open("rb") as opened:
+        return os.pread(opened.fileno(), size, offset)
+
+
+def size_of(file: VideoFile) -> int:
+    """Return the size of a file in bytes."""
+    return os.stat(file).st_size  # noqa: PTH116  # or a descriptor
+
+
 @contextmanager
-def open_video(path: Path, *, formats: str = VIDEO_FORMATS) -> Iterator[InputContainer]:
+def open_video(file: VideoFile, *, formats: str = VIDEO_FORMATS) -> Iterator[InputContainer]:
     """Open a file that has a video stream.
 
     Args:
-        path: the file.
+        file: the file.
         formats: FFmpeg's demuxers to try, separated by commas.
 
     Raises:
@@ -117,12 +134,16 @@ def open_video(path: Path, *, formats: str = VIDEO_FORMATS) -> Iterator[InputCon
             file needs more memory than this process has.
     """
     demuxer = None if "," in formats else formats
+    url, options = f"file:{file}", {"format_whitelist": formats}
+    if isinstance(file, int):
+        os.lseek(file, 0, os.SEEK_SET)
+        url, options = "fd:", options | {"fd": str(file)}
     with (
         corrupt_if_unreadable(),
         av.open(
-            f"file:{path}",
+            url,
             format=demuxer,
-            options={"format_whitelist": formats},
+            options=options,
             metadata_errors="replace",  # titles are in any encoding
         ) as container,
     ):
@@ -203,7 +224,7 @@ def demux(container: InputContainer) -> Packets:
     return Packets(count, times, keyframes, end)
 
 
-def expected_span(media: Media, duration: float) -> Span:
+def expected_span(media: Media, duration: float, file: VideoFile | None = None) -> Span:
     """Check fetched media before they are cut, and return the span that the clip's pictures must cover.
 
     The span is shorter than requested only if the video is complete and ends before the clip does, as some in Kinetics
@@ -212,6 +233,7 @@ def expected_span(media: Media, duration: float) -> Span:
     Args:
         media: file from which the clip is to be cut.
         duration: requested duration of the clip in seconds.
+        file: the file as it is read; None for its path.
 
     Returns:
         The span, in seconds from the beginning of the clip.
@@ -220,7 +242,7 @@ def expected_span(media: Media, duration: float) -> Span:
         FetchError: the file is not a video, or the download ended before the clip does (CORRUPT); or the complete video
             ends before the clip begins (GONE).
     """
-    with open_video(media.path) as container:
+    with open_video(media.path if file is None else file) as container:
         stated_number = stated_frames(picture_of(container))
         begin = max(0.0, (container.start_time or 0) / av.time_base)
         header = 0.0 if media.part else (container.duration or 0) / av.time_base - begin
@@ -243,7 +265,7 @@ def expected_span(media: Media, duration: float) -> Span:
     return Span(max(0.0, packets.begin - media.start), min(duration, end - media.start))
 
 
-def decode_span(path: Path) -> tuple[Span, float]:
+def decode_span(file: VideoFile) -> tuple[Span, float]:
     """Decode every frame of an mp4 file.
 
     Returns:
@@ -253,7 +275,7 @@ def decode_span(path: Path) -> tuple[Span, float]:
         FetchError: a frame does not decode, or there is none (CORRUPT).
     """
     begin, last, end = math.inf, 0.0, 0.0
-    with open_video(path, formats=MP4) as container:
+    with open_video(file, formats=MP4) as container:
         stream = picture_of(container)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = THREADS

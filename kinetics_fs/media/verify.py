@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import VerifyLevel
-from kinetics_fs.media.convert import ensure_mp4
-from kinetics_fs.media.probe import MP4, TOLERANCE, Span, decode_span, demux, open_video, picture_of, stated_frames
+from kinetics_fs.media.probe import (
+    MP4,
+    TOLERANCE,
+    Span,
+    VideoFile,
+    decode_span,
+    demux,
+    open_video,
+    picture_of,
+    read_at,
+    size_of,
+    stated_frames,
+)
 
 _TAIL = 512
 """Bytes at the end of a file that are looked at."""
 
 
-def check_clip(path: Path, level: VerifyLevel) -> float | None:
-    """Verify a clip at a level. A video in another container than mp4 is converted first.
-
-    Whatever the level, a file that is served as mp4 is no other known kind of file.
+def check_clip(clip: VideoFile, level: VerifyLevel) -> float | None:
+    """Verify a clip, an mp4 file, at a level.
 
     Returns:
         The seconds that the pictures cover; None if the level does not measure them.
 
     Raises:
-        FetchError: the file is not a clip, or is incomplete (CORRUPT), or cannot be written (LOCAL).
+        FetchError: the file is not a clip, or is incomplete (CORRUPT).
     """
-    ensure_mp4(path, accept_unknown=level is VerifyLevel.NONE)
     if level is VerifyLevel.NONE:
         return None
-    return check_container(path) if level is VerifyLevel.CONTAINER else verify_clip(path, None)
+    return check_container(clip) if level is VerifyLevel.CONTAINER else verify_clip(clip, None)
 
 
-def check_container(clip: Path) -> float:
+def check_container(clip: VideoFile) -> float:
     """Check that a clip is an mp4 file with a video stream, and contains all frames that its index lists.
 
     Nothing is decoded, unless the file ends with zeros: they may stand for a part of a download that never arrived.
@@ -53,13 +59,11 @@ def check_container(clip: Path) -> float:
     return found.duration
 
 
-def _ends_with_zeros(clip: Path) -> bool:
-    with clip.open("rb") as file:
-        file.seek(max(0, clip.stat().st_size - _TAIL))
-        return not any(file.read(_TAIL))
+def _ends_with_zeros(clip: VideoFile) -> bool:
+    return not any(read_at(clip, max(0, size_of(clip) - _TAIL), _TAIL))
 
 
-def verify_clip(clip: Path, expected: Span | None) -> float:
+def verify_clip(clip: VideoFile, expected: Span | None) -> float:
     """Check that a finished clip is an mp4 file with a video stream, decodes completely, and covers a span.
 
     Args:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.media import Media
-
-MAX_FILE_SIZE = 4 * 1024**3
-"""Largest file in bytes that a source may download or create. The longest video of Kinetics, 6.6 hours, stays well
-below this at 360 lines."""
 
 
 class NotInSource(Exception):
@@ -39,6 +35,13 @@ Raises:
 """
 
 
+FindExcerpt = Callable[[Path, int, int], Media]
+"""Function that finds a clip in a video file: `kinetics_fs.media.excerpt.find_excerpt`, in this process or another.
+
+Args: the file, the start and the end of the clip in seconds.
+"""
+
+
 class Source(Protocol):
     """A place from which clips can be fetched. A worker process creates it once, then asks for one clip at a time."""
 
@@ -59,18 +62,5 @@ class Source(Protocol):
             NotInSource: this source does not have the clip.
             InProgressElsewhere: another process is reading the archive that contains the clip.
             FetchError: this source failed to provide the clip.
-        """
-        ...
-
-
-@runtime_checkable
-class ControlledSource(Source, Protocol):
-    """A source that can be suspected: its verdicts depend on the client."""
-
-    def check(self, youtube_id: str) -> None:
-        """Check that a video is available, without downloading it.
-
-        Raises:
-            FetchError: it is not.
         """
         ...

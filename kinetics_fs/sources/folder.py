@@ -24,7 +24,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from kinetics_fs.catalog.naming import UNLABELED, ClassNames, class_name, name_f
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
-from kinetics_fs.sources.base import NotInSource, OnClip
+from kinetics_fs.sources.base import FindExcerpt, NotInSource, OnClip
 from kinetics_fs.sources.folder_files import list_folder
 from kinetics_fs.store import one_line
 from kinetics_fs.util.beneath import Found, find_beneath
@@ -79,14 +79,22 @@ class FolderSource:
             directly in the folders.
         on_clip: receives the clip and verifies it, so that a good file follows a broken one. None to return the first
             file.
+        find_excerpt: finds a clip in a video file; None to do that in this process.
     """
 
     name = SOURCE
 
-    def __init__(self, folders: Sequence[Path], catalog: Path | None, on_clip: OnClip | None = None) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        catalog: Path | None,
+        on_clip: OnClip | None = None,
+        find_excerpt: FindExcerpt | None = None,
+    ) -> None:
         self._folders = folders
         self._path = catalog
         self._on_clip = on_clip
+        self._find_excerpt = find_excerpt or _find_excerpt
         self._catalog: Catalog | None = None
         self._classes: set[str] = set()
         self._lists: dict[str, _FolderList] = {}
@@ -155,9 +163,7 @@ class FolderSource:
             FetchError: the file cannot be used.
         """
         if parse_file_name(path.name).clip is None:
-            from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
-
-            media = find_excerpt_of(file, clip, folder, find_excerpt)
+            media = find_excerpt_of(file, clip, self._find_excerpt)
             if not media.whole:
                 return media
         target = folder / clip.name
@@ -410,22 +416,24 @@ def find_file(folder: Path, name: str | Path) -> Found:
     return file
 
 
-def find_excerpt_of(file: Found, clip: Clip, folder: Path, find_excerpt: Callable[[Path, int, int], Media]) -> Media:
+def _find_excerpt(path: Path, start: int, end: int) -> Media:
+    from kinetics_fs.media.excerpt import find_excerpt  # loads PyAV
+
+    return find_excerpt(path, path, start, end)
+
+
+def find_excerpt_of(file: Found, clip: Clip, find_excerpt: FindExcerpt) -> Media:
     """Find a clip in a file whose name gives no times.
 
     Args:
         file: the file. The result is valid while it is open.
         clip: the clip.
-        folder: a private folder. It receives a link to the file, since FFmpeg's libraries need names in UTF-8.
         find_excerpt: the function of that name, or one that calls it in another process.
 
     Raises:
         FetchError: the file does not have the clip (CORRUPT).
     """
-    link = folder / "video"
-    link.unlink(missing_ok=True)
-    link.symlink_to(f"/proc/{os.getpid()}/fd/{file.fd}")  # other processes read it, too
-    return find_excerpt(link, clip.start, clip.end)
+    return find_excerpt(file.path, clip.start, clip.end)
 
 
 def _is_folder(path: Path) -> bool:

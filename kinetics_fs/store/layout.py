@@ -8,6 +8,7 @@
         clips/xx/<key>.<token>.mp4
         incoming/<token>/       a private folder for each fetch in progress
         locks/<name>            a file that a living process keeps locked
+        scratch/<name>/         folders of the confined processes of that process
         state.sqlite            the state database: sizes, durations, access times, pins, failures, fetches, history
         archives.sqlite         indexes of archives; archives.sqlite.reading is locked by the process that reads one
         catalog/                compiled catalogs
@@ -82,6 +83,11 @@ class CacheLayout:
     def incoming(self) -> Path:
         """The folder below which each fetch in progress has a private folder."""
         return self.root / "incoming"
+
+    @property
+    def scratch(self) -> Path:
+        """The folder in which each process has one for the folders of its confined processes."""
+        return self.root / "scratch"
 
     @property
     def process_locks(self) -> Path:

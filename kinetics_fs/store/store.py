@@ -271,6 +271,7 @@ class Store:
 
     def close(self) -> None:
         """Write the access times that are only in memory, if that is possible, and close the databases."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         with contextlib.suppress(StoreError):
             self._access_times.write()
         self._close()
@@ -279,6 +280,14 @@ class Store:
         self._opened.close()
         self._files.close()
         self._database.close()
+
+    @property
+    def scratch(self) -> Path:
+        """Where confined processes of this process have their folders, on the filesystem of the cache.
+
+        It need not exist. It is removed when the store is closed, or by another process when this one is dead.
+        """
+        return self.layout.scratch / self._lock.name
 
     # Reading
 
@@ -685,8 +694,10 @@ class Store:
         for path in self._incoming.iterdir():
             if path.name not in in_flight:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self.layout.process_locks.iterdir():
-            self._lock.is_alive(path.name)
+        for folder in (self.layout.scratch, self.layout.process_locks):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if not self._lock.is_alive(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _clear_dead_fetches(self, db: sqlite3.Connection) -> None:
         for key, token, process in db.execute("SELECT key, token, process FROM fetch").fetchall():

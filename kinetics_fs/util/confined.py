@@ -8,7 +8,8 @@ answers ``{"confinement": …}``. The parent gives the folders to the uid of the
 
 Then each request ``{"operation": NAME, "arguments": {…}}`` gets one answer:
 ``{"result": …}`` or ``{"error": …}``, the fields of a `FetchError`. Before it answers, the process may send
-``{"call": NAME, "arguments": [...]}``, which the parent answers in the same way.
+``{"call": NAME, "arguments": [...]}``, which the parent answers in the same way, and ``{"received": BYTES}``, the bytes
+that have arrived from the network since the last such line.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.util.processes import NO_MEMORY, end_with_parent, kill_session, limit_memory
 from kinetics_fs.util.sandbox import Confinement, confine
+from kinetics_fs.util.ticker import every
 
 MAX_FILE_SIZE = 4 * 1024**3
 """Largest file in bytes that such a process may create. The longest video of Kinetics, 6.6 hours, stays well below this
@@ -39,6 +42,8 @@ at 360 lines."""
 
 _CHUNK = 65536
 _MAX_LINE = 1024**2
+_REPORT_INTERVAL = 0.5
+"""Seconds between two reports of the received bytes."""
 _START_TIMEOUT = 60.0
 """Seconds that loading the modules may take."""
 
@@ -78,6 +83,8 @@ class _Channel:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._sending = threading.Lock()
+        self._unread = b""
 
     def send(self, fields: Mapping[str, Any], files: Iterable[int] = ()) -> None:
         self.send_line(json.dumps(fields).encode(), files)
@@ -85,9 +92,10 @@ class _Channel:
     def send_line(self, line: bytes, files: Iterable[int] = ()) -> None:
         message = line + b"\n"
         descriptors = list(files)
-        if descriptors:
-            message = message[socket.send_fds(self._socket, [message], descriptors) :]
-        self._socket.sendall(message)
+        with self._sending:
+            if descriptors:
+                message = message[socket.send_fds(self._socket, [message], descriptors) :]
+            self._socket.sendall(message)
 
     def receive(self, deadline: float | None = None, *, max_files: int = 0) -> _Message:
         """Wait for a line.
@@ -101,18 +109,22 @@ class _Channel:
             EOFError: the other side is gone, or the line is too long.
             ValueError: the line is not a JSON object.
         """
-        line, files = b"", list[int]()
-        while not line.endswith(b"\n"):
+        files = list[int]()
+        while b"\n" not in self._unread:
             self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             if max_files:
                 chunk, received, _, _ = socket.recv_fds(self._socket, _CHUNK, max_files)
                 files += received
             else:
                 chunk = self._socket.recv(_CHUNK)
-            line += chunk
-            if not chunk or len(line) > _MAX_LINE:
+            self._unread += chunk
+            if not chunk or len(self._unread) > _MAX_LINE:
                 raise EOFError
-        fields = json.loads(line)
+        line, _, self._unread = self._unread.partition(b"\n")
+        try:
+            fields = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("far too deep") from error
         if not isinstance(fields, dict):
             raise ValueError("not a JSON object")
         return _Message(fields, files)
@@ -139,6 +151,7 @@ class ConfinedProcess:
         scratch: folder below which the working folder is created; None if the process writes nothing.
         writable: further folders that the process may write to.
         inherited: descriptors that stay open in the process.
+        on_received: called with each number of bytes that the process has received from the network.
 
     Raises:
         FetchError: the process cannot be started (LOCAL).
@@ -152,7 +165,9 @@ class ConfinedProcess:
         scratch: Path | None = None,
         writable: Sequence[Path] = (),
         inherited: Sequence[int] = (),
+        on_received: Callable[[int], None] = lambda received: None,
     ) -> None:
+        self._on_received = on_received
         self.is_usable = False
         self.requests = 0
         self.folder: Path | None = None
@@ -231,7 +246,7 @@ class ConfinedProcess:
         line = json.dumps({"operation": operation, "arguments": dict(arguments)}).encode()
         try:
             self._channel.send_line(line, files)
-            answer = self._channel.receive(deadline).fields
+            answer = self._receive(deadline)
             while "call" in answer:
                 call = (calls or {})[answer["call"]]
                 try:
@@ -239,7 +254,7 @@ class ConfinedProcess:
                 except FetchError as error:
                     reply = {"error": _error_fields(error)}
                 self._channel.send(reply)
-                answer = self._channel.receive(deadline).fields
+                answer = self._receive(deadline)
             failure = None if answer.get("error") is None else _error(answer["error"])
             result = answer["result"] if failure is None else None
         except TimeoutError:
@@ -256,6 +271,17 @@ class ConfinedProcess:
         if failure is not None:
             raise failure
         return result
+
+    def _receive(self, deadline: float | None) -> dict[str, Any]:
+        """Return the next message, and pass on the reports of received bytes before it."""
+        while "received" in (message := self._channel.receive(deadline).fields):
+            received = message["received"]
+            if type(received) is not int or received < 0:
+                raise ValueError(f"not a number of bytes: {received!r}")
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+            self._on_received(received)
+        return message
 
     def empty_folder(self) -> None:
         """Remove what the last request has left in the working folder."""
@@ -339,6 +365,7 @@ def serve(
     make_operations: Callable[[Opened], Mapping[str, Operation]],
     translate: Callable[[str, Exception], FetchError],
     programs: Callable[[dict[str, Any]], Iterable[str]],
+    received: Callable[[], int] = lambda: 0,
 ) -> None:
     """Confine this process, and answer requests until the parent ends.
 
@@ -346,6 +373,7 @@ def serve(
         make_operations: returns the operations by name. They receive the descriptors and the arguments of a request.
         translate: returns the failure for an exception of an operation, by the name of the operation.
         programs: returns the paths of the programs that the process runs, from its configuration.
+        received: returns the bytes that have arrived from the network so far.
     """
     limit_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
@@ -354,6 +382,7 @@ def serve(
         channel = _Channel(connected)
         opened = _start(channel, programs)
         operations = make_operations(opened)
+        report = _Report(channel, received)
         while True:
             try:
                 request, files = channel.receive(max_files=1)
@@ -361,16 +390,35 @@ def serve(
                 return
             name = request["operation"]
             try:
-                answer = {"result": operations[name](*files, **request["arguments"])}
+                with every(_REPORT_INTERVAL, report.send):
+                    answer = {"result": operations[name](*files, **request["arguments"])}
             except FetchError as error:
                 answer = {"error": _error_fields(error)}
             except MemoryError:
                 answer = {"error": _error_fields(FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM))}
             except Exception as error:
                 answer = {"error": _error_fields(translate(name, error))}
+            report.send()
             channel.send(answer)
             for file in files:
                 os.close(file)
+
+
+class _Report:
+    """Reports of the received bytes."""
+
+    def __init__(self, channel: _Channel, received: Callable[[], int]) -> None:
+        self._channel = channel
+        self._received = received
+        self._reported = 0
+
+    def send(self) -> None:
+        """Send how many bytes have arrived since the last report."""
+        received = self._received()
+        if received != self._reported:
+            with suppress(OSError):  # the parent is dead, and this process will be soon
+                self._channel.send({"received": received - self._reported})
+            self._reported = received
 
 
 def _start(channel: _Channel, programs: Callable[[dict[str, Any]], Iterable[str]]) -> Opened:

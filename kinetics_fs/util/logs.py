@@ -104,11 +104,15 @@ def hold_hangups() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
-def reopen_if_moved() -> None:
-    """Reopen the log file if it was moved away. For child processes, which do not get the signal."""
+def reopen_if_moved() -> bool:
+    """Reopen the log file if it was moved away. For child processes, which do not get the signal.
+
+    Returns:
+        Whether it was.
+    """
     path = os.environ.get(_FILE)
     if path is None:
-        return
+        return False
     with suppress(OSError):
         current = os.fstat(2)
         try:
@@ -117,6 +121,8 @@ def reopen_if_moved() -> None:
             moved = True
         if moved:
             _reopen(path)
+            return True
+    return False
 
 
 def _reopen_at_each_hangup() -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_fs.demo.media import make_video
+from kinetics_fs.media import VerifyLevel
+from kinetics_fs.media.convert import convert, is_served_as_it_is
 from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.verify import check_clip
 
 RATE = 25
 """Frames per second."""
@@ -115,3 +118,12 @@ def run_ffmpeg(*arguments: object) -> None:
         check=True,
         stdin=subprocess.DEVNULL,
     )
+
+
+def check_file(path: Path, level: VerifyLevel) -> float | None:
+    """Verify a file as `Checker.check` does, but in this process."""
+    if not is_served_as_it_is(path, accept_unknown=level is VerifyLevel.NONE):
+        converted = path.with_name(f"{path.name}.converted")
+        convert(path, converted)
+        converted.replace(path)
+    return check_clip(path, level)

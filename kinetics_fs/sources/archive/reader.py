@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,11 +51,17 @@ def read_small(archive: Archive, limit: int) -> bytes:
 
 
 class LocalArchive:
-    """A file on a disk."""
+    """A file on a disk.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        descriptor: the same file, open; None to open the path when it is read.
+    """
+
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.address = str(path)
         self._path = path
+        self._descriptor = descriptor
 
     def version(self) -> Version:
         try:
@@ -65,7 +72,7 @@ class LocalArchive:
 
     def read(self, begin: int, end: int, version: Version) -> Generator[bytes, None, None]:
         try:
-            with self._find() as found, os.fdopen(found.open(), "rb", buffering=0) as file:
+            with self.opened() as descriptor, open(os.dup(descriptor), "rb", buffering=0) as file:  # noqa: PTH123
                 if os.fstat(file.fileno()).st_size != version.size:
                     raise ArchiveChanged(self.address)
                 file.seek(begin)
@@ -81,6 +88,22 @@ class LocalArchive:
 
     def stream(self, begin: int, version: Version) -> Generator[bytes, None, None]:
         return self.read(begin, version.size, version)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yield a descriptor of the file."""
+        if self._descriptor is not None:
+            yield self._descriptor
+            return
+        try:
+            with self._find() as found:
+                file = found.open()
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            yield file
+        finally:
+            os.close(file)
 
     def _find(self) -> Found:
         return find_beneath(self._path.parent, self._path.name)

@@ -144,17 +144,56 @@ class AWSSettings(NamedTuple):
     endpoint: str | None = None
 
 
+def settings_as_json() -> dict[str, str | None]:
+    """Return the settings and the present credentials as values for JSON, for `use`.
+
+    Raises:
+        FetchError: credentials exist, but cannot be used (CONFIG).
+    """
+    settings = _aws_settings()
+    keys = (None, None, None)
+    if settings.credentials is not None:
+        keys = _ask(settings.credentials.get_frozen_credentials)  # renews those that expire
+    return {
+        "access_key": keys[0],
+        "secret_key": keys[1],
+        "token": keys[2],
+        "method": settings.credentials.method if settings.credentials else None,
+        "region": settings.region,
+        "endpoint": _endpoint(),
+    }
+
+
+def use(settings: dict[str, str | None]) -> None:
+    """Use settings and credentials of another process, and look for no others."""
+    global _given
+    credentials = None
+    if settings["access_key"]:
+        from botocore.credentials import Credentials
+
+        credentials = Credentials(settings["access_key"], settings["secret_key"], settings["token"], settings["method"])
+    _given = AWSSettings(credentials, settings["region"], settings["endpoint"])
+
+
 def forget() -> None:
     """Forget settings, credentials and regions, so that the next request looks them up again."""
     global _stuck
     _stuck = 0.0, None
-    _aws_settings.cache_clear()
+    _found_settings.cache_clear()
     _botocore_session.cache_clear()
     _regions.clear()
 
 
-@functools.cache
+_given: AWSSettings | None = None
+"""The settings of `use`."""
+
+
 def _aws_settings() -> AWSSettings:
+    return _given or _found_settings()
+
+
+@functools.cache
+def _found_settings() -> AWSSettings:
     region = os.environ.get("AWS_REGION")
     session = _botocore_session()
     if session is None:
@@ -203,6 +242,8 @@ def _botocore_session() -> Any:
 
 def _endpoint() -> str | None:
     """Return the address of the S3 server; None for Amazon's."""
+    if _given is not None:
+        return _given.endpoint
     environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return environment or _aws_settings().endpoint
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media import Media
-from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
-from kinetics_fs.sources.archive.extract import extract
+from kinetics_fs.sources.archive.access import ArchiveAccess, ArchiveMember, DirectAccess
+from kinetics_fs.sources.archive.base import ArchiveChanged
 from kinetics_fs.sources.archive.index import UNUSABLE
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, ClipLocation
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.limit import limit_note
-from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.sources.archive.remote import TRIES
 from kinetics_fs.sources.archive.stream import ArchiveStreamer
 from kinetics_fs.sources.base import NotInSource, OnClip
 from kinetics_fs.sources.settings import MAX_ARCHIVE_DOWNLOAD
@@ -37,6 +37,7 @@ class ArchiveSource:
         limit: maximum number of bytes to read by index for one clip; None for no limit.
         streamer: reads class archives that have no index, or have changed; None reads by index only.
         on_clip: receives a clip of which there are several copies. If it refuses one, the next is read.
+        access: reads the archives; None to read them in this process.
     """
 
     name = "archive"
@@ -49,12 +50,14 @@ class ArchiveSource:
         limit: int | None = MAX_ARCHIVE_DOWNLOAD,
         streamer: ArchiveStreamer | None = None,
         on_clip: OnClip | None = None,
+        access: ArchiveAccess | None = None,
     ) -> None:
         self._base = base
         self._index_db_path = index_db
         self._limit = limit
         self._streamer = streamer
         self._on_clip = on_clip
+        self._access = access or DirectAccess()
         self._index_db: ArchiveIndexDB | None = None
 
     def fetch(self, clip: Clip, folder: Path) -> Media | None:
@@ -120,27 +123,20 @@ class ArchiveSource:
             FetchError: the archive cannot be read.
             ArchiveError: the bytes are not those of the clip.
         """
-        archive = open_archive(archive_address(self._base, location.archive))
+        address = archive_address(self._base, location.archive)
+        member = ArchiveMember(clip, address, location.version, location.record, location.gzipped)
         try:
-            _extract(clip, location, archive, location.version, path)
+            self._access.extract(member, path)
         except ArchiveChanged:
             # A copy on another server has another tag. The tar header before the clip, and the clip's checksum, show
             # whether it is the same archive.
-            version = archive.version()
+            version = self._access.version(address, tries=TRIES)
             if version.size != location.version.size:
                 raise
             path.unlink(missing_ok=True)
             try:
-                _extract(clip, location, archive, version, path)
+                self._access.extract(member._replace(version=version), path)
             except ArchiveError as error:
-                raise ArchiveChanged(archive.address) from error
+                raise ArchiveChanged(address) from error
             assert self._index_db is not None
             self._index_db.update_etag(location.archive, version.etag)
-
-
-def _extract(clip: Clip, location: ClipLocation, archive: Archive, version: Version, path: Path) -> None:
-    record = location.record
-    with path.open("xb") as file:
-        pieces = archive.read(record.begin, record.end, version)
-        for piece in extract(clip, record, pieces, gzipped=location.gzipped):
-            file.write(piece)

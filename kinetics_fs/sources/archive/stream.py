@@ -1,4 +1,4 @@
-"""Reading of whole archives: the loop that writes their clips to files, and the reading of class archives on demand.
+"""Reading of class archives on demand.
 
 When a clip of a class is requested whose archive has no index, the archive is read once: all its clips are stored, and
 it is indexed on the way, so that it need not be read again.
@@ -10,26 +10,20 @@ import fcntl
 import hashlib
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.media import VerifyLevel
-from kinetics_fs.sources.archive.base import Archive, Version
+from kinetics_fs.sources.archive.access import ArchiveAccess
+from kinetics_fs.sources.archive.base import Version
+from kinetics_fs.sources.archive.index import UNUSABLE
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address, archives_of_clip, names_split
-from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.limit import limit_note
 from kinetics_fs.sources.archive.location import missing_note
-from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.sources.archive.scan import Scan
-from kinetics_fs.sources.archive.tar import Begin, End
 from kinetics_fs.sources.base import InProgressElsewhere, NotInSource, OnClip
 from kinetics_fs.util.logs import log_step
 
@@ -43,80 +37,6 @@ its timeout before the next source is asked."""
 
 _TRIES = 2
 """Tries of the request for a version; there are other sources."""
-
-
-def stream_clips(
-    archive: Archive,
-    version: Version,
-    scan: Scan,
-    path_of: Callable[[Clip, int], Path | None],
-    check: Callable[[Path], object],
-    *,
-    begin: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Generator[tuple[Clip, Path | None], None, None]:
-    """Read an archive to its end and write its clips to files.
-
-    Args:
-        archive: the archive to read.
-        version: version of the archive to read.
-        scan: scan to feed; it builds the index.
-        path_of: returns the file to create for a clip of a size in bytes; None skips the clip.
-        check: raises a `FetchError` if a file is not a sound clip. Called for clips that are in the archive twice.
-        begin: offset in the archive from which to read, in bytes, as the scan requires.
-        progress: called with the offset up to which the archive was read.
-
-    If a clip is in the archive twice with different content, the last copy that passes verification is indexed, or the
-    first if none does. Each copy is passed to `path_of` and yielded.
-
-    Yields:
-        Each clip when all its bytes have passed, with its complete file, or None if it was skipped. The scan can make a
-        checkpoint at this moment.
-
-    Raises:
-        FetchError: the archive cannot be read.
-        ArchiveError: the archive is damaged.
-        OSError: a file cannot be written.
-    """
-    path: Path | None = None
-    file: IO[bytes] | None = None
-    done = begin
-    try:
-        with closing(archive.stream(begin, version)) as pieces:
-            for data in pieces:
-                for event in scan.feed(data):
-                    if isinstance(event, Begin):
-                        path = path_of(event.clip, event.size)
-                        if path is not None:
-                            file = path.open("xb")
-                        elif scan.is_repeated and event.clip in scan.records:
-                            file = tempfile.NamedTemporaryFile(suffix=".mp4")  # noqa: SIM115  # closed below
-                        else:
-                            file = None
-                    elif not isinstance(event, End):
-                        if file is not None:
-                            file.write(event)
-                    else:
-                        if file is not None:
-                            file.flush()
-                            if scan.has_two_records and _is_sound(Path(file.name), check):
-                                scan.replace_record()
-                            file.close()
-                        yield event.clip, path
-                done += len(data)
-                progress(done)
-        scan.finish()
-    finally:
-        if file is not None:
-            file.close()
-
-
-def _is_sound(path: Path, check: Callable[[Path], object]) -> bool:
-    try:
-        check(path)
-    except FetchError:
-        return False
-    return True
 
 
 class _NotInArchive(Exception):
@@ -154,6 +74,7 @@ class ArchiveStreamer:
         limit: size in bytes up to which an archive is read; None for any size.
         on_clip: receives the clips.
         wait_until_stored: returns when every clip that `on_clip` has received is in the store or was refused.
+        access: reads the archives.
     """
 
     def __init__(
@@ -165,6 +86,7 @@ class ArchiveStreamer:
         limit: int | None,
         on_clip: OnClip,
         wait_until_stored: Callable[[], None],
+        access: ArchiveAccess,
     ) -> None:
         self._base = base
         self._index_db_path = index_db
@@ -173,6 +95,7 @@ class ArchiveStreamer:
         self._limit = limit
         self._on_clip = on_clip
         self._wait_until_stored = wait_until_stored
+        self._access = access
         self._index_db: ArchiveIndexDB | None = None
         self._catalog: Catalog | None = None
         self._lock_fd: int | None = None
@@ -241,7 +164,7 @@ class ArchiveStreamer:
         if self._unreachable is not None and self._unreachable[0] > now:
             raise self._unreachable[1]
         try:
-            version = open_archive(archive_address(self._base, name), tries=_TRIES).version()
+            version = self._access.version(archive_address(self._base, name), tries=_TRIES)
         except FetchError as error:
             if error.kind is not FailureKind.CONFIG:
                 self._unreachable = time.monotonic() + _UNREACHABLE_TTL, error
@@ -274,36 +197,31 @@ class ArchiveStreamer:
             fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, offset)
 
     def _read(self, name: str, version: Version, requested: Clip, folder: Path) -> None:
-        from kinetics_fs.media.verify import check_clip  # takes 0.1 s to load
-
         _log.info("%s: reading all of %s, %d bytes", requested.key, name, version.size)
         assert self._catalog is not None and self._index_db is not None
         catalog = self._catalog
-        archive = open_archive(archive_address(self._base, name))
-        scan = Scan(index=finds_block_boundaries())
         results: dict[Clip, FetchError | None] = {}
         """Clips that have passed; for those that the callback refused, the reason."""
 
-        def path_of(clip: Clip, size: int) -> Path | None:
+        def wanted(clip: Clip) -> bool:
             is_delivered = clip in results and results[clip] is None
-            return None if is_delivered or not catalog.locate(clip) else folder / clip.name
+            return not is_delivered and bool(catalog.locate(clip))
 
-        check = partial(check_clip, level=VerifyLevel.CONTAINER)
+        def on_clip(clip: Clip, path: Path) -> None:
+            results[clip] = self._emit(clip, path, name)
+
         try:
-            with closing(stream_clips(archive, version, scan, path_of, check)) as clips:
-                for clip, path in clips:
-                    if path is not None:
-                        results[clip] = self._emit(clip, path, name)
+            address = archive_address(self._base, name)
+            read = self._access.stream(name, address, version, folder, wanted, on_clip)
         except ArchiveError as error:
             delivered = frozenset(clip for clip, refusal in results.items() if refusal is None)
             self._incomplete[name] = _IncompleteRead(version, time.monotonic() + _VERSION_TTL, str(error), delivered)
             raise self._incomplete[name].failure(name) from error
         # A process that finds the index must not read a clip again that is on its way into the store.
         self._wait_until_stored()
-        # An index without some of the clips would prove that the archive lacks them.
-        if finds_block_boundaries() and not scan.not_indexed:
-            self._index_db.add(scan.index(name, version))
-        if requested in scan.unusable:
+        if read.complete:
+            self._index_db.add(read.index)
+        if read.index.records.get(requested) == UNUSABLE:
             raise FetchError(FailureKind.CORRUPT, f"{name} has only an empty file, a link or the like for it")
         if requested not in results:
             raise _NotInArchive

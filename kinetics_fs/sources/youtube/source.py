@@ -10,8 +10,9 @@ import errno
 import io
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media import Media
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.sources.base import MAX_FILE_SIZE
-from kinetics_fs.sources.cookies import CookieError, CookieFile
 from kinetics_fs.sources.http_range import Pace, RangesIgnored, RemoteFile, StaleAddress
 from kinetics_fs.sources.received import RECEIVED
 from kinetics_fs.sources.settings import SourceSettings, is_youtube
@@ -28,6 +27,7 @@ from kinetics_fs.sources.youtube.bounded import BoundedYoutubeDL
 from kinetics_fs.sources.youtube.errors import LATER, classify
 from kinetics_fs.sources.youtube.section import NoSection, fetch_section
 from kinetics_fs.sources.youtube.segments import NoSegments, Segments
+from kinetics_fs.util.confined import MAX_FILE_SIZE
 
 _log = logging.getLogger(__name__)
 
@@ -58,16 +58,20 @@ class YouTubeSource:
     """YouTube, through one `YoutubeDL` object.
 
     The object is reused. A new one takes three times the CPU time for each video, and is a new guest to YouTube.
+
+    Args:
+        settings: settings of the sources.
+        read_cookies: returns the content of a Netscape cookie file; empty for none.
     """
 
     name = "youtube"
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, read_cookies: Callable[[], str] = str) -> None:
         self._url = settings.video_url
         self._on_youtube = is_youtube(self._url)
         self._log = _Messages()
         self._settings = settings
-        self._cookie_file = CookieFile(Path(settings.cookies)) if settings.cookies else None
+        self._read_cookies = read_cookies
         self._cookies = ""
         self._connect()
         self._any_language = "format" in settings.ytdlp
@@ -88,14 +92,6 @@ class YouTubeSource:
         self._ytdlp = BoundedYoutubeDL(parameters | {"format": self._select})
         self._select_by_spec = self._ytdlp.build_format_selector(parameters["format"])
 
-    def _read_cookies(self) -> str:
-        if self._cookie_file is None:
-            return ""
-        try:
-            return self._cookie_file.read().text
-        except CookieError as error:
-            raise FetchError(FailureKind.CONFIG, str(error), source=self.name) from error
-
     def _begin(self) -> None:
         """Prepare for the next video: the cookie file may be another one by now."""
         if self._read_cookies() != self._cookies:
@@ -105,7 +101,8 @@ class YouTubeSource:
     def fetch(self, clip: Clip, folder: Path) -> Media:
         self._begin()
         self._refused_formats.clear()
-        # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a relative literal.
+        # yt-dlp expands `%`, `$` and `~` in the path of an output template, so the template is a literal.
+        before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         os.chdir(folder)
         try:
             media = self._fetch_any(clip, folder, self._extract(clip.youtube_id))
@@ -128,9 +125,15 @@ class YouTubeSource:
         except Exception as error:  # yt-dlp lets nearly anything through
             raise classify(error, self._log.warnings, self.name) from error
         finally:
-            os.chdir("/")
+            os.fchdir(before)
+            os.close(before)
 
     def check(self, youtube_id: str) -> None:
+        """Check that a video is available, without downloading it.
+
+        Raises:
+            FetchError: it is not.
+        """
         self._begin()
         try:
             self._extract(youtube_id)
@@ -277,6 +280,8 @@ def _parameters(settings: SourceSettings, cookies: str, log: _Messages) -> dict[
             f"/b[height<=?{height}]/bv*[height<=?{height}]+ba/wv*+ba/w"
         ),
         "outtmpl": {"default": "source.%(ext)s"},
+        # Folders above the working folder may belong to another user, so its path is of no use.
+        "paths": {"home": "/proc/self/cwd"} if sys.platform == "linux" else {},
         "merge_output_format": "mp4/mkv",
         "noplaylist": True,
         "allowed_extractors": ["^youtube$"] if on_youtube else ["^generic$", "^html5$"],

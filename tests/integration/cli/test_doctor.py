@@ -123,7 +123,17 @@ def test_doctor_finds_no_problem_and_changes_nothing(cache: Path, tmp_path: Path
     found = doctor(*everywhere, "--archive-url", tmp_path / "archives", tmp_path / "mnt", status=0)
 
     expected = {
-        *("python", "ffmpeg", "open files", "/dev/fuse", "right to mount", "kernel", "passthrough", "request timeout"),
+        *(
+            "python",
+            "ffmpeg",
+            "open files",
+            "sandbox",
+            "/dev/fuse",
+            "right to mount",
+            "kernel",
+            "passthrough",
+            "request timeout",
+        ),
         *("cache directory", "cache disk", "cache space", "archive indexes", "yt-dlp", "youtube", "clock", "archives"),
         "mount",
     }

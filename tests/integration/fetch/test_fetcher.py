@@ -24,10 +24,12 @@ from kinetics_fs.errors import FailureKind
 from kinetics_fs.fetch.fetcher import FetchState, Priority
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.store import Store
+from tests.support.command_line import has_ended
 from tests.support.fetching import CLIP, DEAD, FOURTH, OTHER, THIRD, TIMEOUT, FetcherFactory, cached_frames, error_of
-from tests.support.mounts import command_line, wait_until
+from tests.support.mounts import command_line, descendants, wait_until
 from tests.support.store import SmallDisk
 
+HANGING = "sleep 311"
 DISK_SIZE = 3 * 1024**2
 """Size of a disk with space for the databases of the cache and for short clips."""
 
@@ -52,30 +54,29 @@ def workers_of(pid: int) -> list[int]:
     return [child for child, (parent, group) in processes().items() if parent == pid and group == child]
 
 
-def group(leader: int) -> list[int]:
-    return [pid for pid, (_, group) in processes().items() if group == leader]
+def runs(command: str, below: int) -> bool:
+    """Return whether a descendant of a process runs a command."""
+    return any(command in command_line(pid) for pid in descendants(below))
 
 
 def leftovers(store: Store) -> list[Path]:
     """Return files of ended fetches; there must be none."""
-    return list(store.layout.incoming.iterdir())
+    return [*store.layout.incoming.iterdir(), *filter(Path.is_file, store.layout.scratch.rglob("*"))]
 
 
 @pytest.fixture
-def hanging_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An `ffmpeg`, first in PATH, that never ends; a file that is there once it runs."""
+def hanging_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put an `ffmpeg` that never ends first in PATH; return the command that runs when it does."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    mark = tmp_path / "ffmpeg runs"
     program = programs / "ffmpeg"
     # yt-dlp asks for the version, and for that alone it answers.
     program.write_text(
-        f'#!/bin/sh\ncase "$*" in *-nostdin*) ;; *) exec {find_ffmpeg()} "$@";; esac\n'
-        f"touch '{mark}'\nsleep 300 &\nwait\n"
+        f'#!/bin/sh\ncase "$*" in *-nostdin*) ;; *) exec {find_ffmpeg()} "$@";; esac\n{HANGING} &\nwait\n'
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    return mark
+    return HANGING
 
 
 def test_a_fetched_clip_is_in_the_store(fetcher: FetcherFactory, store: Store, tmp_path: Path) -> None:
@@ -258,19 +259,19 @@ def test_a_cancelled_waiter_does_not_cancel_the_others(fetcher: FetcherFactory, 
 
 @pytest.mark.serial
 def test_the_timeout_ends_the_worker_and_its_ffmpeg(
-    fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path, monkeypatch: pytest.MonkeyPatch
+    fetcher: FetcherFactory, store: Store, hanging_ffmpeg: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = fetcher(timeout=6)
     future = one.request(CLIP)
-    wait_until(hanging_ffmpeg.exists)
+    wait_until(lambda: runs(hanging_ffmpeg, os.getpid()))
     [worker] = workers_of(os.getpid())
-    members = group(worker)
-    assert len(members) >= 3  # the worker, ffmpeg, and what that started
+    members = {worker, *descendants(worker)}
+    assert len(members) >= 4  # the worker, its confined process, ffmpeg, and what that started
 
     error = error_of(future)
 
     assert (error.kind, error.errno) == (FailureKind.TRANSIENT, errno.ETIMEDOUT)
-    wait_until(lambda: not group(worker))
+    assert all(has_ended(pid, within=10) for pid in members)
     assert leftovers(store) == []
     # The next job gets another worker.
     monkeypatch.setenv("PATH", os.environ["PATH"].partition(":")[2])
@@ -300,19 +301,20 @@ def test_a_killed_worker_is_a_transient_failure_and_is_replaced(
     assert one.stats.fetched == 2
 
 
-def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: Path) -> None:
+def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: Store, hanging_ffmpeg: str) -> None:
     one = fetcher(workers=2)
     futures = [one.request(clip) for clip in (CLIP, OTHER, THIRD, FOURTH)]
-    wait_until(hanging_ffmpeg.exists)
+    wait_until(lambda: runs(hanging_ffmpeg, os.getpid()))
     workers = workers_of(os.getpid())
     assert len(workers) == 2
+    members = descendants(os.getpid())
 
     one.close()
 
     for future in futures:
         assert future.done()
         assert error_of(future).kind is FailureKind.TRANSIENT
-    wait_until(lambda: not any(group(worker) for worker in workers))
+    assert all(has_ended(pid, within=10) for pid in members)
     assert leftovers(store) == []
     # It was nobody's fault: nothing of it is remembered.
     assert list(store.failures.all()) == []
@@ -320,17 +322,16 @@ def test_close_ends_all_fetches_and_processes(fetcher: FetcherFactory, store: St
     one.close()
 
 
-def test_workers_end_when_their_parent_is_killed(store: Store, site: VideoSite, hanging_ffmpeg: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(store: Store, site: VideoSite, hanging_ffmpeg: str) -> None:
     parent = start_request(store, site, CLIP)
     try:
-        wait_until(hanging_ffmpeg.exists)
-        [worker] = workers_of(parent.pid)
-        wait_until(lambda: any("sleep" in command_line(pid) for pid in group(worker)))
+        wait_until(lambda: runs(hanging_ffmpeg, parent.pid))
+        members = descendants(parent.pid)
     finally:
         parent.kill()
         parent.communicate()
 
-    wait_until(lambda: not group(worker))
+    assert all(has_ended(pid, within=10) for pid in members)
     # The next process that opens the store removes its files.
     with Store(store.folder) as later:
         assert leftovers(later) == []

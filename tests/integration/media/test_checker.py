@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from kinetics_fs.util.processes import MAX_MEMORY
 from tests.support.bombs import mp4_bomb
 from tests.support.command_line import ENVIRONMENT, has_ended
 from tests.support.memory import in_limited_process
-from tests.support.mounts import descendants
+from tests.support.mounts import command_line, descendants
 from tests.support.videos import run_ffmpeg
 
 
@@ -35,12 +36,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_operations(good: Path, tmp_path: Path) -> None:
     other, target = tmp_path / "-other.mp4", tmp_path / "cut.mp4"
     run_ffmpeg("-i", good, "-c", "copy", "-f", "matroska", other)
-    with Checker() as checker, good.open("rb") as file:
+    with Checker(tmp_path) as checker, good.open("rb") as file:
         assert checker.check(good, VerifyLevel.NONE) is None
         assert checker.check(good, VerifyLevel.CONTAINER) == pytest.approx(2, abs=0.1)
         assert checker.measure(file.fileno()) == pytest.approx(2, abs=0.1)
         assert checker.decode(file.fileno()) == pytest.approx(2, abs=0.1)
-        checker.convert(other)
+        assert checker.check(other, VerifyLevel.NONE, accept_unknown=False) is None
         assert other.read_bytes()[4:8] == b"ftyp"
         media = checker.find_excerpt(other, 0, 1)
         assert media == Media(other, 0.0, media.length)
@@ -52,8 +53,9 @@ def test_this_process_keeps_its_limit(good: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with Checker() as checker:
         checker.check(good, VerifyLevel.CONTAINER)
-        [process] = descendants(os.getpid())
-        assert resource.prlimit(process, resource.RLIMIT_DATA) == (MAX_MEMORY, MAX_MEMORY)
+        [process] = [pid for pid in descendants(os.getpid()) if "checker_process" in command_line(pid)]
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert re.search(f"Max data size +{MAX_MEMORY} +{MAX_MEMORY} ", limits)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert has_ended(process, within=10)
 
@@ -82,7 +84,7 @@ def test_a_file_that_crashes_the_process(
 ) -> None:
     webm = tmp_path / "clip.mp4"
     run_ffmpeg("-i", good, "-c", "copy", "-f", "matroska", webm)
-    with monkeypatch.context() as patched, Checker() as checker:
+    with monkeypatch.context() as patched, Checker(tmp_path) as checker:
         killing_ffmpeg(tmp_path, signal)
         patched.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         checker.check(good, VerifyLevel.CONTAINER)
@@ -104,7 +106,7 @@ def test_a_process_that_does_not_start_is_no_verdict_on_the_file(good: Path, mon
 def test_the_processes_end_with_their_parent(good: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from kinetics_fs.media import VerifyLevel;"
-        "from kinetics_fs.media.checker import Checker; from tests.support.mounts import descendants\n"
+        "from kinetics_fs.media.checker import Checker; from tests.support.mounts import command_line, descendants\n"
         "with Checker() as checker:\n"
         "    checker.check(Path(sys.argv[1]), VerifyLevel.CONTAINER)\n"
         "    print(*descendants(os.getpid()), flush=True)\n"

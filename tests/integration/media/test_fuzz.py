@@ -59,7 +59,7 @@ def test_every_outcome_is_a_clip_or_corrupt(
             checker.measure(file.fileno())
             checker.thumbnail(file.fileno(), 64)
 
-    with Checker() as checker:
+    with Checker(tmp_path) as checker:
         for number in range(FILES):
             broken.write_bytes(mutate(videos[name], chance))
             attempt(lambda: checker.check(work, VerifyLevel.DECODE))

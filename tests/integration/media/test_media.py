@@ -17,9 +17,9 @@ from kinetics_fs.media import Media, VerifyLevel
 from kinetics_fs.media.cut import MAX_BITS_PER_SECOND, cut
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import Span, expected_span
-from kinetics_fs.media.verify import check_clip, check_container, verify_clip
+from kinetics_fs.media.verify import check_container, verify_clip
 from tests.conftest import Dataset
-from tests.support.videos import run_ffmpeg
+from tests.support.videos import check_file, run_ffmpeg
 
 SECONDS = 24
 """Length of the videos made here."""
@@ -523,7 +523,7 @@ def test_frames_that_an_edit_list_hides(
     assert frame_numbers(path) == list(frames)
 
     for level in VerifyLevel:
-        check_clip(path, level)
+        check_file(path, level)
     assert path.read_bytes()[4:8] == b"ftyp"
 
 
@@ -569,7 +569,7 @@ def test_cover_picture(
     maps = [argument for source in order for argument in ("-map", source)]
     path = variant("-i", str(cover(picture)), *maps, "-c", "copy", *disposition, name=name)
 
-    check_clip(path, VerifyLevel.DECODE)
+    check_file(path, VerifyLevel.DECODE)
     assert frame_numbers(clip_of(path, 10, 5)) == list(range(250, 375))
     target = path.with_name("copy.mp4")
     cut(Media(path, 10, None), 5, target, ffmpeg=find_ffmpeg(), max_height=360, exact=False)
@@ -581,7 +581,7 @@ def test_second_video_stream(variant: Variant) -> None:
         *("-map", "0:v", "-map", "0:v", "-map", "0:a", "-c", "copy", "-c:v:1", "libx264", "-filter:v:1", "negate")
     )
 
-    check_clip(path, VerifyLevel.DECODE)
+    check_file(path, VerifyLevel.DECODE)
     assert frame_numbers(clip_of(path, 10, 5)) == list(range(250, 375))
 
 
@@ -592,7 +592,7 @@ def test_subtitles_and_timecode(variant: Variant, tmp_path: Path) -> None:
         *("-i", str(subtitles), "-map", "1", "-map", "0", "-c", "copy", "-c:s", "mov_text", "-timecode", "01:00:00:00")
     )
 
-    check_clip(path, VerifyLevel.DECODE)
+    check_file(path, VerifyLevel.DECODE)
     clip = clip_of(path, 10, 5)
     assert frame_numbers(clip) == list(range(250, 375))
     with av.open(str(clip)) as container:
@@ -627,7 +627,7 @@ def test_other_containers_are_converted(
     link.hardlink_to(path)
     before = link.read_bytes()
 
-    check_clip(path, level)
+    check_file(path, level)
 
     assert frame_numbers(path) == list(range(100))
     with av.open(str(path)) as container:
@@ -645,7 +645,7 @@ def test_pictures_are_refused(cover: Callable[[str], Path], name: str, level: Ve
     path = cover(name)
 
     with pytest.raises(FetchError) as caught:
-        check_clip(path.rename(path.with_name("clip.mp4")), level)
+        check_file(path.rename(path.with_name("clip.mp4")), level)
 
     assert caught.value.kind is FailureKind.CORRUPT
     assert "picture" in caught.value.reason
@@ -657,7 +657,7 @@ def test_web_page_is_refused(tmp_path: Path, level: VerifyLevel) -> None:
     path.write_text("<!DOCTYPE html>\n<html><title>403</title></html>")
 
     with pytest.raises(FetchError, match="web page") as caught:
-        check_clip(path, level)
+        check_file(path, level)
     assert caught.value.kind is FailureKind.CORRUPT
 
 
@@ -666,7 +666,7 @@ def test_unverified_files_of_no_known_kind_stay_as_they_are(tmp_path: Path, head
     path = tmp_path / "clip.mp4"
     path.write_bytes(head)
 
-    check_clip(path, VerifyLevel.NONE)
+    check_file(path, VerifyLevel.NONE)
 
     assert path.read_bytes() == head
 
@@ -679,7 +679,7 @@ def test_what_follows_an_mp4_is_ignored(variant: Variant, faststart: bool) -> No
     for rest in (os.urandom(100_000), bytes(100_000), whole, whole[:1000], b"x"):
         path.write_bytes(whole + rest)
 
-        check_clip(path, VerifyLevel.DECODE)
+        check_file(path, VerifyLevel.DECODE)
 
         assert path.read_bytes() == whole + rest
         assert frame_numbers(path) == numbers
@@ -688,7 +688,7 @@ def test_what_follows_an_mp4_is_ignored(variant: Variant, faststart: bool) -> No
 def test_one_frame(variant: Variant) -> None:
     path = variant("-frames:v", "1", "-an")
 
-    check_clip(path, VerifyLevel.DECODE)
+    check_file(path, VerifyLevel.DECODE)
 
     assert frame_numbers(path) == [0]
 
@@ -699,7 +699,7 @@ def test_no_frames(variant: Variant) -> None:
     path.write_bytes(data[: data.index(b"moof") - 4])
 
     with pytest.raises(FetchError, match="no frames") as caught:
-        check_clip(path, VerifyLevel.CONTAINER)
+        check_file(path, VerifyLevel.CONTAINER)
     assert caught.value.kind is FailureKind.CORRUPT
 
 
@@ -707,7 +707,7 @@ def test_no_frame_that_decodes(variant: Variant) -> None:
     path = variant("-c", "copy", "-an", "-bsf:v", "noise=drop=lt(n\\,1)", source=variant("-g", "1000", name="long.mp4"))
 
     with pytest.raises(FetchError, match="no frame of the clip decodes") as caught:
-        check_clip(path, VerifyLevel.DECODE)
+        check_file(path, VerifyLevel.DECODE)
     assert caught.value.kind is FailureKind.CORRUPT
 
 
@@ -726,7 +726,7 @@ def test_no_frame_that_decodes(variant: Variant) -> None:
 def test_duration_of_the_pictures(
     variant: Variant, level: VerifyLevel, arguments: tuple[str, ...], seconds: float
 ) -> None:
-    assert check_clip(variant(*arguments), level) == pytest.approx(seconds, abs=0.001)
+    assert check_file(variant(*arguments), level) == pytest.approx(seconds, abs=0.001)
 
 
 # The picture

@@ -18,11 +18,9 @@ from kinetics_fs.demo.dataset import RATE
 from kinetics_fs.demo.media import frame_numbers
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.cut import cut
-from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.fetch.reader import Reader
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.http_range import Pace
-from kinetics_fs.sources.youtube.source import YouTubeSource
 from tests.conftest import Dataset, MountFactory
 from tests.support.command_line import run_command
 
@@ -70,11 +68,9 @@ def host(dataset: Dataset) -> Iterator[Host]:
 
 
 def fetch(settings: SourceSettings, folder: Path) -> list[int]:
-    folder = folder / "incoming"
-    folder.mkdir()
-    media = YouTubeSource(settings).fetch(CLIP, folder)
     target = folder / "clip.mp4"
-    cut(media, CLIP.duration, target, ffmpeg=find_ffmpeg(), max_height=360)
+    with Reader(settings, folder) as reader:
+        reader.fetch_video(CLIP, target)
     return frame_numbers(target)
 
 
@@ -95,22 +91,19 @@ def test_cookies_are_sent_and_their_file_is_left_alone(host: Host, tmp_path: Pat
 
 def test_cookies_that_change_are_read_again(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "cookies.txt"
-    source: YouTubeSource | None = None
     contents = {"SID=one": "SID\tone", "SID=two": "SID\ttwo", "no": None, "SID=three": "SID\tthree"}
-    for number, (sent, cookie) in enumerate(contents.items()):
-        text = "[]" if cookie is None else f"# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\t{cookie}\n"
-        file.write_text(text)
-        source = source or YouTubeSource(SourceSettings(video_url=host.template, cookies=str(file)))
-        host.asked.clear()
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        if cookie is None:
-            with pytest.raises(FetchError, match="it is JSON") as caught:
-                source.fetch(CLIP, folder)
-            assert (caught.value.kind, host.asked) == (FailureKind.CONFIG, [])
-        else:
-            source.fetch(CLIP, folder)
-            assert {asked.cookie for asked in host.asked} == {sent}
+    with Reader(SourceSettings(video_url=host.template, cookies=str(file)), tmp_path) as reader:
+        for sent, cookie in contents.items():
+            line = f"# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\t{cookie}\n"
+            file.write_text("[]" if cookie is None else line)
+            host.asked.clear()
+            if cookie is None:
+                with pytest.raises(FetchError, match="it is JSON") as caught:
+                    reader.fetch_video(CLIP, tmp_path / "clip.mp4")
+                assert (caught.value.kind, host.asked) == (FailureKind.CONFIG, [])
+            else:
+                reader.fetch_video(CLIP, tmp_path / "clip.mp4")
+                assert {asked.cookie for asked in host.asked} == {sent}
 
 
 @pytest.mark.parametrize("content", [None, b'[{"name": "SID"}]', b"\xff\xfe\x00", b"no cookies\n"])
