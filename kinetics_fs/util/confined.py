@@ -346,7 +346,7 @@ class Parent:
 
 
 class Opened(NamedTuple):
-    """What a confined process has from its start.
+    """The configuration and folders that a confined process has from its start.
 
     Attributes:
         configuration: what the parent sent.

@@ -11,8 +11,10 @@ import errno
 import os
 import platform
 import pwd
+import re
 import stat
 import struct
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +39,9 @@ _READABLE = (
 _WRITABLE = ("/dev/null",)
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Environment variables that name certificates."""
+
+_LISTING_TIMEOUT = 5.0
+"""Seconds that the dynamic linker may take to list libraries."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -179,7 +184,9 @@ def confine(writable: Sequence[int], programs: Iterable[str] = ()) -> Confinemen
     if sys.platform != "linux":
         return Confinement(missing=("a sandbox: this system has no Landlock",))
     missing = list[str]()
+    programs = list(programs)
     needed = [*_python_folders(), *(str(Path(program).resolve()) for program in programs)]
+    needed += (library for program in programs for library in libraries_of(program))
     needed += (os.environ[name] for name in _CERTIFICATES if os.environ.get(name))
     uid = _change_uid(needed, missing)
     _drop_capabilities()
@@ -199,6 +206,26 @@ def _python_folders() -> Iterator[str]:
     """Yield the folders from which this Python loads modules."""
     yield from {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)}
     yield str(Path(__file__).resolve().parents[1])
+
+
+def libraries_of(program: str) -> list[str]:
+    """Return the libraries that the dynamic linker loads for a program that is not where systems keep programs."""
+    if os.path.realpath(program).startswith(tuple(f"{path}/" for path in _READABLE)):
+        return []
+    try:
+        listed = subprocess.run(
+            [program],
+            env={**os.environ, "LD_TRACE_LOADED_OBJECTS": "1"},  # ld.so(8): it lists them and runs nothing
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=_LISTING_TIMEOUT,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r" => (/.+) \(0x[0-9a-f]+\)$", listed, re.MULTILINE)
 
 
 def _change_uid(needed: Sequence[str], missing: list[str]) -> int | None:

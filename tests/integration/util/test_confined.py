@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_fs.demo.media import make_video
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.media.checker import take
+from kinetics_fs.media import Media
+from kinetics_fs.media.checker import Checker, take
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.util.confined import ConfinedProcess, ProcessDied, TooSlow
-from kinetics_fs.util.sandbox import other_uid
+from kinetics_fs.util.sandbox import libraries_of, other_uid
 from tests.support.command_line import ENVIRONMENT, has_ended
 
 ROOT = Path(__file__).parents[3]
@@ -238,6 +243,24 @@ def test_many_threads_have_one_each(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         thread.join()
     assert len(folders) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ffmpeg_with_libraries_of_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, video = tmp_path / "own/bin/ffmpeg", tmp_path / "video.mp4"
+    for folder in (program.parent, tmp_path / "own/lib"):
+        folder.mkdir(parents=True)
+    shutil.copy("/usr/bin/ffmpeg", program)
+    [library] = re.findall("=> (/.*libavdevice[^ ]*)", subprocess.check_output(["ldd", program], text=True))
+    shutil.copy(library, tmp_path / "own/lib")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "own/lib"))
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert find_ffmpeg() == str(program)
+    assert str(tmp_path / "own/lib" / Path(library).name) in libraries_of(str(program))
+    assert libraries_of("/usr/bin/ffmpeg") == []  # they are readable anyway
+    make_video(video, seconds=2, ffmpeg=str(program), width=160, height=120)
+    with Checker(tmp_path / "scratch") as checker:
+        target = tmp_path / "cut.mp4"
+        assert checker.cut(Media(video, 0.0, 2.0), 1, target, max_height=120, exact=True) == pytest.approx(1, abs=0.1)
 
 
 SHOW = (
