@@ -223,7 +223,7 @@ class Fetcher:
         self.stats = FetchStats()
         self._failures = FailureMemory(store, self.stats, settings.sources)
         self._folder_report = FolderReport(settings.sources.folders)
-        self._workers = [Worker(settings.sources, store.scratch) for _ in range(settings.workers)]
+        self._workers = [Worker(settings.sources, lambda: store.scratch) for _ in range(settings.workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"fetch-{number}", daemon=True)
             for number, worker in enumerate(self._workers)

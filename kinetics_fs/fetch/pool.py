@@ -67,14 +67,14 @@ class Worker:
 
     Args:
         settings: settings of the sources.
-        scratch: folder for the folders of those processes.
+        scratch: returns the folder for the folders of those processes; it is created if it does not exist.
     """
 
-    def __init__(self, settings: SourceSettings, scratch: Path) -> None:
+    def __init__(self, settings: SourceSettings, scratch: Callable[[], Path]) -> None:
         self._settings = settings
         self._scratch = scratch
         self._folder: Path | None = None
-        """The folder of the present process in `scratch`."""
+        """The folder of the present process in the scratch folder."""
         self._lifeline: int | None = None
         """Read end of a pipe that closes when the process and those that it has started are dead."""
         self.confinement: Confinement | None = None
@@ -247,8 +247,9 @@ class Worker:
                 self._unread = b""
                 try:
                     self._clean_up()
-                    self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    self._folder = Path(tempfile.mkdtemp(prefix="", dir=self._scratch))
+                    scratch = self._scratch()
+                    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    self._folder = Path(tempfile.mkdtemp(prefix="", dir=scratch))
                     self._lifeline, theirs = os.pipe()
                     try:
                         self._process = subprocess.Popen(

@@ -174,6 +174,7 @@ class Store:
         self._evictor = Evictor(self.layout, self.faults, self._database, self._files, min_free=min_free)
         self._access_times = AccessTimes(self._database)
         self._opened = contextlib.ExitStack()
+        self._scratch: Path | None = None
         self._recovering = threading.Lock()
         self._next_recovery = 0.0
         try:
@@ -219,6 +220,7 @@ class Store:
             self._files.open_table()
             with self._database.exclusive() as db:
                 self._lock = opened.enter_context(contextlib.closing(ProcessLock(self.layout.process_locks)))
+                self._scratch = self.layout.scratch / self._lock.name
                 self._sweep(db)
                 self._reconcile(db)
                 if self._limit is not None:
@@ -271,7 +273,8 @@ class Store:
 
     def close(self) -> None:
         """Write the access times that are only in memory, if that is possible, and close the databases."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(StoreError):
             self._access_times.write()
         self._close()
@@ -285,9 +288,10 @@ class Store:
     def scratch(self) -> Path:
         """Where confined processes of this process have their folders, on the filesystem of the cache.
 
-        It need not exist. It is removed when the store is closed, or by another process when this one is dead.
+        It need not exist, and cannot be created while the disk cannot be written. It is removed when the store is
+        closed, or by another process when this one is dead.
         """
-        return self.layout.scratch / self._lock.name
+        return self._scratch or self.layout.scratch / "unwritable"
 
     # Reading
 

@@ -232,7 +232,7 @@ def test_through_a_worker(dataset: Dataset, tmp_path: Path) -> None:
             archive_index=str(tmp_path / "archives.sqlite"),
             archive_lock=str(tmp_path / "archives.sqlite.reading"),
         ),
-        tmp_path,
+        lambda: tmp_path,
     )
     try:
         job = tmp_path / "job"

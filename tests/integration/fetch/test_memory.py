@@ -54,7 +54,7 @@ def endless() -> Iterator[str]:
 
 
 def failure_and_peak(settings: SourceSettings, source: str, folder: Path) -> tuple[FetchError, int]:
-    worker = Worker(settings, folder)
+    worker = Worker(settings, lambda: folder)
     try:
         with pytest.raises(FetchError) as caught:
             worker.fetch(CLIP, source, folder, timeout=60)

@@ -30,7 +30,7 @@ def talker(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Worker
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    return Worker(SourceSettings(), folder)
+    return Worker(SourceSettings(), lambda: folder)
 
 
 def fetch_error(worker: Worker, folder: Path, timeout: float = 20) -> FetchError:
@@ -212,6 +212,6 @@ def test_the_process_ignores_ctrl_c(tmp_path: Path) -> None:
 def test_a_process_that_cannot_start_is_a_local_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
 
-    error = fetch_error(Worker(SourceSettings(), tmp_path), tmp_path)
+    error = fetch_error(Worker(SourceSettings(), lambda: tmp_path), tmp_path)
 
     assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOENT)

@@ -59,7 +59,7 @@ class Site:
         if self.refuses or youtube_id not in self.available:
             raise FetchError(GONE, "Video unavailable", source="youtube")
 
-    def worker(self, _: SourceSettings, __: Path) -> Site:
+    def worker(self, _: SourceSettings, __: Callable[[], Path]) -> Site:
         return self
 
     # The interface of `kinetics_fs.fetch.pool.Worker`

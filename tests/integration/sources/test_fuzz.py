@@ -24,7 +24,7 @@ def test_every_outcome_is_a_clip_or_corrupt(yt: FakeYouTube, tmp_path: Path, cap
     video, broken = tmp_path / "video.mp4", tmp_path / "broken.mp4"
     make_video(video, seconds=10, ffmpeg=find_ffmpeg(), width=160, height=120)
     outcomes = set[str]()
-    worker = Worker(SourceSettings(ytdlp={**yt.ytdlp_options, "format": "18"}), tmp_path)
+    worker = Worker(SourceSettings(ytdlp={**yt.ytdlp_options, "format": "18"}), lambda: tmp_path)
     try:
         for number in range(FILES):
             clip, folder = Clip(f"-video_{number:04}", 5, 7), tmp_path / str(number)
