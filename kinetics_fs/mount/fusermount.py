@@ -164,7 +164,7 @@ def missing_right() -> Refusal | None:
         return refusal
     if not _is_setuid(program) and not _has_file_capabilities(program):
         return Refusal(f"{program} is not setuid root", "as root, reinstall the package fuse3", anywhere=True)
-    if os.statvfs(program).f_flag & os.ST_NOSUID:
+    if _ignores_setuid(program):
         return Refusal(
             f"{program} is on a filesystem that is mounted with nosuid",
             "mount as root, or mount that filesystem without nosuid",
@@ -182,8 +182,18 @@ def _is_setuid(program: str) -> bool:
     return bool(status.st_mode & stat.S_ISUID) and status.st_uid == 0
 
 
+def _ignores_setuid(program: str) -> bool:
+    try:
+        return bool(os.statvfs(program).f_flag & os.ST_NOSUID)
+    except OSError:
+        return False
+
+
 def _has_file_capabilities(program: str) -> bool:
-    return "security.capability" in os.listxattr(program)
+    try:
+        return "security.capability" in os.listxattr(program)
+    except OSError:  # a filesystem without extended attributes
+        return False
 
 
 def allows_other() -> bool:

@@ -29,7 +29,7 @@ from kinetics_fs.doctor import cache as cache_checks
 from kinetics_fs.doctor.findings import examine
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.ffmpeg import find_ffmpeg
-from kinetics_fs.mount import find_mounts
+from kinetics_fs.mount import find_mounts, fusermount
 from kinetics_fs.mount.probe import PathProbe, probe_path
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import MountFactory
@@ -227,11 +227,12 @@ def test_doctor_reports_a_missing_right_to_mount(
     else:
         one(fuse.rights(settings), State.PROBLEM)
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(fuse, "find_fusermount", lambda: None)
+    monkeypatch.setattr(fusermount, "find_fusermount", lambda: None)
     request.getfixturevalue("nobody")
     one(fuse.rights(settings), State.PROBLEM, "fusermount3", "fuse3")
     one(fuse.passthrough(settings, HERE), State.OK, "no", "it needs root")
-    monkeypatch.setattr(fuse, "find_fusermount", lambda: str(helper))
+    for module in (fuse, fusermount):
+        monkeypatch.setattr(module, "find_fusermount", lambda: str(helper))
     monkeypatch.setattr(Path, "stat", lambda _: os.stat_result((0o100755, *[0] * 9)))
     one(fuse.rights(settings), State.PROBLEM, "not setuid")
     monkeypatch.setattr(Path, "stat", lambda _: os.stat_result((0o104755, *[0] * 9)))
