@@ -2,7 +2,7 @@
 
 FFmpeg's libraries parse files from outside, and a file of a few kilobytes can make them allocate gigabytes or crash. A
 confined process with a memory limit does that, so that such a file costs nothing but its own verdict. It receives files
-as descriptors. What it creates lies in its own folder and is cloned or copied from there.
+as descriptors. The files that it creates lie in its own folder and are cloned or copied from there.
 """
 
 from __future__ import annotations

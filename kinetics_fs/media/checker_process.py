@@ -96,7 +96,7 @@ def programs(_: Mapping[str, Any]) -> list[str]:
     """Return the paths of the programs that the operations run."""
     try:
         return [find_ffmpeg()]
-    except FetchError:  # the operation that needs it says so
+    except FetchError:  # the operation that needs it fails with that error
         return []
 
 

@@ -240,7 +240,7 @@ def newer_format(path: Path, found: int, known: int, remedy: str = "choose anoth
         path: the file or folder.
         found: its format.
         known: the latest format that this version can read.
-        remedy: what else to do than to update.
+        remedy: another way than to update.
     """
     return (
         f"cannot use {path}: it has format {found}, and this version of kinetics-fs knows formats up to {known};"

@@ -142,13 +142,13 @@ class ConfinedProcess:
 
     Attributes:
         confinement: which parts of the sandbox are in force.
-        folder: the working folder of the process; None if it has none. What it writes there belongs to the process.
+        folder: the working folder of the process; None if it has none. Files there belong to the process.
         is_usable: the process is in order and can have another request.
         requests: number of its requests.
 
     Args:
         module: the module to run; it calls `serve`.
-        configuration: what that module expects.
+        configuration: values for that module.
         scratch: folder below which the working folder is created; None if the process writes nothing.
         writable: further folders that the process may write to.
         inherited: descriptors that stay open in the process.
@@ -289,7 +289,7 @@ class ConfinedProcess:
         if self.folder is not None:
             try:
                 _empty(self.folder)
-            except OSError:  # what is left in it could fill the disk
+            except OSError:  # the files that stay could fill the disk
                 self.is_usable = False
 
     def end(self) -> str:
@@ -350,7 +350,7 @@ class Opened(NamedTuple):
     """The configuration and folders that a confined process has from its start.
 
     Attributes:
-        configuration: what the parent sent.
+        configuration: the values that the parent sent.
         folder: the working folder, below which the process may create files.
         folders: paths of the further folders that the process may write to.
         parent: the functions of the parent.

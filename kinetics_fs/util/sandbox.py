@@ -35,7 +35,7 @@ _READABLE = (
     "/etc/passwd", "/etc/group", "/etc/localtime", "/etc/mime.types",
     "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom",
 )  # fmt: skip
-"""What Python, ffmpeg, JavaScript runtimes and name resolution read. What does not exist is left out."""
+"""Paths that Python, ffmpeg, JavaScript runtimes and name resolution read. Missing ones are left out."""
 _WRITABLE = ("/dev/null",)
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Environment variables that name certificates."""

@@ -300,7 +300,7 @@ class Database:
                 db.execute(f"PRAGMA synchronous = {self._synchronous}")
             self._prepare(db)
             if db.address != self._file_uri:
-                db.execute("PRAGMA query_only = ON")  # what is written to a copy would be lost
+                db.execute("PRAGMA query_only = ON")  # changes of a copy would be lost
         except BaseException:
             db.close()
             raise

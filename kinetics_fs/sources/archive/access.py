@@ -1,4 +1,4 @@
-"""Access to the content of archives: what a process does that parses bytes from servers and from other people's disks.
+"""Access to the content of archives: the parsing of bytes from servers and from other people's disks.
 
 The sources call it through the protocol `ArchiveAccess`. `DirectAccess` does the work in its own process.
 """
