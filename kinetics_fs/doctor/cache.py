@@ -47,6 +47,8 @@ def folder(settings: Settings, probe: PathProbe | None) -> Iterator[Finding]:
         yield Finding(name, State.PROBLEM, f"{path} does not answer", fix)
     elif probe.errno:
         yield Finding(name, State.PROBLEM, f"cannot use {path}: {os.strerror(probe.errno)}", _ANOTHER)
+    elif not probe.exists and not Path(probe.path).is_dir():
+        yield Finding(name, State.PROBLEM, f"cannot create {path}: {probe.path} is not a folder", _ANOTHER)
     elif not probe.exists:
         fault = examine(Path(probe.path))
         if fault is None or fault.cause in FEATURES:

@@ -189,7 +189,7 @@ def confine(writable: Sequence[int], programs: Iterable[str] = ()) -> Confinemen
     needed += (library for program in programs for library in libraries_of(program))
     needed += (os.environ[name] for name in _CERTIFICATES if os.environ.get(name))
     uid = _change_uid(needed, missing)
-    _drop_capabilities()
+    no_capabilities = _drop_capabilities(needed, missing)
     no_privileges = _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     landlock = seccomp = 0
     if no_privileges:
@@ -199,12 +199,13 @@ def confine(writable: Sequence[int], programs: Iterable[str] = ()) -> Confinemen
         missing.append("Landlock: the kernel does not have it (Linux 5.13 with lsm=landlock)")
     if not seccomp:
         missing.append("seccomp: the kernel or the machine does not have it")
-    return Confinement(uid, no_privileges, landlock, bool(seccomp), tuple(missing))
+    return Confinement(uid, no_privileges and no_capabilities, landlock, bool(seccomp), tuple(missing))
 
 
 def _python_folders() -> Iterator[str]:
-    """Yield the folders from which this Python loads modules."""
-    yield from {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)}
+    """Yield the folders from which this Python loads modules, but for the root folder: it contains everything."""
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)}
+    yield from (folder for folder in folders if os.path.realpath(folder) != "/")
     yield str(Path(__file__).resolve().parents[1])
 
 
@@ -285,7 +286,8 @@ def _change_root(paths: Iterable[str]) -> bool:
                     target.mkdir(exist_ok=True)
                 else:
                     target.touch()
-                _mount(f"/proc/self/fd/{fd}", str(target), _MS_BIND | _MS_REC)
+                # Without the mounts below it: they could not be unmounted as long as this process lives.
+                _mount(f"/proc/self/fd/{fd}", str(target), _MS_BIND)
                 os.close(fd)
             for path in paths:
                 _link_like(Path(path))
@@ -332,9 +334,19 @@ def _call(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _drop_capabilities() -> None:
-    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    _libc.capset(header, bytes(24))
+def _drop_capabilities(needed: Sequence[str], missing: list[str]) -> bool:
+    """Drop all capabilities, unless this process can read its modules only with them. Return whether it has none."""
+    header, held = struct.pack("=Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    _call(_libc.capget(header, held))
+    effective, permitted, inheritable, *high = struct.unpack("=6I", held)
+    _call(_libc.capset(header, struct.pack("=6I", 0, permitted, inheritable, 0, *high[1:])))
+    hidden = next((path for path in needed if _is_hidden(path)), None)
+    if hidden is not None:
+        _call(_libc.capset(header, struct.pack("=6I", effective, permitted, inheritable, *high)))
+        missing.append(f"the loss of capabilities: {hidden} cannot be read without them")
+        return False
+    _call(_libc.capset(header, bytes(24)))
+    return True
 
 
 def _restrict_files(readable: Iterable[str], writable: Iterable[int]) -> int:

@@ -185,6 +185,7 @@ def test_indexes(old: Old) -> None:
     assert old.run("index", "list", selection=False) == [row | {"confirmed": True} for row in FACTS["index"]]
 
     read = old.run("index", "verify", "--archive", SURFING, "--all", "--archive-url", old.archives, selection=False)
+    assert read.pop("bytes") > 0
     assert read == {"archives": 1, "wrong_archives": {}, "clips_read": 2, "wrong_clips": {}}
     again = old.run("index", "build", "--archive", SURFING, "--archive-url", old.archives)
     assert again["archives"] == {"read": [], "read_before": [SURFING], "failed": {}}

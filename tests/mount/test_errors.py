@@ -368,13 +368,13 @@ def test_open_returns_eio_when_the_media_is_garbage(
 def test_open_returns_eio_when_the_worker_cannot_start(
     mount: MountFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Modules that shadow those of yt-dlp: each worker dies when it imports them.
+    # Modules that shadow those of yt-dlp: each process that reads pages dies when it imports them.
     (tmp_path / "yt_dlp").mkdir()
     (tmp_path / "yt_dlp/__init__.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     mounted = mount()
     fails_with(errno.EIO, (mounted.root / SURFING).open, "rb")
-    assert "worker" in reason(mounted.root / SURFING)
+    assert "the process that reads the file died (status 3)" in reason(mounted.root / SURFING)
     assert os.listdir(mounted.root)  # noqa: PTH208
 
 

@@ -51,8 +51,8 @@ def test_debug_logs_each_operation_and_each_step_of_a_fetch(mountpoint: Path, ar
             assert re.search(rf"DEBUG fetch {key}: {step}: ok, \d+\.\d+ s", log), step
         for step in ("seal and fsync", "evict and move"):
             assert re.search(rf"DEBUG publish {key}: {step}: ok, \d+\.\d+ s", log), step
-        for step in ("youtube", "cut", "verify"):
-            assert re.search(rf"DEBUG fetch {key}: worker \d+: {step}: ok, \d+\.\d+ s", log), step
+        for step in ("youtube", "cut and verify"):
+            assert re.search(rf"DEBUG fetch {key}: process \d+: {step}: ok, \d+\.\d+ s", log), step
         assert re.search(rf"DEBUG fetch {GONE}_000005_000015: youtube: FetchError .*, \d+\.\d+ s", log)
 
 

@@ -118,7 +118,8 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_doctor_finds_no_problem_and_changes_nothing(cache: Path, tmp_path: Path, site: VideoSite) -> None:
-    (tmp_path / "archives/600").mkdir(parents=True)
+    (tmp_path / "archives/600/val").mkdir(parents=True)
+    (tmp_path / "archives/600/val/surfing water.tar.gz").touch()
     everywhere = "--cache-dir", cache, "--min-free", "0", "--video-url", site.url_template
     found = doctor(*everywhere, "--archive-url", tmp_path / "archives", tmp_path / "mnt", status=0)
 

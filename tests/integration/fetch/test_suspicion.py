@@ -18,7 +18,7 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fetch import fetcher as fetcher_module
 from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings, Priority
-from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile
+from kinetics_fs.fetch.pool import OnReceived, OnVerifiedClip, VerifiedFile
 from kinetics_fs.fetch.prefetch import prefetch_clips
 from kinetics_fs.sources import SourceSettings
 from kinetics_fs.sources.settings import WELL_KNOWN_VIDEOS
@@ -64,8 +64,17 @@ class Site:
 
     # The interface of `kinetics_fs.fetch.pool.Worker`
 
+    confinement = None
+
     def fetch(
-        self, clip: Clip, source: str, folder: Path, *, timeout: float, on_clip: OnVerifiedClip | None = None
+        self,
+        clip: Clip,
+        source: str,
+        folder: Path,
+        *,
+        timeout: float,
+        on_clip: OnVerifiedClip | None = None,
+        on_received: OnReceived = lambda received: None,
     ) -> VerifiedFile | None:
         self.answer(clip.youtube_id)
         shutil.copy(self._video, folder / clip.name)

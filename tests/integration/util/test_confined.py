@@ -272,10 +272,11 @@ SHOW = (
 )
 
 
-def show(tmp_path: Path, *wrapper: str) -> str:
+def show(tmp_path: Path, *wrapper: str, path: Path = ROOT) -> str:
     done = subprocess.run(
         [*wrapper, sys.executable, "-c", SHOW, tmp_path],
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        env={**ENVIRONMENT, "PYTHONPATH": f"{path}:{ROOT}"},
+        cwd="/",
         capture_output=True,
         text=True,
         check=False,
@@ -283,6 +284,23 @@ def show(tmp_path: Path, *wrapper: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give its capabilities away")
+def test_a_python_that_only_a_capability_can_read_works_and_says_so(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "only_here.py").write_text("VALUE = 5\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for folder in (*tmp_path.parents, tmp_path):
+        if folder.is_relative_to("/tmp/"):
+            folder.chmod(folder.stat().st_mode | 0o711)
+    os.chown(scratch, 65533, 65533)
+    user = ("setpriv", "--reuid=65533", "--regid=65533", "--clear-groups")
+    capability = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    shown = show(scratch, *user, *capability, path=private)
+    assert "without the loss of capabilities: " in shown.splitlines()[0]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has another uid to give")
