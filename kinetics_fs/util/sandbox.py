@@ -236,12 +236,10 @@ def _change_uid(needed: Sequence[str], missing: list[str]) -> int | None:
         return None
     try:
         os.setgroups([])
-        os.setegid(uid)
-        os.seteuid(uid)
-        hidden = next((path for path in needed if _is_hidden(path)), None)
-        os.seteuid(0)
-        os.setegid(0)
-        if hidden is not None and not _change_root([*_READABLE, *needed]):
+        hidden = _first_hidden(needed, uid)
+        if hidden is not None and _change_root([*_READABLE, *needed]):
+            hidden = _first_hidden(needed, uid)
+        if hidden is not None:
             missing.append(f"another uid: other users cannot read {hidden}; install kinetics-fs where they can")
             return None
         os.setresgid(uid, uid, uid)
@@ -250,6 +248,17 @@ def _change_uid(needed: Sequence[str], missing: list[str]) -> int | None:
     except OSError as error:  # a user namespace without such a uid, or no CAP_SETUID
         missing.append(f"another uid: {error.strerror} (uid {uid})")
         return None
+
+
+def _first_hidden(paths: Iterable[str], uid: int) -> str | None:
+    """Return the first path that exists and that another uid cannot read; None if it can read them all."""
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        return next((path for path in paths if _is_hidden(path)), None)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _is_hidden(path: str) -> bool:
