@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 MOUNTPOINT = "/mnt/kinetics"
 UNIT = "kinetics-fs@mnt-kinetics.service"
 SURFING = "validation/surfing water/-demo_video_000010_000020.mp4"
-EXPOSURE = {"kinetics-fs@": 42, "kinetics-fs-prefetch@": 21, "kinetics-fs-fill@": 21}
+EXPOSURE = {"kinetics-fs@": 48, "kinetics-fs-prefetch@": 27, "kinetics-fs-fill@": 27}
 """Maximum exposure that `systemd-analyze security` may report, in tenths."""
 
 BY_FSTAB = "/srv/by fstab"
@@ -130,6 +130,7 @@ def test_service_through_crashes_a_full_disk_and_a_reboot(machine: Container) ->
     log = machine.output("journalctl", f"--unit={UNIT}", "--output=json", "--no-pager")
     assert '"MESSAGE":"-demo_video_000010_000020: fetched from youtube' in log
     assert '"PRIORITY":"6"' in log
+    fetches_are_confined(machine)
 
     killed_and_stuck(machine)
     assert read_by_another_unit(machine) == clip
@@ -162,6 +163,11 @@ def units_are_sound(machine: Container) -> None:
         assert (verified.returncode, verified.stdout + verified.stderr) == (0, ""), unit
         if path.suffix == ".service":
             machine.output("systemd-analyze", "security", f"--threshold={EXPOSURE[path.stem]}", unit)
+
+
+def fetches_are_confined(machine: Container) -> None:
+    [line] = [line for line in machine.output("kinetics-fs", "status", MOUNTPOINT).splitlines() if "sandbox" in line]
+    assert re.search(r"uid \d+, no capabilities, Landlock \d, seccomp$", line), line
 
 
 def killed_and_stuck(machine: Container) -> None:
