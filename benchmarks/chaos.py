@@ -157,7 +157,8 @@ class _Chaos:
             "fragment_retries": 1,
             "extractor_retries": 1,
         }
-        (self._folder / "config.toml").write_text("[youtube.ytdlp]\n" + "".join(_toml(options)))
+        table = "".join(_toml(options))
+        (self._folder / "config.toml").write_text(f"[youtube]\nprograms = true\n\n[youtube.ytdlp]\n{table}")
         return [
             *("--annotations", annotations, "--cache-dir", self._cache, "--min-free", 0),
             *("--cache-size", f"{_LIMIT}B", "--small-cache"),
