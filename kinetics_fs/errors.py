@@ -21,7 +21,9 @@ logs it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 _LOGIN = re.compile(r"(?<=://)\S*@")
 _QUERY = re.compile(r"""(?<=://)([^\s?]*\?)(\S*?)(?=[:;,.)'"]*(?:\s|$))""")
@@ -120,6 +122,33 @@ class FetchError(KineticsError):
         self.source = source
         self.errno = errno
         self.retry_after = retry_after
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as values for JSON."""
+        return {
+            "kind": self.kind,
+            "reason": self.reason,
+            "source": self.source,
+            "errno": self.errno,
+            "retry_after": self.retry_after,
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> FetchError:
+        """Return the failure of its `as_json`, which another process has sent.
+
+        Raises:
+            KeyError: a field is missing.
+            TypeError, ValueError: a field is invalid.
+        """
+        number, retry_after = fields["errno"], fields["retry_after"]
+        return FetchError(
+            FailureKind(fields["kind"]),
+            str(fields["reason"]),
+            source=str(fields["source"]),
+            errno=None if number is None else int(number),
+            retry_after=None if retry_after is None else float(retry_after),
+        )
 
 
 def masked(text: str) -> str:

@@ -318,15 +318,7 @@ def _parse_file(answer: dict[str, Any], path: Path) -> VerifiedFile:
 def _parse_answer(answer: Any, folder: Path) -> VerifiedFile | None:
     """Return the file of an answer, or raise the exception in it; raise a built-in exception if it is invalid."""
     if "error" in answer:
-        error = answer["error"]
-        number, retry_after = error["errno"], error["retry_after"]
-        raise FetchError(
-            FailureKind(error["kind"]),
-            str(error["reason"]),
-            source=str(error["source"]),
-            errno=None if number is None else int(number),
-            retry_after=None if retry_after is None else float(retry_after),
-        )
+        raise FetchError.from_json(answer["error"])
     if "not_in_source" in answer:
         raise NotInSource(str(answer["not_in_source"]))
     if "in_progress_elsewhere" in answer:

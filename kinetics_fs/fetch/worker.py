@@ -180,15 +180,8 @@ class _Worker:
             # A defect in this program, or a site that changed. The failure gets one line, the log the whole traceback.
             _log.exception("%s: unexpected error", request.get("control") or request.get("youtube_id"))
             failure = FetchError(FailureKind.TRANSIENT, f"unexpected {type(error).__name__}: {error}")
-        return {
-            "error": {
-                "kind": failure.kind,
-                "reason": failure.reason,
-                "source": failure.source or request["source"],
-                "errno": failure.errno,
-                "retry_after": failure.retry_after,
-            }
-        }
+        failure.source = failure.source or request["source"]
+        return {"error": failure.as_json()}
 
     def _emit_clip(self, clip: Clip, path: Path) -> None:
         """Verify a clip that a source has read and send its name."""

@@ -253,10 +253,10 @@ class ConfinedProcess:
                 try:
                     reply = {"result": call(self, *answer["arguments"])}
                 except FetchError as error:
-                    reply = {"error": _error_fields(error)}
+                    reply = {"error": error.as_json()}
                 self._channel.send(reply)
                 answer = self._receive(deadline)
-            failure = None if answer.get("error") is None else _error(answer["error"])
+            failure = None if answer.get("error") is None else FetchError.from_json(answer["error"])
             result = answer["result"] if failure is None else None
         except TimeoutError:
             assert timeout is not None
@@ -342,7 +342,7 @@ class Parent:
         self._channel.send({"call": name, "arguments": arguments})
         reply = self._channel.receive().fields
         if "error" in reply:
-            raise _error(reply["error"])
+            raise FetchError.from_json(reply["error"])
         return reply["result"]
 
 
@@ -394,11 +394,11 @@ def serve(
                 with every(_REPORT_INTERVAL, report.send):
                     answer = {"result": operations[name](*files, **request["arguments"])}
             except FetchError as error:
-                answer = {"error": _error_fields(error)}
+                answer = {"error": error.as_json()}
             except MemoryError:
-                answer = {"error": _error_fields(FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM))}
+                answer = {"error": FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM).as_json()}
             except Exception as error:
-                answer = {"error": _error_fields(translate(name, error))}
+                answer = {"error": translate(name, error).as_json()}
             report.send()
             channel.send(answer)
             for file in files:
@@ -446,28 +446,3 @@ def _start(channel: _Channel, programs: Callable[[dict[str, Any]], Iterable[str]
 def _path_of(folder: int) -> Path:
     os.fchdir(folder)
     return Path.cwd()
-
-
-# Errors as values of JSON
-
-
-def _error_fields(error: FetchError) -> dict[str, Any]:
-    return {
-        "kind": error.kind,
-        "reason": error.reason,
-        "source": error.source,
-        "errno": error.errno,
-        "retry_after": error.retry_after,
-    }
-
-
-def _error(fields: dict[str, Any]) -> FetchError:
-    """Return the failure of its `_error_fields`; raise a built-in exception if they are invalid."""
-    number, retry_after = fields["errno"], fields["retry_after"]
-    return FetchError(
-        FailureKind(fields["kind"]),
-        str(fields["reason"]),
-        source=str(fields["source"] or ""),
-        errno=None if number is None else int(number),
-        retry_after=None if retry_after is None else float(retry_after),
-    )
