@@ -13,7 +13,7 @@ from typing import Any
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
-from kinetics_fs.media.checker import Checker, take
+from kinetics_fs.media.checker import Checker, clip_into, take
 from kinetics_fs.sources import OnClip, SourceSettings
 from kinetics_fs.sources.archive import s3
 from kinetics_fs.sources.archive.access import ArchiveMember, ReadArchive
@@ -76,13 +76,7 @@ class Reader(Checker):
         Raises:
             FetchError: as `YouTubeSource` raises it.
         """
-
-        def publish(process: ConfinedProcess, answer: Any) -> float:
-            created, seconds = answer
-            take(process, created, target)
-            return float(seconds)
-
-        seconds: float = self._read("video", {"key": clip.key}, use=publish, calls={"cookies": self._cookies})
+        seconds: float = self._read("video", {"key": clip.key}, use=clip_into(target), calls={"cookies": self._cookies})
         return seconds
 
     def check_video(self, youtube_id: str) -> None:

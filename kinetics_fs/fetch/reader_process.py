@@ -18,12 +18,11 @@ from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.media.checker_process import cut_and_verify, file_failure, file_operations
 from kinetics_fs.media.checker_process import programs as media_programs
 from kinetics_fs.sources import SourceSettings
-from kinetics_fs.sources.archive.access import ArchiveMember, extract_from, stream_from
-from kinetics_fs.sources.archive.base import Archive, ArchiveChanged, Version
+from kinetics_fs.sources.archive.access import ArchiveMember, DirectAccess
+from kinetics_fs.sources.archive.base import ArchiveChanged, Version
 from kinetics_fs.sources.archive.index import Record, write_index
-from kinetics_fs.sources.archive.reader import LocalArchive, open_archive
+from kinetics_fs.sources.archive.reader import LocalArchive
 from kinetics_fs.sources.received import RECEIVED
-from kinetics_fs.sources.settings import is_remote
 from kinetics_fs.util import logs
 from kinetics_fs.util.confined import Opened, Operation, serve
 from kinetics_fs.util.logs import log_step
@@ -82,7 +81,7 @@ def _archive_operations(opened: Opened) -> dict[str, Operation]:
     folder, parent = opened.folder, opened.parent
 
     def version(address: str, tries: int, aws: dict[str, str | None] | None = None) -> tuple[int, str | None]:
-        found = _open(address, aws, tries=tries).version()
+        found = _access(aws).version(address, tries=tries)
         return found.size, found.etag
 
     def extract(
@@ -99,7 +98,7 @@ def _archive_operations(opened: Opened) -> dict[str, Operation]:
         location = Record(bit, skip, size, end, crc, base64.b64decode(window))
         member = ArchiveMember(clip, address, Version(*version), location, gzipped)
         try:
-            extract_from(_open(address, aws, *file), member, folder / clip.name)
+            _access(aws, *file).extract(member, folder / clip.name)
         except ArchiveChanged:
             return {"changed": True}
         except ArchiveError as error:
@@ -121,8 +120,7 @@ def _archive_operations(opened: Opened) -> dict[str, Operation]:
             path.unlink()
 
         try:
-            archive = _open(address, aws, *file)
-            read = stream_from(archive, name, Version(*version), folder, wanted, on_clip)
+            read = _access(aws, *file).stream(name, address, Version(*version), folder, wanted, on_clip)
         except ArchiveChanged:
             return {"changed": True}
         except ArchiveError as error:
@@ -134,14 +132,18 @@ def _archive_operations(opened: Opened) -> dict[str, Operation]:
     return {"version": version, "extract": extract, "stream": stream}
 
 
-def _open(address: str, aws: dict[str, str | None] | None, *file: int, **options: int) -> Archive:
-    if not is_remote(address):
-        return LocalArchive(Path(address), *file)
+def _access(aws: dict[str, str | None] | None, *file: int) -> DirectAccess:
+    """Return the access to an archive.
+
+    Args:
+        aws: the settings and credentials of S3, if the archive is there.
+        file: its descriptor, if it is on a disk.
+    """
     if aws is not None:
         from kinetics_fs.sources.archive import s3
 
         s3.use(aws)
-    return open_archive(address, **options)
+    return DirectAccess(lambda address, **_: LocalArchive(Path(address), *file)) if file else DirectAccess()
 
 
 def _clip(key: str) -> Clip:

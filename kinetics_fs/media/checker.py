@@ -97,12 +97,6 @@ class Checker:
         Returns:
             The seconds that its pictures cover.
         """
-
-        def publish(process: ConfinedProcess, answer: Any) -> float:
-            created, seconds = answer
-            take(process, created, target)
-            return float(seconds)
-
         arguments = {
             "media": asdict(media) | {"path": ""},
             "duration": duration,
@@ -110,7 +104,7 @@ class Checker:
             "exact": exact,
         }
         with open_file(media.path) as file:
-            return self._run("cut", arguments, file, use=publish)
+            return self._run("cut", arguments, file, use=clip_into(target))
 
     def thumbnail(self, file: int, width: int) -> bytes:
         """Return a frame of an open video file as a small JPEG; see `thumbnail`."""
@@ -194,6 +188,17 @@ def open_file(path: Path) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
+
+
+def clip_into(target: Path) -> Callable[[ConfinedProcess, Any], float]:
+    """Return a function that copies the clip of an answer to `target`, and returns the seconds of its pictures."""
+
+    def take_clip(process: ConfinedProcess, answer: Any) -> float:
+        created, seconds = answer
+        take(process, created, target)
+        return float(seconds)
+
+    return take_clip
 
 
 def take(process: ConfinedProcess, name: object, target: Path) -> None:

@@ -157,41 +157,38 @@ class ArchiveAccess(Protocol):
 
 
 class DirectAccess:
-    """Access to archives in this process."""
+    """Access to archives in this process.
+
+    Args:
+        open_archive: opens an archive by its address.
+    """
+
+    def __init__(self, open_archive: Callable[..., Archive] = open_archive) -> None:
+        self._open = open_archive
 
     def version(self, address: str, *, tries: int) -> Version:
-        return open_archive(address, tries=tries).version()
+        return self._open(address, tries=tries).version()
 
     def extract(self, member: ArchiveMember, target: Path) -> None:
-        extract_from(open_archive(member.address), member, target)
+        record = member.record
+        with target.open("xb") as file:
+            pieces = self._open(member.address).read(record.begin, record.end, member.version)
+            for piece in extract(member.clip, record, pieces, gzipped=member.gzipped):
+                file.write(piece)
 
     def stream(
         self, name: str, address: str, version: Version, folder: Path, wanted: Callable[[Clip], bool], on_clip: OnClip
     ) -> ReadArchive:
-        return stream_from(open_archive(address), name, version, folder, wanted, on_clip)
+        from kinetics_fs.media.verify import check_clip  # takes 0.1 s to load
 
+        def path_of(clip: Clip, _: int) -> Path | None:
+            return folder / clip.name if wanted(clip) else None
 
-def extract_from(archive: Archive, member: ArchiveMember, target: Path) -> None:
-    """Read a clip out of an open archive; see `ArchiveAccess.extract`."""
-    record = member.record
-    with target.open("xb") as file:
-        pieces = archive.read(record.begin, record.end, member.version)
-        for piece in extract(member.clip, record, pieces, gzipped=member.gzipped):
-            file.write(piece)
-
-
-def stream_from(
-    archive: Archive, name: str, version: Version, folder: Path, wanted: Callable[[Clip], bool], on_clip: OnClip
-) -> ReadArchive:
-    """Read the whole of an open archive; see `ArchiveAccess.stream`."""
-    from kinetics_fs.media.verify import check_clip  # takes 0.1 s to load
-
-    scan = Scan(index=finds_block_boundaries())
-    check = partial(check_clip, level=VerifyLevel.CONTAINER)
-    path_of = lambda clip, _: folder / clip.name if wanted(clip) else None  # noqa: E731
-    with closing(stream_clips(archive, version, scan, path_of, check)) as clips:
-        for clip, path in clips:
-            if path is not None:
-                on_clip(clip, path)
-    # An index without some of the clips would prove that the archive lacks them.
-    return ReadArchive(scan.index(name, version), complete=finds_block_boundaries() and not scan.not_indexed)
+        scan = Scan(index=finds_block_boundaries())
+        check = partial(check_clip, level=VerifyLevel.CONTAINER)
+        with closing(stream_clips(self._open(address), version, scan, path_of, check)) as clips:
+            for clip, path in clips:
+                if path is not None:
+                    on_clip(clip, path)
+        # An index without some of the clips would prove that the archive lacks them.
+        return ReadArchive(scan.index(name, version), complete=finds_block_boundaries() and not scan.not_indexed)
