@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fuse
 
 from tests.support.folding_filesystem import FoldingFilesystem
-from tests.support.mounts import wait_until
+from tests.support.fuse_programs import mounted_program
 
 _STATFS = ["f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize", "f_namemax"]
 
@@ -41,18 +39,9 @@ class _WithoutLocks(_Filesystem):
         raise fuse.FuseOSError(errno.ENOLCK)
 
 
-@contextmanager
-def featureless_filesystem(folder: Path, mountpoint: Path, lacking: str) -> Iterator[Path]:
-    """Mount the filesystem while the block runs. The folder and the mountpoint are made."""
-    folder.mkdir()
-    mountpoint.mkdir()
-    process = subprocess.Popen([sys.executable, "-m", __name__, folder, mountpoint, lacking])
-    try:
-        wait_until(mountpoint.is_mount)
-        yield mountpoint
-    finally:
-        subprocess.run(["umount", "-l", mountpoint], check=False)
-        process.wait(20)
+def featureless_filesystem(folder: Path, mountpoint: Path, lacking: str) -> AbstractContextManager[Path]:
+    """Mount the filesystem while the context lasts. The folder and the mountpoint are made."""
+    return mounted_program(__name__, folder, mountpoint, lacking)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unicodedata import normalize
 
 import fuse
 
-from tests.support.mounts import wait_until
+from tests.support.fuse_programs import mounted_program
 
 
 class FoldingFilesystem(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
@@ -77,18 +75,9 @@ def _folded(name: str) -> str:
     return normalize("NFD", normalize("NFD", name).casefold()).rstrip(". ")
 
 
-@contextmanager
-def folding_filesystem(folder: Path, mountpoint: Path) -> Iterator[Path]:
-    """Mount the filesystem while the block runs. The folder and the mountpoint are made."""
-    folder.mkdir()
-    mountpoint.mkdir()
-    process = subprocess.Popen([sys.executable, "-m", __name__, folder, mountpoint])
-    try:
-        wait_until(mountpoint.is_mount)
-        yield mountpoint
-    finally:
-        subprocess.run(["umount", "-l", mountpoint], check=False)
-        process.wait(20)
+def folding_filesystem(folder: Path, mountpoint: Path) -> AbstractContextManager[Path]:
+    """Mount the filesystem while the context lasts. The folder and the mountpoint are made."""
+    return mounted_program(__name__, folder, mountpoint)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import count
 
 Talk = Callable[[socket.socket, threading.Event], None]
-"""What a server does with a connection until its event is set."""
+"""Function that a server runs on a connection until its event is set."""
 
 INTERVAL = 0.05
 """Seconds between two bytes."""
