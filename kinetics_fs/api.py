@@ -166,7 +166,7 @@ class Library:
 
     @property
     def _store_to_fill(self) -> Store:
-        """The same, for storing clips.
+        """The store, to store clips in it.
 
         Raises:
             LimitRefused: the cached clips exceed the limit of the settings.

@@ -18,8 +18,8 @@ from kinetics_fs.cli.command import Command
 def command(mountpoint: Path | None, once: bool) -> None:
     """Mount a tiny Kinetics that is made and served on this machine, and read and check its clips.
 
-    The demo does not use the internet. If this machine cannot mount, the demo reads the clips from Python, and says
-    what it leaves out. The mount stays at MOUNTPOINT, by default a new folder, until you run
+    The demo does not use the internet. If this machine cannot mount, the demo reads the clips from Python, and names
+    the parts that it leaves out. The mount stays at MOUNTPOINT, by default a new folder, until you run
     `kinetics-fs umount`, which also ends the video site of the demo.
 
     \b

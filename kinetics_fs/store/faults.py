@@ -21,7 +21,7 @@ class CacheFaults:
 
     Attributes:
         current: the error of the last operation that failed; None if the cache works again since then.
-        fault: what that error is about.
+        fault: the cause of that error.
         count: number of operations that failed.
     """
 

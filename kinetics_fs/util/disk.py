@@ -75,7 +75,7 @@ def fault_of(error: OSError | sqlite3.Error, path: Path, *, if_damaged: str = "r
     """Return why a file cannot be used. The folder of the file may be examined by writing a temporary file.
 
     Args:
-        error: what the use of the file raised.
+        error: the exception that the use of the file raised.
         path: the file, or the folder in which a file cannot be created; an error with a path of its own is about that.
         if_damaged: what to do if its content is damaged.
     """

@@ -187,7 +187,7 @@ class Database:
         """Read a copy in memory from now on, because the disk cannot be written.
 
         Args:
-            fault: why it cannot. Whoever wants to change the database gets the result of `translate` for it.
+            fault: why it cannot. A change of the database raises the result of `translate` for it.
             upgrade: brings the copy to the schema of this version, in a transaction.
             path: the file to copy; None for that of the database.
             max_bytes: maximum size of the file.

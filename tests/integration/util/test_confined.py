@@ -1,4 +1,4 @@
-"""What a process can do that a file from outside has taken over: nothing outside of its own folder."""
+"""A process that a file from outside has taken over can do nothing outside of its own folder."""
 
 from __future__ import annotations
 
