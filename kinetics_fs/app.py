@@ -26,6 +26,7 @@ from kinetics_fs.store import CacheLayout, LimitRefused, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch.fetcher import Fetcher
+    from kinetics_fs.shared import SharedStore
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
 _log = logging.getLogger(__name__)
@@ -150,6 +151,19 @@ def open_store_to_read(settings: Settings) -> tuple[Store, LimitRefused | None]:
     except LimitRefused as refusal:
         _log.warning("%s", refusal)
         return open_store(settings.with_values(cache_size=None)), refusal
+
+
+def open_shared_store(settings: Settings) -> SharedStore | None:
+    """Return the shared store of the settings; None if they name none. Sends no request.
+
+    Raises:
+        SettingError: the address is invalid, or its library is not installed.
+    """
+    if settings.shared is None:
+        return None
+    from kinetics_fs.shared import SharedStore, open_backend
+
+    return SharedStore(open_backend(settings.shared))
 
 
 def cut_profile(settings: Settings) -> CutProfile:

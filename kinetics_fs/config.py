@@ -31,6 +31,7 @@ SECTIONS = {
     "selection": "Selection",
     "cache": "Cache",
     "limits": "Cache",
+    "shared": "Shared store",
     "cut": "Sources",
     "sources": "Sources",
     "archive": "Sources",
@@ -232,6 +233,33 @@ class Settings:
         metavar="SIZE",
         kind="size",
         default_text="1GB",
+        rare=True,
+    )
+
+    shared: str | None = _setting(
+        None,
+        "shared",
+        "Store that several machines use: s3://BUCKET/PREFIX, gs:// or az:// (extra shared), or a folder on a shared"
+        " filesystem. Clips are read from it before any source is asked. kinetics-fs shared init creates it.",
+        metavar="URL|PATH",
+        default_text="none",
+    )
+    shared_write: str = _setting(
+        "all",
+        "shared",
+        "Clips to upload to the shared store: all that this machine fetches, youtube (only those from YouTube), or"
+        " none.",
+        metavar="WHICH",
+        kind="choice",
+        choices=("all", "youtube", "none"),
+    )
+    rate_group: str = _setting(
+        "default",
+        "shared",
+        "Name of the machines that share one public address. They share one --max-fetches-per-hour for each source, and"
+        " stop together if the source blocks the address.",
+        metavar="NAME",
+        default_text="default, one for all machines of the store",
         rare=True,
     )
 
@@ -478,6 +506,8 @@ class Settings:
         object.__setattr__(self, "folder", tuple(map(_absolute, self.folder)))
         if "://" not in self.archive_url:
             object.__setattr__(self, "archive_url", str(_absolute(self.archive_url)))
+        if self.shared is not None and "://" not in self.shared:
+            object.__setattr__(self, "shared", str(_absolute(self.shared)))
         for name in "cookies", "log_file":
             if path := getattr(self, name):
                 object.__setattr__(self, name, _absolute(path))

@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
     multiple=True,
     help="Prefetch this class as soon as it is mounted; repeatable.",
 )
-@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive", "names", "mount", "log")
+@with_settings(
+    "selection", "cache", "limits", "shared", "cut", "sources", "network", "archive", "names", "mount", "log"
+)
 def command(mountpoint: Path, foreground: bool, prefetch_classes: tuple[str, ...], settings: Settings) -> None:
     """Show the clips of a release as files under MOUNTPOINT.
 

@@ -27,7 +27,7 @@ _SELECTION = frozenset({"split", "class", "max-samples", "shuffle", "seed", "ava
     metavar="FILE|-",
     help="Fetch the clips in this file, one path per line, in their order; `-` is standard input.",
 )
-@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive", "log")
+@with_settings("selection", "cache", "limits", "shared", "cut", "sources", "network", "archive", "log")
 @json_option
 def command(mountpoint: Path | None, listing: Path | None, settings: Settings, as_json: bool) -> int:
     """Fetch the clips of a selection into the cache.
