@@ -11,9 +11,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-SECTION_ORDER = (
-    *("Options", "Selection", "Cache", "Sources", "Network", "Names", "Mount", "Logging", "Output", "Help"),
-)
+from kinetics_fs.config import SECTIONS
+
+SECTION_ORDER = ("Options", *dict.fromkeys(SECTIONS.values()), "Output", "Help")
 
 _SHOW_ALL = "kinetics_fs.help_all"
 CONFIG_FILE = "kinetics_fs.config_file"
