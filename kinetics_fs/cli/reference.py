@@ -125,7 +125,7 @@ def _settings_of(command: click.Command) -> Iterator[str]:
     for section in dict.fromkeys(SECTIONS.values()):
         of_section = [setting for setting in table().values() if SECTIONS[setting.about.group] == section]
         found = [setting for setting in of_section if setting.field in taken]
-        link = f"[{section}](configuration.md#{section.lower()})"
+        link = f"[{section}](configuration.md#{section.lower().replace(' ', '-')})"
         if found and len(found) == len(of_section):
             words.append(link)
         elif found:
