@@ -417,13 +417,15 @@ class Library:
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged.
         """
-        from kinetics_fs.fill.runner import FillSettings, fill_store
+        from kinetics_fs.fill.executors import ProcessExecutor
+        from kinetics_fs.fill.runner import ArchiveProgress, FillSettings, fill_store
         from kinetics_fs.media import VerifyLevel
         from kinetics_fs.sources.archive.location import locate
 
         settings = self.settings
         location = locate(settings.archive_url)
-        with open_whole_catalog(settings) as release:
+        progress = progress or ArchiveProgress()
+        with open_whole_catalog(settings) as release, ProcessExecutor(processes, progress.report) as executor:
             return fill_store(
                 FillSettings(
                     base=location.base,
@@ -435,12 +437,12 @@ class Library:
                     # An archive with nothing more for one selection may have clips of another.
                     checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
                     verify=VerifyLevel(verify),
-                    processes=processes,
                     unlisted=partial(self._unlisted_in, release),
                 ),
                 self.catalog,
                 release,
                 self._store_to_fill,
+                executor=executor,
                 progress=progress,
             )
 
@@ -758,23 +760,27 @@ class ArchiveIndexes:
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
         """
+        from kinetics_fs.fill.executors import ProcessExecutor
         from kinetics_fs.fill.indexes import build_indexes, retry_indexed
         from kinetics_fs.fill.plan import archives_holding
+        from kinetics_fs.fill.runner import ArchiveProgress
         from kinetics_fs.sources.archive.location import locate
 
         settings = self._settings
         location = locate(settings.archive_url)
         prepare_folder(settings.cache_dir)
         archives = archives or _only(location)
-        results = build_indexes(
-            location.base,
-            archives or archives_holding(location.base, self._library.catalog, whole=_has_all_classes(settings)),
-            index_db_path(settings),
-            cache_dir=settings.cache_dir,
-            checkpoints=CacheLayout(settings.cache_dir).index_checkpoints,
-            processes=processes,
-            progress=progress,
-        )
+        progress = progress or ArchiveProgress()
+        with ProcessExecutor(processes, progress.report) as executor:
+            results = build_indexes(
+                location.base,
+                archives or archives_holding(location.base, self._library.catalog, whole=_has_all_classes(settings)),
+                index_db_path(settings),
+                cache_dir=settings.cache_dir,
+                checkpoints=CacheLayout(settings.cache_dir).index_checkpoints,
+                executor=executor,
+                progress=progress,
+            )
         with open_index_db(settings) as index_db:
             retry_indexed(index_db, self._library.store.failures)
         return results

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob, Summary, UnfinishedArchive, fill_archive
@@ -24,12 +25,31 @@ _SHUTDOWN_TIMEOUT = 5.0
 """Seconds that a process has to end after SIGTERM before it is killed."""
 
 
+JobReport = Callable[[ArchiveJob, int, int], None]
+"""Receives the progress of a job: bytes of the archive that are done, and all bytes. Any thread may call it."""
+
+
 class Executor(Protocol):
-    """Does archive jobs, on this machine or on another."""
+    """Does archive jobs, on this machine or on others. Use it as a context, which ends with `shutdown`."""
+
+    @property
+    def slots(self) -> int:
+        """Number of jobs to submit at a time; may change while it runs."""
+        ...
 
     def submit(self, job: ArchiveJob) -> Future[Summary]:
         """Accept a job. The future fails with a `KineticsError`."""
         ...
+
+    def shutdown(self) -> None:
+        """End all jobs in a state from which the same jobs resume, and wait for their end. May be called again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
 
 class _PackedError(NamedTuple):
@@ -57,11 +77,14 @@ class ProcessExecutor:
 
     Args:
         processes: number of jobs to do at the same time.
-        report: receives the progress of each job: bytes of the archive that are done, and all bytes. Called by several
-            threads.
+        report: receives the progress of each job.
+
+    Attributes:
+        slots: number of jobs to do at the same time.
     """
 
-    def __init__(self, processes: int, report: Callable[[ArchiveJob, int, int], None]) -> None:
+    def __init__(self, processes: int, report: JobReport) -> None:
+        self.slots = processes
         self._report = report
         # A terminal sends Ctrl-C to all processes of the command, but only the first may act on it. Processes inherit
         # the signal mask of the thread that starts them.
@@ -71,6 +94,12 @@ class ProcessExecutor:
         self._lock = threading.Lock()
         self._processes: set[SpawnProcess] = set()
         self._closing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
 
     def submit(self, job: ArchiveJob) -> Future[Summary]:
         """Accept a job; it begins when a process is free."""

@@ -17,6 +17,7 @@ from rich import filesize
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob
+from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import find_versions, indexed_archives
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archives
 from kinetics_fs.media import VerifyLevel
@@ -52,8 +53,8 @@ def build_indexes(
     *,
     cache_dir: Path,
     checkpoints: FillCheckpoints,
-    processes: int,
-    progress: ArchiveProgress | None = None,
+    executor: Executor,
+    progress: ArchiveProgress,
 ) -> ArchiveResults:
     """Index archives in one pass over each. Archives that are indexed in their current version are not read again.
 
@@ -63,7 +64,7 @@ def build_indexes(
         index_db: file of the archive index database; created if it does not exist.
         cache_dir: the cache directory.
         checkpoints: where in half-read archives to continue.
-        processes: number of archives to read at the same time.
+        executor: reads the archives; it is shut down in the end.
         progress: receives the progress.
 
     Raises:
@@ -90,7 +91,7 @@ def build_indexes(
         for name in versions
         if name not in indexed
     )
-    read_archives(jobs, versions, results, processes=processes, progress=progress or ArchiveProgress())
+    read_archives(jobs, versions, results, executor=executor, progress=progress)
     return results
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob, Summary, UnfinishedArchive, Unlisted
-from kinetics_fs.fill.executors import ProcessExecutor
+from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import (
     ArchiveVerdict,
     MissingClips,
@@ -39,6 +40,10 @@ class ArchiveProgress:
 
     def advance(self, archive: str, done: int, total: int) -> None:
         """Handle progress: `done` of `total` bytes of an archive are read. Called a few times per second."""
+
+    def report(self, job: ArchiveJob, done: int, total: int) -> None:
+        """Handle the progress of a job: the `JobReport` of an executor."""
+        self.advance(job.archive, done, total)
 
     def finish(self, archive: str) -> None:
         """Handle the end of an archive, which was read to its end or failed."""
@@ -108,10 +113,10 @@ def read_archives(
     versions: Mapping[str, Version],
     results: ArchiveResults,
     *,
-    processes: int,
+    executor: Executor,
     progress: ArchiveProgress,
 ) -> None:
-    """Do one job per archive, and remember which archives need not be read again.
+    """Do one job per archive, larger archives first, and remember which archives need not be read again.
 
     Ctrl-C, or a failure of this machine, ends all jobs; the same jobs resume later where they stopped.
 
@@ -119,12 +124,12 @@ def read_archives(
         jobs: one for each archive.
         versions: the versions of these archives, by name.
         results: receives the result of each job as soon as it is known.
-        processes: number of archives to read at the same time.
+        executor: does the jobs; it is shut down in the end.
         progress: receives the progress.
     """
-    jobs = list(jobs)
+    # The largest would otherwise be read alone in the end, while all other slots are free.
+    jobs = sorted(jobs, key=lambda job: -versions[job.archive].size)
     progress.start(sum(versions[job.archive].size for job in jobs))
-    executor = ProcessExecutor(processes, lambda job, done, total: progress.advance(job.archive, done, total))
     running: dict[Future[Summary], ArchiveJob] = {}
     try:
         # The store keeps the first copy of each clip: all replacements must be read before what they replace.
@@ -132,8 +137,13 @@ def read_archives(
             [job for job in jobs if is_replacement(job.archive)],
             [job for job in jobs if not is_replacement(job.archive)],
         ):
-            running = {executor.submit(job): job for job in group}
-            while running and results.problem is None:
+            waiting = deque(group)
+            while (waiting or running) and results.problem is None:
+                while waiting and len(running) < executor.slots:
+                    job = waiting.popleft()
+                    running[executor.submit(job)] = job
+                if not running:  # an executor may have no slots for a while
+                    time.sleep(_TICK)
                 done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)
@@ -183,7 +193,6 @@ class FillSettings:
         index: index the archives on the way.
         checkpoints: where in half-read archives to continue, and the marks of those that were read to their end.
         verify: how to verify each clip.
-        processes: number of archives to read at the same time.
         unlisted: returns which clips of archives to store besides the selection, by archive.
     """
 
@@ -195,7 +204,6 @@ class FillSettings:
     index: bool
     checkpoints: FillCheckpoints
     verify: VerifyLevel
-    processes: int
     unlisted: Callable[[Sequence[str]], Mapping[str, Unlisted]]
 
 
@@ -255,7 +263,13 @@ class FillResult:
 
 
 def fill_store(
-    settings: FillSettings, catalog: Catalog, release: Catalog, store: Store, *, progress: ArchiveProgress | None = None
+    settings: FillSettings,
+    catalog: Catalog,
+    release: Catalog,
+    store: Store,
+    *,
+    executor: Executor,
+    progress: ArchiveProgress,
 ) -> FillResult:
     """Fill a store with a selection from the archives that hold it, in one pass over each archive.
 
@@ -266,6 +280,7 @@ def fill_store(
         catalog: the selection.
         release: all clips of the release.
         store: the store to fill.
+        executor: reads the archives; it is shut down in the end.
         progress: receives the progress.
 
     Raises:
@@ -299,7 +314,7 @@ def fill_store(
         for name in plan.to_read
     )
     with HistoryRecorder(store.history, results.activity):
-        read_archives(jobs, plan.to_read, results, processes=settings.processes, progress=progress or ArchiveProgress())
+        read_archives(jobs, plan.to_read, results, executor=executor, progress=progress)
     results.forget_replaced(store)
     # Named archives prove nothing about clips that others may have.
     missing = MissingClips()
