@@ -88,12 +88,14 @@ class Moto:
         self._users = self._client("iam")
         self.admin = self.user("admin", "*")
 
-    def user(self, name: str, allowed: str | list[str]) -> Keys:
-        """Create a user with these permissions (such as `s3:*`) on everything."""
+    def user(self, name: str, allowed: str | list[str] | dict[str, Any]) -> Keys:
+        """Create a user with these permissions (such as `s3:*`) on everything, or with a policy."""
         self._users.create_user(UserName=name)
-        statement = {"Effect": "Allow", "Action": allowed, "Resource": "*"}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self._users.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=policy)
+        policy = allowed
+        if not isinstance(policy, dict):
+            statement = {"Effect": "Allow", "Action": allowed, "Resource": "*"}
+            policy = {"Version": "2012-10-17", "Statement": [statement]}
+        self._users.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=json.dumps(policy))
         made = self._users.create_access_key(UserName=name)["AccessKey"]
         return Keys(made["AccessKeyId"], made["SecretAccessKey"])
 
