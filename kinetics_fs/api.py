@@ -48,6 +48,7 @@ from kinetics_fs.catalog import (
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
 from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
+from kinetics_fs.shared_upkeep import SharedUpkeep
 from kinetics_fs.store import (
     KINDS_SHARED_BY_DEFAULT,
     LASTING_KINDS,
@@ -522,6 +523,11 @@ class Library:
         return export_clips(
             self.store, self.catalog, Path(folder), class_names=style, link=link, on_progress=on_progress
         )
+
+    @property
+    def shared(self) -> SharedUpkeep:
+        """The shared store of the setting `shared`, to look after it."""
+        return SharedUpkeep(self.settings, store=lambda: self.store, catalog=lambda: self.catalog)
 
     @property
     def indexes(self) -> ArchiveIndexes:

@@ -30,6 +30,7 @@ COMMANDS = {
     "index": "Build, list, verify or share indexes of archives.",
     "import": "Import the clips in a folder into the cache.",
     "export": "Write clips of the cache as plain files.",
+    "shared": "Create, check and fill a store of clips that several machines use.",
     "status": "Show the status of mounts and of the cache.",
     "verify": "Verify the cached clips, and repair damaged ones.",
     "doctor": "Check this machine, the cache, the sources and the mounts.",

@@ -52,11 +52,13 @@ def with_settings(*groups: str) -> Callable[[Callable[..., R]], Callable[..., R]
     """Add the options of these groups of settings to a command, and pass them as one argument `settings`.
 
     Args:
-        groups: keys of `SECTIONS`.
+        groups: keys of `SECTIONS`, or single options, such as `--shared`.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        chosen = [setting for setting in table().values() if setting.about.group in groups]
+        chosen = [
+            setting for setting in table().values() if setting.about.group in groups or f"--{setting.name}" in groups
+        ]
 
         @functools.wraps(function)
         def command(**values: Any) -> R:

@@ -67,6 +67,7 @@ __all__ = [
     "WriteBackStatus",
     "archive_lease",
     "clip_lease",
+    "create_store",
     "node_id",
     "open_backend",
 ]
@@ -87,3 +88,25 @@ def open_backend(address: str) -> Backend:
             " write s3://BUCKET/PREFIX, gs://, az:// or the absolute path of a folder"
         )
     return FolderBackend(Path(address))
+
+
+def create_store(address: str) -> tuple[SharedStore, bool]:
+    """Create a shared store in a bucket or a folder that is empty; nothing happens if it is one already.
+
+    Args:
+        address: as for `open_backend`. The last folder of a path is created if it does not exist.
+
+    Returns:
+        The store, and whether it is new.
+
+    Raises:
+        SettingError: the address is invalid.
+        SharedStoreError: the place has something else, or cannot be used.
+    """
+    backend = open_backend(address)
+    if isinstance(backend, FolderBackend):
+        backend.create_root()
+    store = SharedStore(backend)
+    is_new = not store.exists()
+    store.open(create=True)
+    return store, is_new

@@ -147,6 +147,13 @@ class Backend(Protocol):
         """Delete objects, whatever their versions are. Nothing happens if one does not exist."""
         ...
 
+    def top_names(self) -> set[str]:
+        """Return the first segments of keys, or of names of other programs, that the place has: all, or the first.
+
+        Names with which filesystems begin a folder do not count.
+        """
+        ...
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """Yield the objects below a prefix in the order of their keys, page by page.
 

@@ -32,6 +32,7 @@ from kinetics_fs.shared.backend import (
     StoreUnreachable,
     Version,
     check_key,
+    is_key,
     is_record,
 )
 from kinetics_fs.util.deadline import within
@@ -161,12 +162,18 @@ class BucketBackend:
         if keys:
             self._call("delete", keys[0], lambda: self._obstore.delete(self._records, [check_key(key) for key in keys]))
 
+    def top_names(self) -> set[str]:
+        """See `Backend.top_names`. Reads one page."""
+        pages = self._obstore.list(self._records, chunk_size=1000)
+        page = self._call("list", "", lambda: next(pages, None)) or []
+        return {meta["path"].partition("/")[0] for meta in page}
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """See `Backend.scan`. Pages have 1,000 objects."""
         check_key(prefix)
         pages = self._obstore.list(self._records, prefix, offset=after or None, chunk_size=1000)
         while (page := self._call("list", prefix, lambda: next(pages, None))) is not None:
-            for meta in page:
+            for meta in filter(lambda meta: is_key(meta["path"]), page):
                 yield ListedObject(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def _call(self, verb: str, key: str, function: Callable[[], _Result], *, is_last: bool = True) -> _Result | None:
@@ -213,7 +220,7 @@ class BucketBackend:
         text = str(error)
         found, coded = _STATUS.search(text), _CODE.search(text)
         status, code = int(found[1]) if found else 0, coded[1] if coded else ""
-        where = f"cannot {verb} {self.address}/{key}"
+        where = f"cannot {verb} {self.address}/{key}".rstrip("/")
         answer = f"HTTP {status}" + (f" ({code})" if code else "")
         if (refused := _NOT_DELETED.search(text)) and refused[1] not in _TRANSIENT_CODES:
             return AccessRefused(f"{where}: {refused[1]}; allow to delete objects")

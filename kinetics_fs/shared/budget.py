@@ -22,7 +22,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -61,6 +61,8 @@ _UNKNOWN_NODES = 16
 """Number of machines to assume if the store was never reachable."""
 _MAX_NODES = 1024
 _MAX_TRIPS = 32
+_BUDGETS = "budget"
+"""The prefix of the keys of budgets."""
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -208,7 +210,7 @@ class SharedBudget:
         self._records = records
         self._backend = backend
         self._clock = clock
-        self._key = f"budget/{source}@{group}.json"
+        self._key = _budget_key(source, group)
         self._node = node
         self._monotonic = monotonic
         self._sleep = sleep
@@ -416,15 +418,45 @@ class SharedBudget:
             self._calibrated_at = self._monotonic()
 
     def _note(self, state: _State) -> None:
-        block = state.block if state.block is not None and not state.block.recovered_at else None
-        self._status = BudgetStatus(
-            self.source,
-            sum(state.used.values()),
-            len(state.nodes),
-            block and block.until,
-            block.reason if block else "",
-        )
+        self._status = _status_of(self.source, state)
         self._status_at = self._monotonic()
+
+
+def _status_of(source: str, state: _State) -> BudgetStatus:
+    block = state.block if state.block is not None and not state.block.recovered_at else None
+    return BudgetStatus(
+        source, sum(state.used.values()), len(state.nodes), block and block.until, block.reason if block else ""
+    )
+
+
+def budget_names(backend: Backend) -> Iterator[tuple[str, str]]:
+    """Yield the source and the rate group of each budget in the store."""
+    for entry in backend.scan(_BUDGETS):
+        source, separator, group = entry.key.removeprefix(f"{_BUDGETS}/").removesuffix(".json").partition("@")
+        if separator and _GROUP.fullmatch(source) and _GROUP.fullmatch(group):
+            yield source, group
+
+
+def read_budget(records: Records, source: str, group: str, now: float) -> BudgetStatus:
+    """Return the budget of a source as it is in the store.
+
+    Args:
+        records: the records of the store.
+        source: name of the source.
+        group: the rate group.
+        now: the time in seconds since the epoch by the clock of the store.
+
+    Raises:
+        ObjectDamaged: the record is damaged.
+    """
+    record = records.read(_budget_key(source, group))
+    state = _parse(record.values) if record is not None else _State()
+    state.expire(now)
+    return _status_of(source, state)
+
+
+def _budget_key(source: str, group: str) -> str:
+    return f"{_BUDGETS}/{source}@{group}.json"
 
 
 def _end(minute: int) -> float:

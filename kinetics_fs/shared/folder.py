@@ -10,6 +10,9 @@ wins, and disappear by unlink(2). It uses neither flock(2), which succeeds for e
     gone/v1/3f/.KEY.json.TAG/2       the same record after its first replacement; TAG is a digest of the file above
     gone/v1/3f/.3c9e….tmp            an object that a process is writing
 
+The permissions of all that processes create follow those of the root, whatever their umask: users that may write to
+the root may write everywhere, and with its set-group-ID bit everything belongs to its group.
+
 A process replaces a record by linking the number after the last one, which link(2) allows to one process. The name of
 the folder has the digest, so that numbers of a deleted record never count for one that is created under the same name
 later.
@@ -65,6 +68,8 @@ _KEPT_NUMBERS = 32
 finds a larger number than its own, and learns that it lost."""
 _MAX_NAMES = 1_000_000
 """Names in one folder."""
+_MADE_WITH_DISKS = {"lost+found"}
+"""Names that a new filesystem has."""
 _STALE_TEMPORARY = 86400.0
 """Seconds after which the file of a write that was never finished may be removed."""
 
@@ -90,6 +95,25 @@ class FolderBackend:
         self._timeout = timeout
         self._calls = threading.BoundedSemaphore(_MAX_CALLS)
         self._inode: int | None = None
+        self._mode = 0o777
+        """The permissions of the root."""
+
+    def create_root(self) -> None:
+        """Create the folder if it does not exist. Its parent must exist: it may be where a filesystem is mounted.
+
+        Raises:
+            SharedStoreError: it cannot be created.
+        """
+        try:
+            within(self._timeout, lambda: Path(self.address).mkdir(exist_ok=True))
+        except FileNotFoundError:
+            raise StoreUnreachable(
+                f"cannot create {self.address}: its parent folder does not exist; create it or mount its filesystem"
+            ) from None
+        except FileExistsError:
+            pass  # something that is no folder, which the first access reports
+        except OSError as error:
+            raise self._translated(error, "create", None) from error
 
     # The interface
 
@@ -116,6 +140,18 @@ class FolderBackend:
         for key in keys:
             self._call("delete", key, partial(self._delete, key))
 
+    def top_names(self) -> set[str]:
+        """See `Backend.top_names`. Hidden files do not count: filesystems and desktops make them."""
+
+        def run() -> set[str]:
+            fd = self._open_root()
+            try:
+                return {name for name in _names(fd) if not name.startswith(".") and name not in _MADE_WITH_DISKS}
+            finally:
+                os.close(fd)
+
+        return self._call("list", None, run)
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """See `Backend.scan`. Each folder is a page."""
         check_key(prefix)
@@ -131,12 +167,17 @@ class FolderBackend:
 
     # Calls
 
-    def _call(self, verb: str, key: str, function: Callable[[], _Result]) -> _Result:
-        """Run a function in a thread, and stop waiting for it at the deadline."""
-        check_key(key)
-        timeout = self._timeout + max_size_of(key) / 1024**2
+    def _call(self, verb: str, key: str | None, function: Callable[[], _Result]) -> _Result:
+        """Run a function in a thread, and stop waiting for it at the deadline.
+
+        Args:
+            verb: for messages.
+            key: the object; None for the root.
+            function: accesses the folder.
+        """
+        timeout = self._timeout + (max_size_of(check_key(key)) / 1024**2 if key is not None else 0)
         if not self._calls.acquire(timeout=self._timeout):
-            raise StoreUnreachable(f"cannot {verb} {self.address}/{key}: {_MAX_CALLS} earlier calls hang")
+            raise StoreUnreachable(f"cannot {verb} {self._path(key)}: {_MAX_CALLS} earlier calls hang")
 
         def run() -> _Result:
             try:
@@ -149,8 +190,11 @@ class FolderBackend:
         except OSError as error:
             raise self._translated(error, verb, key) from error
 
-    def _translated(self, error: OSError, verb: str, key: str) -> Exception:
-        where, cause = f"cannot {verb} {self.address}/{key}", error.strerror or str(error)
+    def _path(self, key: str | None) -> str:
+        return self.address if key is None else f"{self.address}/{key}"
+
+    def _translated(self, error: OSError, verb: str, key: str | None) -> Exception:
+        where, cause = f"cannot {verb} {self._path(key)}", error.strerror or str(error)
         if error.errno in _REFUSED:
             return AccessRefused(f"{where}: {cause}; check the permissions of the folder")
         if error.errno in _FULL:
@@ -172,7 +216,7 @@ class FolderBackend:
         fd = self._open_root()
         try:
             for folder in folders:
-                child = _open_folder(fd, folder, create=create)
+                child = _open_folder(fd, folder, create=self._mode if create else None)
                 os.close(fd)
                 fd = child
             yield fd, name
@@ -183,13 +227,19 @@ class FolderBackend:
         try:
             fd = os.open(self.address, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise StoreUnreachable(f"cannot use {self.address} as the shared store: it does not exist") from None
+            raise StoreUnreachable(
+                f"cannot use {self.address} as the shared store: it does not exist; mount its filesystem, or create the"
+                " store with kinetics-fs shared init"
+            ) from None
         except NotADirectoryError:
-            raise StoreUnreachable(f"cannot use {self.address} as the shared store: it is no folder") from None
-        inode = os.fstat(fd).st_ino
+            raise StoreUnreachable(
+                f"cannot use {self.address} as the shared store: it is no folder; give the path of a folder"
+            ) from None
+        status = os.fstat(fd)
+        self._mode = stat.S_IMODE(status.st_mode) & 0o777
         if self._inode is None:
-            self._inode = inode
-        if inode != self._inode:
+            self._inode = status.st_ino
+        if status.st_ino != self._inode:
             # Otherwise every clip would be missing, and new ones would go to the local disk.
             os.close(fd)
             raise StoreUnreachable(f"cannot use {self.address} as the shared store: it is no longer mounted")
@@ -305,7 +355,7 @@ class FolderBackend:
             with (
                 contextlib.suppress(FileNotFoundError),  # another process deleted the folder
                 self._folder(key, create=True) as (folder, name),
-                _temporary(folder, content) as (temporary, status),
+                _temporary(folder, content, self._mode) as (temporary, status),
             ):
                 _link(folder, temporary, folder, name)
                 os.fsync(folder)
@@ -317,7 +367,7 @@ class FolderBackend:
             with self._folder(key) as (folder, name):
                 if _file_version(os.stat(name, dir_fd=folder, follow_symlinks=False)) != version:
                     raise Conflict
-                with _temporary(folder, body + _make_box(metadata)) as (temporary, status):
+                with _temporary(folder, body + _make_box(metadata), self._mode) as (temporary, status):
                     os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
                     os.fsync(folder)
                     return _file_version(status)
@@ -331,9 +381,9 @@ class FolderBackend:
                 if current is None or current.version != version:
                     raise Conflict
                 number = current.number + 1
-                numbers = _open_folder(folder, _numbers_folder(name, current.tag), create=True)
+                numbers = _open_folder(folder, _numbers_folder(name, current.tag), create=self._mode)
                 try:
-                    with _temporary(folder, body) as (temporary, _):
+                    with _temporary(folder, body, self._mode) as (temporary, _):
                         _link(folder, temporary, numbers, str(number))
                     os.fsync(numbers)
                     found = _numbers(folder, _numbers_folder(name, current.tag))
@@ -380,12 +430,26 @@ class _Record(NamedTuple):
         return ObjectInfo(len(self.body), self.modified, self.version, {})
 
 
-def _open_folder(parent: int, name: str, *, create: bool = False) -> int:
-    if create:
+def _open_folder(parent: int, name: str, *, create: int | None = None) -> int:
+    """Open a folder; first create it with these permissions, unless they are None."""
+    is_new = False
+    if create is not None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=parent)
             os.fsync(parent)
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            is_new = True
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    if is_new and create is not None:
+        _permit(fd, create)
+    return fd
+
+
+def _permit(fd: int, permissions: int) -> None:
+    """Give a new file or folder its permissions, and keep the set-group-ID bit that it has from its folder."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & 0o777 != permissions:
+        with contextlib.suppress(OSError):  # some filesystems have no permissions
+            os.fchmod(fd, mode & ~0o777 | permissions)
 
 
 def _names(folder: int) -> list[str]:
@@ -441,8 +505,14 @@ def _remove_numbers(folder: int, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(folder: int, content: bytes) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the name and the status of a new file with this content, which is on the disk. The name is then removed."""
+def _temporary(folder: int, content: bytes, permissions: int) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the name and the status of a new file with this content, which is on the disk. The name is then removed.
+
+    Args:
+        folder: the folder to create it in.
+        content: its content.
+        permissions: those of the root.
+    """
     name = f".{secrets.token_hex(12)}.tmp"
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=folder)
     try:
@@ -450,6 +520,7 @@ def _temporary(folder: int, content: bytes) -> Iterator[tuple[str, os.stat_resul
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(fd, rest) :]
+            _permit(fd, permissions & 0o666)
             os.fsync(fd)
             status = os.fstat(fd)
         finally:

@@ -58,6 +58,36 @@ class LeaseHeld(NamedTuple):
     seconds: float
 
 
+class LeaseState(NamedTuple):
+    """A lease as it is in the store, for a person to read.
+
+    Attributes:
+        name: its name.
+        owner: the machine that wrote it last.
+        age: seconds since then, by the clock of the store.
+        ttl: seconds for which it holds from then on.
+        failure: why the owner failed; None if it works.
+    """
+
+    name: str
+    owner: str
+    age: float
+    ttl: float
+    failure: FetchError | None
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether a machine works, or has failed and the others believe it."""
+        return self.age < self.ttl
+
+    @classmethod
+    def of(cls, key: str, record: Record, now: float) -> LeaseState:
+        """Return the state in an untrusted record."""
+        ttl, failure = _parse(record)
+        age = max(0.0, now - record.modified)
+        return cls(lease_name(key), one_line(str(record.values.get("owner", ""))), age, ttl, failure)
+
+
 class Lease:
     """A lease that this process holds.
 
@@ -291,8 +321,19 @@ class Leases:
             self._delete_done(math.inf)
 
 
+LEASES = "leases"
+"""The prefix of the keys of leases."""
+MAX_LEASE_AGE = 2 * _MAX_RETRY
+"""Seconds after which a lease that was not renewed is over, whatever it says."""
+
+
 def _key(name: str) -> str:
-    return f"leases/{name}.json"
+    return f"{LEASES}/{name}.json"
+
+
+def lease_name(key: str) -> str:
+    """Return the name of the lease with this key."""
+    return key.removeprefix(f"{LEASES}/").removesuffix(".json")
 
 
 def _held(owner: str, ttl: float) -> dict[str, Any]:

@@ -48,9 +48,18 @@ _WRITER = 1
 """The version of this program as a writer."""
 
 _CLIPS, _GONE, _INDEXES, _FILLS = "clips/v1", "gone/v1", "indexes/v1", "fills/v1"
+_TOP_NAMES = {"clips", "gone", "indexes", "fills", "leases", "budget", "probe", _FORMAT_KEY}
+"""The first segments of all keys. A place that has only these is a store that lost its record."""
 _PROFILE = re.compile(r"[a-z0-9]{1,32}")
 _TRIES = 5
 """Tries to replace a record that other machines replace at the same time."""
+
+
+class StoreFormat(NamedTuple):
+    """The least versions of readers and writers of a store, as `reader` and `writer` of this module."""
+
+    reader: int
+    writer: int
 
 
 class ClipFacts(NamedTuple):
@@ -79,6 +88,22 @@ class SharedClip(NamedTuple):
 
     body: bytes
     facts: ClipFacts
+
+
+class ListedClip(NamedTuple):
+    """A clip in a listing of the store.
+
+    Attributes:
+        clip: the clip.
+        profile: how its bytes were made.
+        size: bytes.
+        modified: when it was written, in seconds since the epoch by the clock of the store.
+    """
+
+    clip: Clip
+    profile: str
+    size: int
+    modified: float
 
 
 class CompletedFill(NamedTuple):
@@ -138,6 +163,10 @@ class SharedStore:
 
     # The store as a whole
 
+    def exists(self) -> bool:
+        """Return whether the place is a store, of any version."""
+        return self.records.read(_FORMAT_KEY) is not None
+
     def open(self, *, create: bool) -> bool:
         """Check that this program may use the store.
 
@@ -151,22 +180,41 @@ class SharedStore:
             SharedStoreError: it is no store, or a newer version of kinetics-fs must read it.
         """
         address = self.backend.address
-        record = self.records.read(_FORMAT_KEY)
-        if record is None and create:
+        if create and not self.exists():
+            if others := self.backend.top_names() - _TOP_NAMES:
+                raise SharedStoreError(
+                    f"cannot make {address} a shared store: it has other files, such as {one_line(min(others))!r};"
+                    " give an empty folder or prefix"
+                )
             self.records.create(_FORMAT_KEY, {"format": "kinetics-fs", "reader": _READER, "writer": _WRITER})
-            record = self.records.read(_FORMAT_KEY)
-        if record is None:
-            raise SharedStoreError(
-                f"cannot use {address} as the shared store: it has no {_FORMAT_KEY}; check the address"
-            )
-        reader, writer = record.values.get("reader"), record.values.get("writer")
-        if record.values.get("format") != "kinetics-fs" or type(reader) is not int or type(writer) is not int:
-            raise ObjectDamaged(f"cannot use {address} as the shared store: {_FORMAT_KEY} is damaged", record.version)
-        if reader > _READER:
+        found = self.read_format()
+        if found.reader > _READER:
             raise SharedStoreError(
                 f"cannot use {address} as the shared store: a newer version of kinetics-fs made it; update kinetics-fs"
             )
-        return writer <= _WRITER
+        return found.writer <= _WRITER
+
+    def read_format(self) -> StoreFormat:
+        """Return who may read and write the store.
+
+        Raises:
+            SharedStoreError: it is no store.
+        """
+        address = self.backend.address
+        record = self.records.read(_FORMAT_KEY)
+        if record is None:
+            raise SharedStoreError(
+                f"cannot use {address} as the shared store: it has no {_FORMAT_KEY}; check the address, or create the"
+                " store with kinetics-fs shared init"
+            )
+        reader, writer = record.values.get("reader"), record.values.get("writer")
+        if record.values.get("format") != "kinetics-fs" or type(reader) is not int or type(writer) is not int:
+            raise ObjectDamaged(
+                f"cannot use {address} as the shared store: {_FORMAT_KEY} is damaged; remove it and run"
+                " kinetics-fs shared init",
+                record.version,
+            )
+        return StoreFormat(reader, writer)
 
     def probe(self) -> Capabilities:
         """Try conditional writes on an object that is then deleted, and set the clock by it."""
@@ -291,10 +339,19 @@ class SharedStore:
             after: continue after this clip.
         """
         start = clip_key(after, profile) if after else ""
-        for entry in self.backend.scan(f"{_CLIPS}/{_checked(profile)}", after=start):
-            clip = parse_clip_name(entry.key.rpartition("/")[2])
-            if clip is not None and entry.key == clip_key(clip, profile):
-                yield clip, entry.size
+        for listed in self._listed(f"{_CLIPS}/{_checked(profile)}", start):
+            yield listed.clip, listed.size
+
+    def listing(self) -> Iterator[ListedClip]:
+        """Yield the clips of all profiles, in the order of their keys."""
+        return self._listed(_CLIPS)
+
+    def _listed(self, prefix: str, after: str = "") -> Iterator[ListedClip]:
+        for entry in self.backend.scan(prefix, after=after):
+            *_, profile, _, name = f"//{entry.key}".split("/")
+            clip = parse_clip_name(name)
+            if clip is not None and is_profile(profile) and entry.key == clip_key(clip, profile):
+                yield ListedClip(clip, profile, entry.size, entry.modified)
 
     # Failures
 
@@ -385,6 +442,14 @@ class SharedStore:
         key = _fill_key(archive, etag)
         record = self.records.read(key)
         return record and _parse_fill(record, key)
+
+    def count_indexes(self) -> int:
+        """Return the number of archive indexes, by a listing."""
+        return sum(1 for _ in self.backend.scan(_INDEXES))
+
+    def count_fills(self) -> int:
+        """Return the number of completion records, by a listing."""
+        return sum(1 for _ in self.backend.scan(_FILLS))
 
     def put_fill(self, fill: CompletedFill) -> None:
         """Write a completion record, unless there is one."""

@@ -12,9 +12,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from enum import StrEnum
 from io import FileIO
@@ -32,10 +30,9 @@ from kinetics_fs.store.migration import upgrade_copy
 from kinetics_fs.store.store import CachedFile, Store
 from kinetics_fs.store.throttle import SourceState, Throttle
 from kinetics_fs.util.disk import UNWRITABLE, DiskFault, examine, fault_of
+from kinetics_fs.util.parallel import map_in_order
 from kinetics_fs.util.sqlite_copy import CopyError, copy_to_memory
 from kinetics_fs.util.text import count
-
-_QUEUED_PER_THREAD = 4
 
 Inspect = Callable[[Path], float | None]
 """Returns the seconds that the pictures of a file cover; None if they cannot be measured. Raises FetchError if the file
@@ -165,21 +162,10 @@ def verify_clips(
         decode: called instead with each file whose bytes are right; None to skip this.
         threads: number of files to check at a time; None for the number of cores.
 
-    Yields:
+    Returns:
         A verdict for each file, in the order of `files`.
     """
-    threads = threads or os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[Verdict]] = deque()
-    try:
-        for file in files:
-            waiting.append(pool.submit(_verify, store, file, measure, decode))
-            if len(waiting) >= threads * _QUEUED_PER_THREAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_in_order(lambda file: _verify(store, file, measure, decode), files, threads or os.cpu_count() or 1)
 
 
 def remove_bad(store: Store, verdict: Verdict) -> bool:

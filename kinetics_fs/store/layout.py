@@ -17,6 +17,7 @@
         fills/index/            checkpoints of `kinetics-fs index build`
         fill-report.json        the report of the last fill
         prefetches/<hash>/      unfinished prefetches of a mount point
+        uploads.sqlite          clips that wait for their upload to the shared store
         yt-dlp/                 the cache of yt-dlp
 """
 
@@ -128,6 +129,11 @@ class CacheLayout:
     def fill_report(self) -> Path:
         """The report of the last fill."""
         return self.root / "fill-report.json"
+
+    @property
+    def uploads(self) -> Path:
+        """The queue of clips that wait for their upload to the shared store."""
+        return self.root / "uploads.sqlite"
 
     @property
     def ytdlp_cache(self) -> Path:

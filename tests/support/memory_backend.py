@@ -91,6 +91,10 @@ class MemoryBackend:
         for key in keys:
             self.objects.pop(check_key(key), None)
 
+    def top_names(self) -> set[str]:
+        self._count("list")
+        return {key.partition("/")[0] for key in self.objects}
+
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         self._count("list")
         for key, found in sorted(self.objects.items()):
