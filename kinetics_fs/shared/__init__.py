@@ -20,9 +20,11 @@ from kinetics_fs.shared.leases import ARCHIVE_TTL, CLIP_TTL, Lease, LeaseHeld, L
 from kinetics_fs.shared.node import Node, NodeStatus, Wait, Work
 from kinetics_fs.shared.records import Records, StoreClock
 from kinetics_fs.shared.store import (
+    ALL_CLIPS,
     Capabilities,
     ClipFacts,
     CompletedFill,
+    IndexKey,
     SharedClip,
     SharedStore,
     archive_lease,
@@ -32,6 +34,7 @@ from kinetics_fs.shared.upload_queue import QueueStatus, Upload, UploadQueue
 from kinetics_fs.shared.write_back import CachedClips, LocalClip, LocalClips, WriteBack, WriteBackStatus
 
 __all__ = [
+    "ALL_CLIPS",
     "ARCHIVE_TTL",
     "CLIP_TTL",
     "AccessRefused",
@@ -44,6 +47,7 @@ __all__ = [
     "CompletedFill",
     "Conflict",
     "FolderBackend",
+    "IndexKey",
     "Lease",
     "LeaseHeld",
     "Leases",

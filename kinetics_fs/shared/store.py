@@ -5,8 +5,9 @@
     kinetics-store.json                              who may read and write: `StoreFormat`
     clips/v1/<profile>/<hh>/<id>_<start>_<end>.mp4   a clip, created once
     gone/v1/<hh>/<id>_<start>_<end>.json             a failure that holds on every machine
-    indexes/v1/<archive>@<etag>                      the index of an archive
-    fills/v1/<archive>@<etag>.json                   an archive of which the store has all clips
+    indexes/v1/<archive>/<etag>                      the index of an archive
+    fills/v1/<archive>@<etag>.json                   an archive of which the store has all clips of a selection
+    checkpoints/v1/<archive>@<etag>                  where to continue in an archive that is being read
     leases/…, budget/…                               see `leases` and `budget`
 
 `<hh>` are two digits of a digest of the name, so that no folder has too many names. The profile is `source` for clips
@@ -47,10 +48,13 @@ _READER = 1
 _WRITER = 1
 """The version of this program as a writer."""
 
-_CLIPS, _GONE, _INDEXES, _FILLS = "clips/v1", "gone/v1", "indexes/v1", "fills/v1"
-_TOP_NAMES = {"clips", "gone", "indexes", "fills", "leases", "budget", "probe", _FORMAT_KEY}
+_CLIPS, _GONE, _INDEXES = "clips/v1", "gone/v1", "indexes/v1"
+_FILLS, _CHECKPOINTS = "fills/v1", "checkpoints/v1"
+_TOP_NAMES = {"clips", "gone", "indexes", "fills", "checkpoints", "leases", "budget", "probe", _FORMAT_KEY}
 """The first segments of all keys. A place that has only these is a store that lost its record."""
 _PROFILE = re.compile(r"[a-z0-9]{1,32}")
+ALL_CLIPS = "all"
+"""Coverage of a fill that stored all clips of an archive, whatever was selected."""
 _TRIES = 5
 """Tries to replace a record that other machines replace at the same time."""
 
@@ -107,11 +111,13 @@ class ListedClip(NamedTuple):
 
 
 class CompletedFill(NamedTuple):
-    """An archive of which the store has every clip.
+    """An archive of which the store has every clip of a selection that is sound.
 
     Attributes:
         archive: its name.
         etag: tells which content of the archive was read.
+        coverage: `ALL_CLIPS`, or the digest of the selection.
+        indexed: the pass indexed the archive. The store has the index, unless a clip cannot be read alone.
         clips: number of clips.
         bytes: their bytes.
         node: the machine that finished it.
@@ -119,9 +125,31 @@ class CompletedFill(NamedTuple):
 
     archive: str
     etag: str
+    coverage: str
+    indexed: bool
     clips: int
     bytes: int
     node: str
+
+
+class IndexKey(NamedTuple):
+    """The key of the index of an archive.
+
+    Attributes:
+        archive: a part of the key that names the archive.
+        etag: a part of the key that tells which content of the archive was indexed.
+    """
+
+    archive: str
+    etag: str
+
+    @classmethod
+    def of(cls, archive: str, etag: str) -> IndexKey:
+        """Return the key for an archive and its entity tag."""
+        return cls(archive_name(archive), _sha256(etag.encode())[:24])
+
+    def __str__(self) -> str:
+        return f"{_INDEXES}/{self.archive}/{self.etag}"
 
 
 class Capabilities(NamedTuple):
@@ -407,41 +435,51 @@ class SharedStore:
 
     # Archives
 
-    def get_index(self, archive: str, etag: str) -> bytes | None:
+    def get_index(self, index: IndexKey) -> bytes | None:
         """Return the index of an archive; None if the store has none.
 
         Raises:
             ObjectDamaged: it is not what its metadata says.
         """
-        key = f"{_INDEXES}/{archive_name(archive, etag)}"
-        found = self.backend.get(key, max_size=MAX_FILE)
-        if found is None:
-            return None
-        metadata = found.info.metadata
-        if (metadata.get("key"), metadata.get("sha256")) != (key, _sha256(found.body)):
-            raise ObjectDamaged(
-                f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
-            )
-        return found.body
+        return self._get_file(str(index))
 
-    def put_index(self, archive: str, etag: str, body: bytes) -> None:
+    def put_index(self, index: IndexKey, body: bytes) -> None:
         """Write the index of an archive, unless the store has a sound one."""
-        key = f"{_INDEXES}/{archive_name(archive, etag)}"
-        metadata = {"key": key, "sha256": _sha256(body)}
+        key = str(index)
         try:
-            self.backend.create(key, body, metadata)
+            self.backend.create(key, body, _file_metadata(key, body))
         except Conflict:
             try:
-                self.get_index(archive, etag)
+                self._get_file(key)
             except ObjectDamaged as damaged:
                 if damaged.version is not None:
-                    self.backend.replace(key, body, damaged.version, metadata)
+                    with contextlib.suppress(Conflict):  # another machine has replaced it
+                        self.backend.replace(key, body, damaged.version, _file_metadata(key, body))
 
-    def get_fill(self, archive: str, etag: str) -> CompletedFill | None:
-        """Return the completion record of an archive; None if its fill is not complete."""
-        key = _fill_key(archive, etag)
-        record = self.records.read(key)
-        return record and _parse_fill(record, key)
+    def indexes(self) -> Iterator[IndexKey]:
+        """Yield the newest index of each archive, by one listing."""
+        newest: dict[str, tuple[float, str]] = {}
+        for entry in self.backend.scan(_INDEXES):
+            archive, _, etag = entry.key.removeprefix(f"{_INDEXES}/").partition("/")
+            if etag and "/" not in etag:
+                newest[archive] = max(newest.get(archive, (0.0, "")), (entry.modified, etag))
+        yield from (IndexKey(archive, etag) for archive, (_, etag) in newest.items())
+
+    def get_fill(self, archive: str, etag: str, coverage: str) -> CompletedFill | None:
+        """Return the completion record of an archive that covers a selection; None if there is no valid one."""
+        for covered in dict.fromkeys((ALL_CLIPS, coverage)):
+            if (fill := self._read_fill(_fill_key(archive, etag, covered))[0]) is not None:
+                return fill
+        return None
+
+    def put_fill(self, fill: CompletedFill) -> None:
+        """Write a completion record, unless there is one that says as much."""
+        key = _fill_key(fill.archive, fill.etag, fill.coverage)
+        if self.records.create(key, fill._asdict()) is not None:
+            return
+        known, version = self._read_fill(key)
+        if version is not None and (known is None or (fill.indexed and not known.indexed)):
+            self.records.replace(key, version, fill._asdict())
 
     def count_indexes(self) -> int:
         """Return the number of archive indexes, by a listing."""
@@ -451,20 +489,56 @@ class SharedStore:
         """Return the number of completion records, by a listing."""
         return sum(1 for _ in self.backend.scan(_FILLS))
 
-    def put_fill(self, fill: CompletedFill) -> None:
-        """Write a completion record, unless there is one."""
-        self.records.create(_fill_key(fill.archive, fill.etag), fill._asdict())
-
     def fills(self) -> Iterator[CompletedFill]:
         """Yield all valid completion records. Takes a request for each."""
         for entry in self.backend.scan(_FILLS):
-            try:
-                record = self.records.read(entry.key)
-            except ObjectDamaged as error:
-                _log.warning("%s", error)
-                continue
-            if record is not None and (fill := _parse_fill(record, entry.key)) is not None:
+            if (fill := self._read_fill(entry.key)[0]) is not None:
                 yield fill
+
+    def _read_fill(self, key: str) -> tuple[CompletedFill | None, Version | None]:
+        """Return a completion record, None if it is invalid, with its version, None if there is none."""
+        try:
+            record = self.records.read(key)
+        except ObjectDamaged as error:
+            _log.warning("%s", error)
+            return None, error.version
+        return (None, None) if record is None else (_parse_fill(record, key), record.version)
+
+    def get_progress(self, archive: str, etag: str, coverage: str) -> bytes | None:
+        """Return the checkpoint of an archive that a machine was reading; None if there is none.
+
+        Raises:
+            ObjectDamaged: it is not what its metadata says.
+        """
+        return self._get_file(_checkpoint_key(archive, etag, coverage))
+
+    def put_progress(self, archive: str, etag: str, coverage: str, body: bytes) -> None:
+        """Write the checkpoint of an archive that this machine reads, in place of an earlier one.
+
+        If two machines read one archive, each checkpoint is right, and the later one stays.
+        """
+        key = _checkpoint_key(archive, etag, coverage)
+        with contextlib.suppress(Conflict):  # another machine has written its own
+            found = self.backend.stat(key)
+            if found is None:
+                self.backend.create(key, body, _file_metadata(key, body))
+            else:
+                self.backend.replace(key, body, found.version, _file_metadata(key, body))
+
+    def delete_progress(self, archive: str, etag: str, coverage: str) -> None:
+        """Delete the checkpoint of an archive."""
+        self.backend.delete(_checkpoint_key(archive, etag, coverage))
+
+    def _get_file(self, key: str) -> bytes | None:
+        found = self.backend.get(key, max_size=MAX_FILE)
+        if found is None:
+            return None
+        metadata = found.info.metadata
+        if (metadata.get("key"), metadata.get("sha256")) != (key, _sha256(found.body)):
+            raise ObjectDamaged(
+                f"cannot read {self.backend.address}/{key}: it is not what its metadata says", found.info.version
+            )
+        return found.body
 
 
 def clip_key(clip: Clip, profile: str) -> str:
@@ -482,14 +556,22 @@ def archive_lease(archive: str, etag: str) -> str:
     return f"archive/{archive_name(archive, etag)}"
 
 
-def archive_name(archive: str, etag: str) -> str:
-    """Return a part of a key that names one content of an archive: readable, and unique by a digest."""
+def archive_name(archive: str, *more: str) -> str:
+    """Return a part of a key that names an archive, or a content of it: readable, and unique by a digest."""
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", archive.rpartition("/")[2])[:80].lstrip(".") or "archive"
-    return f"{readable}@{_sha256(json.dumps([archive, etag]).encode())[:24]}"
+    return f"{readable}@{_sha256(json.dumps([archive, *more]).encode())[:24]}"
 
 
-def _fill_key(archive: str, etag: str) -> str:
-    return f"{_FILLS}/{archive_name(archive, etag)}.json"
+def _file_metadata(key: str, body: bytes) -> dict[str, str]:
+    return {"key": key, "sha256": _sha256(body)}
+
+
+def _fill_key(archive: str, etag: str, coverage: str) -> str:
+    return f"{_FILLS}/{archive_name(archive, etag, coverage)}.json"
+
+
+def _checkpoint_key(archive: str, etag: str, coverage: str) -> str:
+    return f"{_CHECKPOINTS}/{archive_name(archive, etag, coverage)}"
 
 
 def _gone_key(clip: Clip) -> str:
@@ -528,10 +610,12 @@ def _parse_facts(metadata: Mapping[str, str], key: str) -> ClipFacts | None:
 
 def _parse_fill(record: Record, key: str) -> CompletedFill | None:
     values = record.values
-    archive, etag, node = (values.get(name) for name in ("archive", "etag", "node"))
-    clips, size = values.get("clips"), values.get("bytes")
-    if not (isinstance(archive, str) and isinstance(etag, str) and isinstance(node, str)):
+    archive, etag, coverage, node = (values.get(name) for name in ("archive", "etag", "coverage", "node"))
+    if not (isinstance(archive, str) and isinstance(etag, str) and isinstance(coverage, str) and isinstance(node, str)):
         return None
-    if type(clips) is not int or type(size) is not int or _fill_key(archive, etag) != key:
+    indexed, clips, size = values.get("indexed"), values.get("clips"), values.get("bytes")
+    if type(indexed) is not bool or type(clips) is not int or type(size) is not int:
         return None
-    return CompletedFill(archive, etag, clips, size, one_line(node))
+    if _fill_key(archive, etag, coverage) != key:
+        return None
+    return CompletedFill(archive, etag, coverage, indexed, clips, size, one_line(node))

@@ -11,7 +11,16 @@ from subprocess import CompletedProcess
 import pytest
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.shared import ClipFacts, CompletedFill, Leases, SharedStore, UploadQueue, create_store, open_backend
+from kinetics_fs.shared import (
+    ClipFacts,
+    CompletedFill,
+    IndexKey,
+    Leases,
+    SharedStore,
+    UploadQueue,
+    create_store,
+    open_backend,
+)
 from kinetics_fs.shared.upload_queue import Upload
 from kinetics_fs.store import CacheLayout
 from tests.support.command_line import json_output, run_command
@@ -127,8 +136,8 @@ def test_status_counts_clips_leases_budgets_and_uploads(store: SharedStore, run:
     put(store, CLIP)
     put(store, OTHER)
     put(store, OTHER, "0123456789abcdef")
-    store.put_index("600/train/a.tar.gz", "etag", b"an index")
-    store.put_fill(CompletedFill("600/train/a.tar.gz", "etag", 2, 12000, "node"))
+    store.put_index(IndexKey.of("600/train/a.tar.gz", "etag"), b"an index")
+    store.put_fill(CompletedFill("600/train/a.tar.gz", "etag", "all", True, 2, 12000, "node"))
     leases = Leases(store.records, store.clock, "gpu-7:123")
     leases.acquire("clip/source/00/x")
     leases.acquire("clip/source/00/done").release()  # type: ignore[union-attr]

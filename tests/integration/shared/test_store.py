@@ -12,7 +12,7 @@ from kinetics_fs.errors import FailureKind, KineticsError, SharedStoreError
 from kinetics_fs.shared.backend import Backend, Conflict, ObjectDamaged, Version
 from kinetics_fs.shared.bucket import BucketBackend
 from kinetics_fs.shared.folder import FolderBackend
-from kinetics_fs.shared.store import ClipFacts, CompletedFill, SharedStore, archive_name, clip_key
+from kinetics_fs.shared.store import ClipFacts, CompletedFill, IndexKey, SharedStore, archive_name, clip_key
 from kinetics_fs.store import Failure
 from tests.support.memory_backend import MemoryBackend
 
@@ -197,39 +197,91 @@ def test_a_damaged_failure_is_replaced(store: SharedStore, body: bytes) -> None:
 
 
 def test_an_index_is_shared(store: SharedStore) -> None:
-    assert store.get_index("k600/val/part_0.tar.gz", '"abc"') is None
-    store.put_index("k600/val/part_0.tar.gz", '"abc"', b"an index")
-    store.put_index("k600/val/part_0.tar.gz", '"abc"', b"the same index, compressed otherwise")
-    assert store.get_index("k600/val/part_0.tar.gz", '"abc"') == b"an index"
-    assert store.get_index("k600/val/part_0.tar.gz", '"new"') is None
+    index = IndexKey.of("k600/val/part_0.tar.gz", '"abc"')
+    assert store.get_index(index) is None
+    store.put_index(index, b"an index")
+    store.put_index(index, b"the same index, compressed otherwise")
+    assert store.get_index(index) == b"an index"
+    assert store.get_index(IndexKey.of("k600/val/part_0.tar.gz", '"new"')) is None
+
+
+def test_the_newest_index_of_each_archive_is_listed(store: SharedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, other = (IndexKey.of(*names) for names in (("a", "1"), ("a", "2"), ("b", "1")))
+    for index in (first, second, other):
+        store.put_index(index, b"x")
+    store.backend.create("indexes/v1/strange", b"")
+    scan = store.backend.scan
+    times = {str(first): 20.0, str(second): 10.0}
+    listed = [entry._replace(modified=times.get(entry.key, 1.0)) for entry in scan("indexes/v1")]
+    monkeypatch.setattr(store.backend, "scan", lambda prefix: iter(listed))
+    assert sorted(store.indexes()) == sorted([first, other])
 
 
 def test_a_damaged_index_is_replaced(store: SharedStore) -> None:
-    store.backend.create(f"indexes/v1/{archive_name('a.tar.gz', 'e')}", b"short", {"sha256": "0" * 64})
+    index = IndexKey.of("a.tar.gz", "e")
+    store.backend.create(str(index), b"short", {"sha256": "0" * 64})
     with pytest.raises(ObjectDamaged):
-        store.get_index("a.tar.gz", "e")
-    store.put_index("a.tar.gz", "e", b"sound")
-    assert store.get_index("a.tar.gz", "e") == b"sound"
+        store.get_index(index)
+    store.put_index(index, b"sound")
+    assert store.get_index(index) == b"sound"
 
 
 def test_completed_fills_are_recorded(store: SharedStore) -> None:
-    first = CompletedFill("val/part_0.tar.gz", '"abc"', 1000, 2**40, "node-1")
-    second = CompletedFill("val/part_1.tar.gz", '"abc"', 0, 0, "node-2")
-    for fill in (first, second, first._replace(node="node-3")):
+    first = CompletedFill("val/part_0.tar.gz", '"abc"', "all", True, 1000, 2**40, "node-1")
+    second = CompletedFill("val/part_1.tar.gz", '"abc"', "selection", False, 0, 0, "node-2")
+    for fill in (first, second, first._replace(node="node-3"), first._replace(indexed=False)):
         store.put_fill(fill)
     store.backend.create("fills/v1/strange.json", b"[]")
     store.backend.create("fills/v1/strange-2.json", b'{"nonce": "", "archive": 1}')
     store.records.create("fills/v1/swapped.json", first._asdict())
 
-    assert store.get_fill("val/part_0.tar.gz", '"abc"') == first
-    assert store.get_fill("val/part_0.tar.gz", '"new"') is None
+    assert store.get_fill("val/part_0.tar.gz", '"abc"', "selection") == first
+    assert store.get_fill("val/part_0.tar.gz", '"new"', "selection") is None
+    assert store.get_fill("val/part_1.tar.gz", '"abc"', "selection") == second
+    assert store.get_fill("val/part_1.tar.gz", '"abc"', "other") is None
     assert sorted(store.fills()) == [first, second]
+
+    indexed = second._replace(indexed=True)
+    store.put_fill(indexed)
+    assert store.get_fill("val/part_1.tar.gz", '"abc"', "selection") == indexed
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"nonce": "1"}', b"[" * 100_000])
+def test_a_damaged_completion_record_counts_for_nothing_and_is_replaced(store: SharedStore, body: bytes) -> None:
+    fill = CompletedFill("a.tar.gz", "e", "all", True, 1, 1, "node")
+    store.put_fill(fill)
+    [entry] = store.backend.scan("fills/v1")
+    store.backend.delete(entry.key)
+    store.backend.create(entry.key, body)
+    assert store.get_fill("a.tar.gz", "e", "all") is None
+    store.put_fill(fill)
+    assert store.get_fill("a.tar.gz", "e", "all") == fill
+
+
+def test_a_checkpoint_is_replaced_and_deleted(store: SharedStore) -> None:
+    archive = ("val/part_0.tar.gz", '"abc"', "selection")
+    assert store.get_progress(*archive) is None
+    for body in (b"first", b"second"):
+        store.put_progress(*archive, body)
+        assert store.get_progress(*archive) == body
+    assert store.get_progress("val/part_0.tar.gz", '"abc"', "other") is None
+    [entry] = store.backend.scan("checkpoints/v1")
+    store.delete_progress(*archive)
+    store.delete_progress(*archive)
+    assert store.get_progress(*archive) is None
+
+    store.backend.create(entry.key, b"swapped", {"key": entry.key, "sha256": "0" * 64})
+    with pytest.raises(ObjectDamaged):
+        store.get_progress(*archive)
+    store.put_progress(*archive, b"sound")
+    assert store.get_progress(*archive) == b"sound"
 
 
 @pytest.mark.parametrize("archive", ["", "..", "/", "a" * 500 + ".tar.gz", "ü b.tar.gz", "s3://b/\n/x", ".hidden"])
 def test_any_name_of_an_archive_is_a_key(store: SharedStore, archive: str) -> None:
-    store.put_index(archive, "", b"x")
-    assert store.get_index(archive, "") == b"x"
+    index = IndexKey.of(archive, "")
+    store.put_index(index, b"x")
+    assert store.get_index(index) == b"x"
     assert archive_name(archive, "a") != archive_name(archive, "b")
 
 
