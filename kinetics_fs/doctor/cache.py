@@ -14,13 +14,13 @@ from rich import filesize
 from kinetics_fs.config import Settings
 from kinetics_fs.doctor.findings import Finding, State, sentence
 from kinetics_fs.errors import StoreError
-from kinetics_fs.mount.mountpoint import filesystem_type
 from kinetics_fs.mount.probe import PathProbe
 from kinetics_fs.store.check import quick_check, summarize_cache
 from kinetics_fs.store.clip_files import IF_DAMAGED as TABLE_DAMAGED
 from kinetics_fs.store.database import IF_DAMAGED as STATE_DAMAGED
 from kinetics_fs.store.layout import CacheLayout, is_cache, is_own_or_empty
 from kinetics_fs.util.disk import FEATURES, UNWRITABLE, DiskFault, examine, fault_of, missing_feature
+from kinetics_fs.util.mount_table import NETWORK_TYPES, filesystem_type
 
 _ANOTHER = "Choose another folder with --cache-dir."
 _READABLE = "; cached clips can be read, and no others can be fetched"
@@ -29,12 +29,6 @@ _TIMEOUT = 10.0
 _CLIP_SIZE = 2 * 10**6
 """Typical size of a clip in bytes."""
 _FEW_INODES = 10_000
-
-_NETWORK = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ncpfs"),
-    *(f"fuse.{name}" for name in ("sshfs", "rclone", "s3fs", "gcsfuse", "glusterfs", "ceph", "ceph-fuse", "juicefs")),
-}
-"""Filesystem types whose data is on another machine."""
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
@@ -98,7 +92,7 @@ def disk(probe: PathProbe) -> Iterator[Finding]:
     if lacking is not None:
         fix = _or_another(lacking.cure)
         yield Finding("cache disk", State.PROBLEM, f"{kind or 'unknown filesystem type'}: {lacking.cause}", fix)
-    elif kind in _NETWORK:
+    elif kind in NETWORK_TYPES:
         fix = "Put the cache on a local disk (--cache-dir): a network filesystem can damage SQLite databases."
         yield Finding("cache disk", State.WARNING, f"{kind}, a network filesystem", fix)
     elif kind in _IN_MEMORY:

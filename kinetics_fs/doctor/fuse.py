@@ -28,8 +28,9 @@ from kinetics_fs.mount.fusermount import (
     may_mount,
     missing_right,
 )
-from kinetics_fs.mount.mountpoint import filesystem_type, find_mounts, is_stacked
+from kinetics_fs.mount.mountpoint import find_mounts, is_stacked
 from kinetics_fs.mount.probe import TIMEOUT, PathProbe, probe_path
+from kinetics_fs.util.mount_table import filesystem_type
 from kinetics_fs.util.text import count, parse_json
 
 _OLDEST_KERNEL = (5, 4)

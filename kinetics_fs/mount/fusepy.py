@@ -26,7 +26,7 @@ from kinetics_fs.errors import KineticsError, MountError
 from kinetics_fs.mount import trace
 from kinetics_fs.mount.collector import OnReady
 from kinetics_fs.mount.fusermount import SUBTYPE, cannot_mount, device_error, explain
-from kinetics_fs.mount.mountpoint import filesystem_type
+from kinetics_fs.util.mount_table import filesystem_type
 from kinetics_fs.vfs import MAX_FILES, MAX_NAME_BYTES, ROOT, Filesystem, Handle, errno_of
 
 try:

@@ -9,10 +9,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from kinetics_fs.errors import MountError
 from kinetics_fs.mount.fusermount import (
@@ -26,6 +24,7 @@ from kinetics_fs.mount.fusermount import (
     no_fusermount,
 )
 from kinetics_fs.mount.probe import run_or_abandon
+from kinetics_fs.util.mount_table import mount_table
 
 _log = logging.getLogger(__name__)
 
@@ -38,45 +37,15 @@ _IN_USE_PATIENCE = 2.0
 _IN_USE_PAUSE = 0.1
 
 
-class _MountInfo(NamedTuple):
-    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
-
-    path: Path
-    device: str
-    type: str
-    options: str
-    """Options of the filesystem. FUSE has the user id of the owner here."""
-
-
-def _mount_infos() -> Iterator[_MountInfo]:
-    """Yield the mounts that this process sees, in the order of the kernel; none on systems other than Linux."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        # Six or more fields, of which the third is the device and the fifth the mount point; ` - `; the type, the
-        # source, and the options of the filesystem.
-        fields, _, rest = line.partition(b" - ")
-        _, _, device, _, path, *_ = fields.split(b" ")
-        type, _, source_and_options = rest.decode(errors="replace").partition(" ")
-        yield _MountInfo(_unescape(path), device.decode(), type, source_and_options.rpartition(" ")[2])
-
-
-def _unescape(field: bytes) -> Path:
-    """Return a path from a field in which blanks and the like are octal escapes."""
-    return Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)))
-
-
 def find_mounts() -> dict[Path, str]:
     """Return the mount points of kinetics-fs that this process sees, with `major:minor` of each (Linux only)."""
-    return {mount.path: mount.device for mount in _mount_infos() if mount.type == f"fuse.{SUBTYPE}"}
+    return {mount.path: mount.device for mount in mount_table() if mount.type == f"fuse.{SUBTYPE}"}
 
 
 def mount_owners() -> dict[Path, int]:
     """Return the mount points of kinetics-fs that this process sees, with the user who mounted each (Linux only)."""
     owners = {}
-    for mount in _mount_infos():
+    for mount in mount_table():
         owner = re.search(r"(?:^|,)user_id=(\d+)", mount.options)
         if mount.type == f"fuse.{SUBTYPE}" and owner is not None:
             owners[mount.path] = int(owner[1])
@@ -85,28 +54,14 @@ def mount_owners() -> dict[Path, int]:
 
 def _is_automount(path: Path) -> bool:
     """Return True if listing a path would make autofs mount on it, and wait for this very process to do that."""
-    return any(mount.type == "autofs" and mount.path == path for mount in _mount_infos())
+    return any(mount.type == "autofs" and mount.path == path for mount in mount_table())
 
 
 def is_stacked(path: Path) -> bool:
     """Return True if a directory is on a filesystem that is on top of another one, as in containers."""
     device = path.stat().st_dev
     device_number = f"{os.major(device)}:{os.minor(device)}"
-    return any(mount.device == device_number and mount.type in _STACKED for mount in _mount_infos())
-
-
-def filesystem_type(path: Path) -> str:
-    """Return the type of the filesystem of a path, such as `ext4`; an empty string if it is unknown.
-
-    Args:
-        path: absolute and without symbolic links; it is not touched.
-    """
-    found, depth = "", -1
-    for mount in _mount_infos():
-        # The deepest one, and of several on one path the last, which hides the others.
-        if path.is_relative_to(mount.path) and len(mount.path.parts) >= depth:
-            found, depth = mount.type, len(mount.path.parts)
-    return found
+    return any(mount.device == device_number and mount.type in _STACKED for mount in mount_table())
 
 
 def real_path(path: Path) -> Path:

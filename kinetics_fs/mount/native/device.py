@@ -18,8 +18,9 @@ from kinetics_fs.mount.fusermount import (
     no_fusermount,
     open_device,
 )
-from kinetics_fs.mount.mountpoint import filesystem_type, unmount
+from kinetics_fs.mount.mountpoint import unmount
 from kinetics_fs.mount.native.protocol import BACKING_MAP, IOC_BACKING_CLOSE, IOC_BACKING_OPEN
+from kinetics_fs.util.mount_table import filesystem_type
 
 MAX_READ = 1024 * 1024
 """Maximum bytes per READ: a kernel requests 256 pages at most by default."""
