@@ -21,14 +21,14 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from kinetics_fs.catalog.clip import YOUTUBE_ID
 from kinetics_fs.catalog.clip_lines import parse_clip_line
 from kinetics_fs.catalog.columns import Columns, Header, find_columns, find_header
 from kinetics_fs.catalog.containers import annotation_lists, escaped, head_of_list, readable
 from kinetics_fs.catalog.naming import UNLABELED, split_of_file_name
-from kinetics_fs.catalog.rows import MAX_ROW, NO_SPLIT, Annotation, BadRow, annotation, seconds
+from kinetics_fs.catalog.rows import MAX_ROW, NO_SPLIT, Annotation, BadRow, Refusal, annotation, seconds
 from kinetics_fs.errors import CatalogError
 
 MAX_ROWS = 3_000_000
@@ -57,22 +57,6 @@ _log = logging.getLogger(__name__)
 
 class _TooManyRows(Exception):
     """A list has more than `MAX_ROWS` lines or entries."""
-
-
-class Refusal(NamedTuple):
-    """A row that was refused.
-
-    Attributes:
-        file: base name of the file; `archive:member` in an archive.
-        line: number of the physical line, or of the entry in a JSON file, from 1.
-        reason: a short phrase that does not depend on the row.
-        text: the row, shortened and escaped.
-    """
-
-    file: str
-    line: int
-    reason: str
-    text: str
 
 
 def read_annotations(path: Path, *, split: str | None = None) -> Iterator[Annotation | Refusal]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from kinetics_fs.catalog.annotations import Refusal
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.database import APPLICATION_ID, SCHEMA_VERSION, in_use
 from kinetics_fs.catalog.releases import find_release
+from kinetics_fs.catalog.rows import Refusal
 from kinetics_fs.errors import CatalogError
 from kinetics_fs.util.disk import DiskFault, fault_of
 from kinetics_fs.util.sqlite import Database

@@ -19,7 +19,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Protocol
 
-from kinetics_fs.catalog.annotations import Refusal, needs_split, read_annotations
+from kinetics_fs.catalog.annotations import needs_split, read_annotations
 from kinetics_fs.catalog.catalog import Catalog
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.catalog.containers import readable
@@ -38,6 +38,7 @@ from kinetics_fs.catalog.labels import warn_of_moved_indexes, warn_of_similar_la
 from kinetics_fs.catalog.naming import SPLITS, UNLABELED, ClassNames, class_name, split_of_file_name
 from kinetics_fs.catalog.progress import CatalogProgress
 from kinetics_fs.catalog.releases import Release
+from kinetics_fs.catalog.rows import Refusal
 from kinetics_fs.errors import CatalogError
 
 MAX_REFUSALS = 1000

@@ -35,6 +35,22 @@ class Annotation(NamedTuple):
     clip: Clip
 
 
+class Refusal(NamedTuple):
+    """A row that was refused.
+
+    Attributes:
+        file: base name of the file; `archive:member` in an archive.
+        line: number of the physical line, or of the entry in a JSON file, from 1.
+        reason: a short phrase that does not depend on the row.
+        text: the row, shortened and escaped.
+    """
+
+    file: str
+    line: int
+    reason: str
+    text: str
+
+
 class BadRow(Exception):
     """The row must be refused. The message is the reason."""
 

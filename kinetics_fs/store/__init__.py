@@ -5,47 +5,54 @@ directory are in `layout`. `docs/crash-safety.md` describes how the two database
 process is killed or the power fails.
 """
 
-from kinetics_fs.store.check import (
-    CacheSummary,
-    Condition,
-    Verdict,
-    quick_check,
-    remove_bad,
-    summarize_cache,
-    verify_clips,
-)
-from kinetics_fs.store.clip_files import ClipRecord, OpenClipFile
-from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, LimitRefused, evicted_too_early
-from kinetics_fs.store.failures import (
-    KINDS_SHARED_BY_DEFAULT,
-    LASTING_KINDS,
-    Failure,
-    FailureLog,
-    FailureReport,
-    ImportedFailures,
-    InvalidLine,
-    LastingFailure,
-    one_line,
-    read_reports,
-    report_line,
-    without_import,
-)
-from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
-from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, prepare_folder
-from kinetics_fs.store.pins import PinCounts, Pinned, Pins
-from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
-from kinetics_fs.store.short_clips import is_short
-from kinetics_fs.store.store import CachedFile, Claim, KnownSize, Space, Store, StoredClip, Usage
-from kinetics_fs.store.suspicion import VERDICTS
-from kinetics_fs.store.throttle import (
-    ControlNeeded,
-    ControlPermit,
-    Permit,
-    RateLimited,
-    SourceState,
-    Throttle,
-    usable_limit,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kinetics_fs.util.lazy import import_on_use
+
+if TYPE_CHECKING:
+    from kinetics_fs.store.check import (
+        CacheSummary,
+        Condition,
+        Verdict,
+        quick_check,
+        remove_bad,
+        summarize_cache,
+        verify_clips,
+    )
+    from kinetics_fs.store.clip_files import ClipRecord, OpenClipFile
+    from kinetics_fs.store.eviction import MAX_FETCHES_PER_OPEN, LimitRefused, evicted_too_early
+    from kinetics_fs.store.failures import (
+        KINDS_SHARED_BY_DEFAULT,
+        LASTING_KINDS,
+        Failure,
+        FailureLog,
+        FailureReport,
+        ImportedFailures,
+        InvalidLine,
+        LastingFailure,
+        one_line,
+        read_reports,
+        report_line,
+        without_import,
+    )
+    from kinetics_fs.store.history import ActivityCounts, History, HistoryRecorder, Sample
+    from kinetics_fs.store.layout import CacheLayout, FillCheckpoints, is_cache, prepare_folder
+    from kinetics_fs.store.pins import PinCounts, Pinned, Pins
+    from kinetics_fs.store.selection import SelectionPage, class_pages, selection_pages
+    from kinetics_fs.store.short_clips import is_short
+    from kinetics_fs.store.store import CachedFile, Claim, KnownSize, Space, Store, StoredClip, Usage
+    from kinetics_fs.store.suspicion import VERDICTS
+    from kinetics_fs.store.throttle import (
+        ControlNeeded,
+        ControlPermit,
+        Permit,
+        RateLimited,
+        SourceState,
+        Throttle,
+        usable_limit,
+    )
 
 __all__ = [
     "KINDS_SHARED_BY_DEFAULT",
@@ -103,3 +110,22 @@ __all__ = [
     "verify_clips",
     "without_import",
 ]
+
+__getattr__ = import_on_use(
+    __name__,
+    {
+        "check": "CacheSummary Condition Verdict quick_check remove_bad summarize_cache verify_clips",
+        "clip_files": "ClipRecord OpenClipFile",
+        "eviction": "MAX_FETCHES_PER_OPEN LimitRefused evicted_too_early",
+        "failures": "KINDS_SHARED_BY_DEFAULT LASTING_KINDS Failure FailureLog FailureReport ImportedFailures "
+        "InvalidLine LastingFailure one_line read_reports report_line without_import",
+        "history": "ActivityCounts History HistoryRecorder Sample",
+        "layout": "CacheLayout FillCheckpoints is_cache prepare_folder",
+        "pins": "PinCounts Pinned Pins",
+        "selection": "SelectionPage class_pages selection_pages",
+        "short_clips": "is_short",
+        "store": "CachedFile Claim KnownSize Space Store StoredClip Usage",
+        "suspicion": "VERDICTS",
+        "throttle": "ControlNeeded ControlPermit Permit RateLimited SourceState Throttle usable_limit",
+    },
+)

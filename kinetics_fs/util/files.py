@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +44,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}-{os.urandom(8).hex()}.tmp")
     try:
         yield temporary
         if durable:

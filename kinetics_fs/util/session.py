@@ -13,7 +13,7 @@ import http.client
 import io
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -31,7 +31,6 @@ from kinetics_fs.util.deadline import Deadline, within
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from requests.auth import AuthBase
 
 CONNECT_TIMEOUT = 15.0
 """Seconds for a connection, with DNS; and again for TLS."""
@@ -71,7 +70,7 @@ class Session:
         deadline: Deadline,
         *,
         headers: Mapping[str, str] | None = None,
-        auth: AuthBase | None = None,
+        auth: Callable[[requests.PreparedRequest], requests.PreparedRequest] | None = None,
         allow_redirects: bool = True,
     ) -> requests.Response:
         """Send a request. The body of the response is not read yet; the deadline is valid for it, too.

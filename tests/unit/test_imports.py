@@ -7,10 +7,13 @@ module imports no other test module.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 TESTS = Path(__file__).parents[1]
 
@@ -34,3 +37,13 @@ def test_tests_share_helpers_only_through_support_and_their_own_conftest() -> No
             if name.startswith("test_") or (name == "conftest" and folders != ["tests"] and not own):
                 faults.append(f"{path.relative_to(TESTS)} imports {node.module}")
     assert faults == []
+
+
+@pytest.mark.parametrize("module", ["kinetics_fs.fetch.worker", "kinetics_fs.fetch.reader_process"])
+def test_a_process_that_fetches_starts_without_what_it_may_not_need(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    needless = {"hashlib", "kinetics_fs.catalog.catalog", "kinetics_fs.store", "requests", "sqlite3", "ssl", "yt_dlp"}
+    assert module in loaded
+    assert needless.isdisjoint(loaded)

@@ -15,14 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
-import requests
-from requests.auth import AuthBase
-
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive.remote import TRIES, RemoteArchive
 from kinetics_fs.util.deadline import Deadline, within
 
 if TYPE_CHECKING:
+    import requests
     from botocore.credentials import Credentials
 
 T = TypeVar("T")
@@ -75,7 +73,7 @@ class S3Archive(RemoteArchive):
             self._make_url(),
             deadline,
             headers=headers,
-            auth=credentials and _Signature(credentials, self._region() or _DEFAULT_REGION),
+            auth=credentials and functools.partial(_sign, credentials, self._region() or _DEFAULT_REGION),
             allow_redirects=credentials is None,  # a signature is valid for one host only
         )
 
@@ -115,25 +113,19 @@ class S3Archive(RemoteArchive):
         return FetchError(FailureKind.CONFIG, f"cannot read {self.address}: {refused}; {advice}")
 
 
-class _Signature(AuthBase):
-    """Authentication with AWS Signature Version 4.
+def _sign(credentials: Credentials, region: str, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Sign a request with AWS Signature Version 4.
 
     Only the mandatory headers are signed, because a proxy cache may change the others to request larger ranges.
     """
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
 
-    def __init__(self, credentials: Credentials, region: str) -> None:
-        self._credentials = credentials
-        self._region = region
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-
-        signed = AWSRequest(request.method, request.url)
-        credentials = _ask(self._credentials.get_frozen_credentials)  # renews those that expire
-        S3SigV4Auth(credentials, "s3", self._region).add_auth(signed)
-        request.headers.update(signed.headers.items())
-        return request
+    signed = AWSRequest(request.method, request.url)
+    frozen = _ask(credentials.get_frozen_credentials)  # renews those that expire
+    S3SigV4Auth(frozen, "s3", region).add_auth(signed)
+    request.headers.update(signed.headers.items())
+    return request
 
 
 class AWSSettings(NamedTuple):

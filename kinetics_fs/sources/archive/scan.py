@@ -326,8 +326,9 @@ class Scan:
         self._kept += data
 
 
-_LOW = bytes(offset & 0xFF for offset in range(WINDOW))
-_OTHER = bytes((offset + 1 + (offset >> 8)) & 0xFF for offset in range(WINDOW))
+_CYCLE = bytes(range(256))
+_LOW = _CYCLE * (WINDOW // 256)
+_OTHER = b"".join((2 * _CYCLE)[page + 1 :][:256] for page in range(WINDOW // 256))
 """A window that differs from `_LOW` at every offset, by 1 more than the high byte of the offset."""
 
 
