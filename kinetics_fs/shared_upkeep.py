@@ -14,15 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kinetics_fs.app import open_shared_store
-from kinetics_fs.catalog import Catalog
+from kinetics_fs.app import open_shared_store, open_whole_catalog
+from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.config import Settings
 from kinetics_fs.errors import SettingError, SharedStoreError
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.store import CacheLayout, Store
 
 if TYPE_CHECKING:
     from kinetics_fs.shared import QueueStatus, SharedStore
     from kinetics_fs.shared.summary import StoreContent, StoreSummary
+    from kinetics_fs.shared.verification import SharedCheck
 
 
 class SharedUpkeep:
@@ -83,3 +85,68 @@ class SharedUpkeep:
             return queue.status()
         finally:
             queue.close()
+
+    def verify(
+        self,
+        *,
+        sample: int | None = 100,
+        decode: bool = False,
+        repair: bool = False,
+        on_progress: Callable[[SharedCheck], object] = lambda check: None,
+    ) -> SharedCheck:
+        """Compare clips with the size and the SHA-256 with which they were stored, and read their containers.
+
+        Args:
+            sample: number of clips to verify, at random; None for all.
+            decode: also decode each clip, which is slow.
+            repair: delete damaged clips. They are fetched and uploaded again when a machine needs them.
+            on_progress: receives the check so far.
+
+        Raises:
+            CatalogError: with `repair`, the annotations cannot be read.
+        """
+        from kinetics_fs.shared.verification import verify_shared
+
+        store = self._open(write=repair)
+        check = verify_shared(store, sample=sample, decode=decode, repair=repair, on_progress=on_progress)
+        if any(one.profile == SOURCE for one in check.first_damaged) and repair:
+            with open_whole_catalog(self._settings) as catalog:
+                deleted = DeletedFrom(catalog)
+                for one in check.first_damaged:
+                    deleted.add(one.clip, one.profile)
+                check.forgotten_fills = store.forget_fills(deleted.is_affected)
+        return check
+
+
+class DeletedFrom:
+    """The classes and archives from which clips were deleted.
+
+    Args:
+        catalog: of the whole release.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        from kinetics_fs.sources.archive.layout import ArchiveClasses
+
+        self._catalog = catalog
+        self._archives = ArchiveClasses(catalog.release, catalog.labels())
+        self._classes: set[tuple[str, str]] = set()
+        self._is_anywhere = False
+        """A clip that is not in the catalog was deleted."""
+
+    def add(self, clip: Clip, profile: str) -> None:
+        """Note a clip. Only clips as their source has them come from archives."""
+        if profile != SOURCE:
+            return
+        entries = self._catalog.locate(clip)
+        self._is_anywhere |= not entries
+        for entry in entries:
+            if (directory := self._catalog.directory(entry.directory)) is not None:
+                self._classes |= {(directory.split, directory.label or UNLABELED), (directory.split, UNLABELED)}
+
+    def is_affected(self, archive: str) -> bool:
+        """Return whether an archive may have had one of the clips. One of another release may."""
+        found = self._archives.of(archive)
+        return bool(self._classes or self._is_anywhere) and (
+            found is None or self._is_anywhere or found in self._classes
+        )

@@ -13,6 +13,7 @@ from rich import filesize
 
 from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import json_option, with_settings
+from kinetics_fs.cli.shared_upkeep import verify
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count, duration
 
@@ -159,3 +160,6 @@ def _describe_uploads(queue: QueueStatus) -> str:
     age = f", the oldest for {duration(queue.oldest)}" if queue.clips else ""
     dropped = f"; dropped: {queue.dropped:,} (full), {queue.evicted:,} (evicted), {queue.refused:,} (refused)"
     return f"{count(queue.clips, 'clip')} of this cache wait{'s' if queue.clips == 1 else ''}{age}{dropped}"
+
+
+command.add_command(verify)

@@ -23,7 +23,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
@@ -55,6 +55,7 @@ _TOP_NAMES = {"clips", "gone", "indexes", "fills", "checkpoints", "leases", "bud
 _PROFILE = re.compile(r"[a-z0-9]{1,32}")
 ALL_CLIPS = "all"
 """Coverage of a fill that stored all clips of an archive, whatever was selected."""
+_DELETED_AT_A_TIME = 1000
 _TRIES = 5
 """Tries to replace a record that other machines replace at the same time."""
 
@@ -381,6 +382,14 @@ class SharedStore:
             if clip is not None and is_profile(profile) and entry.key == clip_key(clip, profile):
                 yield ListedClip(clip, profile, entry.size, entry.modified)
 
+    def delete_clips(self, clips: Iterable[tuple[Clip, str]]) -> None:
+        """Delete clips, each named with its profile. Call `forget_fills`, so that fills bring them again."""
+        self._delete([clip_key(clip, profile) for clip, profile in clips])
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETED_AT_A_TIME):
+            self.backend.delete(*keys[start : start + _DELETED_AT_A_TIME])
+
     # Failures
 
     def get_gone(self, clip: Clip) -> FailureReport | None:
@@ -488,6 +497,26 @@ class SharedStore:
     def count_fills(self) -> int:
         """Return the number of completion records, by a listing."""
         return sum(1 for _ in self.backend.scan(_FILLS))
+
+    def forget_fills(self, is_affected: Callable[[str], bool]) -> int:
+        """Delete the completion records of archives of which clips were deleted, and all checkpoints of fills.
+
+        Args:
+            is_affected: returns whether the archive with this name may have had the clips.
+
+        Returns:
+            The number of completion records.
+        """
+        keys = []
+        for entry in self.backend.scan(_FILLS):
+            with contextlib.suppress(ObjectDamaged):
+                record = self.records.read(entry.key)
+                archive = None if record is None else record.values.get("archive")
+                if isinstance(archive, str) and not is_affected(archive):
+                    continue
+            keys.append(entry.key)
+        self._delete([*keys, *(entry.key for entry in self.backend.scan(_CHECKPOINTS))])
+        return len(keys)
 
     def fills(self) -> Iterator[CompletedFill]:
         """Yield all valid completion records. Takes a request for each."""

@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.shared import (
     ClipFacts,
     CompletedFill,
@@ -21,9 +22,13 @@ from kinetics_fs.shared import (
     create_store,
     open_backend,
 )
+from kinetics_fs.shared.store import clip_key
 from kinetics_fs.shared.upload_queue import Upload
 from kinetics_fs.store import CacheLayout
+from tests.conftest import Dataset
+from tests.support.annotations import csv_text
 from tests.support.command_line import json_output, run_command
+from tests.support.s3_proxy import Fault, s3_proxy
 from tests.support.servers import Moto
 
 CLIP, OTHER = Clip("-a1B2c3D4e5", 10, 20), Clip("_a1B2c3D4e5", 10, 20)
@@ -47,8 +52,10 @@ def store(address: str) -> SharedStore:
 def run(tmp_path: Path) -> Run:
     """Runs `kinetics-fs` with the settings of the cloud that the test has, and a cache directory."""
 
-    def run(*arguments: str | Path) -> CompletedProcess[str]:
+    def run(*arguments: str | Path, server: str | None = None) -> CompletedProcess[str]:
         cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        if server is not None:
+            cloud["AWS_ENDPOINT_URL"] = server
         return run_command(*arguments, **cloud, KINETICS_FS_CACHE_DIR=str(tmp_path / "cache"))
 
     return run
@@ -56,6 +63,28 @@ def run(tmp_path: Path) -> Run:
 
 def put(store: SharedStore, clip: Clip, profile: str = "source", body: bytes = BODY) -> None:
     assert store.put_clip(clip, profile, body, ClipFacts.of(body, "archive", 10.0))
+
+
+@pytest.fixture
+def video(dataset: Dataset) -> bytes:
+    return (dataset.videos / f"{next(iter(VIDEOS))}.mp4").read_bytes()
+
+
+LABELS = {CLIP: "surfing water", OTHER: "abseiling"}
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> tuple[str | Path, ...]:
+    """Arguments that name annotations with `CLIP` and `OTHER`."""
+    path = tmp_path / "annotations.csv"
+    path.write_text(csv_text(f"{label},{','.join(map(str, clip))},train" for clip, label in LABELS.items()))
+    return "--annotations", path
+
+
+def damage(store: SharedStore, clip: Clip, body: bytes) -> None:
+    """Put an object that has not the size of its metadata."""
+    key = clip_key(clip, "source")
+    store.backend.create(key, body[:-7], {"key": key, "size": str(len(body)), "sha256": "0" * 64})
 
 
 # Creation
@@ -189,3 +218,52 @@ def test_status_needs_a_store(tmp_path: Path, run: Run) -> None:
     assert "give its address with --shared" in run("shared", "status").stderr
     done = run("shared", "status", "--shared", tmp_path)
     assert done.returncode == 1 and "has no kinetics-store.json" in done.stderr
+
+
+# Verification
+
+
+def test_verify_finds_every_kind_of_damage(store: SharedStore, run: Run, video: bytes) -> None:
+    put(store, CLIP, body=video)
+    put(store, CLIP, "0123456789abcdef", body=b"no video" * 1000)
+    damage(store, OTHER, video)
+    address = store.backend.address
+    for arguments in ((), ("--all",), ("--all", "--decode")):
+        done = run("shared", "verify", "--json", "--shared", address, *arguments)
+        assert done.returncode == 3, done.stderr
+        found = json_output(done)
+        assert (found["verified"], found["damaged"], found["deleted"]) == (3, 2, 0)
+        assert {(one["clip"], one["profile"]) for one in found["bad"]} == {
+            (CLIP.key, "0123456789abcdef"),
+            (OTHER.key, "source"),
+        }
+    done = run("shared", "verify", "--sample", "2", "--shared", address)
+    assert "2 of 3 clips verified" in done.stdout
+    assert store.has_clip(OTHER, "source")
+
+
+def test_verify_repair_deletes_damaged_clips_and_lets_fills_bring_them_again(
+    store: SharedStore, run: Run, video: bytes, listed: tuple[str | Path, ...]
+) -> None:
+    put(store, CLIP, body=video)
+    damage(store, OTHER, video)
+    for archive in ("600/train/abseiling.tar.gz", "600/train/surfing water.tar.gz", "700/train/part_1.tar.gz"):
+        store.put_fill(CompletedFill(archive, "etag", 2, 12000, "node"))
+    done = run("shared", "verify", "--repair", "--shared", store.backend.address, *listed)
+    assert done.returncode == 3 and "1 clip and" not in done.stderr, done.stderr
+    assert "1 clip deleted, and 2 completion records of fills" in done.stdout
+    assert [fill.archive for fill in store.fills()] == ["600/train/surfing water.tar.gz"]
+    assert store.has_clip(CLIP, "source") and not store.has_clip(OTHER, "source")
+    assert run("shared", "verify", "--all", "--shared", store.backend.address).returncode == 0
+
+
+def test_verify_goes_on_after_a_clip_that_cannot_be_read(bucket_url: str, serve: Moto, video: bytes, run: Run) -> None:
+    store, _ = create_store(bucket_url)
+    put(store, CLIP, body=video)
+    put(store, OTHER, body=video)
+    with s3_proxy(serve.url) as proxy:
+        proxy.fault = lambda method, path: Fault(status=500) if CLIP.name in path and method == "GET" else None
+        done = run("shared", "verify", "--all", "--json", "--shared", bucket_url, server=proxy.url)
+    assert done.returncode == 3, done.stderr
+    found = json_output(done)
+    assert (found["verified"], found["damaged"], found["unreadable"]) == (1, 0, 1)
