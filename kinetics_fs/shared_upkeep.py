@@ -11,7 +11,8 @@ Mounts and fetches use the store by themselves; these methods are for the people
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from kinetics_fs.app import open_shared_store, open_whole_catalog
@@ -23,6 +24,8 @@ from kinetics_fs.store import CacheLayout, Store
 
 if TYPE_CHECKING:
     from kinetics_fs.shared import QueueStatus, SharedStore
+    from kinetics_fs.shared.pruning import PruneResult
+    from kinetics_fs.shared.store import ListedClip
     from kinetics_fs.shared.summary import StoreContent, StoreSummary
     from kinetics_fs.shared.verification import SharedCheck
 
@@ -117,26 +120,71 @@ class SharedUpkeep:
                 check.forgotten_fills = store.forget_fills(deleted.is_affected)
         return check
 
+    def prune(
+        self,
+        *,
+        selection: bool,
+        profiles: Collection[str] = (),
+        delete: bool,
+        on_progress: Callable[[PruneResult], object] = lambda result: None,
+    ) -> PruneResult:
+        """Delete clips, and the leases, failures and probes that have no effect any more.
+
+        Clips that are younger than 7 days by the clock of the store stay.
+
+        Args:
+            selection: delete clips of the selection.
+            profiles: delete clips of these profiles only. Without a selection, delete all of them.
+            delete: delete objects; else only count them.
+            on_progress: receives the result so far.
+
+        Raises:
+            CatalogError: the annotations cannot be read.
+        """
+        from kinetics_fs.shared.pruning import prune_store
+
+        store = self._open(write=delete)
+        selected = self._catalog() if selection else None
+
+        def is_chosen(listed: ListedClip) -> bool:
+            return (not profiles or listed.profile in profiles) and (
+                selected is None or bool(selected.locate(listed.clip))
+            )
+
+        with open_whole_catalog(self._settings) if selection or profiles else nullcontext() as release:
+            return prune_store(
+                store,
+                chosen=is_chosen if release is not None else None,
+                archives=DeletedFrom(release),
+                delete=delete,
+                on_progress=on_progress,
+            )
+
 
 class DeletedFrom:
     """The classes and archives from which clips were deleted.
 
     Args:
-        catalog: of the whole release.
+        catalog: of the whole release; None if no clips are deleted.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog | None) -> None:
         from kinetics_fs.sources.archive.layout import ArchiveClasses
 
         self._catalog = catalog
-        self._archives = ArchiveClasses(catalog.release, catalog.labels())
+        self._archives = ArchiveClasses(catalog.release, catalog.labels()) if catalog is not None else None
         self._classes: set[tuple[str, str]] = set()
         self._is_anywhere = False
         """A clip that is not in the catalog was deleted."""
 
+    @property
+    def are_affected(self) -> bool:
+        """Whether any clip may be from an archive."""
+        return self._is_anywhere or bool(self._classes)
+
     def add(self, clip: Clip, profile: str) -> None:
         """Note a clip. Only clips as their source has them come from archives."""
-        if profile != SOURCE:
+        if profile != SOURCE or self._catalog is None:
             return
         entries = self._catalog.locate(clip)
         self._is_anywhere |= not entries
@@ -146,7 +194,5 @@ class DeletedFrom:
 
     def is_affected(self, archive: str) -> bool:
         """Return whether an archive may have had one of the clips. One of another release may."""
-        found = self._archives.of(archive)
-        return bool(self._classes or self._is_anywhere) and (
-            found is None or self._is_anywhere or found in self._classes
-        )
+        found = self._archives.of(archive) if self._archives is not None else None
+        return self.are_affected and (found is None or self._is_anywhere or found in self._classes)

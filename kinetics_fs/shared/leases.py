@@ -36,12 +36,16 @@ CLIP_TTL = 60.0
 ARCHIVE_TTL = 300.0
 """The same for the lease of an archive."""
 
-_DONE_FOR = 300.0
+MIN_DONE_AGE = 300.0
 """Seconds until a lease that is done is deleted: longer than a machine needs from its look for the result to here."""
 _MIN_TTL, _MAX_TTL = 1.0, 600.0
 """Limits of what the lease of another machine may say."""
 _MAX_RETRY = 3600.0
 """Longest time in seconds for which a failure in a lease holds."""
+LEASES = "leases"
+"""The prefix of the keys of leases."""
+MAX_LEASE_AGE = 2 * _MAX_RETRY
+"""Seconds after which a lease that was not renewed is over, whatever it says."""
 _MAX_SEEN = 10_000
 """Leases of other machines that are observed at a time."""
 
@@ -67,6 +71,7 @@ class LeaseState(NamedTuple):
         age: seconds since then, by the clock of the store.
         ttl: seconds for which it holds from then on.
         failure: why the owner failed; None if it works.
+        is_done: the result is in the store.
     """
 
     name: str
@@ -74,6 +79,7 @@ class LeaseState(NamedTuple):
     age: float
     ttl: float
     failure: FetchError | None
+    is_done: bool
 
     @property
     def is_in_force(self) -> bool:
@@ -85,7 +91,9 @@ class LeaseState(NamedTuple):
         """Return the state in an untrusted record."""
         ttl, failure = _parse(record)
         age = max(0.0, now - record.modified)
-        return cls(lease_name(key), one_line(str(record.values.get("owner", ""))), age, ttl, failure)
+        name = key.removeprefix(f"{LEASES}/").removesuffix(".json")
+        owner, is_done = record.values.get("owner", ""), record.values.get("done") is True
+        return cls(name, one_line(str(owner)), age, ttl, failure, is_done)
 
 
 class Lease:
@@ -276,7 +284,7 @@ class Leases:
 
     def _delete_later(self, name: str) -> None:
         with self._lock:
-            self._done.append((self._monotonic() + _DONE_FOR, name))
+            self._done.append((self._monotonic() + MIN_DONE_AGE, name))
 
     # Renewal
 
@@ -321,19 +329,8 @@ class Leases:
             self._delete_done(math.inf)
 
 
-LEASES = "leases"
-"""The prefix of the keys of leases."""
-MAX_LEASE_AGE = 2 * _MAX_RETRY
-"""Seconds after which a lease that was not renewed is over, whatever it says."""
-
-
 def _key(name: str) -> str:
     return f"{LEASES}/{name}.json"
-
-
-def lease_name(key: str) -> str:
-    """Return the name of the lease with this key."""
-    return key.removeprefix(f"{LEASES}/").removesuffix(".json")
 
 
 def _held(owner: str, ttl: float) -> dict[str, Any]:

@@ -48,7 +48,7 @@ _READER = 1
 _WRITER = 1
 """The version of this program as a writer."""
 
-_CLIPS, _GONE, _INDEXES = "clips/v1", "gone/v1", "indexes/v1"
+_CLIPS, GONE, _INDEXES, PROBES = "clips/v1", "gone/v1", "indexes/v1", "probe"
 _FILLS, _CHECKPOINTS = "fills/v1", "checkpoints/v1"
 _TOP_NAMES = {"clips", "gone", "indexes", "fills", "checkpoints", "leases", "budget", "probe", _FORMAT_KEY}
 """The first segments of all keys. A place that has only these is a store that lost its record."""
@@ -247,7 +247,7 @@ class SharedStore:
 
     def probe(self) -> Capabilities:
         """Try conditional writes on an object that is then deleted, and set the clock by it."""
-        key = f"probe/{secrets.token_hex(12)}.json"
+        key = f"{PROBES}/{secrets.token_hex(12)}.json"
         try:
             first = self.backend.create(key, b"1")
         except AccessRefused as error:
@@ -398,14 +398,22 @@ class SharedStore:
         Raises:
             ObjectDamaged: the record is invalid.
         """
-        found = self.backend.get(_gone_key(clip), max_size=MAX_RECORD)
+        return self.read_gone(_gone_key(clip))
+
+    def read_gone(self, key: str) -> FailureReport | None:
+        """Return the failure with this key; None if there is none.
+
+        Raises:
+            ObjectDamaged: the record is invalid.
+        """
+        found = self.backend.get(key, max_size=MAX_RECORD)
         if found is None:
             return None
         for report in read_reports(io.BytesIO(found.body)):
-            if not isinstance(report, InvalidLine) and report.clip == clip:
+            if not isinstance(report, InvalidLine) and _gone_key(report.clip) == key:
                 return report
         raise ObjectDamaged(
-            f"cannot read {self.backend.address}/{_gone_key(clip)}: it is no failure of this clip", found.info.version
+            f"cannot read {self.backend.address}/{key}: it is no failure of this clip", found.info.version
         )
 
     def put_gone(self, failure: Failure) -> None:
@@ -437,7 +445,7 @@ class SharedStore:
 
     def gone_clips(self) -> Iterator[Clip]:
         """Yield the clips of which the store has a failure, in the order of their keys."""
-        for entry in self.backend.scan(_GONE):
+        for entry in self.backend.scan(GONE):
             clip = parse_clip_name(entry.key.rpartition("/")[2].removesuffix(".json") + ".mp4")
             if clip is not None and entry.key == _gone_key(clip):
                 yield clip
@@ -604,7 +612,7 @@ def _checkpoint_key(archive: str, etag: str, coverage: str) -> str:
 
 
 def _gone_key(clip: Clip) -> str:
-    return f"{_GONE}/{_hh(clip.key)}/{clip.key}.json"
+    return f"{GONE}/{_hh(clip.key)}/{clip.key}.json"
 
 
 def _hh(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,6 +13,7 @@ import pytest
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.demo.dataset import VIDEOS
+from kinetics_fs.errors import FailureKind
 from kinetics_fs.shared import (
     ClipFacts,
     CompletedFill,
@@ -22,12 +24,15 @@ from kinetics_fs.shared import (
     create_store,
     open_backend,
 )
+from kinetics_fs.shared.pruning import PruneResult, prune_store
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.shared.upload_queue import Upload
-from kinetics_fs.store import CacheLayout
+from kinetics_fs.shared_upkeep import DeletedFrom
+from kinetics_fs.store import CacheLayout, Failure
 from tests.conftest import Dataset
 from tests.support.annotations import csv_text
 from tests.support.command_line import json_output, run_command
+from tests.support.memory_backend import MemoryBackend
 from tests.support.s3_proxy import Fault, s3_proxy
 from tests.support.servers import Moto
 
@@ -238,7 +243,7 @@ def test_verify_finds_every_kind_of_damage(store: SharedStore, run: Run, video: 
             (OTHER.key, "source"),
         }
     done = run("shared", "verify", "--sample", "2", "--shared", address)
-    assert "2 of 3 clips verified" in done.stdout
+    assert "2 clips of 3 verified" in done.stdout
     assert store.has_clip(OTHER, "source")
 
 
@@ -248,7 +253,7 @@ def test_verify_repair_deletes_damaged_clips_and_lets_fills_bring_them_again(
     put(store, CLIP, body=video)
     damage(store, OTHER, video)
     for archive in ("600/train/abseiling.tar.gz", "600/train/surfing water.tar.gz", "700/train/part_1.tar.gz"):
-        store.put_fill(CompletedFill(archive, "etag", 2, 12000, "node"))
+        store.put_fill(CompletedFill(archive, "etag", "all", False, 2, 12000, "node"))
     done = run("shared", "verify", "--repair", "--shared", store.backend.address, *listed)
     assert done.returncode == 3 and "1 clip and" not in done.stderr, done.stderr
     assert "1 clip deleted, and 2 completion records of fills" in done.stdout
@@ -267,3 +272,146 @@ def test_verify_goes_on_after_a_clip_that_cannot_be_read(bucket_url: str, serve:
     assert done.returncode == 3, done.stderr
     found = json_output(done)
     assert (found["verified"], found["damaged"], found["unreadable"]) == (1, 0, 1)
+
+
+# Deletion
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SharedStore:
+    """A store in a folder, with files whose times a test can set."""
+    return create_store(str(tmp_path / "store"))[0]
+
+
+def age(store: SharedStore, days: float, pattern: str = "*") -> None:
+    at = time.time() - days * 86400
+    for path in Path(store.backend.address).rglob(pattern):
+        if path.is_file():
+            os.utime(path, (at, at))
+
+
+def profiles(store: SharedStore) -> set[tuple[Clip, str]]:
+    return {(one.clip, one.profile) for one in store.listing()}
+
+
+def test_prune_deletes_only_a_given_selection_and_only_with_yes(
+    folder: SharedStore, run: Run, listed: tuple[str | Path, ...]
+) -> None:
+    put(folder, CLIP)
+    put(folder, OTHER)
+    put(folder, OTHER, "0123456789abcdef")
+    for archive in ("600/train/abseiling.tar.gz", "600/train/surfing water.tar.gz"):
+        folder.put_fill(CompletedFill(archive, "etag", "all", False, 2, 12000, "node"))
+    age(folder, 8)
+    everything = profiles(folder)
+    prune = "shared", "prune", *listed, "--shared", folder.backend.address, "--json"
+
+    nothing = json_output(run(*prune, "--yes"))
+    assert (nothing["clips"], nothing["fills"]) == (0, 0)
+    dry = json_output(run(*prune, "--class", "abseiling"))
+    assert (dry["deleted"], dry["clips"], dry["fills"], dry["young"]) == (False, 2, 1, 0)
+    assert profiles(folder) == everything and len(list(folder.fills())) == 2
+
+    done = json_output(run(*prune, "--class", "abseiling", "--yes"))
+    assert (done["deleted"], done["clips"], done["fills"]) == (True, 2, 1)
+    assert profiles(folder) == {(CLIP, "source")}
+    assert [fill.archive for fill in folder.fills()] == ["600/train/surfing water.tar.gz"]
+    assert json_output(run(*prune, "--all", "--yes"))["clips"] == 1
+    assert profiles(folder) == set() and list(folder.fills()) == []
+
+
+def test_prune_of_a_profile_leaves_others_and_the_fills(
+    folder: SharedStore, run: Run, listed: tuple[str | Path, ...]
+) -> None:
+    for profile in ("source", "0123456789abcdef", "fedcba9876543210"):
+        put(folder, CLIP, profile)
+    put(folder, Clip("elsewhere__", 0, 10), "0123456789abcdef")
+    folder.put_fill(CompletedFill("600/train/surfing water.tar.gz", "etag", "all", False, 1, 12000, "node"))
+    age(folder, 8)
+    prune = "shared", "prune", *listed, "--shared", folder.backend.address, "--yes"
+    done = run(*prune, "--profile", "0123456789abcdef")
+    assert done.returncode == 0 and "2 clips" in done.stdout, done.stderr
+    assert profiles(folder) == {(CLIP, "source"), (CLIP, "fedcba9876543210")}
+    assert len(list(folder.fills())) == 1
+    assert "is not the name of one" in run(*prune, "--profile", "../../etc").stderr
+
+
+def test_prune_keeps_young_clips(folder: SharedStore, run: Run, listed: tuple[str | Path, ...]) -> None:
+    put(folder, CLIP)
+    age(folder, 6.9)
+    done = run("shared", "prune", *listed, "--shared", folder.backend.address, "--all", "--yes")
+    assert "0 clips, 0 bytes, deleted" in done.stdout and "1 clip younger than 7 days stays" in done.stdout
+    assert profiles(folder) == {(CLIP, "source")}
+
+
+def test_prune_ignores_a_selection_that_is_meant_for_mounts(
+    folder: SharedStore, run: Run, listed: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    put(folder, CLIP)
+    age(folder, 8)
+    config = tmp_path / "config.toml"
+    config.write_text('class = ["surfing water"]')
+    prune = "--config", config, "shared", "prune", *listed, "--shared", folder.backend.address, "--yes"
+    assert run(*prune).returncode == 0
+    assert profiles(folder) == {(CLIP, "source")}
+    assert run(*prune, "--all", "--split", "train").returncode == 2
+    assert run(*prune, "--all").returncode == 0
+    assert profiles(folder) == set()
+
+
+def test_prune_deletes_what_dead_processes_left(run: Run) -> None:
+    day = 86400.0
+    world = [1_800_000_000.0 - 200 * day]
+    backend = MemoryBackend(lambda: world[0])
+    store = SharedStore(backend)
+    store.open(create=True)
+
+    def gone(clip: Clip) -> None:
+        store.put_gone(
+            Failure(clip.key, FailureKind.GONE, "Video unavailable", "youtube", None, world[0], world[0], 1, 0)
+        )
+
+    gone(CLIP)  # due after 7 days
+    leases = Leases(store.records, store.clock, "dead machine")
+    leases.acquire("clip/source/00/dead")
+    backend.create("probe/0123.json", b"1")
+    backend.create("leases/clip/damaged.json", b"{")
+    world[0] += 180 * day
+    gone(OTHER)
+    world[0] += 20 * day - 500
+    leases.acquire("clip/source/00/done").release()  # type: ignore[union-attr]
+    world[0] += 400
+    leases.acquire("clip/source/00/alive")
+    leases.acquire("clip/source/00/just-done").release()  # type: ignore[union-attr]
+    world[0] += 100
+
+    def prune(*, delete: bool) -> PruneResult:
+        return prune_store(store, chosen=None, archives=DeletedFrom(None), delete=delete)
+
+    before = set(backend.objects)
+    dry = prune(delete=False)
+    assert set(backend.objects) == before
+    done = prune(delete=True)
+    assert (done.leases, done.failures, done.probes) == (3, 1, 1) == (dry.leases, dry.failures, dry.probes)
+    assert set(store.gone_clips()) == {OTHER}
+    assert {key for key in backend.objects if key.startswith("leases/")} == {
+        "leases/clip/source/00/alive.json",
+        "leases/clip/source/00/just-done.json",
+    }
+
+
+def test_prune_needs_a_store_that_can_be_written(
+    bucket_url: str, serve: Moto, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_store(bucket_url)
+    reader = serve.user(f"reader-{os.getpid()}", ["s3:Get*", "s3:List*"])
+    serve.check(signatures=True)
+    try:
+        for name, value in reader.environment().items():
+            monkeypatch.setenv(name, value)
+        done = run("shared", "prune", "--shared", bucket_url)
+        assert done.returncode == 1 and "cannot prune" in done.stderr and "403" in done.stderr
+        status = json_output(run("shared", "status", "--shared", bucket_url, "--json"))
+        assert status["can_write"] is False and "403" in status["reason"]
+    finally:
+        serve.check(signatures=False)
