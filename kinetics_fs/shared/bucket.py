@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
-import os
 import random
 import re
 import time
@@ -35,7 +33,7 @@ from kinetics_fs.shared.backend import (
     is_key,
     is_record,
 )
-from kinetics_fs.util.deadline import within
+from kinetics_fs.util import aws
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, UpdateVersion
@@ -56,12 +54,6 @@ _CONFLICT_TRIES = 4
 """Tries of a write that the server rejects because another one on the same key is in progress (409)."""
 _CREDENTIALS_TTL = datetime.timedelta(minutes=1)
 """How long credentials from botocore are used until it is asked again. It renews them 10 minutes before they expire."""
-
-_CREDENTIALS_TIMEOUT = 30.0
-"""Seconds that a metadata server or a program of the user may take for credentials."""
-
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~:\[\]-]+(/[!-~]*)?")
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
@@ -284,49 +276,25 @@ def _open_store(scheme: str, bucket: str, prefix: str, timeout: float) -> Any:
 
 
 def _aws_settings() -> dict[str, Any]:
-    """Return the settings of the user's AWS profile that the environment does not have; none without botocore.
+    """Return the settings of the user's environment and profile.
 
     Raises:
-        SettingError: the profile or an address cannot be used.
+        SettingError: they cannot be used.
     """
-    for name in _ENDPOINTS:
-        _check_endpoint(os.environ.get(name))
-    try:
-        from botocore.exceptions import BotoCoreError
-        from botocore.session import Session
-    except ImportError:
-        return {}
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # at lower levels it logs the tokens that it signs
-    session = Session()
-    try:
-        credentials = within(_CREDENTIALS_TIMEOUT, session.get_credentials)
-        region, endpoint = session.get_config_variable("region"), session.get_scoped_config().get("endpoint_url")
-    except (BotoCoreError, TimeoutError) as error:
-        raise SettingError(
-            f"cannot use the AWS credentials: {type(error).__name__}; correct AWS_PROFILE or the profile"
-        ) from None
+    found = aws.find_settings()
 
     def renewed() -> S3Credential:
-        frozen = within(_CREDENTIALS_TIMEOUT, credentials.get_frozen_credentials)
+        keys = aws.present_keys(found.credentials)
         return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
+            "access_key_id": keys.access_key,
+            "secret_access_key": keys.secret_key,
+            "token": keys.token,
             "expires_at": datetime.datetime.now(datetime.UTC) + _CREDENTIALS_TTL,
         }
 
-    _check_endpoint(endpoint)
-    # Without credentials, obstore would wait for a metadata server at every request.
-    settings: dict[str, Any] = {"credential_provider": renewed} if credentials else {"skip_signature": True}
-    if region and "AWS_REGION" not in os.environ:
-        settings["region"] = region
-    if endpoint and not set(_ENDPOINTS) & os.environ.keys():
-        settings["endpoint"] = endpoint
-    return settings
-
-
-def _check_endpoint(address: str | None) -> None:
-    if address and not _ENDPOINT.fullmatch(address):
-        raise SettingError(
-            "cannot use the S3 server: its address is invalid; set AWS_ENDPOINT_URL to https://HOST:PORT"
-        )
+    settings: dict[str, Any] = {"region": found.region, "endpoint": found.endpoint}
+    if found.credentials is not None:
+        settings["credential_provider"] = renewed
+    elif aws.has_botocore():
+        settings["skip_signature"] = True  # obstore would wait for a metadata server at every request
+    return {name: value for name, value in settings.items() if value is not None}

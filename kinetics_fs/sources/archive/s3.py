@@ -7,17 +7,16 @@ them. Otherwise they are anonymous, as public buckets allow.
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import re
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, SettingError
 from kinetics_fs.sources.archive.remote import TRIES, RemoteArchive
-from kinetics_fs.util.deadline import Deadline, within
+from kinetics_fs.util import aws
+from kinetics_fs.util.aws import AWSSettings
+from kinetics_fs.util.deadline import Deadline
 
 if TYPE_CHECKING:
     import requests
@@ -30,12 +29,6 @@ _DEFAULT_REGION = "us-east-1"
 _REFUSAL_STATUSES = (301, 307, 400, 401, 403)
 _MAX_REFUSAL = 4096
 """Bytes of an error document to read."""
-
-CREDENTIALS_TIMEOUT = 60.0
-"""Seconds that credentials may take. If they take longer, they are not asked for again for as long."""
-
-_stuck: tuple[float, FetchError | None] = 0.0, None
-"""The failure of credentials that took too long, and the monotonic time until which it is valid."""
 
 _regions: dict[str, str] = {}
 """Regions that servers named for their buckets, by endpoint and bucket."""
@@ -80,10 +73,10 @@ class S3Archive(RemoteArchive):
     def _make_url(self) -> str:
         region = self._region()
         amazon = f"https://s3.{region}.amazonaws.com" if region else "https://s3.amazonaws.com"
-        return f"{(_endpoint() or amazon).rstrip('/')}/{self._path}"
+        return f"{(_aws_settings().endpoint or amazon).rstrip('/')}/{self._path}"
 
     def _region(self) -> str | None:
-        return _regions.get(f"{_endpoint()}/{self._bucket}") or _aws_settings().region
+        return _regions.get(f"{_aws_settings().endpoint}/{self._bucket}") or _aws_settings().region
 
     def _learn_region(self, response: requests.Response) -> bool:
         """Remember the region of the bucket if a response names another one. Return whether it does."""
@@ -92,7 +85,7 @@ class S3Archive(RemoteArchive):
             return False
         if region == (self._region() or _DEFAULT_REGION):
             return False
-        _regions[f"{_endpoint()}/{self._bucket}"] = region
+        _regions[f"{_aws_settings().endpoint}/{self._bucket}"] = region
         return True
 
     def _refusal(self, response: requests.Response) -> FetchError:
@@ -105,7 +98,7 @@ class S3Archive(RemoteArchive):
             advice = "the bucket is in another region; set AWS_REGION to it"
         elif credentials is not None:
             advice = f"the AWS credentials in use ({credentials.method}) do not allow it; set AWS_PROFILE to others"
-        elif _botocore_session() is None:
+        elif not aws.has_botocore():
             advice = "the file does not exist or is private; install kinetics-fs[s3] to sign with AWS credentials"
         else:
             advice = "the file does not exist, or is private and there are no AWS credentials; set AWS_PROFILE"
@@ -122,18 +115,10 @@ def _sign(credentials: Credentials, region: str, request: requests.PreparedReque
     from botocore.awsrequest import AWSRequest
 
     signed = AWSRequest(request.method, request.url)
-    frozen = _ask(credentials.get_frozen_credentials)  # renews those that expire
-    S3SigV4Auth(frozen, "s3", region).add_auth(signed)
+    keys = _checked(lambda: aws.present_keys(credentials))
+    S3SigV4Auth(keys, "s3", region).add_auth(signed)
     request.headers.update(signed.headers.items())
     return request
-
-
-class AWSSettings(NamedTuple):
-    """Credentials and settings of the user for S3."""
-
-    credentials: Credentials | None = None
-    region: str | None = None
-    endpoint: str | None = None
 
 
 def settings_as_json() -> dict[str, str | None]:
@@ -143,17 +128,16 @@ def settings_as_json() -> dict[str, str | None]:
         FetchError: credentials exist, but cannot be used (CONFIG).
     """
     settings = _aws_settings()
-    keys = (None, None, None)
-    if settings.credentials is not None:
-        keys = _ask(settings.credentials.get_frozen_credentials)  # renews those that expire
-    return {
-        "access_key": keys[0],
-        "secret_key": keys[1],
-        "token": keys[2],
-        "method": settings.credentials.method if settings.credentials else None,
-        "region": settings.region,
-        "endpoint": _endpoint(),
-    }
+    found: dict[str, str | None] = dict.fromkeys(("access_key", "secret_key", "token", "method"))
+    if (credentials := settings.credentials) is not None:
+        keys = _checked(lambda: aws.present_keys(credentials))
+        found = {
+            "access_key": keys.access_key,
+            "secret_key": keys.secret_key,
+            "token": keys.token,
+            "method": credentials.method,
+        }
+    return {**found, "region": settings.region, "endpoint": settings.endpoint}
 
 
 def use(settings: dict[str, str | None]) -> None:
@@ -169,10 +153,8 @@ def use(settings: dict[str, str | None]) -> None:
 
 def forget() -> None:
     """Forget settings, credentials and regions, so that the next request looks them up again."""
-    global _stuck
-    _stuck = 0.0, None
+    aws.forget()
     _found_settings.cache_clear()
-    _botocore_session.cache_clear()
     _regions.clear()
 
 
@@ -186,63 +168,16 @@ def _aws_settings() -> AWSSettings:
 
 @functools.cache
 def _found_settings() -> AWSSettings:
-    region = os.environ.get("AWS_REGION")
-    session = _botocore_session()
-    if session is None:
-        return AWSSettings(region=region or os.environ.get("AWS_DEFAULT_REGION"))
-    return _ask(
-        lambda: AWSSettings(
-            session.get_credentials(),
-            region or session.get_config_variable("region"),
-            session.get_scoped_config().get("endpoint_url"),
-        )
-    )
+    return _checked(aws.find_settings)
 
 
-def _ask(function: Callable[[], T]) -> T:
-    """Return what botocore finds, which may ask a metadata server or run a program of the user.
+def _checked(function: Callable[[], T]) -> T:
+    """Return the result of a function that looks for settings.
 
     Raises:
-        FetchError: the credentials cannot be used, or take too long (CONFIG).
+        FetchError: they cannot be used (CONFIG).
     """
-    global _stuck
-    from botocore.exceptions import BotoCoreError
-
-    until, failure = _stuck
-    if failure is not None and time.monotonic() < until:
-        raise failure
     try:
-        return within(CREDENTIALS_TIMEOUT, function)
-    except BotoCoreError as error:
-        raise _unusable(error) from None
-    except TimeoutError as error:
-        failure = FetchError(FailureKind.CONFIG, f"cannot use the AWS credentials: {error}; check AWS_PROFILE")
-        _stuck = time.monotonic() + CREDENTIALS_TIMEOUT, failure
-        raise failure from None
-
-
-@functools.cache
-def _botocore_session() -> Any:
-    """Return the session of botocore; None if botocore is not installed."""
-    try:
-        from botocore.session import Session
-    except ImportError:
-        return None
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # at lower levels it logs the tokens that it signs
-    return Session()
-
-
-def _endpoint() -> str | None:
-    """Return the address of the S3 server; None for Amazon's."""
-    if _given is not None:
-        return _given.endpoint
-    environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return environment or _aws_settings().endpoint
-
-
-def _unusable(error: Exception) -> FetchError:
-    """Return the failure for unusable credentials, without the output of the program that should print them."""
-    from botocore.exceptions import CredentialRetrievalError
-
-    cause = type(error).__name__ if isinstance(error, CredentialRetrievalError) else str(error).splitlines()[0][:200]
-    return FetchError(FailureKind.CONFIG, f"cannot use the AWS credentials: {cause}")
+        return function()
+    except SettingError as error:
+        raise FetchError(FailureKind.CONFIG, str(error)) from None

@@ -14,6 +14,7 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive import remote, s3
 from kinetics_fs.sources.archive.base import ArchiveChanged, Version
 from kinetics_fs.sources.archive.reader import open_archive, read_small
+from kinetics_fs.util.aws import AWSSettings
 from tests.support.archive_site import FAULTS, ArchiveSite
 from tests.support.archive_site import no_pauses as no_pauses
 
@@ -71,16 +72,13 @@ def test_a_link_of_another_user_to_a_private_file_is_not_read(tmp_path: Path) ->
 
 def test_a_bucket(archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch) -> None:
     archives.files["kinetics/400/readme.md"] = b"hello"
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", archives.url)
-    monkeypatch.setattr(s3, "_aws_settings", s3.AWSSettings)
+    monkeypatch.setattr(s3, "_aws_settings", lambda: AWSSettings(endpoint=archives.url))
 
     assert read_small(open_archive("s3://kinetics/400/readme.md"), 100) == b"hello"
 
 
 def test_a_bucket_is_amazons_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(s3, "_aws_settings", s3.AWSSettings)
+    monkeypatch.setattr(s3, "_aws_settings", AWSSettings)
     assert open_archive("s3://kinetics/400/a").address == "https://s3.amazonaws.com/kinetics/400/a"
 
 

@@ -15,6 +15,7 @@ import pytest
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.sources.archive import s3
 from kinetics_fs.sources.archive.reader import open_archive, read_small
+from kinetics_fs.util import aws
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT
 from tests.support.liars import ends_in_time, lying_server, slow_page
@@ -162,9 +163,9 @@ def test_credentials_that_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyP
 
 def test_credentials_that_take_too_long(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that does not end, and a metadata server that sends one byte at a time."""
-    monkeypatch.setattr(s3, "CREDENTIALS_TIMEOUT", 0.5)
+    monkeypatch.setattr(aws, "CREDENTIALS_TIMEOUT", 0.5)
     (home / "config").write_text("[default]\ncredential_process = sleep 5\n")
-    with ends_in_time(0.5), pytest.raises(FetchError, match="credentials: it takes longer than 0 s; check") as caught:
+    with ends_in_time(0.5), pytest.raises(FetchError, match="credentials: it takes longer than 0 s; correct") as caught:
         read_object()
     assert caught.value.kind is FailureKind.CONFIG
 
@@ -176,6 +177,14 @@ def test_credentials_that_take_too_long(home: Path, monkeypatch: pytest.MonkeyPa
             read_object()
         with ends_in_time(0.0), pytest.raises(FetchError, match="it takes longer"):
             read_object()
+
+
+def test_an_endpoint_that_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://user:{SECRET}@host:9000")
+    with pytest.raises(FetchError, match="set AWS_ENDPOINT_URL to") as caught:
+        read_object()
+    assert caught.value.kind is FailureKind.CONFIG
+    assert SECRET not in str(caught.value)
 
 
 def test_nothing_secret_is_logged(
@@ -200,7 +209,7 @@ def test_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
 
 
 def test_without_botocore_it_is_anonymous(archives: ArchiveSite, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    monkeypatch.setitem(sys.modules, "botocore", None)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert read_object() == b"hello"
