@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kinetics_fs.shared.pruning import PruneResult
     from kinetics_fs.shared.store import ListedClip
     from kinetics_fs.shared.summary import StoreContent, StoreSummary
+    from kinetics_fs.shared.sync import SyncResult
     from kinetics_fs.shared.verification import SharedCheck
 
 
@@ -159,6 +160,42 @@ class SharedUpkeep:
                 delete=delete,
                 on_progress=on_progress,
             )
+
+    def sync(
+        self,
+        *,
+        selection: bool = False,
+        dry_run: bool = False,
+        on_progress: Callable[[SyncResult], object] = lambda result: None,
+    ) -> SyncResult:
+        """Upload the cached clips that the store lacks, of the profiles that this machine uses.
+
+        It also empties the queue of uploads that a mount could not make.
+
+        Args:
+            selection: upload only clips of the selection.
+            dry_run: only count the clips.
+            on_progress: receives the result so far.
+
+        Raises:
+            CatalogError: the annotations cannot be read.
+            SettingError: the setting `shared_write` forbids all uploads.
+            StoreError: the cache cannot be used.
+        """
+        from kinetics_fs.shared.sync import sync_cache
+
+        if self._settings.shared_write == "none":
+            raise SettingError("cannot upload clips: --shared-write is none; give all or youtube")
+        store, cache = self._open(write=True), self._cache()
+        return sync_cache(
+            store,
+            cache,
+            self._catalog() if selection else None,
+            profiles=(SOURCE, cache.profile.name),
+            source=None if self._settings.shared_write == "all" else self._settings.shared_write,
+            dry_run=dry_run,
+            on_progress=on_progress,
+        )
 
 
 class DeletedFrom:

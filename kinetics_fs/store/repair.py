@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.store.check import Condition, Verdict, remove_bad, verify_clips
 from kinetics_fs.store.clip_files import MeasuredFile
-from kinetics_fs.store.selection import selection_pages
-from kinetics_fs.store.store import CachedFile, Store
+from kinetics_fs.store.selection import selected_files
+from kinetics_fs.store.store import Store
 
 _MACHINE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this machine: a file that could not be decoded because of them may be good."""
@@ -98,8 +98,8 @@ def verify_cache(
     check = CacheCheck(repair)
     measured: list[MeasuredFile] = []
     try:
-        check.total_bytes = sum(file.size for file in _files_to_verify(store, catalog))
-        files = _files_to_verify(store, catalog)
+        check.total_bytes = sum(file.size for file in selected_files(store, catalog))
+        files = selected_files(store, catalog)
         with Checker() as checker:
             measure, full = partial(_measure, checker), partial(_decode, checker)
             for verdict in verify_clips(store, files, measure=measure, decode=full if decode else None):
@@ -132,18 +132,6 @@ def _add_verdict(check: CacheCheck, verdict: Verdict, store: Store) -> None:
     check.bad.append(verdict)
     if check.repair and verdict.condition is not Condition.UNREADABLE and remove_bad(store, verdict):
         check.removed.append(verdict.clip)
-
-
-def _files_to_verify(store: Store, catalog: Catalog | None) -> Iterator[CachedFile]:
-    """Yield the files of all cached clips, or of those of a catalog, each once."""
-    if catalog is None:
-        yield from store.cached_files()
-        return
-    for page in selection_pages(catalog, store):
-        once = {entry.clip.key: entry.ino for entry in page.entries}
-        for file in store.cached_files(list(once)):
-            if catalog.locate(file.clip)[0].ino == once[file.clip.key]:
-                yield file
 
 
 def _measure(checker: Checker, path: Path) -> float | None:

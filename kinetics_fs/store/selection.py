@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kinetics_fs.catalog import Catalog, Directory, Entry
-from kinetics_fs.store.store import KnownSize, Store
+from kinetics_fs.store.store import CachedFile, KnownSize, Store
 
 _PAGE_SIZE = 4096
 
@@ -51,3 +51,21 @@ def class_pages(catalog: Catalog, store: Store, directory: Directory) -> Iterato
     for offset in range(0, directory.clips, _PAGE_SIZE):
         entries = catalog.entries(directory, offset, _PAGE_SIZE)
         yield SelectionPage(directory, entries, store.sizes([entry.clip.key for entry in entries]))
+
+
+def selected_files(store: Store, catalog: Catalog | None, *, source: str | None = None) -> Iterator[CachedFile]:
+    """Yield the files of all cached clips, or of those of a catalog, of all profiles, each once.
+
+    Args:
+        store: the store.
+        catalog: the clips; None for all.
+        source: only clips that this source delivered; None for all.
+    """
+    if catalog is None:
+        yield from store.cached_files(source=source)
+        return
+    for page in selection_pages(catalog, store):
+        once = {entry.clip.key: entry.ino for entry in page.entries}
+        for file in store.cached_files(list(once), source=source):
+            if catalog.locate(file.clip)[0].ino == once[file.clip.key]:
+                yield file

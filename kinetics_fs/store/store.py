@@ -385,13 +385,15 @@ class Store:
                 if clip is not None:
                     yield clip, size
 
-    def cached_files(self, keys: Sequence[str] | None = None) -> Iterator[CachedFile]:
+    def cached_files(self, keys: Sequence[str] | None = None, *, source: str | None = None) -> Iterator[CachedFile]:
         """Yield the files of the cached clips, of all profiles, by key. Reads a page at a time.
 
         Args:
             keys: the clips, by `Clip.key`; None for all.
+            source: only clips that this source delivered; None for all.
         """
         among = "" if keys is None else "key IN (SELECT value FROM json_each(:keys)) AND"
+        among += "" if source is None else " source = :source AND"
         last, last_profile = "", ""
         while True:
             rows = self._database.query(
@@ -399,6 +401,7 @@ class Store:
                 " ORDER BY key, profile LIMIT :limit",
                 {
                     "keys": json.dumps(keys),
+                    "source": source,
                     "last": last,
                     "last_profile": last_profile,
                     "limit": _KEYS_PER_QUERY,

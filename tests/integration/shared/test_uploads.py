@@ -1,0 +1,132 @@
+"""Uploads of whole caches and folders into a shared store, by commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.media.profile import CutProfile
+from kinetics_fs.shared import SharedStore, UploadQueue, create_store
+from kinetics_fs.shared.store import clip_key
+from kinetics_fs.shared.upload_queue import Upload
+from kinetics_fs.store import CacheLayout, Store
+from tests.support.command_line import json_output, run_command
+from tests.support.demo_clips import ROWS, as_csv
+from tests.support.demo_clips import fetched as fetched
+
+CUT = CutProfile().name
+FETCHED = {Clip(str(row[1]), int(str(row[2])), int(str(row[3]))) for row in ROWS[:3]}
+FROM_ARCHIVE = Clip("demo_video4", 0, 2)
+
+Run = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SharedStore:
+    return create_store(str(tmp_path / "store"))[0]
+
+
+@pytest.fixture
+def cache(fetched: Path, tmp_path: Path) -> Path:
+    """A cache with three clips that were cut, and one as an archive has it."""
+    folder = tmp_path / "cache"
+    shutil.copytree(fetched, folder)
+    with Store(folder) as cache:
+        opened = cache.open(next(iter(FETCHED)))
+        assert opened is not None
+        with open(opened.fd, "rb") as file, cache.claim(FROM_ARCHIVE) as claim:  # type: ignore[union-attr]  # noqa: PTH123
+            (claim.folder / "clip").write_bytes(file.read())
+            claim.publish(claim.folder / "clip", "archive", duration=2.0)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a sub-command of `kinetics-fs shared` on the store, the cache and the annotations of the test."""
+    annotations = tmp_path / "annotations.csv"
+    annotations.write_text(as_csv(ROWS))
+    settings = {"KINETICS_FS_CACHE_DIR": str(tmp_path / "cache"), "KINETICS_FS_SHARED": str(tmp_path / "store")}
+
+    def run(*arguments: str | Path) -> CompletedProcess[str]:
+        chosen = ("--annotations", annotations) if "--annotations" in arguments else ()
+        given = [one for one in arguments if one != "--annotations"]
+        return run_command(*given[:2], *chosen, *given[2:], **settings)
+
+    return run
+
+
+def stored(store: SharedStore) -> set[tuple[Clip, str]]:
+    return {(one.clip, one.profile) for one in store.listing()}
+
+
+def test_sync_uploads_what_the_store_lacks_and_nothing_twice(store: SharedStore, cache: Path, run: Run) -> None:
+    dry = run("shared", "sync", "--dry-run", "--json")
+    assert (json_output(dry)["to_upload"], stored(store)) == (4, set())
+    first = run("shared", "sync", "--json")
+    assert first.returncode == 0, first.stderr
+    assert json_output(first)["uploaded"] == 4
+    assert stored(store) == {(clip, CUT) for clip in FETCHED} | {(FROM_ARCHIVE, "source")}
+    with Store(cache) as local:
+        for clip, profile in stored(store):
+            found, opened = store.get_clip(clip, profile), local.peek(clip, profile)
+            assert found is not None and opened is not None
+            assert found.facts.sha256 == opened.record.sha256 and found.facts.source == opened.record.source
+            assert found.facts.duration == pytest.approx(opened.record.duration)
+    again = json_output(run("shared", "sync", "--json"))
+    assert (again["uploaded"], again["already_stored"]) == (0, 4)
+    assert run("shared", "verify", "--all").returncode == 0
+
+
+def test_sync_of_a_selection_uploads_only_that(store: SharedStore, cache: Path, run: Run) -> None:
+    done = run("shared", "sync", "--annotations", "--class", "massaging person's head")
+    assert done.returncode == 0 and "1 clip uploaded" in done.stdout, done.stderr
+    assert stored(store) == {(Clip("demo-video2", 0, 2), CUT)}
+
+
+def test_sync_obeys_what_may_be_uploaded(store: SharedStore, cache: Path, run: Run) -> None:
+    refused = run("shared", "sync", "--shared-write", "none")
+    assert refused.returncode == 2 and "--shared-write is none" in refused.stderr
+    assert run("shared", "sync", "--shared-write", "youtube").returncode == 0
+    assert stored(store) == {(clip, CUT) for clip in FETCHED}
+
+
+def test_sync_leaves_clips_that_were_cut_with_other_settings(store: SharedStore, cache: Path, run: Run) -> None:
+    assert run("shared", "sync", "--max-height", "240").returncode == 0
+    assert stored(store) == {(FROM_ARCHIVE, "source")}
+
+
+def test_sync_empties_the_queue(store: SharedStore, cache: Path, run: Run) -> None:
+    evicted = Clip("evicted____", 0, 10)
+    queue = UploadQueue(CacheLayout(cache).uploads)
+    queue.add([Upload(clip, CUT) for clip in FETCHED] + [Upload(evicted, "source")], urgent=False)
+    assert run("shared", "sync").returncode == 0
+    assert (queue.status().clips, queue.status().evicted, queue.status().dropped) == (0, 1, 0)
+    queue.close()
+
+
+def test_sync_reports_a_damaged_cached_clip(store: SharedStore, cache: Path, run: Run) -> None:
+    with Store(cache) as local:
+        opened = local.peek(FROM_ARCHIVE)
+        assert opened is not None
+        path = CacheLayout(cache).clips / opened.filename
+        path.chmod(0o600)
+        path.write_bytes(bytes(opened.size))
+    done = run("shared", "sync", "--json")
+    assert done.returncode == 3 and json_output(done)["refused"] == 1 and "is damaged" in done.stderr
+    assert (FROM_ARCHIVE, "source") not in stored(store)
+
+
+def test_sync_ends_at_a_fault_of_the_store_and_resumes(store: SharedStore, cache: Path, run: Run) -> None:
+    blocked = Path(store.backend.address) / clip_key(FROM_ARCHIVE, "source")
+    blocked.parent.parent.mkdir(parents=True)
+    blocked.parent.symlink_to("/nonexistent")
+    done = run("shared", "sync")
+    assert done.returncode in (1, 3) and "Traceback" not in done.stderr and done.stderr
+    blocked.parent.unlink()
+    assert run("shared", "sync").returncode == 0
+    assert len(stored(store)) == 4
