@@ -116,12 +116,19 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
 
     def fill(out: Path) -> None:
         base = str(folder / "archives")
-        checkpoints = FillCheckpoints(out / "fills")
-        job = ArchiveJob(base, NAME, out / "cache", 0, None, True, checkpoints, VerifyLevel.CONTAINER)
-        summary, index = fill_archive(job)
-        assert summary.stored == len(clips) and index is not None, summary
-        with ArchiveIndexDB(out / "index") as index_db:
-            index_db.add(index)
+        summary = fill_archive(
+            ArchiveJob(
+                base,
+                NAME,
+                out / "cache",
+                0,
+                None,
+                out / "index",
+                FillCheckpoints(out / "fills"),
+                VerifyLevel.CONTAINER,
+            )
+        )
+        assert summary.stored == len(clips), summary
 
     ours: dict[str, _Way] = {
         "clips": lambda out: unpack(out, index=False),

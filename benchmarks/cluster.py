@@ -25,6 +25,7 @@ from kinetics_fs.shared import (
     Leases,
     LocalClip,
     Node,
+    Outage,
     Records,
     SharedBudget,
     SharedClip,
@@ -113,7 +114,8 @@ def _requests(proxy: S3Proxy, clips: int) -> Sequence[Row]:
         leases = Leases(store.records, store.clock, name)
         queue = UploadQueue(Path(folder) / f"{name}.sqlite")
         write_back = WriteBack(store, queue, cached)
-        return Node(store, leases, write_back, ["source", "0123abcd"]), write_back, leases
+        node = Node(store, leases, write_back, ["source", "0123abcd"], Outage(), lambda report: None)
+        return node, write_back, leases
 
     class Cached:
         def read(self, clip: Clip, profile: str) -> LocalClip:

@@ -21,12 +21,12 @@ from kinetics_fs.errors import ArchiveError, SettingError
 from kinetics_fs.fetch.fetcher import FetchSettings
 from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.cookies import read_cookies
-from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings, is_youtube
+from kinetics_fs.sources.settings import YOUTUBE_URL, SourceSettings, is_remote, is_youtube
 from kinetics_fs.store import CacheLayout, LimitRefused, Store, prepare_folder
 
 if TYPE_CHECKING:
     from kinetics_fs.fetch.fetcher import Fetcher
-    from kinetics_fs.shared import SharedStore
+    from kinetics_fs.shared import Connection, SharedStore
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
 _log = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
     Raises:
         SettingError: an address, a folder or the cookie file is invalid, or none of the sources in `--source` can be
             used.
+        SharedStoreError: the address of the shared store has none, or one that this program cannot use.
     """
     from kinetics_fs.fetch.fetcher import Fetcher
 
@@ -214,7 +215,21 @@ def make_fetcher(settings: Settings, store: Store, catalog: Path | None) -> Fetc
                 catalog=str(catalog or ""),
             ),
         ),
+        _connect(settings, store),
     )
+
+
+def _connect(settings: Settings, store: Store) -> Connection | None:
+    """Return the connection to the shared store of the settings; None if they name none."""
+    shared = open_shared_store(settings)
+    if shared is None:
+        return None
+    from kinetics_fs.shared import Connection
+
+    limits: dict[str, int | None] = {"youtube": fetches_per_hour(settings)}
+    if is_remote(settings.archive_url):
+        limits["archive"] = None
+    return Connection(shared, store, write=settings.shared_write, group=settings.rate_group, limits=limits)
 
 
 def fetches_per_hour(settings: Settings) -> int | None:

@@ -27,6 +27,7 @@ from kinetics_fs.control.describe import (
     describe_prefetch,
     describe_queue,
     describe_rates,
+    describe_shared,
     describe_source,
     describe_title,
 )
@@ -95,6 +96,8 @@ class _View:
             table.add_row("rates", Text(line))
         if limits := describe_budget(status.budget):
             table.add_row("limits", _text(limits))
+        for line in [] if status.shared is None else describe_shared(status.shared):
+            table.add_row("shared", _text(line))
         if status.evicted:
             table.add_row("evicted", _text(f"{status.evicted:,}"))
         return table

@@ -22,9 +22,12 @@ from kinetics_fs.control.status import (
     PrefetchProgress,
     PrefetchState,
     PrefetchStatus,
+    SharedBudgetStatus,
+    SharedStatus,
     SourceStatus,
     StoreStatus,
     UnreachableMount,
+    UploadStatus,
 )
 from kinetics_fs.errors import FailureKind, printable
 from kinetics_fs.util.text import count, duration, short_time, user_name, without_details
@@ -103,7 +106,8 @@ def describe_fetch(fetch: InFlightFetch) -> str:
     """Return a clip that is being fetched, its source, and how far it is."""
     source = f"from {fetch.source}" if fetch.source else "starting"
     size = f", {filesize.decimal(fetch.bytes)}" if fetch.bytes else ""
-    return f"{describe_clip(fetch.clip, fetch.label)} {source}{size} after {duration(fetch.seconds)}; {fetch.priority}"
+    clip = describe_clip(fetch.clip, fetch.label)
+    return f"{clip} {source}{size} after {duration(fetch.seconds)}; {fetch.priority}, fetch {fetch.id}"
 
 
 def describe_clip(key: str, label: str) -> str:
@@ -211,6 +215,45 @@ def describe_source(name: str, source: SourceStatus) -> str:
     return f"{name}: blocked, {again}: {source.reason} ({hint})"
 
 
+def describe_shared(shared: SharedStatus) -> list[str]:
+    """Return how a mount uses the shared store, its uploads, and the shared budgets, a line for each."""
+    note = f"; {shared.note}" if shared.note else ""
+    if shared.error:
+        note += (
+            f"; cannot be used, so this machine works alone, next try in {duration(shared.retry_in)}: {shared.error}"
+        )
+    damaged = f", {count(shared.damaged, 'damaged clip')}" if shared.damaged else ""
+    used = (
+        f"{shared.address}: {count(shared.hits, 'clip')} from it, {shared.misses:,} not in it, {shared.waits:,} fetched"
+        f" by other machines meanwhile{damaged}, {count(shared.leases, 'lease')}{note}"
+    )
+    uploads = [] if shared.uploads is None else [describe_uploads(shared.uploads)]
+    return [used, *uploads, *map(describe_shared_budget, shared.budgets)]
+
+
+def describe_uploads(uploads: UploadStatus) -> str:
+    """Return how many clips wait for their upload to the shared store, and why they were not uploaded."""
+    waiting = f"{uploads.queued:,} waiting"
+    if uploads.queued:
+        waiting += f", the oldest for {duration(uploads.oldest)}"
+    lost = [("dropped", uploads.dropped), ("evicted before", uploads.evicted), ("refused", uploads.refused)]
+    rest = "".join(f", {clips:,} {what}" for what, clips in lost if clips)
+    paused = f"; paused, next try in {duration(uploads.retry_in)}: {uploads.paused}" if uploads.paused else ""
+    return f"uploads: {waiting}, {uploads.uploaded:,} done ({filesize.decimal(uploads.bytes)}){rest}{paused}"
+
+
+def describe_shared_budget(budget: SharedBudgetStatus) -> str:
+    """Return the requests to a source that the machines of a rate group have sent, and whether it is blocked."""
+    limit = "" if budget.limit is None else f" of {budget.limit:,}"
+    machines = "" if budget.machines is None else f" by {count(budget.machines, 'machine')}"
+    blocked = ""
+    if budget.blocked_for is not None:
+        again = f"next try in {duration(budget.blocked_for)}" if budget.blocked_for else "the next clip tests it"
+        blocked = f"; blocked, {again}: {budget.reason}"
+    requests = f"{budget.used:,}{limit} requests in the last hour{machines}"
+    return f"{budget.source}, rate group {budget.group}: {requests}{blocked}"
+
+
 def describe_cache(cache: CacheStatus) -> str:
     """Return the folder, the size and the limits of the cache, and why it cannot be used, if that is so."""
     if cache.error and not (cache.clips or cache.disk_free):
@@ -249,6 +292,9 @@ def _mount_facts(status: MountStatus) -> Iterator[tuple[str, str]]:
         yield "rates", "; ".join(describe_rates(fetch.rates))
     if limits := describe_budget(status.budget):
         yield "limits", limits
+    if status.shared is not None:
+        for line in describe_shared(status.shared):
+            yield "shared", line
     for prefetch in status.prefetches:
         yield "prefetch", describe_prefetch(prefetch, blocked_sources(status))
     for failures in describe_failures(fetch.last_failures):

@@ -111,6 +111,7 @@ class InFlightFetch:
     """A clip that a worker process is fetching.
 
     Attributes:
+        id: tells the fetch from others in logs.
         clip: key of the clip.
         label: label of its class; empty if it is unknown.
         priority: `foreground`, `soon` or `background`.
@@ -119,6 +120,7 @@ class InFlightFetch:
         bytes: bytes that the sources have sent for it so far.
     """
 
+    id: str
     clip: str
     label: str
     priority: str
@@ -363,6 +365,87 @@ class BudgetStatus:
 
 
 @dataclass(frozen=True)
+class UploadStatus:
+    """The clips that wait for their upload to the shared store.
+
+    Attributes:
+        queued: number of clips, of all processes that use the cache.
+        oldest: seconds since the oldest of them was queued.
+        uploaded: clips that this process uploaded.
+        bytes: their size.
+        dropped: clips that a full queue dropped.
+        evicted: clips that were evicted before their upload.
+        refused: clips that the store cannot take.
+        paused: why nothing is uploaded at the moment; empty if uploads go on.
+        retry_in: seconds until the next try; 0 if nothing is paused.
+    """
+
+    queued: int
+    oldest: float
+    uploaded: int
+    bytes: int
+    dropped: int
+    evicted: int
+    refused: int
+    paused: str
+    retry_in: float
+
+
+@dataclass(frozen=True)
+class SharedBudgetStatus:
+    """The requests to a source that all machines of a rate group share, as this machine has seen them last.
+
+    Attributes:
+        source: name of the source.
+        group: name of the rate group.
+        used: requests of all machines in the last hour.
+        limit: maximum number of requests in an hour; None if there is no limit.
+        machines: machines that asked in the last hour; None if unknown.
+        blocked_for: seconds until a machine tests the source; None if it is not blocked.
+        reason: why it is blocked; empty if it is not.
+    """
+
+    source: str
+    group: str
+    used: int
+    limit: int | None
+    machines: int | None
+    blocked_for: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class SharedStatus:
+    """How a process uses the shared store.
+
+    Attributes:
+        address: the store.
+        error: why it cannot be used at the moment, so that this machine works alone; empty if it can.
+        retry_in: seconds until it is tried again; 0 if it can be used.
+        note: what the store cannot do, for example conditional writes; empty if it can do everything.
+        hits: clips that came from the store.
+        misses: clips that this process had to fetch from a source.
+        waits: clips for which it waited for another machine.
+        damaged: damaged objects that it met.
+        leases: clips that it fetches for all machines.
+        uploads: the uploads; None if this machine uploads nothing.
+        budgets: the shared budgets.
+    """
+
+    address: str
+    error: str
+    retry_in: float
+    note: str
+    hits: int
+    misses: int
+    waits: int
+    damaged: int
+    leases: int
+    uploads: UploadStatus | None
+    budgets: tuple[SharedBudgetStatus, ...]
+
+
+@dataclass(frozen=True)
 class MountStatus:
     """The status of a running mount.
 
@@ -388,6 +471,7 @@ class MountStatus:
         budget: the limits on fetches that opens start.
         evicted: number of clips that this mount evicted.
         prefetches: the running prefetches and the last ones that ended.
+        shared: the use of the shared store; None without one.
     """
 
     version: str
@@ -411,6 +495,7 @@ class MountStatus:
     budget: BudgetStatus
     evicted: int
     prefetches: tuple[PrefetchStatus, ...]
+    shared: SharedStatus | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as an object for `json.dumps`."""

@@ -9,28 +9,35 @@ import heapq
 import itertools
 import logging
 import math
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.control.status import FetchStatus, InFlightFetch
-from kinetics_fs.errors import FailureKind, FetchError, StoreError
+from kinetics_fs.control.status import FetchStatus, InFlightFetch, SharedStatus
+from kinetics_fs.errors import FailureKind, FetchError, SharedStoreError, StoreError
 from kinetics_fs.fetch.folder_report import FolderReport
 from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
+from kinetics_fs.fetch.permits import Permits, RequestPermit
 from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile, Worker
+from kinetics_fs.fetch.shared_clips import FailedElsewhere, SharedClips, Taken
 from kinetics_fs.fetch.stats import FetchStats
+from kinetics_fs.shared import Connection, Wait, Work
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
-from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, Permit, RateLimited, Store, is_short
+from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, RateLimited, Store, is_short
 from kinetics_fs.util.logs import log_step
+from kinetics_fs.util.text import count
 
 _log = logging.getLogger(__name__)
 
 YOUTUBE = "youtube"
+SHARED = "shared"
+"""What logs, the status and metrics show as the source of a clip from the shared store."""
 
 _CLAIM_POLL_INTERVAL = 0.1
 """Seconds until a clip that another process is fetching is looked up again."""
@@ -47,6 +54,9 @@ _CONTROL_POLL_INTERVAL = 0.2
 
 _CONTROL_TIMEOUT = 60.0
 """Seconds that a control may take."""
+
+FLUSH_TIMEOUT = 30.0
+"""Seconds in which clips are uploaded to the shared store when the fetcher closes."""
 
 _FOREGROUND_BUDGET_POLL_INTERVAL = 1.0
 """The same for a clip that a process waits for in `open`."""
@@ -110,6 +120,7 @@ class Fetch:
         clip: the clip.
         priority: highest priority of its requests.
         protect_used_since: clips used since then, in seconds since the epoch, are not evicted for it.
+        id: tells the fetch from others in logs and in the status.
         state: where it stands.
         waiters: futures of its requests.
         requested_at: time of the first request, by the monotonic clock.
@@ -118,11 +129,13 @@ class Fetch:
         claim_lock: guards `claim`.
         claim: the right to publish the clip, from the moment when a thread acquires it to its release.
         is_stored: the clip was stored, and a longer one is wanted.
+        work: the work that other machines wait for; None if they do not.
     """
 
     clip: Clip
     priority: Priority
     protect_used_since: float
+    id: str = field(default_factory=lambda: secrets.token_hex(4))
     state: FetchState = FetchState.QUEUED
     waiters: list[Future[None]] = field(default_factory=list)
     requested_at: float = field(default_factory=time.monotonic)
@@ -131,6 +144,7 @@ class Fetch:
     claim_lock: threading.Lock = field(default_factory=threading.Lock)
     claim: Claim | None = None
     is_stored: bool = False
+    work: Work | None = None
 
 
 class FetchFuture(Future[None]):
@@ -187,12 +201,12 @@ class Delivery:
         with log_step(_log, f"fetch {self._fetch.clip.key}: publish"):
             size = self._claim.publish(file.path, self._source, cut=file.cut, duration=file.duration, last=last)
         self.delivered = True
+        self._fetcher._note_published(self._fetch.clip, file, self._source, self._fetch)
         if not self._fetch.received:  # linked or copied from a folder
             self._fetcher._count_received(self._fetch, size)
         now = time.monotonic()
         self._fetcher.stats.record_fetched(self._source, size, now - self._asked_at)
-        seconds = now - self._fetch.requested_at
-        _log.info("%s: fetched from %s in %.1f s", self._fetch.clip.key, self._source, seconds)
+        self._fetcher._log_fetched(self._fetch, self._source)
 
 
 class Fetcher:
@@ -201,12 +215,16 @@ class Fetcher:
     Args:
         store: receives the clips, and remembers failures.
         settings: settings of the fetcher.
+        connection: the shared store, which is asked before all sources; None for none. The fetcher starts and ends it.
 
     Attributes:
         stats: number of fetched and failed clips, and the speed.
+
+    Raises:
+        SharedStoreError: the address of the connection has no store, or one that this program cannot use.
     """
 
-    def __init__(self, store: Store, settings: FetchSettings) -> None:
+    def __init__(self, store: Store, settings: FetchSettings, connection: Connection | None = None) -> None:
         self._store = store
         self._settings = settings
         self._changed = threading.Condition()
@@ -221,7 +239,11 @@ class Fetcher:
         self._rate_limited_until = -math.inf
         self._replaces_short = settings.replace_short and YOUTUBE in settings.sources.order
         self.stats = FetchStats()
-        self._failures = FailureMemory(store, self.stats, settings.sources)
+        self._failures = FailureMemory(store, self.stats, settings.sources, is_shared=connection is not None)
+        self._shared: SharedClips | None = None
+        if connection is not None:
+            self._shared = SharedClips(connection, store, self._failures)
+        self._permits = Permits(store.throttle, self._limit, connection)
         self._folder_report = FolderReport(settings.sources.folders)
         self._workers = [Worker(settings.sources, lambda: store.scratch) for _ in range(settings.workers)]
         self._threads = [
@@ -315,6 +337,7 @@ class Fetcher:
             queue={priority.name.lower(): queue[priority] for priority in Priority},
             in_flight=tuple(
                 InFlightFetch(
+                    id=fetch.id,
                     clip=fetch.clip.key,
                     label="",
                     priority=fetch.priority.name.lower(),
@@ -332,8 +355,34 @@ class Fetcher:
             sandbox=next((str(one.confinement) for one in self._workers if one.confinement is not None), None),
         )
 
+    def shared_status(self) -> SharedStatus | None:
+        """Return how the shared store is used; None without one."""
+        return None if self._shared is None else self._shared.connection.status()
+
+    def drain_uploads(self, report: Callable[[int], None]) -> None:
+        """Upload all clips that wait for their upload to the shared store.
+
+        Args:
+            report: receives the number of clips that are left, about once a second.
+
+        Raises:
+            SharedStoreError: nothing can be uploaded at the moment.
+        """
+        while self._shared is not None and not self._closing:
+            left = self._shared.connection.flush(1.0)
+            report(left)
+            if not left:
+                return
+            status = self._shared.connection.status()
+            reason = status.error or (status.uploads.paused if status.uploads is not None else "")
+            if reason:
+                raise SharedStoreError(f"cannot upload {count(left, 'clip')} to {status.address}: {reason}")
+
     def close(self) -> None:
-        """End all fetches with a `FetchError`, and the worker processes. No unfinished file is left."""
+        """End all fetches with a `FetchError`, and the worker processes. No unfinished file is left.
+
+        With a shared store, this takes up to 30 seconds in which clips are uploaded.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -344,6 +393,8 @@ class Fetcher:
         self._folder_report.stop()
         for fetch in list(self._fetches.values()):
             self._finish(fetch, _shutting_down())
+        if self._shared is not None:
+            self._shared.close(FLUSH_TIMEOUT)
 
     # The queue
 
@@ -353,12 +404,21 @@ class Fetcher:
             return
         with self._changed:
             fetch.waiters.remove(waiter)
-            if not fetch.waiters and fetch.state is FetchState.QUEUED:
-                self._drop(fetch)
+            if fetch.waiters or fetch.state is not FetchState.QUEUED:
+                return
+            self._drop(fetch)
+        self._end_work(fetch)
 
     def _drop(self, fetch: Fetch) -> None:
         fetch.state = FetchState.ENDED
         self._fetches.pop(fetch.clip, None)
+
+    @staticmethod
+    def _end_work(fetch: Fetch) -> None:
+        """Let other machines fetch a clip themselves that they waited for."""
+        work, fetch.work = fetch.work, None
+        if work is not None:
+            work.abandon("no longer wanted")
 
     def _enqueue(self, fetch: Fetch) -> None:
         heapq.heappush(self._ready, (fetch.priority, next(self._order), fetch))
@@ -368,12 +428,13 @@ class Fetcher:
         with self._changed:
             if fetch.state is FetchState.ENDED:  # the clip was delivered as a sibling meanwhile
                 return
-            if not fetch.waiters:
-                self._drop(fetch)
+            if fetch.waiters:
+                fetch.state = FetchState.QUEUED
+                heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), fetch))
+                self._changed.notify()
                 return
-            fetch.state = FetchState.QUEUED
-            heapq.heappush(self._deferred, (time.monotonic() + seconds, next(self._order), fetch))
-            self._changed.notify()
+            self._drop(fetch)
+        self._end_work(fetch)
 
     def _next(self) -> Fetch | None:
         """Wait for a queued fetch and return it as running; return None when the fetcher closes."""
@@ -397,6 +458,7 @@ class Fetcher:
                 return
             self._drop(fetch)
             waiters = list(fetch.waiters)
+        self._end_work(fetch)
         for waiter in waiters:
             if not waiter.set_running_or_notify_cancel():
                 continue
@@ -429,8 +491,8 @@ class Fetcher:
         """Fetch a clip into the store.
 
         Raises:
-            RetryLater: another process is fetching the clip, the hourly limit of a source is reached, or the clip is
-                stored and a longer one is wanted.
+            RetryLater: another process or machine is fetching the clip, the hourly limit of a source is reached, or the
+                clip is stored and a longer one is wanted.
             FetchError: the clip is unavailable.
         """
         clip = fetch.clip
@@ -457,9 +519,12 @@ class Fetcher:
                 if self.wants_longer(clip):
                     self._fetch_longer(worker, fetch, claim)
                 return
+            if self._shared is not None and self._fetch_shared(worker, self._shared, fetch, claim):
+                return
             held = self._failures.held(clip)
             others = () if held is None else self._failures.other_sources(clip, held)
             if held is not None and not others:
+                self._failures.note_asked(clip)
                 raise held
             try:
                 if held is None:
@@ -472,12 +537,95 @@ class Fetcher:
                     if error is not held:
                         _log.warning("%s: %s: %s: %s", clip.key, error.source, error.kind, error.reason)
                     raise
-                if self._closing or fetch.state is FetchState.ENDED:
+                if self._closing or fetch.state is FetchState.ENDED or isinstance(error, FailedElsewhere):
                     raise
-                raise self._fail(worker, clip, error) from error
+                failure = self._fail(worker, clip, error)
+                if self._shared is not None and fetch.work is not None:
+                    work, fetch.work = fetch.work, None
+                    self._shared.note_failed(clip, failure, work)
+                raise failure from error
         if self.wants_longer(clip) and not fetch.is_stored:
             fetch.is_stored = True
             raise RetryLater(0.0, "it is short")  # under another claim, because each stored file needs its own
+
+    def _fetch_shared(self, worker: Worker, shared: SharedClips, fetch: Fetch, claim: Claim) -> bool:
+        """Store a clip that the shared store has; return whether it has it.
+
+        If not, and this machine may upload what any source delivers, the other machines wait for this one from now on.
+
+        Raises:
+            RetryLater: another machine is fetching the clip.
+            FetchError: another machine has just failed to fetch it, or it cannot be stored.
+        """
+        if fetch.work is not None and fetch.work.is_leased:  # the fetch was deferred
+            return False
+        try:
+            if self._failures.held(fetch.clip) is not None or shared.connection.write == YOUTUBE:
+                return self._find_shared(shared, fetch, claim)
+            return self._begin_shared(shared, fetch, claim)
+        except FailedElsewhere as error:
+            if error.kind in VERDICTS and self._failures.held(fetch.clip) is not None:
+                return False  # the other sources of this machine may have it
+            _log.warning("%s: another machine could not fetch it: %s: %s", fetch.clip.key, error.kind, error.reason)
+            raise
+        except FetchError as error:
+            raise self._fail(worker, fetch.clip, error) from error
+
+    def _find_shared(self, shared: SharedClips, fetch: Fetch, claim: Claim) -> bool:
+        """Store a clip that the shared store has; return whether it has it. See `_fetch_shared`."""
+        asked_at = time.monotonic()
+        fetch.source = SHARED
+        try:
+            taken = shared.find(fetch.clip, claim)
+        finally:
+            fetch.source = None
+        if taken is not None:
+            self._note_taken(fetch, taken.size, asked_at)
+        return taken is not None
+
+    def _begin_shared(self, shared: SharedClips, fetch: Fetch, claim: Claim) -> bool:
+        """Store a clip that the shared store has, or let the other machines wait for this one; see `_fetch_shared`."""
+        asked_at = time.monotonic()
+        patient = asked_at - fetch.requested_at < self._settings.timeout
+        fetch.source = SHARED
+        try:
+            with log_step(_log, f"fetch {fetch.clip.key}: shared store"):
+                found = shared.begin(fetch.clip, claim, patient=patient)
+        finally:
+            fetch.source = None
+        if isinstance(found, Wait):
+            raise RetryLater(found.seconds, f"{found.owner} is fetching it")
+        if isinstance(found, Taken):
+            self._note_taken(fetch, found.size, asked_at)
+            return True
+        fetch.work = found
+        return False
+
+    def _note_taken(self, fetch: Fetch, size: int, asked_at: float) -> None:
+        self._count_received(fetch, size)
+        self.stats.record_fetched(SHARED, size, time.monotonic() - asked_at)
+        self._log_fetched(fetch, SHARED)
+
+    def _note_published(self, clip: Clip, file: VerifiedFile, source: str, fetch: Fetch | None) -> None:
+        """Let the other machines have a clip that a source delivered.
+
+        Args:
+            clip: the clip.
+            file: the file that was published.
+            source: name of the source.
+            fetch: the fetch of the clip; None for a sibling that nothing requested.
+        """
+        if self._shared is None:
+            return
+        work = None if fetch is None else fetch.work
+        if fetch is not None:
+            fetch.work = None
+        self._shared.note_published(clip, source, cut=file.cut, work=work)
+        self._shared.share_verdicts()
+
+    def _log_fetched(self, fetch: Fetch, source: str) -> None:
+        seconds = time.monotonic() - fetch.requested_at
+        _log.info("%s: fetched from %s in %.1f s (fetch %s)", fetch.clip.key, source, seconds, fetch.id)
 
     @contextlib.contextmanager
     def _held(self, fetch: Fetch, claim: Claim) -> Iterator[None]:
@@ -517,7 +665,7 @@ class Fetcher:
                 self.stats.record_undelivered(YOUTUBE, error.kind)
         finally:
             fetch.source = None
-        if failure is not None and failure.kind in VERDICTS and self._store.throttle.is_suspected(YOUTUBE):
+        if failure is not None and failure.kind in VERDICTS and self._permits.is_suspected(YOUTUBE):
             failure = FetchError(FailureKind.TRANSIENT, failure.reason)  # the verdict does not count
         reason = "what YouTube has is not longer" if failure is None else f"{YOUTUBE}: {failure.kind}: {failure.reason}"
         _log.warning("%s: it has %.1f of %d s and stays: %s", clip.key, known, clip.duration, reason)
@@ -542,6 +690,9 @@ class Fetcher:
         clip, note = fetch.clip, ""
         deadline = time.monotonic() + self._settings.timeout
         for source in sources:
+            shared = self._shared if source == YOUTUBE and fetch.work is None else None
+            if shared is not None and shared.connection.write == YOUTUBE and self._begin_shared(shared, fetch, claim):
+                return
             folder = claim.folder / source
             folder.mkdir()
             delivery = Delivery(self, fetch, claim, source)
@@ -614,16 +765,16 @@ class Fetcher:
         finally:
             if asked:
                 self.stats.record_request(source)
-                self._store.throttle.record(permit, result)
+                self._permits.record(permit, result)
             else:
-                self._store.throttle.cancel(permit)
+                self._permits.cancel(permit)
         return file
 
     def _count_received(self, fetch: Fetch, received: int) -> None:
         self.stats.record_received(max(0, received - fetch.received))
         fetch.received = received
 
-    def _acquire_permit(self, worker: Worker, source: str, fetch: Fetch) -> Permit:
+    def _acquire_permit(self, worker: Worker, source: str, fetch: Fetch) -> RequestPermit:
         """Return the permit to ask a source for a clip.
 
         Raises:
@@ -632,22 +783,22 @@ class Fetcher:
             RetryLater: the hourly limit of the source is reached, or a control tests the source.
         """
         urgent = fetch.priority is Priority.FOREGROUND
-        limit = self._limit(source)
         waited = time.monotonic() - fetch.requested_at
         try:
             while not self._closing:
                 try:
-                    return self._store.throttle.acquire(source, max_per_hour=limit, urgent=urgent)
+                    return self._permits.acquire(source, urgent=urgent)
                 except ControlNeeded:
                     with contextlib.suppress(FetchError):
                         if not self._try_control(worker, source):
                             raise RetryLater(_CONTROL_POLL_INTERVAL, f"a control tests {source}") from None
             raise _shutting_down()
         except FetchError as block:
-            if block.retry_after == 0 and waited < self._settings.timeout and self._store.throttle.is_suspected(source):
+            if block.retry_after == 0 and waited < self._settings.timeout and self._permits.is_suspected(source):
                 raise RetryLater(_CONTROL_POLL_INTERVAL, f"a clip tests {source}") from None
             raise
         except RateLimited as limited:
+            limit = self._permits.limit(source)
             if not urgent:
                 self._rate_limited_until = time.monotonic() + limited.seconds
             if urgent and waited + limited.seconds > self._settings.timeout:
@@ -682,7 +833,7 @@ class Fetcher:
 
     def _doubt(self, worker: Worker, source: str) -> FetchError | None:
         """Have controls test a source if it is suspected; return the block if they prove nothing."""
-        while self._store.throttle.is_suspected(source):
+        while self._permits.is_suspected(source):
             try:
                 if self._try_control(worker, source):
                     continue
@@ -703,10 +854,10 @@ class Fetcher:
             FetchError: no control is due, because the source is blocked or a clip tests it (BLOCKED).
             RateLimited: the hourly limit of the source is reached.
         """
-        control = self._store.throttle.acquire_control(source, max_per_hour=self._limit(source))
+        control = self._permits.acquire_control(source)
         if control is None:
             return False
-        video = control.choose(self._settings.sources.well_known_videos)
+        video = control.local.choose(self._settings.sources.well_known_videos)
         if video is None:
             error: FetchError | None = None  # nothing can test this site, so its verdicts count
         else:
@@ -718,9 +869,11 @@ class Fetcher:
                 error = failure
                 _log.warning("%s: the control %s proves nothing: %s: %s", source, video, error.kind, error.reason)
         if self._closing:
-            self._store.throttle.cancel_control(control)
+            self._permits.cancel_control(control)
             raise _shutting_down()
-        self._store.throttle.record_control(control, error)
+        self._permits.record_control(control, error)
+        if error is None and self._shared is not None:
+            self._shared.share_verdicts()
         return True
 
     # Siblings
@@ -747,6 +900,7 @@ class Fetcher:
                 with log_step(_log, f"fetch {clip.key}: publish"):
                     size = claim.publish(file.path, source, cut=file.cut, duration=file.duration)
                 self.stats.record_fetched(source, size)
+                self._note_published(clip, file, source, fetch)
         if replace:  # by the fetch, if there is one
             return
         with self._changed:
@@ -761,6 +915,7 @@ class Fetcher:
         with log_step(_log, f"fetch {fetch.clip.key}: publish"):
             size = claim.publish(file.path, source, cut=file.cut, duration=file.duration, last=False)
         self.stats.record_fetched(source, size)
+        self._note_published(fetch.clip, file, source, fetch)
         self._finish(fetch, None)
 
 

@@ -67,10 +67,12 @@ class FailureMemory:
         store: keeps the failures.
         stats: counts them.
         sources: settings of the sources that the fetcher asks.
+        is_shared: whether clips may come from a shared store.
     """
 
-    def __init__(self, store: Store, stats: FetchStats, sources: SourceSettings) -> None:
+    def __init__(self, store: Store, stats: FetchStats, sources: SourceSettings, *, is_shared: bool) -> None:
         self._store = store
+        self._is_shared = is_shared
         self._stats = stats
         self._sources = sources
         self._asked: dict[Clip, float] = {}
@@ -83,7 +85,9 @@ class FailureMemory:
     def get(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if a source can be asked for the clip."""
         failure = self.held(clip)
-        return None if failure is None or self.other_sources(clip, failure) else failure
+        if failure is None or self.other_sources(clip, failure):
+            return None
+        return None if self._is_shared and self._may_look(clip) else failure
 
     def held(self, clip: Clip) -> FetchError | None:
         """Return the remembered failure of a clip; None if there is none, or if it is due for a retry."""
@@ -103,7 +107,7 @@ class FailureMemory:
         which may not use archives. They are tried for a clip at most once a minute.
         """
         is_new = clip not in self._asked
-        if not is_new and time.monotonic() < self._asked[clip] + _LOOK_INTERVAL:
+        if not self._may_look(clip):
             return ()
         found_by = without_import(failure.source)
         is_imported = found_by != failure.source
@@ -113,6 +117,10 @@ class FailureMemory:
         if not (is_imported and is_new) and "archive" in others and not self._is_indexed(clip):
             others.remove("archive")
         return tuple(others)
+
+    def _may_look(self, clip: Clip) -> bool:
+        """Return whether it is time to look for a clip with a remembered failure."""
+        return clip not in self._asked or time.monotonic() >= self._asked[clip] + _LOOK_INTERVAL
 
     def note_asked(self, clip: Clip) -> None:
         """Note that all sources were just asked for a clip."""

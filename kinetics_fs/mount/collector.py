@@ -112,6 +112,7 @@ class StatusCollector:
             budget=self._budget.status(),
             evicted=self._store.evicted,
             prefetches=tuple(self._prefetches.statuses()),
+            shared=self._fetcher.shared_status(),
         )
 
     def _label(self, key: str) -> str:

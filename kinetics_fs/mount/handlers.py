@@ -11,6 +11,7 @@ from kinetics_fs.catalog import Selection
 from kinetics_fs.control.server import Request, RequestHandler
 from kinetics_fs.control.status import MountStatus
 from kinetics_fs.errors import KineticsError
+from kinetics_fs.fetch.fetcher import Fetcher
 from kinetics_fs.fetch.prefetch import parse_clip_list
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.mount.mountpoint import unmount
@@ -28,6 +29,7 @@ def make_handlers(
     store: Store,
     prefetches: PrefetchManager,
     coverage: Callable[[], Coverage],
+    fetcher: Fetcher,
 ) -> Mapping[str, RequestHandler]:
     """Return the handlers of a mount, by the name of their request.
 
@@ -37,6 +39,7 @@ def make_handlers(
         store: the cache.
         prefetches: the prefetches of the mount.
         coverage: measures how much of the mount is cached.
+        fetcher: the fetcher of the mount.
     """
 
     def prefetch(request: Request) -> dict[str, Any]:
@@ -67,6 +70,9 @@ def make_handlers(
             for one in islice(store.failures.all(), max(0, min(count, _MAX_FAILURES)))
         ]
 
+    def drain(request: Request) -> None:
+        fetcher.drain_uploads(lambda left: request.send_progress({"queued": left}))
+
     def umount(request: Request) -> None:
         unmount(mountpoint, lazy=request.get("lazy", bool, False))
 
@@ -77,6 +83,7 @@ def make_handlers(
         "prefetches": RequestHandler(lambda request: [one.to_json() for one in prefetches.statuses()]),
         "watch": RequestHandler(watch, ("id",), waits=True),
         "cancel": RequestHandler(lambda request: prefetches.cancel(_job_id(request)).to_json(), ("id",)),
+        "drain": RequestHandler(drain, waits=True),
         "failures": RequestHandler(failures, ("count",)),
         "umount": RequestHandler(umount, ("lazy",)),
     }

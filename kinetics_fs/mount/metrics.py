@@ -27,7 +27,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kinetics_fs.control.status import MountStatus
+from kinetics_fs.control.status import MountStatus, SharedStatus
 from kinetics_fs.errors import FailureKind, MountError
 
 _log = logging.getLogger(__name__)
@@ -101,6 +101,8 @@ class _StatusMetrics(Collector):
         yield from _mount_metrics(status)
         yield from _fetch_metrics(status)
         yield from _cache_metrics(status)
+        if status.shared is not None:
+            yield from _shared_metrics(status.shared)
 
 
 def _mount_metrics(status: MountStatus) -> Iterator[Metric]:
@@ -158,6 +160,37 @@ def _cache_metrics(status: MountStatus) -> Iterator[Metric]:
     yield CounterMetricFamily("kinetics_fs_evictions", "Clips that this mount evicted.", status.evicted)
     kinds = {str(kind): status.failures.get(kind, 0) for kind in FailureKind}
     yield _gauge("kinetics_fs_failures", "Number of remembered failures, by kind.", "kind", kinds)
+
+
+def _shared_metrics(shared: SharedStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "kinetics_fs_shared_up", "1 while the shared store can be used, else 0.", int(not shared.error)
+    )
+    results = {"hit": shared.hits, "miss": shared.misses, "damaged": shared.damaged}
+    yield _counter("kinetics_fs_shared_reads", "Clips asked of the shared store, by result.", "result", results)
+    yield CounterMetricFamily(
+        "kinetics_fs_shared_waits", "Clips for which this mount waited for another machine.", shared.waits
+    )
+    yield GaugeMetricFamily(
+        "kinetics_fs_shared_leases", "Clips that this mount fetches for all machines.", shared.leases
+    )
+    help = "Requests of all machines of the rate group in the last hour."
+    requests = {budget.source: budget.used for budget in shared.budgets}
+    yield _gauge("kinetics_fs_shared_requests", help, "source", requests)
+    uploads = shared.uploads
+    if uploads is None:
+        return
+    yield GaugeMetricFamily(
+        "kinetics_fs_shared_queue", "Clips that wait for their upload to the shared store.", uploads.queued
+    )
+    yield GaugeMetricFamily(
+        "kinetics_fs_shared_queue_age_seconds", "Time since the oldest of them was queued.", uploads.oldest
+    )
+    yield GaugeMetricFamily(
+        "kinetics_fs_shared_paused", "1 while uploads are paused, else 0.", int(bool(uploads.paused))
+    )
+    left = {name: getattr(uploads, name) for name in ("uploaded", "dropped", "evicted", "refused")}
+    yield _counter("kinetics_fs_shared_uploads", "Clips that left the queue, by result.", "result", left)
 
 
 def _gauge(name: str, help: str, label: str, values: Mapping[str, int]) -> Metric:

@@ -11,6 +11,7 @@ import os
 import select
 import shlex
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +36,9 @@ _COVERAGE_TIMEOUT = 300.0
 
 _EXIT_TIMEOUT = 30.0
 """Seconds that the process of a mount may take to end after the unmount, because it closes its cache properly."""
+
+_FLUSH_TIMEOUT = 30.0
+"""Seconds by which it may take longer because it uploads clips to a shared store; see `Fetcher.close`."""
 
 _HUNG_EXIT_TIMEOUT = 1.0
 """The same for a process that does not answer."""
@@ -217,14 +221,30 @@ def unmount_and_wait(mountpoint: Path, *, lazy: bool = False) -> None:
                 f"cannot end the mount on {mountpoint}: it is unmounted, but its process does not answer;"
                 f" kill -KILL {status.pid} ends it"
             )
-        if not lazy and not _ends_within(process, _EXIT_TIMEOUT):
+        uploads = isinstance(status, MountStatus) and status.shared is not None
+        timeout = _EXIT_TIMEOUT + (_FLUSH_TIMEOUT if uploads else 0.0)
+        if not lazy and not _ends_within(process, timeout):
             raise MountError(
                 f"cannot end the mount on {mountpoint}: it is unmounted, but its process {status.pid} has not ended"
-                f" after {_EXIT_TIMEOUT:.0f} s; a container that started meanwhile may use the mount, so stop it"
+                f" after {timeout:.0f} s; a container that started meanwhile may use the mount, so stop it"
             )
     finally:
         if process is not None:
             os.close(process)
+
+
+def drain_uploads(mountpoint: Path, on_progress: Callable[[int], None]) -> None:
+    """Have a mount upload all clips that wait for their upload to the shared store.
+
+    Args:
+        mountpoint: path from `find_mount`.
+        on_progress: receives the number of clips that are left, about once a second.
+
+    Raises:
+        MountError: as `connect_to_mount`, or nothing can be uploaded at the moment.
+    """
+    with connect_to_mount(mountpoint) as connection:
+        connection.request("drain", on_progress=lambda progress: on_progress(int(progress["queued"])))
 
 
 def clear_dead_mount(mountpoint: Path) -> None:

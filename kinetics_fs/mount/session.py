@@ -139,6 +139,7 @@ def _check_apart(mountpoint: Path, settings: Settings) -> None:
     needed = {
         "cache-dir": settings.cache_dir,
         "archive-url": None if is_remote(settings.archive_url) else Path(settings.archive_url),
+        "shared": None if settings.shared is None or "://" in settings.shared else Path(settings.shared),
         "cookies": settings.cookies,
         "log-file": settings.log_file,
     }
@@ -284,7 +285,12 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
             return measure_coverage(catalog, store)
 
         handlers = make_handlers(
-            mountpoint, status=collector.status, store=store, prefetches=prefetches, coverage=coverage
+            mountpoint,
+            status=collector.status,
+            store=store,
+            prefetches=prefetches,
+            coverage=coverage,
+            fetcher=fetcher,
         )
         try:
             parts.enter_context(ControlServer(mountpoint, handlers))

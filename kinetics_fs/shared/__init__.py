@@ -4,9 +4,9 @@ It stands between the cache of a machine and the sources. A machine that fetched
 and the others read it there. That is correct by content alone: an object is created once, is never changed, and is
 compared with its size and digest when it is read. Leases and the common budget save work and requests, and may fail.
 
-`Node` answers what to do about a clip that is not cached. It uses `SharedStore`, which has the objects, `Leases`, which
-tell which machine fetches a clip, and `WriteBack`, which uploads in the background. `SharedBudget` is the common budget
-and breaker of a source.
+`Connection` is the use of a store by one process. Its `Node` answers what to do about a clip that is not cached. They
+use `SharedStore`, which has the objects, `Leases`, which tell which machine fetches a clip, `WriteBack`, which uploads
+in the background, and `SharedBudget`, the common budget and breaker of a source.
 """
 
 from pathlib import Path
@@ -15,9 +15,11 @@ from kinetics_fs.errors import SettingError
 from kinetics_fs.shared.backend import AccessRefused, Backend, Conflict, ObjectDamaged, StoreUnreachable
 from kinetics_fs.shared.bucket import SCHEMES, BucketBackend
 from kinetics_fs.shared.budget import BudgetStatus, SharedBudget, node_id
+from kinetics_fs.shared.connection import Connection
 from kinetics_fs.shared.folder import FolderBackend
 from kinetics_fs.shared.leases import ARCHIVE_TTL, CLIP_TTL, Lease, LeaseHeld, Leases
-from kinetics_fs.shared.node import Node, NodeStatus, Wait, Work
+from kinetics_fs.shared.node import Node, NodeStatus, NoteGone, Wait, Work
+from kinetics_fs.shared.outage import Outage
 from kinetics_fs.shared.records import Records, StoreClock
 from kinetics_fs.shared.store import (
     ALL_CLIPS,
@@ -46,6 +48,7 @@ __all__ = [
     "ClipFacts",
     "CompletedFill",
     "Conflict",
+    "Connection",
     "FolderBackend",
     "IndexKey",
     "Lease",
@@ -55,7 +58,9 @@ __all__ = [
     "LocalClips",
     "Node",
     "NodeStatus",
+    "NoteGone",
     "ObjectDamaged",
+    "Outage",
     "QueueStatus",
     "Records",
     "SharedBudget",

@@ -345,8 +345,13 @@ class SharedBudget:
         """
         nodes = self._status.nodes
         if nodes is None or self._monotonic() > self._status_at + _HOUR:
-            nodes = _UNKNOWN_NODES
+            return self.share_of_unknown(limit)
         return max(1, limit // max(1, nodes))
+
+    @staticmethod
+    def share_of_unknown(limit: int) -> int:
+        """Return the part of the limit for one of an unknown number of machines."""
+        return max(1, limit // _UNKNOWN_NODES)
 
     def status(self) -> BudgetStatus:
         """Return the budget as this machine has seen it last. Sends no request."""

@@ -89,10 +89,19 @@ class ClipFacts(NamedTuple):
 
 
 class SharedClip(NamedTuple):
-    """A clip from the store, verified."""
+    """A clip from the store. Its size and digest are those of its metadata.
+
+    Attributes:
+        body: its bytes.
+        facts: its metadata.
+        profile: how the bytes were made.
+        version: the object.
+    """
 
     body: bytes
     facts: ClipFacts
+    profile: str
+    version: Version
 
 
 class ListedClip(NamedTuple):
@@ -189,6 +198,8 @@ class SharedStore:
         self.records = Records(backend)
         self._damaged: dict[str, Version] = {}
         """Damaged files that this process has met, to replace them."""
+        self._rejected: set[str] = set()
+        """Those of them whose digests are right."""
 
     # The store as a whole
 
@@ -303,8 +314,17 @@ class SharedStore:
             if error.version is not None:
                 self._damaged[key] = error.version
             raise
+        if self._damaged.get(key) == found.info.version and key in self._rejected:
+            raise ObjectDamaged(f"cannot read {self.backend.address}/{key}: it is no video", found.info.version)
         self._damaged.pop(key, None)
-        return SharedClip(found.body, facts)
+        self._rejected.discard(key)
+        return SharedClip(found.body, facts, profile, found.info.version)
+
+    def mark_damaged(self, clip: Clip, found: SharedClip) -> None:
+        """Take a clip for damaged whatever its metadata says. The next `put_clip` replaces it."""
+        key = clip_key(clip, found.profile)
+        self._damaged[key] = found.version
+        self._rejected.add(key)
 
     def has_clip(self, clip: Clip, profile: str) -> bool:
         """Return whether the store has a clip, whatever was known before. A damaged one does not count."""
@@ -358,6 +378,7 @@ class SharedStore:
         except Conflict:
             return False
         self._damaged.pop(key, None)
+        self._rejected.discard(key)
         return True
 
     def clips(self, profile: str, *, after: Clip | None = None) -> Iterator[tuple[Clip, int]]:

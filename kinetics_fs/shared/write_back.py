@@ -69,15 +69,17 @@ class CachedClips:
 
     def read(self, clip: Clip, profile: str) -> LocalClip | None:
         """See `LocalClips.read`."""
-        record, opened = self._store.record(clip), self._store.open(clip)
+        try:
+            opened = self._store.peek(clip, profile)
+        except FileNotFoundError:
+            return None
         if opened is None:
             return None
         with os.fdopen(opened.fd, "rb") as file:
-            if record is None or not record.cached:
-                return None
             if opened.size > MAX_FILE:
                 raise ObjectDamaged(f"cannot upload {clip.key}: it is larger than {MAX_FILE // 1024**2} MiB")
             body = file.read(MAX_FILE)
+        record = opened.record
         return LocalClip(body, ClipFacts(record.size, record.sha256, record.source, record.duration))
 
 
@@ -214,7 +216,9 @@ class WriteBack:
     # In the background
 
     def start(self) -> None:
-        """Upload in threads until `close`."""
+        """Upload in threads until `close`. Does nothing if they run already."""
+        if self._threads:
+            return
         self._threads = [
             threading.Thread(target=self._run, name=f"shared-write-back-{number}", daemon=True)
             for number in range(_THREADS)

@@ -239,6 +239,10 @@ class FailureLog:
         """Return the failure of a clip; None if the clip is cached or was never tried."""
         return next(self._select("WHERE key = ?", clip.key), None)
 
+    def is_doubted(self, clip: Clip) -> bool:
+        """Return whether the failure of a clip is a verdict that its source has not confirmed by a delivery yet."""
+        return bool(self._database.query("SELECT 1 FROM verdict WHERE key = ?", (clip.key,)))
+
     def all(self, kinds: Collection[FailureKind] = ()) -> Iterator[Failure]:
         """Return all failures, or those of these kinds; the latest first."""
         return self._select(f"WHERE {_OF_KINDS} ORDER BY last_at DESC", _json_list(kinds or FailureKind))

@@ -18,7 +18,7 @@ import requests
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.shared import Leases, SharedStore, StoreClock, UploadQueue, WriteBack, open_backend
+from kinetics_fs.shared import Leases, Outage, SharedStore, StoreClock, UploadQueue, WriteBack, open_backend
 from kinetics_fs.shared.node import Node, Wait
 from kinetics_fs.shared.store import SharedClip
 from kinetics_fs.shared.write_back import CachedClips
@@ -55,7 +55,7 @@ def main() -> None:
     leases.start(0.5)
     write_back = WriteBack(shared, UploadQueue(cache / "uploads.sqlite"), CachedClips(store), monotonic=clock)
     write_back.start()
-    node = Node(shared, leases, write_back, ["source"], monotonic=clock)
+    node = Node(shared, leases, write_back, ["source"], Outage(clock), lambda report: None, monotonic=clock)
 
     todo = clips
     while todo:

@@ -15,8 +15,11 @@ from kinetics_fs.control.status import (
     OpenCounts,
     PrefetchState,
     PrefetchStatus,
+    SharedBudgetStatus,
+    SharedStatus,
     SourceStatus,
     SplitCounts,
+    UploadStatus,
 )
 
 STATUS = MountStatus(
@@ -37,7 +40,9 @@ STATUS = MountStatus(
     fetch=FetchStatus(
         pending=1,
         queue={"foreground": 0, "soon": 0, "background": 0},
-        in_flight=(InFlightFetch("-demo_video_000010_000020", "surfing water", "foreground", 1.5, None, 4096),),
+        in_flight=(
+            InFlightFetch("0a1b2c3d", "-demo_video_000010_000020", "surfing water", "foreground", 1.5, None, 4096),
+        ),
         fetched=7,
         failed=1,
         rates=FetchRates(FetchRate(2.0, 100), FetchRate(0.5, 10)),
@@ -70,5 +75,18 @@ STATUS = MountStatus(
             selection="train; all classes",
             started_at=1700000000,
         ),
+    ),
+    shared=SharedStatus(
+        address="s3://bucket/kinetics",
+        error="",
+        retry_in=0.0,
+        note="",
+        hits=20,
+        misses=3,
+        waits=2,
+        damaged=0,
+        leases=1,
+        uploads=UploadStatus(1, 2.5, 2, 3_000_000, 0, 0, 0, "", 0.0),
+        budgets=(SharedBudgetStatus("youtube", "default", 12, 300, 4, None, ""),),
     ),
 )

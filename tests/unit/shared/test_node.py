@@ -10,11 +10,12 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.shared.leases import CLIP_TTL, Leases
 from kinetics_fs.shared.node import Node, Wait, Work
+from kinetics_fs.shared.outage import Outage
 from kinetics_fs.shared.records import StoreClock
 from kinetics_fs.shared.store import ClipFacts, SharedClip, SharedStore, clip_key
 from kinetics_fs.shared.upload_queue import UploadQueue
 from kinetics_fs.shared.write_back import LocalClip, WriteBack
-from kinetics_fs.store import Failure
+from kinetics_fs.store import Failure, FailureReport
 from tests.support.memory_backend import MemoryBackend
 
 CLIP = Clip("-a1B2c3D4e5", 10, 20)
@@ -26,19 +27,26 @@ class Machine:
 
     def __init__(self, world: World, name: str, *, writes: bool = True) -> None:
         self.cached: dict[Clip, bytes] = {}
+        self.believes = True
         self.world = world
         store = SharedStore(world.backend, StoreClock(world.clock))
         self.leases = Leases(store.records, store.clock, name, world.clock)
         self.queue = UploadQueue(world.folder / f"{name}.sqlite", now=world.clock)
         self.write_back = WriteBack(store, self.queue, self, monotonic=world.clock)
+        self.outage = Outage(world.clock)
         self.node = Node(
             store,
             self.leases,
             self.write_back if writes else None,
             ["source", "0123abcd"],
+            self.outage,
+            self.note_gone,
             monotonic=world.clock,
             now=world.clock,
         )
+
+    def note_gone(self, report: FailureReport) -> FetchError | None:
+        return FetchError(report.kind, report.reason, source=report.source) if self.believes else None
 
     def read(self, clip: Clip, profile: str) -> LocalClip | None:
         body = self.cached.get(clip)
@@ -91,7 +99,7 @@ def test_one_machine_works_and_the_others_wait(world: World) -> None:
     found = second.node.begin(CLIP)
     assert isinstance(found, SharedClip) and found.body == b"clip"
     status = second.node.status()
-    assert (status.hits, status.misses, status.waits, status.unreachable) == (1, 0, 1, "")
+    assert (status.hits, status.misses, status.waits) == (1, 0, 1)
     assert first.node.status().leases == []
 
 
@@ -132,9 +140,57 @@ def test_a_verdict_is_shared_until_its_time_to_retry(world: World) -> None:
     with pytest.raises(FetchError, match="Video unavailable") as caught:
         second.node.begin(CLIP)
     assert (caught.value.kind, caught.value.source) == (FailureKind.GONE, "youtube")
-    assert caught.value.retry_after == 7 * DAY
     world.time += 7 * DAY + 1
     second.work()
+
+
+def test_a_verdict_that_does_not_hold_here_leaves_the_clip_to_this_machine(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    error = FetchError(FailureKind.GONE, "not in archives", source="archive")
+    first.work().fail(error, failure(at=world.time))
+    second.believes = False
+    second.fetch(second.work())
+    assert isinstance(first.node.find(CLIP), SharedClip)
+
+
+def test_the_profile_of_the_last_hit_is_tried_first(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    first.fetch(first.work(), profile="0123abcd")
+    assert isinstance(second.node.begin(CLIP), SharedClip)
+    world.backend.requests.clear()
+    assert isinstance(second.node.begin(CLIP), SharedClip)
+    assert world.backend.requests == {"get": 1}
+
+
+def test_a_clip_with_the_right_digest_that_is_no_video_is_replaced(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    first.fetch(first.work(), b"<html>")
+    found = second.node.begin(CLIP)
+    assert isinstance(found, SharedClip)
+    second.node.reject(CLIP, found, "not a video")
+    second.fetch(second.work())
+    replaced = first.node.find(CLIP)
+    assert replaced is not None and replaced.body == b"clip"
+    assert second.node.status().damaged >= 1
+
+
+def test_an_impatient_machine_does_not_wait(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    work = first.work()
+    alone = second.node.begin(CLIP, patient=False)
+    assert isinstance(alone, Work) and not alone.is_leased
+    second.cached[CLIP] = b"other"
+    alone.finish("source")
+    second.write_back.flush(30)
+    first.fetch(work)
+    found = first.node.find(CLIP)
+    assert found is not None and found.body == b"other"
+
+
+def test_abandoned_work_is_done_by_the_next_machine(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    first.work().abandon("not uploaded")
+    assert second.work().is_leased
 
 
 @pytest.mark.parametrize(
@@ -195,17 +251,17 @@ def test_an_unreachable_store_is_left_alone_for_a_while(world: World) -> None:
     for _ in range(10):
         machine.work()
     assert sum(world.backend.requests.values()) == 1
-    assert "is down" in machine.node.status().unreachable
+    assert "is down" in machine.outage.reason
 
     world.time += 5
     machine.work()
     assert sum(world.backend.requests.values()) == 2
     world.backend.is_down = False
     machine.work()  # the pause has doubled
-    assert machine.node.status().unreachable
+    assert machine.outage.reason
     world.time += 10
     machine.fetch(machine.work())
-    assert machine.node.status().unreachable == ""
+    assert machine.outage.reason == ""
     assert isinstance(Machine(world, "other").node.begin(CLIP), SharedClip)
 
 

@@ -94,7 +94,7 @@ def test_fetched_clips_arrive_and_their_leases_end(world: World) -> None:
     for clip in CLIPS[:3]:
         assert world.leases.look(clip_lease(clip, "source")) is None
         found = world.store.get_clip(clip, "source")
-        assert found is not None and found == (clip.key.encode(), found.facts)
+        assert found is not None and found.body == clip.key.encode()
     status = world.write_back.status()
     assert (status.uploaded, status.bytes, status.paused) == (3, 75, "")
 
