@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,6 +358,16 @@ class Fetcher:
     def shared_status(self) -> SharedStatus | None:
         """Return how the shared store is used; None without one."""
         return None if self._shared is None else self._shared.connection.status()
+
+    def list_shared_sizes(self) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
+        """List the shared store in the background.
+
+        Returns:
+            The function that returns the sizes in bytes that are known of clips, by `Clip.key`; None if there is no
+            store that can be listed cheaply.
+        """
+        sizes = None if self._shared is None else self._shared.connection.list_sizes()
+        return None if sizes is None else sizes.find
 
     def drain_uploads(self, report: Callable[[int], None]) -> None:
         """Upload all clips that wait for their upload to the shared store.

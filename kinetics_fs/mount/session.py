@@ -62,6 +62,10 @@ _SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes lets the thread that answers the kernel run."""
 
 
+FindSizes = Callable[[Sequence[str]], Mapping[str, int]]
+"""Returns the sizes in bytes that are known of clips, by `Clip.key`."""
+
+
 @dataclass(frozen=True, slots=True)
 class MountPlan:
     """A mount that has been checked and can be served.
@@ -264,7 +268,7 @@ def run(plan: MountPlan, notifier: Notifier, ready: Callable[[], None]) -> None:
                 hide_unavailable=settings.hide_unavailable,
                 elsewhere=_clips_elsewhere(settings, fetcher),
                 budget=budget,
-                indexed_sizes=_indexed_sizes(settings),
+                known_sizes=_known_sizes(settings, fetcher),
                 on_open=observer.on_open,
                 status=collector.status_json,
                 metrics=collector.metrics_text,
@@ -359,7 +363,21 @@ def _clips_elsewhere(settings: Settings, fetcher: Fetcher) -> Callable[[Collecti
     return LocalClips(fetcher.sources).among
 
 
-def _indexed_sizes(settings: Settings) -> Callable[[Sequence[str]], Mapping[str, int]] | None:
+def _known_sizes(settings: Settings, fetcher: Fetcher) -> FindSizes | None:
+    """Return the function that looks sizes up in the shared store and in the archive indexes; None if neither can."""
+    shared, indexed = fetcher.list_shared_sizes(), _indexed_sizes(settings)
+    if shared is None or indexed is None:
+        return shared or indexed
+
+    def find(keys: Sequence[str]) -> Mapping[str, int]:
+        found = shared(keys)
+        others = [key for key in keys if key not in found]
+        return {**found, **indexed(others)} if others else found
+
+    return find
+
+
+def _indexed_sizes(settings: Settings) -> FindSizes | None:
     """Return the function that looks sizes up in the archive indexes; None if clips come from another source first."""
     from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 

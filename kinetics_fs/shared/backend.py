@@ -82,6 +82,10 @@ class StoreUnreachable(SharedStoreError):
     """
 
 
+class StoreMissing(StoreUnreachable):
+    """The folder of the store does not exist, or is no folder: it is not mounted, or the path is misspelled."""
+
+
 class AccessRefused(SharedStoreError):
     """The store refuses a request: permission, expired credentials, quota, or no such bucket.
 
@@ -114,6 +118,8 @@ class Backend(Protocol):
 
     address: str
     """Names the store in messages. Has no passwords."""
+    is_listed_cheaply: bool
+    """Whether one request returns the sizes of a thousand objects."""
 
     def get(self, key: str, *, max_size: int) -> StoredObject | None:
         """Return an object with its content and metadata, by one request; None if it does not exist.

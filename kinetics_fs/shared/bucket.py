@@ -78,6 +78,8 @@ class BucketBackend:
         SettingError: the address is invalid, or obstore is not installed.
     """
 
+    is_listed_cheaply = True
+
     def __init__(
         self, address: str, *, record_timeout: float = _RECORD_TIMEOUT, file_timeout: float = _FILE_TIMEOUT
     ) -> None:

@@ -18,11 +18,12 @@ from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.control.status import SharedBudgetStatus, SharedStatus, UploadStatus
 from kinetics_fs.errors import SharedStoreError, StoreError
 from kinetics_fs.media.profile import SOURCE
-from kinetics_fs.shared.backend import StoreUnreachable
+from kinetics_fs.shared.backend import StoreMissing, StoreUnreachable
 from kinetics_fs.shared.budget import SharedBudget, node_id
 from kinetics_fs.shared.leases import Leases
 from kinetics_fs.shared.node import Node, NoteGone
 from kinetics_fs.shared.outage import Outage
+from kinetics_fs.shared.sizes import SharedSizes
 from kinetics_fs.shared.store import SharedStore
 from kinetics_fs.shared.upload_queue import UploadQueue
 from kinetics_fs.shared.write_back import CachedClips, WriteBack
@@ -75,6 +76,7 @@ class Connection:
         self._leases: Leases | None = None
         self._node: Node | None = None
         self._budgets: dict[str, SharedBudget] = {}
+        self._sizes: SharedSizes | None = None
         self._note = ""
         self._note_gone: NoteGone = lambda report: None
         self._closing = threading.Event()
@@ -92,6 +94,8 @@ class Connection:
         self._note_gone = note_gone
         try:
             self._connect()
+        except StoreMissing:
+            raise
         except StoreUnreachable as error:
             self.outage.begin(error)
         if self._node is None or self._note:
@@ -162,6 +166,13 @@ class Connection:
             except StoreError as error:
                 _log.warning("%s: not uploaded: %s", clip.key, error)
 
+    def list_sizes(self) -> SharedSizes | None:
+        """List the sizes of the clips in the background, and return what knows them; None if that is not cheap."""
+        if self._sizes is None and self.store.backend.is_listed_cheaply:
+            self._sizes = SharedSizes(self.store, self._profiles)
+            self._sizes.start()
+        return self._sizes
+
     # Requests to sources
 
     def budget(self, source: str) -> SharedBudget | None:
@@ -195,6 +206,7 @@ class Connection:
             error=self.outage.reason,
             retry_in=round(self.outage.seconds, 1),
             note=self._note,
+            listed=None if self._sizes is None else self._sizes.clips,
             hits=0 if node is None else node.hits,
             misses=0 if node is None else node.misses,
             waits=0 if node is None else node.waits,
@@ -242,6 +254,8 @@ class Connection:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+        if self._sizes is not None:
+            self._sizes.close()
         if self._write_back is not None:
             with contextlib.suppress(StoreError):
                 left = self.flush(flush) if flush else self.queued

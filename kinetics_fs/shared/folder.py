@@ -48,6 +48,7 @@ from kinetics_fs.shared.backend import (
     ObjectDamaged,
     ObjectInfo,
     StoredObject,
+    StoreMissing,
     StoreUnreachable,
     Version,
     check_key,
@@ -89,6 +90,8 @@ class FolderBackend:
         root: the folder, which must exist.
         timeout: seconds that a call may take, plus a second for each MiB of a file.
     """
+
+    is_listed_cheaply = False
 
     def __init__(self, root: Path, *, timeout: float = _TIMEOUT) -> None:
         self.address = str(root)
@@ -227,12 +230,12 @@ class FolderBackend:
         try:
             fd = os.open(self.address, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise StoreUnreachable(
+            raise StoreMissing(
                 f"cannot use {self.address} as the shared store: it does not exist; mount its filesystem, or create the"
                 " store with kinetics-fs shared init"
             ) from None
         except NotADirectoryError:
-            raise StoreUnreachable(
+            raise StoreMissing(
                 f"cannot use {self.address} as the shared store: it is no folder; give the path of a folder"
             ) from None
         status = os.fstat(fd)

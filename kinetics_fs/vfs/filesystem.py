@@ -72,7 +72,7 @@ class FilesystemOptions:
         hide_unavailable: do not list clips that are known to be unavailable (`LASTING_KINDS`).
         elsewhere: returns those of some keys (`Clip.key`) whose clips a folder or an archive has; not hidden.
         budget: limits the fetches that opens start.
-        indexed_sizes: returns the exact sizes, in bytes, of clips in indexed archives, by `Clip.key`.
+        known_sizes: returns the sizes, in bytes, of clips that archives or the shared store have, by `Clip.key`.
         on_open: see `OnOpen`; must return quickly.
         status: returns the content of `status.json`.
         metrics: returns the content of the file `metrics`; None for no such file.
@@ -83,7 +83,7 @@ class FilesystemOptions:
     hide_unavailable: bool = False
     elsewhere: Callable[[Collection[str]], Collection[str]] = lambda keys: ()
     budget: FetchBudget = field(default_factory=FetchBudget)
-    indexed_sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None
+    known_sizes: Callable[[Sequence[str]], Mapping[str, int]] | None = None
     on_open: OnOpen = lambda entry, phase: None
     status: Callable[[], str] = lambda: "{}\n"
     metrics: Callable[[], str] | None = None
@@ -113,7 +113,7 @@ class Filesystem:
         self._fetcher = fetcher
         self._options = options
         self.open_limit = options.open_limit
-        self._indexed_sizes = options.indexed_sizes
+        self._known_sizes = options.known_sizes
         self._since = time.time()
         self._last_space = Space(0, 0, 0)
         self._mtime = int(datetime.combine(catalog.published, datetime.min.time(), UTC).timestamp())
@@ -291,12 +291,12 @@ class Filesystem:
             known = self._store.sizes(keys)
         except StoreError:  # reported by the store; sizes are estimates meanwhile
             known = {}
-        if self._indexed_sizes is not None and len(known) < len(keys):
+        if self._known_sizes is not None and len(known) < len(keys):
             try:
-                others = self._indexed_sizes([key for key in keys if key not in known])
+                others = self._known_sizes([key for key in keys if key not in known])
             except KineticsError as error:
                 _log.error("cannot read the sizes of indexed clips: %s; sizes are estimates from now on", error)
-                self._indexed_sizes = None
+                self._known_sizes = None
             else:
                 known |= {key: KnownSize(size, cached=False) for key, size in others.items()}
         return known

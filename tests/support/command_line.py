@@ -207,7 +207,7 @@ class Mounted:
         """Unmount lazily, and wait for the process to end."""
         subprocess.run(["umount", "-l", self.root], capture_output=True, check=False)
         pid, self.pid = self.pid, 0
-        if pid and not has_ended(pid, within=20):
+        if pid and not has_ended(pid, within=40):
             os.kill(pid, signal.SIGKILL)
             raise RuntimeError(f"the process of the mount on {self.root} did not end")
 

@@ -31,6 +31,8 @@ class MemoryBackend:
         now: the clock of the store.
     """
 
+    is_listed_cheaply = True
+
     def __init__(self, now: Callable[[], float]) -> None:
         self.address = "memory"
         self.objects: dict[str, StoredObject] = {}

@@ -81,6 +81,7 @@ STATUS = MountStatus(
         error="",
         retry_in=0.0,
         note="",
+        listed=50,
         hits=20,
         misses=3,
         waits=2,

@@ -742,7 +742,7 @@ def test_indexed_sizes_are_shown(parts: Parts) -> None:
         asked.extend(keys)
         return {CLIP.key: 12_345} if len(asked) < 100 else {}
 
-    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(indexed_sizes=sizes))
+    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(known_sizes=sizes))
     assert filesystem.attributes(parts.clip).size == 12_345
     listed = dict(filter(None, filesystem.entries_with_attributes(filesystem._entry(parts.clip).directory, 0, 1000)))
     assert listed[CLIP.name] == filesystem.attributes(parts.clip)
@@ -756,7 +756,7 @@ def test_sizes_are_estimates_if_the_index_fails(parts: Parts) -> None:
     def sizes(keys: Sequence[str]) -> dict[str, int]:
         raise KineticsError("the indexes are damaged")
 
-    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(indexed_sizes=sizes))
+    filesystem = Filesystem(parts.catalog, parts.store, parts.fetcher, FilesystemOptions(known_sizes=sizes))
     before = parts.fs.attributes(parts.clip)
     assert filesystem.attributes(parts.clip) == before
     assert len(filesystem.entries_with_attributes(filesystem._entry(parts.clip).directory, 0, 1000)) > 0
