@@ -491,7 +491,7 @@ class Fetcher:
                 self._finish(fetch, _shutting_down() if self._closing else error)
             except StoreError as error:
                 failure = FetchError(FailureKind.LOCAL, str(error), errno=error.errno)
-                self._failures.report(fetch.clip, failure, remembered=False)
+                self._failures.report(fetch.clip, failure, fetch.id, remembered=False)
                 self._finish(fetch, failure)
             except Exception as error:
                 _log.exception("%s: unexpected error", fetch.clip.key)
@@ -514,7 +514,7 @@ class Fetcher:
                 fetch.claim = claim
         except FetchError as error:
             if fetch.protect_used_since == math.inf:
-                self._fail(worker, clip, error)
+                self._fail(worker, fetch, error)
             raise
         if claim is None:
             # Perhaps stored by a process that is still reading its siblings.
@@ -549,7 +549,7 @@ class Fetcher:
                     raise
                 if self._closing or fetch.state is FetchState.ENDED or isinstance(error, FailedElsewhere):
                     raise
-                failure = self._fail(worker, clip, error)
+                failure = self._fail(worker, fetch, error)
                 if self._shared is not None and fetch.work is not None:
                     work, fetch.work = fetch.work, None
                     self._shared.note_failed(clip, failure, work)
@@ -579,7 +579,7 @@ class Fetcher:
             _log.warning("%s: another machine could not fetch it: %s: %s", fetch.clip.key, error.kind, error.reason)
             raise
         except FetchError as error:
-            raise self._fail(worker, fetch.clip, error) from error
+            raise self._fail(worker, fetch, error) from error
 
     def _find_shared(self, shared: SharedClips, fetch: Fetch, claim: Claim) -> bool:
         """Store a clip that the shared store has; return whether it has it. See `_fetch_shared`."""
@@ -829,16 +829,17 @@ class Fetcher:
 
     # Suspected sources
 
-    def _fail(self, worker: Worker, clip: Clip, error: FetchError) -> FetchError:
+    def _fail(self, worker: Worker, fetch: Fetch, error: FetchError) -> FetchError:
         """Remember and log the failure of a clip, and return what the waiters receive: the failure, or a block."""
+        clip = fetch.clip
         try:
             self._failures.remember(clip, error)
         except StoreError:
-            self._failures.report(clip, error, remembered=False)
+            self._failures.report(clip, error, fetch.id, remembered=False)
             return error
         if error.kind in VERDICTS and (block := self._doubt(worker, error.source)) is not None:
             error = block
-        self._failures.report(clip, error)
+        self._failures.report(clip, error, fetch.id)
         return error
 
     def _doubt(self, worker: Worker, source: str) -> FetchError | None:

@@ -147,12 +147,13 @@ class FailureMemory:
         if error.kind is not FailureKind.BLOCKED:
             self._store.failures.remember(clip, error)
 
-    def report(self, clip: Clip, error: FetchError, *, remembered: bool = True) -> None:
+    def report(self, clip: Clip, error: FetchError, fetch: str, *, remembered: bool = True) -> None:
         """Count and log the failure of a clip. A fault of the cache, which the store has logged, is only counted.
 
         Args:
             clip: the clip.
             error: the failure.
+            fetch: id of the fetch.
             remembered: False if the cache could not store the failure.
         """
         source, reason = error.source or "fetch", one_line(error.reason)
@@ -160,20 +161,23 @@ class FailureMemory:
             self._stats.record_failed(clip, source, error.kind, reason, None)
             if error.reason != str(self._store.faults.current):
                 next_retry = self._next_request_at(error) if remembered else None
-                fields = _log_fields(clip, error, next_retry)
-                _log.warning("%s: %s: %s: %s", clip.key, source, error.kind, error.reason, extra=fields)
+                fields = _log_fields(clip, error, fetch, next_retry)
+                _log.warning(
+                    "%s: %s: %s: %s (fetch %s)", clip.key, source, error.kind, error.reason, fetch, extra=fields
+                )
             return
         failure = self._store.failures.get(clip)
         due_at = failure.retry_at if failure is not None and failure.retry_at > failure.last_at else None
         self._stats.record_failed(clip, source, error.kind, reason, failure.retry_at if failure else None)
         _log.warning(
-            "%s: %s: %s: %s; next retry %s",
+            "%s: %s: %s: %s; next retry %s (fetch %s)",
             clip.key,
             source,
             error.kind,
             error.reason,
             "at the next open" if due_at is None else f"after {datetime.fromtimestamp(due_at):%Y-%m-%d %H:%M:%S}",
-            extra=_log_fields(clip, error, due_at),
+            fetch,
+            extra=_log_fields(clip, error, fetch, due_at),
         )
 
     def _limit_was_raised(self, reason: str) -> bool:
@@ -187,10 +191,11 @@ class FailureMemory:
         return until or (None if error.retry_after is None else time.time() + error.retry_after)
 
 
-def _log_fields(clip: Clip, error: FetchError, next_retry: float | None) -> dict[str, str]:
+def _log_fields(clip: Clip, error: FetchError, fetch: str, next_retry: float | None) -> dict[str, str]:
     """Return the fields of a failure for a JSON log line; see `kinetics_fs.util.logs`."""
     return {
         "clip": clip.key,
+        "fetch": fetch,
         "source": error.source,
         "kind": error.kind,
         "reason": error.reason,

@@ -258,8 +258,9 @@ class Connection:
             self._sizes.close()
         if self._write_back is not None:
             with contextlib.suppress(StoreError):
-                left = self.flush(flush) if flush else self.queued
-                if left:
+                if flush and self.queued:
+                    _log.warning("uploading clips to %s for up to %.0f s", self.store.backend.address, flush)
+                if left := self.flush(flush):
                     _log.warning(
                         "%s not uploaded to %s yet; the next mount or kinetics-fs shared sync uploads the rest",
                         count(left, "clip"),

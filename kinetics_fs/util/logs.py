@@ -23,7 +23,7 @@ from kinetics_fs.errors import escaped, masked, printable
 
 FORMATS = ("text", "json")
 
-FACTS = ("clip", "source", "kind", "reason", "next_retry")
+FACTS = ("clip", "fetch", "source", "kind", "reason", "next_retry")
 """Attributes that a record may have besides its message (`extra`). In JSON, each is a field."""
 
 _FORMAT = "KINETICS_FS_LOG_FORMAT"
