@@ -485,12 +485,12 @@ class Library:
         Raises:
             KineticsError: the clips do not fit into the cache or on the disk.
         """
-        from kinetics_fs.fill.importer import import_folder
+        from kinetics_fs.fill.importer import CacheTarget, import_folder
         from kinetics_fs.media import VerifyLevel
 
         return import_folder(
             Path(folder).absolute(),
-            self._store_to_fill,
+            CacheTarget(self._store_to_fill),
             self.catalog,
             verify=VerifyLevel(verify),
             link=link,

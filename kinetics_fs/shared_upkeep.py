@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_fs.app import open_shared_store, open_whole_catalog
+from kinetics_fs.app import cut_profile, open_shared_store, open_whole_catalog
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.config import Settings
-from kinetics_fs.errors import SettingError, SharedStoreError
+from kinetics_fs.errors import SettingError, SharedStoreError, StoreError
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.store import CacheLayout, Store
+from kinetics_fs.store.layout import is_cache
 
 if TYPE_CHECKING:
+    from kinetics_fs.fill.importer import ImportResult
+    from kinetics_fs.media import VerifyLevel
     from kinetics_fs.shared import QueueStatus, SharedStore
     from kinetics_fs.shared.pruning import PruneResult
     from kinetics_fs.shared.store import ListedClip
@@ -196,6 +200,69 @@ class SharedUpkeep:
             dry_run=dry_run,
             on_progress=on_progress,
         )
+
+    def import_folder(
+        self,
+        folder: str | Path,
+        *,
+        verify: VerifyLevel | str = "container",
+        on_listed: Callable[[int], object] = lambda listed: None,
+        on_progress: Callable[[ImportResult], object] = lambda result: None,
+    ) -> ImportResult:
+        """Upload the clips of the selection that are anywhere below a folder. Nothing is cached.
+
+        Args:
+            folder: the folder, in the layout of any download tool.
+            verify: how to verify each file: `none`, `container` or `decode`.
+            on_listed: receives the number of clips of the store that were listed so far.
+            on_progress: receives the result so far after each file.
+
+        Raises:
+            CatalogError: the annotations cannot be read.
+        """
+        from kinetics_fs.fill.importer import import_folder
+        from kinetics_fs.fill.shared_target import SharedTarget
+        from kinetics_fs.media import VerifyLevel
+
+        settings = self._settings
+        return import_folder(
+            Path(folder).absolute(),
+            SharedTarget(self._open(write=True), cut_profile(settings).name, on_listed),
+            self._catalog(),
+            verify=VerifyLevel(verify),
+            link=False,
+            min_free=settings.min_free,
+            max_height=settings.max_height,
+            exact=settings.trim == "exact",
+            on_progress=on_progress,
+        )
+
+    def import_cache(
+        self,
+        folder: str | Path,
+        *,
+        selection: bool = False,
+        on_progress: Callable[[SyncResult], object] = lambda result: None,
+    ) -> SyncResult:
+        """Upload the clips of any cache of this user, of all profiles, that the store lacks.
+
+        Args:
+            folder: the cache directory.
+            selection: upload only clips of the selection.
+            on_progress: receives the result so far.
+
+        Raises:
+            CatalogError: the annotations cannot be read.
+            StoreError: the folder is no cache, or it cannot be used.
+        """
+        from kinetics_fs.shared.sync import sync_cache
+
+        if not is_cache(Path(folder)):
+            raise StoreError(f"cannot import {folder}: it is no cache directory of kinetics-fs; give one that is")
+        store = self._open(write=True)
+        with Store(Path(folder), profile=cut_profile(self._settings), min_free=self._settings.min_free) as cache:
+            catalog = self._catalog() if selection else None
+            return sync_cache(store, cache, catalog, profiles=None, source=None, on_progress=on_progress)
 
 
 class DeletedFrom:

@@ -1,4 +1,4 @@
-"""The end of the commands that copy clips: `import` and `export`."""
+"""The end of the commands that copy clips: `import`, `export`, and those that upload to a shared store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from kinetics_fs.cli import DONE_IN_PART
 
 if TYPE_CHECKING:
     from kinetics_fs.fill.importer import ImportResult
+    from kinetics_fs.shared.sync import SyncResult
     from kinetics_fs.store.export import ExportResult
 
+INTERRUPTED = 130
 
-def exit_code(result: ImportResult | ExportResult) -> int:
+
+def exit_code(result: ImportResult | ExportResult | SyncResult) -> int:
     """Return the exit code of the command, and tell if it was interrupted.
 
     Raises:
@@ -21,7 +24,7 @@ def exit_code(result: ImportResult | ExportResult) -> int:
     """
     if result.interrupted:
         click.echo("Interrupted. Run the same command again to resume.", err=True)
-        return 130
+        return INTERRUPTED
     if result.problem:
         raise result.problem
     return 0 if result.complete else DONE_IN_PART

@@ -16,6 +16,9 @@ from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kinetics_fs.cli.progress import ProgressBars
     from kinetics_fs.fill.importer import ImportResult
 
 _REASONS_SHOWN = 10
@@ -44,29 +47,37 @@ def command(directory: Path, settings: Settings, verify: str, copy: bool, as_jso
     from kinetics_fs.cli.progress import ProgressBars
 
     with open_library(settings) as library, ProgressBars() as bars:
-        finding = bars.add("finding clips", "files")
-        importing = bars.add("importing", "files", visible=False)
-
-        def show(result: ImportResult) -> None:
-            if result.done:
-                importing.show(result.done, result.to_import, size=result.bytes)
-            else:
-                finding.show(result.found, None)
-
-        result = library.import_(directory, verify=verify, link=not copy, on_progress=show)
+        result = library.import_(directory, verify=verify, link=not copy, on_progress=add_import(bars))
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:
-        _print(result)
+        counts = f"{count(result.imported, 'clip')} imported ({result.linked:,} as hard links)"
+        print_import(result, f"{counts}, {result.already_cached:,} already cached")
     return exit_code(result)
 
 
-def _print(result: ImportResult) -> None:
-    click.echo(
-        f"{count(result.imported, 'clip')} imported ({result.linked:,} as hard links),"
-        f" {result.already_cached:,} already cached, {result.not_in_annotations:,} not in the annotations,"
-        f" {result.corrupt.total():,} corrupt"
-    )
+def add_import(bars: ProgressBars) -> Callable[[ImportResult], object]:
+    """Add bars for an import, and return the function that moves them."""
+    finding = bars.add("finding clips", "files")
+    importing = bars.add("importing", "files", visible=False)
+
+    def show(result: ImportResult) -> None:
+        if result.done:
+            importing.show(result.done, result.to_import, size=result.bytes)
+        else:
+            finding.show(result.found, None)
+
+    return show
+
+
+def print_import(result: ImportResult, counts: str) -> None:
+    """Print the result of an import.
+
+    Args:
+        result: the result.
+        counts: the imported clips, and those that the target has.
+    """
+    click.echo(f"{counts}, {result.not_in_annotations:,} not in the annotations, {result.corrupt.total():,} corrupt")
     _print_reasons("corrupt", result.corrupt)
     _print_reasons("unreadable", result.unreadable)
     groups = result.unused.groups()

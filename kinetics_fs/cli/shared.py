@@ -13,7 +13,7 @@ from rich import filesize
 
 from kinetics_fs.cli.command import Group
 from kinetics_fs.cli.options import json_option, with_settings
-from kinetics_fs.cli.shared_copy import sync
+from kinetics_fs.cli.shared_copy import import_, sync
 from kinetics_fs.cli.shared_upkeep import prune, verify
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count, duration
@@ -166,3 +166,4 @@ def _describe_uploads(queue: QueueStatus) -> str:
 command.add_command(verify)
 command.add_command(prune)
 command.add_command(sync)
+command.add_command(import_)

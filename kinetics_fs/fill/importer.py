@@ -1,4 +1,4 @@
-"""Import of a folder of clips into a store, in one walk through the folder.
+"""Import of a folder of clips into a cache or a shared store, in one walk through the folder.
 
 The list of files is in a temporary database, so that the memory of an import does not grow with the folder.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 from rich import filesize
 
@@ -102,9 +102,113 @@ OnProgress = Callable[[ImportResult], object]
 """Receives the result so far after each file."""
 
 
+class ImportClaim(Protocol):
+    """The right to add a clip, to be used as a context. See `kinetics_fs.store.Claim`.
+
+    Attributes:
+        folder: a private, empty folder for the file of the clip.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """See the class."""
+        ...
+
+    def publish(self, path: Path, source: str, *, cut: bool, duration: float | None) -> int:
+        """Make a finished and verified file the clip, and return its size in bytes."""
+        ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class ImportTarget(Protocol):
+    """The place to which clips are imported, to be used as a context. Safe for threads."""
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for the folders of confined processes."""
+        ...
+
+    @property
+    def links_on(self) -> int | None:
+        """The filesystem on which hard links to files of the user take no space; None if they cannot be made."""
+        ...
+
+    def stored(self, clips: Sequence[Clip]) -> set[Clip]:
+        """Return the clips that need not be imported."""
+        ...
+
+    def find_shortage(self, size: int, copied: int, min_free: int) -> str:
+        """Return why an import does not fit, and what to do about it; empty if it does.
+
+        Args:
+            size: bytes of all clips.
+            copied: bytes of those that are no hard links.
+            min_free: bytes of the disk to leave free.
+        """
+        ...
+
+    def claim(self, clip: Clip, size: int | None) -> ImportClaim | None:
+        """Return the right to add a clip of about this size in bytes; None if another process adds it."""
+        ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class CacheTarget:
+    """A cache as the target of an import. Nothing in it is evicted for the clips.
+
+    Args:
+        store: the cache.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # An import fetches nothing, but the size of the cache changes.
+        self._history = HistoryRecorder(store.history, ActivityCounts)
+        self.scratch = store.scratch
+        self.links_on: int | None = store.folder.stat().st_dev
+
+    def stored(self, clips: Sequence[Clip]) -> set[Clip]:
+        """See `ImportTarget.stored`."""
+        sizes = self._store.sizes([clip.key for clip in clips])
+        return {clip for clip in clips if clip.key in sizes and sizes[clip.key].cached}
+
+    def find_shortage(self, size: int, copied: int, min_free: int) -> str:
+        """See `ImportTarget.find_shortage`."""
+        usage = self._store.usage()
+        if size and usage.limit is not None and usage.bytes + size > usage.limit:
+            return (
+                f"its clips have {filesize.decimal(size)}, the cached clips {filesize.decimal(usage.bytes)}, and the"
+                f" limit of the cache is {filesize.decimal(usage.limit)}; give a larger --cache-size or select less"
+            )
+        free = max(0, usage.disk_free - min_free)
+        if copied > free:
+            return (
+                f"{filesize.decimal(copied)} must be copied, and the disk of {self._store.folder} has space for"
+                f" {filesize.decimal(free)}; give a --cache-dir on another disk or select less"
+            )
+        return ""
+
+    def claim(self, clip: Clip, size: int | None) -> ImportClaim | None:
+        """See `ImportTarget.claim`."""
+        return self._store.claim(clip, size=size, protect_used_since=0)
+
+    def __enter__(self) -> Self:
+        self._history.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._history.__exit__(*error)
+
+
 def import_folder(
     folder: Path,
-    store: Store,
+    target: ImportTarget,
     catalog: Catalog,
     *,
     verify: VerifyLevel,
@@ -114,13 +218,13 @@ def import_folder(
     exact: bool,
     on_progress: OnProgress = lambda result: None,
 ) -> ImportResult:
-    """Import the clips of a catalog that are anywhere below a folder. Nothing in the store is evicted for them.
+    """Import the clips of a catalog that are anywhere below a folder.
 
-    An import may end at any point, and be repeated: it passes over the clips that are in the store.
+    An import may end at any point, and be repeated: it passes over the clips that the target has.
 
     Args:
         folder: the folder. Symbolic links to files are followed as `find_beneath` describes, those to folders are not.
-        store: the store to import into.
+        target: the place to import into.
         catalog: the clips that are wanted.
         verify: how to verify each file.
         link: make hard links where possible; else copy.
@@ -130,18 +234,14 @@ def import_folder(
         on_progress: receives the result so far.
 
     Raises:
-        KineticsError: the clips do not fit into the cache or on the disk. Nothing was imported.
-        StoreError: the store cannot be used.
+        KineticsError: the clips do not fit into the target. Nothing was imported.
+        StoreError: the cache cannot be used.
+        SharedStoreError: the shared store cannot be used.
     """
-    # An import fetches nothing, but the size of the cache changes.
-    with (
-        _FileList(folder) as files,
-        Checker(store.scratch) as checker,
-        HistoryRecorder(store.history, ActivityCounts),
-    ):
+    with _FileList(folder) as files, target, Checker(target.scratch) as checker:
         cut = partial(checker.cut, max_height=max_height, exact=exact)
         walk = _FolderImport(
-            folder, store, catalog, files, checker, verify=verify, link=link, cut=cut, on_progress=on_progress
+            folder, target, catalog, files, checker, verify=verify, link=link, cut=cut, on_progress=on_progress
         )
         try:
             walk.find_files()
@@ -257,7 +357,7 @@ class _FolderImport:
     def __init__(
         self,
         folder: Path,
-        store: Store,
+        target: ImportTarget,
         catalog: Catalog,
         files: _FileList,
         checker: Checker,
@@ -268,15 +368,14 @@ class _FolderImport:
         on_progress: OnProgress,
     ) -> None:
         self._folder = folder
-        self._store = store
+        self._target = target
         self._catalog = catalog
         self._files = files
         self._verify = verify
-        self._link = link
         self._checker = checker
         self._cut = cut
         self._on_progress = on_progress
-        self._device = store.folder.stat().st_dev
+        self._links_on = target.links_on if link else None
         self._lock = threading.Lock()
         self.result = ImportResult()
 
@@ -289,7 +388,7 @@ class _FolderImport:
         files = self._walk()
         while page := list(islice(files, _PAGE_SIZE)):
             videos = self._catalog.clips_of_videos({parsed.youtube_id for _, _, parsed in page})
-            sizes = self._store.sizes([clip.key for clips in videos.values() for clip in clips])
+            stored = self._target.stored([clip for clips in videos.values() for clip in clips])
             wanted: list[_File] = []
             for folder, name, parsed in page:
                 clips = videos.get(parsed.youtube_id, [])
@@ -300,7 +399,7 @@ class _FolderImport:
                     self.result.unused.add(self._path(folder, name), _NOT_SELECTED)
                 elif len(clips) > 1:
                     self.result.unused.add(self._path(folder, name), NO_TIMES)
-                elif (key := clips[0].key) in sizes and sizes[key].cached:
+                elif clips[0] in stored:
                     self.result.already_cached += 1
                 elif (one := self._judge(folder, name, parsed, clips[0])) is not None:
                     wanted.append(one)
@@ -309,27 +408,14 @@ class _FolderImport:
         self._files.finish()
 
     def check_space(self, min_free: int) -> None:
-        """Refuse an import that does not fit beside all cached clips.
+        """Refuse an import that does not fit.
 
         Raises:
             KineticsError: the limit or the disk is too small.
         """
-        usage = self._store.usage()
         size, copied = self._files.bytes(copied=False), self._files.bytes(copied=True)
-        refusal = f"cannot import {one_line(str(self._folder))}"
-        if size and usage.limit is not None and usage.bytes + size > usage.limit:
-            raise KineticsError(
-                f"{refusal}: its clips have {filesize.decimal(size)}, the cached clips"
-                f" {filesize.decimal(usage.bytes)}, and the limit of the cache is {filesize.decimal(usage.limit)};"
-                " give a larger --cache-size or select less"
-            )
-        free = max(0, usage.disk_free - min_free)
-        if copied > free:
-            raise KineticsError(
-                f"{refusal}: {filesize.decimal(copied)} must be copied, and the disk of"
-                f" {self._store.folder} has space for {filesize.decimal(free)}; give a --cache-dir on another disk or"
-                " select less"
-            )
+        if shortage := self._target.find_shortage(size, copied, min_free):
+            raise KineticsError(f"cannot import {one_line(str(self._folder))}: {shortage}")
 
     def import_files(self) -> None:
         """Import the files that were found.
@@ -400,7 +486,7 @@ class _FolderImport:
         if not 0 < size <= MAX_CLIP_SIZE:
             self._count_corrupt(path, "the file is too large for a clip" if size else "the file is empty")
             return None
-        copied = not (self._link and status.st_dev == self._device and status.st_uid == os.geteuid())
+        copied = status.st_dev != self._links_on or status.st_uid != os.geteuid()
         return _File(clip, preference(parsed), size, copied, folder, name)
 
     # Importing
@@ -421,13 +507,13 @@ class _FolderImport:
                 raise
 
     def _publish(self, path: Path, clip: Clip) -> None:
-        if self._store.is_cached(clip):  # another file in the folder has the same clip
+        if self._target.stored([clip]):  # another file in the folder has the same clip
             self._count(already_cached=1)
             return
         name = parse_file_name(path.name)
         with find_file(self._folder, path) as file:
             size = file.status.st_size if name.clip is not None else None
-            claim = self._store.claim(clip, size=size, protect_used_since=0)
+            claim = self._target.claim(clip, size)
             if claim is None:
                 self._count(busy=1)
                 return
@@ -436,7 +522,7 @@ class _FolderImport:
                 if name.clip is None:
                     media = find_excerpt_of(file, clip, self._checker.find_excerpt)
                 if media is None or media.whole:
-                    linked = import_file(file, target, link=self._link)
+                    linked = import_file(file, target, link=self._links_on is not None)
                     original = target.stat().st_ino
                     # Without verification, the name must say that it is an mp4 file, or the first bytes.
                     duration = self._checker.check(target, self._verify, accept_unknown=name.suffix == ".mp4")

@@ -10,13 +10,13 @@ from typing import Self
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import KineticsError
-from kinetics_fs.shared.store import ListedClip, SharedStore
+from kinetics_fs.shared.store import SharedStore
 
 _BATCH = 1000
 
 
 class StoredClips:
-    """Which clips a store has, of some profiles. Safe for threads. Use it as a context.
+    """The clips of some profiles that a store has. Safe for threads. Use it as a context.
 
     Args:
         store: the store, which is listed at once.
@@ -41,17 +41,22 @@ class StoredClips:
             listing = store.listing()
             number = 0
             while batch := list(islice(listing, _BATCH)):
-                self._add(one for one in batch if profiles is None or one.profile in profiles)
+                self._insert((one.clip, one.profile) for one in batch if profiles is None or one.profile in profiles)
                 number += len(batch)
                 on_progress(number)
         except BaseException:
             self._database.close()
             raise
 
-    def _add(self, clips: Iterable[ListedClip]) -> None:
+    def add(self, clip: Clip, profile: str) -> None:
+        """Note a clip that the store has now."""
+        with self._lock:
+            self._insert([(clip, profile)])
+
+    def _insert(self, clips: Iterable[tuple[Clip, str]]) -> None:
         try:
             self._database.executemany(
-                "INSERT OR IGNORE INTO stored VALUES (?, ?)", ((one.clip.key, one.profile) for one in clips)
+                "INSERT OR IGNORE INTO stored VALUES (?, ?)", ((clip.key, profile) for clip, profile in clips)
             )
         except sqlite3.Error as error:
             raise KineticsError(

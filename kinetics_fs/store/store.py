@@ -772,7 +772,7 @@ class Claim:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._store._end_fetch(self.clip.key, self.token, ended=self._ended)
 
     def publish(

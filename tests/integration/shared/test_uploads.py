@@ -10,11 +10,13 @@ from subprocess import CompletedProcess
 import pytest
 
 from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.shared import SharedStore, UploadQueue, create_store
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.shared.upload_queue import Upload
 from kinetics_fs.store import CacheLayout, Store
+from tests.conftest import Dataset
 from tests.support.command_line import json_output, run_command
 from tests.support.demo_clips import ROWS, as_csv
 from tests.support.demo_clips import fetched as fetched
@@ -130,3 +132,58 @@ def test_sync_ends_at_a_fault_of_the_store_and_resumes(store: SharedStore, cache
     blocked.parent.unlink()
     assert run("shared", "sync").returncode == 0
     assert len(stored(store)) == 4
+
+
+# Import
+
+
+@pytest.fixture
+def clips(dataset: Dataset, tmp_path: Path) -> Path:
+    """A folder with good and bad files of annotated clips, and one that is not annotated."""
+    folder = tmp_path / "clips of\nsomeone"
+    good = (dataset.videos / f"{next(iter(VIDEOS))}.mp4").read_bytes()
+    for name, content in {
+        "surfing water/-demo_video_000010_000012.mp4": good,
+        "_demo_vid3__3_5.mp4": good,
+        "demo-video2_000000_000002.mp4": good[:-5000],
+        "demo_video4_000000_000002.mp4": b"<!DOCTYPE html>",
+        "unknown_____000000_000002.mp4": good,
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_import_uploads_the_good_clips_of_a_folder_and_caches_nothing(
+    store: SharedStore, clips: Path, run: Run, tmp_path: Path
+) -> None:
+    done = run("shared", "import", "--annotations", "--json", clips)
+    assert done.returncode == 3, done.stderr
+    result = json_output(done)
+    assert (result["imported"], result["not_in_annotations"], sum(result["corrupt"].values())) == (2, 1, 2)
+    assert {clip for clip, profile in stored(store) if profile == "source"} == {
+        Clip("-demo_video", 10, 12),
+        Clip("_demo_vid3_", 3, 5),
+    }
+    found = store.get_clip(Clip("_demo_vid3_", 3, 5), "source")
+    assert found is not None and found.facts.source == "folder" and found.facts.duration
+    assert found.body == (clips / "_demo_vid3__3_5.mp4").read_bytes()
+    with Store(tmp_path / "cache") as cache:
+        assert list(cache.cached_clips()) == []
+    again = json_output(run("shared", "import", "--annotations", "--json", clips))
+    assert (again["imported"], again["already_cached"]) == (0, 2)
+
+
+def test_import_uploads_a_cache_of_any_settings(store: SharedStore, cache: Path, run: Run, tmp_path: Path) -> None:
+    elsewhere = cache.rename(tmp_path / "scratch")
+    done = run("shared", "import", "--max-height", "240", elsewhere)
+    assert done.returncode == 0 and "4 clips uploaded" in done.stdout, done.stderr
+    assert stored(store) == {(clip, CUT) for clip in FETCHED} | {(FROM_ARCHIVE, "source")}
+    assert "0 clips uploaded" in run("shared", "import", elsewhere).stdout
+
+
+def test_import_of_several_folders_goes_on_after_one(store: SharedStore, cache: Path, clips: Path, run: Run) -> None:
+    done = run("shared", "import", "--annotations", clips, cache)
+    assert done.returncode == 3, done.stderr
+    assert "2 clips uploaded" in done.stdout and "4 clips uploaded" in done.stdout
