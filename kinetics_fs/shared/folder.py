@@ -471,16 +471,20 @@ def _read(folder: int, name: str, max_size: int) -> tuple[os.stat_result, bytes]
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
         return None
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.ENXIO, "not a regular file")
         if status.st_size > max_size:
             return status
-        body = bytearray()
-        while len(body) <= max_size and (chunk := file.read(max_size + 1 - len(body))):
-            body += chunk
-        return (status, bytes(body)) if len(body) <= max_size else os.fstat(fd)
+        # One byte more than it has, to meet its end; not `max_size`, for which Python would reserve memory each time.
+        parts, left = [], status.st_size + 1
+        while left and (chunk := os.read(fd, left)):
+            parts.append(chunk)
+            left -= len(chunk)
+        return status, b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _numbers(folder: int, name: str) -> list[int]:

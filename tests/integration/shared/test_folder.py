@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from kinetics_fs.errors import FailureKind
 from kinetics_fs.media.verify import verify_clip
 from kinetics_fs.shared import folder as folder_module
-from kinetics_fs.shared.backend import AccessRefused, Conflict, ObjectDamaged, StoreUnreachable
+from kinetics_fs.shared.backend import MAX_FILE, AccessRefused, Conflict, ObjectDamaged, StoreUnreachable
 from kinetics_fs.shared.folder import FolderBackend
 from tests.support.nfs import NfsCalls
 
@@ -353,3 +354,13 @@ def test_a_folder_that_is_missing_or_no_longer_mounted_is_unreachable(tmp_path: 
     with pytest.raises(StoreUnreachable, match="no longer mounted"):
         backend.create(FILE, b"1", {})
     assert list(root.iterdir()) == []
+
+
+def test_reading_a_small_object_reserves_little_memory(backend: FolderBackend) -> None:
+    backend.create(FILE, b"clip" * 1000, {})
+    tracemalloc.start()
+    try:
+        assert backend.get(FILE, max_size=MAX_FILE) is not None
+        assert tracemalloc.get_traced_memory()[1] < 1024**2
+    finally:
+        tracemalloc.stop()
