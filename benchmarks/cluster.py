@@ -1,9 +1,8 @@
-"""Machines that share a store: requests to the source and to the store, and the speed of a hit.
+"""Nodes that share a store: requests to the origin and to the store, and the speed of a hit.
 
-The machines are processes with caches of their own (`tests.support.cluster_node`). The store is a bucket of moto
-behind a proxy that counts requests. The source is an HTTP server that counts requests, too. The clocks of the machines
-run ten times as fast, so that leases of killed machines end within seconds. The budget is measured in a simulation of
-an hour.
+The nodes are processes that use the library, with caches of their own (`tests.support.cluster_node`). The store is a
+bucket of moto, behind a proxy where requests are counted. The origin is an HTTP server with an archive; every node has
+its index, so that a clip is one request. Hundreds of nodes, and an hour of the budget, are simulated.
 """
 
 from __future__ import annotations
@@ -11,157 +10,209 @@ from __future__ import annotations
 import os
 import random
 import signal
+import struct
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
+from benchmarks import cluster_simulation
 from benchmarks.report import Row, Target
-from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.shared import (
-    ClipFacts,
-    Leases,
-    LocalClip,
-    Node,
-    Outage,
-    Records,
-    SharedBudget,
-    SharedClip,
-    SharedStore,
-    StoreClock,
-    UploadQueue,
-    Work,
-    WriteBack,
-    open_backend,
-)
+from kinetics_fs import Library
+from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.media import make_video
+from kinetics_fs.media.ffmpeg import find_ffmpeg
+from kinetics_fs.media.profile import SOURCE
+from kinetics_fs.shared import ClipFacts, Records, SharedBudget, SharedStore, StoreClock, open_backend
 from kinetics_fs.shared.backend import MAX_FILE
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.store import RateLimited
-from tests.support.cluster import Machines, Origin
+from tests.support.cluster import Nodes, Origin, cluster_clips
 from tests.support.memory_backend import MemoryBackend
 from tests.support.s3_proxy import S3Proxy, s3_proxy
-from tests.support.servers import moto
+from tests.support.servers import Moto, moto
 
 HIT_SIZE = 1_500_000  # bytes
 LIMIT = 300  # requests an hour
 
 
+class Scale(NamedTuple):
+    """How much is measured."""
+
+    nodes: int
+    clips: int
+    killed: int
+    ttl: float | None
+    """Seconds of a lease; None for those of the program."""
+    hits: int
+
+
+_FULL = Scale(8, 200, 2, None, 60)
+_QUICK = Scale(3, 30, 1, 3.0, 15)
+
+
 def run(*, quick: bool) -> list[Row]:
     """Measure."""
-    machines, clips, rounds = (3, 60, 30) if quick else (8, 200, 200)
-    with _bucket() as proxy:
+    scale = _QUICK if quick else _FULL
+    with tempfile.TemporaryDirectory(prefix="kinetics-fs-cluster-") as made, _bucket() as (server, proxy):
+        folder = Path(made)
+        clips = cluster_clips(folder / "clips", scale.clips)
+        alone = _run_nodes(folder / "alone", None, proxy, clips, scale)
+        together = _run_nodes(folder / "together", "s3://kinetics/together", proxy, clips, scale)
+        killed = _run_nodes(folder / "killed", "s3://kinetics/killed", proxy, clips, scale, killed=scale.killed)
+        what = f"{scale.nodes} nodes × {scale.clips} clips"
         return [
-            *_once(proxy, machines, clips, killed=0),
-            *_once(proxy, machines, clips, killed=1 if quick else 2),
-            *_requests(proxy, rounds),
-            _hit(proxy, rounds),
+            Row(f"{what}: requests to the origin per clip", together.requests, target=Target("ours", "<=", 1.0)),
+            Row(
+                f"{what}, {scale.killed} killed: requests to the origin per clip",
+                killed.requests,
+                target=Target("ours", "<=", 1 + 2 * scale.killed / scale.clips),
+            ),
+            Row(
+                f"{what}: MB from the origin",
+                together.bytes / 1e6,
+                alone.bytes / 1e6,
+                "without a store",
+                Target("ratio", "<=", 1.005 / scale.nodes),
+            ),
+            Row(f"{what}: requests to the store per clip and node", together.store_requests),
+            *_requests(folder / "requests", proxy, clips),
+            *_hit(folder / "hits", server, scale.hits),
             _budget(),
+            *cluster_simulation.run(quick=quick),
         ]
 
 
 @contextmanager
-def _bucket() -> Iterator[S3Proxy]:
-    """Yield a proxy in front of a server that has a bucket `kinetics`; the environment has its address."""
+def _bucket() -> Iterator[tuple[Moto, S3Proxy]]:
+    """Yield a server that has a bucket `kinetics`, and a proxy in front of it; the environment has its address."""
     with tempfile.TemporaryDirectory() as folder, moto(Path(folder)) as server, s3_proxy(server.url) as proxy:
         server.s3.create_bucket(Bucket="kinetics")
-        before = dict(os.environ)
-        os.environ.update({**server.admin.environment(), "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1"})
-        try:
-            yield proxy
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        with _environment({**server.admin.environment(), "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1"}):
+            yield server, proxy
 
 
-def _once(proxy: S3Proxy, count: int, clips: int, *, killed: int) -> Sequence[Row]:
-    origin = Origin()
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class _Run(NamedTuple):
+    """What nodes cost.
+
+    Attributes:
+        requests: to the origin, per clip.
+        bytes: from the origin.
+        store_requests: to the store, per clip and node.
+    """
+
+    requests: float
+    bytes: int
+    store_requests: float
+
+
+def _run_nodes(
+    folder: Path, store: str | None, proxy: S3Proxy, clips: Mapping[Clip, bytes], scale: Scale, *, killed: int = 0
+) -> _Run:
+    folder.mkdir()
+    if store is not None:
+        SharedStore(open_backend(store)).open(create=True)
+    origin = Origin(clips)
+    nodes = Nodes(folder, store, origin, clips, ttl=scale.ttl)
     proxy.requests.clear()
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = [Clip(f"cluster{number:04d}", number, number + 10) for number in range(clips)]
-        machines = Machines(Path(folder), f"s3://kinetics/killed-{killed}", origin, chosen)
-        try:
-            processes = [machines.start(number) for number in range(count)]
-            for number in range(killed):
-                origin.wait_for(clips // 4 * (number + 1))
-                processes[number].send_signal(signal.SIGKILL)
-            results = [machines.finish(process) for process in processes[killed:]]
-            machines.check(*range(killed, count))
-        finally:
-            machines.close()
-            origin.close()
-    what = f"{count} machines × {clips} clips" + (f", {killed} killed" if killed else "")
-    rows = [
-        Row(
-            f"{what}: requests to the source per clip",
-            origin.requests.total() / clips,
-            target=Target("ours", "<=", 1.02 if killed else 1.0),
-        )
-    ]
-    if not killed:
-        hits = sum(result["hits"] for result in results)
-        # The polls of waiting machines are counted, too.
-        rows.append(Row(f"{what}: requests to the store per clip and machine", proxy.requests.total() / (hits + clips)))
-    return rows
+    try:
+        processes = [nodes.start(number) for number in range(scale.nodes)]
+        for number in range(killed):
+            origin.wait_for(len(clips) // 4 * (number + 1))
+            processes[number].send_signal(signal.SIGKILL)
+        for process in processes[killed:]:
+            nodes.finish(process, within=600)
+        nodes.check(*range(killed, scale.nodes))
+        requests = proxy.requests.total() / (len(clips) * scale.nodes)
+        return _Run(origin.requests.total() / len(clips), origin.bytes, requests)
+    finally:
+        nodes.close()
+        origin.close()
 
 
-def _requests(proxy: S3Proxy, clips: int) -> Sequence[Row]:
-    """Let one machine fetch clips, and another one find them."""
-
-    def machine(name: str) -> tuple[Node, WriteBack, Leases]:
-        store = SharedStore(open_backend("s3://kinetics/requests"))
-        leases = Leases(store.records, store.clock, name)
-        queue = UploadQueue(Path(folder) / f"{name}.sqlite")
-        write_back = WriteBack(store, queue, cached)
-        node = Node(store, leases, write_back, ["source", "0123abcd"], Outage(), lambda report: None)
-        return node, write_back, leases
-
-    class Cached:
-        def read(self, clip: Clip, profile: str) -> LocalClip:
-            return LocalClip(b"clip", ClipFacts.of(b"clip", "youtube", 10.0))
-
-    cached, chosen = Cached(), [Clip("-a1B2c3D4e5", number, number + 10) for number in range(clips)]
-    with tempfile.TemporaryDirectory() as folder:
-        proxy.requests.clear()
-        node, write_back, leases = machine("first")
-        for clip in chosen:
-            work = node.begin(clip)
-            assert isinstance(work, Work)
-            work.finish("source")
-        assert write_back.flush(600) == 0
-        leases.close()
-        first = proxy.requests.total() / clips
-
-        proxy.requests.clear()
-        node, _, _ = machine("second")
-        assert all(isinstance(node.begin(clip), SharedClip) for clip in chosen)
-        hit = proxy.requests.total() / clips
+def _requests(folder: Path, proxy: S3Proxy, clips: Mapping[Clip, bytes]) -> Sequence[Row]:
+    """Let one node fetch clips, and another one find them."""
+    folder.mkdir()
+    store = "s3://kinetics/requests"
+    SharedStore(open_backend(store)).open(create=True)
+    origin = Origin(clips)
+    nodes = Nodes(folder, store, origin, clips)
+    first, *others = clips
+    counts = []
+    try:
+        for number in range(2):
+            with Library(**nodes.library(number)) as library:
+                library.open(first.name).close()  # connects
+                proxy.requests.clear()
+                for clip in others:
+                    library.open(clip.name).close()
+            counts.append(proxy.requests.total() / len(others))
+    finally:
+        origin.close()
+    fetch, hit = counts
     return [
-        Row("requests to the store per clip: first fetch", round(first, 1), target=Target("ours", "<=", 6)),
+        Row("requests to the store per clip: first fetch", fetch, target=Target("ours", "<=", 6)),
         Row("requests to the store per clip: hit", hit, target=Target("ours", "<=", 1)),
     ]
 
 
-def _hit(proxy: S3Proxy, rounds: int) -> Row:
-    store = SharedStore(open_backend("s3://kinetics/hit"))
-    clip, body = Clip("-a1B2c3D4e5", 10, 20), os.urandom(HIT_SIZE)
-    store.put_clip(clip, "source", body, ClipFacts.of(body, "youtube", 10.0))
-    key, ours, plain = clip_key(clip, "source"), [], []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        assert store.get_clip(clip, "source") is not None
-        ours.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        assert store.backend.get(key, max_size=MAX_FILE) is not None
-        plain.append(time.perf_counter() - began)
-    return Row(
-        "a clip of 1.5 MB from the store, verified, s",
-        median(ours),
-        median(plain),
-        "plain GET",
-        Target("ratio", "<=", 1.3),
-    )
+def _hit(folder: Path, server: Moto, rounds: int) -> Sequence[Row]:
+    """Open clips of 1.5 MB that the store has, next to a request for the same object."""
+    folder.mkdir()
+    make_video(folder / "video.mp4", seconds=10, ffmpeg=find_ffmpeg())
+    video = (folder / "video.mp4").read_bytes()
+    address = "s3://kinetics/hits"
+    clips = {}
+    for number in range(rounds + 1):
+        # A free box at the end makes each file different, and as large as an average clip (ISO/IEC 14496-12, 8.1.2).
+        filler = random.Random(number).randbytes(HIT_SIZE - len(video) - 8)
+        clips[Clip(f"-cluster{number:03d}", number, number + 10)] = (
+            video + struct.pack(">I4s", len(filler) + 8, b"free") + filler
+        )
+    with ExitStack() as opened:
+        opened.enter_context(_environment({"AWS_ENDPOINT_URL": server.url}))  # without the proxy
+        store = SharedStore(open_backend(address))
+        store.open(create=True)
+        for clip, body in clips.items():
+            store.put_clip(clip, SOURCE, body, ClipFacts.of(body, "archive", 10.0))
+        origin = Origin(dict(list(clips.items())[:1]))
+        opened.callback(origin.close)
+        nodes = Nodes(folder, address, origin, clips)
+        library = opened.enter_context(Library(**nodes.library(0)))
+        first, *others = clips
+        library.open(first.name).close()  # starts the processes
+        ours, plain = [], []
+        for clip in others:
+            began = time.perf_counter()
+            library.open(clip.name).close()
+            ours.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            assert store.backend.get(clip_key(clip, SOURCE), max_size=MAX_FILE) is not None
+            plain.append(time.perf_counter() - began)
+    target = Target("ratio", "<=", 1.3)
+    return [
+        Row(
+            "open of a clip of 1.5 MB that the store has, ms",
+            median(ours) * 1e3,
+            median(plain) * 1e3,
+            "plain GET",
+            target,
+        )
+    ]
 
 
 def _budget() -> Row:

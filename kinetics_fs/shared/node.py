@@ -197,12 +197,14 @@ class Node:
         return found
 
     def _begin(self, clip: Clip, *, patient: bool) -> SharedClip | Wait | Work:
+        name = clip_lease(clip, self._profiles[0])
+        if patient and self._leases is not None and clip in self._waiting and (held := self._leases.look(name)):
+            return self._wait(clip, held)  # by one request, as long as nothing has changed
         if (found := self._read(clip)) is not None:
             return found
         self._check_gone(clip)
         if self._leases is None or not patient:
             return self._work(clip, None)
-        name = clip_lease(clip, self._profiles[0])
         if self._write_back is None or self._write_back.is_paused:
             held = self._leases.look(name)
             if held is not None:

@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -77,6 +78,8 @@ class ArchiveSite:
         """Whether responses have an entity tag."""
         self.hold: tuple[int, threading.Event] | None = None
         """An offset and an event: requests for bytes from the offset on wait for the event."""
+        self.before: Callable[[], None] = lambda: None
+        """Called before the answer to each request for a range of a file. It may wait."""
         self.tag = b""
         """Part of every entity tag. Another value changes the tags of the same content, as another server would."""
         self.region: str | None = None
@@ -143,6 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         begin, end = int(asked[1]), min(int(asked[2]) + 1, len(content))
         if site.hold and begin >= site.hold[0]:
             site.hold[1].wait()
+        site.before()
         if begin >= len(content):
             return self.answer(name, 416, b"")
         if fault == "other-range":

@@ -1,136 +1,194 @@
-"""Machines with caches of their own and one shared store, as processes, and a source that counts their requests."""
+"""Nodes with caches of their own and one shared store, as processes, and an origin that counts their requests."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinetics_fs.catalog.clip import Clip
+from kinetics_fs.catalog import Clip
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import SharedStore, open_backend
-from kinetics_fs.store import Store
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.store import CacheLayout, prepare_folder
+from tests.support.annotations import Labelled, write_annotations
+from tests.support.archive_site import ArchiveSite, index_of
+from tests.support.command_line import ENVIRONMENT
+from tests.support.mounts import CLASS, write_clips
+from tests.support.store import cached_content
+from tests.support.tarballs import by_zlib, in_class, make_tar
+
+ARCHIVE = f"600/val/{CLASS}.tar.gz"
+_DELAY = 0.05  # seconds that the origin takes for an answer
 
 
-def content(name: str) -> bytes:
-    """Return the content of a clip with this file name."""
-    return name.encode() * 5000
+def cluster_clips(folder: Path, count: int) -> dict[Clip, bytes]:
+    """Make clips, all with the same picture and no two with the same bytes."""
+    clips = [Clip(f"-cluster{number:03d}", number, number + 2) for number in range(count)]
+    write_clips(folder, clips)
+    return {clip: (folder / clip.name).read_bytes() for clip in clips}
 
 
 class Origin:
-    """A source that counts requests.
+    """A server with an archive that counts requests. A clip is one of them, because every node has the index.
 
     Attributes:
-        url: its address.
-        requests: number of requests by clip name.
+        site: the server.
+        index: of the archive.
         holds_after: number of requests after which the others wait until `released` is set; None for none.
         released: see `holds_after`.
     """
 
-    def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()
+    def __init__(self, clips: Mapping[Clip, bytes]) -> None:
+        self.site = ArchiveSite({ARCHIVE: by_zlib(make_tar(clips, in_class))})
+        self.site.__enter__()
+        self.index = index_of(self.site.url, ARCHIVE)
+        self.site.requests.clear()
+        self.site.before = self._before
         self.holds_after: int | None = None
         self.released = threading.Event()
-        self.changed = threading.Condition()
-        origin = self
+        self._count = 0
+        self._changed = threading.Condition()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                name = self.path.removeprefix("/")
-                with origin.changed:
-                    origin.requests[name] += 1
-                    origin.changed.notify_all()
-                    held = origin.holds_after is not None and origin.requests.total() > origin.holds_after
-                if held:
-                    origin.released.wait()
-                time.sleep(0.05)
-                body = content(name)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with contextlib.suppress(OSError):  # the machine was killed
-                    self.wfile.write(body)
+    def _before(self) -> None:
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+            held = self.holds_after is not None and self._count > self.holds_after
+        if held:
+            self.released.wait()
+        time.sleep(_DELAY)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
+    @property
+    def requests(self) -> Counter[str]:
+        """The number of requests by range, which is that of a clip."""
+        return Counter(request.range or "" for request in self.site.requests)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    @property
+    def bytes(self) -> int:
+        """Number of bytes that were sent."""
+        return sum(request.bytes for request in self.site.requests)
 
     def wait_for(self, count: int) -> None:
         """Wait until this many requests have arrived."""
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.requests.total() >= count, 60)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._count >= count, 120)
 
     def close(self) -> None:
+        """End the server."""
         self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self.site.__exit__()
 
 
-class Machines:
-    """Processes of `tests.support.cluster_node`."""
+class Nodes:
+    """Nodes that share a store, or that have none.
 
-    def __init__(self, folder: Path, store: str, origin: Origin, clips: Sequence[Clip]) -> None:
+    Args:
+        folder: for their caches.
+        store: address of the shared store, which exists; None for none.
+        origin: has the clips.
+        clips: the clips that each node opens, with their content.
+        ttl: seconds after which the lease of a killed node is over; None for what the program has.
+        environment: variables of the nodes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str | None,
+        origin: Origin,
+        clips: Mapping[Clip, bytes],
+        *,
+        ttl: float | None = 3.0,
+        environment: Mapping[str, str] = {},
+    ) -> None:
         self.folder = folder
         self.store = store
         self.origin = origin
         self.clips = clips
         self.running: list[subprocess.Popen[str]] = []
+        self._ttl = ttl
+        self._environment = {**os.environ, **ENVIRONMENT, **environment}  # with the keys of the bucket
+        self._annotations = write_annotations(
+            folder / "annotations.csv", [Labelled(CLASS, clip, "validate") for clip in clips]
+        )
 
-    def start(self, number: int) -> subprocess.Popen[str]:
-        """Start a machine."""
+    def cache(self, number: int) -> Path:
+        """Return the cache of a node."""
+        return self.folder / f"cache-{number}"
+
+    def library(self, number: int) -> dict[str, Any]:
+        """Return the settings of a node; its cache has the index of the archive."""
+        layout = CacheLayout(self.cache(number))
+        prepare_folder(layout.root)
+        with ArchiveIndexDB(layout.archive_indexes) as indexes:
+            indexes.add(self.origin.index)
+        return {
+            "cache_dir": str(layout.root),
+            "min_free": 0,
+            "annotations": [str(self._annotations)],
+            "source": ["archive"],
+            "archive_url": self.origin.site.url,
+            "shared": self.store,
+            "workers": 2,
+        }
+
+    def start(self, number: int, *, wrapper: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start a node.
+
+        Args:
+            number: of the node.
+            wrapper: a command that runs it, such as `faketime` with its options.
+        """
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.cluster_node"],
+            [*wrapper, sys.executable, "-m", "tests.support.cluster_node"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=self._environment,
         )
         self.running.append(process)
         assert process.stdin is not None
         settings = {
-            "name": f"machine-{number}",
-            "cache": str(self.folder / str(number)),
-            "store": self.store,
-            "origin": self.origin.url,
+            "library": self.library(number),
+            "ttl": self._ttl,
             "seed": number,
-            "clips": self.clips,
+            "readers": 2,
+            "digests": {clip.name: hashlib.sha256(content).hexdigest() for clip, content in self.clips.items()},
         }
         process.stdin.write(json.dumps(settings))
         process.stdin.close()
         process.stdin = None
         return process
 
-    def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        """Wait for the end of a machine, and return what it reports."""
-        output, _ = process.communicate(timeout=90)
+    def finish(self, process: subprocess.Popen[str], *, within: float = 110) -> dict[str, Any]:
+        """Wait for the end of a node, and return what it reports; check that it read no wrong clip."""
+        output, _ = process.communicate(timeout=within)
         assert process.returncode == 0
         result: dict[str, Any] = json.loads(output)
+        assert result["wrong"] == 0
         return result
 
     def check(self, *numbers: int) -> None:
-        """Check that each machine has every clip in its cache, and so has the store."""
+        """Check that each node has every clip in its cache, and so has the store."""
         for number in numbers:
-            with Store(self.folder / str(number)) as store:
-                for clip in self.clips:
-                    opened = store.open(clip)
-                    assert opened is not None
-                    with open(opened.fd, "rb") as file:  # noqa: PTH123
-                        assert file.read() == content(clip.name)
-        shared = SharedStore(open_backend(self.store))
-        assert {clip for clip, _ in shared.clips("source")} == set(self.clips)
+            assert cached_content(self.cache(number)) == self.clips
+        if self.store is not None:
+            shared = SharedStore(open_backend(self.store))
+            for clip, content in self.clips.items():
+                found = shared.get_clip(clip, SOURCE)
+                assert found is not None and found.body == content
 
     def close(self) -> None:
-        """End all machines."""
+        """End all nodes."""
         for process in self.running:
             process.kill()
             process.wait()

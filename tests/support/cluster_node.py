@@ -1,98 +1,67 @@
-"""A machine of a cluster, in a process of its own: `python -m tests.support.cluster_node < settings.json`.
+"""A node of a cluster, in a process of its own: `python -m tests.support.cluster_node < settings.json`.
 
-It has a cache, a part in a shared store, and an HTTP server as its source. It gets each clip of a list into its cache,
-in a random order, and prints a line of JSON at the end. Its clock runs ten times as fast, so that leases of dead
-machines end within seconds.
+It has a cache and the settings of any program that uses the library. It opens each clip of a list, in a random order,
+until it has read all of them, and prints a line of JSON at the end. A lease that is not renewed ends within seconds
+instead of a minute, so that a test can wait for the leases of killed nodes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import requests
+from kinetics_fs import Library
+from kinetics_fs.errors import FetchError
+from kinetics_fs.shared import Leases, UploadQueue
+from kinetics_fs.store import CacheLayout
 
-from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.shared import Leases, Outage, SharedStore, StoreClock, UploadQueue, WriteBack, open_backend
-from kinetics_fs.shared.node import Node, Wait
-from kinetics_fs.shared.store import SharedClip
-from kinetics_fs.shared.write_back import CachedClips
-from kinetics_fs.store import Store
-
-_SPEED = 10.0
-
-
-def clock() -> float:
-    """Return the time of a clock that is fast."""
-    return time.monotonic() * _SPEED
-
-
-def fetch(url: str, clip: Clip) -> bytes:
-    """Return a clip from the source."""
-    answer = requests.get(f"{url}/{clip.name}", timeout=30)
-    if answer.status_code != 200:
-        raise FetchError(FailureKind.TRANSIENT, f"HTTP {answer.status_code}")
-    return answer.content
+_RETRY_INTERVAL = 0.2
 
 
 def main() -> None:
-    """Get all clips."""
-    logging.basicConfig(level=logging.WARNING)
-    settings = json.load(sys.stdin)
-    clips = [Clip(*clip) for clip in settings["clips"]]
-    random.Random(settings["seed"]).shuffle(clips)
-    cache = Path(settings["cache"])
-    store = Store(cache)
-    shared = SharedStore(open_backend(settings["store"]), StoreClock(clock))
-    assert shared.open(create=True)
-    assert shared.probe().has_conditional_writes
-    leases = Leases(shared.records, shared.clock, settings["name"], clock)
-    leases.start(0.5)
-    write_back = WriteBack(shared, UploadQueue(cache / "uploads.sqlite"), CachedClips(store), monotonic=clock)
-    write_back.start()
-    node = Node(shared, leases, write_back, ["source"], Outage(clock), lambda report: None, monotonic=clock)
+    """Read all clips."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    settings: dict[str, Any] = json.load(sys.stdin)
+    if (ttl := settings["ttl"]) is not None:
+        Leases.acquire.__defaults__ = (ttl,)
+        Leases.start.__defaults__ = (ttl / 6,)
+    digests: dict[str, str] = settings["digests"]
+    names = sorted(digests)
+    random.Random(settings["seed"]).shuffle(names)
+    failures = 0
+    lock = threading.Lock()
 
-    todo = clips
-    while todo:
-        later = []
-        for clip in todo:
-            try:
-                found = node.begin(clip)
-            except FetchError:
-                later.append(clip)
-                continue
-            if isinstance(found, Wait):
-                later.append(clip)
-                continue
-            claim = store.claim(clip)
-            assert claim is not None
-            with claim:
-                path = claim.folder / clip.name
-                if isinstance(found, SharedClip):
-                    path.write_bytes(found.body)
-                    claim.publish(path, found.facts.source, duration=found.facts.duration)
-                    continue
+    with Library(**settings["library"]) as library:
+
+        def read(name: str) -> bool:
+            nonlocal failures
+            while True:
                 try:
-                    path.write_bytes(fetch(settings["origin"], clip))
+                    with library.open(name) as file:
+                        body = file.read()
+                    return hashlib.sha256(body).hexdigest() == digests[name]
                 except FetchError as error:
-                    found.fail(error)
-                    later.append(clip)
-                    continue
-                claim.publish(path, "youtube", duration=10.0)
-            found.finish("source")
-        if later:
-            time.sleep(0.05)
-        todo = later
-    left = write_back.flush(60 * _SPEED)
-    write_back.close()
-    leases.close()
-    status = node.status()
-    print(json.dumps({"hits": status.hits, "misses": status.misses, "waits": status.waits, "left": left}))
+                    logging.warning("%s: %s", name, error)
+                    with lock:
+                        failures += 1
+                    time.sleep(_RETRY_INTERVAL)
+
+        with ThreadPoolExecutor(settings["readers"]) as readers:
+            wrong = list(readers.map(read, names)).count(False)
+        status = library.fetcher.shared_status()
+    result = {"wrong": wrong, "failures": failures}
+    if status is not None:
+        left = UploadQueue(CacheLayout(Path(settings["library"]["cache_dir"])).uploads).status().clips
+        result |= {"hits": status.hits, "misses": status.misses, "waits": status.waits, "left": left}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

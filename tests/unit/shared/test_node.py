@@ -112,6 +112,18 @@ def test_requests_are_few(world: World) -> None:
     assert world.backend.requests == {"get": 1}
 
 
+def test_a_look_while_another_machine_works_is_one_request(world: World) -> None:
+    first, second = Machine(world, "first"), Machine(world, "second")
+    work = first.work()
+    assert isinstance(second.node.begin(CLIP), Wait)
+    for _ in range(3):
+        world.backend.requests.clear()
+        assert isinstance(second.node.begin(CLIP), Wait)
+        assert world.backend.requests == {"get": 1}
+    first.fetch(work)
+    assert isinstance(second.node.begin(CLIP), SharedClip)
+
+
 def test_a_clip_of_another_profile_is_used(world: World) -> None:
     first, second = Machine(world, "first"), Machine(world, "second")
     first.fetch(first.work(), profile="0123abcd")
