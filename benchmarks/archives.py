@@ -116,19 +116,12 @@ def _whole(folder: Path, clips: dict[Clip, Path], scale: Scale) -> list[Row]:
 
     def fill(out: Path) -> None:
         base = str(folder / "archives")
-        summary = fill_archive(
-            ArchiveJob(
-                base,
-                NAME,
-                out / "cache",
-                0,
-                None,
-                out / "index",
-                FillCheckpoints(out / "fills"),
-                VerifyLevel.CONTAINER,
-            )
-        )
-        assert summary.stored == len(clips), summary
+        checkpoints = FillCheckpoints(out / "fills")
+        job = ArchiveJob(base, NAME, out / "cache", 0, None, True, checkpoints, VerifyLevel.CONTAINER)
+        summary, index = fill_archive(job)
+        assert summary.stored == len(clips) and index is not None, summary
+        with ArchiveIndexDB(out / "index") as index_db:
+            index_db.add(index)
 
     ours: dict[str, _Way] = {
         "clips": lambda out: unpack(out, index=False),

@@ -10,12 +10,13 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,7 +29,6 @@ from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.archive.access import stream_clips
 from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
-from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
@@ -73,7 +73,7 @@ class ArchiveJob:
         cache_dir: folder of the store.
         min_free: space to leave free on the disk, in bytes.
         catalog_file: file of the catalog whose clips are stored; None for all clips of the archive.
-        index_db_file: file of the archive index database; None to build no index.
+        index: build the index of the archive.
         checkpoints: names of the checkpoint files.
         verify: how thoroughly each clip is verified.
         connections: number of connections with which the archive is read.
@@ -87,13 +87,32 @@ class ArchiveJob:
     cache_dir: Path
     min_free: int
     catalog_file: Path | None
-    index_db_file: Path | None
+    index: bool
     checkpoints: FillCheckpoints
     verify: VerifyLevel = VerifyLevel.CONTAINER
     connections: int = 8
     keep: bool = True
     unlisted: Unlisted | None = None
     profile: CutProfile = CutProfile()  # noqa: RUF009  # it is immutable
+
+    def pack(self) -> str:
+        """Return the job as one line of ASCII."""
+        return json.dumps(asdict(self), default=os.fspath)
+
+    @classmethod
+    def unpack(cls, line: str) -> Self:
+        """Return the job of a line that `pack` made."""
+        values = json.loads(line)
+        catalog_file, unlisted = values.pop("catalog_file"), values.pop("unlisted")
+        return cls(
+            cache_dir=Path(values.pop("cache_dir")),
+            catalog_file=Path(catalog_file) if catalog_file else None,
+            checkpoints=FillCheckpoints(Path(values.pop("checkpoints")["folder"])),
+            verify=VerifyLevel(values.pop("verify")),
+            unlisted=Unlisted(**unlisted | {"catalog_file": Path(unlisted["catalog_file"])}) if unlisted else None,
+            profile=CutProfile(**values.pop("profile")),
+            **values,
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,18 @@ class Summary:
         return summary
 
 
+class Outcome(NamedTuple):
+    """What came of an archive that was read to its end.
+
+    Attributes:
+        summary: the result of the pass.
+        archive_index: the index; None if none was to be built, or some of the clips cannot be read alone.
+    """
+
+    summary: Summary
+    archive_index: ArchiveIndex | None
+
+
 class UnfinishedArchive(ArchiveError):
     """The archive is damaged or incomplete.
 
@@ -242,27 +273,30 @@ Report = Callable[[int, int], None]
 """Receives the progress of a job: bytes of the archive that are done, and its size in bytes."""
 
 
-def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> Summary:
+def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> Outcome:
     """Fill a store from one archive, and build its index.
 
     Clips that were published stay, also if the fill fails later.
 
     Raises:
-        FetchError: the archive cannot be read, or there is no space. The next call resumes where this one stopped.
+        FetchError: the archive cannot be read, there is no space, or this Python cannot build an index. The next call
+            resumes where this one stopped.
         UnfinishedArchive: the archive is damaged or incomplete, which may show at its end. The next call begins at the
             start of the archive, because the damage may be in what a checkpoint covers.
-        ArchiveError: the archive index database cannot be used.
         StoreError, CatalogError: the store or the catalog cannot be used.
     """
+    if job.index and not finds_block_boundaries():
+        raise FetchError(
+            FailureKind.LOCAL,
+            f"cannot build an index: {sys.executable} links zlib statically; use a Python with a shared libz",
+        )
     with ExitStack() as opened:
         store = opened.enter_context(Store(job.cache_dir, profile=job.profile, min_free=job.min_free))
         catalog = opened.enter_context(Catalog(job.catalog_file)) if job.catalog_file else None
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
-        indexing = job.index_db_file is not None and finds_block_boundaries()
-        index_db = opened.enter_context(ArchiveIndexDB(job.index_db_file)) if job.index_db_file and indexing else None
         checker = opened.enter_context(Checker(store.scratch))
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
-        return _Fill(job, store, catalog, whole, index_db, checker, archive, report).run()
+        return _Fill(job, store, catalog, whole, checker, archive, report).run()
 
 
 class _Fill:
@@ -274,7 +308,6 @@ class _Fill:
         store: Store,
         catalog: Catalog | None,
         whole: Catalog | None,
-        index_db: ArchiveIndexDB | None,
         checker: Checker,
         archive: Archive,
         report: Report,
@@ -283,7 +316,6 @@ class _Fill:
         self._store = store
         self._catalog = catalog
         self._whole = whole
-        self._index_db = index_db
         self._checker = checker
         self._archive = archive
         self._report = report
@@ -300,10 +332,10 @@ class _Fill:
         self._unpublished: dict[Clip, Future[None]] = {}
         """The oldest first."""
         self._checkpoint_file = job.checkpoints.progress_file(
-            job.base, job.archive, indexing=index_db is not None, all_clips=whole is not None
+            job.base, job.archive, indexing=job.index, all_clips=whole is not None
         )
 
-    def run(self) -> Summary:
+    def run(self) -> Outcome:
         try:
             return self._run()
         except ArchiveError as error:
@@ -312,7 +344,7 @@ class _Fill:
             incomplete = isinstance(error, IncompleteArchive)
             raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
 
-    def _run(self) -> Summary:
+    def _run(self) -> Outcome:
         version = self._archive.version()
         self._scan, begin = self._resume(version)
         scan = self._scan
@@ -345,16 +377,16 @@ class _Fill:
         self._summary.busy -= since_cached
         self._summary.present += since_cached
         # An index without some of the clips would prove that the archive lacks them.
-        if self._index_db is not None and not scan.not_indexed:
-            self._index_db.add(scan.index(self._job.archive, version))
+        index = scan.index(self._job.archive, version) if self._job.index and not scan.not_indexed else None
+        if index is not None:
             self._summary.indexed = len(scan.records)
         self._checkpoint_file.unlink(missing_ok=True)
         self._count_members()
-        return self._summary
+        return Outcome(self._summary, index)
 
     def _resume(self, version: Version) -> tuple[Scan, int]:
         """Return the scan, new or as of the last checkpoint, and the offset in the archive from which to read."""
-        indexing = self._index_db is not None
+        indexing = self._job.index
         progress = read_progress(self._checkpoint_file)
         if progress is None or Version(progress.partial_index.size, progress.partial_index.etag) != version:
             return Scan(index=indexing), 0

@@ -83,7 +83,7 @@ def build_indexes(
             cache_dir=cache_dir,
             min_free=0,
             catalog_file=None,
-            index_db_file=index_db,
+            index=True,
             checkpoints=checkpoints,
             verify=VerifyLevel.NONE,
             keep=False,
@@ -91,7 +91,7 @@ def build_indexes(
         for name in versions
         if name not in indexed
     )
-    read_archives(jobs, versions, results, executor=executor, progress=progress)
+    read_archives(jobs, versions, results, index_db=index_db, executor=executor, progress=progress)
     return results
 
 

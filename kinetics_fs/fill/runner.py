@@ -13,7 +13,7 @@ from typing import Any
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import ArchiveJob, Summary, UnfinishedArchive, Unlisted
+from kinetics_fs.fill.archive_job import ArchiveJob, Outcome, Summary, UnfinishedArchive, Unlisted
 from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import (
     ArchiveVerdict,
@@ -113,6 +113,7 @@ def read_archives(
     versions: Mapping[str, Version],
     results: ArchiveResults,
     *,
+    index_db: Path,
     executor: Executor,
     progress: ArchiveProgress,
 ) -> None:
@@ -124,13 +125,14 @@ def read_archives(
         jobs: one for each archive.
         versions: the versions of these archives, by name.
         results: receives the result of each job as soon as it is known.
+        index_db: file of the archive index database, which receives the indexes that the jobs build.
         executor: does the jobs; it is shut down in the end.
         progress: receives the progress.
     """
     # The largest would otherwise be read alone in the end, while all other slots are free.
     jobs = sorted(jobs, key=lambda job: -versions[job.archive].size)
     progress.start(sum(versions[job.archive].size for job in jobs))
-    running: dict[Future[Summary], ArchiveJob] = {}
+    running: dict[Future[Outcome], ArchiveJob] = {}
     try:
         # The store keeps the first copy of each clip: all replacements must be read before what they replace.
         for group in (
@@ -147,7 +149,7 @@ def read_archives(
                 done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)
-                    _add_result(job, future, versions[job.archive], results)
+                    _add_result(job, future, versions[job.archive], results, index_db)
                     progress.finish(job.archive)
                 progress.tick()
     except KeyboardInterrupt:
@@ -156,12 +158,17 @@ def read_archives(
         executor.shutdown()
     for future, job in running.items():  # jobs that finished just before the shutdown
         if not future.cancelled() and future.exception() is None:
-            _add_result(job, future, versions[job.archive], results)
+            _add_result(job, future, versions[job.archive], results, index_db)
 
 
-def _add_result(job: ArchiveJob, future: Future[Summary], version: Version, results: ArchiveResults) -> None:
+def _add_result(
+    job: ArchiveJob, future: Future[Outcome], version: Version, results: ArchiveResults, index_db: Path
+) -> None:
     try:
-        summary = future.result()
+        summary, index = future.result()
+        if index is not None:
+            with ArchiveIndexDB(index_db) as opened:
+                opened.add(index)
     except UnfinishedArchive as error:
         results.failed[job.archive] = f"incomplete: {error}" if error.incomplete else str(error)
         if error.incomplete or error.summary.stored or error.summary.present:
@@ -305,7 +312,7 @@ def fill_store(
             cache_dir=store.folder,
             min_free=settings.min_free,
             catalog_file=catalog.path,
-            index_db_file=settings.index_db if index else None,
+            index=index,
             checkpoints=settings.checkpoints,
             verify=settings.verify,
             unlisted=unlisted.get(name),
@@ -314,7 +321,7 @@ def fill_store(
         for name in plan.to_read
     )
     with HistoryRecorder(store.history, results.activity):
-        read_archives(jobs, plan.to_read, results, executor=executor, progress=progress)
+        read_archives(jobs, plan.to_read, results, index_db=settings.index_db, executor=executor, progress=progress)
     results.forget_replaced(store)
     # Named archives prove nothing about clips that others may have.
     missing = MissingClips()

@@ -17,6 +17,7 @@ from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive import remote, s3
 from kinetics_fs.sources.archive.base import ArchiveChanged
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.source import ArchiveSource
@@ -120,19 +121,13 @@ def fill_by_command(base: str, folder: Path, **environment: str) -> None:
 def fill_and_read_single_clips(base: str, folder: Path) -> None:
     """Read all archives in this process, then read each clip by their index."""
     index_db = folder / "archives.sqlite"
-    for name in ARCHIVES:
-        fill_archive(
-            ArchiveJob(
-                base,
-                name,
-                folder / "cache",
-                0,
-                None,
-                index_db,
-                FillCheckpoints(folder / "states"),
-                VerifyLevel.NONE,
-            )
-        )
+    checkpoints = FillCheckpoints(folder / "states")
+    with ArchiveIndexDB(index_db) as opened:
+        for name in ARCHIVES:
+            job = ArchiveJob(base, name, folder / "cache", 0, None, True, checkpoints, VerifyLevel.NONE)
+            _, index = fill_archive(job)
+            assert index is not None
+            opened.add(index)
     assert cached_content(folder / "cache") == CLIPS
     source = ArchiveSource(base, index_db)
     (folder / "single").mkdir()

@@ -152,7 +152,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes that do the jobs of a fill."""
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [int(pid) for task in tasks for pid in task.read_text().split()]
-    return [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in children if "fill.job_process" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 @pytest.mark.parametrize("level", ["none", "container", "decode"])

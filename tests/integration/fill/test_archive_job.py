@@ -22,6 +22,7 @@ from kinetics_fs.fill import archive_job as job_module
 from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive import remote
+from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import CacheLayout, FillCheckpoints, Store
@@ -57,7 +58,7 @@ def job(archives: ArchiveSite, tmp_path: Path) -> ArchiveJob:
         cache_dir=tmp_path / "cache",
         min_free=0,
         catalog_file=None,
-        index_db_file=tmp_path / "archives.sqlite",
+        index=True,
         checkpoints=FillCheckpoints(tmp_path / "fills"),
         verify=VerifyLevel.NONE,
     )
@@ -70,12 +71,15 @@ def clips_in_store(job: ArchiveJob) -> dict[Clip, bytes]:
     return clips
 
 
-def check_index(job: ArchiveJob, folder: Path) -> None:
+def check_index(job: ArchiveJob, index: ArchiveIndex | None, folder: Path) -> None:
     """Check that every clip can be read by the index that the fill has built."""
-    assert job.index_db_file
-    source = ArchiveSource(job.base, job.index_db_file)
+    assert index is not None
+    folder.mkdir()
+    with ArchiveIndexDB(folder / "archives.sqlite") as index_db:
+        index_db.add(index)
+    source = ArchiveSource(job.base, folder / "archives.sqlite")
     for clip, content in CLIPS.items():
-        (folder / clip.key).mkdir(parents=True)
+        (folder / clip.key).mkdir()
         media = source.fetch(clip, folder / clip.key)
         assert media is not None and media.path.read_bytes() == content
 
@@ -83,18 +87,18 @@ def check_index(job: ArchiveJob, folder: Path) -> None:
 def test_all_clips_and_the_index(job: ArchiveJob, tmp_path: Path) -> None:
     reports: list[tuple[int, int]] = []
 
-    summary = fill_archive(job, lambda done, total: reports.append((done, total)))
+    summary, index = fill_archive(job, lambda done, total: reports.append((done, total)))
 
     assert (summary.stored, summary.indexed, summary.resumed_at) == (len(CLIPS), len(CLIPS), 0)
     assert clips_in_store(job) == CLIPS
     assert reports[-1] == (summary.bytes, summary.bytes)
     assert not list(job.checkpoints.folder.iterdir())
-    check_index(job, tmp_path / "jobs")
+    check_index(job, index, tmp_path / "jobs")
 
 
 def test_what_is_here_is_passed_over(job: ArchiveJob) -> None:
     fill_archive(job)
-    again = fill_archive(job)
+    again = fill_archive(job).summary
     assert (again.stored, again.present) == (0, len(CLIPS))
 
 
@@ -103,7 +107,7 @@ def test_clips_that_others_are_fetching_are_left_to_them(job: ArchiveJob) -> Non
         claim = store.claim(next(iter(CLIPS)))
         assert claim is not None
         with claim:
-            summary = fill_archive(job)
+            summary = fill_archive(job).summary
     assert (summary.busy, summary.stored) == (1, len(CLIPS) - 1)
 
 
@@ -120,7 +124,7 @@ def test_broken_off_anywhere_it_goes_on(
     for _ in range(100):
         archives.faults = [""] * chance.randint(3, 12) + ["404"] * 50
         try:
-            summary = fill_archive(job)
+            summary, index = fill_archive(job)
         except FetchError as error:
             assert error.kind is FailureKind.CONFIG
         else:
@@ -130,7 +134,7 @@ def test_broken_off_anywhere_it_goes_on(
     assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
     archives.faults = []
-    check_index(job, tmp_path / "jobs")
+    check_index(job, index, tmp_path / "jobs")
 
 
 CHILD = textwrap.dedent(
@@ -155,7 +159,7 @@ CHILD = textwrap.dedent(
         return stream_clips(*arguments, progress=report, **options)
     job.stream_clips = killed_on_the_way
     fill_archive(
-        ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", 0, catalog, folder / "archives.sqlite",
+        ArchiveJob(base, "600/val/pull ups.tar.gz", folder / "cache", 0, catalog, True,
             FillCheckpoints(folder / "fills"), level, 2),
     )
     """
@@ -175,14 +179,14 @@ def test_killed_again_and_again(job: ArchiveJob, archives: ArchiveSite, tmp_path
         kill(job, tmp_path, int(size * part))
     archives.requests.clear()
 
-    summary = fill_archive(job)
+    summary, index = fill_archive(job)
 
     assert summary.resumed_at > 0.5 * size
     assert sum(sent.bytes for sent in archives.requests) < 0.5 * size
     assert summary.stored == len(CLIPS)
     assert clips_in_store(job) == CLIPS
     assert summary.indexed == len(CLIPS)
-    check_index(job, tmp_path / "jobs")
+    check_index(job, index, tmp_path / "jobs")
 
 
 def test_the_summary_is_of_all_of_it_whoever_was_killed(
@@ -202,7 +206,6 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
     whole = replace(
         job,
         cache_dir=tmp_path / "other",
-        index_db_file=tmp_path / "other.sqlite",
         checkpoints=FillCheckpoints(tmp_path / "other fills"),
     )
     for one in (job, whole):
@@ -215,7 +218,7 @@ def test_the_summary_is_of_all_of_it_whoever_was_killed(
                     claim.publish(claim.folder / clip.name, "test")
     kill(job, tmp_path, len(archives.files[NAME]) // 2)
 
-    summary, expected = fill_archive(job), fill_archive(whole)
+    summary, expected = fill_archive(job).summary, fill_archive(whole).summary
 
     assert summary.resumed_at > 0 == expected.resumed_at
     assert (expected.stored, expected.present, expected.not_wanted) == (4, 2, 2)
@@ -240,7 +243,7 @@ def test_archive_that_changes_between_two_tries_is_begun_anew(
     break_off(job, archives, monkeypatch)
     archives.files[NAME] = by_zlib(make_tar(CLIPS), 9)
 
-    summary = fill_archive(job)
+    summary = fill_archive(job).summary
 
     assert summary.resumed_at == 0
     assert clips_in_store(job) == CLIPS
@@ -252,7 +255,7 @@ def test_archive_with_a_damaged_checkpoint_is_read_from_its_beginning(
 ) -> None:
     break_off(job, archives, monkeypatch).write_bytes(damage)
 
-    assert fill_archive(job).resumed_at == 0
+    assert fill_archive(job).summary.resumed_at == 0
     assert clips_in_store(job) == CLIPS
 
 
@@ -265,7 +268,7 @@ def test_damaged_archive_is_begun_anew(job: ArchiveJob, archives: ArchiveSite) -
     assert not list(job.checkpoints.folder.iterdir())
     archives.files[NAME] = whole
 
-    assert fill_archive(job).indexed == len(CLIPS)
+    assert fill_archive(job).summary.indexed == len(CLIPS)
 
 
 def test_fill_without_space_is_a_local_failure(job: ArchiveJob) -> None:
@@ -285,7 +288,7 @@ def test_clips_that_are_none_are_not_published(
     contents = {good: video, noise: CLIPS[noise], cut: video[: len(video) // 2], spoilt: bytes(scrambled)}
     archives.files[NAME] = by_zlib(make_tar(contents))
 
-    summary = fill_archive(replace(job, verify=level))
+    summary = fill_archive(replace(job, verify=level)).summary
 
     stored = {
         VerifyLevel.NONE: {good, noise, cut, spoilt},
@@ -313,7 +316,7 @@ def test_odd_files_are_stored_or_refused_with_the_reason(
     }  # fmt: skip
     archives.files[NAME] = by_zlib(make_tar(contents))
 
-    summary = fill_archive(replace(job, verify=VerifyLevel.DECODE))
+    summary = fill_archive(replace(job, verify=VerifyLevel.DECODE)).summary
 
     stored = clips_in_store(job)
     assert stored.keys() == {two, four}
@@ -328,7 +331,7 @@ def test_odd_files_are_stored_or_refused_with_the_reason(
 def test_members_that_are_no_clips_are_counted(job: ArchiveJob, archives: ArchiveSite) -> None:
     archives.files[NAME] = make_tar({**CLIPS, Clip("empty______", 0, 10): b""})
 
-    summary = fill_archive(job)
+    summary = fill_archive(job).summary
 
     assert summary.refused == {"empty": 1}
     assert summary.stored == len(CLIPS)
@@ -339,7 +342,6 @@ def test_only_what_is_wanted(job: ArchiveJob, archives: ArchiveSite, dataset: Da
     annotations = tmp_path / "a.csv"
     annotations.write_text(csv_text(rows))
     catalog = compile_catalog([annotations], find_release("600"), tmp_path)
-    with ArchiveIndexDB(tmp_path / "archives.sqlite") as index_db:
-        summary = fill_archive(replace(job, catalog_file=catalog))
-        assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
-        assert [one.clips for one in index_db.archives()] == [len(CLIPS)], "the index is of all"
+    summary, index = fill_archive(replace(job, catalog_file=catalog))
+    assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
+    assert index is not None and index.records.keys() == CLIPS.keys(), "the index is of all"
