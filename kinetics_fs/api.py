@@ -312,30 +312,36 @@ class Library:
 
     def retry(
         self,
-        failures: Collection[Failure],
+        clips: Iterable[Clip | str],
         *,
         whole_cache: bool = False,
         on_progress: Callable[[PrefetchProgress], object] = lambda progress: None,
     ) -> PrefetchResult:
-        """Fetch clips with remembered failures again, whether they are due for a retry or not.
+        """Fetch clips that failed again, whether they are due for a retry or not.
+
+        With a shared store, its failures of these clips are forgotten, too.
 
         Args:
-            failures: the failures, from the method `failures`.
+            clips: the clips, as for `open`; for example those of `failures`.
             whole_cache: the clips may be outside the selection, as for `prefetch`.
             on_progress: receives the progress so far whenever a number changes, and twice a second; called by any
                 thread.
 
         Raises:
             SettingError: an address or a folder is invalid, or none of the sources can be used.
+            SharedStoreError: the shared store cannot be used. Nothing was fetched.
         """
+        wanted = list(map(_to_clip, clips))
+        if self.settings.shared is not None:
+            self.shared.forget_failures(wanted)
 
         def due() -> Iterator[Clip]:
-            for failure in failures:
-                self.store.failures.make_due(failure.clip)
-                yield failure.clip
+            for clip in wanted:
+                self.store.failures.make_due(clip)
+                yield clip
 
         with self._fetcher_for(whole_cache) as fetcher:
-            return self._prefetch(fetcher, due(), len(failures), on_progress)
+            return self._prefetch(fetcher, due(), len(wanted), on_progress)
 
     def verify(
         self,
@@ -567,15 +573,26 @@ class Library:
     ) -> ForgottenFailures:
         """Forget failures of the cache, so that the next open retries the clip.
 
-        If this covers all failures, or those of the kind `blocked`, blocked sources may be used again at once.
+        If this covers all failures, or those of the kind `blocked`, blocked sources may be used again at once. With a
+        shared store, this holds for all machines that use it, or the rate group of the settings.
 
         Args:
             clips: the clips whose failures are forgotten; None for all, in the selection or not.
             kinds: the kinds that are forgotten; all if empty.
+
+        Raises:
+            SharedStoreError: the shared store cannot be used. The failures of the cache were forgotten.
         """
-        forgotten = self.store.failures.forget(clips, kinds)
+        forgotten = ForgottenFailures(self.store.failures.forget(clips, kinds))
         unblocks = FailureKind.BLOCKED in kinds or (clips is None and not kinds)
-        return ForgottenFailures(forgotten, self.store.throttle.reset_blocks() if unblocks else 0)
+        if unblocks:
+            forgotten = forgotten._replace(unblocked_sources=self.store.throttle.reset_blocks())
+        if self.settings.shared is not None:
+            if not kinds or FailureKind.GONE in kinds:
+                forgotten = forgotten._replace(shared_failures=self.shared.forget_failures(clips))
+            if unblocks:
+                forgotten = forgotten._replace(unblocked_for_all=self.shared.reset_blocks())
+        return forgotten
 
     def export_failures(self, file: BinaryIO, kinds: Collection[FailureKind] = ()) -> int:
         """Write the clips of the cache that failed to a file, for other caches to import, and return how many.
@@ -653,10 +670,19 @@ class Library:
 
 
 class ForgottenFailures(NamedTuple):
-    """Number of failures that were forgotten, and of blocked sources that may be used again."""
+    """Number of failures that were forgotten, and of blocked sources that may be used again.
+
+    Attributes:
+        failures: failures of the cache.
+        unblocked_sources: sources that this cache may use again.
+        shared_failures: failures of the shared store.
+        unblocked_for_all: sources that the machines of the rate group may use again.
+    """
 
     failures: int
-    unblocked_sources: int
+    unblocked_sources: int = 0
+    shared_failures: int = 0
+    unblocked_for_all: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ Mounts and fetches use the store by themselves; these methods are for the people
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from kinetics_fs.errors import SettingError, SharedStoreError, StoreError
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.store import CacheLayout, Store
 from kinetics_fs.store.layout import is_cache
+from kinetics_fs.util.parallel import map_in_order
 
 if TYPE_CHECKING:
     from kinetics_fs.fill.importer import ImportResult
@@ -33,6 +36,12 @@ if TYPE_CHECKING:
     from kinetics_fs.shared.summary import StoreContent, StoreSummary
     from kinetics_fs.shared.sync import SyncResult
     from kinetics_fs.shared.verification import SharedCheck
+
+_MAX_LOOKUPS = 1000
+"""Failures that are looked up one by one; of more, all are listed."""
+_LOOKUPS = 8
+"""Lookups at the same time."""
+_BATCH = 1000
 
 
 class SharedUpkeep:
@@ -263,6 +272,53 @@ class SharedUpkeep:
         with Store(Path(folder), profile=cut_profile(self._settings), min_free=self._settings.min_free) as cache:
             catalog = self._catalog() if selection else None
             return sync_cache(store, cache, catalog, profiles=None, source=None, on_progress=on_progress)
+
+    def gone(self, clips: Collection[Clip] | None = None) -> Iterator[Clip]:
+        """Yield the clips that no machine tries, because one of them found that they are gone.
+
+        Args:
+            clips: the clips to look up; None for all.
+        """
+        store = self._open(write=False)
+        if clips is not None and len(clips) <= _MAX_LOOKUPS:
+            found = map_in_order(lambda clip: (clip, store.has_gone(clip)), clips, _LOOKUPS)
+            return (clip for clip, is_gone in found if is_gone)
+        wanted = None if clips is None else frozenset(clips)
+        return (clip for clip in store.gone_clips() if wanted is None or clip in wanted)
+
+    def forget_failures(self, clips: Collection[Clip] | None = None) -> int:
+        """Forget that clips are gone, so that every machine whose own failure is due tries them again.
+
+        Args:
+            clips: the clips; None for all.
+
+        Returns:
+            The number of failures that were forgotten.
+        """
+        store = self._open(write=True)
+        gone, forgotten = self.gone(clips), 0
+        while batch := list(islice(gone, _BATCH)):
+            store.forget_gone(batch)
+            forgotten += len(batch)
+        return forgotten
+
+    def reset_blocks(self) -> int:
+        """Let all machines of the rate group use blocked sources again. Return the number of these sources."""
+        from kinetics_fs.shared import ObjectDamaged, SharedBudget, node_id
+        from kinetics_fs.shared.budget import budget_names, read_budget
+
+        store = self._open(write=True)
+        unblocked = 0
+        for source, group in budget_names(store.backend):
+            if group == self._settings.rate_group:
+                try:
+                    is_blocked = bool(read_budget(store.records, source, group, time.time()).reason)
+                except ObjectDamaged:  # the next machine that uses it begins a new one
+                    continue
+                if is_blocked:
+                    SharedBudget(store.records, store.backend, store.clock, source, group, node_id()).reset_block()
+                    unblocked += 1
+        return unblocked
 
 
 class DeletedFrom:

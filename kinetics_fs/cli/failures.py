@@ -82,7 +82,7 @@ def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], a
 @command.command("retry", short_help="Fetch clips again that failed.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Retry all failures.")
-@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive")
+@with_settings("selection", "cache", "limits", "shared", "cut", "sources", "network", "archive")
 @_filter_by_kind
 @json_option
 def retry(
@@ -91,7 +91,8 @@ def retry(
     """Fetch clips again that failed, without waiting until they are due.
 
     Name the clips, or give a selection, a kind of failure, or both. CLIP is a file name, or its part before `.mp4`.
-    Exits with 3 if some clips fail again.
+    With --shared, their failures in the shared store are forgotten first; a CLIP that you name is also fetched if only
+    the shared store has a failure of it. Exits with 3 if some clips fail again.
 
     \b
     kinetics-fs failures retry --kind blocked --kind transient
@@ -107,23 +108,29 @@ def retry(
         raise click.UsageError(_WHICH_CLIPS.format("retry", "name clips, give a selection or --kind, or give --all"))
     whole_cache = not selection_given()
     with open_library(settings, whole_cache=whole_cache) as library:
-        failures = list(library.failures(kinds, clips, whole_cache=whole_cache))
-        warn_of_rate(settings, len(failures))
+        failed = [failure.clip for failure in library.failures(kinds, clips, whole_cache=whole_cache)]
+        if settings.shared is not None and clips and not kinds:
+            failed += [clip for clip in library.shared.gone(clips) if clip not in failed]
+        warn_of_rate(settings, len(failed))
         with ProgressBars() as bars:
-            result = library.retry(failures, whole_cache=whole_cache, on_progress=bars.add_prefetch())
+            result = library.retry(failed, whole_cache=whole_cache, on_progress=bars.add_prefetch())
     return report_fetched(result, settings, as_json)
 
 
 @command.command("clear", short_help="Forget failures.")
 @click.argument("keys", metavar="[CLIP]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Forget all failures.")
-@with_settings("cache")
+@with_settings("cache", "--shared", "--rate-group")
 @_filter_by_kind
 def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tuple[FailureKind, ...]) -> None:
     """Forget failures, so that the next open retries the clip. CLIP is a file name, or its part before `.mp4`.
 
     With --all alone, or with --kind blocked, sources that kinetics-fs has stopped using may be used again at once. Do
     this after a change of the address or of the cookies.
+
+    With --shared, the failures that machines have shared are forgotten, too, and blocked sources may be used again by
+    all machines of the rate group. Other machines remember what they learned before until it is due: run the command
+    there as well.
 
     \b
     kinetics-fs failures clear --all
@@ -137,12 +144,19 @@ def clear(keys: tuple[str, ...], everything: bool, settings: Settings, kinds: tu
         raise click.UsageError(_WHICH_CLIPS.format("clear", "name clips, or give --kind or --all"))
     with open_library(settings, whole_cache=True) as library:
         forgotten = library.forget_failures(clips or None, kinds)
+    of_sources = set(kinds) == {FailureKind.BLOCKED}  # no clip is remembered as blocked, only its source
     if forgotten.unblocked_sources:
         click.echo(f"{count(forgotten.unblocked_sources, 'blocked source')} may be used again")
-    elif set(kinds) == {FailureKind.BLOCKED}:  # no clip is remembered as blocked, only its source
+    if forgotten.unblocked_for_all:
+        sources = count(forgotten.unblocked_for_all, "blocked source")
+        click.echo(f"{sources} may be used again by the machines of the rate group {settings.rate_group}")
+    unblocked = forgotten.unblocked_sources or forgotten.unblocked_for_all
+    if of_sources and not unblocked:
         click.echo("No source is blocked.")
-    if forgotten.failures or not (forgotten.unblocked_sources or set(kinds) == {FailureKind.BLOCKED}):
+    if forgotten.failures or not (unblocked or of_sources):
         click.echo(f"{count(forgotten.failures, 'failure')} forgotten")
+    if settings.shared is not None and not of_sources:
+        click.echo(f"{count(forgotten.shared_failures, 'failure')} of the shared store forgotten")
 
 
 command.add_command(export)

@@ -460,9 +460,13 @@ class SharedStore:
                 except Conflict:
                     pass  # another machine wrote its own: compare again
 
-    def forget_gone(self, clip: Clip) -> None:
-        """Delete the failure of a clip, so that the next machine tries it again."""
-        self.backend.delete(_gone_key(clip))
+    def has_gone(self, clip: Clip) -> bool:
+        """Return whether there is a failure of a clip, valid or not."""
+        return self.backend.stat(_gone_key(clip)) is not None
+
+    def forget_gone(self, clips: Iterable[Clip]) -> None:
+        """Delete the failures of clips, so that the next machine tries them again."""
+        self._delete([_gone_key(clip) for clip in clips])
 
     def gone_clips(self) -> Iterator[Clip]:
         """Yield the clips of which the store has a failure, in the order of their keys."""

@@ -92,10 +92,10 @@ def test_failures_are_forgotten_by_clip_and_kind(library: Library) -> None:
     kinds = FailureKind.GONE, FailureKind.GONE, FailureKind.CORRUPT
     for clip, kind in zip(clips, kinds, strict=True):
         library.store.failures.remember(clip, FetchError(kind, "a reason"))
-    assert library.forget_failures([], [FailureKind.GONE]) == (0, 0)
-    assert library.forget_failures(clips[1:], [FailureKind.GONE]) == (1, 0)
+    assert library.forget_failures([], [FailureKind.GONE])[:2] == (0, 0)
+    assert library.forget_failures(clips[1:], [FailureKind.GONE])[:2] == (1, 0)
     assert [failure.clip for failure in library.failures()] == [clips[2], clips[0]]
-    assert library.forget_failures() == (2, 0)
+    assert library.forget_failures()[:2] == (2, 0)
     assert list(library.failures()) == []
 
 

@@ -186,7 +186,7 @@ def test_a_failure_is_shared_until_it_is_forgotten(store: SharedStore) -> None:
     assert (report.first_at, report.last_at, report.attempts) == (NOW - 100, NOW, 2)
     assert set(store.gone_clips()) == {CLIP, OTHER}
 
-    store.forget_gone(CLIP)
+    store.forget_gone([CLIP])
     assert store.get_gone(CLIP) is None
     assert list(store.gone_clips()) == [OTHER]
 
