@@ -45,6 +45,7 @@ class Connection:
         write: which clips are uploaded: `all` that this machine fetches, those from `youtube`, or `none`.
         group: the rate group of this machine.
         limits: the sources whose requests all machines of the group share, with their limits per hour.
+        machine: name of this machine.
 
     Attributes:
         store: the shared store.
@@ -60,6 +61,7 @@ class Connection:
         write: str,
         group: str,
         limits: Mapping[str, int | None],
+        machine: str = "",
     ) -> None:
         self.store = store
         self.write = write
@@ -67,6 +69,7 @@ class Connection:
         self._profiles = (cache.profile.name, SOURCE)
         self._group = group
         self._limits = limits
+        self._owner = f"{machine or socket.gethostname()}:{os.getpid()}"
         self._queue: UploadQueue | None = None
         self._write_back: WriteBack | None = None
         if write != "none":
@@ -116,7 +119,7 @@ class Connection:
             self._note = abilities.reason
         can_write = may_write and abilities.can_write
         if self._leases is None and (abilities.has_conditional_writes or not abilities.can_write):
-            self._leases = Leases(self.store.records, self.store.clock, f"{socket.gethostname()}:{os.getpid()}")
+            self._leases = Leases(self.store.records, self.store.clock, self._owner)
             self._leases.start()
         write_back = self._write_back if can_write else None
         if self._node is None:

@@ -10,7 +10,8 @@ nonce for `ttl` seconds by its own monotonic clock: the owner renews it, with a 
 then taken over by compare-and-swap, so that one of many observers gets it. When the result is in the store, the owner
 marks the lease as done, and deletes it some minutes later. Until then a machine that has looked for the result before,
 in vain, finds the mark instead of a free name, and looks once more. An owner that failed writes the failure into the
-lease, where it holds until its time to retry, so that not every machine meets it in turn.
+lease. The cause may be its own network or account, so that another machine tries at once. If that one fails, too, the
+failure holds for all until its time to retry, so that not every machine meets it in turn.
 """
 
 from __future__ import annotations
@@ -103,14 +104,26 @@ class Lease:
         name: its name, below `leases/`.
         is_new: no machine had it in the last minutes. Otherwise look for the result once more before working.
         is_lost: another machine has taken it over. The work may go on: its result is as good.
+
+    Args:
+        leases: the leases that it belongs to.
+        name: its name.
+        ttl: see `Leases.acquire`.
+        record: its present version.
+        sent_at: when that was written, by the monotonic clock.
+        is_new: see the attribute.
+        failed_by: the owner that failed before; empty if none did.
     """
 
-    def __init__(self, leases: Leases, name: str, ttl: float, record: Record, sent_at: float, *, is_new: bool) -> None:
+    def __init__(
+        self, leases: Leases, name: str, ttl: float, record: Record, sent_at: float, *, is_new: bool, failed_by: str
+    ) -> None:
         self._leases = leases
         self._ttl = ttl
         self._record = record
         self._renewed_at = sent_at
         self._lock = threading.Lock()
+        self._failed_by = failed_by
         self.name = name
         self.is_new = is_new
         self.is_lost = False
@@ -125,12 +138,14 @@ class Lease:
 
         Args:
             failure: why there is no result.
-            retry_after: seconds for which the other machines take it for theirs; 0 if they are to try at once.
+            retry_after: seconds for which the other machines take it for theirs, if another one has failed before; 0 if
+                they are to try at once in any case.
         """
+        is_first = _machine(self._failed_by) in ("", _machine(self._leases.owner))
         self._end(
             {
                 "owner": self._leases.owner,
-                "ttl": min(max(retry_after, 0.0), _MAX_RETRY),
+                "ttl": 0.0 if is_first else min(max(retry_after, 0.0), _MAX_RETRY),
                 "failure": {"kind": failure.kind, "reason": failure.reason, "source": failure.source},
                 "done": False,
             }
@@ -181,7 +196,7 @@ class Leases:
     Args:
         records: the records of the store.
         clock: the clock of the store. It only tells whether a failure in a lease is old.
-        owner: name of this machine in messages of others.
+        owner: name of this process in messages of others: the name of its machine, a colon and a number.
         monotonic: a clock in seconds.
     """
 
@@ -210,7 +225,7 @@ class Leases:
         Raises:
             FetchError: another machine failed, and its time to retry has not come.
         """
-        sent_at, is_new = self._monotonic(), True
+        sent_at, is_new, failed_by = self._monotonic(), True, ""
         record = self._records.create(_key(name), _held(self.owner, ttl))
         if record is None:
             found = self._look(name)
@@ -220,10 +235,11 @@ class Leases:
             if found is None:  # deleted meanwhile
                 record = self._records.create(_key(name), _held(self.owner, ttl))
             else:
+                failed_by = str(found.values.get("owner", "")) if found.values.get("failure") else ""
                 record = self._records.replace(_key(name), found.version, _held(self.owner, ttl))
             if record is None:
                 return LeaseHeld("another machine", ttl)
-        lease = Lease(self, name, ttl, record, sent_at, is_new=is_new)
+        lease = Lease(self, name, ttl, record, sent_at, is_new=is_new, failed_by=failed_by)
         with self._lock:
             self._held.add(lease)
             self._seen.pop(name, None)
@@ -327,6 +343,11 @@ class Leases:
             lease.fail(FetchError(FailureKind.TRANSIENT, f"{self.owner} shut down"), 0.0)
         while self._done:
             self._delete_done(math.inf)
+
+
+def _machine(owner: str) -> str:
+    """Return the machine of an owner."""
+    return owner.rpartition(":")[0] or owner
 
 
 def _key(name: str) -> str:

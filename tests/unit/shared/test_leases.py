@@ -118,26 +118,30 @@ def test_of_many_observers_one_takes_an_ended_lease_over(world: World) -> None:
     assert [isinstance(result, Lease) for result in results] == [True, False, False, False, False]
 
 
-def test_a_failure_holds_for_all_until_its_time_to_retry(world: World) -> None:
-    (store, first), (other, second) = world.machine("first"), world.machine("second")
+def test_a_failure_of_two_machines_holds_for_all_until_its_time_to_retry(world: World) -> None:
+    (store, first), (other, second), (_, third) = map(world.machine, ("first:1", "second:1", "third:1"))
     error = FetchError(FailureKind.TRANSIENT, "HTTP 503", source="youtube")
     acquired(first).fail(error, 30.0)
+    _, same_machine = world.machine("first:2")
+    acquired(same_machine).fail(error, 30.0)
+    acquired(second).fail(error, 30.0)
 
     with pytest.raises(FetchError, match="HTTP 503") as caught:
-        second.acquire(NAME)
+        third.acquire(NAME)
     assert (caught.value.kind, caught.value.source, caught.value.retry_after) == (error.kind, "youtube", 30.0)
     world.time += 30
-    acquired(second)
+    acquired(third)
     assert store.clock.now() is None and other.clock.now() is None
 
 
 def test_an_old_failure_does_not_hold_for_a_machine_that_sees_it_first(world: World) -> None:
-    (_, first), (store, second) = world.machine("first"), world.machine("second")
-    acquired(first).fail(FetchError(FailureKind.TRANSIENT, "HTTP 503"), 30.0)
+    (_, first), (_, second), (store, third) = map(world.machine, ("first", "second", "third"))
+    for leases in (first, second):
+        acquired(leases).fail(FetchError(FailureKind.TRANSIENT, "HTTP 503"), 30.0)
     world.time += 3600
     assert store.probe().has_conditional_writes  # tells the time
 
-    acquired(second)
+    acquired(third)
 
 
 def test_a_machine_that_shuts_down_leaves_no_lease(world: World) -> None:

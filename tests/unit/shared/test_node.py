@@ -217,13 +217,15 @@ def test_abandoned_work_is_done_by_the_next_machine(world: World) -> None:
     ],
 )
 def test_only_failures_of_the_clip_are_believed(world: World, kind: FailureKind, believed: bool) -> None:
-    first, second = Machine(world, "first"), Machine(world, "second")
+    first, second, third = (Machine(world, name) for name in ("first", "second", "third"))
     first.work().fail(FetchError(kind, "reason"))
+    first.work().fail(FetchError(kind, "reason"))  # the cause may be this machine
+    second.work().fail(FetchError(kind, "reason"))
     if believed:
         with pytest.raises(FetchError, match="reason"):
-            second.node.begin(CLIP)
+            third.node.begin(CLIP)
         world.time += 60
-    second.work()
+    third.work()
 
 
 def test_a_machine_that_does_not_write_waits_but_takes_no_lease(world: World) -> None:
