@@ -1,4 +1,4 @@
-"""The examples of README.md, docs/quickstart.md, docs/troubleshooting.md and docs/library.md print what is shown."""
+"""The examples of README.md and of documents in docs print what is shown."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def shell(text: str) -> list[Example]:
 
 
 @NEEDS_FUSE
-@pytest.mark.parametrize("document", ["../README.md", "quickstart.md"])
+@pytest.mark.parametrize("document", ["../README.md", "quickstart.md", "clusters.md"])
 def test_commands_print_what_the_document_shows(reader: Reader, document: str) -> None:
     shown = shell(document)
     assert len(shown) >= 7
