@@ -26,12 +26,13 @@ _WIDTH = 16
 @click.command("doctor", cls=Command, short_help="Check this machine, the cache, the sources and the mounts.")
 @click.argument("mountpoint", type=UntouchedPath(), required=False)
 @click.option("--offline", is_flag=True, help="Skip the checks that use the network.")
-@with_settings("cache", "limits", "cut", "sources", "network", "archive", "mount")
+@with_settings("cache", "limits", "shared", "cut", "sources", "network", "archive", "mount")
 @json_option
 def command(mountpoint: Path | None, offline: bool, settings: Settings, as_json: bool) -> int:
-    """Check this machine, the cache, the sources, and the mount at MOUNTPOINT or all mounts.
+    """Check this machine, the cache, the shared store, the sources, and the mount at MOUNTPOINT or all mounts.
 
-    Prints each finding and how to fix each problem; changes nothing. The checks apply to the settings that a mount
+    Prints each finding and how to fix each problem. Changes nothing, except that it writes a small object to the shared
+    store and deletes it. The checks apply to the settings that a mount
     would use, so pass the same options. Exits with 1 if there is a problem; warnings do not count.
 
     \b

@@ -1,10 +1,11 @@
 """Checks of everything that kinetics-fs depends on: the machine, the cache, the sources and the mounts.
 
-Checks change nothing. Each runs in a thread of its own, so that a failure or a delay in one does not affect the others.
-A path or server that may never answer (a dead mount, for example) is probed by a separate process that can be
-abandoned, or with a timeout.
+Checks change nothing, except that one writes an object to the shared store and deletes it. Each runs in a thread of its
+own, so that a failure or a delay in one does not affect the others. A path or server that may never answer (a dead
+mount, for example) is probed by a separate process that can be abandoned, or with a timeout.
 
-`findings` defines the result of a check and runs the checks; `system`, `fuse`, `cache` and `sources` contain them.
+`findings` defines the result of a check and runs the checks; `system`, `fuse`, `cache`, `sources` and `shared` contain
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from kinetics_fs.config import Settings
-from kinetics_fs.doctor import cache, fuse, sources, system
+from kinetics_fs.doctor import cache, fuse, shared, sources, system
 from kinetics_fs.doctor.findings import Check, Finding, State, examine
 from kinetics_fs.mount import find_mounts
 from kinetics_fs.mount.probe import probe_path
@@ -28,7 +29,7 @@ def diagnose(settings: Settings, mountpoint: Path | None = None, *, offline: boo
     """Run all checks and yield their findings.
 
     Args:
-        settings: the settings that a mount would use: groups cache, sources, network, archive and mount.
+        settings: the settings that a mount would use: groups cache, shared, sources, network, archive and mount.
         mountpoint: the mount, or intended mount point, to check; None for all mounts of this machine.
         offline: skip the checks that use the network.
     """
@@ -54,9 +55,11 @@ def _checks(settings: Settings, mountpoint: Path | None, *, offline: bool) -> It
         yield "databases", partial(cache.databases, settings)
         yield "passthrough", partial(fuse.passthrough, settings, folder)
         yield "blocks", partial(sources.blocks, settings)
+        yield "uploads", partial(shared.uploads, settings)
         yield "archive indexes", partial(sources.indexes, settings)
     yield from ((name, partial(check, settings)) for name, check in sources.CHECKS.items())
     if not offline:
         indexed = folder is not None and CacheLayout(settings.cache_dir).archive_indexes.exists()
+        yield "shared store", partial(shared.store, settings)
         yield "youtube", partial(sources.youtube, settings)
         yield "archives", partial(sources.archives, settings, indexed=indexed)

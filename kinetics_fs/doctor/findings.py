@@ -14,7 +14,8 @@ from kinetics_fs.store import one_line
 TIMEOUT = 30.0
 """Time limit in seconds for all checks together; they run concurrently."""
 
-"""The user and password of a URL."""
+WRONG_CLOCK = 300.0
+"""Seconds of clock error above which certificates and retry times can no longer be trusted."""
 
 
 class State(StrEnum):

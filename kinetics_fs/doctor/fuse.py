@@ -168,7 +168,7 @@ def mount(path: Path, mounts: Collection[Path], timeout: float = TIMEOUT) -> Ite
                 "mount", State.PROBLEM, f"{path} is dead: {reason}", f"Remove it: kinetics-fs umount {quoted}"
             )
         else:
-            yield _running(path, value)
+            yield from _running(path, value)
     else:
         yield _mountpoint(path, probe)
 
@@ -182,21 +182,36 @@ def _parse(text: str | None) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _running(path: Path, value: dict[str, Any]) -> Finding:
+def _running(path: Path, value: dict[str, Any]) -> Iterator[Finding]:
     version = value.get("version")
     if version != __version__:
         fix = f"Unmount it and mount it again to use version {__version__}."
-        return Finding("mount", State.WARNING, f"{path} answers, but runs version {version}", fix)
+        yield Finding("mount", State.WARNING, f"{path} answers, but runs version {version}", fix)
+        return
     try:
         status = MountStatus.from_json(value)
     except MountError as error:
-        return Finding("mount", State.PROBLEM, f"{path} answers, but: {error}", "Unmount it and mount it again.")
+        yield Finding("mount", State.PROBLEM, f"{path} answers, but: {error}", "Unmount it and mount it again.")
+        return
     frontend = f", {status.frontend.name}: {status.frontend.mode}" if status.frontend else ""
     found = f"{path} answers: Kinetics-{status.release}, {count(status.clips, 'clip')}, process {status.pid}{frontend}"
     if status.cache.error:
         problem, _, cure = status.cache.error.rpartition("; ")
-        return Finding("mount", State.PROBLEM, f"{path} answers, but: {problem}", sentence(cure))
-    return Finding("mount", State.OK, found)
+        yield Finding("mount", State.PROBLEM, f"{path} answers, but: {problem}", sentence(cure))
+    else:
+        yield Finding("mount", State.OK, found)
+    if status.shared is not None:
+        uploads = status.shared.uploads
+        yield from _outage(path, "works without the shared store", status.shared.error)
+        yield from _outage(path, "uploads nothing to the shared store", uploads.paused if uploads is not None else "")
+
+
+def _outage(path: Path, effect: str, error: str) -> Iterator[Finding]:
+    """Report that a mount cannot use its shared store, unless the error is empty."""
+    if error:
+        cause, _, cure = error.rpartition("; ")
+        fix = sentence(cure) if cause else "Check the shared store: kinetics-fs doctor --shared URL."
+        yield Finding("mount", State.WARNING, f"{path} {effect} for now: {cause or error}", fix)
 
 
 def _mountpoint(path: Path, probe: PathProbe) -> Finding:

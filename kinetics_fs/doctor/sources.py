@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from rich import filesize
 
 from kinetics_fs.config import Settings
-from kinetics_fs.doctor.findings import Finding, State, sentence
+from kinetics_fs.doctor.findings import WRONG_CLOCK, Finding, State, sentence
 from kinetics_fs.errors import ArchiveError, FetchError, StoreError, root_cause
 from kinetics_fs.mount.probe import probe_path
 from kinetics_fs.sources.cookies import CookieError, read_cookies
@@ -39,8 +39,6 @@ _OLD = timedelta(days=60)
 """Age after which yt-dlp is likely to fail: YouTube changes about every month."""
 _TIMEOUT = 8.0
 """Time limit in seconds for the response of a server."""
-_WRONG_CLOCK = 300.0
-"""Seconds of clock error above which certificates and retry times can no longer be trusted."""
 
 _SURVEY_TIME = 10.0
 """Seconds for the names in all folders of clips."""
@@ -359,7 +357,7 @@ def _reached(name: str, host: str, response: _Response) -> Iterator[Finding]:
     except ValueError:
         return
     ahead = time.time() - theirs
-    if abs(ahead) > _WRONG_CLOCK:
+    if abs(ahead) > WRONG_CLOCK:
         way = "ahead of" if ahead > 0 else "behind"
         found = f"{timedelta(minutes=round(abs(ahead) / 60))} {way} the clock of {host}"
         yield Finding(

@@ -46,12 +46,14 @@ class S3Proxy:
         requests: number of requests by method and path.
         faults: those of the next requests, in their order.
         fault: returns the fault of a request that `faults` has none for; receives the method and the path.
+        drops_headers: names of headers, in lower case, that are not passed on.
     """
 
     def __init__(self, server: str) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.faults: deque[Fault] = deque()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.drops_headers: set[str] = set()
         self.ended = threading.Event()
         self._lock = threading.Lock()
         proxy = self
@@ -73,7 +75,10 @@ class S3Proxy:
                     return
                 backend = http.client.HTTPConnection(host, timeout=30)
                 try:
-                    backend.request(self.command, self.path, body, dict(self.headers))
+                    headers = {
+                        name: value for name, value in self.headers.items() if name.lower() not in proxy.drops_headers
+                    }
+                    backend.request(self.command, self.path, body, headers)
                     response = backend.getresponse()
                     content = response.read()
                 finally:
@@ -81,14 +86,14 @@ class S3Proxy:
                 if fault.loses_answer:
                     self.close_connection = True
                     return
-                headers = [
+                answered = [
                     (name, value)
                     for name, value in response.getheaders()
                     if name.lower() not in ("connection", "transfer-encoding", "date", "server", "content-length")
                 ]
                 if self.command == "HEAD":
-                    headers.append(("Content-Length", response.getheader("Content-Length") or "0"))
-                self._answer(response.status, headers, content, fault.keeps)
+                    answered.append(("Content-Length", response.getheader("Content-Length") or "0"))
+                self._answer(response.status, answered, content, fault.keeps)
 
             def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, keeps: int | None) -> None:
                 self.send_response(status)
