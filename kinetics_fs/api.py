@@ -30,6 +30,7 @@ from kinetics_fs.app import (
     make_fetcher,
     open_index_db,
     open_selected_catalog,
+    open_shared_store,
     open_store,
     open_store_to_read,
     open_whole_catalog,
@@ -75,7 +76,8 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.archive_job import Unlisted
     from kinetics_fs.fill.importer import ImportResult
     from kinetics_fs.fill.indexes import ImportedIndexes, IndexCheck
-    from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult
+    from kinetics_fs.fill.plan import ArchivesLeft, Shard
+    from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult, FillSettings
     from kinetics_fs.media import VerifyLevel
     from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.sources.archive.location import Location
@@ -406,52 +408,112 @@ class Library:
         verify: VerifyLevel | str = "container",
         index: bool = True,
         processes: int = 2,
+        shard: Shard | None = None,
+        local: bool = True,
         progress: ArchiveProgress | None = None,
     ) -> FillResult:
         """Fill the cache with the selection from the archives that hold it, in one pass over each archive.
 
-        A fill may end at any point, and be repeated: it reads no archive again that it has finished.
+        A fill may end at any point, and be repeated: it reads no archive again that it has finished. With a shared
+        store, this fills it, too, together with all other machines that do the same at the same time: each archive is
+        read by one of them, and its clips go into the cache of that machine and into the shared store.
 
         Args:
             archives: names of the archives to read, below `archive_url`; empty for all that hold the selection.
             verify: how to verify each clip: `none`, `container` or `decode`.
             index: index the archives on the way, so that clips can be fetched from them later.
             processes: number of archives to read at the same time.
+            shard: with a shared store, the archives with which this machine begins; None for the largest.
+            local: store the clips in the cache; otherwise only in the shared store.
             progress: receives the progress.
 
         Raises:
+            SettingError: there is no shared store, or nothing may be written to it.
+            SharedStoreError: the shared store cannot be used.
             KineticsError: the clips do not fit into the cache or on the disk.
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged.
         """
         from kinetics_fs.fill.executors import ProcessExecutor
-        from kinetics_fs.fill.runner import ArchiveProgress, FillSettings, fill_store
-        from kinetics_fs.media import VerifyLevel
-        from kinetics_fs.sources.archive.location import locate
+        from kinetics_fs.fill.runner import ArchiveProgress, fill_store
 
-        settings = self.settings
-        location = locate(settings.archive_url)
         progress = progress or ArchiveProgress()
-        with open_whole_catalog(settings) as release, ProcessExecutor(processes, progress.report) as executor:
+        with open_whole_catalog(self.settings) as release, ProcessExecutor(processes, progress.report) as executor:
             return fill_store(
-                FillSettings(
-                    base=location.base,
-                    archives=archives or _only(location),
-                    whole=_has_all_classes(settings),
-                    min_free=settings.min_free,
-                    index_db=index_db_path(settings),
-                    index=index,
-                    # An archive with nothing more for one selection may have clips of another.
-                    checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
-                    verify=VerifyLevel(verify),
-                    unlisted=partial(self._unlisted_in, release),
-                ),
+                self._fill_settings(release, archives, verify=verify, index=index, shard=shard, local=local),
                 self.catalog,
                 release,
                 self._store_to_fill,
                 executor=executor,
                 progress=progress,
             )
+
+    def archives_left(self, archives: Sequence[str] = (), *, index: bool = True) -> ArchivesLeft:
+        """Return which archives `fill` still has to read: for the shared store if there is one, else for the cache.
+
+        This reads only the list and the versions of the archives.
+
+        Args:
+            archives: names of the archives, below `archive_url`; empty for all that hold the selection.
+            index: an archive that is not indexed is to be read, too.
+
+        Raises:
+            SettingError: nothing may be written to the shared store.
+            SharedStoreError: the shared store cannot be used.
+            FetchError: the list of archives cannot be read.
+            ArchiveError: the list of archives is damaged.
+        """
+        from kinetics_fs.fill.runner import archives_left
+
+        with open_whole_catalog(self.settings) as release:
+            settings = self._fill_settings(release, archives, verify="none", index=index, shard=None, local=True)
+            return archives_left(settings, self.catalog, self.store)
+
+    def _fill_settings(
+        self,
+        release: Catalog,
+        archives: Sequence[str],
+        *,
+        verify: VerifyLevel | str,
+        index: bool,
+        shard: Shard | None,
+        local: bool,
+    ) -> FillSettings:
+        from kinetics_fs.fill.runner import FillSettings
+        from kinetics_fs.media import VerifyLevel
+        from kinetics_fs.sources.archive.location import locate
+
+        settings = self.settings
+        shared = open_shared_store(settings)
+        if shared is not None and settings.shared_write != "all":
+            raise SettingError(
+                f"cannot fill the shared store with --shared-write {settings.shared_write}: nothing from archives may"
+                " be written to it; give --shared-write all"
+            )
+        if shared is None and not local:
+            raise SettingError(
+                "cannot use --no-local without --shared: the clips would be stored nowhere; give --shared"
+            )
+        if shared is None and shard is not None:
+            raise SettingError(
+                "cannot use --shard without --shared: machines share work only through a shared store; give --shared"
+            )
+        location = locate(settings.archive_url)
+        return FillSettings(
+            base=location.base,
+            archives=archives or _only(location),
+            whole=_has_all_classes(settings),
+            min_free=settings.min_free,
+            index_db=index_db_path(settings),
+            index=index,
+            # An archive with nothing more for one selection may have clips of another.
+            checkpoints=self.store.layout.fill_checkpoints(self.catalog.annotations_digest),
+            verify=VerifyLevel(verify),
+            unlisted=partial(self._unlisted_in, release),
+            shared=shared,
+            local=local,
+            shard=shard,
+        )
 
     def _unlisted_in(self, release: Catalog, archives: Sequence[str]) -> dict[str, Unlisted]:
         """Return which clips a fill stores besides the selection, by archive."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -80,6 +82,16 @@ class ArchiveBars(ArchiveProgress):
         self._all.show(done, self._total, without_work=before, notes=[self._note_now])
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Handle SIGTERM, by which schedulers end a job, like Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def print_failures(results: ArchiveResults) -> None:
     """Print which archives failed, and how to resume after Ctrl-C."""
     for name, reason in results.failed.items():
@@ -102,6 +114,6 @@ def exit_code(results: ArchiveResults, *, complete: bool = True) -> int:
         raise results.problem
     if results.interrupted:
         return 130
-    if results.failed and not (results.read or results.read_before or results.partly_read):
+    if results.failed and not (results.read or results.read_before or results.read_elsewhere or results.partly_read):
         return 1
     return DONE_IN_PART if results.failed or not complete else 0

@@ -2,24 +2,29 @@
 
 Every second the pass writes a checkpoint file: where in the archive to continue, the index so far, and the summary so
 far. All clips before the checkpoint are in the store.
+
+With a shared store, clips are uploaded to it beside the reading, and so are checkpoints, less often: another machine
+continues there if this one dies. A checkpoint then covers only clips that are in both stores.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError, StoreError
@@ -40,6 +45,9 @@ from kinetics_fs.util.files import atomic_write
 from kinetics_fs.util.text import parse_json
 from kinetics_fs.util.ticker import every
 
+if TYPE_CHECKING:
+    from kinetics_fs.fill.uploads import ClipUploads, Uploaded
+
 _log = logging.getLogger(__name__)
 
 SOURCE = "archive"
@@ -47,18 +55,24 @@ SOURCE = "archive"
 
 _MAX_UNPUBLISHED = 4
 """Clips that may be unpacked but not yet in the store."""
+MAX_NOT_UPLOADED = 16
+"""The same with a shared store, for which they may be waiting."""
 
 _REPORT_INTERVAL = 0.5
 """Seconds between two reports of the progress."""
 
 _CHECKPOINT_INTERVAL = 1.0
 """Seconds between two checkpoints, and so the work that a kill may cost."""
+_FIRST_SHARED_INTERVAL, _MAX_SHARED_INTERVAL = 2.0, 30.0
+"""The same for checkpoints in a shared store: the first is written soon, the others at growing intervals."""
 
 _FORMAT = 2
 _MAGIC = b"kinetics-fs fill %d\n"
 """The first line of a checkpoint file."""
 _LENGTH = 4
 """Bytes of the field that gives the length of the packed checkpoint."""
+_MAX_CHECKPOINT = 1024 * 1024
+"""Bytes of a packed checkpoint that are read: far more than its window has."""
 _MAX_SUMMARY = 32 * 1024 * 1024
 """Bytes of a packed summary that are read."""
 
@@ -80,6 +94,9 @@ class ArchiveJob:
         keep: store the clips; otherwise only the index is built.
         unlisted: which clips to store besides those of the catalog; None for no others.
         profile: the profile that the store shows: a clip that was cut with it is not stored again.
+        shared: address of the shared store that receives the clips, too, without secrets; empty for none.
+        local: publish the clips in the store; otherwise only in the shared one.
+        coverage: see `plan.coverage_of`; only with a shared store.
     """
 
     base: str
@@ -94,6 +111,9 @@ class ArchiveJob:
     keep: bool = True
     unlisted: Unlisted | None = None
     profile: CutProfile = CutProfile()  # noqa: RUF009  # it is immutable
+    shared: str = ""
+    local: bool = True
+    coverage: str = ""
 
     def pack(self) -> str:
         """Return the job as one line of ASCII."""
@@ -134,12 +154,12 @@ class Unlisted:
 class Summary:
     """The result of a pass over an archive: numbers of clips, unless stated otherwise.
 
-    All fields except the last two cover the whole archive, even if the pass was killed and resumed. Clips that were
+    All fields except the last three cover the whole archive, even if the pass was killed and resumed. Clips that were
     stored between the last checkpoint and a kill count as `present` in the resumed pass.
 
     Attributes:
-        stored: published.
-        present: already in the store.
+        stored: published in the store, or put into the shared one if that alone receives them.
+        present: already there.
         not_wanted: not in the catalog.
         unlisted: not in the catalog, and stored or present nevertheless, since an archive of the release has them.
         busy: being fetched by another process, and not cached at the end of the pass.
@@ -147,8 +167,12 @@ class Summary:
         refused: members of the archive that are not clips, by reason.
         indexed: in the index that was built.
         not_indexed: not in the index, because they cannot be read alone.
+        in_shared: sound and wanted, and all in the shared store.
+        in_shared_bytes: their bytes.
+        uploaded: put into the shared store by the pass.
         bytes: bytes of the archive that the last part of the pass read.
         resumed_at: offset in the archive at which the last part of the pass began; 0 for the beginning.
+        taken_over: whether the pass continued one of another machine.
     """
 
     stored: int = 0
@@ -160,8 +184,12 @@ class Summary:
     refused: Counter[str] = field(default_factory=Counter)
     indexed: int = 0
     not_indexed: int = 0
+    in_shared: int = 0
+    in_shared_bytes: int = 0
+    uploaded: int = 0
     bytes: int = 0
     resumed_at: int = 0
+    taken_over: bool = False
 
     @property
     def failed(self) -> Counter[str]:
@@ -174,7 +202,7 @@ class Summary:
 
     @classmethod
     def unpack(cls, line: str) -> Self:
-        """Parse a line of text.
+        """Parse a line of text, which is untrusted.
 
         Raises:
             ValueError: `pack` did not make this line.
@@ -187,6 +215,12 @@ class Summary:
             summary.corrupt, summary.refused = dict(summary.corrupt), Counter(summary.refused)
         except (AttributeError, TypeError) as error:
             raise ValueError("not a summary") from error
+        numbers = {**vars(summary), **summary.refused, "taken_over": int(summary.taken_over)}
+        del numbers["corrupt"], numbers["refused"]
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers.values()):
+            raise ValueError("not a summary: it has other values than numbers")
+        if not all(isinstance(reason, str) for reason in summary.corrupt.values()):
+            raise ValueError("not a summary: it has other reasons than texts")
         return summary
 
 
@@ -237,11 +271,15 @@ def write_progress(path: Path, progress: Progress) -> None:
     The file is not forced to the disk: `read_progress` detects one that a power cut damaged, and the archive is then
     read from its beginning.
     """
-    checkpoint = progress.checkpoint.pack()
     with atomic_write(path, durable=False) as file:
-        file.write(_MAGIC % _FORMAT + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
-        file.write(progress.summary.pack().encode() + b"\n")
-        write_index(progress.partial_index, file)
+        _write_progress(progress, file)
+
+
+def _write_progress(progress: Progress, file: IO[bytes]) -> None:
+    checkpoint = progress.checkpoint.pack()
+    file.write(_MAGIC % _FORMAT + len(checkpoint).to_bytes(_LENGTH, "little") + checkpoint)
+    file.write(progress.summary.pack().encode() + b"\n")
+    write_index(progress.partial_index, file)
 
 
 def read_progress(path: Path) -> Progress | None:
@@ -252,21 +290,39 @@ def read_progress(path: Path) -> Progress | None:
     """
     try:
         with path.open("rb") as file:
-            line = re.fullmatch(rb"kinetics-fs fill ([0-9]{1,9})\n", file.readline(64))
-            found = int(line[1]) if line else 0
-            if found > _FORMAT:
-                raise StoreError(newer_format(path, found, _FORMAT, "remove it to read the archive from its beginning"))
-            if found != _FORMAT:
-                return None
-            length = int.from_bytes(file.read(_LENGTH), "little")
-            if length > os.fstat(file.fileno()).st_size:
-                return None
-            checkpoint = Checkpoint.unpack(file.read(length))
-            summary = Summary.unpack(file.readline(_MAX_SUMMARY).decode())
-            [partial_index] = read_indexes(file)
-    except (OSError, ValueError, ArchiveError):
+            found, progress = _read_progress(file)
+    except OSError:
         return None
-    return Progress(checkpoint, partial_index, summary)
+    if found > _FORMAT:
+        raise StoreError(newer_format(path, found, _FORMAT, "remove it to read the archive from its beginning"))
+    return progress
+
+
+def _read_progress(file: IO[bytes]) -> tuple[int, Progress | None]:
+    """Return the format of a checkpoint, and the checkpoint; None if it is damaged or of another format."""
+    line = re.fullmatch(rb"kinetics-fs fill ([0-9]{1,9})\n", file.readline(64))
+    found = int(line[1]) if line else 0
+    if found != _FORMAT:
+        return found, None
+    try:
+        checkpoint = Checkpoint.unpack(file.read(min(int.from_bytes(file.read(_LENGTH), "little"), _MAX_CHECKPOINT)))
+        summary = Summary.unpack(file.readline(_MAX_SUMMARY).decode())
+        [partial_index] = read_indexes(file)
+    except (ValueError, ArchiveError):
+        return found, None
+    return found, Progress(checkpoint, partial_index, summary)
+
+
+def pack_progress(progress: Progress) -> bytes:
+    """Return a checkpoint as bytes, for another machine."""
+    file = io.BytesIO()
+    _write_progress(progress, file)
+    return file.getvalue()
+
+
+def unpack_progress(packed: bytes) -> Progress | None:
+    """Return the checkpoint of untrusted bytes; None if they are damaged or of another version."""
+    return _read_progress(io.BytesIO(packed))[1]
 
 
 Report = Callable[[int, int], None]
@@ -296,11 +352,38 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
         whole = opened.enter_context(Catalog(job.unlisted.catalog_file)) if job.unlisted else None
         checker = opened.enter_context(Checker(store.scratch))
         archive = open_archive(archive_address(job.base, job.archive), connections=job.connections)
-        return _Fill(job, store, catalog, whole, checker, archive, report).run()
+        uploads = opened.enter_context(_open_uploads(job)) if job.shared else None
+        parts = (job, store, catalog, whole, checker, archive, uploads, report)
+        try:
+            return _Fill(*parts).run()
+        except UnfinishedArchive as error:
+            if not error.summary.taken_over:
+                raise
+            _log.warning("%s: %s; reading it again without the checkpoint of another machine", job.archive, error)
+            return _Fill(*parts).run()
+
+
+def _open_uploads(job: ArchiveJob) -> ClipUploads:
+    from kinetics_fs.fill.uploads import ClipUploads
+
+    return ClipUploads(job.shared, job.archive, job.coverage)
+
+
+class _Pending(NamedTuple):
+    """A clip on its way into the stores.
+
+    Attributes:
+        published: ends when the clip is verified, and published in the store if it has a claim. Its result ends when
+            the clip is in the shared store; None if there is none.
+        claimed: it is to be published in the store.
+    """
+
+    published: Future[Future[Uploaded] | None]
+    claimed: bool
 
 
 class _Fill:
-    """One pass: the main thread reads and unpacks, a second one verifies and publishes."""
+    """One pass: the main thread reads and unpacks, a second one verifies and publishes, others upload."""
 
     def __init__(
         self,
@@ -310,6 +393,7 @@ class _Fill:
         whole: Catalog | None,
         checker: Checker,
         archive: Archive,
+        uploads: ClipUploads | None,
         report: Report,
     ) -> None:
         self._job = job
@@ -318,6 +402,7 @@ class _Fill:
         self._whole = whole
         self._checker = checker
         self._archive = archive
+        self._uploads = uploads
         self._report = report
         self._summary = Summary()
         self._refused_before: Counter[str] = Counter()
@@ -326,26 +411,36 @@ class _Fill:
         """Holds the claim of the clip that is being unpacked."""
         self._claim: Claim | None = None
         self._busy: list[Clip] = []
+        self._folder: Path | None = None
+        """For the files of clips that are only uploaded."""
         self._scan = Scan(index=False)
         # Unpacking uses one core. Verifying a clip and forcing it to the disk take as long, so they run beside it.
         self._publisher = ThreadPoolExecutor(1, "publish")
-        self._unpublished: dict[Clip, Future[None]] = {}
+        self._pending: dict[Clip, _Pending] = {}
         """The oldest first."""
+        self._max_pending = MAX_NOT_UPLOADED if uploads is not None else _MAX_UNPUBLISHED
         self._checkpoint_file = job.checkpoints.progress_file(
-            job.base, job.archive, indexing=job.index, all_clips=whole is not None
+            job.base, job.archive, indexing=job.index, all_clips=whole is not None, shared=job.shared
         )
+        self._shared_checkpoint_at = time.monotonic() + _FIRST_SHARED_INTERVAL
+        self._shared_interval = _FIRST_SHARED_INTERVAL
 
     def run(self) -> Outcome:
+        version = self._archive.version()
         try:
-            return self._run()
+            return self._run(version)
         except ArchiveError as error:
-            self._checkpoint_file.unlink(missing_ok=True)
+            with suppress(FetchError):
+                self._settle()
+            self._remove_checkpoints(version)
             self._count_members()
             incomplete = isinstance(error, IncompleteArchive)
             raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
+        except OSError as error:  # of a file to which a clip is unpacked
+            reason = f"cannot write to {self._store.folder}: {error.strerror}"
+            raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
 
-    def _run(self) -> Outcome:
-        version = self._archive.version()
+    def _run(self, version: Version) -> Outcome:
         self._scan, begin = self._resume(version)
         scan = self._scan
         self._summary.resumed_at = begin
@@ -362,7 +457,7 @@ class _Fill:
 
         saved = time.monotonic()
         check = partial(self._checker.check, level=VerifyLevel.CONTAINER)
-        clips = stream_clips(self._archive, version, scan, self._claim_path, check, begin=begin, progress=count)
+        clips = stream_clips(self._archive, version, scan, self._path_for, check, begin=begin, progress=count)
         with every(_REPORT_INTERVAL, report), self._publisher, self._claims, closing(clips):
             for clip, path in clips:
                 if path is not None:
@@ -370,7 +465,7 @@ class _Fill:
                 if time.monotonic() - saved >= _CHECKPOINT_INTERVAL:
                     self._save(scan, version)
                     saved = time.monotonic()
-            self._wait_for_published()
+            self._settle()
         report()
         # Another archive that is read at the same time may have brought them.
         since_cached = sum(map(self._store.is_cached, self._busy))
@@ -380,15 +475,20 @@ class _Fill:
         index = scan.index(self._job.archive, version) if self._job.index and not scan.not_indexed else None
         if index is not None:
             self._summary.indexed = len(scan.records)
-        self._checkpoint_file.unlink(missing_ok=True)
+        self._remove_checkpoints(version)
         self._count_members()
         return Outcome(self._summary, index)
+
+    def _remove_checkpoints(self, version: Version) -> None:
+        self._checkpoint_file.unlink(missing_ok=True)
+        if self._uploads is not None:
+            self._uploads.remove_progress(version)
 
     def _resume(self, version: Version) -> tuple[Scan, int]:
         """Return the scan, new or as of the last checkpoint, and the offset in the archive from which to read."""
         indexing = self._job.index
-        progress = read_progress(self._checkpoint_file)
-        if progress is None or Version(progress.partial_index.size, progress.partial_index.etag) != version:
+        progress = self._find_progress(version)
+        if progress is None:
             return Scan(index=indexing), 0
         checkpoint = progress.checkpoint
         self._summary = progress.summary
@@ -401,31 +501,68 @@ class _Fill:
         )
         return scan, checkpoint.block.bit // 8
 
+    def _find_progress(self, version: Version) -> Progress | None:
+        """Return the checkpoint from which to resume: of an earlier run, or of another machine that came further."""
+
+        def offset(progress: Progress | None) -> int:
+            if progress is None:
+                return -1
+            index = progress.partial_index
+            if index.archive != self._job.archive or Version(index.size, index.etag) != version:
+                return -1
+            return progress.checkpoint.block.bit // 8
+
+        own = read_progress(self._checkpoint_file)
+        other: Progress | None = None
+        if self._uploads is not None and (packed := self._uploads.read_progress(version)) is not None:
+            other = unpack_progress(packed)
+        if offset(own) >= offset(other):
+            return own if offset(own) >= 0 else None
+        assert other is not None
+        if offset(other) >= version.size:  # it is untrusted
+            return None
+        other.summary.taken_over = True
+        return other
+
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()
-        if checkpoint is not None:
-            self._wait_for_published()  # everything before the checkpoint must be in the store
-            self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            self._count_members()
-            index = scan.index(self._job.archive, version)
-            write_progress(self._checkpoint_file, Progress(checkpoint, index, self._summary))
+        if checkpoint is None:
+            return
+        self._settle()  # everything before the checkpoint must be in the stores
+        self._job.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self._count_members()
+        progress = Progress(checkpoint, scan.index(self._job.archive, version), self._summary)
+        write_progress(self._checkpoint_file, progress)
+        if self._uploads is not None and time.monotonic() >= self._shared_checkpoint_at:
+            self._uploads.write_progress(version, pack_progress(progress))
+            self._shared_interval = min(2 * self._shared_interval, _MAX_SHARED_INTERVAL)
+            self._shared_checkpoint_at = time.monotonic() + self._shared_interval
 
     def _count_members(self) -> None:
         self._summary.refused = self._refused_before + self._scan.refusals
         self._summary.not_indexed = self._scan.not_indexed
 
-    def _claim_path(self, clip: Clip, size: int) -> Path | None:
-        """Claim a clip and return the file to unpack it to; None if it is not to be stored."""
+    def _path_for(self, clip: Clip, size: int) -> Path | None:
+        """Return the file to unpack a clip to; None if it is not to be stored."""
         if not self._job.keep:
             return None
-        if clip in self._unpublished:
-            self._wait_for_published()  # its first copy may fail verification
+        if clip in self._pending:
+            self._settle()  # its first copy may fail verification
         first = not self._scan.is_repeated
         if self._catalog is not None and not self._catalog.locate(clip):
             if not self._is_unlisted(clip):
                 self._summary.not_wanted += first
                 return None
             self._summary.unlisted += first
+        if self._uploads is not None and not first and clip.key not in self._summary.corrupt:
+            return None
+        if self._job.local and (path := self._claim_path(clip, size, first=first)) is not None:
+            return path
+        # A clip that is cached is compared with the shared store by the copy in the archive, which is verified anyway.
+        return self._upload_path(clip) if self._uploads is not None else None
+
+    def _claim_path(self, clip: Clip, size: int, *, first: bool) -> Path | None:
+        """Claim a clip and return the file to unpack it to; None if the store has it, or another process fetches it."""
         if self._store.is_cached(clip):
             self._summary.present += first
         elif (claim := self._store.claim(clip, size=size)) is None:
@@ -435,6 +572,12 @@ class _Fill:
             self._claim = self._claims.enter_context(claim)
             return claim.folder / clip.name
         return None
+
+    def _upload_path(self, clip: Clip) -> Path:
+        if self._folder is None:
+            self._store.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="", dir=self._store.scratch))
+        return self._folder / clip.name
 
     def _is_unlisted(self, clip: Clip) -> bool:
         """Return whether only the archive says that a clip belongs to its class and split."""
@@ -450,26 +593,47 @@ class _Fill:
         )
 
     def _publish_later(self, clip: Clip, path: Path) -> None:
-        assert self._claim is not None
-        self._wait_for_published(but=_MAX_UNPUBLISHED - 1)
-        publish = self._publisher.submit(self._publish, clip, path, self._claim, self._claims.pop_all())
-        self._unpublished[clip] = publish
+        self._settle(but=self._max_pending - 1)
+        claim, self._claim = self._claim, None
+        published = self._publisher.submit(self._publish, clip, path, claim, self._claims.pop_all())
+        self._pending[clip] = _Pending(published, claim is not None)
 
-    def _wait_for_published(self, but: int = 0) -> None:
-        """Wait until at most `but` clips are unpublished, and raise the error of any that failed."""
-        while len(self._unpublished) > but:
-            self._unpublished.pop(next(iter(self._unpublished))).result()
-
-    def _publish(self, clip: Clip, path: Path, claim: Claim, resources: ExitStack) -> None:
-        with resources:
-            try:
-                duration = self._checker.check(path, self._job.verify)
+    def _publish(self, clip: Clip, path: Path, claim: Claim | None, resources: ExitStack) -> Future[Uploaded] | None:
+        with resources, ExitStack() as opened:
+            if claim is None:
+                opened.callback(path.unlink)
+            duration = self._checker.check(path, self._job.verify)
+            # Opened before the store can evict the clip.
+            file = None if self._uploads is None else opened.enter_context(path.open("rb"))
+            if claim is not None:
                 claim.publish(path, SOURCE, duration=duration)
-            except FetchError as error:
-                if error.kind is not FailureKind.CORRUPT:
-                    raise
-                _log.warning("%s: not stored from %s: %s", clip.key, self._job.archive, error.reason)
-                self._summary.corrupt[clip.key] = error.reason
-            else:
-                self._summary.stored += 1
-                self._summary.corrupt.pop(clip.key, None)
+            if self._uploads is None or file is None:
+                return None
+            return self._uploads.submit(clip, os.dup(file.fileno()), SOURCE, duration)
+
+    def _settle(self, but: int = 0) -> None:
+        """Wait until at most `but` clips are on their way, count the others, and raise the error of any that failed."""
+        while len(self._pending) > but:
+            clip = next(iter(self._pending))
+            self._count(clip, self._pending.pop(clip))
+
+    def _count(self, clip: Clip, pending: _Pending) -> None:
+        summary = self._summary
+        try:
+            upload = pending.published.result()
+            uploaded = None if upload is None else upload.result()
+        except FetchError as error:
+            if error.kind is not FailureKind.CORRUPT:
+                raise
+            _log.warning("%s: not stored from %s: %s", clip.key, self._job.archive, error.reason)
+            summary.corrupt[clip.key] = error.reason
+            return
+        summary.corrupt.pop(clip.key, None)
+        summary.stored += pending.claimed
+        if uploaded is not None:
+            summary.in_shared += 1
+            summary.in_shared_bytes += uploaded.size
+            summary.uploaded += uploaded.is_new
+            if not self._job.local:
+                summary.stored += uploaded.is_new
+                summary.present += not uploaded.is_new

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from rich import filesize
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, KineticsError
@@ -24,7 +21,7 @@ from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index import UNUSABLE, ArchiveIndex, Record, read_indexes, write_index
-from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, space_needed
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, check_import
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
@@ -253,11 +250,7 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO, *, folder: Path) ->
             index = next(indexes, None)
             if index is None:
                 return result
-            usable = {clip: record for clip, record in index.records.items() if record != UNUSABLE}
-            index = dataclasses.replace(index, records=usable)
-            if not index.records:
-                raise ArchiveError("it has no clips, so its archive was incomplete")
-            _check_space(index, folder)
+            index = check_import(index, folder)
         except ArchiveError as error:
             result.refused = f"cannot import index {result.imported + 1:,} in {file.name}: {error}"
             if not result.imported:
@@ -267,12 +260,3 @@ def import_indexes(index_db: ArchiveIndexDB, file: BinaryIO, *, folder: Path) ->
         result.imported += 1
         result.clips += len(index.records)
         result.replaced += index.archive in earlier
-
-
-def _check_space(index: ArchiveIndex, folder: Path) -> None:
-    needed, free = space_needed(index), shutil.disk_usage(folder).free
-    if needed > free:
-        raise ArchiveError(
-            f"the index of {index.archive} needs about {filesize.decimal(needed)}, and the disk of {folder} has space"
-            f" for {filesize.decimal(free)}; free some, or give a --cache-dir on another disk"
-        )

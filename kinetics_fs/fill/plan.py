@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
 
 from rich import filesize
 
 from kinetics_fs.catalog import Catalog, Clip
-from kinetics_fs.errors import FailureKind, FetchError, KineticsError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError, SettingError
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.layout import (
@@ -29,6 +32,9 @@ from kinetics_fs.store import FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
 from kinetics_fs.util.text import parse_json
 
+if TYPE_CHECKING:
+    from kinetics_fs.shared.listing import StoredClips
+
 _log = logging.getLogger(__name__)
 
 _MAX_REQUESTS = 8
@@ -37,6 +43,8 @@ _MAX_REQUESTS = 8
 _MAX_MEAN_CLIP_BYTES = 2 * 1024 * 1024
 """Upper bound of the mean size of clips whose sizes are unknown. The mean of Kinetics is 1.5 MB."""
 
+
+_GOLDEN_RATIO = 0.6180339887498949
 
 # Names and versions of archives
 
@@ -148,6 +156,104 @@ def indexed_archives(
     return {name for name, version in indexed.items() if name in versions and version.matches(versions[name])}
 
 
+def coverage_of(catalog: Catalog, *, all_clips: bool) -> str:
+    """Return a digest of what a fill stores: equal on all machines that select the same clips.
+
+    Args:
+        catalog: the selection.
+        all_clips: clips of the archive that no annotation names are stored, too.
+    """
+    return hashlib.sha256(f"{catalog.annotations_digest} {all_clips}".encode()).hexdigest()[:32]
+
+
+# The order of several machines
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of the archives with which a machine begins. It then takes what is left of the others.
+
+    Attributes:
+        index: number of the machine, from 0.
+        count: number of machines; None if it is unknown.
+        origin: where the numbers come from, for messages.
+    """
+
+    index: int
+    count: int | None
+    origin: str = "--shard"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard of a text such as `3/16`.
+
+        Raises:
+            SettingError: the text is not of this form.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise SettingError(f"cannot use --shard {text!r}: it is not I/N with 0 <= I < N; write, for example, 0/16")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> Shard | None:
+        """Return the shard of a task of Slurm, or of a pod of an Indexed Job of Kubernetes; None for neither."""
+        task, tasks, pod = (
+            int(value) if re.fullmatch(r"[0-9]{1,9}", value := environment.get(name, "")) else None
+            for name in ("SLURM_PROCID", "SLURM_NTASKS", "JOB_COMPLETION_INDEX")
+        )
+        if task is not None and tasks is not None and task < tasks and tasks > 1:
+            return cls(task, tasks, "SLURM_PROCID and SLURM_NTASKS")
+        return None if pod is None else cls(pod, None, "JOB_COMPLETION_INDEX")
+
+    def ranks(self, names: Collection[str]) -> dict[str, int]:
+        """Return in which order this machine takes archives: first its own, then those of the next machine.
+
+        Args:
+            names: all archives of the selection.
+        """
+        if self.count is None:  # the golden ratio spreads any number of starts evenly
+            start, count = int(self.index * _GOLDEN_RATIO % 1 * len(names)), len(names)
+        else:
+            start, count = self.index, self.count
+        return {name: (position - start) % count for position, name in enumerate(sorted(names))}
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}" if self.count else str(self.index)
+
+
+@dataclass(frozen=True)
+class ArchivesLeft:
+    """Archives that a fill still has to read.
+
+    Attributes:
+        archives: all archives of the selection, sorted.
+        left: those of them that are to be read, sorted.
+        failed: those of them whose versions cannot be read, with the reasons. They are left, too.
+    """
+
+    archives: list[str]
+    left: list[str]
+    failed: dict[str, str]
+
+    @property
+    def array(self) -> str:
+        """Positions of the archives that are left, as `sbatch --array` has them, for example `0-3,7`."""
+        position = {name: number for number, name in enumerate(self.archives)}
+        return ",".join(_ranges([position[name] for name in self.left]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the names, and the positions for `sbatch --array`."""
+        return {"archives": len(self.archives), "left": self.left, "array": self.array, "failed": self.failed}
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[str]:
+    """Yield sorted numbers as `3`, and consecutive ones as `3-5`."""
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        yield f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0])
+
+
 # Archives that were read to their end
 
 
@@ -213,19 +319,38 @@ class SpaceEstimate:
             )
 
 
+def check_scratch(store: Store, clips: int, *, min_free: int) -> None:
+    """Refuse a fill that only uploads if the disk has no room for the clips that are on their way.
+
+    Args:
+        store: the store whose disk is used.
+        clips: number of clips that are on their way.
+        min_free: bytes of the disk to leave free.
+
+    Raises:
+        KineticsError: the disk is too small.
+    """
+    needed, free = clips * _MAX_MEAN_CLIP_BYTES, store.usage().disk_free - min_free
+    if needed > free:
+        raise KineticsError(
+            f"cannot fill the shared store: clips on their way need about {filesize.decimal(needed)}, and the disk of"
+            f" {store.folder} has space for {filesize.decimal(max(0, free))}; give a --cache-dir on another disk"
+        )
+
+
 @dataclass(frozen=True)
 class FillPlan:
     """Archives of a fill, by what is to be done with them.
 
     Attributes:
-        to_read: archives to read, with their versions.
+        versions: the versions of all archives that can be read.
         read_before: archives that were read to their end before, and lost no clip since; also those of which no clip is
             missing by their index.
         failed: archives that cannot be read, with the reasons.
         space: space that the fill needs.
     """
 
-    to_read: dict[str, Version]
+    versions: dict[str, Version]
     read_before: list[str]
     failed: dict[str, str]
     space: SpaceEstimate
@@ -273,15 +398,16 @@ def plan_fill(
             incoming += sum(missing)
             if not missing:
                 read_before.append(archive.archive)
-    to_read = {name: version for name, version in versions.items() if name not in read_before}
     # Videos hardly deflate: an archive is about as large as its clips.
-    archive_bytes = sum(version.size for name, version in to_read.items() if name not in indexed)
+    archive_bytes = sum(
+        version.size for name, version in versions.items() if name not in read_before and name not in indexed
+    )
     expected = max(0, archive_bytes - cached.bytes_not_indexed)
     if not all_clips_of:
         expected = min(expected, cached.unknown * _MAX_MEAN_CLIP_BYTES)
     incoming += expected
     pinned = store.pins.totals().bytes - cached.pinned
-    return FillPlan(to_read, read_before, failed, SpaceEstimate(cached.bytes, incoming, pinned))
+    return FillPlan(versions, read_before, failed, SpaceEstimate(cached.bytes, incoming, pinned))
 
 
 @dataclass
@@ -327,7 +453,7 @@ class _CachedPart:
 
 @dataclass
 class MissingClips:
-    """Clips of a selection that are not cached after a fill.
+    """Clips of a selection that are not stored after a fill.
 
     Attributes:
         not_stored: an indexed archive has them, but they failed verification, are no plain files, or another process is
@@ -339,18 +465,39 @@ class MissingClips:
     in_no_archive: list[Clip] = field(default_factory=list)
 
     @classmethod
-    def of(cls, catalog: Catalog, store: Store, index_db: ArchiveIndexDB | None) -> MissingClips:
-        """Find the missing clips of a selection; each clip is listed once."""
+    def of(
+        cls,
+        catalog: Catalog,
+        store: Store,
+        index_db: ArchiveIndexDB | None,
+        shared: StoredClips | None = None,
+    ) -> MissingClips:
+        """Find the missing clips of a selection; each clip is listed once.
+
+        Args:
+            catalog: the selection.
+            store: the cache, which must have the clips unless there is a shared store.
+            index_db: the archive indexes of the cache; None if there are none.
+            shared: the clips of the shared store, which must have them; None if there is none.
+        """
         missing = cls()
         seen: set[Clip] = set()
         for page in selection_pages(catalog, store):
-            clips = (entry.clip for entry in page.entries if not page.is_cached(entry))
-            absent = [clip for clip in clips if clip not in seen]
+            absent = [
+                entry.clip
+                for entry in page.entries
+                if entry.clip not in seen
+                and not (page.is_cached(entry) if shared is None else _is_shared(entry.clip, store, shared))
+            ]
             seen.update(absent)
             indexed = index_db.listed([clip.key for clip in absent], usable=False) if index_db else set()
             for clip in absent:
                 (missing.not_stored if clip.key in indexed else missing.in_no_archive).append(clip)
         return missing
+
+
+def _is_shared(clip: Clip, store: Store, shared: StoredClips) -> bool:
+    return shared.has(clip, SOURCE) or shared.has(clip, store.profile.name)
 
 
 class ArchiveVerdict:

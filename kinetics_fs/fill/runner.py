@@ -6,28 +6,47 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinetics_fs.catalog import Catalog
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
-from kinetics_fs.fill.archive_job import ArchiveJob, Outcome, Summary, UnfinishedArchive, Unlisted
+from kinetics_fs.fill.archive_job import (
+    MAX_NOT_UPLOADED,
+    ArchiveJob,
+    Outcome,
+    Summary,
+    UnfinishedArchive,
+    Unlisted,
+)
 from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import (
+    ArchivesLeft,
     ArchiveVerdict,
+    FillPlan,
     MissingClips,
+    Shard,
+    SpaceEstimate,
     archives_holding,
+    check_scratch,
+    find_versions,
+    indexed_archives,
     is_replacement,
     plan_fill,
     remember_done,
 )
+from kinetics_fs.fill.turns import Turn, Turns
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.store import ActivityCounts, FillCheckpoints, HistoryRecorder, Store
+
+if TYPE_CHECKING:
+    from kinetics_fs.fill.shared_fill import SharedFill
+    from kinetics_fs.shared import SharedStore
 
 _TICK = 1.0
 
@@ -59,6 +78,8 @@ class ArchiveResults:
     Attributes:
         read: archives that were read to their end, and what came of each.
         read_before: archives that were read to their end earlier, and so not again.
+        read_elsewhere: archives of which a shared store has all clips, because another machine or an earlier run read
+            them.
         failed: archives that failed, with the reasons.
         partly_read: those of them that are incomplete, or damaged after some of their clips, and what came of each.
         problem: a failure of this machine, because of which every other archive would fail the same way.
@@ -67,6 +88,7 @@ class ArchiveResults:
 
     read: dict[str, Summary] = field(default_factory=dict)
     read_before: list[str] = field(default_factory=list)
+    read_elsewhere: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     partly_read: dict[str, Summary] = field(default_factory=dict)
     problem: FetchError | None = None
@@ -116,6 +138,8 @@ def read_archives(
     index_db: Path,
     executor: Executor,
     progress: ArchiveProgress,
+    turns: Turns | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> None:
     """Do one job per archive, larger archives first, and remember which archives need not be read again.
 
@@ -128,60 +152,132 @@ def read_archives(
         index_db: file of the archive index database, which receives the indexes that the jobs build.
         executor: does the jobs; it is shut down in the end.
         progress: receives the progress.
+        turns: decides which archives this machine reads; None for all.
+        ranks: archives with a smaller number are read before larger ones, by name.
     """
     # The largest would otherwise be read alone in the end, while all other slots are free.
-    jobs = sorted(jobs, key=lambda job: -versions[job.archive].size)
+    ranks = ranks or {}
+    jobs = sorted(jobs, key=lambda job: (ranks.get(job.archive, 0), -versions[job.archive].size))
     progress.start(sum(versions[job.archive].size for job in jobs))
-    running: dict[Future[Outcome], ArchiveJob] = {}
+    reading = _Reading(versions, results, index_db, executor, progress, turns or Turns())
     try:
-        # The store keeps the first copy of each clip: all replacements must be read before what they replace.
+        # The store keeps the first copy of each clip: all replacements must be read before what they replace, whatever
+        # machine reads them.
         for group in (
             [job for job in jobs if is_replacement(job.archive)],
             [job for job in jobs if not is_replacement(job.archive)],
         ):
-            waiting = deque(group)
-            while (waiting or running) and results.problem is None:
-                while waiting and len(running) < executor.slots:
-                    job = waiting.popleft()
-                    running[executor.submit(job)] = job
-                if not running:  # an executor may have no slots for a while
-                    time.sleep(_TICK)
-                done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = running.pop(future)
-                    _add_result(job, future, versions[job.archive], results, index_db)
-                    progress.finish(job.archive)
-                progress.tick()
+            reading.run(deque(group))
     except KeyboardInterrupt:
         results.interrupted = True
     finally:
         executor.shutdown()
-    for future, job in running.items():  # jobs that finished just before the shutdown
-        if not future.cancelled() and future.exception() is None:
-            _add_result(job, future, versions[job.archive], results, index_db)
+    reading.add_finished()
 
 
-def _add_result(
-    job: ArchiveJob, future: Future[Outcome], version: Version, results: ArchiveResults, index_db: Path
-) -> None:
-    try:
-        summary, index = future.result()
-        if index is not None:
-            with ArchiveIndexDB(index_db) as opened:
-                opened.add(index)
-    except UnfinishedArchive as error:
-        results.failed[job.archive] = f"incomplete: {error}" if error.incomplete else str(error)
-        if error.incomplete or error.summary.stored or error.summary.present:
-            results.partly_read[job.archive] = error.summary
-        return
-    except KineticsError as error:
-        results.failed[job.archive] = str(error)
-        if isinstance(error, FetchError) and error.kind is FailureKind.LOCAL:
+class _Reading:
+    """The jobs of a run."""
+
+    def __init__(
+        self,
+        versions: Mapping[str, Version],
+        results: ArchiveResults,
+        index_db: Path,
+        executor: Executor,
+        progress: ArchiveProgress,
+        turns: Turns,
+    ) -> None:
+        self._versions = versions
+        self._results = results
+        self._index_db = index_db
+        self._executor = executor
+        self._progress = progress
+        self._turns = turns
+        self._running: dict[Future[Outcome], ArchiveJob] = {}
+        self._read_by_others: set[str] = set()
+        """Archives that were being read by other machines."""
+        self._look_at = 0.0
+        """When to ask for the next of them."""
+
+    def run(self, waiting: deque[ArchiveJob]) -> None:
+        """Do these jobs, or wait until other machines have done them, unless this machine fails."""
+        while (waiting or self._running) and self._results.problem is None:
+            self._start(waiting)
+            if not self._running:  # other machines work, or the executor has no slots for a while
+                time.sleep(_TICK if waiting else 0)
+            done, _ = wait(self._running, timeout=_TICK, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = self._running.pop(future)
+                self._add_result(job, future)
+                self._progress.finish(job.archive)
+            self._progress.tick()
+
+    def add_finished(self) -> None:
+        """Add the results of the jobs that finished just before the shutdown of the executor."""
+        for future, job in self._running.items():
+            if not future.cancelled() and future.exception() is None:
+                self._add_result(job, future)
+
+    def _start(self, waiting: deque[ArchiveJob]) -> None:
+        for _ in range(len(waiting)):
+            if len(self._running) >= self._executor.slots or self._results.problem is not None:
+                return
+            job = waiting.popleft()
+            turn = self._take(job)
+            if turn is Turn.READ:
+                self._running[self._executor.submit(job)] = job
+            elif turn is Turn.WAIT:
+                waiting.append(job)
+            else:
+                self._progress.advance(job.archive, size := self._versions[job.archive].size, size)
+                self._progress.finish(job.archive)
+
+    def _take(self, job: ArchiveJob) -> Turn | None:
+        """Return what to do about an archive; None if it fails."""
+        name = job.archive
+        if name in self._read_by_others:
+            # Many machines wait for the last archives: each asks for one of them at a time.
+            if time.monotonic() < self._look_at:
+                return Turn.WAIT
+            self._look_at = time.monotonic() + _TICK
+        try:
+            turn = self._turns.take(name, self._versions[name])
+        except FetchError as error:
+            self._add_failure(name, error)
+            return None
+        if turn is Turn.WAIT:
+            self._read_by_others.add(name)
+        elif turn is Turn.DONE:
+            self._results.read_elsewhere.append(name)
+        return turn
+
+    def _add_result(self, job: ArchiveJob, future: Future[Outcome]) -> None:
+        name, version = job.archive, self._versions[job.archive]
+        try:
+            summary, index = future.result()
+            if index is not None:
+                with ArchiveIndexDB(self._index_db) as opened:
+                    opened.add(index, confirmed=not summary.taken_over)
+            self._turns.finish(name, version, summary, index)
+        except KineticsError as error:
+            self._add_failure(name, error)
+            self._turns.fail(name, error)
+            return
+        self._results.read[name] = summary
+        # The processes that are fetching busy clips may fail. A shared store has records of its own.
+        if not summary.busy and not job.shared:
+            remember_done(job.checkpoints, name, version, all_clips=job.unlisted is not None)
+
+    def _add_failure(self, name: str, error: KineticsError) -> None:
+        results = self._results
+        results.failed[name] = str(error)
+        if isinstance(error, UnfinishedArchive):
+            if error.incomplete:
+                results.failed[name] = f"incomplete: {error}"
+            if error.incomplete or error.summary.stored or error.summary.present:
+                results.partly_read[name] = error.summary
+        elif isinstance(error, FetchError) and error.kind is FailureKind.LOCAL:
             results.problem = error
-        return
-    results.read[job.archive] = summary
-    if not summary.busy:  # the processes that are fetching those clips may fail
-        remember_done(job.checkpoints, job.archive, version, all_clips=job.unlisted is not None)
 
 
 # Filling
@@ -201,6 +297,9 @@ class FillSettings:
         checkpoints: where in half-read archives to continue, and the marks of those that were read to their end.
         verify: how to verify each clip.
         unlisted: returns which clips of archives to store besides the selection, by archive.
+        shared: the shared store to fill, too; None for none.
+        local: store the clips in the cache; otherwise only in the shared store.
+        shard: the archives with which this machine begins; None to begin with the largest.
     """
 
     base: str
@@ -212,6 +311,9 @@ class FillSettings:
     checkpoints: FillCheckpoints
     verify: VerifyLevel
     unlisted: Callable[[Sequence[str]], Mapping[str, Unlisted]]
+    shared: SharedStore | None = None
+    local: bool = True
+    shard: Shard | None = None
 
 
 @dataclass
@@ -220,12 +322,14 @@ class FillResult:
 
     Attributes:
         archives: results of reading the archives.
-        missing: clips of the selection that are not cached in the end. Empty if the fill was interrupted or read only
-            archives that were named.
+        missing: clips of the selection that are not cached in the end, or with a shared store not there. Empty if the
+            fill was interrupted or read only archives that were named.
+        left: with a shared store, the archives of which it does not have all clips, sorted; None without one.
     """
 
     archives: ArchiveResults
     missing: MissingClips
+    left: list[str] | None = None
 
     @property
     def problem(self) -> FetchError | None:
@@ -248,7 +352,7 @@ class FillResult:
     def to_json(self, *, names: bool = False) -> dict[str, Any]:
         """Return the numbers, and on request the names of the missing clips."""
         archives = self.archives
-        result = {
+        result: dict[str, Any] = {
             "stored": archives.sum("stored"),
             "already_cached": archives.sum("present"),
             "not_in_annotations": archives.sum("not_wanted"),
@@ -263,6 +367,9 @@ class FillResult:
             "in_no_archive": len(self.missing.in_no_archive),
             "interrupted": archives.interrupted,
         }
+        if self.left is not None:
+            result["uploaded"] = archives.sum("uploaded")
+            result["archives"] |= {"read_elsewhere": sorted(archives.read_elsewhere), "left": self.left}
         if names:
             result["clips_not_stored"] = [clip.key for clip in self.missing.not_stored]
             result["clips_in_no_archive"] = [clip.key for clip in self.missing.in_no_archive]
@@ -294,17 +401,41 @@ def fill_store(
         KineticsError: the clips do not fit into the cache or on the disk.
         FetchError: the list of archives cannot be read.
         ArchiveError: the list of archives is damaged.
+        SharedStoreError: the shared store cannot be used.
     """
+    with _shared_fill(settings, catalog) as shared:
+        return _fill_store(settings, catalog, release, store, shared, executor, progress)
+
+
+@contextmanager
+def _shared_fill(settings: FillSettings, catalog: Catalog) -> Iterator[SharedFill | None]:
+    if settings.shared is None:
+        yield None
+        return
+    from kinetics_fs.fill.shared_fill import SharedFill
+
+    with SharedFill(settings.shared, catalog, index=settings.index and finds_block_boundaries()) as shared:
+        yield shared
+
+
+def _fill_store(
+    settings: FillSettings,
+    catalog: Catalog,
+    release: Catalog,
+    store: Store,
+    shared: SharedFill | None,
+    executor: Executor,
+    progress: ArchiveProgress,
+) -> FillResult:
     index = settings.index and finds_block_boundaries()
     names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
     # Without an index, no catalog would show them.
     unlisted = settings.unlisted(names) if index else {}
-    with _open_if_exists(settings.index_db) as index_db:
-        plan = plan_fill(
-            settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
-        )
-    plan.space.check(store, min_free=settings.min_free)
-    results = ArchiveResults(read_before=plan.read_before, failed=plan.failed)
+    if shared is not None:
+        shared.unlisted = unlisted
+    plan = _plan(settings, names, catalog, store, executor.slots, unlisted)
+    results = ArchiveResults(read_before=plan.read_before if shared is None else [], failed=plan.failed)
+    to_read = {name: version for name, version in plan.versions.items() if name not in results.read_before}
     jobs = (
         ArchiveJob(
             base=settings.base,
@@ -317,23 +448,91 @@ def fill_store(
             verify=settings.verify,
             unlisted=unlisted.get(name),
             profile=store.profile,
+            shared=shared.store.backend.address if shared is not None else "",
+            local=settings.local,
+            coverage=shared.coverage(name) if shared is not None else "",
         )
-        for name in plan.to_read
+        for name in to_read
     )
-    with HistoryRecorder(store.history, results.activity):
-        read_archives(jobs, plan.to_read, results, index_db=settings.index_db, executor=executor, progress=progress)
+    with HistoryRecorder(store.history, results.activity) if settings.local else nullcontext():
+        read_archives(
+            jobs,
+            to_read,
+            results,
+            index_db=settings.index_db,
+            executor=executor,
+            progress=progress,
+            turns=shared,
+            ranks=settings.shard.ranks(names) if settings.shard is not None else None,
+        )
     results.forget_replaced(store)
+    if shared is not None and index:
+        shared.import_indexes({name: to_read[name] for name in results.read_elsewhere}, settings.index_db)
     # Named archives prove nothing about clips that others may have.
     missing = MissingClips()
-    if not settings.archives and not results.interrupted:
-        with _open_if_exists(settings.index_db) as index_db:
-            missing = MissingClips.of(catalog, store, index_db)
+    if not settings.archives and not results.interrupted and results.problem is None:
+        with ExitStack() as opened:
+            index_db = opened.enter_context(_open_if_exists(settings.index_db))
+            listing = None if shared is None else opened.enter_context(shared.listing())
+            missing = MissingClips.of(catalog, store, index_db, listing)
+            indexed = indexed_archives(index_db, {name: to_read[name] for name in results.read_elsewhere})
         if index:
             complete = [name for name, summary in results.read.items() if not summary.not_indexed]
-            verdict = ArchiveVerdict(settings.base, release, [*complete, *results.read_before])
+            verdict = ArchiveVerdict(settings.base, release, [*complete, *results.read_before, *indexed])
             gone = FetchError(FailureKind.GONE, "not in archives", source="archive")
             store.failures.remember_all(filter(verdict.is_gone, missing.in_no_archive), gone)
-    return FillResult(results, missing)
+    if shared is None:
+        return FillResult(results, missing)
+    return FillResult(results, missing, sorted({*names} - results.read.keys() - {*results.read_elsewhere}))
+
+
+def _plan(
+    settings: FillSettings,
+    names: Sequence[str],
+    catalog: Catalog,
+    store: Store,
+    slots: int,
+    unlisted: Mapping[str, Unlisted],
+) -> FillPlan:
+    """Plan a fill, and refuse one that does not fit."""
+    if not settings.local:
+        check_scratch(store, slots * MAX_NOT_UPLOADED, min_free=settings.min_free)
+        versions, failed = find_versions(settings.base, names)
+        return FillPlan(versions, [], failed, SpaceEstimate(0, 0, 0))
+    index = settings.index and finds_block_boundaries()
+    with _open_if_exists(settings.index_db) as index_db:
+        plan = plan_fill(
+            settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
+        )
+    plan.space.check(store, min_free=settings.min_free)
+    return plan
+
+
+def archives_left(settings: FillSettings, catalog: Catalog, store: Store) -> ArchivesLeft:
+    """Return which archives a fill still has to read. Reads only the list and the versions of the archives.
+
+    Raises:
+        FetchError: the list of archives cannot be read.
+        ArchiveError: the list of archives is damaged.
+        SharedStoreError: the shared store cannot be used.
+    """
+    index = settings.index and finds_block_boundaries()
+    names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
+    unlisted = settings.unlisted(names) if index else {}
+    if settings.shared is None:
+        with _open_if_exists(settings.index_db) as index_db:
+            plan = plan_fill(
+                settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
+            )
+        done, failed = set(plan.read_before), plan.failed
+    else:
+        from kinetics_fs.fill.shared_fill import SharedFill
+
+        versions, failed = find_versions(settings.base, names)
+        shared = SharedFill(settings.shared, catalog, index=index)
+        shared.unlisted = unlisted
+        done = shared.complete(versions)
+    return ArchivesLeft(sorted(names), sorted({*names} - done), failed)
 
 
 @contextmanager

@@ -159,7 +159,9 @@ class FillCheckpoints:
 
     folder: Path
 
-    def progress_file(self, base: str, archive: str, *, indexing: bool, all_clips: bool = False) -> Path:
+    def progress_file(
+        self, base: str, archive: str, *, indexing: bool, all_clips: bool = False, shared: str = ""
+    ) -> Path:
         """Return the checkpoint of an archive that is being read.
 
         Passes of different kinds have checkpoints of their own, because the results of one are useless to another.
@@ -169,9 +171,11 @@ class FillCheckpoints:
             archive: name of the archive.
             indexing: the pass builds an index.
             all_clips: the pass stores the clips that no annotation names, too, and builds an index.
+            shared: address of the shared store to which the pass uploads its clips; empty for none.
         """
         kind = "all" if all_clips else "indexed" if indexing else "plain"
-        return self.folder / f"{_digest(f'{base} {archive}')}.{kind}"
+        uploading = f" {shared}" if shared else ""
+        return self.folder / f"{_digest(f'{base} {archive}{uploading}')}.{kind}"
 
     def done_mark(self, archive: str) -> Path:
         """Return the file that says that an archive was read to its end."""

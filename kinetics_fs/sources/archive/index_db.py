@@ -10,16 +10,20 @@ neither the size of a clip nor that an archive lacks one.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from rich import filesize
+
 from kinetics_fs.catalog.clip import Clip, parse_clip_name
 from kinetics_fs.errors import ArchiveError
 from kinetics_fs.sources.archive.base import Version
-from kinetics_fs.sources.archive.index import ArchiveIndex, Record, check_record
+from kinetics_fs.sources.archive.index import UNUSABLE, ArchiveIndex, Record, check_record
 from kinetics_fs.store.layout import newer_format
 from kinetics_fs.util.disk import UNWRITABLE, DiskFault
 from kinetics_fs.util.sqlite import Database
@@ -78,9 +82,29 @@ class IndexedArchive(NamedTuple):
     confirmed: bool
 
 
-def space_needed(index: ArchiveIndex) -> int:
-    """Return about how many bytes of the disk an index takes while it is added: in the file and in its log."""
-    return 2 * sum(_ROW_BYTES + len(record.window) for record in index.records.values())
+def check_import(index: ArchiveIndex, folder: Path) -> ArchiveIndex:
+    """Return the part of an untrusted index to import.
+
+    Args:
+        index: the index.
+        folder: folder of the database.
+
+    Raises:
+        ArchiveError: it has no clips, or does not fit on the disk.
+    """
+    usable = {clip: record for clip, record in index.records.items() if record != UNUSABLE}
+    index = dataclasses.replace(index, records=usable)
+    if not index.records:
+        raise ArchiveError("it has no clips, so its archive was incomplete")
+    # In the file and in its log, while it is added.
+    needed = 2 * sum(_ROW_BYTES + len(record.window) for record in index.records.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArchiveError(
+            f"the index of {index.archive} needs about {filesize.decimal(needed)}, and the disk of {folder} has space"
+            f" for {filesize.decimal(free)}; free some, or give a --cache-dir on another disk"
+        )
+    return index
 
 
 class ArchiveIndexDB:

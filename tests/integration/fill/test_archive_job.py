@@ -10,7 +10,9 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,17 @@ from kinetics_fs.catalog.compile import compile_catalog
 from kinetics_fs.catalog.releases import find_release
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError
 from kinetics_fs.fill import archive_job as job_module
-from kinetics_fs.fill.archive_job import ArchiveJob, fill_archive
+from kinetics_fs.fill.archive_job import ArchiveJob, Progress, fill_archive, pack_progress, unpack_progress
+from kinetics_fs.fill.shared_indexes import version_tag
 from kinetics_fs.media import VerifyLevel
+from kinetics_fs.shared import AccessRefused, SharedStore, create_store
+from kinetics_fs.shared.store import clip_key
 from kinetics_fs.sources.archive import remote
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.sources.archive.layout import archive_address
+from kinetics_fs.sources.archive.reader import open_archive
+from kinetics_fs.sources.archive.scan import Checkpoint
 from kinetics_fs.sources.archive.source import ArchiveSource
 from kinetics_fs.store import CacheLayout, FillCheckpoints, Store
 from tests.conftest import Dataset
@@ -345,3 +353,166 @@ def test_only_what_is_wanted(job: ArchiveJob, archives: ArchiveSite, dataset: Da
     summary, index = fill_archive(replace(job, catalog_file=catalog))
     assert (summary.stored, summary.not_wanted) == (5, len(CLIPS) - 5)
     assert index is not None and index.records.keys() == CLIPS.keys(), "the index is of all"
+
+
+# With a shared store
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> SharedStore:
+    return create_store(str(tmp_path / "shared"))[0]
+
+
+@pytest.fixture
+def shared_job(job: ArchiveJob, shared: SharedStore, monkeypatch: pytest.MonkeyPatch) -> ArchiveJob:
+    monkeypatch.setattr(job_module, "_FIRST_SHARED_INTERVAL", 0.0)
+    monkeypatch.setattr(job_module, "_MAX_SHARED_INTERVAL", 0.0)
+    monkeypatch.setattr(remote, "_SEGMENT", 30_000)
+    return replace(job, shared=shared.backend.address, coverage="all of it", connections=1)
+
+
+def clips_in_shared_store(shared: SharedStore) -> dict[Clip, bytes]:
+    found = {clip: shared.get_clip(clip, "source") for clip, _ in shared.clips("source")}
+    return {clip: shared_clip.body for clip, shared_clip in found.items() if shared_clip}
+
+
+def tag_of(archives: ArchiveSite) -> str:
+    return version_tag(open_archive(archive_address(archives.url, NAME)).version())
+
+
+def read_a_part(job: ArchiveJob, archives: ArchiveSite) -> None:
+    """Do a job until the server fails in the middle of the archive."""
+    archives.faults = [""] * 9 + ["404"] * 50
+    with pytest.raises(FetchError):
+        fill_archive(job)
+    archives.faults = []
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_clips_go_into_the_shared_store(shared_job: ArchiveJob, shared: SharedStore, local: bool) -> None:
+    summary, index = fill_archive(replace(shared_job, local=local))
+    assert clips_in_shared_store(shared) == CLIPS
+    assert clips_in_store(shared_job) == (CLIPS if local else {})
+    assert (summary.stored, summary.uploaded, summary.in_shared) == (len(CLIPS),) * 3
+    assert summary.in_shared_bytes == sum(map(len, CLIPS.values()))
+    assert index is not None
+    found = shared.get_clip(next(iter(CLIPS)), "source")
+    assert found is not None and found.facts.source == "archive"
+
+
+def test_a_clip_that_another_process_is_fetching_is_uploaded_nevertheless(
+    shared_job: ArchiveJob, shared: SharedStore
+) -> None:
+    with Store(shared_job.cache_dir) as store:
+        claim = store.claim(next(iter(CLIPS)))
+        assert claim is not None
+        with claim:
+            summary, _ = fill_archive(shared_job)
+    assert (summary.busy, summary.stored, summary.in_shared) == (1, len(CLIPS) - 1, len(CLIPS))
+    assert clips_in_shared_store(shared) == CLIPS
+
+
+def test_a_checkpoint_covers_only_clips_in_both_stores(
+    shared_job: ArchiveJob, shared: SharedStore, archives: ArchiveSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read again for clips that are in both; a clip that was not uploaded has no checkpoint after it."""
+    fails = next(islice(CLIPS, 5, None))
+    put = SharedStore.put_clip
+
+    def put_clip(store: SharedStore, clip: Clip, *arguments: Any) -> bool:
+        if clip == fails:
+            raise AccessRefused("the quota is used up")
+        return put(store, clip, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedStore, "put_clip", put_clip)
+        with pytest.raises(FetchError, match="the quota is used up; run the same command again") as raised:
+            fill_archive(shared_job)
+    assert raised.value.kind is FailureKind.LOCAL
+    packed = shared.get_progress(NAME, tag_of(archives), "all of it")
+    progress = unpack_progress(packed or b"")
+    assert progress is not None and fails not in progress.partial_index.records
+    summary, _ = fill_archive(shared_job)
+    assert summary.resumed_at > 0
+    assert clips_in_shared_store(shared) == clips_in_store(shared_job) == CLIPS
+
+
+def test_another_machine_continues_at_the_checkpoint(
+    shared_job: ArchiveJob, shared: SharedStore, archives: ArchiveSite, tmp_path: Path
+) -> None:
+    read_a_part(shared_job, archives)
+    other = replace(shared_job, cache_dir=tmp_path / "other", checkpoints=FillCheckpoints(tmp_path / "other fills"))
+
+    summary, index = fill_archive(other)
+
+    assert summary.taken_over and summary.resumed_at > 0
+    assert (summary.in_shared, summary.indexed) == (len(CLIPS), len(CLIPS))
+    assert clips_in_shared_store(shared) == CLIPS
+    assert 0 < len(clips_in_store(other)) < len(CLIPS)
+    check_index(other, index, tmp_path / "jobs")
+    assert not list(shared.backend.scan("checkpoints/v1"))
+
+
+def test_of_two_checkpoints_the_later_wins(
+    shared_job: ArchiveJob, archives: ArchiveSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_a_part(shared_job, archives)
+    monkeypatch.setattr(job_module, "_FIRST_SHARED_INTERVAL", 1000.0)
+    archives.faults = [""] * 6 + ["404"] * 50
+    with pytest.raises(FetchError):
+        fill_archive(shared_job)
+    archives.faults = []
+    summary, _ = fill_archive(shared_job)
+    assert not summary.taken_over, "its own checkpoint is later than that in the store"
+
+
+@pytest.mark.parametrize(
+    "damage", ["noise", "short", "other archive", "beyond the end", "window", "position", "summary"]
+)
+def test_a_hostile_checkpoint_does_no_harm(
+    shared_job: ArchiveJob, shared: SharedStore, archives: ArchiveSite, tmp_path: Path, damage: str
+) -> None:
+    read_a_part(shared_job, archives)
+    archive = NAME, tag_of(archives), "all of it"
+    packed = shared.get_progress(*archive)
+    assert packed is not None
+    progress = unpack_progress(packed)
+    assert progress is not None
+    checkpoint, index, summary = progress
+    if damage == "noise":
+        packed = random.Random(1).randbytes(10_000)
+    elif damage == "short":
+        packed = packed[:-10]
+    else:
+        if damage == "other archive":
+            index = replace(index, archive="600/val/other.tar.gz")
+        elif damage == "beyond the end":
+            checkpoint = replace_block(checkpoint, bit=8 * index.size + 8)
+        elif damage == "window":
+            checkpoint = replace_block(checkpoint, window=bytes(len(checkpoint.block.window)))
+        elif damage == "position":
+            checkpoint = replace_block(checkpoint, bit=checkpoint.block.bit + 801)
+        else:
+            summary = replace(summary, in_shared=-1)
+        packed = pack_progress(Progress(checkpoint, index, summary))
+    shared.put_progress(*archive, packed)
+    other = replace(shared_job, cache_dir=tmp_path / "other", checkpoints=FillCheckpoints(tmp_path / "other fills"))
+
+    result, built = fill_archive(other)
+
+    assert not result.taken_over
+    assert (result.stored + result.present, result.in_shared) == (len(CLIPS), len(CLIPS))
+    assert clips_in_shared_store(shared) == clips_in_store(other) == CLIPS
+    check_index(other, built, tmp_path / "jobs")
+
+
+def replace_block(checkpoint: Checkpoint, **values: Any) -> Checkpoint:
+    return checkpoint._replace(block=checkpoint.block._replace(**values))
+
+
+def test_an_object_in_the_way_costs_its_clip_only(shared_job: ArchiveJob, shared: SharedStore) -> None:
+    clip = next(iter(CLIPS))
+    (Path(shared.backend.address) / clip_key(clip, "source")).mkdir(parents=True)
+    summary, _ = fill_archive(shared_job)
+    assert list(summary.corrupt) == [clip.key]
+    assert summary.in_shared == len(CLIPS) - 1

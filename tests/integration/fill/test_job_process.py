@@ -47,6 +47,9 @@ def test_a_job_is_one_line_of_ascii(name: str) -> None:
         *(str(path), f"{name}.tar.gz", path, 10**9, path, True, FillCheckpoints(path), VerifyLevel.DECODE, 2, False),
         unlisted=Unlisted(path, "train", "surfing water"),
         profile=CutProfile(240, False, '{"format": "best"}'),
+        shared="s3://bucket/kinetics",
+        local=False,
+        coverage="0123",
     )
     line = job.pack()
     assert line.isascii() and "\n" not in line

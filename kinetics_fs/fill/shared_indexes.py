@@ -1,0 +1,102 @@
+"""Archive indexes in a shared store: what one machine built serves all."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from kinetics_fs.errors import ArchiveError
+from kinetics_fs.shared import IndexKey, ObjectDamaged, SharedStore
+from kinetics_fs.shared.backend import MAX_FILE
+from kinetics_fs.sources.archive.base import Version
+from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, check_import
+
+_log = logging.getLogger(__name__)
+
+
+def version_tag(version: Version) -> str:
+    """Return the text that stands for a version of an archive in the keys of a shared store."""
+    return f"{version.size} {version.etag or ''}".strip()
+
+
+def put_index(store: SharedStore, index: ArchiveIndex) -> None:
+    """Put an index into a shared store, unless it has it.
+
+    Raises:
+        SharedStoreError: the store cannot be used.
+    """
+    file = io.BytesIO()
+    write_index(index, file)
+    if file.tell() > MAX_FILE:
+        _log.warning("%s: its index is too large for the shared store", index.archive)
+    else:
+        store.put_index(_key(index), file.getvalue())
+
+
+def import_indexes_of(
+    store: SharedStore, index_db: ArchiveIndexDB, folder: Path, versions: Mapping[str, Version]
+) -> None:
+    """Import the indexes of archives that this machine lacks in these versions.
+
+    Args:
+        store: the shared store.
+        index_db: receives the indexes.
+        folder: folder of the database.
+        versions: the versions, by archive.
+
+    Raises:
+        SharedStoreError: the store cannot be used.
+        ArchiveError: the database cannot be used.
+    """
+    known = index_db.versions()
+    for archive, version in versions.items():
+        if archive not in known or not known[archive].matches(version):
+            _import(store, IndexKey.of(archive, version_tag(version)), index_db, folder)
+
+
+def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: Path) -> int:
+    """Import the indexes of a shared store that this machine lacks; takes one listing if it has them all.
+
+    The index of an archive that this machine has read stays. Others are replaced by newer ones.
+
+    Args:
+        store: the shared store.
+        index_db: receives the indexes.
+        folder: folder of the database.
+
+    Returns:
+        The number of indexes that were imported.
+
+    Raises:
+        SharedStoreError: the store cannot be used.
+        ArchiveError: the database cannot be used.
+    """
+    own = {IndexKey.of(name, "").archive for name in index_db.versions(confirmed=True)}
+    known = {IndexKey.of(name, version_tag(version)) for name, version in index_db.versions().items()}
+    return sum(
+        _import(store, key, index_db, folder) for key in store.indexes() if key.archive not in own and key not in known
+    )
+
+
+def _import(store: SharedStore, key: IndexKey, index_db: ArchiveIndexDB, folder: Path) -> bool:
+    """Import an index, which is untrusted; return whether the store has a valid one."""
+    try:
+        body = store.get_index(key)
+        if body is None:
+            return False
+        [index] = read_indexes(io.BytesIO(body))
+        if _key(index) != key:
+            raise ArchiveError("it is the index of another archive")
+        index = check_import(index, folder)
+    except (ArchiveError, ObjectDamaged, ValueError) as error:
+        _log.warning("cannot import the index %s of the shared store: %s", key.archive, error)
+        return False
+    index_db.add(index, confirmed=False)
+    return True
+
+
+def _key(index: ArchiveIndex) -> IndexKey:
+    return IndexKey.of(index.archive, version_tag(Version(index.size, index.etag)))
