@@ -841,20 +841,30 @@ class ArchiveIndexes:
         self._settings = library.settings
 
     def build(
-        self, archives: Sequence[str] = (), *, processes: int = 2, progress: ArchiveProgress | None = None
+        self,
+        archives: Sequence[str] = (),
+        *,
+        processes: int = 2,
+        dask: str | None = None,
+        worker_cache_dir: str | None = None,
+        progress: ArchiveProgress | None = None,
     ) -> ArchiveResults:
         """Index archives in one pass over each. No clip is stored.
 
         Args:
             archives: names of the archives, below `archive_url`; empty for all that hold the selection.
             processes: number of archives to read at the same time.
+            dask: address of the scheduler of a dask cluster whose workers read the archives instead.
+            worker_cache_dir: cache directory on their machines; None for the path of the cache.
             progress: receives the progress.
 
         Raises:
+            SettingError: the cluster cannot be used with these settings.
+            KineticsError: the cluster does not answer, or has other versions.
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
         """
-        from kinetics_fs.fill.executors import ProcessExecutor
+        from kinetics_fs.fill.executors import open_executor
         from kinetics_fs.fill.indexes import build_indexes, retry_indexed
         from kinetics_fs.fill.plan import archives_holding
         from kinetics_fs.fill.runner import ArchiveProgress
@@ -865,7 +875,7 @@ class ArchiveIndexes:
         prepare_folder(settings.cache_dir)
         archives = archives or _only(location)
         progress = progress or ArchiveProgress()
-        with ProcessExecutor(processes, progress.report) as executor:
+        with open_executor(processes, progress.report, dask=dask, worker_cache_dir=worker_cache_dir) as executor:
             results = build_indexes(
                 location.base,
                 archives or archives_holding(location.base, self._library.catalog, whole=_has_all_classes(settings)),

@@ -12,7 +12,14 @@ from rich import filesize
 
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.command import Group
-from kinetics_fs.cli.options import archive_option, archive_options, json_option, open_output, with_settings
+from kinetics_fs.cli.options import (
+    archive_option,
+    archive_options,
+    dask_options,
+    json_option,
+    open_output,
+    with_settings,
+)
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
 
@@ -28,8 +35,16 @@ def command() -> None:
 @command.command("build", short_help="Index the archives that hold a selection.")
 @with_settings("selection", "cache", "archive")
 @archive_options
+@dask_options
 @json_option
-def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: bool) -> int:
+def build(
+    settings: Settings,
+    archives: tuple[str, ...],
+    jobs: int,
+    dask: str | None,
+    worker_cache_dir: str | None,
+    as_json: bool,
+) -> int:
     """Index the archives that hold a selection, in one pass over each. No clip is stored.
 
     Archives that are indexed in their current version are not read again. You can interrupt or kill the command and run
@@ -40,12 +55,15 @@ def build(settings: Settings, archives: tuple[str, ...], jobs: int, as_json: boo
     kinetics-fs index build --split validation --class "surfing water"
     kinetics-fs index build --release 400 --archive-url /data/kinetics
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
+    kinetics-fs index build --release 600 --dask tcp://scheduler:8786 --worker-cache-dir /scratch/kinetics
     """
     from kinetics_fs.cli.archives import ArchiveBars, exit_code, print_failures
     from kinetics_fs.cli.library import open_library
 
     with open_library(settings, whole_cache=bool(archives)) as library, ArchiveBars() as progress:
-        results = library.indexes.build(archives, processes=jobs, progress=progress)
+        results = library.indexes.build(
+            archives, processes=jobs, dask=dask, worker_cache_dir=worker_cache_dir, progress=progress
+        )
     clips = results.sum("indexed")
     if as_json:
         result = {"indexed": clips, "not_clips": dict(results.not_clips), "archives": results.to_json()}

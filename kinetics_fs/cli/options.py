@@ -197,6 +197,22 @@ def archive_options(function: Callable[..., R]) -> Callable[..., R]:
     return archive_option("Archive to read, as a path below --archive-url. Repeatable.")(function)
 
 
+def dask_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add `--dask` and `--worker-cache-dir`."""
+    function = click.option(
+        "--worker-cache-dir",
+        metavar="PATH",
+        help="With --dask, cache directory on the machines of the workers, on a local disk. {worker} is replaced by the"
+        " name of the worker.  [default: the path of --cache-dir]",
+    )(function)
+    return click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Scheduler of a dask cluster whose workers read the archives, such as tcp://scheduler:8786. Each thread of"
+        " a worker reads one archive at a time; --jobs has no effect. Needs the extra dask.",
+    )(function)
+
+
 def archive_option(help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Add `--archive` with this help text."""
     return click.option("--archive", "archives", metavar="NAME", multiple=True, help=help)

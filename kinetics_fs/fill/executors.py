@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, Self
 
+from kinetics_fs.errors import SettingError
 from kinetics_fs.fill.archive_job import ArchiveJob, Outcome
-from kinetics_fs.fill.job_process import JobProcess, read_answer
-
-JobReport = Callable[[ArchiveJob, int, int], None]
-"""Receives the progress of a job: bytes of the archive that are done, and all bytes. Any thread may call it."""
+from kinetics_fs.fill.job_process import JobProcess, JobReport, read_answer
 
 
 class Executor(Protocol):
     """Does archive jobs, on this machine or on others. Use it as a context, which ends with `shutdown`."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the jobs use the paths of this machine; otherwise other machines have the clips."""
+        ...
 
     @property
     def slots(self) -> int:
@@ -38,6 +40,30 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+def open_executor(
+    processes: int, report: JobReport, *, dask: str | None = None, worker_cache_dir: str | None = None
+) -> Executor:
+    """Return the executor for these settings.
+
+    Args:
+        processes: number of jobs to do at the same time on this machine.
+        report: receives the progress of each job.
+        dask: address of the scheduler of a dask cluster that does the jobs instead.
+        worker_cache_dir: cache directory on the machines of its workers; None for the path of the cache of the jobs.
+
+    Raises:
+        SettingError: the cluster cannot be used with these settings.
+        KineticsError: the cluster does not answer, or has other versions.
+    """
+    if dask is not None:
+        from kinetics_fs.fill.dask_executor import DaskExecutor
+
+        return DaskExecutor(dask, report, worker_cache_dir=worker_cache_dir)
+    if worker_cache_dir is not None:
+        raise SettingError("cannot use --worker-cache-dir without --dask: there are no workers; use --cache-dir")
+    return ProcessExecutor(processes, report)
+
+
 class ProcessExecutor:
     """Executor that does each job in a process of its own, so that a process that dies takes no other job with it.
 
@@ -50,6 +76,8 @@ class ProcessExecutor:
     Attributes:
         slots: number of jobs to do at the same time.
     """
+
+    is_local = True
 
     def __init__(self, processes: int, report: JobReport) -> None:
         self.slots = processes

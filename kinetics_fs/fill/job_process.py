@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,9 @@ from kinetics_fs.sources.archive.index import read_indexes, write_index
 from kinetics_fs.util import logs
 from kinetics_fs.util.processes import end_with_parent
 from kinetics_fs.util.text import parse_json
+
+JobReport = Callable[[ArchiveJob, int, int], None]
+"""Receives the progress of a job: bytes of the archive that are done, and all bytes. Any thread may call it."""
 
 _MAX_END = 5.0
 """Seconds that a process has to end after SIGTERM before it is killed."""
@@ -152,7 +156,7 @@ def main() -> None:
     """Do the job that standard input has; the argument is the level of the log."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves all contexts, and so no unfinished files
     output = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # the output of a library is no answer
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         return  # the parent has just died

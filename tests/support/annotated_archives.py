@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,3 +101,44 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2 :] = random.Random(1).randbytes(len(content) - len(content) // 2)
     path.write_bytes(content)
+
+
+class Withheld(bytes):
+    """The content of a file. Bytes after `WITHHELD_FROM` are served only after `released` is set.
+
+    Attributes:
+        reached: set when somebody has asked for them.
+    """
+
+    released: threading.Event
+    reached: threading.Event
+
+    def __getitem__(self, key: Any) -> Any:
+        if key.start >= WITHHELD_FROM:
+            self.reached.set()
+            self.released.wait(100)
+        return super().__getitem__(key)
+
+
+WITHHELD_FROM = 8 * 1024 * 1024
+"""One request of a reader of a whole archive."""
+
+
+def withheld(content: bytes) -> Withheld:
+    content = Withheld(content)
+    content.released, content.reached = threading.Event(), threading.Event()
+    return content
+
+
+@contextmanager
+def large_archive(annotated: AnnotatedArchives, site: ArchiveSite) -> Iterator[Withheld]:
+    """Replace an archive by one whose rest is withheld after some clips."""
+    chance = random.Random(1)
+    clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(400_000) for number in range(50)}
+    annotated.clips[SURFING] = clips
+    annotated.annotate([*clips, *annotated.clips[HEADS]])
+    site.files[SURFING] = content = withheld(by_zlib(make_tar(clips), 1))
+    try:
+        yield content
+    finally:
+        content.released.set()

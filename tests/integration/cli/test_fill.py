@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +21,15 @@ from kinetics_fs.catalog import Clip
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
-from tests.support.annotated_archives import HEADS, OTHER, SURFING, TRAIN, AnnotatedArchives, damage
+from tests.support.annotated_archives import (
+    HEADS,
+    OTHER,
+    SURFING,
+    TRAIN,
+    AnnotatedArchives,
+    damage,
+    large_archive,
+)
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT, has_ended, json_output, run_command
 from tests.support.tarballs import by_zlib, make_tar
@@ -90,41 +97,6 @@ def test_an_address_without_archives_is_refused_with_the_one_that_is_expected(an
     assert done.returncode == 1
     assert "HTTP 404; --archive-url must be the location of 600/" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-class Withheld(bytes):
-    """The content of a file. Bytes after `WITHHELD_FROM` are served only after `released` is set."""
-
-    released: threading.Event
-
-    def __getitem__(self, key: Any) -> Any:
-        if key.start >= WITHHELD_FROM:
-            self.released.wait(100)
-        return super().__getitem__(key)
-
-
-WITHHELD_FROM = 8 * 1024 * 1024
-"""One request of a reader of a whole archive."""
-
-
-def withheld(content: bytes) -> Withheld:
-    content = Withheld(content)
-    content.released = threading.Event()
-    return content
-
-
-@contextmanager
-def large_archive(annotated: AnnotatedArchives, site: ArchiveSite) -> Iterator[Withheld]:
-    """Replace an archive by one whose rest is withheld after some clips."""
-    chance = random.Random(1)
-    clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(400_000) for number in range(50)}
-    annotated.clips[SURFING] = clips
-    annotated.annotate([*clips, *annotated.clips[HEADS]])
-    site.files[SURFING] = content = withheld(by_zlib(make_tar(clips), 1))
-    try:
-        yield content
-    finally:
-        content.released.set()
 
 
 @contextmanager

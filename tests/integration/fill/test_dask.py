@@ -1,0 +1,211 @@
+"""`index build --dask` and `fill --dask`: the workers of a dask cluster read the archives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kinetics_fs.fill import dask_executor
+from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.store import CacheLayout
+from tests.conftest import Dataset
+from tests.support.annotated_archives import HEADS, SURFING, AnnotatedArchives, large_archive
+from tests.support.archive_site import ArchiveSite
+from tests.support.command_line import ENVIRONMENT, has_ended, run_command
+from tests.support.dask_cluster import DaskCluster
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A cluster with two workers, `one` and `two`."""
+    with DaskCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.start_worker("one")
+        cluster.start_worker("two")
+        yield cluster
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+    """A cluster without workers, for a test that ends its processes."""
+    with DaskCluster(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def annotated(dataset: Dataset, tmp_path: Path) -> AnnotatedArchives:
+    return AnnotatedArchives(dataset, tmp_path)
+
+
+def indexed(cache: Path) -> dict[str, int]:
+    with ArchiveIndexDB(CacheLayout(cache).archive_indexes) as index_db:
+        return {archive.archive: archive.clips for archive in index_db.archives()}
+
+
+def test_workers_build_the_indexes_of_the_client(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    done = run_command(
+        *("index", "build", *annotated.arguments, "--archive-url", annotated.folder, "--json"),
+        *("--dask", cluster.address, "--worker-cache-dir", tmp_path / "{worker} cache"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert indexed(annotated.cache) == {name: len(clips) for name, clips in annotated.clips.items()}
+    assert {path.name for path in tmp_path.glob("* cache")} <= {"one cache", "two cache"}
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(annotated: AnnotatedArchives) -> Iterator[Start]:
+    """Start a command with the annotations in a session of its own; it is killed in the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kinetics_fs", "--config", os.devnull, *map(str, arguments)]
+        processes.append(
+            subprocess.Popen(
+                [*command, *map(str, annotated.arguments)],
+                env=ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def build(cluster: DaskCluster, site: ArchiveSite, folder: Path) -> list[str | Path]:
+    """Return the arguments of an `index build` of the validation split, without the annotations."""
+    return [
+        *("index", "build", "--split", "validation", "--archive-url", site.url, "--json", "--dask", cluster.address),
+        *("--worker-cache-dir", folder / "{worker}"),
+    ]
+
+
+def test_a_killed_worker_repeats_its_archive_at_most(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    own_cluster.start_worker("one")
+    with annotated.site() as site, large_archive(annotated, site) as content:
+        process = start(*build(own_cluster, site, tmp_path))
+        # The large archive is read first, by the only worker.
+        assert content.reached.wait(60), process.poll()
+        children = own_cluster.children("one")
+        own_cluster.kill("one")
+        assert children and all(has_ended(pid, within=10) for pid in children)
+        content.released.set()
+        own_cluster.start_worker("two")
+        said, complaints = process.communicate(timeout=60)
+
+    assert process.returncode == 0, complaints
+    assert json.loads(said)["archives"]["read"] == sorted([SURFING, HEADS])
+    assert indexed(annotated.cache) == {SURFING: 50, HEADS: 3}
+
+
+def test_ctrl_c_ends_the_jobs_and_the_same_command_resumes(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    with annotated.site() as site, large_archive(annotated, site) as content:
+        process = start(*build(cluster, site, tmp_path))
+        assert content.reached.wait(60), process.poll()
+        children = cluster.children("one") + cluster.children("two")
+        os.killpg(process.pid, signal.SIGINT)
+        said, complaints = process.communicate(timeout=30)
+        assert process.returncode == 130, complaints
+        assert complaints == ""
+        assert json.loads(said)["interrupted"]
+        assert all(has_ended(pid, within=1) for pid in children), "the command waits for them"
+        content.released.set()
+
+        done = run_command(*build(cluster, site, tmp_path), *annotated.arguments)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert indexed(annotated.cache) == {SURFING: 50, HEADS: 3}
+
+
+def test_a_killed_client_ends_the_run(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    with annotated.site() as site, large_archive(annotated, site) as content:
+        process = start(*build(cluster, site, tmp_path))
+        assert content.reached.wait(60), process.poll()
+        children = cluster.children("one") + cluster.children("two")
+        process.kill()
+        assert children and all(has_ended(pid, within=15) for pid in children)
+
+
+def test_a_scheduler_that_ends_is_reported(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    own_cluster.start_worker("one")
+    with annotated.site() as site, large_archive(annotated, site) as content:
+        process = start(*build(own_cluster, site, tmp_path))
+        assert content.reached.wait(60), process.poll()
+        own_cluster.kill("scheduler")
+        _, complaints = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert complaints == (
+        f"kinetics-fs: dask scheduler {own_cluster.address}: lost the connection to it;"
+        " run the same command again to resume\n"
+    )
+
+
+def test_an_empty_cluster_is_waited_for(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    process = start(
+        *("index", "build", "--archive-url", annotated.folder, "--json", "--dask", own_cluster.address),
+        *("--worker-cache-dir", tmp_path / "{worker}"),
+    )
+    assert process.stderr is not None
+    assert "has no workers; waiting for the first one" in process.stderr.readline()
+    own_cluster.start_worker("late")
+    said, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (0, "")
+    assert len(json.loads(said)["archives"]["read"]) == 3
+
+
+def test_a_scheduler_that_does_not_answer_is_one_sentence(
+    annotated: AnnotatedArchives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_executor, "_CONNECT_TIMEOUT", 1.0)
+    done = run_command("index", "build", *annotated.arguments, "--dask", "tcp://127.0.0.1:9")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("kinetics-fs: cannot use the dask scheduler tcp://127.0.0.1:9: no answer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--dask", "scheduler"], "is not the address of a scheduler"),
+        (["--dask", "tcp://me:secret@host:8786"], "is not the address of a scheduler"),
+        (["--dask", "tls://127.0.0.1:9"], "configure distributed.comm.tls"),
+        (["--dask", "tcp://127.0.0.1:9", "--worker-cache-dir", "cache"], "is not absolute"),
+        (["--worker-cache-dir", "/cache"], "without --dask"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    annotated: AnnotatedArchives, arguments: list[str], complaint: str
+) -> None:
+    done = run_command("index", "build", *annotated.arguments, "--archive-url", annotated.folder, *arguments)
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr
