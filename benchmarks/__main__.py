@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import archives, catalog, chaos, cli, cluster, fuzz, mount, soak, training, youtube
+from benchmarks import archives, catalog, chaos, cli, cluster, cluster_chaos, fuzz, mount, soak, training, youtube
 from benchmarks.report import Row, machine, table
 
 
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "chaos": chaos.run,
     "cli": cli.run,
     "cluster": cluster.run,
+    "cluster-chaos": cluster_chaos.run,
     "fuzz": fuzz.run,
     "mount": mount.run,
     "soak": soak.run,

@@ -57,7 +57,7 @@ _QUICK = Scale(3, 30, 1, 3.0, 15)
 def run(*, quick: bool) -> list[Row]:
     """Measure."""
     scale = _QUICK if quick else _FULL
-    with tempfile.TemporaryDirectory(prefix="kinetics-fs-cluster-") as made, _bucket() as (server, proxy):
+    with tempfile.TemporaryDirectory(prefix="kinetics-fs-cluster-") as made, bucket() as (server, proxy):
         folder = Path(made)
         clips = cluster_clips(folder / "clips", scale.clips)
         alone = _run_nodes(folder / "alone", None, proxy, clips, scale)
@@ -87,7 +87,7 @@ def run(*, quick: bool) -> list[Row]:
 
 
 @contextmanager
-def _bucket() -> Iterator[tuple[Moto, S3Proxy]]:
+def bucket() -> Iterator[tuple[Moto, S3Proxy]]:
     """Yield a server that has a bucket `kinetics`, and a proxy in front of it; the environment has its address."""
     with tempfile.TemporaryDirectory() as folder, moto(Path(folder)) as server, s3_proxy(server.url) as proxy:
         server.s3.create_bucket(Bucket="kinetics")

@@ -379,16 +379,16 @@ def serve(
     limit_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as connected:
+    with (
+        socket.socket(fileno=os.dup(sys.stdin.fileno())) as connected,
+        suppress(EOFError, ConnectionError),  # the parent has ended
+    ):
         channel = _Channel(connected)
         opened = _start(channel, programs)
         operations = make_operations(opened)
         report = _Report(channel, received)
         while True:
-            try:
-                request, files = channel.receive(max_files=1)
-            except (EOFError, ConnectionError):
-                return
+            request, files = channel.receive(max_files=1)
             name = request["operation"]
             try:
                 with every(_REPORT_INTERVAL, report.send):

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,16 @@ class Nodes:
             "workers": 2,
         }
 
-    def start(self, number: int, *, wrapper: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(self, number: int, *, clock: float = 0.0, **values: Any) -> subprocess.Popen[str]:
         """Start a node.
 
         Args:
             number: of the node.
-            wrapper: a command that runs it, such as `faketime` with its options.
+            clock: seconds by which its clock is ahead.
+            values: further settings of its library.
         """
         process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "tests.support.cluster_node"],
+            [sys.executable, "-m", "tests.support.cluster_node"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -158,7 +159,8 @@ class Nodes:
         self.running.append(process)
         assert process.stdin is not None
         settings = {
-            "library": self.library(number),
+            "library": {**self.library(number), **values},
+            "clock": clock,
             "ttl": self._ttl,
             "seed": number,
             "readers": 2,

@@ -1,8 +1,9 @@
 """A node of a cluster, in a process of its own: `python -m tests.support.cluster_node < settings.json`.
 
 It has a cache and the settings of any program that uses the library. It opens each clip of a list, in a random order,
-until it has read all of them, and prints a line of JSON at the end. A lease that is not renewed ends within seconds
-instead of a minute, so that a test can wait for the leases of killed nodes.
+until it has read all of them, and prints a line of JSON at the end. Two things differ from other programs on request:
+the clock, and the time after which a lease ends that is not renewed, so that a test can wait for the leases of killed
+nodes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kinetics_fs import Library
-from kinetics_fs.errors import FetchError
-from kinetics_fs.shared import Leases, UploadQueue
-from kinetics_fs.store import CacheLayout
-
 _RETRY_INTERVAL = 0.2
 
 
@@ -30,6 +26,14 @@ def main() -> None:
     """Read all clips."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     settings: dict[str, Any] = json.load(sys.stdin)
+    right = time.time
+    time.time = lambda: right() + settings["clock"]
+    # Later than the clock, because many functions have it as a default.
+    from kinetics_fs import Library
+    from kinetics_fs.errors import FetchError
+    from kinetics_fs.shared import Leases, UploadQueue
+    from kinetics_fs.store import CacheLayout
+
     if (ttl := settings["ttl"]) is not None:
         Leases.acquire.__defaults__ = (ttl,)
         Leases.start.__defaults__ = (ttl / 6,)

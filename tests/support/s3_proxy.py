@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ class Fault(NamedTuple):
         loses_answer: close the connection after the request was passed on.
         keeps: number of bytes of the answer's body after which the connection is closed; None for all.
         waits: hold the answer back until the proxy ends.
+        refuses: close the connection instead of passing the request on.
+        seconds: pass the request on after this time.
     """
 
     status: int = 0
@@ -28,6 +31,8 @@ class Fault(NamedTuple):
     loses_answer: bool = False
     keeps: int | None = None
     waits: bool = False
+    refuses: bool = False
+    seconds: float = 0.0
 
 
 class _Server(ThreadingHTTPServer):
@@ -44,6 +49,7 @@ class S3Proxy:
     Attributes:
         url: its address.
         requests: number of requests by method and path.
+        written: number of objects that were written by path, without their parameters.
         faults: those of the next requests, in their order.
         fault: returns the fault of a request that `faults` has none for; receives the method and the path.
         drops_headers: names of headers, in lower case, that are not passed on.
@@ -51,6 +57,7 @@ class S3Proxy:
 
     def __init__(self, server: str) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
+        self.written: Counter[str] = Counter()
         self.faults: deque[Fault] = deque()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
         self.drops_headers: set[str] = set()
@@ -69,6 +76,10 @@ class S3Proxy:
                     proxy.ended.wait()
                     self.close_connection = True
                     return
+                if fault.refuses:
+                    self.close_connection = True
+                    return
+                time.sleep(fault.seconds)
                 if fault.status:
                     content = f"<Error><Code>{fault.code}</Code></Error>".encode() if fault.code else b""
                     self._answer(fault.status, [], b"" if self.command == "HEAD" else content, None)
@@ -81,6 +92,8 @@ class S3Proxy:
                     backend.request(self.command, self.path, body, headers)
                     response = backend.getresponse()
                     content = response.read()
+                    if self.command == "PUT" and response.status == 200:
+                        proxy._note_written(self.path)
                 finally:
                     backend.close()
                 if fault.loses_answer:
@@ -122,6 +135,10 @@ class S3Proxy:
             self.requests[method, path.partition("?")[0]] += 1
             fault = self.faults.popleft() if self.faults else self.fault(method, path)
         return fault or Fault()
+
+    def _note_written(self, path: str) -> None:
+        with self._lock:
+            self.written[path.partition("?")[0]] += 1
 
     def close(self) -> None:
         self.ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -319,3 +321,21 @@ def test_root_without_another_uid_goes_on_and_says_so(tmp_path: Path, wrapper: t
     assert "without another uid: " in first
     [capabilities] = [line.split()[1] for line in shown.splitlines() if line.startswith("CapEff")]
     assert int(capabilities, 16) == 0
+
+
+@pytest.mark.parametrize("messages", [[], [{"configuration": {}}]])
+def test_a_process_whose_parent_was_killed_while_it_starts_ends_silently(messages: list[dict[str, Any]]) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "kinetics_fs.media.checker_process"],
+            stdin=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+    with ours:
+        for message in messages:
+            ours.sendall(json.dumps(message).encode() + b"\n")
+    _, errors = started.communicate(timeout=60)
+    assert (started.returncode, errors) == (0, "")
