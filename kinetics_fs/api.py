@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from kinetics_fs.fill.plan import ArchivesLeft, Shard
     from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, FillResult, FillSettings
     from kinetics_fs.media import VerifyLevel
+    from kinetics_fs.shared.sync import SyncResult
     from kinetics_fs.sources.archive.index_db import IndexedArchive
     from kinetics_fs.sources.archive.location import Location
     from kinetics_fs.store.export import ExportResult
@@ -541,22 +542,31 @@ class Library:
         verify: VerifyLevel | str = "container",
         link: bool = True,
         on_progress: Callable[[ImportResult], object] = lambda result: None,
+        on_upload_progress: Callable[[SyncResult], object] = lambda result: None,
     ) -> ImportResult:
         """Import the clips of the selection that are anywhere below a folder. Nothing is evicted for them.
+
+        With a shared store, all cached clips of the selection that it lacks are uploaded afterwards, unless the setting
+        `shared_write` forbids it.
 
         Args:
             folder: the folder.
             verify: how to verify each file: `none`, `container` or `decode`.
             link: make hard links where possible, which take no space; else copy.
             on_progress: receives the result so far after each file.
+            on_upload_progress: receives the progress of the uploads.
 
         Raises:
             KineticsError: the clips do not fit into the cache or on the disk.
+            SharedStoreError: the shared store cannot be used. Nothing was imported.
         """
         from kinetics_fs.fill.importer import CacheTarget, import_folder
         from kinetics_fs.media import VerifyLevel
 
-        return import_folder(
+        uploads = self.settings.shared is not None and self.settings.shared_write == "all"
+        if uploads:
+            self.shared.check()
+        result = import_folder(
             Path(folder).absolute(),
             CacheTarget(self._store_to_fill),
             self.catalog,
@@ -567,6 +577,10 @@ class Library:
             exact=self.settings.trim == "exact",
             on_progress=on_progress,
         )
+        if uploads and not (result.problem or result.interrupted):
+            result.uploads = self.shared.sync(selection=True, on_progress=on_upload_progress)
+            result.problem, result.interrupted = result.uploads.problem, result.uploads.interrupted
+        return result
 
     def export(
         self,
@@ -576,6 +590,8 @@ class Library:
         on_progress: Callable[[ExportResult], object] = lambda result: None,
     ) -> ExportResult:
         """Write the cached clips of the selection as `split/class/clip.mp4`. Nothing is fetched or overwritten.
+
+        With a shared store, clips that are not cached come from there. They are not cached on the way.
 
         Args:
             folder: the folder to write into; created if it does not exist.
@@ -588,9 +604,16 @@ class Library:
         from kinetics_fs.store.export import export_clips
 
         style = ClassNames(self.settings.class_names)
-        return export_clips(
-            self.store, self.catalog, Path(folder), class_names=style, link=link, on_progress=on_progress
-        )
+        with self.shared.reader() if self.settings.shared is not None else nullcontext() as elsewhere:
+            return export_clips(
+                self.store,
+                self.catalog,
+                Path(folder),
+                class_names=style,
+                link=link,
+                elsewhere=elsewhere,
+                on_progress=on_progress,
+            )
 
     @property
     def shared(self) -> SharedUpkeep:

@@ -11,9 +11,10 @@ Mounts and fetches use the store by themselves; these methods are for the people
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from kinetics_fs.shared.summary import StoreContent, StoreSummary
     from kinetics_fs.shared.sync import SyncResult
     from kinetics_fs.shared.verification import SharedCheck
+
+_log = logging.getLogger(__name__)
 
 _MAX_LOOKUPS = 1000
 """Failures that are looked up one by one; of more, all are listed."""
@@ -72,6 +75,10 @@ class SharedUpkeep:
                 " kinetics-fs"
             )
         return store
+
+    def check(self) -> None:
+        """Check that this version of kinetics-fs may write to the store."""
+        self._open(write=True)
 
     def status(
         self, *, quick: bool = False, on_progress: Callable[[StoreContent], object] = lambda content: None
@@ -272,6 +279,37 @@ class SharedUpkeep:
         with Store(Path(folder), profile=cut_profile(self._settings), min_free=self._settings.min_free) as cache:
             catalog = self._catalog() if selection else None
             return sync_cache(store, cache, catalog, profiles=None, source=None, on_progress=on_progress)
+
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[Clip], bytes | None]]:
+        """Yield a function that returns the bytes of a clip, verified; None if the store does not have it.
+
+        It reads clips as this machine cuts them, or as their source has them. It is safe for threads.
+        """
+        from kinetics_fs.media.checker import Checker
+        from kinetics_fs.shared import ObjectDamaged
+        from kinetics_fs.shared.verification import find_container_fault
+
+        store = self._open(write=False)
+        profiles = (cut_profile(self._settings).name, SOURCE)
+
+        with Checker() as checker:
+
+            def read(clip: Clip) -> bytes | None:
+                for profile in profiles:
+                    try:
+                        found = store.get_clip(clip, profile)
+                    except ObjectDamaged as error:
+                        _log.warning("%s: %s", clip.key, error)
+                        continue
+                    if found is None:
+                        continue
+                    if not (fault := find_container_fault(found.body, checker.measure)):
+                        return found.body
+                    _log.warning("%s: damaged in %s: %s", clip.key, store.backend.address, fault)
+                return None
+
+            yield read
 
     def gone(self, clips: Collection[Clip] | None = None) -> Iterator[Clip]:
         """Yield the clips that no machine tries, because one of them found that they are gone.

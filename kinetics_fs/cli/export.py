@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command("export", cls=Command, short_help="Write clips of the cache as plain files.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@with_settings("selection", "cache", "cut", "names")
+@with_settings("selection", "cache", "--shared", "cut", "names")
 @click.option(
     "--copy",
     is_flag=True,
@@ -31,8 +31,9 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
     """Write the clips of a selection that are in the cache into DIR, as split/class/clip.mp4.
 
     On one filesystem the files are hard links, which take no space: only you can read them, and they must not be
-    changed. With --copy they are independent files. Nothing in DIR is overwritten, and nothing is fetched. You can
-    interrupt or kill the command and run it again: it resumes. Exits with 3 if some clips are not in the cache.
+    changed. With --copy they are independent files. Nothing in DIR is overwritten, and nothing is fetched. With
+    --shared, clips that are not in the cache come from the shared store, and are not cached on the way. You can
+    interrupt or kill the command and run it again: it resumes. Exits with 3 if some clips are missing.
 
     \b
     kinetics-fs export --split validation /data/kinetics
@@ -51,9 +52,11 @@ def command(directory: Path, settings: Settings, copy: bool, as_json: bool) -> i
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:
+        shared = f", {result.from_shared:,} from the shared store" if settings.shared is not None else ""
+        where = "the cache" if settings.shared is None else "the cache or the shared store"
         click.echo(
-            f"{count(result.written, 'file')} written ({result.linked:,} as hard links),"
-            f" {result.already_there:,} already there, {result.missing:,} not in the cache"
+            f"{count(result.written, 'file')} written ({result.linked:,} as hard links{shared}),"
+            f" {result.already_there:,} already there, {result.missing:,} not in {where}"
         )
         if result.skipped:
             click.echo(f"  {result.skipped:,} skipped: something else has the name, and was left as it is")

@@ -10,16 +10,12 @@ import click
 from rich import filesize
 
 from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.copying import INTERRUPTED, exit_code
-from kinetics_fs.cli.import_ import add_import, print_import
+from kinetics_fs.cli.copying import INTERRUPTED, add_import, add_sync, exit_code, print_import, print_sync
 from kinetics_fs.cli.options import json_option, selection_given, verify_option, with_settings
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kinetics_fs.cli.progress import ProgressBars
     from kinetics_fs.fill.importer import ImportResult
     from kinetics_fs.shared.sync import SyncResult
 
@@ -121,24 +117,3 @@ def _print_imported(folder: Path, result: ImportResult | SyncResult, as_json: bo
     else:
         counts = f"{count(result.imported, 'clip')} uploaded, {filesize.decimal(result.bytes)}"
         print_import(result, f"{counts}, {result.already_cached:,} stored already")
-
-
-def add_sync(bars: ProgressBars) -> Callable[[SyncResult], object]:
-    """Add bars for a sync, and return the function that moves them."""
-    listing, uploading = bars.add("listing", "clips", visible=False), bars.add("uploading", "clips", visible=False)
-
-    def show(result: SyncResult) -> None:
-        if result.done:
-            uploading.show(result.done, result.to_upload, size=result.bytes)
-        else:
-            listing.show(result.listed, None)
-
-    return show
-
-
-def print_sync(result: SyncResult) -> None:
-    """Print the result of a sync."""
-    click.echo(
-        f"{count(result.uploaded, 'clip')} uploaded, {filesize.decimal(result.bytes)}; {result.already_stored:,} stored"
-        f" already, {result.evicted:,} evicted meanwhile, {result.refused:,} refused"
-    )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("verify", cls=Command, short_help="Verify the cached clips, and repair damaged ones.")
 @click.option("--decode", is_flag=True, help="Also decode each clip. This is slow.")
 @click.option("--repair", is_flag=True, help="Remove damaged clips and fetch them again.")
-@with_settings("selection", "cache", "limits", "cut", "sources", "network", "archive")
+@with_settings("selection", "cache", "limits", "shared", "cut", "sources", "network", "archive")
 @json_option
 def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> int:
     """Verify that cached clips have the bytes that were stored: all clips, or those of a selection if you give one.
@@ -31,7 +31,7 @@ def command(decode: bool, repair: bool, settings: Settings, as_json: bool) -> in
     Each clip is compared with the size and the SHA-256 that it had when it was fetched. Mounts can stay in use
     meanwhile. Without --repair no clip is changed. The command also measures clips whose duration is unknown, because
     they were stored with --verify none. Exits with 3 if clips are damaged or lost, and were not all fetched
-    again.
+    again. With --shared, a clip that the shared store has is fetched from there.
 
     \b
     kinetics-fs verify

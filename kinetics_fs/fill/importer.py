@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from rich import filesize
 
@@ -31,6 +31,9 @@ from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, find_file, impor
 from kinetics_fs.sources.folder_files import DANGLING, LINK_TO_FOLDER, UnusedFiles, list_folder
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
 from kinetics_fs.util.beneath import find_beneath
+
+if TYPE_CHECKING:
+    from kinetics_fs.shared.sync import SyncResult
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +61,9 @@ class ImportResult:
         corrupt: files that have the name of a clip but failed verification, by reason.
         unreadable: files and folders that could not be read, by reason.
         unused: files that are not clips or not in the catalog, by the pattern of their names.
-        problem: the failure that ended the import early.
-        interrupted: Ctrl-C ended the import early.
+        uploads: the clips that were uploaded to the shared store afterwards; None without one.
+        problem: the failure that ended the import or the uploads early.
+        interrupted: Ctrl-C ended them early.
     """
 
     found: int = 0
@@ -74,13 +78,15 @@ class ImportResult:
     corrupt: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     unused: UnusedFiles = field(default_factory=UnusedFiles)
-    problem: FetchError | None = None
+    uploads: SyncResult | None = None
+    problem: KineticsError | None = None
     interrupted: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether every file that has the name of a wanted clip is in the store."""
-        return not (self.corrupt or self.unreadable or self.busy or self.problem or self.interrupted)
+        """Whether every file that has the name of a wanted clip was imported, and uploaded if there are uploads."""
+        is_uploaded = self.uploads is None or self.uploads.complete
+        return is_uploaded and not (self.corrupt or self.unreadable or self.busy or self.problem or self.interrupted)
 
     @property
     def skipped(self) -> Counter[str]:
@@ -93,8 +99,10 @@ class ImportResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result without the progress."""
-        left_out = ("found", "to_import", "done", "problem", "unused")
+        left_out = ("found", "to_import", "done", "problem", "unused", "uploads")
         result = {name: value for name, value in vars(self).items() if name not in left_out}
+        if self.uploads is not None:
+            result["uploads"] = self.uploads.to_json()
         return result | {"skipped": self.skipped, "unused": [group._asdict() for group in self.unused.groups()]}
 
 

@@ -155,8 +155,21 @@ def _find_fault(store: SharedStore, listed: ListedClip, inspect: Callable[[int],
         return str(error)
     if found is None:
         return None
+    return find_container_fault(found.body, inspect)
+
+
+def find_container_fault(body: bytes, inspect: Callable[[int], float]) -> str:
+    """Return why a clip is no valid video; empty if it is one.
+
+    Args:
+        body: its bytes.
+        inspect: a method of `Checker`.
+
+    Raises:
+        FetchError: the process that reads it cannot be started (LOCAL).
+    """
     with tempfile.TemporaryFile() as file:
-        file.write(found.body)
+        file.write(body)
         file.seek(0)
         try:
             inspect(file.fileno())

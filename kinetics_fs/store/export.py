@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
 from kinetics_fs.util.beneath import Found, find_beneath
 from kinetics_fs.util.files import fsync, link_or_copy
+from kinetics_fs.util.parallel import map_in_order
 
 _PORTABLE = re.compile(
     r"(?!(con|prn|aux|nul|com\d|lpt\d)\b)[ !#-)+-.0-9;=@-[\]-{}~]*(?<![. ])", re.IGNORECASE | re.ASCII
 )
 """Names that every disk accepts and keeps as they are."""
+
+_READERS = 8
+"""Clips that are read from elsewhere at the same time. Each is in memory as a whole."""
 
 OnProgress = Callable[["ExportResult"], object]
 """Receives the result so far after each clip."""
@@ -42,9 +46,10 @@ class ExportResult:
         written: files that were created.
         linked: those of them that are hard links.
         bytes: size of these files.
-        already_there: files that existed with the right content.
+        from_shared: those of them whose clips are not cached, and came from the shared store.
+        already_there: files that existed with the right content. If the clip is not cached, its file is not compared.
         skipped: names that something else has, which was left as it is.
-        missing: clips that are not cached.
+        missing: clips that are unavailable here.
         problem: the failure that ended the export early.
         interrupted: Ctrl-C ended the export early.
     """
@@ -54,6 +59,7 @@ class ExportResult:
     written: int = 0
     linked: int = 0
     bytes: int = 0
+    from_shared: int = 0
     already_there: int = 0
     skipped: int = 0
     missing: int = 0
@@ -71,6 +77,10 @@ class ExportResult:
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
+ReadElsewhere = Callable[[Clip], bytes | None]
+"""Returns the bytes of a clip that is not cached, from another place; None if that does not have it."""
+
+
 def export_clips(
     store: Store,
     catalog: Catalog,
@@ -78,6 +88,7 @@ def export_clips(
     *,
     class_names: ClassNames,
     link: bool = True,
+    elsewhere: ReadElsewhere | None = None,
     on_progress: OnProgress = lambda result: None,
 ) -> ExportResult:
     """Write `split/class/clip.mp4` for each clip of a catalog that is cached.
@@ -91,13 +102,14 @@ def export_clips(
         folder: the folder to write into; created if it does not exist.
         class_names: how the folders of classes are named.
         link: make hard links where possible; only the owner of the store can read them. Else copy.
+        elsewhere: another place with clips; None for none. Called by several threads.
         on_progress: receives the result so far.
 
     Raises:
         CatalogError: two classes would share a folder.
     """
     name_table(catalog.labels(), class_names)
-    export = _Export(store, catalog, folder, class_names, link, on_progress)
+    export = _Export(store, catalog, folder, class_names, link, elsewhere, on_progress)
     try:
         export.run()
     except KeyboardInterrupt:
@@ -109,13 +121,21 @@ def export_clips(
 
 class _Export:
     def __init__(
-        self, store: Store, catalog: Catalog, folder: Path, style: ClassNames, link: bool, on_progress: OnProgress
+        self,
+        store: Store,
+        catalog: Catalog,
+        folder: Path,
+        style: ClassNames,
+        link: bool,
+        elsewhere: ReadElsewhere | None,
+        on_progress: OnProgress,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._folder = folder
         self._style = style
         self._link = link
+        self._elsewhere = elsewhere
         self._on_progress = on_progress
         self.result = ExportResult(catalog.clip_count)
 
@@ -234,10 +254,47 @@ class _Export:
             for entry in page.entries:
                 if page.is_cached(entry):
                     self._export(entry.clip, *class_folder)
-                else:
-                    self.result.missing += 1
-                self.result.done += 1
-                self._on_progress(self.result)
+                    self._finish()
+            self._export_others([entry.clip for entry in page.entries if not page.is_cached(entry)], class_folder)
+
+    def _finish(self) -> None:
+        self.result.done += 1
+        self._on_progress(self.result)
+
+    def _export_others(self, clips: Sequence[Clip], class_folder: tuple[str, str]) -> None:
+        """Export clips that are not cached."""
+        if self._elsewhere is None:
+            self.result.missing += len(clips)
+            self.result.done += len(clips)
+            self._on_progress(self.result)
+            return
+        read = self._elsewhere
+
+        def read_new(clip: Clip) -> tuple[Clip, bytes | None, bool]:
+            is_there = os.path.lexists(self._folder.joinpath(*class_folder, clip.name))
+            return clip, None if is_there else read(clip), is_there
+
+        for clip, body, is_there in map_in_order(read_new, clips, _READERS, queued=2 * _READERS):
+            if is_there:
+                self.result.already_there += 1
+            elif body is None:
+                self.result.missing += 1
+            else:
+                with self._make_folder(*class_folder) as folder:
+                    self._write_body(body, folder.path / clip.name)
+            self._finish()
+
+    def _write_body(self, body: bytes, target: Path) -> None:
+        """Write a file with this content, unless another process creates one of this name meanwhile."""
+        with _unfinished(target) as unfinished:
+            unfinished.write_bytes(body)
+            fsync(unfinished)
+            if _link_new(unfinished, target):
+                self.result.written += 1
+                self.result.from_shared += 1
+                self.result.bytes += len(body)
+            else:
+                self.result.skipped += 1
 
     def _export(self, clip: Clip, *class_folder: str) -> None:
         stored = self._store.open(clip)
@@ -279,18 +336,25 @@ class _Export:
 
     def _write(self, stored: StoredClip, target: Path) -> bool:
         """Write a file; return False if another process created one of this name meanwhile."""
-        unfinished = target.with_name(f".{target.name}.part")
-        unfinished.unlink(missing_ok=True)  # left by an export that was killed
-        linked = link_or_copy(stored.fd, unfinished, max_size=stored.size, link=self._link)
-        try:
+        with _unfinished(target) as unfinished:
+            linked = link_or_copy(stored.fd, unfinished, max_size=stored.size, link=self._link)
             if not linked:
                 fsync(unfinished)
             if not _link_new(unfinished, target):
                 return False
-        finally:
-            unfinished.unlink(missing_ok=True)
         self.result.linked += linked
         return True
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """Yield the path for the file that is to become `target`; nothing is left of it afterwards."""
+    unfinished = target.with_name(f".{target.name}.part")
+    unfinished.unlink(missing_ok=True)  # left by an export that was killed
+    try:
+        yield unfinished
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _folded(name: str) -> str:

@@ -473,6 +473,7 @@ def test_an_export_can_be_imported(clip_folder: ClipFolder) -> None:
     assert json_output(first) == {
         "written": 4,
         "linked": 4,
+        "from_shared": 0,
         "bytes": sum(path.stat().st_size for path in out.rglob("*.mp4")),
         "already_there": 0,
         "skipped": 0,

@@ -12,7 +12,7 @@ import pytest
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.media.profile import CutProfile
-from kinetics_fs.shared import SharedStore, UploadQueue, create_store
+from kinetics_fs.shared import ClipFacts, SharedStore, UploadQueue, create_store
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.shared.upload_queue import Upload
 from kinetics_fs.store import CacheLayout, Store
@@ -49,17 +49,22 @@ def cache(fetched: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs a sub-command of `kinetics-fs shared` on the store, the cache and the annotations of the test."""
+    """Runs `kinetics-fs` on the store and the cache of the test; `--annotations` gets its value."""
     annotations = tmp_path / "annotations.csv"
     annotations.write_text(as_csv(ROWS))
     settings = {"KINETICS_FS_CACHE_DIR": str(tmp_path / "cache"), "KINETICS_FS_SHARED": str(tmp_path / "store")}
 
     def run(*arguments: str | Path) -> CompletedProcess[str]:
-        chosen = ("--annotations", annotations) if "--annotations" in arguments else ()
-        given = [one for one in arguments if one != "--annotations"]
-        return run_command(*given[:2], *chosen, *given[2:], **settings)
+        given = [part for one in arguments for part in ((one, annotations) if one == "--annotations" else (one,))]
+        return run_command(*given, **settings)
 
     return run
+
+
+@pytest.fixture
+def run_with_annotations(run: Run) -> Run:
+    """Runs a command of `kinetics-fs` in the same way."""
+    return lambda command, *arguments: run(command, "--annotations", *arguments)
 
 
 def stored(store: SharedStore) -> set[tuple[Clip, str]]:
@@ -187,3 +192,79 @@ def test_import_of_several_folders_goes_on_after_one(store: SharedStore, cache: 
     done = run("shared", "import", "--annotations", clips, cache)
     assert done.returncode == 3, done.stderr
     assert "2 clips uploaded" in done.stdout and "4 clips uploaded" in done.stdout
+
+
+# The commands of the cache, with a shared store
+
+
+def test_import_into_the_cache_uploads_what_the_store_lacks(
+    store: SharedStore, clips: Path, run_with_annotations: Run, run: Run
+) -> None:
+    alone = json_output(run_with_annotations("import", "--json", "--shared-write", "none", clips))
+    assert alone["imported"] == 2 and "uploads" not in alone and stored(store) == set()
+    again = run_with_annotations("import", "--json", clips)
+    assert json_output(again)["uploads"]["uploaded"] == 2
+    assert {profile for _, profile in stored(store)} == {"source"} and len(stored(store)) == 2
+    text = run_with_annotations("import", clips)
+    assert "0 clips uploaded" in text.stdout and text.returncode == 3
+
+
+def test_import_into_the_cache_ends_at_once_without_the_store(
+    clips: Path, run_with_annotations: Run, tmp_path: Path
+) -> None:
+    done = run_with_annotations("import", clips)
+    assert done.returncode == 1 and "cannot use" in done.stderr
+    with Store(tmp_path / "cache") as cache:
+        assert list(cache.cached_clips()) == []
+
+
+def test_export_takes_clips_that_are_not_cached_from_the_store(
+    store: SharedStore, cache: Path, run_with_annotations: Run, run: Run, tmp_path: Path
+) -> None:
+    assert run("shared", "sync").returncode == 0
+    store.backend.delete(clip_key(Clip("demo-video2", 0, 2), CUT))
+    with Store(cache) as local:
+        for clip in FETCHED:
+            local.remove(clip)
+    put_bad = Clip("DEMOvideo-5", 8, 10)
+    store.put_clip(put_bad, "source", b"no video" * 100, ClipFacts.of(b"no video" * 100, "archive", 2.0))
+    target = tmp_path / "exported"
+    done = run_with_annotations("export", "--json", target)
+    assert done.returncode == 3, done.stderr
+    result = json_output(done)
+    assert (result["written"], result["from_shared"], result["missing"]) == (3, 2, 3)
+    for clip in FETCHED - {Clip("demo-video2", 0, 2)}:
+        found = store.get_clip(clip, CUT)
+        assert found is not None
+        assert (target / "validation" / "surfing water" / clip.name).read_bytes() == found.body
+    assert not list(target.rglob(".*")) and "DEMOvideo-5" in done.stderr
+    again = json_output(run_with_annotations("export", "--json", target))
+    assert (again["written"], again["already_there"]) == (0, 3)
+    with Store(cache) as local:
+        assert [clip for clip, _ in local.cached_clips()] == [FROM_ARCHIVE]
+
+
+def test_export_of_cached_clips_sends_no_request_for_them(
+    store: SharedStore, cache: Path, run_with_annotations: Run, tmp_path: Path
+) -> None:
+    done = run_with_annotations("export", "--json", "--class", "massaging person's head", tmp_path / "exported")
+    assert done.returncode == 0 and json_output(done)["from_shared"] == 0
+
+
+def test_verify_repairs_a_clip_from_the_store(store: SharedStore, cache: Path, run: Run) -> None:
+    assert run("shared", "sync").returncode == 0
+    clip = next(iter(FETCHED))
+    with Store(cache) as local:
+        opened = local.peek(clip)
+        assert opened is not None
+        path = CacheLayout(cache).clips / opened.filename
+        content = path.read_bytes()
+        path.chmod(0o600)
+        path.write_bytes(content[:-1] + b"!")
+    nowhere = "--source", "youtube", "--video-url", "http://127.0.0.1:9/{id}"
+    assert run("verify", *nowhere).returncode == 3
+    done = run("verify", "--repair", "--json", *nowhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Store(cache) as local:
+        opened = local.peek(clip)
+        assert opened is not None and (CacheLayout(cache).clips / opened.filename).read_bytes() == content
