@@ -12,7 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import archives, catalog, chaos, cli, cluster, cluster_chaos, fuzz, mount, soak, training, youtube
+from benchmarks import (
+    archives,
+    catalog,
+    chaos,
+    cli,
+    cluster,
+    cluster_chaos,
+    cluster_fill,
+    fuzz,
+    mount,
+    soak,
+    training,
+    youtube,
+)
 from benchmarks.report import Row, machine, table
 
 
@@ -29,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cli": cli.run,
     "cluster": cluster.run,
     "cluster-chaos": cluster_chaos.run,
+    "cluster-fill": cluster_fill.run,
     "fuzz": fuzz.run,
     "mount": mount.run,
     "soak": soak.run,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +22,16 @@ from benchmarks import cluster_simulation
 from benchmarks.report import Row, Target
 from kinetics_fs import Library
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.media import make_video
-from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import ClipFacts, Records, SharedBudget, SharedStore, StoreClock, open_backend
 from kinetics_fs.shared.backend import MAX_FILE
 from kinetics_fs.shared.store import clip_key
 from kinetics_fs.store import RateLimited
-from tests.support.cluster import Nodes, Origin, cluster_clips
+from tests.support.cluster import Nodes, Origin, cluster_clips, large_clips
 from tests.support.memory_backend import MemoryBackend
 from tests.support.s3_proxy import S3Proxy, s3_proxy
 from tests.support.servers import Moto, moto
 
-HIT_SIZE = 1_500_000  # bytes
 LIMIT = 300  # requests an hour
 
 
@@ -176,16 +172,7 @@ def _requests(folder: Path, proxy: S3Proxy, clips: Mapping[Clip, bytes]) -> Sequ
 def _hit(folder: Path, server: Moto, rounds: int) -> Sequence[Row]:
     """Open clips of 1.5 MB that the store has, next to a request for the same object."""
     folder.mkdir()
-    make_video(folder / "video.mp4", seconds=10, ffmpeg=find_ffmpeg())
-    video = (folder / "video.mp4").read_bytes()
-    address = "s3://kinetics/hits"
-    clips = {}
-    for number in range(rounds + 1):
-        # A free box at the end makes each file different, and as large as an average clip (ISO/IEC 14496-12, 8.1.2).
-        filler = random.Random(number).randbytes(HIT_SIZE - len(video) - 8)
-        clips[Clip(f"-cluster{number:03d}", number, number + 10)] = (
-            video + struct.pack(">I4s", len(filler) + 8, b"free") + filler
-        )
+    address, clips = "s3://kinetics/hits", large_clips(folder / "clips", rounds + 1)
     with ExitStack() as opened:
         opened.enter_context(_environment({"AWS_ENDPOINT_URL": server.url}))  # without the proxy
         store = SharedStore(open_backend(address))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_fs.catalog import Clip
+from kinetics_fs.demo.media import make_video
+from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import SharedStore, open_backend
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -27,6 +31,7 @@ from tests.support.store import cached_content
 from tests.support.tarballs import by_zlib, in_class, make_tar
 
 ARCHIVE = f"600/val/{CLASS}.tar.gz"
+LARGE = 1_500_000  # bytes of `large_clips`
 _DELAY = 0.05  # seconds that the origin takes for an answer
 
 
@@ -35,6 +40,21 @@ def cluster_clips(folder: Path, count: int) -> dict[Clip, bytes]:
     clips = [Clip(f"-cluster{number:03d}", number, number + 2) for number in range(count)]
     write_clips(folder, clips)
     return {clip: (folder / clip.name).read_bytes() for clip in clips}
+
+
+def large_clips(folder: Path, count: int) -> dict[Clip, bytes]:
+    """Make clips of 10 seconds and 1.5 MB, the average of real ones; no two have the same bytes."""
+    folder.mkdir()
+    path = folder / "video.mp4"
+    make_video(path, seconds=10, ffmpeg=find_ffmpeg())
+    video = path.read_bytes()
+    clips: dict[Clip, bytes] = {}
+    for number in range(count):
+        # A free box at the end, which every reader skips (ISO/IEC 14496-12, 8.1.2).
+        filler = random.Random(number).randbytes(LARGE - len(video) - 8)
+        box = struct.pack(">I4s", len(filler) + 8, b"free") + filler
+        clips[Clip(f"-cluster{number:03d}", number, number + 10)] = video + box
+    return clips
 
 
 class Origin:
