@@ -108,7 +108,7 @@ def _answered(opened: SharedStore, latency: float) -> Finding:
 
 
 def _writes(opened: SharedStore, settings: Settings, *, may_write: bool) -> Iterator[Finding]:
-    """Check that this machine can write, what the store can do, and its clock."""
+    """Check the permissions of this machine, the abilities of the store, and its clock."""
     name = "shared writes"
     if settings.shared_write == "none":
         yield Finding(name, State.OK, "none, because of --shared-write none")

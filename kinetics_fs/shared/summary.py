@@ -74,8 +74,8 @@ class StoreSummary:
         address: of the store.
         format: least versions of readers and writers.
         can_use: whether this version may write to it.
-        capabilities: what the store can do.
-        content: what it has; None if it was not listed.
+        capabilities: its abilities.
+        content: its clips and other objects; None if it was not listed.
         leases: leases in force, the latest first; of many only some thousand are looked at.
         expired_leases: number of the others, which count for nothing.
         budgets: of all sources and rate groups.
