@@ -411,6 +411,8 @@ class Library:
         processes: int = 2,
         shard: Shard | None = None,
         local: bool = True,
+        dask: str | None = None,
+        worker_cache_dir: str | None = None,
         progress: ArchiveProgress | None = None,
     ) -> FillResult:
         """Fill the cache with the selection from the archives that hold it, in one pass over each archive.
@@ -426,22 +428,35 @@ class Library:
             processes: number of archives to read at the same time.
             shard: with a shared store, the archives with which this machine begins; None for the largest.
             local: store the clips in the cache; otherwise only in the shared store.
+            dask: address of the scheduler of a dask cluster whose workers read the archives instead, into their own
+                caches and into the shared store.
+            worker_cache_dir: cache directory on their machines; None for the path of the cache.
             progress: receives the progress.
 
         Raises:
-            SettingError: there is no shared store, or nothing may be written to it.
+            SettingError: there is no shared store, nothing may be written to it, or the cluster cannot be used with
+                these settings.
             SharedStoreError: the shared store cannot be used.
-            KineticsError: the clips do not fit into the cache or on the disk.
+            KineticsError: the clips do not fit into the cache or on the disk; the cluster does not answer, or has
+                other versions.
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged.
         """
-        from kinetics_fs.fill.executors import ProcessExecutor
+        from kinetics_fs.fill.executors import open_executor
         from kinetics_fs.fill.runner import ArchiveProgress, fill_store
 
         progress = progress or ArchiveProgress()
-        with open_whole_catalog(self.settings) as release, ProcessExecutor(processes, progress.report) as executor:
+        with (
+            open_whole_catalog(self.settings) as release,
+            open_executor(processes, progress.report, dask=dask, worker_cache_dir=worker_cache_dir) as executor,
+        ):
+            settings = self._fill_settings(release, archives, verify=verify, index=index, shard=shard, local=local)
+            if not executor.is_local and settings.shared is None:
+                workers = worker_cache_dir or str(self.settings.cache_dir)
+                checkpoints = self.store.layout.fill_checkpoints(self.catalog.annotations_digest, workers=workers)
+                settings = replace(settings, checkpoints=checkpoints)
             return fill_store(
-                self._fill_settings(release, archives, verify=verify, index=index, shard=shard, local=local),
+                settings,
                 self.catalog,
                 release,
                 self._store_to_fill,

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from kinetics_fs.cli.command import Command
-from kinetics_fs.cli.options import archive_options, json_option, open_output, verify_option, with_settings
+from kinetics_fs.cli.options import (
+    archive_options,
+    dask_options,
+    json_option,
+    open_output,
+    verify_option,
+    with_settings,
+)
 from kinetics_fs.config import Settings
 from kinetics_fs.util.text import count
 
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 @with_settings("selection", "cache", "limits", "cut", "archive", "shared", "log")
 @archive_options
 @verify_option
+@dask_options
 @click.option("--no-index", is_flag=True, help="Do not index the archives. Indexing takes half as much time again.")
 @click.option(
     "--shard",
@@ -49,6 +57,8 @@ def command(
     archives: tuple[str, ...],
     jobs: int,
     verify: str,
+    dask: str | None,
+    worker_cache_dir: str | None,
     no_index: bool,
     shard: str | None,
     no_local: bool,
@@ -70,6 +80,7 @@ def command(
     kinetics-fs fill --release 700-2020 --split train --class "surfing water" --jobs 4
     kinetics-fs fill --release 400 --archive-url /data/kinetics --verify decode
     srun --ntasks 8 kinetics-fs fill --shared s3://lab/kinetics --no-local
+    kinetics-fs fill --shared s3://lab/kinetics --no-local --dask tcp://scheduler:8786
     """
     from kinetics_fs.cli.archives import ArchiveBars, exit_code, interrupted_by_sigterm, print_failures
     from kinetics_fs.cli.library import open_library
@@ -87,6 +98,8 @@ def command(
                 processes=jobs,
                 shard=_find_shard(shard, settings),
                 local=not no_local,
+                dask=dask,
+                worker_cache_dir=worker_cache_dir,
                 progress=progress,
             )
     path = report_file or store.layout.fill_report

@@ -124,9 +124,9 @@ class DaskExecutor:
         Raises:
             SettingError: the job has a password: tasks can be read by everybody who can reach the scheduler.
         """
-        if masked(job.base) != job.base:
+        for address in (one for one in (job.base, job.shared) if masked(one) != one):
             raise SettingError(
-                f"cannot send {job.base} to dask workers: it has a password or a signature, which others could read;"
+                f"cannot send {address} to dask workers: it has a password or a signature, which others could read;"
                 " use an address without one, and give the workers credentials in their environment"
             )
         return self._start(self._do(job))

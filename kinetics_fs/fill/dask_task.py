@@ -155,15 +155,16 @@ class _Task:
         Raises:
             KineticsError: this machine lacks something, or the process has ended early.
         """
-        if not is_remote(job.base) and not Path(job.base).exists():
-            raise _unusable(f"{job.base} does not exist there; mount the folder of the archives under this path")
+        for path in (job.base, job.shared):
+            if path and not is_remote(path) and not Path(path).exists():
+                raise _unusable(f"{path} does not exist on its machine; mount that folder there")
         process = JobProcess(self._here(job, catalogs, digests))
         lacking: FetchError | None = None
         self.tell(0, 0)
 
         def report(done: int, total: int) -> None:
             nonlocal lacking
-            if job.keep and lacking is None:
+            if job.keep and job.local and lacking is None:
                 lacking = self._reserve(total - done, job.min_free)
             if lacking is not None:
                 process.end()

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, StoreError
+from kinetics_fs.errors import CatalogError, FailureKind, FetchError, KineticsError, SettingError, StoreError
 from kinetics_fs.fill.archive_job import ArchiveJob, Outcome, Report, Summary, UnfinishedArchive, fill_archive
 from kinetics_fs.sources.archive.index import read_indexes, write_index
 from kinetics_fs.util import logs
@@ -133,7 +133,7 @@ def failure_answer(error: KineticsError) -> str:
         values = {"unfinished": str(error), "incomplete": error.incomplete, "summary": error.summary.pack()}
     elif isinstance(error, FetchError):
         values = {"error": error.as_json()}
-    elif isinstance(error, CatalogError | StoreError):  # every other job would fail the same way
+    elif isinstance(error, CatalogError | SettingError | StoreError):  # every other job would fail the same way
         errno = error.errno if isinstance(error, StoreError) else None
         values = {"error": FetchError(FailureKind.LOCAL, str(error), errno=errno).as_json()}
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ from kinetics_fs.store import ActivityCounts, FillCheckpoints, HistoryRecorder, 
 if TYPE_CHECKING:
     from kinetics_fs.fill.shared_fill import SharedFill
     from kinetics_fs.shared import SharedStore
+
+_log = logging.getLogger(__name__)
 
 _TICK = 1.0
 
@@ -433,7 +436,9 @@ def _fill_store(
     unlisted = settings.unlisted(names) if index else {}
     if shared is not None:
         shared.unlisted = unlisted
-    plan = _plan(settings, names, catalog, store, executor.slots, unlisted)
+    if shared is None and not executor.is_local:
+        _log.warning("the clips of each archive go into the cache of the worker that reads it; --shared collects them")
+    plan = _plan(settings, names, catalog, store, executor, unlisted)
     results = ArchiveResults(read_before=plan.read_before if shared is None else [], failed=plan.failed)
     to_read = {name: version for name, version in plan.versions.items() if name not in results.read_before}
     jobs = (
@@ -454,7 +459,7 @@ def _fill_store(
         )
         for name in to_read
     )
-    with HistoryRecorder(store.history, results.activity) if settings.local else nullcontext():
+    with HistoryRecorder(store.history, results.activity) if settings.local and executor.is_local else nullcontext():
         read_archives(
             jobs,
             to_read,
@@ -476,6 +481,8 @@ def _fill_store(
             listing = None if shared is None else opened.enter_context(shared.listing())
             missing = MissingClips.of(catalog, store, index_db, listing)
             indexed = indexed_archives(index_db, {name: to_read[name] for name in results.read_elsewhere})
+        if shared is None and not executor.is_local:
+            missing.not_stored.clear()  # the caches of the workers have them
         if index:
             complete = [name for name, summary in results.read.items() if not summary.not_indexed]
             verdict = ArchiveVerdict(settings.base, release, [*complete, *results.read_before, *indexed])
@@ -491,12 +498,13 @@ def _plan(
     names: Sequence[str],
     catalog: Catalog,
     store: Store,
-    slots: int,
+    executor: Executor,
     unlisted: Mapping[str, Unlisted],
 ) -> FillPlan:
-    """Plan a fill, and refuse one that does not fit."""
+    """Plan a fill, and refuse one that does not fit. Workers of a cluster look at their own disks."""
     if not settings.local:
-        check_scratch(store, slots * MAX_NOT_UPLOADED, min_free=settings.min_free)
+        if executor.is_local:
+            check_scratch(store, executor.slots * MAX_NOT_UPLOADED, min_free=settings.min_free)
         versions, failed = find_versions(settings.base, names)
         return FillPlan(versions, [], failed, SpaceEstimate(0, 0, 0))
     index = settings.index and finds_block_boundaries()
@@ -504,7 +512,8 @@ def _plan(
         plan = plan_fill(
             settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
         )
-    plan.space.check(store, min_free=settings.min_free)
+    if executor.is_local:
+        plan.space.check(store, min_free=settings.min_free)
     return plan
 
 

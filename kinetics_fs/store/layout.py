@@ -14,6 +14,7 @@
         catalog/                compiled catalogs
         catalog/annotations/    copies of downloaded annotations
         fills/<digest>/         checkpoints of fills of the catalog with that digest: `FillCheckpoints`
+        fills/<digest>-<hash>/  the same, of fills whose clips are in the cache directories of workers of a cluster
         fills/index/            checkpoints of `kinetics-fs index build`
         fill-report.json        the report of the last fill
         prefetches/<hash>/      unfinished prefetches of a mount point
@@ -140,9 +141,15 @@ class CacheLayout:
         """The folder that yt-dlp uses as its cache."""
         return self.root / "yt-dlp"
 
-    def fill_checkpoints(self, annotations_digest: str) -> FillCheckpoints:
-        """Return the checkpoints of fills of the catalog with this digest of its annotations."""
-        return FillCheckpoints(self.root / "fills" / annotations_digest[:32])
+    def fill_checkpoints(self, annotations_digest: str, *, workers: str | None = None) -> FillCheckpoints:
+        """Return the checkpoints of fills of the catalog with this digest of its annotations.
+
+        Args:
+            annotations_digest: the digest (hexadecimal).
+            workers: cache directory of the workers of a cluster, if they store the clips instead of this cache.
+        """
+        name = annotations_digest[:32]
+        return FillCheckpoints(self.root / "fills" / (name if workers is None else f"{name}-{_digest(workers)}"))
 
     def prefetches(self, mountpoint: Path) -> Path:
         """Return the folder of the unfinished prefetches of a mount point."""

@@ -1,6 +1,7 @@
 """A filesystem without file locks, or without files that can be mapped into memory, as some network filesystems are.
 
-To mount one: `python -m tests.support.featureless_filesystem FOLDER MOUNTPOINT {locks,mmap}`.
+To mount one: `python -m tests.support.featureless_filesystem FOLDER MOUNTPOINT {locks,mmap,network}`. With `network`,
+its type is fuse.sshfs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import fuse
 
@@ -47,5 +49,7 @@ def featureless_filesystem(folder: Path, mountpoint: Path, lacking: str) -> Abst
 if __name__ == "__main__":
     # The kernel maps no file shared that is read and written directly.
     operations, direct = (_WithoutLocks, False) if sys.argv[3] == "locks" else (_Filesystem, True)
-    options = {"foreground": True, "nothreads": True, "use_ino": True, "direct_io": direct}
+    options: dict[str, Any] = {"foreground": True, "nothreads": True, "use_ino": True, "direct_io": direct}
+    if sys.argv[3] == "network":
+        options["subtype"] = "sshfs"
     fuse.FUSE(operations(Path(sys.argv[1])), sys.argv[2], **options)

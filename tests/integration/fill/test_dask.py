@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from kinetics_fs.catalog import Clip
 from kinetics_fs.fill import dask_executor
+from kinetics_fs.fill.dask_executor import DaskExecutor
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
-from tests.support.annotated_archives import HEADS, SURFING, AnnotatedArchives, large_archive
+from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives, large_archive
 from tests.support.archive_site import ArchiveSite
-from tests.support.command_line import ENVIRONMENT, has_ended, run_command
+from tests.support.command_line import ENVIRONMENT, has_ended, json_output, run_command
 from tests.support.dask_cluster import DaskCluster
+from tests.support.featureless_filesystem import featureless_filesystem
+from tests.support.mounts import wait_until
+from tests.support.store import SmallDisk, cached_content
+from tests.support.store_fixtures import small_disk as small_disk
 
 pytestmark = pytest.mark.server
 
@@ -209,3 +217,143 @@ def test_settings_that_cannot_work_are_refused(
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "secret" not in done.stderr
+
+
+def test_a_fill_puts_the_clips_into_the_shared_store(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    assert run_command("shared", "init", shared).returncode == 0
+    fill: list[str | Path] = [
+        *("--shared", shared, "--no-local", "--json", "--dask", cluster.address),
+        *("--worker-cache-dir", tmp_path / "workers" / "{worker}"),
+    ]
+    done = annotated.fill(*fill)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json_output(done)
+    assert (told["uploaded"], told["not_stored"], told["archives"]["left"]) == (8, 0, [])
+    assert not annotated.cached()
+    names = {path.name.removesuffix(".mp4") for path in shared.glob("clips/**/*.mp4")}
+    assert names == {clip.key for clip in annotated.of(SURFING, HEADS, TRAIN)}
+    assert indexed(annotated.cache) == {name: len(clips) for name, clips in annotated.clips.items()}
+
+    again = json_output(annotated.fill(*fill))
+    assert again["bytes_read"] == 0
+    assert sorted(again["archives"]["read_elsewhere"]) == sorted(annotated.clips)
+
+
+def test_without_a_shared_store_the_workers_have_the_clips(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    workers = tmp_path / "workers"
+    fill: list[str | Path] = ["--json", "--dask", cluster.address, "--worker-cache-dir", workers / "{worker}"]
+    done = annotated.fill(*fill)
+    assert done.returncode == 0, done.stderr
+    assert "the clips of each archive go into the cache of the worker that reads it" in done.stderr
+    found: dict[Clip, bytes] = {}
+    for cache in workers.iterdir():
+        cached = cached_content(cache)
+        assert found.keys().isdisjoint(cached)
+        found |= cached
+    assert found == annotated.of(SURFING, HEADS, TRAIN)
+    assert not annotated.cached()
+
+    assert sorted(json_output(annotated.fill(*fill))["archives"]["read_before"]) == sorted(annotated.clips)
+    assert annotated.fill("--json").returncode == 0
+    assert annotated.cached() == annotated.of(SURFING, HEADS, TRAIN), "they were not in this cache"
+
+
+def test_a_worker_without_space_gets_no_more_archives(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    disk = small_disk(1_000_000)
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "one").symlink_to(disk)
+    done = annotated.fill(
+        *("--json", "--dask", cluster.address, "--worker-cache-dir", tmp_path / "workers" / "{worker}")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dask worker one gets no more archives: " in done.stderr
+    assert cached_content(tmp_path / "workers" / "two") == annotated.of(SURFING, HEADS, TRAIN)
+
+
+def test_a_fill_ends_if_no_worker_has_space(cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path) -> None:
+    done = annotated.fill(
+        *("--dask", cluster.address, "--worker-cache-dir", tmp_path / "{worker}", "--min-free", "1000TB")
+    )
+    assert done.returncode == 1
+    assert re.search(r"kinetics-fs: dask worker (one|two): its archives need about .* .B, and the disk", done.stderr)
+
+
+def test_a_cache_on_a_network_filesystem_is_refused(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    with featureless_filesystem(tmp_path / "server", tmp_path / "home", "network") as home:
+        done = annotated.fill("--dask", cluster.address, "--worker-cache-dir", home / "cache")
+    assert done.returncode == 1
+    [*_, last] = done.stderr.splitlines()
+    assert "is on a network filesystem (fuse.sshfs), which can damage the databases of a cache; give a" in last
+    assert not list((tmp_path / "server").iterdir())
+
+
+def other_version(folder: Path) -> dict[str, str]:
+    """Return the environment of a process that has another version of kinetics-fs."""
+    (folder / "kinetics_fs-99.0.dist-info").mkdir(parents=True)
+    (folder / "kinetics_fs-99.0.dist-info" / "METADATA").write_text("Name: kinetics-fs\nVersion: 99.0\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_worker_with_another_version_is_named(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    environment = other_version(tmp_path / "other")
+    late = start(*("index", "build", "--archive-url", annotated.folder, "--dask", own_cluster.address))
+    assert late.stderr is not None
+    assert "waiting for the first one" in late.stderr.readline()
+    own_cluster.start_worker("old", environment=environment)
+    _, complaints = late.communicate(timeout=60)
+    assert late.returncode == 1
+    assert complaints.splitlines()[-1].startswith("kinetics-fs: dask worker old: it has kinetics-fs 99.0, and ")
+
+    done = run_command("index", "build", *annotated.arguments, "--dask", own_cluster.address)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"kinetics-fs: cannot use the dask cluster {own_cluster.address}: old: it has kinetics-fs 99.0, and this"
+        f" machine has {metadata.version('kinetics-fs')}; install the same version on both\n"
+    )
+
+
+def test_an_address_with_a_password_is_not_sent(
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    with annotated.site() as site:
+        address = site.url.replace("://", "://me:secret@")
+        done = annotated.fill("--dask", cluster.address, "--worker-cache-dir", tmp_path / "worker", base=address)
+    assert done.returncode == 2
+    assert "to dask workers: it has a password or a signature" in done.stderr.splitlines()[-1]
+    assert "secret" not in done.stderr + cluster.log("one") + cluster.log("two") + cluster.log("scheduler")
+
+
+def test_a_worker_that_leaves_hands_its_archive_over(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    own_cluster.start_worker("leaving")
+    with annotated.site() as site, large_archive(annotated, site) as content:
+        process = start(*build(own_cluster, site, tmp_path))
+        assert content.reached.wait(60), process.poll()
+        own_cluster.start_worker("other")
+        own_cluster.kill("leaving", signal.SIGTERM)
+        content.released.set()
+        said, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (0, "")
+    assert json.loads(said)["archives"]["read"] == sorted([SURFING, HEADS])
+
+
+def test_the_resource_limits_the_archives_of_a_worker(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    own_cluster.start_worker("wide", "--nthreads", "8", "--resources", "kinetics-fs=2")
+    with DaskExecutor(own_cluster.address, lambda job, done, total: None) as executor:
+        wait_until(lambda: executor.slots == 5)
+        own_cluster.start_worker("plain", "--nthreads", "3")
+        wait_until(lambda: executor.slots == 11)
