@@ -154,7 +154,9 @@ def _describe_budget(one: GroupBudget) -> str:
     budget = one.budget
     text = f"{budget.source}, rate group {one.group}: {budget.used:,} used in the last hour"
     text += f" by {count(budget.nodes or 0, 'machine')}"
-    return f"{text}; blocked: {budget.reason}" if budget.reason else text
+    if one.blocked_for is None:
+        return text
+    return f"{text}; blocked for another {duration(one.blocked_for)}: {budget.reason}"
 
 
 def _describe_uploads(queue: QueueStatus) -> str:

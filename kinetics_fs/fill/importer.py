@@ -30,6 +30,7 @@ from kinetics_fs.sources.archive.tar import MAX_CLIP_SIZE
 from kinetics_fs.sources.folder import SOURCE, find_excerpt_of, find_file, import_file, is_on_disk, preference
 from kinetics_fs.sources.folder_files import DANGLING, LINK_TO_FOLDER, UnusedFiles, list_folder
 from kinetics_fs.store import ActivityCounts, HistoryRecorder, Store, one_line
+from kinetics_fs.store.layout import SHARED_STORE_RECORD
 from kinetics_fs.util.beneath import find_beneath
 
 if TYPE_CHECKING:
@@ -246,6 +247,11 @@ def import_folder(
         StoreError: the cache cannot be used.
         SharedStoreError: the shared store cannot be used.
     """
+    if (folder / SHARED_STORE_RECORD).exists():
+        raise KineticsError(
+            f"cannot import {one_line(str(folder))}: it is a shared store, in which files have more than the bytes of"
+            " their clips; read it with --shared"
+        )
     with _FileList(folder) as files, target, Checker(target.scratch) as checker:
         cut = partial(checker.cut, max_height=max_height, exact=exact)
         walk = _FolderImport(

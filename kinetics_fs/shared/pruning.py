@@ -130,7 +130,7 @@ def _time(store: SharedStore) -> float:
     """Return the time by the clock of the store, which is known only from an object that was just written."""
     capabilities = store.probe()
     if not capabilities.can_write:
-        raise AccessRefused(f"cannot prune {store.backend.address}: it cannot be written: {capabilities.reason}")
+        raise AccessRefused(f"cannot prune {store.backend.address}: {capabilities.reason}")
     now = store.clock.now()
     if now is None:
         raise StoreUnreachable(f"cannot prune {store.backend.address}: it does not show what was written; try again")

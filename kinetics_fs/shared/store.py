@@ -39,10 +39,10 @@ from kinetics_fs.shared.backend import (
 )
 from kinetics_fs.shared.records import Record, Records, StoreClock
 from kinetics_fs.store import Failure, FailureReport, InvalidLine, one_line, read_reports, report_line
+from kinetics_fs.store.layout import SHARED_STORE_RECORD
 
 _log = logging.getLogger(__name__)
 
-_FORMAT_KEY = "kinetics-store.json"
 _READER = 1
 """The version of this program as a reader. A change that old readers would misread increases it."""
 _WRITER = 1
@@ -50,7 +50,7 @@ _WRITER = 1
 
 _CLIPS, GONE, _INDEXES, PROBES = "clips/v1", "gone/v1", "indexes/v1", "probe"
 _FILLS, _CHECKPOINTS = "fills/v1", "checkpoints/v1"
-_TOP_NAMES = {"clips", "gone", "indexes", "fills", "checkpoints", "leases", "budget", "probe", _FORMAT_KEY}
+_TOP_NAMES = {"clips", "gone", "indexes", "fills", "checkpoints", "leases", "budget", "probe", SHARED_STORE_RECORD}
 """The first segments of all keys. A place that has only these is a store that lost its record."""
 _PROFILE = re.compile(r"[a-z0-9]{1,32}")
 ALL_CLIPS = "all"
@@ -205,7 +205,7 @@ class SharedStore:
 
     def exists(self) -> bool:
         """Return whether the place is a store, of any version."""
-        return self.records.read(_FORMAT_KEY) is not None
+        return self.records.read(SHARED_STORE_RECORD) is not None
 
     def open(self, *, create: bool) -> bool:
         """Check that this program may use the store.
@@ -226,7 +226,7 @@ class SharedStore:
                     f"cannot make {address} a shared store: it has other files, such as {one_line(min(others))!r};"
                     " give an empty folder or prefix"
                 )
-            self.records.create(_FORMAT_KEY, {"format": "kinetics-fs", "reader": _READER, "writer": _WRITER})
+            self.records.create(SHARED_STORE_RECORD, {"format": "kinetics-fs", "reader": _READER, "writer": _WRITER})
         found = self.read_format()
         if found.reader > _READER:
             raise SharedStoreError(
@@ -241,16 +241,16 @@ class SharedStore:
             SharedStoreError: it is no store.
         """
         address = self.backend.address
-        record = self.records.read(_FORMAT_KEY)
+        record = self.records.read(SHARED_STORE_RECORD)
         if record is None:
             raise SharedStoreError(
-                f"cannot use {address} as the shared store: it has no {_FORMAT_KEY}; check the address, or create the"
-                " store with kinetics-fs shared init"
+                f"cannot use {address} as the shared store: it has no {SHARED_STORE_RECORD}; check the address, or"
+                " create the store with kinetics-fs shared init"
             )
         reader, writer = record.values.get("reader"), record.values.get("writer")
         if record.values.get("format") != "kinetics-fs" or type(reader) is not int or type(writer) is not int:
             raise ObjectDamaged(
-                f"cannot use {address} as the shared store: {_FORMAT_KEY} is damaged; remove it and run"
+                f"cannot use {address} as the shared store: {SHARED_STORE_RECORD} is damaged; remove it and run"
                 " kinetics-fs shared init",
                 record.version,
             )

@@ -33,10 +33,29 @@ class ProfileTotals:
 
 
 class GroupBudget(NamedTuple):
-    """The budget of a source for the machines of a rate group."""
+    """The budget of a source for the machines of a rate group.
+
+    Attributes:
+        group: the rate group.
+        budget: the budget.
+        blocked_for: seconds until a machine tests the source; None if it is not blocked.
+    """
 
     group: str
     budget: BudgetStatus
+    blocked_for: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the budget as an object for `json.dumps`."""
+        budget = self.budget
+        return {
+            "source": budget.source,
+            "rate_group": self.group,
+            "used": budget.used,
+            "machines": budget.nodes,
+            "blocked_for": self.blocked_for,
+            "reason": budget.reason,
+        }
 
 
 @dataclass
@@ -115,7 +134,7 @@ class StoreSummary:
                 for lease in self.leases
             ],
             "expired_leases": self.expired_leases,
-            "budgets": [{"rate_group": one.group, **one.budget._asdict()} for one in self.budgets],
+            "budgets": [one.to_json() for one in self.budgets],
             "damaged": self.damaged,
         }
 
@@ -139,9 +158,13 @@ def summarize_store(
     _add_leases(summary, store, now)
     for source, group in islice(budget_names(store.backend), _MAX_BUDGETS):
         try:
-            summary.budgets.append(GroupBudget(group, read_budget(store.records, source, group, now)))
+            budget = read_budget(store.records, source, group, now)
         except ObjectDamaged as error:
             summary.damaged.append(str(error))
+        else:
+            until = budget.blocked_until
+            blocked_for = None if until is None else round(max(0.0, until - now), 1)
+            summary.budgets.append(GroupBudget(group, budget, blocked_for))
     if not quick:
         summary.content = list_content(store, on_progress)
     return summary

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ from kinetics_fs.util.parallel import map_in_order
 
 _THREADS = 8
 """Clips that are read at the same time. Each is in memory as a whole."""
+_LARGE = 16 * 1024**2
+"""Bytes from which on a clip is read alone, so that a store full of large objects does not fill the memory."""
 _MAX_KEPT = 10_000
 """Damaged clips that are named; the others are counted."""
 _MAX_UNREADABLE = 20
@@ -113,10 +117,12 @@ def verify_shared(
             chosen = _sample(chosen, sample)
             check.total = len(chosen)
         with Checker() as checker:
+            inspect, large = checker.decode if decode else checker.measure, threading.Lock()
 
             def verify(listed: ListedClip) -> tuple[ListedClip, str | StoreUnreachable | None]:
                 try:
-                    return listed, _find_fault(store, listed, checker.decode if decode else checker.measure)
+                    with large if listed.size > _LARGE else nullcontext():
+                        return listed, _find_fault(store, listed, inspect)
                 except StoreUnreachable as error:
                     return listed, error
 

@@ -43,6 +43,9 @@ from kinetics_fs.util.files import atomic_write, fsync
 FORMAT = 2
 """The format of a cache directory: which files it has, and the schemas of its databases."""
 
+SHARED_STORE_RECORD = "kinetics-store.json"
+"""The record that makes a folder or a bucket a shared store; see `kinetics_fs.shared.store`."""
+
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 """The first line that the Cache Directory Tagging Specification requires (bford.info/cachedir)."""
 

@@ -121,7 +121,7 @@ def test_init_restores_the_record_of_a_store_that_lost_it(store: SharedStore, ru
     put(store, CLIP)
     store.backend.delete("kinetics-store.json")
     done = run("shared", "status", "--shared", store.backend.address)
-    assert done.returncode == 1 and "create the store with kinetics-fs shared init" in done.stderr
+    assert done.returncode == 1 and "the store with kinetics-fs shared init" in done.stderr
     assert run("shared", "init", store.backend.address).returncode == 0
     assert store.open(create=False) and store.has_clip(CLIP, "source")
 

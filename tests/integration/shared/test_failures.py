@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_clear_lets_all_machines_of_the_rate_group_use_a_blocked_source(store: S
         blocked = budget(group)
         permit = blocked.acquire(limit=None, urgent=True)
         blocked.record(permit, FetchError(FailureKind.BLOCKED, "Sign in to confirm you are not a bot"))
-    assert "blocked: Sign in" in run("shared", "status").stdout
+    assert re.search("blocked for another [0-9]+ s: Sign in", run("shared", "status").stdout)
     done = run("failures", "clear", "--kind", "blocked", "--rate-group", "default")
     assert "1 blocked source may be used again by the machines of the rate group default" in done.stdout
     budget("default").acquire(limit=None, urgent=True)

@@ -194,6 +194,12 @@ def test_import_of_several_folders_goes_on_after_one(store: SharedStore, cache: 
     assert "2 clips uploaded" in done.stdout and "4 clips uploaded" in done.stdout
 
 
+def test_import_refuses_a_shared_store(store: SharedStore, run: Run, run_with_annotations: Run, tmp_path: Path) -> None:
+    other, _ = create_store(str(tmp_path / "other"))
+    assert "it is a shared store" in run("shared", "import", "--annotations", other.backend.address).stderr
+    assert "it is a shared store" in run_with_annotations("import", other.backend.address).stderr
+
+
 # The commands of the cache, with a shared store
 
 
