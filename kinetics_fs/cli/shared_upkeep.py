@@ -69,6 +69,8 @@ def verify(sample: int, everything: bool, decode: bool, repair: bool, settings: 
         _print_check(result)
     if result.interrupted:
         return 130
+    if result.problem is not None:
+        raise result.problem
     return DONE_IN_PART if result.damaged or result.unreadable else 0
 
 

@@ -35,7 +35,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -57,6 +56,7 @@ from kinetics_fs.shared.backend import (
     max_size_of,
 )
 from kinetics_fs.util.deadline import within
+from kinetics_fs.util.parallel import map_in_order
 
 _Result = TypeVar("_Result")
 
@@ -64,6 +64,8 @@ _TIMEOUT = 20.0
 """Seconds that a call may take, plus a second for each MiB of a file."""
 _MAX_CALLS = 16
 """Calls at the same time, including those that were abandoned."""
+_DELETED_AT_A_TIME = 8
+"""Objects that are deleted at the same time: most of it is waiting for the server."""
 _KEPT_NUMBERS = 32
 """Replaced contents of a record that stay. A process that paused for longer between reading a record and replacing it
 finds a larger number than its own, and learns that it lost."""
@@ -140,8 +142,12 @@ class FolderBackend:
 
     def delete(self, *keys: str) -> None:
         """See `Backend.delete`."""
-        for key in keys:
-            self._call("delete", key, partial(self._delete, key))
+
+        def delete(key: str) -> None:
+            self._call("delete", key, lambda: self._delete(key))
+
+        for _ in map_in_order(delete, keys, max(1, min(len(keys), _DELETED_AT_A_TIME))):
+            pass
 
     def top_names(self) -> set[str]:
         """See `Backend.top_names`. Hidden files do not count: filesystems and desktops make them."""

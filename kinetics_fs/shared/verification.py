@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError, SharedStoreError
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.shared.backend import ObjectDamaged, StoreUnreachable
 from kinetics_fs.shared.store import ListedClip, SharedStore
@@ -52,7 +52,8 @@ class SharedCheck:
         first_damaged: the first of them.
         deleted: number of them that were deleted.
         forgotten_fills: completion records that were deleted with them, so that fills read these archives again.
-        interrupted: Ctrl-C ended the verification early.
+        problem: the failure that ended the verification early.
+        interrupted: Ctrl-C ended it early.
     """
 
     repair: bool
@@ -66,11 +67,12 @@ class SharedCheck:
     first_damaged: list[DamagedClip] = field(default_factory=list)
     deleted: int = 0
     forgotten_fills: int = 0
+    problem: KineticsError | None = None
     interrupted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as an object for `json.dumps`."""
-        left_out = ("repair", "listed", "total", "first_damaged")
+        left_out = ("repair", "listed", "total", "first_damaged", "problem")
         result = {name: value for name, value in vars(self).items() if name not in left_out}
         return result | {
             "bad": [{"clip": one.clip.key, "profile": one.profile, "reason": one.reason} for one in self.first_damaged]
@@ -97,10 +99,6 @@ def verify_shared(
         decode: also decode each clip.
         repair: delete damaged clips. They are fetched and uploaded again when a machine needs them.
         on_progress: receives the check so far.
-
-    Raises:
-        SharedStoreError: the store cannot be used.
-        FetchError: the process that reads containers cannot be started (LOCAL).
     """
     check = SharedCheck(repair)
 
@@ -139,6 +137,8 @@ def verify_shared(
                 on_progress(check)
     except KeyboardInterrupt:
         check.interrupted = True
+    except (SharedStoreError, FetchError) as error:  # or the process that reads containers cannot be started
+        check.problem = error
     return check
 
 

@@ -274,6 +274,28 @@ def test_verify_goes_on_after_a_clip_that_cannot_be_read(bucket_url: str, serve:
     assert (found["verified"], found["damaged"], found["unreadable"]) == (1, 0, 1)
 
 
+def test_verify_lets_fills_bring_deleted_clips_again_even_if_the_store_then_fails(
+    bucket_url: str,
+    serve: Moto,
+    video: bytes,
+    run: Run,
+    listed: tuple[str | Path, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, _ = create_store(bucket_url)
+    clips = sorted((CLIP, OTHER), key=lambda clip: clip_key(clip, "source"))
+    damage(store, clips[0], video)
+    put(store, clips[1], body=video)
+    archive = f"600/train/{LABELS[clips[0]]}.tar.gz"
+    store.put_fill(CompletedFill(archive, "etag", "all", False, 2, 12000, "node"))
+    monkeypatch.setattr("kinetics_fs.shared.verification._MAX_UNREADABLE", 1)
+    with s3_proxy(serve.url) as proxy:
+        proxy.fault = lambda method, path: Fault(status=500) if clips[1].name in path else None
+        done = run("shared", "verify", "--all", "--repair", "--shared", bucket_url, *listed, server=proxy.url)
+    assert done.returncode == 1 and "1 clip deleted, and 1 completion record" in done.stdout, done.stdout
+    assert "HTTP 500" in done.stderr
+
+
 # Deletion
 
 
