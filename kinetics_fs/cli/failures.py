@@ -47,6 +47,9 @@ def command() -> None:
 def list_(summarize: bool, settings: Settings, kinds: tuple[FailureKind, ...], as_json: bool, as_csv: bool) -> None:
     """List the remembered failures, the latest first: those of a selection, or all if no selection is given.
 
+    A source that begins with `imported` means that another machine found the failure: it comes from `failures import`,
+    or from the shared store.
+
     With --summary, reasons that differ only in ids and numbers count as one; … replaces the differences.
 
     \b

@@ -72,7 +72,7 @@ def import_(folders: tuple[Path, ...], settings: Settings, verify: str, as_json:
     that have the name of a clip of the selection are uploaded. Or it is a cache directory of kinetics-fs: its clips of
     all profiles are compared with the SHA-256 with which they were stored, and uploaded; all of them if you give no
     selection. Clips that the store has are skipped. You can interrupt or kill the command and run it again: it resumes.
-    Exits with 3 if some files were not fit to be uploaded.
+    With --json, a line is printed for each DIR. Exits with 3 if some files were not fit to be uploaded.
 
     \b
     kinetics-fs shared import --shared s3://bucket/kinetics --release 400 /data/k400

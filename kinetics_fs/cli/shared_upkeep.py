@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from rich import filesize
 
 from kinetics_fs.cli import DONE_IN_PART
@@ -50,6 +51,8 @@ def verify(sample: int, everything: bool, decode: bool, repair: bool, settings: 
     from kinetics_fs.api import Library
     from kinetics_fs.cli.progress import ProgressBars
 
+    if everything and click.get_current_context().get_parameter_source("sample") is not ParameterSource.DEFAULT:
+        raise click.UsageError("cannot verify the store: --sample and --all exclude each other; give one of them")
     with Library(settings) as library, ProgressBars() as bars:
         listing, verifying = bars.add("listing", "clips", visible=False), bars.add("verifying", "clips", visible=False)
 

@@ -15,6 +15,7 @@ from kinetics_fs.errors import FailureKind, FetchError, KineticsError, SharedSto
 from kinetics_fs.media.checker import Checker
 from kinetics_fs.shared.backend import ObjectDamaged, StoreUnreachable
 from kinetics_fs.shared.store import ListedClip, SharedStore
+from kinetics_fs.store import one_line
 from kinetics_fs.util.parallel import map_in_order
 
 _THREADS = 8
@@ -182,7 +183,7 @@ def find_container_fault(body: bytes, inspect: Callable[[int], float]) -> str:
         except FetchError as error:
             if error.kind is not FailureKind.CORRUPT:
                 raise
-            return error.reason
+            return one_line(error.reason)
     return ""
 
 

@@ -437,3 +437,33 @@ def test_prune_needs_a_store_that_can_be_written(
         assert status["can_write"] is False and "403" in status["reason"]
     finally:
         serve.check(signatures=False)
+
+
+def test_a_store_of_a_newer_version_is_read_and_not_written(
+    folder: SharedStore, run: Run, listed: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    put(folder, CLIP)
+    record = folder.records.read("kinetics-store.json")
+    assert record is not None
+    folder.records.replace("kinetics-store.json", record.version, {**record.values, "writer": 2})
+    before = profiles(folder)
+    shared = "--shared", folder.backend.address
+    status = run("shared", "status", *shared)
+    assert status.returncode == 0 and "writers 2 (a newer version of kinetics-fs writes to it" in status.stdout
+    assert run("shared", "prune", *shared).returncode == 0
+    for command in (
+        ("shared", "prune", *listed, *shared, "--all", "--yes"),
+        ("shared", "sync", *shared),
+        ("shared", "import", *listed, *shared, tmp_path),
+        ("shared", "verify", "--repair", *shared),
+        ("failures", "clear", "--all", *shared),
+    ):
+        done = run(*command)
+        assert done.returncode == 1 and "update kinetics-fs" in done.stderr, command
+    assert profiles(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [("verify", "--all", "--sample", "3"), ("verify", "--sample", "0"), ("import",)])
+def test_contradictory_arguments_are_refused(folder: SharedStore, run: Run, arguments: tuple[str, ...]) -> None:
+    done = run("shared", *arguments, "--shared", folder.backend.address)
+    assert done.returncode == 2 and done.stderr
