@@ -343,6 +343,11 @@ def _connect(address: str) -> distributed.Client:
             f"cannot use {masked(address)!r} as --dask: it is not the address of a scheduler; give one such as"
             " tcp://scheduler:8786"
         )
+    if address.startswith(("tls:", "wss:")) and not _has_certificates():
+        raise KineticsError(
+            f"cannot use the dask scheduler {address}: this machine has no certificate for it; configure"
+            " distributed.comm.tls of dask"
+        )
     for name in ("distributed.client", "distributed.utils"):  # they log what they raise, with tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -355,9 +360,14 @@ def _connect(address: str) -> distributed.Client:
             f"cannot use the dask scheduler {address}: no answer ({root_cause(error)}); check the address, and that the"
             " scheduler runs"
         ) from error
-    except TypeError as error:  # of a tls:// address without certificates
+
+
+def _has_certificates() -> bool:
+    try:
+        return distributed.Security().get_connection_args("client").get("ssl_context") is not None
+    except OSError as error:  # of a file that does not exist, or is not a certificate
         raise KineticsError(
-            f"cannot use the dask scheduler {address}: {error}; configure distributed.comm.tls of dask on this machine"
+            f"cannot read the TLS certificates of dask: {root_cause(error)}; correct distributed.comm.tls"
         ) from error
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +24,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 from kinetics_fs.store import CacheLayout
 from tests.conftest import Dataset
 from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives, large_archive
+from tests.support.annotations import csv_text
 from tests.support.archive_site import ArchiveSite
 from tests.support.command_line import ENVIRONMENT, has_ended, json_output, run_command
 from tests.support.dask_cluster import DaskCluster
@@ -28,6 +32,7 @@ from tests.support.featureless_filesystem import featureless_filesystem
 from tests.support.mounts import wait_until
 from tests.support.store import SmallDisk, cached_content
 from tests.support.store_fixtures import small_disk as small_disk
+from tests.support.tarballs import by_zlib, in_class, make_tar
 
 pytestmark = pytest.mark.server
 
@@ -158,6 +163,7 @@ def test_a_killed_client_ends_the_run(
         assert children and all(has_ended(pid, within=15) for pid in children)
 
 
+@pytest.mark.apps
 def test_a_scheduler_that_ends_is_reported(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
 ) -> None:
@@ -174,6 +180,7 @@ def test_a_scheduler_that_ends_is_reported(
     )
 
 
+@pytest.mark.apps
 def test_an_empty_cluster_is_waited_for(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
 ) -> None:
@@ -303,6 +310,7 @@ def other_version(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.apps
 def test_a_worker_with_another_version_is_named(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
 ) -> None:
@@ -334,6 +342,7 @@ def test_an_address_with_a_password_is_not_sent(
     assert "secret" not in done.stderr + cluster.log("one") + cluster.log("two") + cluster.log("scheduler")
 
 
+@pytest.mark.apps
 def test_a_worker_that_leaves_hands_its_archive_over(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
 ) -> None:
@@ -349,6 +358,7 @@ def test_a_worker_that_leaves_hands_its_archive_over(
     assert json.loads(said)["archives"]["read"] == sorted([SURFING, HEADS])
 
 
+@pytest.mark.apps
 def test_the_resource_limits_the_archives_of_a_worker(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
 ) -> None:
@@ -357,3 +367,42 @@ def test_the_resource_limits_the_archives_of_a_worker(
         wait_until(lambda: executor.slots == 5)
         own_cluster.start_worker("plain", "--nthreads", "3")
         wait_until(lambda: executor.slots == 11)
+
+
+@pytest.mark.apps
+def test_no_clip_is_lost_when_workers_are_killed_at_random(
+    own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
+) -> None:
+    chance = random.Random(1)
+    videos = list(annotated.of(SURFING).values())
+    labels = [f"class {number}" for number in range(6)]
+    clips: dict[str, dict[Clip, bytes]] = {
+        label: {Clip(f"{label.replace(' ', '_')}____", start, start + 10): chance.choice(videos) for start in range(20)}
+        for label in labels
+    }
+    rows = [f"{label},{clip.youtube_id},{clip.start},{clip.end},train" for label in labels for clip in clips[label]]
+    annotated.annotations.write_text(csv_text(rows))
+    files = {f"600/train/{label}.tar.gz": by_zlib(make_tar(clips[label], in_class)) for label in labels}
+    names = [argument for name in files for argument in ("--archive", name)]
+    shared = tmp_path / "shared"
+    assert run_command("shared", "init", shared).returncode == 0
+    number = itertools.count()
+    with ArchiveSite(files) as site:
+        site.before = lambda: time.sleep(0.5)
+        fill: list[str | Path] = ["fill", "--archive-url", site.url, "--shared", shared, "--no-local", "--json", *names]
+        fill += ["--dask", own_cluster.address, "--worker-cache-dir", tmp_path / "workers" / "{worker}"]
+        for _ in range(2):
+            own_cluster.start_worker(f"worker-{next(number)}")
+        for _ in range(5):
+            process = start(*fill)
+            while process.poll() is None and next(number) < 12:
+                time.sleep(chance.uniform(0.5, 2.0))
+                own_cluster.kill(chance.choice([name for name in own_cluster.processes if name != "scheduler"]))
+                own_cluster.start_worker(f"worker-{next(number)}")
+            said, complaints = process.communicate(timeout=100)
+            if process.returncode == 0:
+                break
+        assert process.returncode == 0, complaints
+    assert json.loads(said)["archives"]["left"] == []
+    found = {path.name.removesuffix(".mp4") for path in shared.glob("clips/**/*.mp4")}
+    assert found == {clip.key for label in labels for clip in clips[label]}
