@@ -243,7 +243,8 @@ class SharedUpkeep:
         settings = self._settings
         return import_folder(
             Path(folder).absolute(),
-            SharedTarget(self._open(write=True), cut_profile(settings).name, on_listed),
+            # A process that is killed leaves files there, which the next one that uses the cache removes.
+            SharedTarget(self._open(write=True), cut_profile(settings).name, self._cache().scratch, on_listed),
             self._catalog(),
             verify=VerifyLevel(verify),
             link=False,

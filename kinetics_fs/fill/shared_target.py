@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 from rich import filesize
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import ClipFacts, SharedStore
 from kinetics_fs.shared.backend import MAX_FILE
@@ -25,6 +24,7 @@ class SharedTarget:
     Args:
         store: the store.
         profile: profile of clips that are cut.
+        scratch: folder for temporary files; created if it does not exist.
         on_listed: receives the number of clips of the store that were listed so far.
 
     Attributes:
@@ -32,23 +32,27 @@ class SharedTarget:
         links_on: see `ImportTarget`.
     """
 
-    def __init__(self, store: SharedStore, profile: str, on_listed: Callable[[int], object]) -> None:
+    def __init__(self, store: SharedStore, profile: str, scratch: Path, on_listed: Callable[[int], object]) -> None:
         self._store = store
         self._profile = profile
         self._on_listed = on_listed
-        self._opened = ExitStack()
-        self.scratch = Path()
+        self.scratch = scratch
         self.links_on = None
 
     def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            self.scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="kinetics-fs-")))
-            self._stored = opened.enter_context(StoredClips(self._store, (SOURCE, self._profile), self._on_listed))
-            self._opened = opened.pop_all()
+        self._stored = StoredClips(self._store, (SOURCE, self._profile), self._on_listed)
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            self._stored.close()
+            raise KineticsError(
+                f"cannot import: no temporary files can be written to {self.scratch} ({error.strerror}); give another"
+                " --cache-dir"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self._stored.close()
 
     def stored(self, clips: Sequence[Clip]) -> set[Clip]:
         """See `ImportTarget.stored`."""

@@ -78,4 +78,8 @@ class StoredClips:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the list."""
         self._database.close()

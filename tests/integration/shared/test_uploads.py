@@ -176,8 +176,21 @@ def test_import_uploads_the_good_clips_of_a_folder_and_caches_nothing(
     assert found.body == (clips / "_demo_vid3__3_5.mp4").read_bytes()
     with Store(tmp_path / "cache") as cache:
         assert list(cache.cached_clips()) == []
+        assert not list(cache.layout.scratch.glob("*/*"))
     again = json_output(run("shared", "import", "--annotations", "--json", clips))
     assert (again["imported"], again["already_cached"]) == (0, 2)
+
+
+def test_import_cuts_clips_out_of_whole_videos(store: SharedStore, dataset: Dataset, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    clip = Clip("DEMOvideo-5", 8, 10)
+    shutil.copy(dataset.videos / f"{clip.youtube_id}.mp4", tmp_path / "videos")
+    done = run("shared", "import", "--annotations", "--json", tmp_path / "videos")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stored(store) == {(clip, CUT)}
+    found = store.get_clip(clip, CUT)
+    assert found is not None and found.facts.duration == pytest.approx(2, abs=0.2)
+    assert json_output(run("shared", "import", "--annotations", "--json", tmp_path / "videos"))["already_cached"] == 1
 
 
 def test_import_uploads_a_cache_of_any_settings(store: SharedStore, cache: Path, run: Run, tmp_path: Path) -> None:
