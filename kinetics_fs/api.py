@@ -903,8 +903,8 @@ class ArchiveIndexes:
             ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
         """
         from kinetics_fs.fill.executors import open_executor
-        from kinetics_fs.fill.indexes import build_indexes, retry_indexed
-        from kinetics_fs.fill.plan import archives_holding
+        from kinetics_fs.fill.indexes import build_indexes
+        from kinetics_fs.fill.plan import archives_holding, retry_indexed
         from kinetics_fs.fill.runner import ArchiveProgress
         from kinetics_fs.sources.archive.location import locate
 
@@ -977,7 +977,8 @@ class ArchiveIndexes:
             ArchiveError: the first index in the file is invalid or does not fit on the disk, so that nothing was
                 imported.
         """
-        from kinetics_fs.fill.indexes import import_indexes, retry_indexed
+        from kinetics_fs.fill.indexes import import_indexes
+        from kinetics_fs.fill.plan import retry_indexed
         from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
 
         prepare_folder(self._settings.cache_dir)

@@ -13,6 +13,7 @@ import click
 from kinetics_fs.cli import DONE_IN_PART
 from kinetics_fs.cli.progress import Bar, ProgressBars
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults
+from kinetics_fs.util.text import count
 
 _NAME_WIDTH = 32
 
@@ -31,6 +32,7 @@ class ArchiveBars(ArchiveProgress):
         self._all = self._bars.add("all archives", "bytes")
         self._total: int | None = None
         self._note_now = ""
+        self._elsewhere = ""
         self._parts: dict[str, Bar] = {}
         self._begins: dict[str, int] = {}
         """Where the reading of each archive began: the part before it was read by an earlier run."""
@@ -70,6 +72,11 @@ class ArchiveBars(ArchiveProgress):
                 self._begins[archive] += rest  # of an archive that failed
                 self._show()
 
+    def wait_for(self, archives: int) -> None:
+        """Say that other machines are reading archives, in the next note."""
+        with self._lock:
+            self._elsewhere = f"other machines read {count(archives, 'archive')}" if archives else ""
+
     def tick(self) -> None:
         """Update the note."""
         note = self._note()
@@ -79,7 +86,7 @@ class ArchiveBars(ArchiveProgress):
 
     def _show(self) -> None:
         done, before = sum(self._done.values()), sum(self._begins.values())
-        self._all.show(done, self._total, without_work=before, notes=[self._note_now])
+        self._all.show(done, self._total, without_work=before, notes=[self._note_now, self._elsewhere])
 
 
 @contextmanager

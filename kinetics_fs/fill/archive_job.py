@@ -360,7 +360,7 @@ def fill_archive(job: ArchiveJob, report: Report = lambda done, total: None) -> 
             if not error.summary.taken_over:
                 raise
             _log.warning("%s: %s; reading it again without the checkpoint of another machine", job.archive, error)
-            return _Fill(*parts).run()
+            return _Fill(*parts, resumes=False).run()
 
 
 def _open_uploads(job: ArchiveJob) -> ClipUploads:
@@ -395,6 +395,8 @@ class _Fill:
         archive: Archive,
         uploads: ClipUploads | None,
         report: Report,
+        *,
+        resumes: bool = True,
     ) -> None:
         self._job = job
         self._store = store
@@ -404,6 +406,7 @@ class _Fill:
         self._archive = archive
         self._uploads = uploads
         self._report = report
+        self._resumes = resumes
         self._summary = Summary()
         self._refused_before: Counter[str] = Counter()
         """Refusals of the part of the pass that an earlier process made."""
@@ -487,7 +490,7 @@ class _Fill:
     def _resume(self, version: Version) -> tuple[Scan, int]:
         """Return the scan, new or as of the last checkpoint, and the offset in the archive from which to read."""
         indexing = self._job.index
-        progress = self._find_progress(version)
+        progress = self._find_progress(version) if self._resumes else None
         if progress is None:
             return Scan(index=indexing), 0
         checkpoint = progress.checkpoint
@@ -503,26 +506,25 @@ class _Fill:
 
     def _find_progress(self, version: Version) -> Progress | None:
         """Return the checkpoint from which to resume: of an earlier run, or of another machine that came further."""
-
-        def offset(progress: Progress | None) -> int:
-            if progress is None:
-                return -1
-            index = progress.partial_index
-            if index.archive != self._job.archive or Version(index.size, index.etag) != version:
-                return -1
-            return progress.checkpoint.block.bit // 8
-
-        own = read_progress(self._checkpoint_file)
-        other: Progress | None = None
-        if self._uploads is not None and (packed := self._uploads.read_progress(version)) is not None:
-            other = unpack_progress(packed)
-        if offset(own) >= offset(other):
-            return own if offset(own) >= 0 else None
-        assert other is not None
-        if offset(other) >= version.size:  # it is untrusted
+        own = self._fitting(read_progress(self._checkpoint_file), version)
+        if self._uploads is None:
+            return own
+        packed = self._uploads.read_progress(version)
+        other = self._fitting(unpack_progress(packed) if packed is not None else None, version)
+        if other is None:  # the store may have lost its clips since
             return None
+        if own is not None and own.checkpoint.block.bit >= other.checkpoint.block.bit:
+            return own
         other.summary.taken_over = True
         return other
+
+    def _fitting(self, progress: Progress | None, version: Version) -> Progress | None:
+        """Return a checkpoint if it is one of this archive. One from the shared store is untrusted."""
+        if progress is None:
+            return None
+        checkpoint, index, _ = progress
+        is_same = index.archive == self._job.archive and Version(index.size, index.etag) == version
+        return progress if is_same and checkpoint.block.bit < 8 * version.size else None
 
     def _save(self, scan: Scan, version: Version) -> None:
         checkpoint = scan.checkpoint()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.errors import ArchiveError, FailureKind, KineticsError
+from kinetics_fs.errors import ArchiveError, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob
 from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import find_versions, indexed_archives
@@ -25,7 +25,7 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, check_import
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.store import FailureLog, FillCheckpoints
+from kinetics_fs.store import FillCheckpoints
 
 _MAX_READS = 4
 
@@ -90,16 +90,6 @@ def build_indexes(
     )
     read_archives(jobs, versions, results, index_db=index_db, executor=executor, progress=progress)
     return results
-
-
-def retry_indexed(index_db: ArchiveIndexDB, failures: FailureLog) -> None:
-    """Let clips be tried again that were said to be in no archive, if an index has them now."""
-    found = failures.all([FailureKind.GONE])
-    lacking = [failure.clip for failure in found if failure.is_of_archives]
-    indexed = index_db.listed([clip.key for clip in lacking])
-    for clip in lacking:
-        if clip.key in indexed:
-            failures.make_due(clip)
 
 
 # Verification

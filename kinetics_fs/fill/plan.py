@@ -28,7 +28,7 @@ from kinetics_fs.sources.archive.layout import (
     stem,
 )
 from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.store import FillCheckpoints, Store, selection_pages
+from kinetics_fs.store import FailureLog, FillCheckpoints, Store, selection_pages
 from kinetics_fs.util.files import atomic_write
 from kinetics_fs.util.text import parse_json
 
@@ -291,12 +291,13 @@ class SpaceEstimate:
     incoming: int
     pinned: int
 
-    def check(self, store: Store, *, min_free: int) -> None:
+    def check(self, store: Store, *, min_free: int, is_shared: bool) -> None:
         """Refuse a fill that does not fit.
 
         Args:
             store: the store to fill.
             min_free: bytes of the disk to leave free.
+            is_shared: a shared store receives the clips, too, and could do so alone.
 
         Raises:
             KineticsError: the limit or the disk is too small.
@@ -304,18 +305,19 @@ class SpaceEstimate:
         needed = self.cached + self.incoming
         beside = f" beside {filesize.decimal(self.pinned)} of pinned clips" if self.pinned else ""
         unpin = ", unpin clips (kinetics-fs pin remove)" if self.pinned else ""
+        give = "give --no-local," if is_shared else "give"
         usage = store.usage()
         if usage.limit is not None and needed + self.pinned > usage.limit:
             raise KineticsError(
                 f"cannot fill the cache: the selection needs about {filesize.decimal(needed)}{beside}, and the limit of"
-                f" the cache is {filesize.decimal(usage.limit)}; give a larger --cache-size{unpin} or select less"
+                f" the cache is {filesize.decimal(usage.limit)}; {give} a larger --cache-size{unpin} or select less"
             )
         free = max(0, usage.disk_free - min_free + usage.bytes - self.cached - self.pinned)
         if self.incoming > free:
             raise KineticsError(
                 f"cannot fill the cache: the archives bring about {filesize.decimal(self.incoming)}, and the disk of"
-                f" {store.folder} has space for {filesize.decimal(free)}{beside}; give a --cache-dir on another"
-                f" disk{unpin} or select less"
+                f" {store.folder} has space for {filesize.decimal(free)}{beside}; {give} a --cache-dir on"
+                f" another disk{unpin} or select less"
             )
 
 
@@ -340,25 +342,20 @@ def check_scratch(store: Store, clips: int, *, min_free: int) -> None:
 
 @dataclass(frozen=True)
 class FillPlan:
-    """Archives of a fill, by what is to be done with them.
+    """The archives that a fill need not read, and the space that it needs.
 
     Attributes:
-        versions: the versions of all archives that can be read.
         read_before: archives that were read to their end before, and lost no clip since; also those of which no clip is
             missing by their index.
-        failed: archives that cannot be read, with the reasons.
         space: space that the fill needs.
     """
 
-    versions: dict[str, Version]
     read_before: list[str]
-    failed: dict[str, str]
     space: SpaceEstimate
 
 
 def plan_fill(
-    base: str,
-    names: Sequence[str],
+    versions: Mapping[str, Version],
     catalog: Catalog,
     store: Store,
     index_db: ArchiveIndexDB | None,
@@ -370,8 +367,7 @@ def plan_fill(
     """Decide which archives to read for a selection, and estimate the space that their clips need.
 
     Args:
-        base: http(s) or s3 address, or folder, that has the archives.
-        names: the archives that hold the selection.
+        versions: the archives that hold the selection, with their versions.
         catalog: the selection.
         store: the store to fill.
         index_db: the archive indexes of the cache; None if there are none.
@@ -379,7 +375,6 @@ def plan_fill(
         index: an archive that is not indexed is to be read again for its index.
         all_clips_of: archives whose clips are all to be stored, in the selection or not.
     """
-    versions, failed = find_versions(base, names)
     indexed = indexed_archives(index_db, versions, confirmed=True)
     cached = _CachedPart.of(catalog, store, index_db)
     read_before = [
@@ -407,7 +402,7 @@ def plan_fill(
         expected = min(expected, cached.unknown * _MAX_MEAN_CLIP_BYTES)
     incoming += expected
     pinned = store.pins.totals().bytes - cached.pinned
-    return FillPlan(versions, read_before, failed, SpaceEstimate(cached.bytes, incoming, pinned))
+    return FillPlan(read_before, SpaceEstimate(cached.bytes, incoming, pinned))
 
 
 @dataclass
@@ -535,6 +530,16 @@ class ArchiveVerdict:
                 names = []
             self._covered[split] = _is_complete_list(names) and all(stem(name) in self._complete for name in names)
         return self._covered[split]
+
+
+def retry_indexed(index_db: ArchiveIndexDB, failures: FailureLog) -> None:
+    """Let clips be tried again that were said to be in no archive, if an index has them now."""
+    found = failures.all([FailureKind.GONE])
+    lacking = [failure.clip for failure in found if failure.is_of_archives]
+    indexed = index_db.listed([clip.key for clip in lacking])
+    for clip in lacking:
+        if clip.key in indexed:
+            failures.make_due(clip)
 
 
 def _is_complete_list(names: Sequence[str]) -> bool:

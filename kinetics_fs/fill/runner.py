@@ -29,7 +29,6 @@ from kinetics_fs.fill.plan import (
     FillPlan,
     MissingClips,
     Shard,
-    SpaceEstimate,
     archives_holding,
     check_scratch,
     find_versions,
@@ -69,6 +68,9 @@ class ArchiveProgress:
 
     def finish(self, archive: str) -> None:
         """Handle the end of an archive, which was read to its end or failed."""
+
+    def wait_for(self, archives: int) -> None:
+        """Handle that other machines are reading so many of the archives. Called about once per second."""
 
     def tick(self) -> None:
         """Handle the passing of about a second."""
@@ -206,8 +208,9 @@ class _Reading:
         """Do these jobs, or wait until other machines have done them, unless this machine fails."""
         while (waiting or self._running) and self._results.problem is None:
             self._start(waiting)
-            if not self._running:  # other machines work, or the executor has no slots for a while
-                time.sleep(_TICK if waiting else 0)
+            self._progress.wait_for(sum(job.archive in self._read_by_others for job in waiting))
+            if waiting and not self._running:  # other machines work, or the executor has no slots for a while
+                time.sleep(_TICK)
             done, _ = wait(self._running, timeout=_TICK, return_when=FIRST_COMPLETED)
             for future in done:
                 job = self._running.pop(future)
@@ -349,7 +352,8 @@ class FillResult:
         """Whether every archive was read to its end, all its clips were stored, and the selection lacks none."""
         if self.archives.failed or self.problem or self.interrupted:
             return False
-        not_stored = any(summary.corrupt or summary.busy for summary in self.archives.summaries)
+        # Clips that another process of this machine fetches are in the shared store all the same.
+        not_stored = any(summary.corrupt or (summary.busy and self.left is None) for summary in self.archives.summaries)
         return not (not_stored or self.missing.not_stored or self.missing.in_no_archive)
 
     def to_json(self, *, names: bool = False) -> dict[str, Any]:
@@ -430,17 +434,25 @@ def _fill_store(
     executor: Executor,
     progress: ArchiveProgress,
 ) -> FillResult:
-    index = settings.index and finds_block_boundaries()
-    names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
-    # Without an index, no catalog would show them.
-    unlisted = settings.unlisted(names) if index else {}
+    found = _Candidates.find(settings, catalog)
+    index = found.index
+    results = ArchiveResults(failed=found.failed)
     if shared is not None:
-        shared.unlisted = unlisted
-    if shared is None and not executor.is_local:
+        shared.unlisted = found.unlisted
+        results.read_elsewhere = sorted(shared.complete(found.versions))
+    elif not executor.is_local:
         _log.warning("the clips of each archive go into the cache of the worker that reads it; --shared collects them")
-    plan = _plan(settings, names, catalog, store, executor, unlisted)
-    results = ArchiveResults(read_before=plan.read_before if shared is None else [], failed=plan.failed)
-    to_read = {name: version for name, version in plan.versions.items() if name not in results.read_before}
+    to_read = {name: version for name, version in found.versions.items() if name not in results.read_elsewhere}
+    if settings.local:
+        plan = found.plan(settings, to_read, catalog, store)
+        if executor.is_local:  # workers of a cluster look at their own disks
+            plan.space.check(store, min_free=settings.min_free, is_shared=shared is not None)
+        if shared is None:
+            results.read_before = plan.read_before
+            for name in plan.read_before:
+                del to_read[name]
+    elif executor.is_local:
+        check_scratch(store, executor.slots * MAX_NOT_UPLOADED, min_free=settings.min_free)
     jobs = (
         ArchiveJob(
             base=settings.base,
@@ -451,7 +463,7 @@ def _fill_store(
             index=index,
             checkpoints=settings.checkpoints,
             verify=settings.verify,
-            unlisted=unlisted.get(name),
+            unlisted=found.unlisted.get(name),
             profile=store.profile,
             shared=shared.store.backend.address if shared is not None else "",
             local=settings.local,
@@ -468,19 +480,25 @@ def _fill_store(
             executor=executor,
             progress=progress,
             turns=shared,
-            ranks=settings.shard.ranks(names) if settings.shard is not None else None,
+            ranks=settings.shard.ranks(found.names) if settings.shard is not None else None,
         )
     results.forget_replaced(store)
-    if shared is not None and index:
-        shared.import_indexes({name: to_read[name] for name in results.read_elsewhere}, settings.index_db)
+    elsewhere = {name: found.versions[name] for name in results.read_elsewhere}
+    is_cut_short = results.interrupted or (shared is not None and results.problem is not None)
+    if shared is not None and index and not is_cut_short:
+        shared.import_indexes(elsewhere, settings.index_db, store.failures)
     # Named archives prove nothing about clips that others may have.
     missing = MissingClips()
-    if not settings.archives and not results.interrupted and results.problem is None:
+    if not settings.archives and not is_cut_short:
         with ExitStack() as opened:
             index_db = opened.enter_context(_open_if_exists(settings.index_db))
             listing = None if shared is None else opened.enter_context(shared.listing())
             missing = MissingClips.of(catalog, store, index_db, listing)
-            indexed = indexed_archives(index_db, {name: to_read[name] for name in results.read_elsewhere})
+            if shared is not None and listing is not None and index_db is not None:
+                for name in shared.forget_lost(missing.not_stored, elsewhere, index_db, listing):
+                    results.read_elsewhere.remove(name)
+                    results.failed[name] = "the shared store has lost clips of it; run the same command again"
+            indexed = indexed_archives(index_db, elsewhere)
         if shared is None and not executor.is_local:
             missing.not_stored.clear()  # the caches of the workers have them
         if index:
@@ -490,31 +508,53 @@ def _fill_store(
             store.failures.remember_all(filter(verdict.is_gone, missing.in_no_archive), gone)
     if shared is None:
         return FillResult(results, missing)
-    return FillResult(results, missing, sorted({*names} - results.read.keys() - {*results.read_elsewhere}))
+    return FillResult(results, missing, sorted({*found.names} - results.read.keys() - {*results.read_elsewhere}))
 
 
-def _plan(
-    settings: FillSettings,
-    names: Sequence[str],
-    catalog: Catalog,
-    store: Store,
-    executor: Executor,
-    unlisted: Mapping[str, Unlisted],
-) -> FillPlan:
-    """Plan a fill, and refuse one that does not fit. Workers of a cluster look at their own disks."""
-    if not settings.local:
-        if executor.is_local:
-            check_scratch(store, executor.slots * MAX_NOT_UPLOADED, min_free=settings.min_free)
-        versions, failed = find_versions(settings.base, names)
-        return FillPlan(versions, [], failed, SpaceEstimate(0, 0, 0))
-    index = settings.index and finds_block_boundaries()
-    with _open_if_exists(settings.index_db) as index_db:
-        plan = plan_fill(
-            settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
-        )
-    if executor.is_local:
-        plan.space.check(store, min_free=settings.min_free)
-    return plan
+@dataclass(frozen=True)
+class _Candidates:
+    """The archives that hold a selection.
+
+    Attributes:
+        names: their names.
+        versions: the versions of those that can be read.
+        failed: those that cannot be read, with the reasons.
+        index: they are to be indexed.
+        unlisted: which clips to store besides the selection, by archive.
+    """
+
+    names: Sequence[str]
+    versions: dict[str, Version]
+    failed: dict[str, str]
+    index: bool
+    unlisted: Mapping[str, Unlisted]
+
+    @classmethod
+    def find(cls, settings: FillSettings, catalog: Catalog) -> _Candidates:
+        """Find the archives; sends a request for each.
+
+        Raises:
+            FetchError: the list of archives cannot be read.
+            ArchiveError: the list of archives is damaged.
+        """
+        index = settings.index and finds_block_boundaries()
+        names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
+        # Without an index, no catalog would show them.
+        unlisted = settings.unlisted(names) if index else {}
+        return cls(names, *find_versions(settings.base, names), index, unlisted)
+
+    def plan(self, settings: FillSettings, to_read: Mapping[str, Version], catalog: Catalog, store: Store) -> FillPlan:
+        """Return the plan for these of the archives."""
+        with _open_if_exists(settings.index_db) as index_db:
+            return plan_fill(
+                to_read,
+                catalog,
+                store,
+                index_db,
+                settings.checkpoints,
+                index=self.index,
+                all_clips_of=self.unlisted,
+            )
 
 
 def archives_left(settings: FillSettings, catalog: Catalog, store: Store) -> ArchivesLeft:
@@ -525,23 +565,16 @@ def archives_left(settings: FillSettings, catalog: Catalog, store: Store) -> Arc
         ArchiveError: the list of archives is damaged.
         SharedStoreError: the shared store cannot be used.
     """
-    index = settings.index and finds_block_boundaries()
-    names = settings.archives or archives_holding(settings.base, catalog, whole=settings.whole)
-    unlisted = settings.unlisted(names) if index else {}
+    found = _Candidates.find(settings, catalog)
     if settings.shared is None:
-        with _open_if_exists(settings.index_db) as index_db:
-            plan = plan_fill(
-                settings.base, names, catalog, store, index_db, settings.checkpoints, index=index, all_clips_of=unlisted
-            )
-        done, failed = set(plan.read_before), plan.failed
+        done = set(found.plan(settings, found.versions, catalog, store).read_before)
     else:
         from kinetics_fs.fill.shared_fill import SharedFill
 
-        versions, failed = find_versions(settings.base, names)
-        shared = SharedFill(settings.shared, catalog, index=index)
-        shared.unlisted = unlisted
-        done = shared.complete(versions)
-    return ArchivesLeft(sorted(names), sorted({*names} - done), failed)
+        shared = SharedFill(settings.shared, catalog, index=found.index)
+        shared.unlisted = found.unlisted
+        done = shared.complete(found.versions)
+    return ArchivesLeft(sorted(found.names), sorted({*found.names} - done), found.failed)
 
 
 @contextmanager

@@ -8,23 +8,27 @@ work only: two machines that read one archive end with the same objects.
 from __future__ import annotations
 
 import logging
+import os
 import socket
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kinetics_fs.catalog import Catalog
+from kinetics_fs.catalog import Catalog, Clip
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError, SharedStoreError
-from kinetics_fs.fill.archive_job import Summary
+from kinetics_fs.fill.archive_job import Summary, UnfinishedArchive
 from kinetics_fs.fill.plan import coverage_of
 from kinetics_fs.fill.shared_indexes import import_indexes_of, put_index, version_tag
 from kinetics_fs.fill.turns import Turn, Turns
 from kinetics_fs.fill.waiting import until_reachable
+from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import (
     ALL_CLIPS,
     ARCHIVE_TTL,
+    AccessRefused,
     CompletedFill,
     Lease,
     LeaseHeld,
@@ -36,13 +40,14 @@ from kinetics_fs.shared.listing import StoredClips
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+from kinetics_fs.store import FailureLog
 
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
 _DAMAGED_FOR = 600.0
-"""Seconds for which the other machines need not read a damaged archive, too."""
+"""Seconds for which no further machine reads an archive that two machines found to be damaged."""
 _MAX_REQUESTS = 8
 
 
@@ -69,7 +74,7 @@ class SharedFill(Turns):
         self._catalog = catalog
         self._index = index
         self._node = socket.gethostname()
-        self._leases = Leases(store.records, store.clock, self._node)
+        self._leases = Leases(store.records, store.clock, f"{self._node}:{os.getpid()}")
         self._can_lease = False
         self._held: dict[str, Lease] = {}
         self._read_by_others: set[str] = set()
@@ -109,9 +114,12 @@ class SharedFill(Turns):
         Raises:
             SharedStoreError: the store cannot be used.
         """
-        with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        pool = ThreadPoolExecutor(_MAX_REQUESTS)
+        try:
             found = pool.map(self._is_complete, versions, versions.values())
             return {name for name, complete in zip(versions, found, strict=True) if complete}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _is_complete(self, archive: str, version: Version) -> bool:
         fill = self.store.get_fill(archive, version_tag(version), self.coverage(archive))
@@ -138,7 +146,7 @@ class SharedFill(Turns):
         if isinstance(lease, LeaseHeld):
             self._read_by_others.add(archive)
             return Turn.WAIT
-        if not lease.is_new and self._is_complete(archive, version):
+        if self._is_complete(archive, version):  # since the look before the lease
             lease.release()
             return Turn.DONE
         self._held[archive] = lease
@@ -163,22 +171,23 @@ class SharedFill(Turns):
             lease.release()
 
     def fail(self, archive: str, error: KineticsError) -> None:
-        """See `Turns.fail`. Other machines try the archive, too, unless it is damaged."""
+        """See `Turns.fail`. Other machines try the archive, too, unless two found that it is damaged."""
         if (lease := self._held.pop(archive, None)) is None:
             return
-        if isinstance(error, FetchError):
-            lease.fail(error, 0.0)
-        else:
+        if isinstance(error, UnfinishedArchive):
             lease.fail(FetchError(FailureKind.CORRUPT, f"{error} (read by {self._node})"), _DAMAGED_FOR)
+        else:
+            lease.fail(FetchError(FailureKind.TRANSIENT, str(error)), 0.0)
 
     # Results
 
-    def import_indexes(self, versions: Mapping[str, Version], path: Path) -> None:
+    def import_indexes(self, versions: Mapping[str, Version], path: Path, failures: FailureLog) -> None:
         """Import the indexes of archives that other machines have read, as far as this one lacks them.
 
         Args:
             versions: the versions of the archives, by name.
             path: file of the archive index database.
+            failures: the failures of the cache. Clips that were said to be in no archive are tried again.
 
         Raises:
             FetchError: the store cannot be used (LOCAL).
@@ -186,7 +195,7 @@ class SharedFill(Turns):
         """
         if versions:
             with ArchiveIndexDB(path) as index_db:
-                self._ask(lambda: import_indexes_of(self.store, index_db, path.parent, versions))
+                self._ask(lambda: import_indexes_of(self.store, index_db, path.parent, versions, failures))
 
     def listing(self) -> StoredClips:
         """List the clips of the store. The caller closes the result.
@@ -195,6 +204,37 @@ class SharedFill(Turns):
             FetchError: the store cannot be used (LOCAL).
         """
         return self._ask(lambda: StoredClips(self.store, None, lambda number: None))
+
+    def forget_lost(
+        self, missing: Iterable[Clip], versions: Mapping[str, Version], index_db: ArchiveIndexDB, listing: StoredClips
+    ) -> list[str]:
+        """Delete the completion records of archives of which the store has lost clips, and return their names.
+
+        Args:
+            missing: clips of the selection that the store lacks. Some may be corrupt in their archives, and were never
+                there.
+            versions: the archives that are complete by their records, with their versions.
+            index_db: the indexes.
+            listing: the clips of the store.
+
+        Raises:
+            FetchError: the store cannot be used (LOCAL).
+        """
+        suspects = {location.archive for clip in missing for location in index_db.find(clip)} & versions.keys()
+        return [name for name in sorted(suspects) if self._is_lost(name, versions[name], index_db, listing)]
+
+    def _is_lost(self, archive: str, version: Version, index_db: ArchiveIndexDB, listing: StoredClips) -> bool:
+        fill = self._ask(lambda: self.store.get_fill(archive, version_tag(version), self.coverage(archive)))
+        if fill is None:
+            return True
+        clips = index_db.clips(archive)
+        if fill.coverage != ALL_CLIPS and archive not in self.unlisted:
+            clips = [clip for clip in clips if self._catalog.locate(clip)]
+        if sum(listing.has(clip, SOURCE) for clip in clips) >= fill.clips:
+            return False
+        with suppress(AccessRefused):
+            until_reachable(lambda: self.store.delete_fill(fill), otherwise=AccessRefused)
+        return True
 
     def _ask(self, request: Callable[[], _Result]) -> _Result:
         """Do a request as `until_reachable`. A store that was lost once is not waited for again."""

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kinetics_fs.errors import ArchiveError
+from kinetics_fs.fill.plan import retry_indexed
 from kinetics_fs.shared import IndexKey, ObjectDamaged, SharedStore
 from kinetics_fs.shared.backend import MAX_FILE
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index import ArchiveIndex, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, check_import
+from kinetics_fs.store import FailureLog
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def put_index(store: SharedStore, index: ArchiveIndex) -> None:
 
 
 def import_indexes_of(
-    store: SharedStore, index_db: ArchiveIndexDB, folder: Path, versions: Mapping[str, Version]
+    store: SharedStore, index_db: ArchiveIndexDB, folder: Path, versions: Mapping[str, Version], failures: FailureLog
 ) -> None:
     """Import the indexes of archives that this machine lacks in these versions.
 
@@ -46,6 +48,7 @@ def import_indexes_of(
         index_db: receives the indexes.
         folder: folder of the database.
         versions: the versions, by archive.
+        failures: see `import_shared_indexes`.
 
     Raises:
         SharedStoreError: the store cannot be used.
@@ -55,9 +58,10 @@ def import_indexes_of(
     for archive, version in versions.items():
         if archive not in known or not known[archive].matches(version):
             _import(store, IndexKey.of(archive, version_tag(version)), index_db, folder)
+    retry_indexed(index_db, failures)
 
 
-def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: Path) -> int:
+def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: Path, failures: FailureLog) -> int:
     """Import the indexes of a shared store that this machine lacks; takes one listing if it has them all.
 
     The index of an archive that this machine has read stays. Others are replaced by newer ones.
@@ -66,6 +70,7 @@ def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: 
         store: the shared store.
         index_db: receives the indexes.
         folder: folder of the database.
+        failures: the failures of the cache. A clip that was said to be in no archive is tried again if an index has it.
 
     Returns:
         The number of indexes that were imported.
@@ -76,9 +81,12 @@ def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: 
     """
     own = {IndexKey.of(name, "").archive for name in index_db.versions(confirmed=True)}
     known = {IndexKey.of(name, version_tag(version)) for name, version in index_db.versions().items()}
-    return sum(
+    imported = sum(
         _import(store, key, index_db, folder) for key in store.indexes() if key.archive not in own and key not in known
     )
+    if imported:
+        retry_indexed(index_db, failures)
+    return imported
 
 
 def _import(store: SharedStore, key: IndexKey, index_db: ArchiveIndexDB, folder: Path) -> bool:

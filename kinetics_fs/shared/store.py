@@ -523,6 +523,10 @@ class SharedStore:
         if version is not None and (known is None or (fill.indexed and not known.indexed)):
             self.records.replace(key, version, fill._asdict())
 
+    def delete_fill(self, fill: CompletedFill) -> None:
+        """Delete a completion record, because the store has lost clips of the archive."""
+        self.records.delete(_fill_key(fill.archive, fill.etag, fill.coverage))
+
     def count_indexes(self) -> int:
         """Return the number of archive indexes, by a listing."""
         return sum(1 for _ in self.backend.scan(_INDEXES))

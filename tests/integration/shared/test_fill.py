@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +20,14 @@ from typing import Any
 import pytest
 
 from kinetics_fs.catalog import Clip
+from kinetics_fs.errors import FailureKind, FetchError
 from kinetics_fs.fill.archive_job import Summary, unpack_progress
 from kinetics_fs.fill.shared_indexes import import_shared_indexes, put_index, version_tag
 from kinetics_fs.shared import IndexKey, SharedStore, create_store
+from kinetics_fs.shared.store import clip_key
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
-from kinetics_fs.store import CacheLayout
+from kinetics_fs.store import CacheLayout, Store
 from tests.conftest import Dataset
 from tests.support.annotated_archives import HEADS, SURFING, TRAIN, AnnotatedArchives
 from tests.support.archive_site import ArchiveSite
@@ -158,21 +161,23 @@ class Slow(bytes):
     """
 
     released: threading.Event
+    pause: float
+    """Seconds between two segments."""
 
     def __getitem__(self, key: Any) -> Any:
-        self.released.wait(100 if key.start >= 3 * SEGMENT else key.start / SEGMENT * 4.5)
+        self.released.wait(100 if key.start >= 2 * SEGMENT else key.start / SEGMENT * self.pause)
         return super().__getitem__(key)
 
 
 @contextmanager
-def slow_archive(cluster: Cluster, site: ArchiveSite) -> Iterator[Slow]:
+def slow_archive(cluster: Cluster, site: ArchiveSite, pause: float = 0.0) -> Iterator[Slow]:
     """Replace an archive by a large one that arrives slowly."""
     chance = random.Random(1)
-    clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(500_000) for number in range(70)}
+    clips = {Clip(f"large____{number:02}", 0, 10): chance.randbytes(500_000) for number in range(42)}
     cluster.clips = {SURFING: clips}
     cluster.annotate(list(clips))
     site.files[SURFING] = content = Slow(by_zlib(make_tar(clips), 1))
-    content.released = threading.Event()
+    content.released, content.pause = threading.Event(), pause
     try:
         yield content
     finally:
@@ -191,7 +196,7 @@ def checkpoint_offset(cluster: Cluster) -> int:
 @pytest.mark.parametrize("local", [True, False])
 def test_a_machine_continues_at_the_checkpoint_of_one_that_was_killed(cluster: Cluster, local: bool) -> None:
     only_shared = [] if local else ["--no-local"]
-    with cluster.site() as site, slow_archive(cluster, site) as content:
+    with cluster.site() as site, slow_archive(cluster, site, 4.5) as content:
         killed = cluster.start(0, site.url, *only_shared)
         wait_until(lambda: checkpoint_offset(cluster) > SEGMENT // 2, killed)
         killed.send_signal(signal.SIGKILL)
@@ -214,7 +219,7 @@ def test_a_machine_continues_at_the_checkpoint_of_one_that_was_killed(cluster: C
 def test_an_interrupted_machine_leaves_its_archive_to_the_others_at_once(cluster: Cluster) -> None:
     with cluster.site() as site, slow_archive(cluster, site) as content:
         first = cluster.start(0, site.url)
-        wait_until(lambda: list(cluster.store.backend.scan("checkpoints/v1")), first)
+        wait_until(lambda: cluster.shared(), first)
         second = cluster.start(1, site.url)
         wait_until(lambda: len(site.requests) > 5, first, second)
         first.send_signal(signal.SIGTERM)  # as from `scancel`
@@ -329,15 +334,30 @@ def test_clips_that_are_corrupt_or_in_no_archive_are_told(cluster: Cluster) -> N
     assert (again["archives"]["read"], again["not_stored"]) == ([], 1)
 
 
-def test_a_damaged_archive_is_read_by_one_machine(cluster: Cluster) -> None:
+def test_an_archive_of_which_the_store_has_lost_a_clip_is_read_again(cluster: Cluster) -> None:
+    assert cluster.run("--no-local").returncode == 0
+    cluster.store.backend.delete(clip_key(next(iter(cluster.clips[HEADS])), "source"))
+
+    lost = cluster.run("--no-local", "--json")
+
+    assert lost.returncode == 3
+    archives = json_output(lost)["archives"]
+    assert list(archives["failed"]) == archives["left"] == [HEADS]
+    assert archives["failed"][HEADS] == "the shared store has lost clips of it; run the same command again"
+    again = json_output(cluster.run("--no-local", "--json"))
+    assert (again["archives"]["read"], again["uploaded"]) == ([HEADS], 1)
+    assert cluster.shared() == cluster.of(SURFING, HEADS, TRAIN)
+
+
+def test_a_damaged_archive_is_read_by_two_machines(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (cluster.folder / TRAIN).read_bytes()
     cluster.write(TRAIN, content[: len(content) // 2])
-    first = cluster.run("--split", "train", "--json")
-    assert first.returncode == 3, first
-    second = cluster.run("--split", "train", "--cache-dir", cluster.caches / "2", "--json")
-    assert json_output(second)["bytes_read"] == 0
-    assert "(read by " in json_output(second)["archives"]["failed"][TRAIN]
-    assert json_output(second)["archives"]["left"] == [TRAIN]
+    for node in range(3):
+        monkeypatch.setattr(socket, "gethostname", lambda node=node: f"node-{node}")
+        done = cluster.run("--split", "train", "--cache-dir", cluster.caches / str(node), "--json")
+        assert (json_output(done)["bytes_read"] == 0) == (node == 2), done
+    assert "(read by node-1)" in json_output(done)["archives"]["failed"][TRAIN]
+    assert json_output(done)["archives"]["left"] == [TRAIN]
     cluster.write(TRAIN, content)
     assert cluster.run("--split", "train").returncode == 0
     assert cluster.shared() == cluster.of(TRAIN)
@@ -454,17 +474,24 @@ def test_hostile_indexes_in_the_store_are_passed_over(cluster: Cluster, tmp_path
     backend.replace(keys[SURFING], swapped.body, found.info.version, metadata)
     cluster.store.put_index(IndexKey.of("noise", "1"), b"noise")
 
-    with ArchiveIndexDB(tmp_path / "other.sqlite") as index_db:
-        assert import_shared_indexes(cluster.store, index_db, tmp_path) == 2
+    with Store(tmp_path / "other") as store, ArchiveIndexDB(tmp_path / "other.sqlite") as index_db:
+        failures = store.failures
+        clip = next(iter(cluster.clips[TRAIN]))
+        failures.remember(clip, FetchError(FailureKind.GONE, "not in archives", source="archive"))
+        before = failures.get(clip)
+        assert import_shared_indexes(cluster.store, index_db, tmp_path, failures) == 2
         assert sorted(index_db.versions()) == sorted([HEADS, TRAIN])
+        after = failures.get(clip)
+        assert before is not None and after is not None
+        assert after.retry_at == after.last_at < before.retry_at, "it is tried again"
         assert index_db.versions(confirmed=True) == {}
-        assert import_shared_indexes(cluster.store, index_db, tmp_path) == 0
+        assert import_shared_indexes(cluster.store, index_db, tmp_path, failures) == 0
         # A newer index replaces an imported one, and never one that this machine has built.
         newer = next(index_db.indexes([TRAIN]))
         put_index(cluster.store, type(newer)(TRAIN, newer.size + 1, "new", newer.gzipped, newer.records))
-        assert import_shared_indexes(cluster.store, index_db, tmp_path) == 1
+        assert import_shared_indexes(cluster.store, index_db, tmp_path, failures) == 1
         assert index_db.versions()[TRAIN] == Version(newer.size + 1, "new")
-        assert import_shared_indexes(cluster.store, index_db, tmp_path) == 0
+        assert import_shared_indexes(cluster.store, index_db, tmp_path, failures) == 0
         index_db.add(newer)
-        assert import_shared_indexes(cluster.store, index_db, tmp_path) == 0
+        assert import_shared_indexes(cluster.store, index_db, tmp_path, failures) == 0
         assert index_db.versions()[TRAIN] == Version(newer.size, newer.etag)
