@@ -41,8 +41,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
@@ -87,9 +89,9 @@ def main() -> None:
             output.end(answer)
 
 
-def _take_over_stdout() -> TextIO:
+def _take_over_stdout() -> FileIO:
     """Keep standard output for answers; anything that a library prints goes to standard error, the log."""
-    output = os.fdopen(os.dup(1), "w")
+    output = FileIO(os.dup(1), "w")
     os.dup2(2, 1)
     return output
 
@@ -101,7 +103,7 @@ class _Output:
         stream: where they are written.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: FileIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
         self._received_before: int | None = None
@@ -140,8 +142,8 @@ class _Output:
             self._write({"received": received})
 
     def _write(self, answer: Answer) -> None:
-        self._stream.write(json.dumps(answer) + "\n")
-        self._stream.flush()
+        with suppress(BrokenPipeError):  # the parent is dead: the requests end, too
+            self._stream.write(json.dumps(answer).encode() + b"\n")
 
 
 class _Worker:

@@ -48,6 +48,9 @@ _RECORD_TIMEOUT = 10.0
 """Seconds for one request for a record. A request that is repeated takes up to twice as long."""
 _FILE_TIMEOUT = 60.0
 """The same for a file."""
+_RETRY_TIMEOUT = 10.0
+"""Seconds after which a request is not repeated any more; half of it to connect. An open waits for it once, if the
+network loses all packets."""
 _RETRIES = 4
 """Repetitions of a request that the server could not serve (5xx), or whose answer was lost."""
 _CONFLICT_TRIES = 4
@@ -99,6 +102,7 @@ class BucketBackend:
         self._obstore = obstore
         self._records = _open_store(parts.scheme, parts.netloc, prefix, record_timeout)
         self._files = _open_store(parts.scheme, parts.netloc, prefix, file_timeout)
+        self._reads = _open_store(parts.scheme, parts.netloc, prefix, file_timeout, stall_timeout=record_timeout)
 
     def _store(self, key: str) -> Any:
         return self._records if is_record(key) else self._files
@@ -107,7 +111,8 @@ class BucketBackend:
         """See `Backend.get`."""
 
         def run() -> StoredObject:
-            result = self._obstore.get(self._store(key), check_key(key))
+            store = self._records if is_record(key) else self._reads
+            result = self._obstore.get(store, check_key(key))
             info = _info(result.meta, {name: str(value) for name, value in result.attributes.items()})
             if info.size > max_size:
                 raise ObjectDamaged(
@@ -255,14 +260,17 @@ def _info(meta: ObjectMeta, metadata: Mapping[str, str]) -> ObjectInfo:
     return ObjectInfo(meta["size"], meta["last_modified"].timestamp(), version, metadata)
 
 
-def _open_store(scheme: str, bucket: str, prefix: str, timeout: float) -> Any:
+def _open_store(scheme: str, bucket: str, prefix: str, timeout: float, *, stall_timeout: float | None = None) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    seconds = datetime.timedelta(seconds=timeout)
-    retry_config: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": seconds}
+    seconds, retry = (datetime.timedelta(seconds=value) for value in (timeout, min(timeout, _RETRY_TIMEOUT)))
+    retry_config: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": retry}
     # Without encryption only where an endpoint asks for it by its http:// address.
-    client_options: ClientConfig = {"timeout": seconds, "connect_timeout": seconds / 2, "allow_http": True}
+    client_options: ClientConfig = {"timeout": seconds, "connect_timeout": retry / 2, "allow_http": True}
+    if stall_timeout is not None:
+        # Without this, a connection that is used again waits for as long as the whole body may take.
+        client_options["read_timeout"] = datetime.timedelta(seconds=stall_timeout)
     settings = _aws_settings() if scheme == "s3" else {}
     opened: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     try:

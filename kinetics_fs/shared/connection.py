@@ -75,7 +75,7 @@ class Connection:
         if write != "none":
             with contextlib.suppress(StoreError):  # on a read-only disk, where nothing can be fetched either
                 self._queue = UploadQueue(cache.layout.uploads)
-                self._write_back = WriteBack(store, self._queue, CachedClips(cache))
+                self._write_back = WriteBack(store, self._queue, CachedClips(cache), note_answer=self.outage.end)
         self._leases: Leases | None = None
         self._node: Node | None = None
         self._budgets: dict[str, SharedBudget] = {}

@@ -260,24 +260,27 @@ class SharedStore:
         """Try conditional writes on an object that is then deleted, and set the clock by it."""
         key = f"{PROBES}/{secrets.token_hex(12)}.json"
         try:
-            first = self.backend.create(key, b"1")
+            first = self.records.create(key, {})  # knows its own write again if the answer is lost
         except AccessRefused as error:
             return Capabilities(False, False, str(error))
         try:
             written = self.backend.stat(key)
             if written is not None:
                 self.clock.observe(written.modified)
-            second = self.backend.replace(key, b"2", first)
-            faults = []
-            if self._is_accepted(lambda: self.backend.create(key, b"3")):
-                faults.append("it overwrites an object that is to be created")
-            found = self.backend.stat(key)
-            if self._is_accepted(lambda: self.backend.replace(key, b"4", first)):
-                faults.append("it replaces an object that was changed")
-            if not faults and (found is None or found.version != second):
-                faults.append("it does not show what was written last")
-        except (AccessRefused, Conflict) as error:
-            faults = [str(error) or "it does not replace an unchanged object"]
+            second = first and self.records.replace(key, first.version, {})
+            if first is None or second is None:
+                faults = ["it does not replace an unchanged object"]
+            else:
+                faults = []
+                if self._is_accepted(lambda: self.backend.create(key, b"3")):
+                    faults.append("it overwrites an object that is to be created")
+                found = self.backend.stat(key)
+                if self._is_accepted(lambda: self.backend.replace(key, b"4", first.version)):
+                    faults.append("it replaces an object that was changed")
+                if not faults and (found is None or found.version != second.version):
+                    faults.append("it does not show what was written last")
+        except AccessRefused as error:
+            faults = [str(error)]
         finally:
             with contextlib.suppress(AccessRefused):
                 self.backend.delete(key)

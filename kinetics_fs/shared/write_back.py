@@ -109,6 +109,7 @@ class WriteBack:
         store: the shared store.
         queue: the queue of the cache.
         clips: the cached clips.
+        note_answer: called whenever the store has taken a clip, or had it.
         monotonic: a clock in seconds.
     """
 
@@ -118,11 +119,13 @@ class WriteBack:
         queue: UploadQueue,
         clips: LocalClips,
         *,
+        note_answer: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._queue = queue
         self._clips = clips
+        self._note_answer = note_answer
         self._monotonic = monotonic
         self._changed = threading.Condition()
         self._leases: dict[Upload, Lease] = {}
@@ -183,10 +186,12 @@ class WriteBack:
             found = self._read(upload)
             if found is None:
                 dropped = "evicted"
-            elif self._store.put_clip(upload.clip, upload.profile, found.body, found.facts):
-                with self._changed:
-                    self._uploaded += 1
-                    self._bytes += found.facts.size
+            else:
+                if self._store.put_clip(upload.clip, upload.profile, found.body, found.facts):
+                    with self._changed:
+                        self._uploaded += 1
+                        self._bytes += found.facts.size
+                self._note_answer()
         except ObjectDamaged as error:  # of the cached file, or something in the way that is no object
             _log.warning("%s: not uploaded: %s", upload.clip.key, error)
             dropped = "refused"

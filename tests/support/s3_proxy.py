@@ -55,7 +55,7 @@ class S3Proxy:
         drops_headers: names of headers, in lower case, that are not passed on.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, host: str) -> None:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.written: Counter[str] = Counter()
         self.faults: deque[Fault] = deque()
@@ -64,7 +64,7 @@ class S3Proxy:
         self.ended = threading.Event()
         self._lock = threading.Lock()
         proxy = self
-        host = urlsplit(server).netloc
+        backend_host = urlsplit(server).netloc
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -84,7 +84,7 @@ class S3Proxy:
                     content = f"<Error><Code>{fault.code}</Code></Error>".encode() if fault.code else b""
                     self._answer(fault.status, [], b"" if self.command == "HEAD" else content, None)
                     return
-                backend = http.client.HTTPConnection(host, timeout=30)
+                backend = http.client.HTTPConnection(backend_host, timeout=30)
                 try:
                     headers = {
                         name: value for name, value in self.headers.items() if name.lower() not in proxy.drops_headers
@@ -126,8 +126,8 @@ class S3Proxy:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = _Server((host, 0), Handler)
+        self.url = f"http://{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def _next(self, method: str, path: str) -> Fault:
@@ -147,9 +147,9 @@ class S3Proxy:
 
 
 @contextmanager
-def s3_proxy(server: str) -> Iterator[S3Proxy]:
-    """Run a proxy in front of a server until the block ends."""
-    proxy = S3Proxy(server)
+def s3_proxy(server: str, host: str = "127.0.0.1") -> Iterator[S3Proxy]:
+    """Run a proxy in front of a server until the block ends, on an address of this machine."""
+    proxy = S3Proxy(server, host)
     try:
         yield proxy
     finally:

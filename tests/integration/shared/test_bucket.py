@@ -140,6 +140,20 @@ def test_a_create_whose_answer_was_lost_is_a_conflict_with_itself(backend: Bucke
     assert found is not None and found.nonce == record.nonce
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_probe_is_right_although_an_answer_is_lost(backend: BucketBackend, proxy: S3Proxy, number: int) -> None:
+    puts = 0
+
+    def lose(method: str, path: str) -> Fault | None:
+        nonlocal puts
+        puts += method == "PUT"
+        return Fault(loses_answer=True) if method == "PUT" and puts == number else None
+
+    proxy.fault = lose
+    assert SharedStore(backend).probe() == (True, True, "")
+    assert puts > number
+
+
 def test_a_body_that_ends_early_is_never_returned(backend: BucketBackend, proxy: S3Proxy) -> None:
     backend.create(FILE, b"clip" * 100, {})
     proxy.faults.append(Fault(keeps=100))
