@@ -117,7 +117,7 @@ def _soak(folder: Path, seconds: float, arguments: list[str]) -> tuple[str, _See
     videos, mountpoint, proofs = folder / "videos", folder / "mountpoint", folder / "proofs"
     for needed in (videos, mountpoint, proofs):
         needed.mkdir()
-    make_dataset(videos, find_ffmpeg(), lambda _: None)
+    make_dataset(videos, find_ffmpeg())
     clips = [clip for length in _CLIP_SECONDS for clip in short_clips(length)]
     annotations = write_annotations(folder / "clips.csv", [Labelled(CLASS, clip, "train") for clip in clips])
     paths = [f"train/{CLASS}/{clip.name}" for clip in clips]

@@ -16,15 +16,22 @@ from kinetics_fs.demo.dataset import make_dataset
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from tests.support.command_line import NEUTRAL, Mounted
-from tests.support.videos import Videos, make_videos
+from tests.support.videos import Videos, make_videos, run_ffmpeg
 from tests.support.youtube import FakeYouTube
 
 
 class Dataset(NamedTuple):
-    """The demo's dataset: `<id>.mp4` files in `videos`, and their annotation file."""
+    """The demo's dataset, with small pictures.
+
+    Attributes:
+        videos: folder of the videos, `<id>.mp4`.
+        annotations: the annotation file.
+        clips: five different clips of ten seconds, as the archives of a release have them.
+    """
 
     videos: Path
     annotations: Path
+    clips: tuple[bytes, ...]
 
 
 SERVERS = frozenset({"archives", "fetched", "host", "mount", "serve", "site", "yt"})
@@ -64,11 +71,17 @@ def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return made_once(
-        "videos",
-        tmp_path_factory,
-        lambda videos: Dataset(videos, make_dataset(videos, find_ffmpeg(), lambda _: None)),
-    )
+    def make(videos: Path) -> Dataset:
+        annotations = make_dataset(videos, find_ffmpeg(), width=160, height=120)
+        clips = list[bytes]()
+        # Each begins with another keyframe: the first seconds of all videos are alike.
+        for start, video in zip(range(0, 10, 2), sorted(videos.glob("*.mp4")), strict=True):
+            clip = videos.with_name("clip.mp4")
+            run_ffmpeg("-ss", start, "-i", video, "-t", 10, "-c", "copy", "-movflags", "+faststart", clip)
+            clips.append(clip.read_bytes())
+        return Dataset(videos, annotations, tuple(clips))
+
+    return made_once("videos", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,6 @@ from kinetics_fs.demo.media import make_video
 RATE = 25
 """Frames per second of every video."""
 
-_WIDTH, _HEIGHT = 320, 180
-"""Picture size of every video; small, because the demo encodes each video twice."""
-
 VIDEOS = {"-demo_video": 24.0, "demo-video2": 20.0, "_demo_vid3_": 16.0, "demo_video4": 30.0, "DEMOvideo-5": 14.5}
 """Length of each video in seconds. The ids are as irregular as real ones."""
 
@@ -42,19 +39,29 @@ ROWS = [
 ]
 
 
-def make_dataset(folder: Path, ffmpeg: str, made: Callable[[str], None]) -> Path:
+def make_dataset(
+    folder: Path,
+    ffmpeg: str,
+    made: Callable[[str], None] = lambda video: None,
+    *,
+    width: int = 320,
+    height: int = 180,
+) -> Path:
     """Make the videos, as `<id>.mp4`, and the annotations.
 
     Args:
         folder: an empty folder.
         ffmpeg: path of the program.
         made: called with each id after its video is written.
+        width: width of the pictures in pixels; small by default, because the demo encodes each video twice.
+        height: their height in pixels.
 
     Returns:
         The path of the annotation file.
     """
     for video, seconds in VIDEOS.items():
-        make_video(folder / f"{video}.mp4", seconds=seconds, ffmpeg=ffmpeg, rate=RATE, width=_WIDTH, height=_HEIGHT)
+        path = folder / f"{video}.mp4"
+        make_video(path, seconds=seconds, ffmpeg=ffmpeg, rate=RATE, width=width, height=height, gop=2 * RATE)
         made(video)
     annotations = folder / "annotations.csv"
     lines = ["label,youtube_id,time_start,time_end,split"]

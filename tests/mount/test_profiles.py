@@ -40,7 +40,7 @@ def profile_of(path: Path) -> tuple[str, str]:
 def test_mounts_with_other_settings_share_a_cache(
     mount: MountFactory, site: VideoSite, cache: Path, one_clip: Path
 ) -> None:
-    heights = (180, 144)
+    heights = (120, 96)
     clips = {
         height: mount("--annotations", one_clip, "--max-height", str(height)).root / f"train/surfing water/{CLIP.name}"
         for height in heights
@@ -51,16 +51,16 @@ def test_mounts_with_other_settings_share_a_cache(
         assert state(clip) == "cached"
         assert profile_of(clip) == (CutProfile(height).name, f"max-height={height}, trim=exact")
     # Neither has changed the other, also for those who mount later.
-    again = mount("--annotations", one_clip, "--max-height", "180", "--only", "cached")
-    assert height_of(again.root / f"train/surfing water/{CLIP.name}") == 180
+    again = mount("--annotations", one_clip, "--max-height", "120", "--only", "cached")
+    assert height_of(again.root / f"train/surfing water/{CLIP.name}") == 120
     sizes = {height: clip.stat().st_size for height, clip in clips.items()}
-    with Store(cache, profile=CutProfile(144)) as store:
-        assert sizes[144] == store.sizes([CLIP.key])[CLIP.key].size
+    with Store(cache, profile=CutProfile(96)) as store:
+        assert sizes[96] == store.sizes([CLIP.key])[CLIP.key].size
         assert store.usage().clips == 2
         assert store.usage().bytes == sum(sizes.values())
 
     common = ("--cache-dir", cache, "--annotations", one_clip)
-    for height, cached in ((180, 1), (144, 1), (100, 0)):
+    for height, cached in ((120, 1), (96, 1), (80, 0)):
         settings = (*common, "--max-height", str(height))
         coverage = json_output(run_command("status", "--coverage", "--json", *settings))
         assert (coverage["cached"], coverage["untried"]) == (cached, 1 - cached)
@@ -78,11 +78,11 @@ def test_a_cache_with_other_settings_is_fetched_again(
 ) -> None:
     done = run_command(
         *("prefetch", "--cache-dir", cache, "--annotations", one_clip, "--video-url", site.url_template),
-        *("--max-height", "144", "--min-free", "0"),
+        *("--max-height", "96", "--min-free", "0"),
     )
     assert done.returncode == 0, done.stderr
-    mounted = mount("--annotations", one_clip, "--max-height", "180")
+    mounted = mount("--annotations", one_clip, "--max-height", "120")
     clip = mounted.root / f"train/surfing water/{CLIP.name}"
-    assert height_of(clip) == 180
+    assert height_of(clip) == 120
     mounted.end()
     assert_in_step(cache, processes=0)

@@ -37,7 +37,7 @@ class AnnotatedArchives:
     """
 
     def __init__(self, dataset: Dataset, folder: Path) -> None:
-        videos = [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+        videos = dataset.clips
         self.folder = folder / "archives"
         self.cache = folder / "cache"
         self.annotations = folder / "annotations.csv"

@@ -16,7 +16,6 @@ from subprocess import CompletedProcess
 import pytest
 
 from kinetics_fs.catalog import Clip
-from kinetics_fs.demo.dataset import VIDEOS
 from kinetics_fs.demo.media import frame_numbers, make_video
 from kinetics_fs.demo.site import VideoSite
 from kinetics_fs.media.ffmpeg import find_ffmpeg
@@ -53,7 +52,7 @@ class ClipFolder:
         self.annotations = folder / "annotations.csv"
         rows = [f"{label},{','.join(map(str, clip))},{self.split(clip)}" for clip, label in LABELS.items()]
         self.annotations.write_text(csv_text(rows))
-        videos = [(dataset.videos / f"{video}.mp4").read_bytes() for video in VIDEOS]
+        videos = dataset.clips
         self.content = dict(zip((A, B, C, D), videos, strict=False))
         self.files = {
             A: self.put(f"val/{SURFING}/{A.name}", self.content[A]),

@@ -105,7 +105,7 @@ def test_a_mount_opens_clips_of_indexed_archives(
     annotated: AnnotatedArchives, dataset: Dataset, mount: MountFactory, site: VideoSite
 ) -> None:
     """Straight out of a tarball, byte for byte, and nobody else is asked."""
-    videos = [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+    videos = dataset.clips
     clips = {Clip("-demo_video", 10, 20): videos[3], Clip("_demo_vid3_", 3, 13): videos[1]}
     annotated.write(SURFING, by_zlib(make_tar(clips)))
     assert index(annotated, "build", "--archive", SURFING).returncode == 0

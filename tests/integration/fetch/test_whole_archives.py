@@ -7,7 +7,7 @@ import io
 import random
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,7 +45,7 @@ SEGMENT = 8 * 1024 * 1024
 """Bytes of one request for an archive that is read whole."""
 
 
-def make_archive(videos: list[bytes], padding: int = 0) -> bytes:
+def make_archive(videos: Sequence[bytes], padding: int = 0) -> bytes:
     """All clips of the class but two, one of them broken; after the first, so much that is no clip."""
     file = io.BytesIO()
     members = [(clip.name, videos[number % len(videos)]) for number, clip in enumerate(CLIPS)]
@@ -59,12 +59,12 @@ def make_archive(videos: list[bytes], padding: int = 0) -> bytes:
 
 
 @pytest.fixture
-def videos(dataset: Dataset) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+def videos(dataset: Dataset) -> Sequence[bytes]:
+    return dataset.clips
 
 
 @pytest.fixture
-def archives(videos: list[bytes]) -> Iterator[ArchiveSite]:
+def archives(videos: Sequence[bytes]) -> Iterator[ArchiveSite]:
     with ArchiveSite({ARCHIVE: make_archive(videos)}) as site:
         yield site
 
@@ -113,7 +113,7 @@ def read_whole(archives: ArchiveSite) -> float:
 
 
 def test_an_archive_is_read_once_for_all_waiting_requests(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     made = fetcher()
     waiting = [made.request(clip) for clip in CLIPS]
@@ -141,7 +141,7 @@ def test_siblings_are_stored_and_the_archive_is_indexed(fetcher: Make, store: St
 
 
 def test_each_request_is_answered_when_its_clip_arrives(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=2 * SEGMENT)
     archives.hold = SEGMENT, threading.Event()
@@ -225,7 +225,7 @@ def test_the_failure_names_the_option_and_the_size(fetcher: Make, archives: Arch
     assert error.reason.endswith(f"; its class archive ({size}) exceeds --max-archive-download ({limit}B)")
 
 
-def test_round_limits_are_shown_with_their_unit(fetcher: Make, archives: ArchiveSite, videos: list[bytes]) -> None:
+def test_round_limits_are_shown_with_their_unit(fetcher: Make, archives: ArchiveSite, videos: Sequence[bytes]) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=3 * 10**6)
     error = error_of(fetcher("archive", limit=3 * 10**6).request(CLIPS[7]))
     assert error.reason.endswith("exceeds --max-archive-download (3MB)")
@@ -244,7 +244,7 @@ def test_youtube_is_not_asked_again_while_the_limit_stays(
 
 
 def test_a_raised_limit_tries_the_archive_at_the_next_open(
-    fetcher: Make, store: Store, site: VideoSite, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, site: VideoSite, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     error_of(fetcher("archive", "youtube", limit=below(archives)).request(CLIPS[7]))
     fetcher("archive", "youtube", limit=below(archives) + 1).request(CLIPS[7]).result(TIMEOUT)
@@ -276,7 +276,7 @@ def test_a_limit_that_is_raised_too_little_asks_youtube_once_more(
 
 
 def test_without_another_source_the_next_open_tries_again(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     limit = below(archives)
     error = error_of(fetcher("archive", limit=limit).request(CLIPS[7]))
@@ -300,7 +300,7 @@ def test_an_archive_above_the_limit_does_not_stop_a_prefetch(
 
 
 def test_a_range_above_the_limit_is_not_read(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     """The limit holds for reads by index, too."""
     made = fetcher()
@@ -316,7 +316,7 @@ def test_a_range_above_the_limit_is_not_read(
 
 
 def test_a_changed_archive_above_the_limit_is_left_to_the_next_source(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     fetcher().request(CLIPS[0]).result(TIMEOUT)
     wait_until(lambda: not list((store.folder / "incoming").iterdir()))
@@ -365,8 +365,10 @@ def test_an_unreachable_server_is_a_transient_failure(fetcher: Make, store: Stor
 
 
 def test_siblings_evict_nothing(
-    fetcher: Make, site: VideoSite, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+    fetcher: Make, site: VideoSite, archives: ArchiveSite, dataset: Dataset, tmp_path: Path
 ) -> None:
+    videos = [path.read_bytes() for path in sorted(dataset.videos.glob("*.mp4"))]
+    archives.files[ARCHIVE] = make_archive(videos)
     limit = len(videos[0]) + 2 * 1024**2  # as much as a clip of unknown size is taken to need
     assert sum(map(len, videos)) > limit
     with Store(tmp_path / "small", limit=limit) as small:
@@ -384,7 +386,7 @@ def test_siblings_evict_nothing(
 
 @pytest.mark.parametrize("fault", ["503", "reset", "other-range"])
 def test_a_fault_of_the_server_still_delivers_the_clip(
-    fetcher: Make, archives: ArchiveSite, videos: list[bytes], fault: str
+    fetcher: Make, archives: ArchiveSite, videos: Sequence[bytes], fault: str
 ) -> None:
     archives.files[ARCHIVE] = make_archive(videos, padding=SEGMENT)
     archives.faults = ["", fault, fault]  # the first request asks for the version
@@ -408,7 +410,7 @@ def test_a_truncated_archive_leaves_nothing_unfinished(
 
 
 def test_an_incomplete_archive_proves_nothing_about_the_clips_that_it_lacks(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes], tmp_path: Path
 ) -> None:
     tar = gzip.decompress(archives.files[ARCHIVE])
     archives.files[ARCHIVE] = tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512)
@@ -428,7 +430,7 @@ def test_an_incomplete_archive_proves_nothing_about_the_clips_that_it_lacks(
 
 
 def test_the_whole_copy_of_a_clip_is_taken(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes], tmp_path: Path
 ) -> None:
     clip = CLIPS[2]
     copies = [make_tar({clip: content}) for content in (videos[0][:5_000], videos[0], videos[1][:4_000])]
@@ -446,7 +448,7 @@ def test_the_whole_copy_of_a_clip_is_taken(
 
 
 def test_a_name_in_long_form_can_be_read_by_the_index(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes]
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes]
 ) -> None:
     archives.files[ARCHIVE] = by_zlib(make_tar({CLIPS[1]: videos[1]}, lambda clip: "long/" * 60 + clip.name))
     made = fetcher(workers=1)
@@ -460,7 +462,7 @@ def test_a_name_in_long_form_can_be_read_by_the_index(
 
 
 def test_a_new_version_of_an_archive_is_indexed_again(
-    fetcher: Make, store: Store, archives: ArchiveSite, videos: list[bytes], tmp_path: Path
+    fetcher: Make, store: Store, archives: ArchiveSite, videos: Sequence[bytes], tmp_path: Path
 ) -> None:
     fetcher().request(CLIPS[0]).result(TIMEOUT)
     index_db = ArchiveIndexDB(tmp_path / "archives.sqlite")

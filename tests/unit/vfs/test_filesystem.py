@@ -635,8 +635,8 @@ def test_many_threads_open_and_close(parts: Parts) -> None:
         thread.join()
     assert failures == []
     # SQLite keeps connections; clips are closed.
-    clips = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
-    assert [target for target in clips if target.endswith(".mp4")] == []
+    files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
+    assert [file for file in files if file.startswith(f"{parts.store.folder}/") and file.endswith(".mp4")] == []
     assert len(descriptors()) < before + 40
 
 
