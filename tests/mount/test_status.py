@@ -32,7 +32,7 @@ def mounted(mount: MountFactory, site: VideoSite, tmp_path: Path) -> Mounted:
     rows = [Labelled(CLASS, clip, "validate") for clip in [READY, WANTED, LOST, *SLOW]]
     annotations = write_annotations(tmp_path / "some.csv", rows)
     # The limit leaves space for one clip besides the space reserved for a fetch.
-    mounted = mount("--annotations", annotations, "--workers", "1", "--metrics-port", "0", "--cache-size", "2.2MB")
+    mounted = mount("--annotations", annotations, "--workers", "1", "--metrics-port", "0", "--cache-size", "2.15MB")
     for clip in (READY, WANTED, WANTED, WANTED):
         clip_path(mounted, clip).read_bytes()
     with pytest.raises(OSError):
@@ -104,7 +104,7 @@ def test_status_and_metrics_of_a_busy_mount(mounted: Mounted, site: VideoSite) -
     assert 0 < value("fetch_seconds_sum", source="youtube") < 60
     assert value("cache_bytes") == clip_path(mounted, WANTED).stat().st_size
     assert value("fetched_bytes_total", source="youtube") > value("cache_bytes")
-    assert value("cache_limit_bytes") == 2_200_000
+    assert value("cache_limit_bytes") == 2_150_000
     assert (value("cache_clips"), value("evictions_total")) == (1, 1)
     assert (value("failures", kind="gone"), value("failures", kind="transient")) == (1, 0)
     assert value("source_blocked", source="youtube") == 0
