@@ -16,6 +16,7 @@ from kinetics_fs.cli.options import json_option, with_settings
 from kinetics_fs.cli.shared_copy import import_, sync
 from kinetics_fs.cli.shared_upkeep import prune, verify
 from kinetics_fs.config import Settings
+from kinetics_fs.errors import StoreError
 from kinetics_fs.util.text import count, duration
 
 if TYPE_CHECKING:
@@ -111,7 +112,11 @@ def status(quick: bool, settings: Settings, as_json: bool) -> None:
             bar.show(content.clips, None, size=content.bytes)
 
         summary = library.shared.status(quick=quick, on_progress=show)
-        uploads = library.shared.uploads()
+        try:
+            uploads = library.shared.uploads()
+        except StoreError as error:  # of this machine, not of the store
+            click.echo(f"kinetics-fs: {error}", err=True)
+            uploads = None
     if as_json:
         queue = uploads and uploads._asdict()
         click.echo(json.dumps({**summary.to_json(), "uploads": queue}, indent=2, ensure_ascii=False))

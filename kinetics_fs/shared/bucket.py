@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from kinetics_fs.errors import FailureKind, SettingError
+from kinetics_fs.errors import FailureKind, SettingError, printable
 from kinetics_fs.shared.backend import (
     MAX_METADATA,
     AccessRefused,
@@ -59,6 +59,7 @@ _CREDENTIALS_TTL = datetime.timedelta(minutes=1)
 """How long credentials from botocore are used until it is asked again. It renews them 10 minutes before they expire."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
+_PATH = re.compile(r'parsing Path "(.*?)": ', re.DOTALL)
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _NOT_DELETED = re.compile(r"DeleteObjects request failed .*\(code: ([A-Za-z]{1,64})\)")
 """The error of obstore if a request to delete many objects (status 200) names those that were not deleted."""
@@ -165,7 +166,7 @@ class BucketBackend:
         """See `Backend.top_names`. Reads one page."""
         pages = self._obstore.list(self._records, chunk_size=1000)
         page = self._call("list", "", lambda: next(pages, None)) or []
-        return {meta["path"].partition("/")[0] for meta in page}
+        return {meta["path"].partition("/")[0] for meta in page} - {""}  # the object that a console makes for a folder
 
     def scan(self, prefix: str, *, after: str = "") -> Iterator[ListedObject]:
         """See `Backend.scan`. Pages have 1,000 objects."""
@@ -220,6 +221,10 @@ class BucketBackend:
         found, coded = _STATUS.search(text), _CODE.search(text)
         status, code = int(found[1]) if found else 0, coded[1] if coded else ""
         where = f"cannot {verb} {self.address}/{key}".rstrip("/")
+        if isinstance(error, exceptions.InvalidPathError):
+            named = _PATH.search(text)
+            name = printable(named[1][:200]) if named else ""
+            return ObjectDamaged(f"{where}: an object there has an invalid name ({name}); remove it")
         answer = f"HTTP {status}" + (f" ({code})" if code else "")
         if (refused := _NOT_DELETED.search(text)) and refused[1] not in _TRANSIENT_CODES:
             return AccessRefused(f"{where}: {refused[1]}; allow to delete objects")

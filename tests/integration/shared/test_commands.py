@@ -126,6 +126,24 @@ def test_init_restores_the_record_of_a_store_that_lost_it(store: SharedStore, ru
     assert store.open(create=False) and store.has_clip(CLIP, "source")
 
 
+def test_init_takes_a_folder_that_a_console_made_for_empty(bucket_url: str, run: Run, serve: Moto) -> None:
+    bucket, _, prefix = bucket_url.removeprefix("s3://").partition("/")
+    for key in (f"{prefix}/", f"{prefix}/clips/", f"{prefix}/clips/v1/source/"):
+        serve.s3.put_object(Bucket=bucket, Key=key, Body=b"")
+    assert run("shared", "init", bucket_url).returncode == 0
+    assert json_output(run("shared", "status", "--shared", bucket_url, "--json"))["content"]["clips"] == 0
+
+
+@pytest.mark.parametrize("key", ["clips/v1/source/a\x1bb", "clips/v1//x", "leases/../x"])
+def test_a_name_that_no_program_can_use_is_named(bucket_url: str, run: Run, serve: Moto, key: str) -> None:
+    create_store(bucket_url)
+    bucket, _, prefix = bucket_url.removeprefix("s3://").partition("/")
+    serve.s3.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=b"")
+    done = run("shared", "status", "--shared", bucket_url)
+    assert done.returncode == 1 and "has an invalid name" in done.stderr and "remove it" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_init_takes_a_new_disk_for_empty(tmp_path: Path, run: Run) -> None:
     (tmp_path / "store" / "lost+found").mkdir(parents=True)
     (tmp_path / "store" / ".snapshot").mkdir()
@@ -217,6 +235,15 @@ def test_status_prints_hostile_objects_safely(store: SharedStore, run: Run, serv
         assert done.returncode == 0, done.stderr
         assert "\x1b" not in done.stdout and "\u202e" not in done.stdout and "z.json" in done.stdout
     assert list(store.fills()) == []
+
+
+def test_status_shows_the_store_although_the_queue_of_the_cache_is_damaged(
+    folder: SharedStore, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    CacheLayout(tmp_path / "cache").uploads.write_bytes(b"no database" * 1000)
+    done = run("shared", "status", "--shared", folder.backend.address)
+    assert done.returncode == 0 and "uploads.sqlite" in done.stderr and "clips" in done.stdout
 
 
 def test_status_needs_a_store(tmp_path: Path, run: Run) -> None:
