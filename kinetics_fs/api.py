@@ -887,7 +887,7 @@ class ArchiveIndexes:
         worker_cache_dir: str | None = None,
         progress: ArchiveProgress | None = None,
     ) -> ArchiveResults:
-        """Index archives in one pass over each. No clip is stored.
+        """Index archives in one pass over each. No clip is stored. With a shared store, the indexes are shared.
 
         Args:
             archives: names of the archives, below `archive_url`; empty for all that hold the selection.
@@ -899,6 +899,7 @@ class ArchiveIndexes:
         Raises:
             SettingError: the cluster cannot be used with these settings.
             KineticsError: the cluster does not answer, or has other versions.
+            SharedStoreError: the shared store cannot be used.
             FetchError: the list of archives cannot be read.
             ArchiveError: the list of archives is damaged, or this Python cannot build indexes.
         """
@@ -920,8 +921,11 @@ class ArchiveIndexes:
                 index_db_path(settings),
                 cache_dir=settings.cache_dir,
                 checkpoints=CacheLayout(settings.cache_dir).index_checkpoints,
+                failures=self._library.store.failures,
                 executor=executor,
                 progress=progress,
+                shared=open_shared_store(settings),
+                share=settings.shared_write == "all",
             )
         with open_index_db(settings) as index_db:
             retry_indexed(index_db, self._library.store.failures)

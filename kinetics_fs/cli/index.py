@@ -33,7 +33,7 @@ def command() -> None:
 
 
 @command.command("build", short_help="Index the archives that hold a selection.")
-@with_settings("selection", "cache", "archive")
+@with_settings("selection", "cache", "archive", "shared")
 @archive_options
 @dask_options
 @json_option
@@ -51,16 +51,22 @@ def build(
     it again: it resumes. `kinetics-fs fill` builds the same indexes on its way. Exits with 3 if some archives could not
     be indexed.
 
+    With --shared, the indexes that other machines have built are imported, and those that are built here are shared.
+
     \b
     kinetics-fs index build --split validation --class "surfing water"
     kinetics-fs index build --release 400 --archive-url /data/kinetics
     kinetics-fs index build --archive 600/val/abseiling.tar.gz
     kinetics-fs index build --release 600 --dask tcp://scheduler:8786 --worker-cache-dir /scratch/kinetics
     """
-    from kinetics_fs.cli.archives import ArchiveBars, exit_code, print_failures
+    from kinetics_fs.cli.archives import ArchiveBars, exit_code, interrupted_by_sigterm, print_failures
     from kinetics_fs.cli.library import open_library
 
-    with open_library(settings, whole_cache=bool(archives)) as library, ArchiveBars() as progress:
+    with (
+        open_library(settings, whole_cache=bool(archives)) as library,
+        interrupted_by_sigterm(),
+        ArchiveBars() as progress,
+    ):
         results = library.indexes.build(
             archives, processes=jobs, dask=dask, worker_cache_dir=worker_cache_dir, progress=progress
         )

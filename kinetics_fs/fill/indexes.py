@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kinetics_fs.catalog import Clip
 from kinetics_fs.errors import ArchiveError, KineticsError
@@ -17,6 +17,7 @@ from kinetics_fs.fill.archive_job import ArchiveJob
 from kinetics_fs.fill.executors import Executor
 from kinetics_fs.fill.plan import find_versions, indexed_archives
 from kinetics_fs.fill.runner import ArchiveProgress, ArchiveResults, read_archives
+from kinetics_fs.fill.turns import Turns
 from kinetics_fs.media import VerifyLevel
 from kinetics_fs.sources.archive.base import Version
 from kinetics_fs.sources.archive.extract import extract
@@ -25,7 +26,10 @@ from kinetics_fs.sources.archive.index_db import ArchiveIndexDB, check_import
 from kinetics_fs.sources.archive.layout import archive_address
 from kinetics_fs.sources.archive.libz import finds_block_boundaries
 from kinetics_fs.sources.archive.reader import open_archive
-from kinetics_fs.store import FillCheckpoints
+from kinetics_fs.store import FailureLog, FillCheckpoints
+
+if TYPE_CHECKING:
+    from kinetics_fs.shared import SharedStore
 
 _MAX_READS = 4
 
@@ -50,8 +54,11 @@ def build_indexes(
     *,
     cache_dir: Path,
     checkpoints: FillCheckpoints,
+    failures: FailureLog,
     executor: Executor,
     progress: ArchiveProgress,
+    shared: SharedStore | None = None,
+    share: bool = True,
 ) -> ArchiveResults:
     """Index archives in one pass over each. Archives that are indexed in their current version are not read again.
 
@@ -61,16 +68,30 @@ def build_indexes(
         index_db: file of the archive index database; created if it does not exist.
         cache_dir: the cache directory.
         checkpoints: where in half-read archives to continue.
+        failures: the failures of the cache. A clip that was said to be in no archive is tried again if an index of the
+            shared store has it.
         executor: reads the archives; it is shut down in the end.
         progress: receives the progress.
+        shared: shared store whose indexes are used instead of reading the archives again; None for none.
+        share: put the indexes into that store.
 
     Raises:
         ArchiveError: this Python cannot build indexes.
+        SharedStoreError: the shared store cannot be used.
     """
     if not finds_block_boundaries():
         raise ArchiveError("cannot build an index: this Python links zlib statically; use a Python with a shared libz")
     versions, failed = find_versions(base, names)
+    turns = Turns()
     with ArchiveIndexDB(index_db) as opened:
+        if shared is not None:
+            from kinetics_fs.fill.index_turns import IndexTurns
+            from kinetics_fs.fill.shared_indexes import import_indexes_of, put_missing
+
+            if shared.open(create=False) and share:
+                turns = IndexTurns(shared)
+                put_missing(shared, opened, indexed_archives(opened, versions, confirmed=True))
+            import_indexes_of(shared, opened, cache_dir, versions, failures)
         indexed = indexed_archives(opened, versions)
     results = ArchiveResults(read_before=[name for name in versions if name in indexed], failed=failed)
     jobs = (
@@ -88,7 +109,7 @@ def build_indexes(
         for name in versions
         if name not in indexed
     )
-    read_archives(jobs, versions, results, index_db=index_db, executor=executor, progress=progress)
+    read_archives(jobs, versions, results, index_db=index_db, executor=executor, progress=progress, turns=turns)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from kinetics_fs.errors import ArchiveError
@@ -36,6 +36,18 @@ def put_index(store: SharedStore, index: ArchiveIndex) -> None:
         _log.warning("%s: its index is too large for the shared store", index.archive)
     else:
         store.put_index(_key(index), file.getvalue())
+
+
+def put_missing(store: SharedStore, index_db: ArchiveIndexDB, archives: Collection[str]) -> None:
+    """Put the indexes of these archives into a shared store, except those that it has.
+
+    Raises:
+        SharedStoreError: the store cannot be used.
+    """
+    known = set(store.indexes())
+    for index in index_db.indexes([*archives]):
+        if _key(index) not in known:
+            put_index(store, index)
 
 
 def import_indexes_of(

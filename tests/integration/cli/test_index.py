@@ -362,3 +362,27 @@ def test_commands_fail_without_an_index(annotated: AnnotatedArchives, tmp_path: 
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "file").exists()
+
+
+def test_indexes_are_built_once_for_all_machines_of_a_shared_store(
+    annotated: AnnotatedArchives, tmp_path: Path
+) -> None:
+    store, other = tmp_path / "shared", tmp_path / "other"
+    assert index(annotated, "build", "--archive", SURFING).returncode == 0  # before there was a store
+    assert run_command("shared", "init", store).returncode == 0
+    first = index(annotated, "build", "--shared", store, "--json")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert json.loads(first.stdout)["archives"]["read_before"] == [SURFING]
+
+    second = index(annotated, "build", "--shared", store, "--json", cache=other)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert json.loads(second.stdout)["archives"] == {
+        "read": [],
+        "read_before": sorted([SURFING, HEADS, TRAIN]),
+        "failed": {},
+    }
+    assert [row["clips"] for row in listed(annotated, other)] == [row["clips"] for row in listed(annotated)]
+
+    missing = index(annotated, "build", "--shared", tmp_path / "none", cache=other)
+    assert missing.returncode == 1
+    assert "shared init" in missing.stderr
