@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from kinetics_fs.errors import FailureKind, FetchError, SharedStoreError
@@ -30,23 +32,49 @@ def until_reachable(request: Callable[[], _Result], *, otherwise: type[SharedSto
         FetchError: the store is unreachable for too long, or refuses the request (LOCAL).
     """
     pause = _FIRST_PAUSE
-    give_up_at: float | None = None
-    while True:
-        try:
-            return request()
-        except otherwise:
-            raise
-        except StoreUnreachable as error:
-            now = time.monotonic()
-            if give_up_at is None:
-                give_up_at = now + _PATIENCE
-                _log.warning("the fill waits for the shared store: %s", error)
-            if now + pause > give_up_at:
+    with ExitStack() as waiting:
+        give_up_at: float | None = None
+        while True:
+            try:
+                return request()
+            except otherwise:
+                raise
+            except StoreUnreachable as error:
+                now = time.monotonic()
+                if give_up_at is None:
+                    give_up_at = now + _PATIENCE
+                    waiting.enter_context(_outage.noted(error))
+                if now + pause > give_up_at:
+                    raise _lost(error) from error
+            except SharedStoreError as error:
                 raise _lost(error) from error
-        except SharedStoreError as error:
-            raise _lost(error) from error
-        time.sleep(pause)
-        pause = min(2 * pause, _MAX_PAUSE)
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE)
+
+
+class _Outage:
+    """The requests of this process that wait, of which one warns. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests = 0
+
+    @contextmanager
+    def noted(self, error: StoreUnreachable) -> Iterator[None]:
+        """Count a request that waits because of an error."""
+        with self._lock:
+            self._requests += 1
+            is_first = self._requests == 1
+        if is_first:
+            _log.warning("the fill waits for the shared store: %s", error)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests -= 1
+
+
+_outage = _Outage()
 
 
 def _lost(error: SharedStoreError) -> FetchError:
