@@ -332,11 +332,12 @@ class Library:
 
         Raises:
             SettingError: an address or a folder is invalid, or none of the sources can be used.
-            SharedStoreError: the shared store cannot be used. Nothing was fetched.
+            SharedStoreError: the shared store refuses to forget its failures. Nothing was fetched. A store that is away
+                only costs a warning.
         """
         wanted = list(map(_to_clip, clips))
         if self.settings.shared is not None:
-            self.shared.forget_failures(wanted)
+            self.shared.forget_failures_if_reachable(wanted)
 
         def due() -> Iterator[Clip]:
             for clip in wanted:

@@ -341,6 +341,15 @@ class SharedUpkeep:
             forgotten += len(batch)
         return forgotten
 
+    def forget_failures_if_reachable(self, clips: Collection[Clip]) -> None:
+        """Forget that clips are gone; log a warning if the store is away, because then no machine asks it."""
+        from kinetics_fs.shared import StoreUnreachable
+
+        try:
+            self.forget_failures(clips)
+        except StoreUnreachable as error:
+            _log.warning("the failures of the shared store stay: %s", error)
+
     def reset_blocks(self) -> int:
         """Let all machines of the rate group use blocked sources again. Return the number of these sources."""
         from kinetics_fs.shared import ObjectDamaged, SharedBudget, node_id

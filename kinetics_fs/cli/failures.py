@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from kinetics_fs.cli.options import (
     with_settings,
 )
 from kinetics_fs.config import Settings
-from kinetics_fs.errors import FailureKind
+from kinetics_fs.errors import FailureKind, SharedStoreError
 from kinetics_fs.util.text import count
 
 _WHICH_CLIPS = "cannot {} failures: none are chosen; {}"
@@ -113,7 +114,8 @@ def retry(
     with open_library(settings, whole_cache=whole_cache) as library:
         failed = [failure.clip for failure in library.failures(kinds, clips, whole_cache=whole_cache)]
         if settings.shared is not None and clips and not kinds:
-            failed += [clip for clip in library.shared.gone(clips) if clip not in failed]
+            with contextlib.suppress(SharedStoreError):  # which the retry reports
+                failed += [clip for clip in library.shared.gone(clips) if clip not in failed]
         warn_of_rate(settings, len(failed))
         with ProgressBars() as bars:
             result = library.retry(failed, whole_cache=whole_cache, on_progress=bars.add_prefetch())

@@ -106,3 +106,15 @@ def test_clear_says_that_the_store_cannot_be_used(tmp_path: Path, run: Run) -> N
     assert done.returncode == 1 and "cannot use" in done.stderr
     with Store(tmp_path / "cache") as cache:
         assert cache.failures.get(CLIP) is None
+
+
+def test_retry_goes_on_alone_while_the_store_is_away(run: Run, site: VideoSite, tmp_path: Path) -> None:
+    with Store(tmp_path / "cache") as cache:
+        cache.failures.remember(CLIP, FetchError(FailureKind.TRANSIENT, "no answer", source="youtube"))
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    arguments = "--shared", "s3://bucket/store", "--cache-dir", tmp_path / "cache", "--video-url", site.url_template
+    done = run_command("failures", "retry", *arguments, "--", CLIP.key, **away)
+    assert done.returncode == 0, done.stderr
+    assert "the failures of the shared store stay" in done.stderr
+    with Store(tmp_path / "cache") as cache:
+        assert cache.is_cached(CLIP)
