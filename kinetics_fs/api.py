@@ -48,7 +48,7 @@ from kinetics_fs.catalog import (
 )
 from kinetics_fs.config import Settings
 from kinetics_fs.control.status import PrefetchProgress, StoreStatus
-from kinetics_fs.errors import CatalogError, FailureKind, FetchError, SettingError
+from kinetics_fs.errors import FailureKind, FetchError, SettingError, UnknownClipError
 from kinetics_fs.shared_upkeep import SharedUpkeep
 from kinetics_fs.store import (
     KINDS_SHARED_BY_DEFAULT,
@@ -247,7 +247,7 @@ class Library:
         """
         clip = _to_clip(clip)
         if not self.catalog.locate(clip):
-            raise CatalogError(f"cannot open the clip {clip.key}: it is not in the selection")
+            raise UnknownClipError(f"cannot open the clip {clip.key}: it is not in the selection")
         settings = self.settings
         replaces_short = settings.short_clips == "youtube" and "youtube" in settings.source
         wants_longer = replaces_short and self.fetcher.wants_longer(clip)
@@ -1029,5 +1029,7 @@ def _to_clip(clip: Clip | str) -> Clip:
         return clip
     parsed = parse_clip_name(clip.rpartition("/")[2])
     if parsed is None:
-        raise CatalogError(f"cannot find the clip {clip!r}: its name has not the form <YouTube id>_<start>_<end>.mp4")
+        raise UnknownClipError(
+            f"cannot find the clip {clip!r}: its name has not the form <YouTube id>_<start>_<end>.mp4"
+        )
     return parsed

@@ -5,11 +5,12 @@
     KineticsError              its message tells the user what failed, why, and what to do
     ├── SettingError           a setting has an invalid value
     ├── CatalogError           annotations cannot be read, or a selection matches nothing
+    │   └── UnknownClipError   a name is not in the selection; also a FileNotFoundError
     ├── StoreError             the cache directory cannot be used
     ├── SharedStoreError       the shared store cannot be used
     ├── MountError             a path cannot be mounted or unmounted
     ├── ArchiveError           an archive, or an index of archives, is invalid
-    └── FetchError             a clip is unavailable; carries its `FailureKind`
+    └── FetchError             a clip is unavailable; carries its `FailureKind`; also an OSError
 
 A message has the form `cannot <verb> <object>: <cause>; <what to do>`, with the path, id, limit or address. A
 FetchError or an ArchiveError states the cause alone: it follows the name of a clip or an archive in logs and tables.
@@ -20,6 +21,7 @@ logs it.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -50,6 +52,17 @@ class SettingError(KineticsError):
 
 class CatalogError(KineticsError):
     """Annotations cannot be downloaded, parsed or compiled, or a selection matches nothing."""
+
+
+class UnknownClipError(CatalogError, FileNotFoundError):
+    """A name is not that of a clip of the selection."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.errno = errno.ENOENT
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StoreError(KineticsError):
@@ -96,16 +109,39 @@ class FailureKind(StrEnum):
     """The source delivered media that is not the clip."""
 
 
-class FetchError(KineticsError):
-    """A clip is unavailable.
+_ERRNOS = {
+    # Never ENOENT for a listed clip: the name exists, its data do not.
+    FailureKind.GONE: errno.EIO,
+    FailureKind.CREDENTIALS: errno.EACCES,
+    FailureKind.BLOCKED: errno.EAGAIN,
+    FailureKind.TRANSIENT: errno.EIO,
+    FailureKind.CONFIG: errno.EIO,
+    FailureKind.LOCAL: errno.EIO,
+    FailureKind.CORRUPT: errno.EIO,
+}
+
+_PASSED_ON = {
+    FailureKind.TRANSIENT: {errno.ETIMEDOUT, errno.EINTR},
+    FailureKind.LOCAL: {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM},
+}
+"""Causes that `open` may report unchanged because they say more than EIO."""
+
+
+class FetchError(KineticsError, OSError):
+    """A clip is unavailable. Programs that read files handle it as they handle a failed `open`.
+
+    Attributes:
+        errno: what `open` in a mount reports for this failure; see docs/semantics.md.
 
     Args:
         kind: class of the failure.
         reason: one line, fit for a log or an extended attribute.
         source: name of the source that failed (`youtube`); empty if no source was asked.
-        errno: errno of the operating system (`ENOSPC`, `ETIMEDOUT`); None if there was none.
+        cause_errno: errno of the operating system (`ENOSPC`, `ETIMEDOUT`); None if there was none.
         retry_after: delay in seconds that the source requested; None if it requested none.
     """
+
+    errno: int
 
     def __init__(
         self,
@@ -113,15 +149,24 @@ class FetchError(KineticsError):
         reason: str,
         *,
         source: str = "",
-        errno: int | None = None,
+        cause_errno: int | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(reason)
         self.kind = kind
-        self.reason = str(self)
+        self.reason = self.strerror = str(self)
         self.source = source
-        self.errno = errno
+        self.cause_errno = cause_errno
+        passed_on = cause_errno if cause_errno in _PASSED_ON.get(kind, ()) else None
+        self.errno = passed_on or _ERRNOS[kind]
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: getattr(self, name) for name in ("args", "errno", "strerror")}
+        return type(self).__new__, (type(self),), {**vars(self), **fields}
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as values for JSON."""
@@ -129,7 +174,7 @@ class FetchError(KineticsError):
             "kind": self.kind,
             "reason": self.reason,
             "source": self.source,
-            "errno": self.errno,
+            "errno": self.cause_errno,
             "retry_after": self.retry_after,
         }
 
@@ -146,7 +191,7 @@ class FetchError(KineticsError):
             FailureKind(fields["kind"]),
             str(fields["reason"]),
             source=str(fields["source"]),
-            errno=None if number is None else int(number),
+            cause_errno=None if number is None else int(number),
             retry_after=None if retry_after is None else float(retry_after),
         )
 

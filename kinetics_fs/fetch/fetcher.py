@@ -490,7 +490,7 @@ class Fetcher:
             except FetchError as error:
                 self._finish(fetch, _shutting_down() if self._closing else error)
             except StoreError as error:
-                failure = FetchError(FailureKind.LOCAL, str(error), errno=error.errno)
+                failure = FetchError(FailureKind.LOCAL, str(error), cause_errno=error.errno)
                 self._failures.report(fetch.clip, failure, fetch.id, remembered=False)
                 self._finish(fetch, failure)
             except Exception as error:

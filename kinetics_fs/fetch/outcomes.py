@@ -55,7 +55,7 @@ def combine_failures(failures: Sequence[FetchError], note: str) -> FetchError:
         failure.kind,
         f"{failure.reason[:_MAX_REASON]}; {note}",
         source=failure.source,
-        errno=failure.errno,
+        cause_errno=failure.cause_errno,
         retry_after=failure.retry_after,
     )
 

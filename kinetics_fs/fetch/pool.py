@@ -169,7 +169,7 @@ class Worker:
         except TimeoutError:
             self._end()
             raise FetchError(
-                FailureKind.TRANSIENT, "took longer than --timeout allows", source=source, errno=errno.ETIMEDOUT
+                FailureKind.TRANSIENT, "took longer than --timeout allows", source=source, cause_errno=errno.ETIMEDOUT
             ) from None
         except (FetchError, NotInSource, InProgressElsewhere):
             raise
@@ -242,7 +242,7 @@ class Worker:
         """Return the process; start one if there is none or it has died."""
         with self._lock:
             if self._stopped:
-                raise FetchError(FailureKind.TRANSIENT, "shutting down", errno=errno.EINTR)
+                raise FetchError(FailureKind.TRANSIENT, "shutting down", cause_errno=errno.EINTR)
             if self._process is None or self._process.poll() is not None:
                 self._unread = b""
                 try:
@@ -264,7 +264,7 @@ class Worker:
                         os.close(theirs)
                 except OSError as error:
                     raise FetchError(
-                        FailureKind.LOCAL, f"cannot start a worker process: {error.strerror}", errno=error.errno
+                        FailureKind.LOCAL, f"cannot start a worker process: {error.strerror}", cause_errno=error.errno
                     ) from error
                 first = {"settings": asdict(self._settings), "scratch": str(self._folder), "lifeline": theirs}
                 with contextlib.suppress(OSError):

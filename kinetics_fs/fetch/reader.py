@@ -167,7 +167,7 @@ class Reader(Checker):
         try:
             return self._run(operation, arguments, file, timeout=None, retry=False, **options)
         except ProcessDied as error:
-            raise FetchError(FailureKind.TRANSIENT, error.reason, errno=error.errno) from error
+            raise FetchError(FailureKind.TRANSIENT, error.reason, cause_errno=error.cause_errno) from error
         except FetchError as error:
             if error.kind is FailureKind.CONFIG and "aws" in arguments:
                 s3.forget()  # a correction takes effect without a restart

@@ -156,7 +156,7 @@ def _failure(operation: str, error: Exception) -> FetchError:
     if operation not in ("video", "check_video", "version", "extract", "stream"):
         return file_failure(operation, error)
     if isinstance(error, OSError):
-        return FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
+        return FetchError(FailureKind.LOCAL, f"{error}", cause_errno=error.errno)
     # A defect in this program, or a site that changed. The failure gets one line, the log the whole traceback.
     _log.error("unexpected error", exc_info=error)
     return FetchError(FailureKind.TRANSIENT, f"unexpected {type(error).__name__}: {error}")

@@ -106,10 +106,6 @@ class SharedClips:
                 target.write(found.body)
             with open_file(path) as file:
                 duration = self._checker.measure(file)
-        except OSError as error:
-            raise FetchError(
-                FailureKind.LOCAL, f"cannot store the clip: {error.strerror}", errno=error.errno
-            ) from error
         except FetchError as error:
             path.unlink(missing_ok=True)
             if error.kind is not FailureKind.CORRUPT:
@@ -117,6 +113,10 @@ class SharedClips:
             assert self.connection.node is not None
             self.connection.node.reject(clip, found, error.reason)
             return None
+        except OSError as error:
+            raise FetchError(
+                FailureKind.LOCAL, f"cannot store the clip: {error.strerror}", cause_errno=error.errno
+            ) from error
         size = claim.publish(path, found.facts.source, cut=found.profile != SOURCE, duration=duration)
         return Taken(size, found.facts.source)
 

@@ -175,7 +175,7 @@ class _Worker:
         except FetchError as error:
             failure = error
         except OSError as error:
-            failure = FetchError(FailureKind.LOCAL, f"{error}", errno=error.errno)
+            failure = FetchError(FailureKind.LOCAL, f"{error}", cause_errno=error.errno)
         except MemoryError:
             failure = FetchError(FailureKind.TRANSIENT, NO_MEMORY)
         except Exception as error:

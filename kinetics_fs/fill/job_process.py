@@ -96,9 +96,11 @@ class JobProcess:
                     stdout=subprocess.PIPE,
                 )
                 return self._process
+        except FetchError:
+            raise
         except OSError as error:
             reason = f"cannot start a process: {error.strerror}; see ulimit -a"
-            raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
+            raise FetchError(FailureKind.LOCAL, reason, cause_errno=error.errno) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -135,7 +137,7 @@ def failure_answer(error: KineticsError) -> str:
         values = {"error": error.as_json()}
     elif isinstance(error, CatalogError | SettingError | StoreError):  # every other job would fail the same way
         errno = error.errno if isinstance(error, StoreError) else None
-        values = {"error": FetchError(FailureKind.LOCAL, str(error), errno=errno).as_json()}
+        values = {"error": FetchError(FailureKind.LOCAL, str(error), cause_errno=errno).as_json()}
     else:
         values = {"error": FetchError(FailureKind.TRANSIENT, str(error)).as_json()}
     return json.dumps(values)

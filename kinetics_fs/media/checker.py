@@ -183,7 +183,9 @@ def open_file(path: Path) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise FetchError(FailureKind.LOCAL, f"cannot read the file: {error.strerror}", errno=error.errno) from error
+        raise FetchError(
+            FailureKind.LOCAL, f"cannot read the file: {error.strerror}", cause_errno=error.errno
+        ) from error
     try:
         yield file
     finally:
@@ -227,9 +229,11 @@ def take(process: ConfinedProcess, name: object, target: Path) -> None:
             raise FetchError(FailureKind.CORRUPT, "the process that reads the file left no clip: not a regular file")
         target.unlink(missing_ok=True)
         link_or_copy(file, target, max_size=MAX_FILE_SIZE, link=False)
+    except FetchError:
+        raise
     except OSError as error:
         raise FetchError(
-            FailureKind.LOCAL, f"cannot store the clip: {error.strerror or error}", errno=error.errno
+            FailureKind.LOCAL, f"cannot store the clip: {error.strerror or error}", cause_errno=error.errno
         ) from error
     finally:
         os.close(file)

@@ -87,7 +87,9 @@ def _copy(file: int, folder: Path) -> Path:
 def file_failure(_: str, error: Exception) -> FetchError:
     """Return the failure for an exception of a file operation."""
     if isinstance(error, OSError):
-        return FetchError(FailureKind.LOCAL, f"cannot read or write the file: {error.strerror}", errno=error.errno)
+        return FetchError(
+            FailureKind.LOCAL, f"cannot read or write the file: {error.strerror}", cause_errno=error.errno
+        )
     # Neither FFmpeg nor PyAV says which exceptions a file from outside may cause.
     return FetchError(FailureKind.CORRUPT, f"the file does not decode: {type(error).__name__}: {error}")
 

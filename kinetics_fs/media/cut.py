@@ -119,9 +119,9 @@ def raise_failure(done: subprocess.CompletedProcess[bytes], action: str) -> NoRe
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     message = lines[-1][:200] if lines else f"status {done.returncode}"
     if any("No space left on device" in line for line in lines):
-        raise FetchError(FailureKind.LOCAL, f"ffmpeg cannot write the clip: {message}", errno=errno.ENOSPC)
+        raise FetchError(FailureKind.LOCAL, f"ffmpeg cannot write the clip: {message}", cause_errno=errno.ENOSPC)
     if any("Cannot allocate memory" in line for line in lines):
-        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM)
+        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, cause_errno=errno.ENOMEM)
     raise FetchError(FailureKind.CORRUPT, f"ffmpeg cannot {action}: {message}")
 
 

@@ -162,11 +162,11 @@ def corrupt_if_unreadable() -> Iterator[None]:
     except FetchError:
         raise
     except MemoryError as error:
-        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM) from error
+        raise FetchError(FailureKind.CORRUPT, NO_MEMORY, cause_errno=errno.ENOMEM) from error
     except av.FFmpegError as error:
         reason = error.strerror or str(error)
         number = error.errno if isinstance(error, OSError) else None
-        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {reason}", errno=number) from error
+        raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {reason}", cause_errno=number) from error
     except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # PyAV's, for values out of range
         raise FetchError(FailureKind.CORRUPT, f"the file does not decode: {error}") from error
 

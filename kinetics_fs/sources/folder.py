@@ -119,7 +119,7 @@ class FolderSource:
                     if missing.note:
                         unused.append((path, missing.note))
                 except FetchError as error:  # another file may be a good copy
-                    failure = FetchError(error.kind, f"{path}: {error.reason}", errno=error.errno)
+                    failure = FetchError(error.kind, f"{path}: {error.reason}", cause_errno=error.cause_errno)
                     _log.warning("%s: folder: %s is not used: %s", clip.key, one_line(str(path)), error.reason)
         except CatalogError as error:
             failure = FetchError(FailureKind.CONFIG, str(error))
@@ -473,7 +473,7 @@ def import_file(file: Found, target: Path, *, link: bool = True) -> bool:
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FetchError(
-                FailureKind.LOCAL, f"cannot store the file: {error.strerror}", errno=error.errno
+                FailureKind.LOCAL, f"cannot store the file: {error.strerror}", cause_errno=error.errno
             ) from error
         if error.errno == errno.EFBIG:
             raise FetchError(FailureKind.CORRUPT, f"cannot use the file: it is {error.strerror}") from error
@@ -495,7 +495,7 @@ def is_on_disk(file: Found) -> bool:
 
 def _cannot_read(error: OSError) -> FetchError:
     # Neither LOCAL nor CONFIG, which stop a prefetch: only this file is affected.
-    return FetchError(FailureKind.TRANSIENT, f"cannot read the file: {error.strerror}", errno=error.errno)
+    return FetchError(FailureKind.TRANSIENT, f"cannot read the file: {error.strerror}", cause_errno=error.errno)
 
 
 def file_names(clip: Clip) -> tuple[str, ...]:

@@ -273,7 +273,7 @@ def _with_retries(request: Callable[[], T]) -> T:
             failure = busy
         except RequestError as error:
             timed_out = errno.ETIMEDOUT if "timed out" in str(error).lower() else None
-            failure = FetchError(FailureKind.TRANSIENT, f"media: {masked(str(error))}"[:300], errno=timed_out)
+            failure = FetchError(FailureKind.TRANSIENT, f"media: {masked(str(error))}"[:300], cause_errno=timed_out)
             if not isinstance(error, TransportError):
                 raise failure from error
         retries.wait(failure)

@@ -58,7 +58,7 @@ _NEVER = 0.0
 def evicted_too_early() -> FetchError:
     """Return the error of an open whose clip was evicted after each of `MAX_FETCHES_PER_OPEN` fetches."""
     reason = "evicted before it could be opened: the cache is too small; raise --cache-size"
-    return FetchError(FailureKind.LOCAL, reason, errno=errno.ENOSPC)
+    return FetchError(FailureKind.LOCAL, reason, cause_errno=errno.ENOSPC)
 
 
 class LimitRefused(StoreError):
@@ -234,7 +234,7 @@ class Evictor:
             remedy = "free space on the disk or lower --min-free"
         if pins:
             cause, remedy = f"{cause} beside the pinned clips", f"unpin clips (kinetics-fs pin remove), {remedy}"
-        return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", errno=errno.ENOSPC)
+        return FetchError(FailureKind.LOCAL, f"{cause}; {remedy}", cause_errno=errno.ENOSPC)
 
 
 def _in_words(limit: int | None) -> str:

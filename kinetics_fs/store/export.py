@@ -17,7 +17,7 @@ from typing import Any
 from unicodedata import normalize
 
 from kinetics_fs.catalog import Catalog, ClassNames, Clip, class_name, name_table
-from kinetics_fs.errors import KineticsError, StoreError
+from kinetics_fs.errors import FetchError, KineticsError, StoreError
 from kinetics_fs.store.selection import selection_pages
 from kinetics_fs.store.store import Store, StoredClip
 from kinetics_fs.util.beneath import Found, find_beneath
@@ -151,6 +151,8 @@ class _Export:
             with self._lock_folder():
                 self._check_names()
                 self._write_all()
+        except FetchError:
+            raise
         except OSError as error:
             raise StoreError(f"cannot write {error.filename or self._folder}: {error.strerror}") from error
 

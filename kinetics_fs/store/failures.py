@@ -117,7 +117,7 @@ class Failure:
 
     def error(self) -> FetchError:
         """Return the failure as the exception that it was."""
-        return FetchError(self.kind, self.reason, source=self.source, errno=self.errno)
+        return FetchError(self.kind, self.reason, source=self.source, cause_errno=self.errno)
 
 
 class LastingFailure(NamedTuple):
@@ -357,7 +357,7 @@ class FailureLog:
                 kind=error.kind,
                 reason=one_line(error.reason),
                 source=one_line(error.source),
-                errno=error.errno,
+                errno=error.cause_errno,
                 first_at=first_at,
                 last_at=now,
                 attempts=attempts,
@@ -376,7 +376,7 @@ class FailureLog:
         now = time.time()
         failures = (
             Failure(
-                *(clip.key, error.kind, one_line(error.reason), one_line(error.source), error.errno),
+                *(clip.key, error.kind, one_line(error.reason), one_line(error.source), error.cause_errno),
                 *(now, now, 1, now + retry_delay(error.kind, 1, error.retry_after)),
             )
             for clip in clips

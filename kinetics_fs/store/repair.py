@@ -154,6 +154,6 @@ def _decode(checker: Checker, path: Path) -> float:
         with path.open("rb") as file:
             return checker.decode(file.fileno())
     except FetchError as error:
-        if error.kind is not FailureKind.CORRUPT or error.errno in _MACHINE_ERRORS:
-            raise OSError(error.errno, error.reason) from error
+        if error.kind is not FailureKind.CORRUPT or error.cause_errno in _MACHINE_ERRORS:
+            raise OSError(error.cause_errno, error.reason) from error
         raise

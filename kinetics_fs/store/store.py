@@ -259,6 +259,8 @@ class Store:
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
+        except FetchError:
+            raise
         except OSError as error:
             raise self._error(error) from error
 
@@ -805,11 +807,11 @@ def _as_fetch_error(source: str = "") -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise FetchError(FailureKind.LOCAL, str(error), source=source, errno=error.errno) from error
+        raise FetchError(FailureKind.LOCAL, str(error), source=source, cause_errno=error.errno) from error
 
 
 def _cannot_open(error: Unreadable) -> FetchError:
-    return FetchError(FailureKind.LOCAL, f"cannot open the cached file: {error}", errno=error.errno)
+    return FetchError(FailureKind.LOCAL, f"cannot open the cached file: {error}", cause_errno=error.errno)
 
 
 def _seal(path: Path) -> tuple[int, str]:

@@ -64,7 +64,7 @@ class ProcessDied(FetchError):
     """The process has died, or has not enough memory left for the request (CORRUPT)."""
 
     def __init__(self, reason: str, number: int | None = None) -> None:
-        super().__init__(FailureKind.CORRUPT, reason, errno=number)
+        super().__init__(FailureKind.CORRUPT, reason, cause_errno=number)
 
 
 class TooSlow(FetchError):
@@ -192,7 +192,7 @@ class ConfinedProcess:
         except OSError as error:
             self._channel.close()
             raise FetchError(
-                FailureKind.LOCAL, f"cannot start a process that reads files: {error.strerror}", errno=error.errno
+                FailureKind.LOCAL, f"cannot start a process that reads files: {error.strerror}", cause_errno=error.errno
             ) from error
         try:
             self.confinement = self._configure(configuration, writable)
@@ -266,8 +266,8 @@ class ConfinedProcess:
             # The kernel kills a process if the machine has no memory left.
             number = errno.ENOMEM if end == signal.SIGKILL.name else None
             raise ProcessDied(f"the process that reads the file died ({end})", number) from None
-        if failure is not None and failure.errno == errno.ENOMEM and failure.reason == NO_MEMORY:
-            raise ProcessDied(failure.reason, failure.errno)
+        if failure is not None and failure.cause_errno == errno.ENOMEM and failure.reason == NO_MEMORY:
+            raise ProcessDied(failure.reason, failure.cause_errno)
         self.is_usable = True
         if failure is not None:
             raise failure
@@ -396,7 +396,7 @@ def serve(
             except FetchError as error:
                 answer = {"error": error.as_json()}
             except MemoryError:
-                answer = {"error": FetchError(FailureKind.CORRUPT, NO_MEMORY, errno=errno.ENOMEM).as_json()}
+                answer = {"error": FetchError(FailureKind.CORRUPT, NO_MEMORY, cause_errno=errno.ENOMEM).as_json()}
             except Exception as error:
                 answer = {"error": translate(name, error).as_json()}
             report.send()

@@ -49,7 +49,7 @@ class FetchBudget:
             logged, self._logged = self._logged, True
         if not logged:
             _log.error("%s; clips that are not in the cache fail to open until the next mount", reason)
-        return FetchError(FailureKind.LOCAL, reason, errno=errno.EDQUOT)
+        return FetchError(FailureKind.LOCAL, reason, cause_errno=errno.EDQUOT)
 
     def count_fetch(self) -> None:
         """Count a fetch that an open has started."""

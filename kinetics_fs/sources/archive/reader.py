@@ -83,6 +83,8 @@ class LocalArchive:
                     begin += len(piece)
                     RECEIVED.add(len(piece))
                     yield piece
+        except FetchError:
+            raise
         except OSError as error:
             raise self._failure(error) from error
 
@@ -112,5 +114,5 @@ class LocalArchive:
         return FetchError(
             FailureKind.CONFIG,
             f"cannot read {self.address}: {error.strerror}; check --archive-url",
-            errno=error.errno,
+            cause_errno=error.errno,
         )

@@ -178,7 +178,7 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
         return FetchError(FailureKind.TRANSIENT, NO_MEMORY, source=source)
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRNOS:
-            return FetchError(FailureKind.LOCAL, _line(cause), source=source, errno=cause.errno)
+            return FetchError(FailureKind.LOCAL, _line(cause), source=source, cause_errno=cause.errno)
     message = _normalize(str(error))
     for pattern, replacement in _NAMES:
         message = re.sub(pattern, replacement, message)
@@ -194,7 +194,7 @@ def classify(error: Exception, warnings: Sequence[str], source: str) -> FetchErr
         rule.kind,
         f"{_line(error)} ({rule.advice})" if rule.advice else _line(error),
         source=source,
-        errno=errno.ETIMEDOUT if rule.kind is FailureKind.TRANSIENT and "timed out" in text else None,
+        cause_errno=errno.ETIMEDOUT if rule.kind is FailureKind.TRANSIENT and "timed out" in text else None,
         retry_after=wait if rule.wait is None else max(wait or 0.0, rule.wait),
     )
 

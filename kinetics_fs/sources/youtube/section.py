@@ -121,7 +121,7 @@ def fetch_section(
     except av.FFmpegError as error:
         if error.errno == errno.ENOSPC:
             raise FetchError(
-                FailureKind.LOCAL, f"cannot write the section: {error.strerror}", errno=errno.ENOSPC
+                FailureKind.LOCAL, f"cannot write the section: {error.strerror}", cause_errno=errno.ENOSPC
             ) from error
         raise NoSection(f"the demuxer failed: {error.strerror}") from error
     except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # PyAV's, for values out of range

@@ -214,4 +214,4 @@ def test_a_process_that_cannot_start_is_a_local_failure(tmp_path: Path, monkeypa
 
     error = fetch_error(Worker(SourceSettings(), lambda: tmp_path), tmp_path)
 
-    assert (error.kind, error.errno) == (FailureKind.LOCAL, errno.ENOENT)
+    assert (error.kind, error.cause_errno) == (FailureKind.LOCAL, errno.ENOENT)

@@ -84,7 +84,7 @@ def test_a_job_that_was_ended_does_not_begin(job: ArchiveJob) -> None:
 
 
 def test_failures_come_back_as_they_were() -> None:
-    failure = FetchError(FailureKind.LOCAL, "the disk is full", source="archive", errno=28)
+    failure = FetchError(FailureKind.LOCAL, "the disk is full", source="archive", cause_errno=28)
     with pytest.raises(FetchError) as caught:
         read_answer(failure_answer(failure))
     assert caught.value.as_json() == failure.as_json()

@@ -90,7 +90,7 @@ def test_a_file_that_crashes_the_process(
         checker.check(good, VerifyLevel.CONTAINER)
         with pytest.raises(FetchError, match=f"the process that reads the file died \\(SIG{signal}\\)") as caught:
             checker.check(webm, VerifyLevel.CONTAINER)
-        assert (caught.value.kind, caught.value.errno) == (FailureKind.CORRUPT, number)
+        assert (caught.value.kind, caught.value.cause_errno) == (FailureKind.CORRUPT, number)
         assert checker.check(good, VerifyLevel.CONTAINER)
 
 

@@ -103,7 +103,7 @@ def test_scenario(yt: FakeYouTube, tmp_path: Path, kind: FailureKind, scenario: 
     error = failure(source(yt), tmp_path)
 
     assert error.kind == kind
-    assert error.errno == (errno.ETIMEDOUT if scenario == "stall" else None)
+    assert error.cause_errno == (errno.ETIMEDOUT if scenario == "stall" else None)
     assert yt.media_requests(VIDEO) == []
 
 
@@ -138,7 +138,7 @@ def test_media_fault(yt: FakeYouTube, tmp_path: Path, fault: str) -> None:
 
     assert error.kind == MEDIA_KINDS[fault]
     assert error.retry_after == (RETRY_AFTER if fault == "429" else None)
-    assert error.errno == (errno.ETIMEDOUT if fault == "stall" else None)
+    assert error.cause_errno == (errno.ETIMEDOUT if fault == "stall" else None)
 
 
 def test_page_in_place_of_media_is_no_verdict_on_the_video(yt: FakeYouTube, tmp_path: Path) -> None:

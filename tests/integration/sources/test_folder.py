@@ -262,7 +262,7 @@ def test_unreadable_file_is_told_and_another_taken(
     with without_privileges(), pytest.raises(FetchError) as caught:
         source.fetch(CLIP, private)
     # Neither LOCAL nor CONFIG, which would end a prefetch.
-    assert (caught.value.kind, caught.value.errno) == (FailureKind.TRANSIENT, errno.EACCES)
+    assert (caught.value.kind, caught.value.cause_errno) == (FailureKind.TRANSIENT, errno.EACCES)
     assert str(file) in caught.value.reason
 
     put(public_folder / "two" / CLIP.name)

@@ -57,7 +57,7 @@ def test_no_clip_is_removed_because_its_folder_is_gone(folder: Path, loss: str) 
         for number in range(COUNT + 1):
             with pytest.raises(FetchError, match=cause) as caught:
                 store.claim(clip(number))
-            assert caught.value.errno == errno.ENOENT
+            assert caught.value.cause_errno == errno.ENOENT
         for number in range(COUNT):
             try:
                 opened = store.open(clip(number))

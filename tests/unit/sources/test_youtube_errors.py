@@ -187,5 +187,5 @@ def test_fault_of_the_disk_is_found_behind_other_exceptions(number: int) -> None
 
     error = classify(outer, ["HTTP Error 429"], "youtube")
 
-    assert (error.kind, error.errno) == (FailureKind.LOCAL, number)
+    assert (error.kind, error.cause_errno) == (FailureKind.LOCAL, number)
     assert_clean_reason(error.reason, VIDEO)

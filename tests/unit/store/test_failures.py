@@ -87,7 +87,7 @@ def test_a_failure_of_this_machine_never_delays_the_next_try(store: Store) -> No
 
 
 def test_a_failure_outlives_a_restart(folder: Path) -> None:
-    error = FetchError(FailureKind.TRANSIENT, "timed out – 読み込み", source="youtube", errno=errno.ETIMEDOUT)
+    error = FetchError(FailureKind.TRANSIENT, "timed out – 読み込み", source="youtube", cause_errno=errno.ETIMEDOUT)
     before = time.time()
     with Store(folder) as store:
         first = store.failures.remember(clip(0), FetchError(FailureKind.TRANSIENT, "at first"))
@@ -109,7 +109,7 @@ def test_a_failure_outlives_a_restart(folder: Path) -> None:
         error.kind,
         error.reason,
         error.source,
-        error.errno,
+        error.cause_errno,
     )
 
 

@@ -224,7 +224,7 @@ def test_only_a_regular_file_can_be_published(store: Store, spoil: Callable[[Pat
         with pytest.raises(FetchError) as caught:
             claim.publish(path, "test")
     assert caught.value.kind is FailureKind.LOCAL
-    assert caught.value.errno is not None
+    assert caught.value.cause_errno is not None
     assert is_absent(store, clip(0))
     assert_in_step(store.folder)
 

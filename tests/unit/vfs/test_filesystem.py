@@ -676,7 +676,7 @@ READABLE = set(errno.errorcode)
 )
 @settings(deadline=None)
 def test_every_failure_has_an_errno(kind: FailureKind, number: int | None) -> None:
-    found = errno_of(FetchError(kind, "reason", errno=number))
+    found = errno_of(FetchError(kind, "reason", cause_errno=number))
     assert found in READABLE
     assert found not in (errno.ENOENT, errno.EROFS, errno.EINVAL)
 
@@ -702,7 +702,7 @@ def test_every_failure_has_an_errno(kind: FailureKind, number: int | None) -> No
     ],
 )
 def test_errno_of_each_kind(kind: FailureKind, number: int | None, expected: str) -> None:
-    assert errno.errorcode[errno_of(FetchError(kind, "reason", errno=number))] == expected
+    assert errno.errorcode[errno_of(FetchError(kind, "reason", cause_errno=number))] == expected
 
 
 @pytest.mark.parametrize(
