@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
 from kinetics_fs.app import (
+    exchange_shared_indexes,
     has_archive_clips,
     index_db_path,
     make_fetcher,
@@ -152,6 +153,7 @@ class Library:
         """
         with self._lock:
             if self._catalog is None:
+                exchange_shared_indexes(self.settings)
                 self._catalog = self._opened.enter_context(open_selected_catalog(self.settings, progress))
             return self._catalog
 

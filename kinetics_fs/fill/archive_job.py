@@ -439,9 +439,11 @@ class _Fill:
             self._count_members()
             incomplete = isinstance(error, IncompleteArchive)
             raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
+        except FetchError:
+            raise
         except OSError as error:  # of a file to which a clip is unpacked
             reason = f"cannot write to {self._store.folder}: {error.strerror}"
-            raise FetchError(FailureKind.LOCAL, reason, errno=error.errno) from error
+            raise FetchError(FailureKind.LOCAL, reason, cause_errno=error.errno) from error
 
     def _run(self, version: Version) -> Outcome:
         self._scan, begin = self._resume(version)

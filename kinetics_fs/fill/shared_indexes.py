@@ -101,6 +101,28 @@ def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: 
     return imported
 
 
+def share_indexes(store: SharedStore, index_db: ArchiveIndexDB) -> int:
+    """Put the indexes of archives that this machine has read into a shared store; one listing if it has them all.
+
+    Args:
+        store: the shared store.
+        index_db: has the indexes.
+
+    Returns:
+        The number of indexes that the store lacked.
+
+    Raises:
+        SharedStoreError: the store cannot be used.
+        ArchiveError: the database cannot be used.
+    """
+    stored = set(store.indexes())
+    own = index_db.versions(confirmed=True).items()
+    lacking = [name for name, version in own if IndexKey.of(name, version_tag(version)) not in stored]
+    for index in index_db.indexes(lacking) if lacking else ():
+        put_index(store, index)
+    return len(lacking)
+
+
 def _import(store: SharedStore, key: IndexKey, index_db: ArchiveIndexDB, folder: Path) -> bool:
     """Import an index, which is untrusted; return whether the store has a valid one."""
     try:

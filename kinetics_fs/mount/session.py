@@ -19,6 +19,7 @@ from typing import Any
 from kinetics_fs.app import (
     check_cookies,
     check_source_settings,
+    exchange_shared_indexes_apart,
     index_db_path,
     make_fetcher,
     open_selected_catalog,
@@ -109,6 +110,7 @@ def plan_mount(
         MountError: the mount point or FUSE cannot be used.
         CatalogError: the annotations cannot be downloaded or read, or the selection matches nothing.
         StoreError: the cache directory cannot be used.
+        SharedStoreError: the address of the shared store has none, or one that this program cannot use.
     """
     check_source_settings(settings)
     if not re.fullmatch(r"[A-Za-z0-9._:-]+", settings.fsname):
@@ -122,6 +124,7 @@ def plan_mount(
         # Given to the cache once, and in the foreground: a refusal or a warning belongs on the terminal of the user.
         open_store(settings).close()
         settings = settings.with_values(cache_size=None)
+    exchange_shared_indexes_apart(settings)
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
     with open_selected_catalog(settings, progress) as catalog:
         on_catalog(catalog)

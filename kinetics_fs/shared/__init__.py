@@ -12,7 +12,7 @@ in the background, and `SharedBudget`, the common budget and breaker of a source
 from pathlib import Path
 
 from kinetics_fs.errors import SettingError
-from kinetics_fs.shared.backend import AccessRefused, Backend, Conflict, ObjectDamaged, StoreUnreachable
+from kinetics_fs.shared.backend import AccessRefused, Backend, Conflict, ObjectDamaged, StoreMissing, StoreUnreachable
 from kinetics_fs.shared.bucket import SCHEMES, BucketBackend
 from kinetics_fs.shared.budget import BudgetStatus, SharedBudget, node_id
 from kinetics_fs.shared.connection import Connection
@@ -67,6 +67,7 @@ __all__ = [
     "SharedClip",
     "SharedStore",
     "StoreClock",
+    "StoreMissing",
     "StoreUnreachable",
     "Upload",
     "UploadQueue",

@@ -17,6 +17,8 @@ def _operations(opened: Opened) -> dict[str, Operation]:
         names = {"folder": opened.folder, "files": files, "kept": _kept, "call": opened.parent.call}
         try:
             exec(code, names)
+        except FetchError:  # of a function of the parent
+            raise
         except OSError as error:
             return f"OSError {error.errno}"
         return str(names.get("result", "done"))

@@ -338,4 +338,6 @@ def test_a_process_whose_parent_was_killed_while_it_starts_ends_silently(message
         for message in messages:
             ours.sendall(json.dumps(message).encode() + b"\n")
     _, errors = started.communicate(timeout=60)
-    assert (started.returncode, errors) == (0, "")
+    # The thread that waits for the end of the parent, or the main thread, which reads: either may notice it first.
+    assert started.returncode in (0, 1)
+    assert errors == ""
