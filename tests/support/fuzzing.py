@@ -48,11 +48,25 @@ from kinetics_fs.config import read_config
 from kinetics_fs.control import ControlServer, Request, RequestHandler, socket_path
 from kinetics_fs.control.client import Connection
 from kinetics_fs.control.status import InvalidStatusError, MountStatus
-from kinetics_fs.errors import KineticsError
+from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fetch.fetcher import Fetcher, FetchSettings
 from kinetics_fs.fetch.prefetch import parse_clip_list
 from kinetics_fs.fetch.prefetch_manager import PrefetchManager
 from kinetics_fs.fill.indexes import import_indexes
+from kinetics_fs.media.profile import SOURCE
+from kinetics_fs.shared import (
+    ALL_CLIPS,
+    ClipFacts,
+    CompletedFill,
+    Lease,
+    Leases,
+    SharedBudget,
+    SharedStore,
+    clip_lease,
+    create_store,
+    open_backend,
+)
+from kinetics_fs.shared.summary import summarize_store
 from kinetics_fs.sources.archive.extract import extract
 from kinetics_fs.sources.archive.index import ArchiveIndex, check_record, read_indexes, write_index
 from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
@@ -61,7 +75,7 @@ from kinetics_fs.sources.archive.reader import open_archive
 from kinetics_fs.sources.archive.scan import Checkpoint, Scan
 from kinetics_fs.sources.http_range import Pace
 from kinetics_fs.sources.youtube.segments import NoSegments, Segments
-from kinetics_fs.store import Store, read_reports
+from kinetics_fs.store import Failure, RateLimited, Store, read_reports
 from tests.support.mutations import mutate, mutate_text
 from tests.support.tarballs import by_zlib, in_members, make_clips, make_tar
 
@@ -608,6 +622,66 @@ def _caches(folder: Path) -> Iterator[tuple[list[bytes], Reader]]:
     yield [number.to_bytes(8, "big") * 20 for number in range(1000)], read
 
 
+@contextmanager
+def _shared_stores(folder: Path) -> Iterator[tuple[list[bytes], Reader]]:
+    """Use shared stores with a damaged object: clips are right or damaged, and everything else is an error or ignored.
+
+    Every input is a seed.
+    """
+    clip, content = next(iter(_CLIPS.items()))
+    content = content[:3_000]
+    whole, damaged = folder / "whole", folder / "damaged"
+    store, _ = create_store(str(whole))
+    store.probe()
+    store.put_clip(clip, SOURCE, content, ClipFacts.of(content, "archive", 10.0))
+    store.put_gone(Failure(clip.key, FailureKind.GONE, "removed", "youtube", None, 1e9, 1e9, 1, 2e9))
+    store.put_fill(CompletedFill("600/train/a.tar.gz", "etag", ALL_CLIPS, True, 1, 3_000, "node"))
+    leases = Leases(store.records, store.clock, "node")
+    names = [clip_lease(clip, SOURCE), clip_lease(clip, "0123abcd")]
+    *_, lease = (leases.acquire(name) for name in names)
+    assert isinstance(lease, Lease)
+    lease.fail(FetchError(FailureKind.TRANSIENT, "reason", source="youtube"), 60)
+    _budget(store).record(_budget(store).acquire(limit=300, urgent=True), FetchError(FailureKind.BLOCKED, "bot"))
+    files = sorted(path for path in whole.rglob("*") if path.is_file())
+
+    def read(data: bytes) -> None:
+        chance = random.Random(data)
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(whole, damaged)
+        path = damaged / chance.choice(files).relative_to(whole)
+        path.chmod(0o600)
+        change = mutate_text if chance.random() < 0.7 else mutate
+        path.write_bytes(change(path.read_bytes(), chance))
+        store = SharedStore(open_backend(str(damaged)))
+        store.clock.observe(time.time())
+        steps: list[Callable[[], object]] = [
+            lambda: store.open(create=False),
+            lambda: _check_clip(store, clip, content),
+            lambda: store.get_gone(clip),
+            lambda: summarize_store(store),
+            lambda: list(store.fills()),
+            lambda: _budget(store).acquire(limit=300, urgent=True),
+            *(partial(Leases(store.records, store.clock, "other").acquire, name) for name in names),
+            lambda: store.put_clip(clip, SOURCE, content, ClipFacts.of(content, "archive", 10.0)),
+        ]
+        for step in steps:
+            with contextlib.suppress(KineticsError, RateLimited):
+                step()
+        assert _check_clip(store, clip, content)
+
+    yield [number.to_bytes(8, "big") * 20 for number in range(1000)], read
+
+
+def _budget(store: SharedStore) -> SharedBudget:
+    return SharedBudget(store.records, store.backend, store.clock, "youtube", "default", "0" * 12)
+
+
+def _check_clip(store: SharedStore, clip: Clip, content: bytes) -> bool:
+    found = store.get_clip(clip, SOURCE)
+    assert found is None or found.body == content
+    return found is not None
+
+
 TARGETS = {
     "annotations": Target(_annotations, 1_500, mutate_text),
     "annotations in containers": Target(_containers, 5_000),
@@ -623,4 +697,5 @@ TARGETS = {
     "catalogs": Target(_catalogs, 1_500),
     "jobs": Target(_jobs, 1_000, mutate_text),
     "caches": Target(_caches, 500),
+    "shared stores": Target(_shared_stores, 2_000),
 }

@@ -37,8 +37,8 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path, origin: Origin, clips:
     nodes.close()
 
 
-def test_each_clip_leaves_its_origin_once(nodes: Nodes, clips: dict[Clip, bytes]) -> None:
-    processes = [nodes.start(number) for number in range(3)]
+def test_each_clip_leaves_its_origin_once_although_clocks_differ(nodes: Nodes, clips: dict[Clip, bytes]) -> None:
+    processes = [nodes.start(number, clock=90.0 * number) for number in range(3)]
     results = [nodes.finish(process) for process in processes]
 
     assert len(nodes.origin.requests) == nodes.origin.requests.total() == len(clips)
