@@ -9,6 +9,7 @@ A coroutine in the event loop of dask's client follows each job.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -129,6 +130,7 @@ class DaskExecutor:
                 f"cannot send {address} to dask workers: it has a password or a signature, which others could read;"
                 " use an address without one, and give the workers credentials in their environment"
             )
+        job = dataclasses.replace(job, base=_absolute(job.base), shared=_absolute(job.shared))
         return self._start(self._do(job))
 
     def shutdown(self) -> None:
@@ -240,7 +242,7 @@ class DaskExecutor:
         catalogs, digests = self._send_catalogs(job)
         packed = job.pack()
         key = f"fill-{job.archive}-{hashlib.sha256(f'{packed} {number}'.encode()).hexdigest()[:16]}"
-        cache_dir = self._worker_cache_dir or str(job.cache_dir)
+        cache_dir = self._worker_cache_dir or str(job.cache_dir.absolute())
         self._jobs[key] = job
         try:
             while True:
@@ -335,6 +337,11 @@ class DaskExecutor:
             self._running[key] = message["worker"]
             if message["total"]:
                 self._report(job, done, message["total"])
+
+
+def _absolute(location: str) -> str:
+    """Return a location that means the same in every folder: an address, a path, or nothing."""
+    return location if not location or "://" in location else str(Path(location).absolute())
 
 
 def _connect(address: str) -> distributed.Client:

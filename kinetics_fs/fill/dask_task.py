@@ -27,7 +27,6 @@ from kinetics_fs.catalog.database import prune
 from kinetics_fs.errors import FailureKind, FetchError, KineticsError
 from kinetics_fs.fill.archive_job import ArchiveJob
 from kinetics_fs.fill.job_process import JobProcess, failure_answer
-from kinetics_fs.sources.settings import is_remote
 from kinetics_fs.store import CacheLayout, FillCheckpoints, prepare_folder
 from kinetics_fs.store.layout import cache_error
 from kinetics_fs.util.disk import fault_of
@@ -107,11 +106,11 @@ def do_job(
         task.check(versions)
         answer = task.run(ArchiveJob.unpack(packed), catalogs, digests)
     except KineticsError as error:
+        if task.is_leaving:
+            raise distributed.Reschedule from error
         answer = failure_answer(error)
     finally:
         task.tell(-1, 0)
-    if task.is_leaving:
-        raise distributed.Reschedule
     return {"worker": worker.address, "name": str(worker.name), "answer": answer}
 
 
@@ -121,7 +120,6 @@ class _Task:
         self._folder = folder
         self._key = str(worker.get_current_task())
         self._told_at = -_REPORT_INTERVAL
-        self._lacking: FetchError | None = None
 
     @property
     def is_leaving(self) -> bool:
@@ -156,7 +154,7 @@ class _Task:
             KineticsError: this machine lacks something, or the process has ended early.
         """
         for path in (job.base, job.shared):
-            if path and not is_remote(path) and not Path(path).exists():
+            if path.startswith("/") and not Path(path).exists():
                 raise _unusable(f"{path} does not exist on its machine; mount that folder there")
         process = JobProcess(self._here(job, catalogs, digests))
         lacking: FetchError | None = None

@@ -72,11 +72,12 @@ class JobProcess:
     def end(self) -> None:
         """End the process in a state from which the same job resumes, as soon as possible. Any thread may call this.
 
-        SIGTERM lets the process remove unfinished files. A process that ignores it is killed.
+        SIGTERM lets the process remove unfinished files; a second one would interrupt that. A process that ignores it
+        is killed.
         """
         with self._lock:
-            self._is_ended = True
-            if self._process is not None:
+            was_ended, self._is_ended = self._is_ended, True
+            if self._process is not None and not was_ended:
                 self._process.terminate()
                 killer = threading.Timer(_MAX_END, self._process.kill)
                 killer.daemon = True

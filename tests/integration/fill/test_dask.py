@@ -64,10 +64,11 @@ def indexed(cache: Path) -> dict[str, int]:
 
 
 def test_workers_build_the_indexes_of_the_client(
-    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path
+    cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     done = run_command(
-        *("index", "build", *annotated.arguments, "--archive-url", annotated.folder, "--json"),
+        *("index", "build", *annotated.arguments, "--archive-url", "archives", "--json"),
         *("--dask", cluster.address, "--worker-cache-dir", tmp_path / "{worker} cache"),
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -111,6 +112,7 @@ def build(cluster: DaskCluster, site: ArchiveSite, folder: Path) -> list[str | P
     ]
 
 
+@pytest.mark.apps
 def test_a_killed_worker_repeats_its_archive_at_most(
     own_cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, start: Start
 ) -> None:
@@ -270,6 +272,7 @@ def test_without_a_shared_store_the_workers_have_the_clips(
     assert annotated.cached() == annotated.of(SURFING, HEADS, TRAIN), "they were not in this cache"
 
 
+@pytest.mark.apps
 def test_a_worker_without_space_gets_no_more_archives(
     cluster: DaskCluster, annotated: AnnotatedArchives, tmp_path: Path, small_disk: SmallDisk
 ) -> None:
