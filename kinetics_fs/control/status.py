@@ -422,7 +422,7 @@ class SharedStatus:
         address: the store.
         error: why it cannot be used at the moment, so that this machine works alone; empty if it can.
         retry_in: seconds until it is tried again; 0 if it can be used.
-        note: what the store cannot do, for example conditional writes; empty if it can do everything.
+        note: abilities that the store lacks, for example conditional writes; empty if it lacks none.
         listed: clips of the store whose sizes are known from its listing; None if it is not listed.
         hits: clips that came from the store.
         misses: clips that this process had to fetch from a source.

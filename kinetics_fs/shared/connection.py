@@ -247,7 +247,7 @@ class Connection:
         return self._write_back.flush(timeout)
 
     def close(self, flush: float) -> None:
-        """End the threads. What could not be uploaded stays in the queue for the next process.
+        """End the threads. Clips that could not be uploaded stay in the queue for the next process.
 
         Args:
             flush: seconds in which clips are uploaded before.

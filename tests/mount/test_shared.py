@@ -35,7 +35,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def frontend() -> tuple[str, ...]:
-    """What a shared store does for a clip does not depend on the front end."""
+    """The use of a shared store does not depend on the front end."""
     return ("--frontend", "native")
 
 

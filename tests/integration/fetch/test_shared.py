@@ -210,8 +210,8 @@ def test_a_verdict_is_shared_once_the_source_has_delivered_something(cluster: Cl
     assert error_of(first.request(DEAD)).kind is FailureKind.GONE
     assert shared.get_gone(DEAD) is None
 
-    # The cause may be the first machine, so a second one asks. Then the lease says so: a third one neither asks the
-    # site nor remembers it.
+    # The cause may be the first machine, so a second one asks. Then the lease has the failure: a third one neither asks
+    # the site nor remembers it.
     second = cluster.machine("second")
     assert error_of(second.request(DEAD)).kind is FailureKind.GONE
     fourth = cluster.machine("fourth")
