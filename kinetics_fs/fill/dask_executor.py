@@ -314,7 +314,7 @@ class DaskExecutor:
         if address not in self._unusable:
             self._unusable[address] = reason
             _log.warning("dask worker %s gets no more archives: %s", name, reason)
-        if self._unusable.keys() >= self._workers.keys():
+        if self._workers and self._unusable.keys() >= self._workers.keys():
             raise FetchError(FailureKind.LOCAL, f"dask worker {name}: {reason}")
 
     async def _set_aside_unequal(self) -> bool:
