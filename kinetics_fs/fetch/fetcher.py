@@ -17,21 +17,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.control.status import FetchStatus, InFlightFetch, SharedStatus
 from kinetics_fs.errors import FailureKind, FetchError, SharedStoreError, StoreError
 from kinetics_fs.fetch.folder_report import FolderReport
-from kinetics_fs.fetch.outcomes import FailureMemory, combine_failures
+from kinetics_fs.fetch.outcomes import FailedElsewhere, FailureMemory, RetryLater, combine_failures
 from kinetics_fs.fetch.permits import Permits, RequestPermit
 from kinetics_fs.fetch.pool import OnVerifiedClip, VerifiedFile, Worker
-from kinetics_fs.fetch.shared_clips import FailedElsewhere, SharedClips, Taken
 from kinetics_fs.fetch.stats import FetchStats
-from kinetics_fs.shared import Connection, Wait, Work
 from kinetics_fs.sources import InProgressElsewhere, NotInSource, SourceSettings
 from kinetics_fs.store import VERDICTS, Claim, ControlNeeded, RateLimited, Store, is_short
 from kinetics_fs.util.logs import log_step
 from kinetics_fs.util.text import count
+
+if TYPE_CHECKING:
+    from kinetics_fs.fetch.shared_clips import SharedClips
+    from kinetics_fs.shared import Connection, Work
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +82,6 @@ class FetchSettings:
     max_fetches_per_hour: int | None = None
     replace_short: bool = False
     sources: SourceSettings = field(default_factory=SourceSettings)
-
-
-class RetryLater(Exception):
-    """A clip cannot be fetched now, but may be in some seconds; the text is the reason."""
-
-    def __init__(self, seconds: float, reason: str) -> None:
-        super().__init__(reason)
-        self.seconds = seconds
 
 
 class Priority(enum.IntEnum):
@@ -242,6 +237,8 @@ class Fetcher:
         self._failures = FailureMemory(store, self.stats, settings.sources, is_shared=connection is not None)
         self._shared: SharedClips | None = None
         if connection is not None:
+            from kinetics_fs.fetch.shared_clips import SharedClips
+
             self._shared = SharedClips(connection, store, self._failures)
         self._permits = Permits(store.throttle, self._limit, connection)
         self._folder_report = FolderReport(settings.sources.folders)
@@ -586,12 +583,12 @@ class Fetcher:
         asked_at = time.monotonic()
         fetch.source = SHARED
         try:
-            taken = shared.find(fetch.clip, claim)
+            size = shared.find(fetch.clip, claim)
         finally:
             fetch.source = None
-        if taken is not None:
-            self._note_taken(fetch, taken.size, asked_at)
-        return taken is not None
+        if size is not None:
+            self._note_taken(fetch, size, asked_at)
+        return size is not None
 
     def _begin_shared(self, shared: SharedClips, fetch: Fetch, claim: Claim) -> bool:
         """Store a clip that the shared store has, or let the other machines wait for this one; see `_fetch_shared`."""
@@ -603,10 +600,8 @@ class Fetcher:
                 found = shared.begin(fetch.clip, claim, patient=patient)
         finally:
             fetch.source = None
-        if isinstance(found, Wait):
-            raise RetryLater(found.seconds, f"{found.owner} is fetching it")
-        if isinstance(found, Taken):
-            self._note_taken(fetch, found.size, asked_at)
+        if isinstance(found, int):
+            self._note_taken(fetch, found, asked_at)
             return True
         fetch.work = found
         return False

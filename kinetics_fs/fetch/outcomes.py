@@ -27,6 +27,19 @@ _LOOK_INTERVAL = 60.0
 _MAX_ASKED = 16384
 """Clips with a remembered failure that are kept in memory: those of a whole release would take 160 MB."""
 
+
+class RetryLater(Exception):
+    """A clip cannot be fetched now, but may be in some seconds; the text is the reason."""
+
+    def __init__(self, seconds: float, reason: str) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class FailedElsewhere(FetchError):
+    """Another machine could not fetch a clip, which says something about the clip. It is not remembered here."""
+
+
 KIND_PRECEDENCE = (
     *(FailureKind.LOCAL, FailureKind.BLOCKED, FailureKind.TRANSIENT, FailureKind.CONFIG),
     *(FailureKind.CREDENTIALS, FailureKind.CORRUPT, FailureKind.GONE),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
 
 from kinetics_fs.catalog.clip import Clip
 from kinetics_fs.errors import FailureKind, FetchError
-from kinetics_fs.fetch.outcomes import FailureMemory
+from kinetics_fs.fetch.outcomes import FailedElsewhere, FailureMemory, RetryLater
 from kinetics_fs.media.checker import Checker, open_file
 from kinetics_fs.media.profile import SOURCE
 from kinetics_fs.shared import Connection, SharedClip, Wait, Work
@@ -15,22 +14,6 @@ from kinetics_fs.store import Claim, FailureReport, Store
 
 _MAX_UNCERTAIN = 1000
 """Verdicts that are remembered until they are certain."""
-
-
-class FailedElsewhere(FetchError):
-    """Another machine could not fetch a clip, which says something about the clip. It is not remembered here."""
-
-
-class Taken(NamedTuple):
-    """A clip that came from the shared store.
-
-    Attributes:
-        size: its bytes.
-        source: the source from which another machine fetched it.
-    """
-
-    size: int
-    source: str
 
 
 class SharedClips:
@@ -57,8 +40,8 @@ class SharedClips:
 
     # Clips from the store
 
-    def find(self, clip: Clip, claim: Claim) -> Taken | None:
-        """Publish a clip if the store has it.
+    def find(self, clip: Clip, claim: Claim) -> int | None:
+        """Publish a clip if the store has it. Return its bytes; None if the store does not have it.
 
         Raises:
             FailedElsewhere: the clip is gone.
@@ -71,7 +54,7 @@ class SharedClips:
             raise _failed_elsewhere(error) from error
         return None if found is None else self._take(clip, claim, found)
 
-    def begin(self, clip: Clip, claim: Claim, *, patient: bool) -> Taken | Wait | Work | None:
+    def begin(self, clip: Clip, claim: Claim, *, patient: bool) -> int | Work | None:
         """Publish a clip if the store has it; else return what to do about it.
 
         Args:
@@ -80,9 +63,10 @@ class SharedClips:
             patient: whether to wait for another machine that fetches it.
 
         Returns:
-            The clip; a machine to wait for; the work that other machines wait for; or None: fetch it.
+            The bytes of the clip; the work that other machines wait for; or None: fetch it.
 
         Raises:
+            RetryLater: another machine is fetching it.
             FailedElsewhere: the clip is gone, or another machine has just failed to fetch it.
             FetchError: it cannot be published.
         """
@@ -92,14 +76,16 @@ class SharedClips:
                 found = node.begin(clip, patient=patient)
             except FetchError as error:
                 raise _failed_elsewhere(error) from error
-            if not isinstance(found, SharedClip):
+            if isinstance(found, Wait):
+                raise RetryLater(found.seconds, f"{found.owner} is fetching it")
+            if isinstance(found, Work):
                 return found
-            if (taken := self._take(clip, claim, found)) is not None:
-                return taken
+            if (size := self._take(clip, claim, found)) is not None:
+                return size
         return None
 
-    def _take(self, clip: Clip, claim: Claim, found: SharedClip) -> Taken | None:
-        """Verify a clip of the store and publish it; return None if it is not a valid video."""
+    def _take(self, clip: Clip, claim: Claim, found: SharedClip) -> int | None:
+        """Verify a clip of the store and publish it. Return its bytes; None if it is not a valid video."""
         path = claim.folder / clip.name
         try:
             with path.open("xb") as target:
@@ -117,8 +103,7 @@ class SharedClips:
             raise FetchError(
                 FailureKind.LOCAL, f"cannot store the clip: {error.strerror}", cause_errno=error.errno
             ) from error
-        size = claim.publish(path, found.facts.source, cut=found.profile != SOURCE, duration=duration)
-        return Taken(size, found.facts.source)
+        return claim.publish(path, found.facts.source, cut=found.profile != SOURCE, duration=duration)
 
     # News for the other machines
 

@@ -47,3 +47,12 @@ def test_a_process_that_fetches_starts_without_what_it_may_not_need(module: str)
     needless = {"hashlib", "kinetics_fs.catalog.catalog", "kinetics_fs.store", "requests", "sqlite3", "ssl", "yt_dlp"}
     assert module in loaded
     assert needless.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("module", ["kinetics_fs.mount.session", "kinetics_fs.api"])
+def test_a_machine_without_a_shared_store_does_not_load_its_modules(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert module in loaded
+    assert "kinetics_fs.shared" not in loaded
