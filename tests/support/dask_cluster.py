@@ -44,10 +44,18 @@ class DaskCluster:
         self.address = ""
 
     def __enter__(self) -> Self:
-        self.start_scheduler()
+        try:
+            self.start_scheduler()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all processes."""
         for name in list(self.processes):
             self.kill(name)
 
