@@ -5,28 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kinetics_fs.errors import FailureKind, FetchError
+from kinetics_fs.media.boxes import FIRST_BOXES
 from kinetics_fs.media.cut import DECODE, ENCODE_PICTURE, ENCODE_SOUND, raise_failure, run_ffmpeg, run_variable_rate
 from kinetics_fs.media.ffmpeg import find_ffmpeg
 from kinetics_fs.media.probe import VIDEO_FORMATS, VideoFile, demux, open_video, picture_of, read_at
 
 _HEAD = 512
 """Bytes of a file that are read to recognise its format."""
-
-_MP4_BOXES = {
-    b"ftyp",
-    b"moov",
-    b"mdat",
-    b"free",
-    b"skip",
-    b"wide",
-    b"pnot",
-    b"uuid",
-    b"styp",
-    b"moof",
-    b"sidx",
-    b"junk",
-}
-"""Types of the box with which an mp4 or QuickTime file begins (ISO/IEC 14496-12; QuickTime File Format)."""
 
 _PICTURES = {
     b"\x89PNG": "PNG",
@@ -62,7 +47,7 @@ def is_served_as_it_is(file: VideoFile, *, accept_unknown: bool = False) -> bool
         FetchError: the file is not a video, or is damaged (CORRUPT).
     """
     head = read_at(file, 0, _HEAD)
-    if head[4:8] in _MP4_BOXES:
+    if head[4:8] in FIRST_BOXES:
         return True
     if fault := _no_video(head):
         raise FetchError(FailureKind.CORRUPT, fault)

@@ -243,12 +243,12 @@ class Node:
                 return found
         return None
 
-    def reject(self, clip: Clip, found: SharedClip, reason: str) -> None:
+    def reject(self, clip: Clip, found: SharedClip) -> None:
         """Note that a clip is no video although it has the digest in its metadata. The next upload replaces it."""
         self._store.mark_damaged(clip, found)
         with self._lock:
             self._hits -= 1
-        self._note_damage(clip, f"{self._store.backend.address} has no valid video: {reason}")
+        self._note_damage(clip, f"{self._store.backend.address} has something else that is no mp4 file")
 
     def _note_damage(self, clip: Clip, reason: str) -> None:
         _log.error("%s: %s; fetching it from a source", clip.key, reason)

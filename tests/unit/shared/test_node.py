@@ -179,7 +179,7 @@ def test_a_clip_with_the_right_digest_that_is_no_video_is_replaced(world: World)
     first.fetch(first.work(), b"<html>")
     found = second.node.begin(CLIP)
     assert isinstance(found, SharedClip)
-    second.node.reject(CLIP, found, "not a video")
+    second.node.reject(CLIP, found)
     second.fetch(second.work())
     replaced = first.node.find(CLIP)
     assert replaced is not None and replaced.body == b"clip"
