@@ -166,54 +166,31 @@ def open_shared_store(settings: Settings) -> SharedStore | None:
     return SharedStore(open_backend(settings.shared))
 
 
-def exchange_shared_indexes(settings: Settings) -> None:
+def exchange_shared_indexes(settings: Settings, *, apart: bool = False) -> None:
     """Import the indexes that the shared store has of archives, and share those of archives that this machine has read.
 
-    Then the catalog has the clips that only archives list. If the store cannot be reached, a warning is logged.
+    Then the catalog has the clips that only archives list. Nothing happens without a shared store.
+
+    Args:
+        settings: settings of the shared store, the cache and the sources.
+        apart: do it in a process of its own, because this one is going to fork.
 
     Raises:
+        SettingError: the address is invalid, or its library is not installed.
         SharedStoreError: the address has no store, or one that this program cannot use.
         StoreError: the cache directory cannot be used.
     """
-    shared = open_shared_store(settings)
-    if shared is None or "archive" not in settings.source:
+    if open_shared_store(settings) is None or settings.shared is None or "archive" not in settings.source:
         return
-    from kinetics_fs.fill.shared_indexes import import_shared_indexes, share_indexes
-    from kinetics_fs.shared import StoreMissing, StoreUnreachable
-    from kinetics_fs.sources.archive.index_db import ArchiveIndexDB
+    from kinetics_fs.fill.index_exchange import IndexExchange
 
     prepare_folder(settings.cache_dir)
-    try:
-        may_write = shared.open(create=False)
-        with (
-            ArchiveIndexDB(index_db_path(settings)) as index_db,
-            Store(settings.cache_dir, min_free=settings.min_free) as store,
-        ):
-            import_shared_indexes(shared, index_db, settings.cache_dir, store.failures)
-            if may_write and settings.shared_write == "all":
-                share_indexes(shared, index_db)
-    except StoreMissing:
-        raise
-    except (StoreUnreachable, ArchiveError) as error:
-        _log.warning("cannot exchange the indexes of archives with the shared store: %s", error)
-
-
-def exchange_shared_indexes_apart(settings: Settings) -> None:
-    """Do the same in a process of its own: the threads of the library for buckets do not survive a fork.
-
-    Raises:
-        SharedStoreError, StoreError: see `exchange_shared_indexes`.
-    """
-    if settings.shared is None:
-        return
-    if "://" not in settings.shared:
-        exchange_shared_indexes(settings)
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(exchange_shared_indexes, settings).result()
+    write = settings.shared_write == "all"
+    exchange = IndexExchange(settings.shared, str(settings.cache_dir), settings.min_free, write)
+    if apart:
+        exchange.run_apart()
+    else:
+        exchange.run()
 
 
 def cut_profile(settings: Settings) -> CutProfile:

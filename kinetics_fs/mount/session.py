@@ -19,7 +19,7 @@ from typing import Any
 from kinetics_fs.app import (
     check_cookies,
     check_source_settings,
-    exchange_shared_indexes_apart,
+    exchange_shared_indexes,
     index_db_path,
     make_fetcher,
     open_selected_catalog,
@@ -124,7 +124,7 @@ def plan_mount(
         # Given to the cache once, and in the foreground: a refusal or a warning belongs on the terminal of the user.
         open_store(settings).close()
         settings = settings.with_values(cache_size=None)
-    exchange_shared_indexes_apart(settings)
+    exchange_shared_indexes(settings, apart=True)
     prefetch = Selection(classes=tuple(prefetch_classes)) if prefetch_classes else None
     with open_selected_catalog(settings, progress) as catalog:
         on_catalog(catalog)
