@@ -29,7 +29,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Self
 from kinetics_fs.catalog import UNLABELED, Catalog, Clip
 from kinetics_fs.errors import ArchiveError, FailureKind, FetchError, StoreError
 from kinetics_fs.media import VerifyLevel
-from kinetics_fs.media.checker import Checker
+from kinetics_fs.media.checker import Checker, open_file
+from kinetics_fs.media.profile import SOURCE as SOURCE_PROFILE
 from kinetics_fs.media.profile import CutProfile
 from kinetics_fs.sources.archive.access import stream_clips
 from kinetics_fs.sources.archive.base import Archive, IncompleteArchive, Version
@@ -421,6 +422,8 @@ class _Fill:
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._pending: dict[Clip, _Pending] = {}
         """The oldest first."""
+        self._published: dict[Clip, bool] = {}
+        """Clips that this pass has stored or uploaded, and whether the shared store has them from it."""
         self._max_pending = MAX_NOT_UPLOADED if uploads is not None else _MAX_UNPUBLISHED
         self._checkpoint_file = job.checkpoints.progress_file(
             job.base, job.archive, indexing=job.index, all_clips=whole is not None, shared=job.shared
@@ -433,11 +436,13 @@ class _Fill:
         try:
             return self._run(version)
         except ArchiveError as error:
+            incomplete = isinstance(error, IncompleteArchive)
             with suppress(FetchError):
                 self._settle()
+                if not incomplete or isinstance(error.__cause__, ArchiveError):  # not only cut short
+                    self._check_published()
             self._remove_checkpoints(version)
             self._count_members()
-            incomplete = isinstance(error, IncompleteArchive)
             raise UnfinishedArchive(str(error), self._summary, incomplete=incomplete) from error
         except FetchError:
             raise
@@ -615,6 +620,53 @@ class _Fill:
                 return None
             return self._uploads.submit(clip, os.dup(file.fileno()), SOURCE, duration)
 
+    def _check_published(self) -> None:
+        """Decode the clips that came from a damaged archive, and remove those that are damaged.
+
+        The checksum of a gzip file is at its end, and wrong bytes in a clip often unpack without an error. Decoding
+        does not find every wrong byte, but the others would be lost with all sound clips of the archive.
+        """
+        if self._job.verify is not VerifyLevel.CONTAINER:
+            return
+        for clip, is_shared in self._published.items():
+            try:
+                self._decode(clip)
+            except FetchError as error:
+                if error.kind is not FailureKind.CORRUPT:
+                    raise
+                _log.warning("%s: removed, because %s is damaged: %s", clip.key, self._job.archive, error.reason)
+                self._summary.corrupt[clip.key] = error.reason
+                self._summary.stored -= 1
+                if is_shared and self._uploads is not None:
+                    self._uploads.delete(clip)
+                    self._summary.in_shared -= 1
+                    self._summary.uploaded -= 1
+
+    def _decode(self, clip: Clip) -> None:
+        """Decode a clip that this pass has stored; if it is damaged, remove it from the cache.
+
+        Raises:
+            FetchError: it is damaged (CORRUPT), or cannot be read now.
+        """
+        if self._job.local:
+            opened = self._store.peek(clip, SOURCE_PROFILE)
+            if opened is None:
+                return
+            try:
+                self._checker.decode(opened.fd)
+            except FetchError as error:
+                if error.kind is FailureKind.CORRUPT:
+                    self._store.remove_if_unchanged(clip, SOURCE_PROFILE, opened.filename)
+                raise
+            finally:
+                os.close(opened.fd)
+        elif self._uploads is not None and (body := self._uploads.read(clip)) is not None:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(body)
+                file.flush()
+                with open_file(Path(file.name)) as descriptor:
+                    self._checker.decode(descriptor)
+
     def _settle(self, but: int = 0) -> None:
         """Wait until at most `but` clips are on their way, count the others, and raise the error of any that failed."""
         while len(self._pending) > but:
@@ -634,6 +686,9 @@ class _Fill:
             return
         summary.corrupt.pop(clip.key, None)
         summary.stored += pending.claimed
+        is_new = uploaded is not None and uploaded.is_new
+        if pending.claimed or is_new:
+            self._published[clip] = is_new
         if uploaded is not None:
             summary.in_shared += 1
             summary.in_shared_bytes += uploaded.size

@@ -94,6 +94,18 @@ class ClipUploads:
     def _put(self, clip: Clip, facts: ClipFacts, body: bytes) -> bool:
         return until_reachable(lambda: self._store.put_clip(clip, SOURCE_PROFILE, body, facts), otherwise=ObjectDamaged)
 
+    def read(self, clip: Clip) -> bytes | None:
+        """Return the content of a clip that was uploaded; None if the store has it no longer."""
+        try:
+            found = until_reachable(lambda: self._store.get_clip(clip, SOURCE_PROFILE), otherwise=ObjectDamaged)
+        except ObjectDamaged:
+            return None
+        return None if found is None else found.body
+
+    def delete(self, clip: Clip) -> None:
+        """Delete a clip that was uploaded."""
+        until_reachable(lambda: self._store.delete_clips([(clip, SOURCE_PROFILE)]))
+
     # Checkpoints
 
     def read_progress(self, version: Version) -> bytes | None:

@@ -516,3 +516,34 @@ def test_an_object_in_the_way_costs_its_clip_only(shared_job: ArchiveJob, shared
     summary, _ = fill_archive(shared_job)
     assert list(summary.corrupt) == [clip.key]
     assert summary.in_shared == len(CLIPS) - 1
+
+
+@pytest.mark.parametrize("target", ["cache", "both", "shared"])
+def test_damage_that_only_the_checksum_at_the_end_shows_costs_its_clip(
+    job: ArchiveJob,
+    shared_job: ArchiveJob,
+    shared: SharedStore,
+    archives: ArchiveSite,
+    dataset: Dataset,
+    tmp_path: Path,
+    target: str,
+) -> None:
+    clips = dict(zip(CLIPS, dataset.clips, strict=False))
+    damaged = list(clips)[2]
+    packed = bytearray(by_zlib(make_tar(clips), 0))  # as media are packed: they do not get smaller
+    name = packed.index(damaged.name.encode())  # in the header of its member
+    at = name + len(clips[damaged]) // 2
+    packed[at : at + 4000] = random.Random(1).randbytes(4000)
+    archives.files[NAME] = bytes(packed)
+    chosen = job if target == "cache" else replace(shared_job, local=target == "both")
+
+    with pytest.raises(ArchiveError) as caught:
+        fill_archive(replace(chosen, verify=VerifyLevel.CONTAINER))
+
+    sound = {clip: content for clip, content in clips.items() if clip != damaged}
+    if target != "shared":
+        assert clips_in_store(job) == sound
+    if target != "cache":
+        assert clips_in_shared_store(shared) == sound
+    summary = caught.value.summary  # type: ignore[attr-defined]
+    assert set(summary.corrupt) == {damaged.key} and summary.stored == len(sound)
