@@ -123,6 +123,15 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def open_paths(pid: int) -> list[str]:
+    """Return what the descriptors of a process refer to. Those that it closes meanwhile are left out."""
+    paths = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            paths.append(os.readlink(link))  # noqa: PTH115  # not all of them are paths
+    return paths
+
+
 def command_line(pid: int) -> str:
     """Return the command line of a process; an empty string if it has ended."""
     try:

@@ -15,7 +15,7 @@ import pytest
 from kinetics_fs.demo.dataset import GONE
 from kinetics_fs.demo.site import VideoSite
 from tests.conftest import MountFactory
-from tests.support.mounts import command_line, descendants, wait_until
+from tests.support.mounts import command_line, descendants, open_paths, wait_until
 
 SURFING = "validation/surfing water"
 FIRST, SECOND = "-demo_video_000010_000020", "_demo_vid3__000003_000013"
@@ -62,7 +62,7 @@ def test_sighup_opens_the_log_file_again(mount: MountFactory, frontend: str) -> 
     assert stat.S_IMODE(mounted.log.stat().st_mode) == 0o600
     assert Path(f"/proc/{worker}/fd/2").readlink() == mounted.log
     for pid in (mounted.pid, worker):
-        assert old not in [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
+        assert str(old) not in open_paths(pid)
     size = old.stat().st_size
     mounted.end()
     assert old.stat().st_size == size

@@ -33,7 +33,7 @@ from tests.support.command_line import (
     run_command,
 )
 from tests.support.example_filesystem import CLIPS, FULL, content, put, write_rows
-from tests.support.mounts import open_errno, reading, state, used_files, wait_until
+from tests.support.mounts import open_errno, open_paths, reading, state, used_files, wait_until
 from tests.support.native_mounts import ABSENT, HERE, NEEDS_FUSE, fill, path_of
 
 pytestmark = NEEDS_FUSE
@@ -506,7 +506,7 @@ def test_five_hundred_opens_leave_no_descriptor(mount: MountFactory, name: str) 
         for clip in HERE:
             path_of(mounted, clip).read_bytes()
     wait_until(lambda: mounted.status()["frontend"]["open_files"] == 0)
-    links = [os.readlink(link) for link in Path(f"/proc/{mounted.pid}/fd").iterdir()]  # noqa: PTH115
+    links = open_paths(mounted.pid)
     assert [link for link in links if ".mp4" in link] == []
 
 
