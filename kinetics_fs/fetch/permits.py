@@ -115,7 +115,7 @@ class Permits:
 
     def limit(self, source: str) -> int | None:
         """Return the limit per hour that holds for this machine at the moment; None for no limit."""
-        return self._limit(source) if self._budget(source) is not None else self._limit_alone(source)
+        return self._limit(source) if self._budget(source) is not None else self._share(source)
 
     def _budget(self, source: str) -> SharedBudget | None:
         connection = self._connection

@@ -226,7 +226,7 @@ class Summary:
 
 
 class Outcome(NamedTuple):
-    """What came of an archive that was read to its end.
+    """The outcome of an archive that was read to its end.
 
     Attributes:
         summary: the result of the pass.

@@ -1,4 +1,4 @@
-"""Executors of archive jobs: what does them, on this machine or on others."""
+"""Executors of archive jobs, which do them on this machine or on others."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def import_shared_indexes(store: SharedStore, index_db: ArchiveIndexDB, folder: 
 
 
 def share_indexes(store: SharedStore, index_db: ArchiveIndexDB) -> int:
-    """Put the indexes of archives that this machine has read into a shared store; one listing if it has them all.
+    """Put the indexes of archives that this machine has read into a shared store that lacks them.
 
     Args:
         store: the shared store.
@@ -115,10 +115,10 @@ def share_indexes(store: SharedStore, index_db: ArchiveIndexDB) -> int:
         SharedStoreError: the store cannot be used.
         ArchiveError: the database cannot be used.
     """
-    stored = set(store.indexes())
-    own = index_db.versions(confirmed=True).items()
-    lacking = [name for name, version in own if IndexKey.of(name, version_tag(version)) not in stored]
-    for index in index_db.indexes(lacking) if lacking else ():
+    own = index_db.versions(confirmed=True)
+    stored = set(store.indexes()) if own else set()
+    lacking = [name for name, version in own.items() if IndexKey.of(name, version_tag(version)) not in stored]
+    for index in index_db.indexes(lacking):
         put_index(store, index)
     return len(lacking)
 
